@@ -1,0 +1,18 @@
+"""How many predictions are right: logits and labels → counts that sum over batches and ranks."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def topk_correct(logits: Tensor, labels: Tensor, ks: Sequence[int] = (1, 5)) -> Tensor:
+    """For each k, the number of samples whose label is among the k highest logits.
+
+    logits (N, C), labels (N,) int64 → (len(ks),) int64 on the same device, without a synchronisation. A k above the
+    number of classes counts as C. A sample labelled −100 is never correct.
+    """
+    num_classes = logits.shape[1]
+    predictions = logits.topk(min(max(ks), num_classes), dim=1).indices  # (N, k) best first
+    hits = predictions == labels[:, None]
+    return torch.stack([hits[:, :k].sum() for k in ks])

@@ -1,0 +1,1 @@
+"""Packed shards → batches. The plan decides every step up front (NumPy); DALI executes it."""

@@ -1,0 +1,38 @@
+"""The loaders by name, and how many decode threads a rank gets."""
+
+import os
+from collections.abc import Callable
+
+import torch
+
+from pipeline.batch import Loader
+from pipeline.feed import Feed
+from pipeline.loader import BadSample, DaliLoader
+from pipeline.reference import ReferenceLoader
+from pipeline.synthetic import SyntheticLoader
+
+
+def build_loader(
+    feed: Feed,
+    *,
+    device: torch.device,
+    threads: int,
+    quarantine: set[int] | None = None,
+    on_bad: Callable[[BadSample], None] = lambda bad: None,
+) -> Loader:
+    """The loader that `feed.config.loader` names; the arguments are `DaliLoader`'s.
+
+    The reference loader takes `threads` worker processes and stops at a bad sample; the synthetic one needs neither.
+    """
+    match feed.config.loader:
+        case "dali":
+            return DaliLoader(feed, device=device, threads=threads, quarantine=quarantine, on_bad=on_bad)
+        case "reference":
+            return ReferenceLoader(feed, device=device, workers=threads)
+        case "synthetic":
+            return SyntheticLoader(feed, device=device)
+
+
+def threads_per_rank(configured: int, local_world_size: int) -> int:
+    """`configured`, or for 0 this process's cores divided by the ranks on this machine, at least 1."""
+    return configured or max(1, len(os.sched_getaffinity(0)) // local_world_size)

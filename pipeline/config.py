@@ -1,0 +1,60 @@
+"""The `[data]` section of a recipe: which shards, in which order, at which size."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.plan import Order
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """How batches are made.
+
+    path: a packed dataset's directory; `--data` sets it.
+    loader: "dali", or "reference" (torchvision and PIL, the same plan), or "synthetic" (one random batch, repeated).
+    train_split, val_split: names in dataset.json.
+    image_size: pixels, the side of a training image. val_image_size, val_resize_size: validation resizes the shorter
+        side to val_resize_size and crops the centre val_image_size.
+    order, block_size, window_blocks: see `pipeline.plan.EpochPlan`.
+    threads: decode threads a rank; 0 takes the cores this process may use, divided by the ranks on this machine.
+    prefetch: batches decoded ahead. read_ahead: batches asked of the kernel before they are decoded.
+    mean, std: per-channel, in grey levels 0–255, RGB (ImageNet's by default).
+    hw_decoder_load: share of a batch given to the GPU's JPEG engines, 0 to 1; it matters on the GPU only.
+    max_bad_fraction: the run stops when more than this share of the training split cannot be decoded; one bad sample
+        is always tolerated.
+    """
+
+    path: str = ""
+    loader: Literal["dali", "reference", "synthetic"] = "dali"
+    train_split: str = "train"
+    val_split: str = "val"
+    image_size: int = 224
+    val_image_size: int = 224
+    val_resize_size: int = 256
+    order: Order = "global"
+    block_size: int = 1024
+    window_blocks: int = 64
+    threads: int = 0
+    prefetch: int = 2
+    read_ahead: int = 4
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    hw_decoder_load: float = 0.65
+    max_bad_fraction: float = 0.001
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "val_image_size", "val_resize_size", "block_size", "window_blocks", "prefetch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
+        for name in ("threads", "read_ahead"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: {getattr(self, name)} must be 0 or more")
+        if self.val_resize_size < self.val_image_size:
+            raise ValueError(
+                f"val_resize_size: {self.val_resize_size} must be at least val_image_size {self.val_image_size}"
+            )
+        if min(self.std) <= 0:
+            raise ValueError(f"std: {self.std} must be above 0")
+        for name in ("hw_decoder_load", "max_bad_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: {getattr(self, name)} must lie in 0 to 1")

@@ -1,0 +1,100 @@
+"""Plan and sample table → what each batch of one rank holds, before any byte is read. Every loader runs on it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.augment import AugmentConfig, AugmentParams, centre_crop_params, train_params
+from pipeline.config import DataConfig
+from pipeline.plan import EpochPlan, Span, eval_spans, train_spans
+from shard_tools.format import Split
+
+
+@dataclass(frozen=True)
+class PlannedBatch:
+    """span: the positions; sample_ids, labels: (n,) int64; params: see `pipeline.augment`."""
+
+    span: Span
+    sample_ids: np.ndarray
+    labels: np.ndarray
+    params: AugmentParams
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feed:
+    """One rank's share of a split.
+
+    augment: the training augmentation; None makes this the validation feed: stored order, centre crop, every sample
+    once over all ranks. global_batch_size: samples of one optimizer step over all ranks (training only).
+    """
+
+    split: Split
+    config: DataConfig
+    augment: AugmentConfig | None
+    batch_size: int
+    global_batch_size: int = 0
+    rank: int = 0
+    world_size: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not len(self.split):
+            raise ValueError(f"{self.split.root}: split {self.split.name!r} has no samples")
+        if self.augment and len(self.split) < self.global_batch_size:
+            raise ValueError(
+                f"{self.split.root}: split {self.split.name!r} has {len(self.split)} samples, fewer than one global "
+                f"batch of {self.global_batch_size}; lower train.global_batch_size"
+            )
+        next(self.spans(0), None)  # raises now, not at the first batch, where the sizes do not divide
+
+    @property
+    def image_size(self) -> int:
+        return self.config.image_size if self.augment else self.config.val_image_size
+
+    def plan(self, epoch: int) -> EpochPlan:
+        config = self.config
+        order = config.order if self.augment else "sequential"
+        return EpochPlan(
+            num_samples=len(self.split),
+            seed=self.seed,
+            epoch=epoch,
+            order=order,
+            block_size=config.block_size,
+            window_blocks=config.window_blocks,
+        )
+
+    def spans(self, position: int) -> Iterator[Span]:
+        share = {"batch_size": self.batch_size, "rank": self.rank, "world_size": self.world_size}
+        if self.augment:
+            return train_spans(len(self.split), position, global_batch_size=self.global_batch_size, **share)
+        return eval_spans(len(self.split), position, **share)
+
+    def __len__(self) -> int:
+        """Batches of this rank in a whole epoch."""
+        if self.augment:
+            return len(self.split) // self.global_batch_size * (
+                self.global_batch_size // (self.batch_size * self.world_size)
+            )
+        rounds, rest = divmod(len(self.split), self.batch_size * self.world_size)
+        return rounds + (rest > self.rank * self.batch_size)
+
+    def batch(self, epoch: int, span: Span, image_size: int) -> PlannedBatch:
+        """The batch at one of this rank's spans."""
+        plan = self.plan(epoch)
+        sample_ids = plan.sample_ids(span.start, span.count)
+        rows = self.split.samples[sample_ids]
+        if self.augment:
+            params = train_params(plan, self.augment, span.start, rows["height"], rows["width"])
+        else:
+            resize_size = self.resize_size(image_size)
+            params = centre_crop_params(rows["height"], rows["width"], image_size, resize_size)
+        return PlannedBatch(span, sample_ids, rows["label"].astype(np.int64), params)
+
+    def batches(self, epoch: int, position: int, image_size: int) -> Iterator[PlannedBatch]:
+        """This rank's batches from a position on."""
+        return (self.batch(epoch, span, image_size) for span in self.spans(position))
+
+    def resize_size(self, image_size: int) -> int:
+        """What validation resizes the shorter side to before it crops `image_size`, in pixels."""
+        return round(image_size * self.config.val_resize_size / self.config.val_image_size)

@@ -1,0 +1,93 @@
+"""The DALI graph: encoded bytes and the plan's arrays → normalised images. DALI draws no random number here.
+
+One graph serves training and validation, CPU and GPU; which arrays the plan gives decides which steps it has.
+DALI's operators: docs.nvidia.com/deeplearning/dali, "Operation Reference".
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.config import DataConfig
+
+Source = Callable[[], tuple[Any, ...]]
+
+
+def build_graph(
+    source: Source, names: Sequence[str], config: DataConfig, *, image_size: int, batch_size: int, threads: int, gpu: int | None
+) -> Any:
+    """A built `nvidia.dali.Pipeline` whose `run()` gives images (n, S, S, 3): float32 on the CPU, float16 on the GPU.
+
+    Args:
+        source: called once a batch: a list of n (size,) uint8 arrays, then one array of n rows for each of `names`;
+            raises StopIteration at the end. The arrays are not copied: they must live until the batch is out.
+        names: the plan's parameters, in the order in which `source` gives them.
+        batch_size: the largest n.
+        gpu: device index, or None for the CPU.
+    """
+    from nvidia.dali import Pipeline, fn, types
+
+    on_gpu = gpu is not None
+    pipe = Pipeline(
+        batch_size=batch_size, num_threads=threads, device_id=gpu, prefetch_queue_depth=config.prefetch, seed=0
+    )
+    with pipe:
+        jpegs, *arrays = fn.external_source(source=source, num_outputs=1 + len(names), batch=True, no_copy=True)
+        params = dict(zip(names, arrays, strict=True))
+        decode_on_gpu = {"hw_decoder_load": config.hw_decoder_load, "jpeg_fancy_upsampling": True} if on_gpu else {}
+        images = fn.decoders.image_slice(
+            jpegs,
+            params["anchor"],
+            params["shape"],
+            axes=[0, 1],
+            device="mixed" if on_gpu else "cpu",
+            output_type=types.RGB,
+            adjust_orientation=False,  # as PIL and torchvision: EXIF orientation is not applied
+            **decode_on_gpu,
+        )
+        roi = {name: params[name] for name in ("roi_start", "roi_end") if name in params}
+        images = fn.resize(images, size=[image_size, image_size], interp_type=types.INTERP_LINEAR, antialias=True, **roi)
+        if "brightness" in params:
+            images = fn.color_twist(images, **{name: params[name] for name in COLOUR})
+        mirror = {"mirror": params["mirror"]} if "mirror" in params else {}
+        images = fn.crop_mirror_normalize(
+            images,
+            dtype=types.FLOAT16 if on_gpu else types.FLOAT,
+            output_layout="HWC",
+            mean=list(config.mean),
+            std=list(config.std),
+            **mirror,
+        )
+        pipe.set_outputs(images)
+    pipe.build()
+    return pipe
+
+
+COLOUR = ("brightness", "contrast", "saturation", "hue")
+
+
+def decode_error(data: np.ndarray, anchor: np.ndarray, shape: np.ndarray) -> str | None:
+    """Try one sample alone: None if DALI decodes its planned region, or DALI's complaint in one line.
+
+    Args:
+        data: (size,) uint8; anchor, shape: (2,) int32, row and column.
+    """
+    from nvidia.dali import Pipeline, fn, types
+
+    pipe = Pipeline(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
+    with pipe:
+        jpegs, anchors, shapes = fn.external_source(
+            source=lambda: ([data], [anchor], [shape]), num_outputs=3, batch=True
+        )
+        image = fn.decoders.image_slice(
+            jpegs, anchors, shapes, axes=[0, 1], device="cpu", output_type=types.RGB, adjust_orientation=False
+        )
+        pipe.set_outputs(image)
+    try:
+        pipe.build()
+        pipe.run()
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return next((line for line in lines if "decod" in line.lower() or "slice" in line.lower()), lines[0])
+    return None

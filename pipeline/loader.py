@@ -1,0 +1,211 @@
+"""`DaliLoader`: feed + reader + graph → batches on the training device.
+
+A sample that cannot be decoded costs one line: DALI stops at it and its pipeline is lost, so the loader tries the
+samples of that batch one by one, takes the bad ones out, builds the pipeline anew and goes on at the same position.
+The place of a sample taken out stays in the batch, filled with a gray image, label IGNORE_LABEL and id NO_SAMPLE: so no
+other sample moves, and no rank has to tell another.
+"""
+
+import io
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.batch import IGNORE_LABEL, NO_SAMPLE, Batch
+from pipeline.feed import Feed, PlannedBatch
+from pipeline.graph import build_graph, decode_error
+from pipeline.reader import ShardReader
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A sample that was taken out: its row, where it lies (tar, offset, source name), and the decoder's complaint."""
+
+    sample_id: int
+    where: str
+    reason: str
+
+
+class DaliLoader:
+    """One rank's batches of a split. See `pipeline.batch.Loader` for the contract.
+
+    Args:
+        feed: the split, the settings and this rank's share.
+        device: where images and labels go.
+        threads: decode threads.
+        quarantine: rows of samples known to be bad; new ones are added.
+        on_bad: told of each sample that is taken out.
+
+    Raises:
+        ValueError: a shard is missing or has another size (on construction); a validation image cannot be decoded; too
+            many training images cannot (while iterating).
+    """
+
+    def __init__(
+        self,
+        feed: Feed,
+        *,
+        device: torch.device,
+        threads: int,
+        quarantine: set[int] | None = None,
+        on_bad: Callable[[BadSample], None] = lambda bad: None,
+    ) -> None:
+        self.feed, self.device, self.threads = feed, device, threads
+        self.quarantine = quarantine if quarantine is not None else set()
+        self._on_bad = on_bad
+        self._reader = ShardReader(feed.split)
+        self._state = (0, 0)
+        self._pipe: Any = None
+        self._pipe_key: tuple[int, tuple[str, ...]] | None = None
+        self._planned: Iterator[PlannedBatch] = iter(())
+        self._in_flight: deque[tuple[PlannedBatch, tuple[Any, ...]]] = deque()
+
+    @property
+    def state(self) -> tuple[int, int]:
+        return self._state
+
+    def __len__(self) -> int:
+        return len(self.feed)
+
+    def iter_epoch(self, epoch: int, position: int = 0, image_size: int | None = None) -> Iterator[Batch]:
+        image_size = image_size or self.feed.image_size
+        self._state = (epoch, position)
+        finished = False
+        try:
+            while not finished:
+                planned = self.feed.batches(epoch, self._state[1], image_size)
+                self._planned = self._ahead(planned)
+                try:
+                    yield from self._run(epoch, image_size)
+                    finished = True
+                except RuntimeError as error:
+                    self._take_out_bad(error)
+                    self._drop_pipe()
+        finally:
+            if not finished:
+                self._drop_pipe()  # it holds batches that nobody wants any more
+
+    def close(self) -> None:
+        self._drop_pipe()
+        self._reader.close()
+
+    def _run(self, epoch: int, image_size: int) -> Iterator[Batch]:
+        first = next(self._planned, None)
+        if first is None:
+            return
+        self._planned = _chain(first, self._planned)
+        names = tuple(first.params)
+        if self._pipe_key != (image_size, names):
+            self._drop_pipe()
+            self._pipe = build_graph(
+                self._next_inputs,
+                names,
+                self.feed.config,
+                image_size=image_size,
+                batch_size=self.feed.batch_size,
+                threads=self.threads,
+                gpu=self.device.index if self.device.type == "cuda" else None,
+            )
+            self._pipe_key = (image_size, names)
+        while True:
+            try:
+                (output,) = self._pipe.run()
+            except StopIteration:
+                self._pipe.reset()
+                return
+            planned, _ = self._in_flight[0]
+            images = torch.from_dlpack(output.as_tensor()).permute(0, 3, 1, 2)  # HWC in memory: a channels-last view
+            labels = torch.from_numpy(planned.labels).to(self.device, non_blocking=True)
+            self._state = (epoch, planned.span.end)
+            yield Batch(images, labels, torch.from_numpy(planned.sample_ids))
+            self._in_flight.popleft()  # not before: the GPU may have been reading the arrays until now
+
+    def _ahead(self, planned: Iterator[PlannedBatch]) -> Iterator[PlannedBatch]:
+        """The same batches, the kernel being asked for `read_ahead` of them before they are due."""
+        waiting: deque[PlannedBatch] = deque()
+        for batch in planned:
+            self._reader.read_ahead(batch.sample_ids)
+            waiting.append(batch)
+            if len(waiting) > self.feed.config.read_ahead:
+                yield waiting.popleft()
+        yield from waiting
+
+    def _next_inputs(self) -> tuple[Any, ...]:
+        """DALI's source: called when the graph has room for one more batch."""
+        planned = next(self._planned, None)
+        if planned is None:
+            raise StopIteration
+        views = self._reader.views(planned.sample_ids)
+        bad = [i for i, sample in enumerate(planned.sample_ids.tolist()) if sample in self.quarantine] if self.quarantine else []
+        if bad:
+            planned = _blank(planned, bad)
+            for i in bad:
+                views[i] = _GRAY
+        inputs = (views, *planned.params.values())
+        self._in_flight.append((planned, inputs))
+        return inputs
+
+    def _take_out_bad(self, error: RuntimeError) -> None:
+        """Find the samples in flight that cannot be decoded. Raises ValueError where the run must not go on."""
+        found = []
+        for planned, _ in self._in_flight:
+            views = self._reader.views(np.maximum(planned.sample_ids, 0))
+            for i, sample_id in enumerate(planned.sample_ids.tolist()):
+                if sample_id == NO_SAMPLE:
+                    continue
+                reason = decode_error(views[i], planned.params["anchor"][i], planned.params["shape"][i])
+                if reason:
+                    found.append(BadSample(sample_id, self.feed.split.where(sample_id), reason))
+            if found:
+                break
+        if not found:
+            raise error
+        if not self.feed.augment:
+            names = "; ".join(f"{bad.where}: {bad.reason}" for bad in found)
+            raise ValueError(f"validation counts every image, and this one cannot be decoded: {names}") from None
+        for bad in found:
+            self.quarantine.add(bad.sample_id)
+            self._on_bad(bad)
+        limit = max(1, int(self.feed.config.max_bad_fraction * len(self.feed.split)))
+        if len(self.quarantine) > limit:
+            raise ValueError(
+                f"{self.feed.split.root}: {len(self.quarantine)} of {len(self.feed.split)} samples cannot be decoded, more than "
+                f"data.max_bad_fraction {self.feed.config.max_bad_fraction} allows; the last is {found[-1].where}; find all with: "
+                f"python -m shard_tools verify --decode {self.feed.split.root}"
+            )
+
+    def _drop_pipe(self) -> None:
+        self._pipe, self._pipe_key = None, None
+        self._in_flight.clear()
+
+
+def _chain(first: PlannedBatch, rest: Iterator[PlannedBatch]) -> Iterator[PlannedBatch]:
+    yield first
+    yield from rest
+
+
+def _blank(planned: PlannedBatch, places: list[int]) -> PlannedBatch:
+    """The batch with the samples at these places taken out: no id, no label, the whole gray image as the region."""
+    sample_ids, labels = planned.sample_ids.copy(), planned.labels.copy()
+    params = {name: values.copy() for name, values in planned.params.items()}
+    sample_ids[places], labels[places] = NO_SAMPLE, IGNORE_LABEL
+    params["anchor"][places], params["shape"][places] = 0, _GRAY_SIDE
+    return replace(planned, sample_ids=sample_ids, labels=labels, params=params)
+
+
+_GRAY_SIDE = 16
+
+
+def _gray_jpeg() -> np.ndarray:
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.new("RGB", (_GRAY_SIDE, _GRAY_SIDE), (124, 116, 104)).save(stream, "JPEG")
+    return np.frombuffer(stream.getvalue(), dtype=np.uint8)
+
+
+_GRAY = _gray_jpeg()

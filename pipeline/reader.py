@@ -1,0 +1,76 @@
+"""Sample ids → zero-copy views on memory-mapped shards, and reading ahead of the plan."""
+
+import mmap
+from pathlib import Path
+
+import numpy as np
+
+from shard_tools.format import Split
+
+_PAGE = mmap.PAGESIZE
+
+
+class ShardReader:
+    """The encoded bytes of one split's samples. Shards are mapped when first touched and stay mapped until `close`.
+
+    Views are valid while the reader is open; the page faults are taken by whoever reads the bytes.
+    """
+
+    def __init__(self, split: Split) -> None:
+        self.split = split
+        self._maps: dict[int, tuple[mmap.mmap, np.ndarray]] = {}
+        for shard, info in enumerate(split.shards):
+            path = split.shard_path(shard)
+            try:
+                size = path.stat().st_size
+            except OSError as error:
+                raise ValueError(f"{path}: cannot read this shard ({error.strerror}); pack the dataset again") from None
+            if size != info.bytes:
+                raise ValueError(
+                    f"{path}: has {size} bytes, dataset.json says {info.bytes}; "
+                    f"find what is wrong with: python -m shard_tools verify {split.root}"
+                )
+
+    def views(self, sample_ids: np.ndarray) -> list[np.ndarray]:
+        """(n,) sample ids → n read-only (size,) uint8 views, no copy."""
+        rows = self.split.samples[sample_ids]
+        shards, starts = rows["shard"].tolist(), rows["offset"].astype(np.int64)
+        ends = (starts + rows["size"]).tolist()
+        return [
+            self._shard(shard)[1][start:end] for shard, start, end in zip(shards, starts.tolist(), ends, strict=True)
+        ]
+
+    def read_ahead(self, sample_ids: np.ndarray) -> None:
+        """Ask the kernel to have these samples' pages in memory soon. Neighbouring samples become one request."""
+        rows = self.split.samples[np.sort(sample_ids)]
+        shards = rows["shard"].astype(np.int64)
+        first = rows["offset"].astype(np.int64) // _PAGE
+        last = (rows["offset"].astype(np.int64) + rows["size"] - 1) // _PAGE
+        if not len(rows):
+            return
+        new_run = np.ones(len(rows), bool)
+        new_run[1:] = (shards[1:] != shards[:-1]) | (first[1:] > last[:-1] + 1)
+        begins = np.flatnonzero(new_run)
+        ends = np.append(begins[1:], len(rows)) - 1
+        for shard, page, stop in zip(
+            shards[begins].tolist(), first[begins].tolist(), (last[ends] + 1).tolist(), strict=True
+        ):
+            self._shard(shard)[0].madvise(mmap.MADV_WILLNEED, page * _PAGE, (stop - page) * _PAGE)
+
+    def _shard(self, shard: int) -> tuple[mmap.mmap, np.ndarray]:
+        if shard not in self._maps:
+            self._maps[shard] = _map(self.split.shard_path(shard))
+        return self._maps[shard]
+
+    def close(self) -> None:
+        """Forget the maps. The memory goes when the last view does."""
+        self._maps.clear()
+
+
+def _map(path: Path) -> tuple[mmap.mmap, np.ndarray]:
+    try:
+        with open(path, "rb") as file:
+            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot map this shard ({error})") from None
+    return pages, np.frombuffer(pages, dtype=np.uint8)

@@ -1,0 +1,104 @@
+"""`ReferenceLoader`: the same plan executed by PIL and torchvision. The oracle for `DaliLoader`, and a peer to beat."""
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2 import functional as F
+
+from pipeline.augment import AugmentParams
+from pipeline.batch import Batch
+from pipeline.feed import Feed
+from pipeline.plan import Span
+from pipeline.reader import ShardReader
+
+
+class ReferenceLoader:
+    """One rank's batches, decoded by PIL in worker processes. See `pipeline.batch.Loader` for the contract.
+
+    A sample that cannot be decoded is a ValueError naming it; taking bad samples out is `DaliLoader`'s.
+
+    Args:
+        workers: worker processes; 0 decodes in this one.
+    """
+
+    def __init__(self, feed: Feed, *, device: torch.device, workers: int) -> None:
+        self.feed, self.device, self.workers = feed, device, workers
+        self._state = (0, 0)
+
+    @property
+    def state(self) -> tuple[int, int]:
+        return self._state
+
+    def __len__(self) -> int:
+        return len(self.feed)
+
+    def iter_epoch(self, epoch: int, position: int = 0, image_size: int | None = None) -> Iterator[Batch]:
+        self._state = (epoch, position)
+        size = image_size or self.feed.image_size
+        spans = list(self.feed.spans(position))
+        loader = DataLoader(
+            _PlannedBatches(self.feed, epoch, spans, size),
+            batch_size=None,
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+        )
+        for span, item in zip(spans, loader, strict=True):
+            if isinstance(item, str):
+                raise ValueError(item)
+            images, labels, sample_ids = item
+            self._state = (epoch, span.end)
+            yield Batch(
+                images.to(self.device, memory_format=torch.channels_last, non_blocking=True),
+                labels.to(self.device, non_blocking=True),
+                sample_ids,
+            )
+
+    def close(self) -> None:
+        """Nothing is held between epochs."""
+
+
+class _PlannedBatches(Dataset[Any]):
+    """Item i is the batch at span i on the CPU, or a message for the user where a sample cannot be decoded."""
+
+    def __init__(self, feed: Feed, epoch: int, spans: list[Span], image_size: int) -> None:
+        self.feed, self.epoch, self.spans, self.image_size = feed, epoch, spans, image_size
+        self.reader = ShardReader(feed.split)
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | str:
+        planned = self.feed.batch(self.epoch, self.spans[i], self.image_size)
+        images = []
+        for row, view in enumerate(self.reader.views(planned.sample_ids)):
+            try:
+                images.append(self._image(view, {name: values[row] for name, values in planned.params.items()}))
+            except (OSError, UnidentifiedImageError) as error:
+                where = self.feed.split.where(int(planned.sample_ids[row]))
+                return f"{where}: cannot be decoded by the reference loader ({error})"
+        return torch.stack(images), torch.from_numpy(planned.labels), torch.from_numpy(planned.sample_ids)
+
+    def _image(self, view: np.ndarray, params: AugmentParams) -> torch.Tensor:
+        """(size,) uint8 JPEG → (3, S, S) float32, normalised."""
+        image = Image.open(io.BytesIO(view)).convert("RGB")
+        config, size = self.feed.config, self.image_size
+        if self.feed.augment:
+            (top, left), (height, width) = params["anchor"].tolist(), params["shape"].tolist()
+            image = F.resized_crop(image, top, left, height, width, [size, size], antialias=True)
+            if "brightness" in params:
+                image = F.adjust_brightness(image, float(params["brightness"]))
+                image = F.adjust_contrast(image, float(params["contrast"]))
+                image = F.adjust_saturation(image, float(params["saturation"]))
+                image = F.adjust_hue(image, float(params["hue"]) / 360)
+            if params["mirror"]:
+                image = F.horizontal_flip(image)
+        else:
+            image = F.resize(image, [self.feed.resize_size(size)], antialias=True)
+            image = F.center_crop(image, [size, size])
+        pixels = F.pil_to_tensor(image).to(torch.float32)
+        return F.normalize(pixels, list(config.mean), list(config.std))

@@ -1,0 +1,47 @@
+"""`SyntheticLoader`: one random batch on the device, again and again. Training without a data pipeline: its ceiling."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from pipeline.batch import Batch
+from pipeline.feed import Feed
+
+
+class SyntheticLoader:
+    """The steps, sizes, labels and ids of the feed; pixels drawn once. See `pipeline.batch.Loader` for the contract."""
+
+    def __init__(self, feed: Feed, *, device: torch.device) -> None:
+        self.feed, self.device = feed, device
+        self._state = (0, 0)
+        self._images: dict[int, torch.Tensor] = {}
+
+    @property
+    def state(self) -> tuple[int, int]:
+        return self._state
+
+    def __len__(self) -> int:
+        return len(self.feed)
+
+    def iter_epoch(self, epoch: int, position: int = 0, image_size: int | None = None) -> Iterator[Batch]:
+        size = image_size or self.feed.image_size
+        if size not in self._images:
+            generator = torch.Generator().manual_seed(self.feed.seed)
+            images = torch.randn(self.feed.batch_size, 3, size, size, generator=generator)
+            dtype = torch.float16 if self.device.type == "cuda" else torch.float32
+            self._images = {size: images.to(self.device, dtype, memory_format=torch.channels_last)}
+        self._state = (epoch, position)
+        plan = self.feed.plan(epoch)
+        for span in self.feed.spans(position):
+            sample_ids = plan.sample_ids(span.start, span.count)
+            labels = torch.from_numpy(self.feed.split.samples["label"][sample_ids].astype(np.int64))
+            self._state = (epoch, span.end)
+            yield Batch(
+                self._images[size][: span.count],
+                labels.to(self.device, non_blocking=True),
+                torch.from_numpy(sample_ids),
+            )
+
+    def close(self) -> None:
+        self._images = {}

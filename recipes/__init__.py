@@ -1,0 +1,73 @@
+"""The settings of a run as one frozen tree: what a recipe's TOML file may hold, section by section.
+
+Each section is declared beside the code that reads it; this module only joins them. `training.config.load_config`
+fills the tree from defaults, a recipe file and `--set`.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from model.networks import ModelConfig
+from model.optim import OptimizerConfig
+from model.schedule import ScheduleConfig
+from pipeline.augment import AugmentConfig
+from pipeline.config import DataConfig
+
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How `train.py` loops.
+
+    global_batch_size: samples of one optimizer step over all ranks; a rank's batch is global_batch_size /
+        (ranks × accumulation) and must come out whole.
+    accumulation: batches a rank runs through before it steps.
+    precision: "bf16" and "fp16" run the network under autocast, fp16 with a loss scaler.
+    seed: of the weights, the order and the augmentation.
+    eval_every: epochs between validations; the last epoch is always validated.
+    checkpoint_every: steps between checkpoints, besides the one at each epoch's end; 0 for none.
+    log_every: steps between log lines on the screen; it is also how often the losses are fetched from the device.
+    """
+
+    epochs: int = 90
+    global_batch_size: int = 256
+    accumulation: int = 1
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    label_smoothing: float = 0.1
+    seed: int = 0
+    eval_every: int = 1
+    checkpoint_every: int = 0
+    log_every: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "global_batch_size", "accumulation", "eval_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
+        for name in ("seed", "checkpoint_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: {getattr(self, name)} must be 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All settings of one run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def recipe_file(name: str) -> Path:
+    """The file of a recipe given by name, or by path. Raises ValueError naming the recipes there are."""
+    path = Path(name)
+    if path.suffix == ".toml" and path.is_file():
+        return path
+    known = {file.stem: file for file in sorted(FOLDER.glob("*.toml"))}
+    if name in known:
+        return known[name]
+    raise ValueError(f"recipe {name!r} is neither a .toml file nor one of {', '.join(known)}")

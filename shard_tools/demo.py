@@ -1,0 +1,167 @@
+"""A made-up image set that needs no download: 5 shapes × 2 textures = 10 classes, packed like any other.
+
+A picture shows one shape, filled with stripes or a checkerboard, at a random place, size and angle, in random colours,
+on a cluttered and noisy background. Neither colour, nor texture, nor shape alone tells the class. A small ResNet at
+40 px learns it in about a minute on two cores: the object takes at least 60 % of the shorter side, the texture's
+period at least 17 % of it (7 px at 40 px), and object and background always differ in colour.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import Executor
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from shard_tools.workers import num_cpus, process_pool
+from shard_tools.writer import Packed, Progress, pack
+
+NUM_IMAGES = {"train": 3000, "val": 1000}
+
+
+def disc(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.hypot(x, y) - 0.95
+
+
+def ring(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.abs(np.hypot(x, y) - 0.72) - 0.28
+
+
+def square(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.maximum(np.abs(x), np.abs(y)) - 0.8
+
+
+def triangle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.maximum(np.maximum(0.866 * x - 0.5 * y, -0.866 * x - 0.5 * y), y) - 0.55
+
+
+def star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Five points: fold the plane into one of ten sectors, in which the outline is a straight line."""
+    radius, angle = np.hypot(x, y), np.arctan2(y, x)
+    angle = np.abs((angle + np.pi / 5) % (2 * np.pi / 5) - np.pi / 5)
+    inner = 0.52 * np.array([np.cos(np.pi / 5), np.sin(np.pi / 5)])
+    normal = np.array([inner[1], 1.05 - inner[0]]) / np.hypot(inner[1], 1.05 - inner[0])
+    return (radius * np.cos(angle) - 1.05) * normal[0] + radius * np.sin(angle) * normal[1]
+
+
+def stripes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.sin(2 * np.pi * x)
+
+
+def checker(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return 1.5 * np.sin(2 * np.pi * x) * np.sin(2 * np.pi * y)
+
+
+# Shapes: coordinates in units of the object's radius → signed distance to the outline, negative inside.
+SHAPES = {f.__name__: f for f in (disc, ring, square, star, triangle)}
+# Textures: coordinates in units of the period → which of two colours, by the sign.
+TEXTURES = {f.__name__: f for f in (checker, stripes)}
+CLASSES = [(shape, texture) for shape in SHAPES for texture in TEXTURES]
+
+
+def draw(shape: str, texture: str, rng: np.random.Generator) -> np.ndarray:
+    """One picture: (height, width, 3) uint8, shorter side 48 to 112, aspect ratio 3:4 to 4:3."""
+    side = int(rng.integers(48, 113))
+    longer = round(side * rng.uniform(1, 4 / 3))
+    height, width = (side, longer) if rng.random() < 0.5 else (longer, side)
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    first, second, background = _colours(rng)
+
+    image = np.empty((height, width, 3), np.float32)
+    image[:] = background
+    for _ in range(int(rng.integers(4, 10))):  # clutter: small blobs and thin bars behind the object
+        cx, cy, angle = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(0, np.pi)
+        u, v = _turned(x - cx, y - cy, angle)
+        long, short = side * rng.uniform(0.04, 0.25), side * rng.uniform(0.02, 0.06)
+        image[np.maximum(np.abs(u) / long, np.abs(v) / short) < 1] = rng.uniform(0, 255, 3)
+
+    radius = side * rng.uniform(0.32, 0.46)
+    cx = rng.uniform(radius, width - radius) + side * rng.uniform(-0.04, 0.04)
+    cy = rng.uniform(radius, height - radius) + side * rng.uniform(-0.04, 0.04)
+    u, v = _turned(x - cx, y - cy, rng.uniform(0, 2 * np.pi))
+    inside = np.clip(0.5 - SHAPES[shape](u / radius, v / radius) * radius, 0, 1)[..., None]  # antialiased
+    period = side * rng.uniform(0.17, 0.24)
+    u, v = _turned(x - cx, y - cy, rng.uniform(0, 2 * np.pi))
+    phase = rng.uniform(0, 1, 2)
+    sign = TEXTURES[texture](u / period + phase[0], v / period + phase[1]) * period / 4
+    filled = np.clip(0.5 + sign, 0, 1)[..., None]
+    image += inside * (first * filled + second * (1 - filled) - image)
+
+    slope = rng.uniform(-0.25, 0.25, 2)  # uneven light
+    image *= (1 + slope[0] * (x / width - 0.5) + slope[1] * (y / height - 0.5))[..., None]
+    image += rng.normal(0, rng.uniform(2, 12), image.shape)
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def _colours(rng: np.random.Generator) -> np.ndarray:
+    """(3, 3) RGB: two of the object, one of the background, each well apart from the others in brightness or hue."""
+    while True:
+        colours = rng.uniform(10, 245, (3, 3))
+        apart = np.linalg.norm(colours - np.roll(colours, 1, axis=0), axis=1)
+        if apart.min() > 110:
+            return colours
+
+
+def _turned(x: np.ndarray, y: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
+    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    return cos * x + sin * y, cos * y - sin * x
+
+
+def write_images(root: Path, split: str, start: int, stop: int, seed: int) -> None:
+    """Images `start` to `stop` of a split, each a function of (seed, split, number) alone."""
+    for number in range(start, stop):
+        shape, texture = CLASSES[number % len(CLASSES)]
+        rng = np.random.default_rng([seed, number, *split.encode()])
+        path = root / split / f"{shape}-{texture}" / f"{number:06d}.jpg"
+        Image.fromarray(draw(shape, texture, rng)).save(path, quality=int(rng.integers(70, 96)))
+
+
+def make_demo(
+    out: str | os.PathLike[str],
+    num_images: dict[str, int] = NUM_IMAGES,
+    seed: int = 0,
+    workers: int | None = None,
+    executor: Executor | None = None,
+    progress: Callable[[Progress], None] = lambda progress: None,
+    chunk: int = 250,
+) -> Packed:
+    """Draw the set into a temporary directory beside `out`, pack it into `out` in 6 shards or so, remove the images.
+
+    Raises:
+        ValueError: as `pack`.
+    """
+    out = Path(out)
+    workers = workers or num_cpus()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        images = Path(tempfile.mkdtemp(prefix=f".{out.name}-images-", dir=out.parent))
+    except OSError as error:
+        raise ValueError(f"{out.parent}: cannot be written ({error.strerror})") from None
+    try:
+        for split in num_images:
+            for shape, texture in CLASSES:
+                (images / split / f"{shape}-{texture}").mkdir(parents=True)
+        with nullcontext(executor) if executor else process_pool(workers) as pool:
+            chunks = [
+                pool.submit(write_images, images, split, start, min(start + chunk, count), seed)
+                for split, count in num_images.items()
+                for start in range(0, count, chunk)
+            ]
+            for future in chunks:
+                future.result()
+            return pack(
+                images,
+                out,
+                samples_per_shard=max(1, -(-max(num_images.values()) // 5)),
+                seed=seed,
+                executor=pool,
+                progress=progress,
+            )
+    except OSError as error:
+        raise ValueError(f"{error.filename or images}: cannot be written ({error.strerror})") from None
+    finally:
+        shutil.rmtree(images, ignore_errors=True)

@@ -1,0 +1,224 @@
+"""The on-disk contract of a packed dataset. Nothing else knows the file names.
+
+    DIR/dataset.json              classes, splits, per shard: file, samples, bytes, sha256; how it was made
+    DIR/train-000000.tar, .idx    members 000000000.cls + 000000000.jpg, as any WebDataset reader expects
+    DIR/train.samples.npy         the sample table: one SAMPLE_DTYPE row a sample, in shard order
+    DIR/train.sources.txt         line i: the original file name of sample i, for people
+
+`dataset.json` is written last, so a directory that has one is complete.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+FORMAT = "penstock-1"
+INFO_FILE = "dataset.json"
+SAMPLE_DTYPE = np.dtype(
+    [("shard", "<u4"), ("offset", "<u8"), ("size", "<u4"), ("label", "<i4"), ("height", "<u2"), ("width", "<u2")]
+)
+
+
+@dataclass(frozen=True)
+class ClassInfo:
+    """One class; its label is its place in `ShardSet.classes`, which is sorted by `wnid`."""
+
+    wnid: str
+    name: str
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One tar file as `dataset.json` records it."""
+
+    file: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split: its shards and its memory-mapped sample table."""
+
+    name: str
+    root: Path
+    shards: tuple[ShardInfo, ...]
+    samples: np.ndarray  # (num_samples,) SAMPLE_DTYPE, read-only
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def shard_path(self, shard: int) -> Path:
+        return self.root / self.shards[shard].file
+
+    def index_path(self, shard: int) -> Path:
+        return index_path(self.shard_path(shard))
+
+    def source_name(self, sample_id: int) -> str:
+        """The original file name of one sample, or "?" where the names were not kept. Reads the list up to it."""
+        try:
+            with open(self.root / sources_file(self.name), encoding="utf-8", errors="surrogateescape") as lines:
+                return unescape(next(islice(lines, sample_id, None)).rstrip("\n"))
+        except (OSError, StopIteration):
+            return "?"
+
+    def where(self, sample_id: int) -> str:
+        """`TAR at byte OFFSET (SOURCE NAME)`: how messages point at one sample."""
+        row = self.samples[sample_id]
+        return f"{self.shard_path(int(row['shard']))} at byte {row['offset']} ({self.source_name(sample_id)})"
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """A packed dataset. `open` checks that its parts agree; it does not read the shards."""
+
+    root: Path
+    classes: tuple[ClassInfo, ...]
+    splits: dict[str, Split]
+    made: dict[str, Any]
+    fingerprint: str  # sha256 of dataset.json: names this dataset in checkpoints
+
+    @classmethod
+    def open(cls, root: str | os.PathLike[str]) -> "ShardSet":
+        """Open a packed dataset.
+
+        Raises:
+            ValueError: there is none at `root`, or its parts contradict each other; the message names the file.
+        """
+        root = Path(root)
+        path = root / INFO_FILE
+        try:
+            raw = path.read_bytes()
+        except OSError as error:
+            raise ValueError(
+                f"{root}: no packed dataset here ({INFO_FILE}: {error.strerror}); "
+                "make one with: python -m shard_tools pack SOURCE OUT"
+            ) from None
+        try:
+            info = json.loads(raw)
+            if info["format"] != FORMAT:
+                raise ValueError(f"format is {info['format']!r}, this version reads {FORMAT!r}")
+            classes = tuple(ClassInfo(str(c["wnid"]), str(c["name"])) for c in info["classes"])
+            shards = {
+                str(name): tuple(
+                    ShardInfo(str(s["file"]), int(s["samples"]), int(s["bytes"]), str(s["sha256"]))
+                    for s in split["shards"]
+                )
+                for name, split in info["splits"].items()
+            }
+            made = dict(info["made"])
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            what = f"key {error} is missing" if isinstance(error, KeyError) else error
+            raise ValueError(f"{path}: not a dataset description ({what}); pack the dataset again") from None
+        splits = {name: _open_split(root, name, infos, len(classes)) for name, infos in shards.items()}
+        return cls(root, classes, splits, made, hashlib.sha256(raw).hexdigest())
+
+    def split(self, name: str) -> Split:
+        """One split by name. Raises ValueError naming those there are."""
+        if name not in self.splits:
+            raise ValueError(f"{self.root}: no split {name!r}; it has {', '.join(sorted(self.splits))}")
+        return self.splits[name]
+
+
+def _open_split(root: Path, name: str, shards: tuple[ShardInfo, ...], num_classes: int) -> Split:
+    for file in (name, *(shard.file for shard in shards)):
+        if file != os.path.basename(file) or file in ("", ".", ".."):
+            raise ValueError(f"{root / INFO_FILE}: {file!r} is not a plain file name; pack the dataset again")
+    path = root / table_file(name)
+    try:
+        samples = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot read the sample table ({error}); pack the dataset again") from None
+    expected = sum(shard.samples for shard in shards)
+    if samples.dtype != SAMPLE_DTYPE or samples.shape != (expected,):
+        raise ValueError(
+            f"{path}: has shape {samples.shape} and dtype {samples.dtype}, {INFO_FILE} says {expected} samples; "
+            "pack the dataset again"
+        )
+    if expected:
+        sizes = np.array([shard.bytes for shard in shards], dtype=np.uint64)
+        if samples["shard"].max() >= len(shards):
+            raise ValueError(f"{path}: names shard {samples['shard'].max()}, there are {len(shards)}")
+        beyond = samples["offset"] + samples["size"] > sizes[samples["shard"]]
+        if beyond.any():
+            raise ValueError(f"{path}: sample {int(beyond.argmax())} lies beyond the end of its shard")
+        if samples["label"].min() < 0 or samples["label"].max() >= num_classes:
+            raise ValueError(f"{path}: a label is outside 0…{num_classes - 1}")
+        if min(samples["height"].min(), samples["width"].min(), samples["size"].min()) == 0:
+            raise ValueError(f"{path}: a sample has no pixels or no bytes")
+    return Split(name, root, shards, samples)
+
+
+def shard_file(split: str, shard: int) -> str:
+    return f"{split}-{shard:06d}.tar"
+
+
+def index_path(shard_path: Path) -> Path:
+    return shard_path.with_suffix(".idx")
+
+
+def table_file(split: str) -> str:
+    return f"{split}.samples.npy"
+
+
+def sources_file(split: str) -> str:
+    return f"{split}.sources.txt"
+
+
+def escape(name: str) -> str:
+    """A file name on one line; `unescape` is its inverse."""
+    return name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+
+
+def unescape(line: str) -> str:
+    parts = line.split("\\\\")
+    return "\\".join(part.replace("\\n", "\n").replace("\\r", "\r") for part in parts)
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that appears under its name whole, synced to disk, or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_split(root: Path, name: str, samples: np.ndarray, sources: Iterable[str]) -> None:
+    """Write a split's table and source names. `samples`: (num_samples,) SAMPLE_DTYPE, in shard order."""
+    with atomic_write(root / table_file(name)) as stream:
+        np.save(stream, samples.astype(SAMPLE_DTYPE, copy=False), allow_pickle=False)
+    with atomic_write(root / sources_file(name)) as stream:
+        for source in sources:
+            stream.write(escape(source).encode("utf-8", "surrogateescape") + b"\n")
+
+
+def write_info(
+    root: Path, classes: Iterable[ClassInfo], splits: dict[str, Iterable[ShardInfo]], made: dict[str, Any]
+) -> None:
+    """Write `dataset.json`, the last file of a dataset."""
+    info = {
+        "format": FORMAT,
+        "classes": [vars(c) for c in classes],
+        "splits": {
+            name: {"samples": sum(s.samples for s in shards), "shards": [vars(s) for s in shards]}
+            for name, shards in ((name, list(shards)) for name, shards in splits.items())
+        },
+        "made": made,
+    }
+    with atomic_write(root / INFO_FILE) as stream:
+        stream.write(json.dumps(info, indent=1, ensure_ascii=False).encode() + b"\n")

@@ -1,0 +1,1 @@
+"""What a run needs besides the algorithm: config, processes, checkpoints, metrics, progress, report."""

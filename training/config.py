@@ -1,0 +1,267 @@
+"""Recipe and overrides → a frozen dataclass tree: defaults < TOML file < `section.key=value`.
+
+Generic over the tree: any frozen dataclass whose fields are bool, int, float, str, Path, Literal, tuple, unions of
+these, or another such dataclass (a section). Nothing is ignored: an unknown or ill-typed key is an error.
+
+TOML has no null. In a field that may be None, the word "none" is read as None.
+"""
+
+import dataclasses
+import json
+import tomllib
+import types
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+class _Given(NamedTuple):
+    """A value somebody gave, and where."""
+
+    value: Any
+    where: str  # a file name, or "--set section.key=value"
+    text: str | None = None  # what an override says literally, for fields that take it as a bare string
+
+
+class _WrongType(Exception):
+    """A value does not fit its field; the message says what was expected."""
+
+
+def load_config(schema: type[T], recipe_file: Path | None, overrides: Sequence[str] = ()) -> T:
+    """The `schema` dataclass with its defaults, overlaid by a TOML file, overlaid by `section.key=value` strings.
+
+    An override's value is read as TOML, and as a bare string where that does not fit (`model.name=resnet50`). An int
+    is taken where a float is expected and an array becomes a tuple; a bool is never a number.
+
+    Raises ValueError, naming the file or the override, for a missing or malformed file, an unknown section or key
+    (with the nearest valid one), a value of the wrong type, a required key that nobody gave, and whatever a
+    dataclass's own `__post_init__` refuses.
+    """
+    given: dict[str, _Given] = {}  # by dotted key
+    if recipe_file is not None:
+        _collect(schema, _read_toml(recipe_file), "", str(recipe_file), given)
+    for override in overrides:
+        key, equals, text = (part.strip() for part in override.partition("="))
+        where = f"--set {override}"
+        if not equals:
+            raise ValueError(f"{where}: expected section.key=value")
+        if key not in _leaf_types(schema):
+            raise _unknown_key(schema, key, where)
+        given[key] = _Given(_parse_override(text), where, text)
+    return _build(schema, None, "", given)
+
+
+def to_toml(config: Any) -> str:
+    """The whole tree as TOML that `load_config` reads back to an equal one. A None that is the default is left out."""
+    return "\n".join(_toml_lines(config, "")) + "\n"
+
+
+def diff(a: Any, b: Any) -> list[str]:
+    """What changed from `a` to `b`, two trees of one schema: lines like `optimizer.lr: 0.1 → 0.2`."""
+    lines = []
+    for key in _leaf_types(type(a)):
+        old, new = _get(a, key), _get(b, key)
+        if old != new:
+            lines.append(f"{key}: {old!r} → {new!r}")
+    return lines
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot read the recipe: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a TOML file: {error}") from None
+
+
+def _parse_override(text: str) -> Any:
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return parsed["value"] if len(parsed) == 1 else text
+
+
+def _collect(schema: type, table: dict[str, Any], prefix: str, where: str, given: dict[str, _Given]) -> None:
+    """Flatten a TOML table into `given`, checking every key."""
+    leaves = _leaf_types(schema)
+    for name, value in table.items():
+        key = prefix + name
+        if key in leaves:
+            given[key] = _Given(value, where)
+        elif not any(leaf.startswith(f"{key}.") for leaf in leaves):
+            raise _unknown_key(schema, key, where)
+        elif isinstance(value, dict):
+            _collect(schema, value, f"{key}.", where, given)
+        else:
+            raise ValueError(f"{where}: {key} = {value!r}: expected a section, [{key}]")
+
+
+def _unknown_key(schema: type, key: str, where: str) -> ValueError:
+    leaves = list(_leaf_types(schema))
+    section, _, name = key.rpartition(".")
+    in_section = [leaf for leaf in leaves if leaf.rpartition(".")[0] == section]
+    namesakes = [leaf for leaf in leaves if leaf.rpartition(".")[2] == name]  # `lr` for `optimizer.lr`
+    if any(leaf.startswith(f"{key}.") for leaf in leaves):
+        return ValueError(f"{where}: {key} is a section: expected {key}.key=value")
+    # Within a section compare the last words only: the common prefix would make every key look near.
+    same_section = [f"{section}.{near}" for near in _nearest(name, [leaf.rpartition(".")[2] for leaf in in_section])]
+    near = namesakes or (same_section if section and in_section else _nearest(key, leaves))
+    if near:
+        hint = f"did you mean {' or '.join(near)}?"
+    elif section and in_section:
+        hint = f"valid keys are {', '.join(in_section)}"
+    else:
+        hint = f"valid sections are {', '.join(dict.fromkeys(leaf.partition('.')[0] for leaf in leaves))}"
+    return ValueError(f"{where}: unknown key {key}: {hint}")
+
+
+def _nearest(word: str, words: list[str]) -> list[str]:
+    return get_close_matches(word, words, n=1)
+
+
+def _build(schema: Any, default: Any, prefix: str, given: dict[str, _Given]) -> Any:
+    """An instance of `schema`: what is `given` under `prefix`, over `default`, over the fields' own defaults."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(schema):
+        kind, key = _field_types(schema)[field.name], prefix + field.name
+        if _is_section(kind):
+            values[field.name] = _build(kind, _default_of(field, default), f"{key}.", given)
+        elif key in given:
+            values[field.name] = _coerce_given(given[key], kind, key)
+        elif default is not None:
+            values[field.name] = getattr(default, field.name)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{key} has no default: give it in the recipe or with --set {key}=…")
+    try:
+        return schema(**values)
+    except ValueError as error:
+        raise ValueError(f"{prefix.rstrip('.')}: {error}" if prefix else str(error)) from None
+
+
+def _coerce_given(given: _Given, kind: Any, key: str) -> Any:
+    try:
+        return _coerce(given.value, kind)
+    except _WrongType as error:
+        if given.text is not None:
+            try:
+                return _coerce(given.text, kind)
+            except _WrongType:
+                pass
+        raise ValueError(f"{given.where}: {key} = {given.value!r}: expected {error}") from None
+
+
+def _coerce(value: Any, kind: Any) -> Any:
+    """`value` as the type annotation `kind` wants it; raises _WrongType saying what that is."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        if type(None) in args and (value is None or value == "none"):
+            return None
+        for arg in args:
+            # An exact type first, so that 1 stays an int in `float | int`.
+            if type(value) is arg:
+                return value
+        for arg in args:
+            try:
+                return _coerce(value, arg)
+            except _WrongType:
+                continue
+    elif origin is Literal:
+        if any(value == arg and type(value) is type(arg) for arg in args):
+            return value
+    elif origin is tuple or kind is tuple:
+        if isinstance(value, list | tuple):
+            variadic = not args or args[-1] is Ellipsis
+            kinds = [args[0] if args else Any] * len(value) if variadic else list(args)
+            if len(kinds) == len(value):
+                return tuple(_coerce(v, k) for v, k in zip(value, kinds, strict=True))
+    elif kind is Any:
+        return value
+    elif kind is float:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    elif kind is Path:
+        if isinstance(value, str | Path):
+            return Path(value)
+    elif kind in (bool, int, str):
+        if type(value) is kind:
+            return value
+    elif kind is not type(None):
+        raise TypeError(f"config fields of type {kind} are not supported")
+    raise _WrongType(_describe(kind))
+
+
+def _describe(kind: Any) -> str:
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_describe(arg) for arg in args)
+    if origin is Literal:
+        return "one of " + ", ".join(repr(arg) for arg in args)
+    if origin is tuple and args and args[-1] is Ellipsis:
+        return f"an array of {_describe(args[0])}"
+    if origin is tuple:
+        return f"an array of {len(args)}: " + ", ".join(_describe(arg) for arg in args)
+    names = {type(None): '"none"', Path: "a path (str)"}
+    return names.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def _leaf_types(schema: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted key → type of every field that is not a section, in the order of declaration."""
+    leaves: dict[str, Any] = {}
+    for name, kind in _field_types(schema).items():
+        leaves |= _leaf_types(kind, f"{prefix}{name}.") if _is_section(kind) else {prefix + name: kind}
+    return leaves
+
+
+def _field_types(schema: Any) -> dict[str, Any]:
+    hints = get_type_hints(schema)
+    return {field.name: hints[field.name] for field in dataclasses.fields(schema)}
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and dataclasses.is_dataclass(kind)
+
+
+def _get(config: Any, key: str) -> Any:
+    for name in key.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def _default_of(field: dataclasses.Field[Any], owner: Any) -> Any:
+    """The default of a section's field: what `owner`, an instance, has; else the field's own; else None."""
+    if owner is not None:
+        return getattr(owner, field.name)
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    return None if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _toml_lines(config: Any, prefix: str) -> Iterator[str]:
+    sections = [field for field in dataclasses.fields(config) if _is_section(type(getattr(config, field.name)))]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field not in sections and (value is not None or field.default is not None):
+            yield f"{field.name} = {_toml_value(value)}"
+    for field in sections:
+        yield f"\n[{prefix}{field.name}]"
+        yield from _toml_lines(getattr(config, field.name), f"{prefix}{field.name}.")
+
+
+def _toml_value(value: Any) -> str:
+    match value:
+        case None:
+            return '"none"'
+        case bool():
+            return "true" if value else "false"
+        case int() | float():
+            return repr(value)
+        case str() | Path():
+            return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+        case tuple() | list():
+            return f"[{', '.join(_toml_value(item) for item in value)}]"
+    raise TypeError(f"no TOML for {value!r}")

@@ -1,0 +1,169 @@
+"""Processes of a run: who am I, agree with the others, stop together. Works the same under `python` and `torchrun`.
+
+A world of one has no process group, and every function here is then a no-op on it. `sum_tensor` and the model's
+gradients go over NCCL on GPUs; the stop flag always goes over gloo, on the CPU, so that it never waits for a GPU.
+"""
+
+import datetime
+import os
+import signal
+import time
+from dataclasses import dataclass
+from types import FrameType, TracebackType
+from typing import Any, Literal, Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the processes of the run; `local` means on this machine."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def start(device: Literal["auto", "cpu", "cuda"] = "auto", timeout_s: float = 600.0) -> World:
+    """Read torchrun's environment, or answer rank 0 of 1 without it; join the process group; choose the device.
+
+    `auto` is CUDA where torch sees a GPU. `timeout_s` is how long a collective waits for a lost rank.
+
+    Raises ValueError for a device that is not one of the three, and for CUDA with fewer GPUs than processes here.
+    """
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    torch_device = _choose_device(device, local_rank, local_world_size)
+    if torch_device.type == "cuda":
+        torch.cuda.set_device(torch_device)
+    if world_size > 1:
+        on_gpu = torch_device.type == "cuda"
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            timeout=datetime.timedelta(seconds=timeout_s),
+            device_id=torch_device if on_gpu else None,
+        )
+    return World(rank, local_rank, world_size, local_world_size, torch_device)
+
+
+def _choose_device(device: str, local_rank: int, local_world_size: int) -> torch.device:
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device {device!r}: expected auto, cpu or cuda")
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is a CPU build"
+        raise ValueError(f"device cuda: torch sees no GPU (torch {torch.__version__} {built}); use cpu or auto")
+    num_gpus = torch.cuda.device_count()
+    if local_world_size > num_gpus:
+        raise ValueError(f"device cuda: {local_world_size} processes on this machine, but {num_gpus} GPUs")
+    return torch.device("cuda", local_rank)
+
+
+def finish() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def sum_tensor(tensor: Tensor) -> Tensor:
+    """Add up `tensor` over the ranks, in place, and return it; on CPU or GPU, without waiting for the GPU."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def wrap(model: nn.Module, world: World) -> nn.Module:
+    """The model in DistributedDataParallel, which averages gradients over ranks; in a world of one, the model.
+
+    The wrapped network is at `.module`. Gradients are views of the communication buckets, which saves one copy of
+    all gradients in memory and time.
+    """
+    if world.world_size == 1:
+        return model
+    device_ids = [world.device.index] if world.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+
+
+def broadcast_buffers(model: nn.Module) -> None:
+    """Give every rank the buffers (BatchNorm statistics) of rank 0.
+
+    DDP does so before each training forward, so after the last step the ranks differ; call this before validating,
+    so that all ranks score the network that rank 0 saves.
+    """
+    if dist.is_initialized():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+class StopFlag:
+    """SIGTERM or SIGINT on any rank → all ranks stop at the same step. A second SIGINT interrupts at once.
+
+    A context manager: it puts back the previous handlers. Use it in the main thread.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+    # One Ctrl-C can arrive twice: from the terminal and again from a launcher that passes it on.
+    SAME_INTERRUPT_S = 0.5
+
+    def __init__(self) -> None:
+        self.signal: str | None = None  # the name of the signal that this rank received
+        self._time = 0.0
+        self._pending: tuple[dist.Work, Tensor] | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._previous = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # After an error the other ranks may be gone: waiting for them would hide it behind a timeout.
+        if self._pending is not None and error is None:
+            self._pending[0].wait()
+        self._pending = None
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if number == signal.SIGINT and self.signal is not None and now - self._time > self.SAME_INTERRUPT_S:
+            raise KeyboardInterrupt
+        if self.signal is None:
+            self.signal, self._time = signal.Signals(number).name, now
+
+    def agreed(self) -> bool:
+        """Whether to stop now, the same answer on every rank. Every rank calls this once a step.
+
+        With several ranks the answer is that of the previous step's reduction, which had a whole step to complete:
+        nothing waits for it, and a stop comes at most two steps after the signal.
+        """
+        if not dist.is_initialized():
+            return self.signal is not None
+        stop = False
+        if self._pending is not None:
+            work, flag = self._pending
+            work.wait()
+            stop = bool(flag.item())
+        flag = torch.tensor([int(self.signal is not None)], dtype=torch.int32)
+        work = dist.all_reduce(flag, op=dist.ReduceOp.MAX, async_op=True)
+        assert work is not None
+        self._pending = work, flag
+        return stop

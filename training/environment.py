@@ -1,0 +1,107 @@
+"""Where a run ran: versions, processor, GPU → a dict for `env.json`. Never fails; what is unknown is None."""
+
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "nvidia-dali-cuda120",
+    "nvidia-dali-cuda130",
+    "nvidia-dali-weekly-cuda120",
+    "numpy",
+    "webdataset",
+    "pillow",
+)
+
+
+def describe() -> dict[str, Any]:
+    """JSON-serializable facts that a measured figure depends on."""
+    return {
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_changed": _git_changed(),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "cpu": _cpu_model(),
+        "cpu_cores": _cores(),
+        "cpu_quota_cores": _quota_cores(Path("/sys/fs/cgroup")),
+        "torch_threads": torch.get_num_threads(),
+        "gpu": _gpu(),
+        "num_gpus": torch.cuda.device_count(),
+        "gpu_driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "cuda": torch.version.cuda,
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    return _output("git", "-C", str(Path(__file__).parent), *arguments)
+
+
+def _git_changed() -> bool | None:
+    """Whether the code differs from the commit; None without a commit."""
+    if _git("rev-parse", "HEAD") is None:
+        return None
+    return bool(_git("status", "--porcelain", "--untracked-files=no"))
+
+
+def _output(*command: str) -> str | None:
+    """The first line that a command prints; None if it cannot be run, fails, or prints nothing."""
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return None
+    return result.stdout.strip().partition("\n")[0] or None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str | None:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or None
+
+
+def _cores() -> int | None:
+    """Cores that this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):
+        return os.cpu_count()
+
+
+def _quota_cores(cgroup: Path) -> float | None:
+    """The container's CPU quota in cores (cgroup v2, then v1); None if there is none."""
+    try:
+        if (cgroup / "cpu.max").exists():
+            quota, period = (cgroup / "cpu.max").read_text().split()
+        else:
+            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text().strip()
+            period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
+        return None if quota in ("max", "-1") else int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _gpu() -> str | None:
+    try:
+        return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    except (RuntimeError, AssertionError):
+        return None

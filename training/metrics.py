@@ -1,0 +1,220 @@
+"""What a run measures: losses of consecutive steps without a synchronisation per step, and where the figures go.
+
+`StepLog` collects an interval of steps on the device and turns it into one dict a step; `MetricsLog` writes dicts to
+`RUN/metrics.jsonl` and TensorBoard.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+METRICS_FILE = "metrics.jsonl"
+_INT63 = 2**63 - 1
+_NOT_PLOTTED = ("step", "epoch", "position")
+
+
+class MetricsLog:
+    """Appends to `RUN/metrics.jsonl`, one JSON object a line with `kind` first, and to `RUN/tensorboard`.
+
+    NaN and infinities have no JSON; they are written as null. Disabled (all ranks but 0), it does nothing.
+    """
+
+    def __init__(self, run_dir: Path, enabled: bool = True) -> None:
+        self._enabled = enabled
+        self._run_dir = run_dir
+        self._tensorboard: Any = None
+        if enabled:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            self._file = (run_dir / METRICS_FILE).open("a", encoding="utf-8")
+            if self._file.tell() and not _ends_with_newline(run_dir / METRICS_FILE):
+                self._file.write("\n")  # a killed run's last line: keep it from swallowing the next one
+
+    def step(self, **fields: Any) -> None:
+        """One training step: step, epoch, position, loss, lr, images_per_s, data_wait."""
+        self.write("step", **fields)
+        self._plot("train", fields)
+
+    def eval(self, **fields: Any) -> None:
+        """One validation: step, epoch, position, top1, top5, loss, num_images."""
+        self.write("eval", **fields)
+        self._plot("val", fields)
+
+    def write(self, kind: str, **fields: Any) -> None:
+        """One line of any kind, on disk when this returns (as far as the operating system is concerned)."""
+        if not self._enabled:
+            return
+        line = {"kind": kind} | {name: _json_value(value) for name, value in fields.items()}
+        self._file.write(json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def _plot(self, group: str, fields: dict[str, Any]) -> None:
+        if not self._enabled:
+            return
+        if self._tensorboard is None:
+            # Here and not above: the other ranks, --help and the report need no TensorBoard.
+            from torch.utils.tensorboard import SummaryWriter
+
+            # What an earlier process logged from this step on is made again after a resume.
+            self._tensorboard = SummaryWriter(self._run_dir / "tensorboard", purge_step=fields["step"])
+        for name, value in fields.items():
+            if name not in _NOT_PLOTTED and isinstance(value, int | float):
+                self._tensorboard.add_scalar(f"{group}/{name}", value, fields["step"])
+
+    def close(self) -> None:
+        if self._enabled:
+            self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class StepLog:
+    """The steps since the last flush: losses stay on the device, and time spent waiting for data is measured.
+
+    Nothing here synchronises but `flush`, once.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        *,
+        global_batch_size: int,
+        device: torch.device,
+        world_size: int = 1,
+        sum_over_ranks: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+    ) -> None:
+        """`capacity`: the most steps between two flushes. `sum_over_ranks` adds up a tensor in place."""
+        self._losses = torch.zeros(capacity, dtype=torch.float32, device=device)
+        self._digests = torch.zeros(capacity, dtype=torch.int64)
+        self._steps: list[dict[str, Any]] = []
+        self._global_batch_size = global_batch_size
+        self._world_size = world_size
+        self._sum_over_ranks = sum_over_ranks
+        self.total_wait_s = 0.0
+        self.total_s = 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        """Start the interval's clock anew; after a validation, so that its time counts for nothing."""
+        self._started = time.perf_counter()
+        self._wait_s = 0.0
+        self._gpu_waits: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def timed(self, batches: Iterable[T]) -> Iterator[T]:
+        """The same batches, with the wait for each measured.
+
+        On a GPU that is how long the GPU had nothing to do, from the end of the last step's work to the arrival of
+        the batch, by CUDA events on the current stream: the CPU runs ahead of the GPU, and its own time in `next`
+        would be mostly the wait for the GPU.
+        """
+        on_gpu = self._losses.device.type == "cuda"
+        iterator = iter(batches)
+        while True:
+            if on_gpu:
+                events = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+                events[0].record()
+            started = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            if on_gpu:
+                events[1].record()
+                self._gpu_waits.append(events)
+            else:
+                self._wait_s += time.perf_counter() - started
+            yield batch
+
+    def add(
+        self, *, step: int, epoch: int, position: int, loss: Tensor, lr: float, sample_ids: Iterable[Tensor] = ()
+    ) -> None:
+        """Note one step; `loss` is this rank's scalar, on the device, `sample_ids` what it was made from."""
+        self._losses[len(self._steps)].copy_(loss.detach())
+        self._digests[len(self._steps)] = sum(sample_digest(ids) for ids in sample_ids) & _INT63
+        self._steps.append({"step": step, "epoch": epoch, "position": position, "loss": math.nan, "lr": lr})
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._steps) == len(self._losses)
+
+    def flush(self) -> list[dict[str, Any]]:
+        """One dict for each step since the last flush: step, epoch, position, loss, lr, images_per_s, data_wait, samples.
+
+        loss: the mean over ranks. images_per_s: of all ranks, over the interval. data_wait: the fraction of the
+        interval, 0 … 1, that this rank waited for data. samples: `sample_digest` of all ranks' samples, in hexadecimal;
+        two steps that saw the same samples, on any number of ranks, have the same one. Every rank calls this after the same step. The one
+        synchronisation with the device is here.
+        """
+        if not self._steps:
+            return []
+        steps, self._steps = self._steps, []
+        # A copy: the reduction works in place, and the buffer is written again.
+        losses = (self._sum_over_ranks(self._losses[: len(steps)].clone()) / self._world_size).tolist()
+        digests = self._sum_over_ranks(self._digests[: len(steps)].clone()).tolist()
+        elapsed_s = time.perf_counter() - self._started
+        wait_s = self._wait_s + sum(begin.elapsed_time(end) for begin, end in self._gpu_waits) / 1e3
+        self.total_s += elapsed_s
+        self.total_wait_s += wait_s
+        rates = {
+            "images_per_s": len(steps) * self._global_batch_size / elapsed_s,
+            "data_wait": min(wait_s / elapsed_s, 1.0),
+        }
+        self.restart()
+        return [
+            fields | {"loss": loss} | rates | {"samples": f"{digest & _INT63:016x}"}
+            for fields, loss, digest in zip(steps, losses, digests, strict=True)
+        ]
+
+
+def sample_digest(sample_ids: Tensor) -> int:
+    """A 63-bit number that tells a set of samples: the sum of their mixed ids, so order and ranks do not matter.
+
+    `sample_ids`: (N,) int64 on the CPU. The mixing is SplitMix64's (Steele et al. 2014).
+    """
+    with np.errstate(over="ignore"):
+        x = (sample_ids.numpy().astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return int((x ^ (x >> np.uint64(31))).sum()) & _INT63
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of `RUN/metrics.jsonl`, null as NaN; a last line that a kill cut off is left out.
+
+    Raises ValueError, naming the file, where there is none.
+    """
+    path = run_dir / METRICS_FILE
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; {run_dir} is not a run directory")
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        lines.append({name: math.nan if value is None else value for name, value in line.items()})
+    return lines
+
+
+def _json_value(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, 2)
+        return file.read(1) == b"\n"
