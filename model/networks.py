@@ -89,7 +89,7 @@ def build_model(
     if stem == "small":
         _use_small_stem(model)
     if channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
     return model
 
 

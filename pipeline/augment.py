@@ -81,7 +81,10 @@ def random_resized_crop(
     top, left = draws[:, -2] * (height - crop_h + 1), draws[:, -1] * (width - crop_w + 1)
     top = np.where(any_fits, top, (height - crop_h) // 2)
     left = np.where(any_fits, left, (width - crop_w) // 2)
-    return {"anchor": np.stack([top, left], 1).astype(np.int32), "shape": np.stack([crop_h, crop_w], 1).astype(np.int32)}
+    return {
+        "anchor": np.stack([top, left], 1).astype(np.int32),
+        "shape": np.stack([crop_h, crop_w], 1).astype(np.int32),
+    }
 
 
 def colour_jitter(draws: np.ndarray, config: AugmentConfig) -> AugmentParams:

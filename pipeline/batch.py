@@ -5,6 +5,8 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from pipeline.feed import Feed
+
 NO_SAMPLE = -1  # sample id of a place whose sample was taken out
 IGNORE_LABEL = -100  # its label: torch's `ignore_index`, so that it adds nothing to the loss
 
@@ -12,7 +14,7 @@ IGNORE_LABEL = -100  # its label: torch's `ignore_index`, so that it adds nothin
 class Batch(NamedTuple):
     """One batch of one rank.
 
-    images: (N, 3, S, S) float, normalised, channels_last in memory, on the training device.
+    images: (N, 3, S, S) float32 or float16, normalised, channels_last in memory, on the training device.
     labels: (N,) int64 on the training device; IGNORE_LABEL where a bad sample was taken out.
     sample_ids: (N,) int64 on the CPU, rows of the sample table; NO_SAMPLE where one was taken out.
     """
@@ -24,6 +26,8 @@ class Batch(NamedTuple):
 
 class Loader(Protocol):
     """`DaliLoader`, `ReferenceLoader` and `SyntheticLoader` all have this shape."""
+
+    feed: Feed
 
     @property
     def state(self) -> tuple[int, int]:

@@ -17,6 +17,7 @@ def build_loader(
     *,
     device: torch.device,
     threads: int,
+    dtype: torch.dtype = torch.float32,
     quarantine: set[int] | None = None,
     on_bad: Callable[[BadSample], None] = lambda bad: None,
 ) -> Loader:
@@ -26,11 +27,11 @@ def build_loader(
     """
     match feed.config.loader:
         case "dali":
-            return DaliLoader(feed, device=device, threads=threads, quarantine=quarantine, on_bad=on_bad)
+            return DaliLoader(feed, device=device, threads=threads, dtype=dtype, quarantine=quarantine, on_bad=on_bad)
         case "reference":
-            return ReferenceLoader(feed, device=device, workers=threads)
+            return ReferenceLoader(feed, device=device, workers=threads, dtype=dtype)
         case "synthetic":
-            return SyntheticLoader(feed, device=device)
+            return SyntheticLoader(feed, device=device, dtype=dtype)
 
 
 def threads_per_rank(configured: int, local_world_size: int) -> int:

@@ -73,8 +73,10 @@ class Feed:
     def __len__(self) -> int:
         """Batches of this rank in a whole epoch."""
         if self.augment:
-            return len(self.split) // self.global_batch_size * (
-                self.global_batch_size // (self.batch_size * self.world_size)
+            return (
+                len(self.split)
+                // self.global_batch_size
+                * (self.global_batch_size // (self.batch_size * self.world_size))
             )
         rounds, rest = divmod(len(self.split), self.batch_size * self.world_size)
         return rounds + (rest > self.rank * self.batch_size)

@@ -15,9 +15,17 @@ Source = Callable[[], tuple[Any, ...]]
 
 
 def build_graph(
-    source: Source, names: Sequence[str], config: DataConfig, *, image_size: int, batch_size: int, threads: int, gpu: int | None
+    source: Source,
+    names: Sequence[str],
+    config: DataConfig,
+    *,
+    image_size: int,
+    batch_size: int,
+    threads: int,
+    gpu: int | None,
+    half: bool,
 ) -> Any:
-    """A built `nvidia.dali.Pipeline` whose `run()` gives images (n, S, S, 3): float32 on the CPU, float16 on the GPU.
+    """A built `nvidia.dali.Pipeline` whose `run()` gives normalised images (n, S, S, 3).
 
     Args:
         source: called once a batch: a list of n (size,) uint8 arrays, then one array of n rows for each of `names`;
@@ -25,6 +33,7 @@ def build_graph(
         names: the plan's parameters, in the order in which `source` gives them.
         batch_size: the largest n.
         gpu: device index, or None for the CPU.
+        half: images in float16 instead of float32.
     """
     from nvidia.dali import Pipeline, fn, types
 
@@ -35,7 +44,9 @@ def build_graph(
     with pipe:
         jpegs, *arrays = fn.external_source(source=source, num_outputs=1 + len(names), batch=True, no_copy=True)
         params = dict(zip(names, arrays, strict=True))
-        decode_on_gpu = {"hw_decoder_load": config.hw_decoder_load, "jpeg_fancy_upsampling": True} if on_gpu else {}
+        decode_on_gpu: dict[str, Any] = (
+            {"hw_decoder_load": config.hw_decoder_load, "jpeg_fancy_upsampling": True} if on_gpu else {}
+        )
         images = fn.decoders.image_slice(
             jpegs,
             params["anchor"],
@@ -47,13 +58,15 @@ def build_graph(
             **decode_on_gpu,
         )
         roi = {name: params[name] for name in ("roi_start", "roi_end") if name in params}
-        images = fn.resize(images, size=[image_size, image_size], interp_type=types.INTERP_LINEAR, antialias=True, **roi)
+        images = fn.resize(
+            images, size=[image_size, image_size], interp_type=types.INTERP_LINEAR, antialias=True, **roi
+        )
         if "brightness" in params:
             images = fn.color_twist(images, **{name: params[name] for name in COLOUR})
         mirror = {"mirror": params["mirror"]} if "mirror" in params else {}
         images = fn.crop_mirror_normalize(
             images,
-            dtype=types.FLOAT16 if on_gpu else types.FLOAT,
+            dtype=types.FLOAT16 if half else types.FLOAT,
             output_layout="HWC",
             mean=list(config.mean),
             std=list(config.std),
@@ -88,6 +101,6 @@ def decode_error(data: np.ndarray, anchor: np.ndarray, shape: np.ndarray) -> str
         pipe.build()
         pipe.run()
     except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return next((line for line in lines if "decod" in line.lower() or "slice" in line.lower()), lines[0])
+        complaint = str(error).rpartition("encountered:")[2].strip()  # before it: where in our code the graph was made
+        return complaint.splitlines()[0].rstrip(" :") if complaint else "unknown error"
     return None

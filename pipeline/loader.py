@@ -37,6 +37,7 @@ class DaliLoader:
         feed: the split, the settings and this rank's share.
         device: where images and labels go.
         threads: decode threads.
+        dtype: of the images, float32 or float16; on the CPU float16 costs more than it saves.
         quarantine: rows of samples known to be bad; new ones are added.
         on_bad: told of each sample that is taken out.
 
@@ -51,10 +52,11 @@ class DaliLoader:
         *,
         device: torch.device,
         threads: int,
+        dtype: torch.dtype = torch.float32,
         quarantine: set[int] | None = None,
         on_bad: Callable[[BadSample], None] = lambda bad: None,
     ) -> None:
-        self.feed, self.device, self.threads = feed, device, threads
+        self.feed, self.device, self.threads, self.dtype = feed, device, threads, dtype
         self.quarantine = quarantine if quarantine is not None else set()
         self._on_bad = on_bad
         self._reader = ShardReader(feed.split)
@@ -63,6 +65,7 @@ class DaliLoader:
         self._pipe_key: tuple[int, tuple[str, ...]] | None = None
         self._planned: Iterator[PlannedBatch] = iter(())
         self._in_flight: deque[tuple[PlannedBatch, tuple[Any, ...]]] = deque()
+        self._turn = object()  # of the epoch under way: a loader runs one at a time
 
     @property
     def state(self) -> tuple[int, int]:
@@ -74,26 +77,29 @@ class DaliLoader:
     def iter_epoch(self, epoch: int, position: int = 0, image_size: int | None = None) -> Iterator[Batch]:
         image_size = image_size or self.feed.image_size
         self._state = (epoch, position)
+        turn = self._turn = object()
+        if self._in_flight:
+            self._drop_pipe()  # an epoch that was neither finished nor closed: its batches must not come out here
         finished = False
         try:
             while not finished:
                 planned = self.feed.batches(epoch, self._state[1], image_size)
                 self._planned = self._ahead(planned)
                 try:
-                    yield from self._run(epoch, image_size)
+                    yield from self._run(epoch, image_size, turn)
                     finished = True
                 except RuntimeError as error:
                     self._take_out_bad(error)
                     self._drop_pipe()
         finally:
-            if not finished:
+            if not finished and self._turn is turn:
                 self._drop_pipe()  # it holds batches that nobody wants any more
 
     def close(self) -> None:
         self._drop_pipe()
         self._reader.close()
 
-    def _run(self, epoch: int, image_size: int) -> Iterator[Batch]:
+    def _run(self, epoch: int, image_size: int, turn: object) -> Iterator[Batch]:
         first = next(self._planned, None)
         if first is None:
             return
@@ -108,7 +114,8 @@ class DaliLoader:
                 image_size=image_size,
                 batch_size=self.feed.batch_size,
                 threads=self.threads,
-                gpu=self.device.index if self.device.type == "cuda" else None,
+                gpu=(self.device.index or 0) if self.device.type == "cuda" else None,
+                half=self.dtype == torch.float16,
             )
             self._pipe_key = (image_size, names)
         while True:
@@ -122,6 +129,8 @@ class DaliLoader:
             labels = torch.from_numpy(planned.labels).to(self.device, non_blocking=True)
             self._state = (epoch, planned.span.end)
             yield Batch(images, labels, torch.from_numpy(planned.sample_ids))
+            if self._turn is not turn:
+                raise ValueError("this epoch ended when iter_epoch was called again: a loader runs one at a time")
             self._in_flight.popleft()  # not before: the GPU may have been reading the arrays until now
 
     def _ahead(self, planned: Iterator[PlannedBatch]) -> Iterator[PlannedBatch]:
@@ -140,7 +149,11 @@ class DaliLoader:
         if planned is None:
             raise StopIteration
         views = self._reader.views(planned.sample_ids)
-        bad = [i for i, sample in enumerate(planned.sample_ids.tolist()) if sample in self.quarantine] if self.quarantine else []
+        bad = (
+            [i for i, sample in enumerate(planned.sample_ids.tolist()) if sample in self.quarantine]
+            if self.quarantine
+            else []
+        )
         if bad:
             planned = _blank(planned, bad)
             for i in bad:

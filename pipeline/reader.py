@@ -42,12 +42,13 @@ class ShardReader:
 
     def read_ahead(self, sample_ids: np.ndarray) -> None:
         """Ask the kernel to have these samples' pages in memory soon. Neighbouring samples become one request."""
-        rows = self.split.samples[np.sort(sample_ids)]
+        rows = self.split.samples[sample_ids]
+        rows = rows[np.lexsort((rows["offset"], rows["shard"]))]
+        if not len(rows):
+            return
         shards = rows["shard"].astype(np.int64)
         first = rows["offset"].astype(np.int64) // _PAGE
         last = (rows["offset"].astype(np.int64) + rows["size"] - 1) // _PAGE
-        if not len(rows):
-            return
         new_run = np.ones(len(rows), bool)
         new_run[1:] = (shards[1:] != shards[:-1]) | (first[1:] > last[:-1] + 1)
         begins = np.flatnonzero(new_run)

@@ -26,8 +26,8 @@ class ReferenceLoader:
         workers: worker processes; 0 decodes in this one.
     """
 
-    def __init__(self, feed: Feed, *, device: torch.device, workers: int) -> None:
-        self.feed, self.device, self.workers = feed, device, workers
+    def __init__(self, feed: Feed, *, device: torch.device, workers: int, dtype: torch.dtype = torch.float32) -> None:
+        self.feed, self.device, self.workers, self.dtype = feed, device, workers, dtype
         self._state = (0, 0)
 
     @property
@@ -53,7 +53,7 @@ class ReferenceLoader:
             images, labels, sample_ids = item
             self._state = (epoch, span.end)
             yield Batch(
-                images.to(self.device, memory_format=torch.channels_last, non_blocking=True),
+                images.to(self.device, self.dtype, memory_format=torch.channels_last, non_blocking=True),
                 labels.to(self.device, non_blocking=True),
                 sample_ids,
             )
@@ -85,7 +85,7 @@ class _PlannedBatches(Dataset[Any]):
 
     def _image(self, view: np.ndarray, params: AugmentParams) -> torch.Tensor:
         """(size,) uint8 JPEG → (3, S, S) float32, normalised."""
-        image = Image.open(io.BytesIO(view)).convert("RGB")
+        image = Image.open(io.BytesIO(view.data)).convert("RGB")
         config, size = self.feed.config, self.image_size
         if self.feed.augment:
             (top, left), (height, width) = params["anchor"].tolist(), params["shape"].tolist()

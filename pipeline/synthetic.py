@@ -12,8 +12,8 @@ from pipeline.feed import Feed
 class SyntheticLoader:
     """The steps, sizes, labels and ids of the feed; pixels drawn once. See `pipeline.batch.Loader` for the contract."""
 
-    def __init__(self, feed: Feed, *, device: torch.device) -> None:
-        self.feed, self.device = feed, device
+    def __init__(self, feed: Feed, *, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        self.feed, self.device, self.dtype = feed, device, dtype
         self._state = (0, 0)
         self._images: dict[int, torch.Tensor] = {}
 
@@ -29,8 +29,7 @@ class SyntheticLoader:
         if size not in self._images:
             generator = torch.Generator().manual_seed(self.feed.seed)
             images = torch.randn(self.feed.batch_size, 3, size, size, generator=generator)
-            dtype = torch.float16 if self.device.type == "cuda" else torch.float32
-            self._images = {size: images.to(self.device, dtype, memory_format=torch.channels_last)}
+            self._images = {size: images.to(self.device, self.dtype, memory_format=torch.channels_last)}
         self._state = (epoch, position)
         plan = self.feed.plan(epoch)
         for span in self.feed.spans(position):

@@ -11,9 +11,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -86,6 +86,8 @@ class ShardSet:
     splits: dict[str, Split]
     made: dict[str, Any]
     fingerprint: str  # sha256 of dataset.json: names this dataset in checkpoints
+    files: dict[str, str] = field(default_factory=dict)  # table or source list → sha256
+    intact: bool = True  # dataset.json is as it was written
 
     @classmethod
     def open(cls, root: str | os.PathLike[str]) -> "ShardSet":
@@ -116,11 +118,13 @@ class ShardSet:
                 for name, split in info["splits"].items()
             }
             made = dict(info["made"])
+            files = {str(name): str(digest) for name, digest in info["files"].items()}
+            intact = info.pop("checksum") == _checksum(info)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             what = f"key {error} is missing" if isinstance(error, KeyError) else error
             raise ValueError(f"{path}: not a dataset description ({what}); pack the dataset again") from None
         splits = {name: _open_split(root, name, infos, len(classes)) for name, infos in shards.items()}
-        return cls(root, classes, splits, made, hashlib.sha256(raw).hexdigest())
+        return cls(root, classes, splits, made, hashlib.sha256(raw).hexdigest(), files, intact)
 
     def split(self, name: str) -> Split:
         """One split by name. Raises ValueError naming those there are."""
@@ -198,27 +202,46 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
-def write_split(root: Path, name: str, samples: np.ndarray, sources: Iterable[str]) -> None:
-    """Write a split's table and source names. `samples`: (num_samples,) SAMPLE_DTYPE, in shard order."""
+def write_split(root: Path, name: str, samples: np.ndarray, sources: Iterable[str]) -> dict[str, str]:
+    """Write a split's table and source names; returns file → sha256 for `write_info`.
+
+    `samples`: (num_samples,) SAMPLE_DTYPE, in shard order.
+    """
     with atomic_write(root / table_file(name)) as stream:
         np.save(stream, samples.astype(SAMPLE_DTYPE, copy=False), allow_pickle=False)
     with atomic_write(root / sources_file(name)) as stream:
         for source in sources:
             stream.write(escape(source).encode("utf-8", "surrogateescape") + b"\n")
+    return {file: file_sha256(root / file) for file in (table_file(name), sources_file(name))}
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _checksum(info: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
 
 
 def write_info(
-    root: Path, classes: Iterable[ClassInfo], splits: dict[str, Iterable[ShardInfo]], made: dict[str, Any]
+    root: Path,
+    classes: Iterable[ClassInfo],
+    splits: Mapping[str, Iterable[ShardInfo]],
+    made: dict[str, Any],
+    files: dict[str, str],
 ) -> None:
-    """Write `dataset.json`, the last file of a dataset."""
-    info = {
+    """Write `dataset.json`, the last file of a dataset. `files`: what the `write_split` calls returned."""
+    info: dict[str, Any] = {
         "format": FORMAT,
         "classes": [vars(c) for c in classes],
         "splits": {
             name: {"samples": sum(s.samples for s in shards), "shards": [vars(s) for s in shards]}
             for name, shards in ((name, list(shards)) for name, shards in splits.items())
         },
+        "files": files,
         "made": made,
     }
+    info["checksum"] = _checksum(info)
     with atomic_write(root / INFO_FILE) as stream:
         stream.write(json.dumps(info, indent=1, ensure_ascii=False).encode() + b"\n")

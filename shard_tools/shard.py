@@ -10,7 +10,6 @@ The tar is what `webdataset.TarWriter` writes, byte for byte (tested), but writt
 import hashlib
 import io
 import json
-import os
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -59,6 +58,37 @@ class Part:
     def samples(self) -> np.ndarray:
         """(num_samples,) SAMPLE_DTYPE with `shard` 0."""
         return np.array([(0, *row) for row in self.rows], dtype=SAMPLE_DTYPE)
+
+
+def plan_shards(
+    out: Path,
+    split: str,
+    images: list[SourceImage],
+    samples_per_shard: int,
+    shard_size: int,
+    seed: int,
+    max_pixels: int,
+) -> list[ShardJob]:
+    """Shuffle a split and cut it into shards.
+
+    The permutation is the order of raw 64-bit Philox draws: NumPy promises that stream for ever, unlike the methods
+    of its Generator.
+    """
+    words = np.random.Philox(np.random.SeedSequence([seed, *split.encode()])).random_raw(len(images))
+    order = np.argsort(words, kind="stable")
+    jobs: list[ShardJob] = []
+    first = 0
+    size = 0
+    for position, i in enumerate(order):
+        added = member_bytes(1) + member_bytes(images[i].size_bytes)
+        if position > first and (position - first == samples_per_shard or size + added > shard_size):
+            jobs.append(
+                ShardJob(out, split, len(jobs), first, tuple(images[k] for k in order[first:position]), max_pixels)
+            )
+            first, size = position, 0
+        size += added
+    jobs.append(ShardJob(out, split, len(jobs), first, tuple(images[k] for k in order[first:]), max_pixels))
+    return jobs
 
 
 def write_shard(job: ShardJob) -> None:
@@ -143,7 +173,7 @@ def add_member(tar: tarfile.TarFile, name: str, payload: bytes) -> int:
     member.mode = 0o444
     member.mtime = 0  # an int: a float costs a PAX header of 1 KiB
     member.uname = member.gname = "bigdata"
-    offset = int(tar.offset) + BLOCK  # type: ignore[attr-defined]
+    offset = int(tar.offset) + BLOCK
     tar.addfile(member, io.BytesIO(payload))
     tar.members.clear()  # type: ignore[attr-defined]  # else it keeps every header in memory
     return offset

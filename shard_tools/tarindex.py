@@ -27,7 +27,7 @@ def scan_tar(path: Path) -> list[list[Member]]:
                     last = key
                 samples[-1].append(Member(extension, member.offset_data, member.size, member.name))
                 tar.members.clear()  # type: ignore[attr-defined]
-            end = tar.offset  # type: ignore[attr-defined]
+            end = tar.offset
         if path.stat().st_size < end + 2 * tarfile.BLOCKSIZE:
             raise ValueError(f"is not a whole tar (ends at byte {path.stat().st_size})")
     except (tarfile.TarError, OSError, EOFError) as error:

@@ -7,17 +7,13 @@ source files. So each shard is a pure function of its job, and the output is byt
 and however often the run was killed.
 """
 
-import errno
-import fcntl
-import hashlib
-import json
 import os
-import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +21,6 @@ import numpy as np
 
 from shard_tools.encode import MAX_PIXELS
 from shard_tools.format import (
-    INFO_FILE,
     SAMPLE_DTYPE,
     ShardInfo,
     ShardSet,
@@ -35,12 +30,12 @@ from shard_tools.format import (
     write_info,
     write_split,
 )
-from shard_tools.shard import WORK_DIR, Part, ShardJob, iterate_parts, member_bytes, part_path, read_part, write_shard
-from shard_tools.sources import Source, SourceImage, read_source
+from shard_tools.resume import complete, describe, work_dir
+from shard_tools.shard import Part, ShardJob, iterate_parts, plan_shards, read_part, write_shard
+from shard_tools.sources import Source, read_source
 from shard_tools.workers import num_cpus, process_pool
 
 REJECTED_FILE = "rejected.tsv"
-JOB_FILE = "job.json"
 SAMPLES_PER_SHARD = 10_000
 SHARD_SIZE = 1 << 30
 
@@ -108,10 +103,10 @@ def pack(
     if out.resolve().is_relative_to(Path(source).resolve()):
         raise ValueError(f"{out}: lies inside the source; choose a directory elsewhere")
     made = describe(images, samples_per_shard, shard_size, seed, max_pixels)
-    done = _complete(out, made)
+    done = complete(out, made)
     if done:
         return Packed(done, already_complete=True, ignored_line=images.ignored_line)
-    with _work_dir(out, made):
+    with work_dir(out, made):
         jobs = {
             split: plan_shards(out, split, files, samples_per_shard, shard_size, seed, max_pixels)
             for split, files in images.splits.items()
@@ -124,58 +119,6 @@ def pack(
             raise _bad_images(rejected, state, out)
         _finish(out, images, jobs, made, len(rejected))
     return Packed(ShardSet.open(out), progress=state, rejected=rejected, ignored_line=images.ignored_line)
-
-
-def describe(source: Source, samples_per_shard: int, shard_size: int, seed: int, max_pixels: int) -> dict[str, Any]:
-    """What the output is a function of: equal descriptions give equal bytes. No paths, times or worker counts."""
-    digest = hashlib.sha256()
-    for split, images in source.splits.items():
-        digest.update(f"{split}\0{len(images)}\0".encode())
-        for image in images:
-            digest.update(image.name.encode("utf-8", "surrogateescape"))
-            digest.update(f"\0{image.label}\0{image.size_bytes}\0".encode())
-    return {
-        "source": source.format,
-        "num_classes": len(source.classes),
-        "images": {split: len(images) for split, images in source.splits.items()},
-        "source_bytes": {split: sum(image.size_bytes for image in images) for split, images in source.splits.items()},
-        "fingerprint": digest.hexdigest(),  # of the images' names, labels and sizes
-        "seed": seed,
-        "samples_per_shard": samples_per_shard,
-        "shard_size": shard_size,
-        "max_pixels": max_pixels,
-    }
-
-
-def plan_shards(
-    out: Path,
-    split: str,
-    images: list[SourceImage],
-    samples_per_shard: int,
-    shard_size: int,
-    seed: int,
-    max_pixels: int = MAX_PIXELS,
-) -> list[ShardJob]:
-    """Shuffle a split and cut it into shards.
-
-    The permutation is the order of raw 64-bit Philox draws: NumPy promises that stream for ever, unlike the methods
-    of its Generator.
-    """
-    words = np.random.Philox(np.random.SeedSequence([seed, *split.encode()])).random_raw(len(images))
-    order = np.argsort(words, kind="stable")
-    jobs: list[ShardJob] = []
-    first = 0
-    size = 0
-    for position, i in enumerate(order):
-        added = member_bytes(1) + member_bytes(images[i].size_bytes)
-        if position > first and (position - first == samples_per_shard or size + added > shard_size):
-            jobs.append(
-                ShardJob(out, split, len(jobs), first, tuple(images[k] for k in order[first:position]), max_pixels)
-            )
-            first, size = position, 0
-        size += added
-    jobs.append(ShardJob(out, split, len(jobs), first, tuple(images[k] for k in order[first:]), max_pixels))
-    return jobs
 
 
 def _run(
@@ -212,7 +155,7 @@ def _run(
         try:
             while True:
                 stop = on_bad == "fail" and any(bad.values())
-                while not stop and len(running) < 2 * num_workers and (number := next(queue, None)) is not None:
+                for number in islice(queue, 0 if stop else 2 * num_workers - len(running)):
                     running[pool.submit(write_shard, jobs[number])] = number
                 if not running:
                     break
@@ -269,6 +212,7 @@ def _finish(out: Path, source: Source, jobs: dict[str, list[ShardJob]], made: di
     """Merge the parts into tables, then write `dataset.json`."""
     infos: dict[str, list[ShardInfo]] = {}
     kinds: Counter[str] = Counter()
+    files: dict[str, str] = {}
     for split, split_jobs in jobs.items():
         infos[split] = []
         tables = []
@@ -282,67 +226,6 @@ def _finish(out: Path, source: Source, jobs: dict[str, list[ShardJob]], made: di
         if not tables:
             raise ValueError(f"{split}: none of its images can be used (see {out / REJECTED_FILE})")
         names = (name for part in iterate_parts(split_jobs) for name in part.sources)
-        write_split(out, split, np.concatenate(tables).astype(SAMPLE_DTYPE, copy=False), names)
+        files |= write_split(out, split, np.concatenate(tables).astype(SAMPLE_DTYPE, copy=False), names)
     converted = {kind: count for kind, count in sorted(kinds.items()) if kind != "jpeg"}
-    write_info(out, source.classes, infos, made | {"converted": converted, "rejected": rejected})
-
-
-def _complete(out: Path, made: dict[str, Any]) -> ShardSet | None:
-    """The dataset in `out`, if there is one. Raises ValueError if it is another than the one to be made."""
-    if not (out / INFO_FILE).exists():
-        return None
-    existing = ShardSet.open(out)
-    _check_same(out, "holds another dataset", existing.made, made, "choose another directory or remove this one")
-    shutil.rmtree(out / WORK_DIR, ignore_errors=True)  # killed right before this
-    return existing
-
-
-def _check_same(out: Path, what: str, old: dict[str, Any], new: dict[str, Any], remedy: str) -> None:
-    changed = [f"{key} was {old.get(key)!r}, is {value!r}" for key, value in new.items() if old.get(key) != value]
-    if len(changed) > 1:  # the counts or settings say more than the hash
-        changed = [line for line in changed if not line.startswith("fingerprint")]
-    elif changed and changed[0].startswith("fingerprint"):
-        changed = ["the images' names, labels or sizes differ"]
-    if changed:
-        raise ValueError(f"{out}: {what} ({'; '.join(changed)}); {remedy}")
-
-
-@contextmanager
-def _work_dir(out: Path, made: dict[str, Any]) -> Iterator[None]:
-    """OUT/.pack, locked, for the run that `made` describes; removed if the run completes."""
-    work = out / WORK_DIR
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        with open(work / "lock", "wb") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"{out}: another process is packing into it") from None
-            except OSError as error:  # a file system without locks
-                if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                    raise
-            _prepare(out, work, made)
-            yield
-            shutil.rmtree(work)
-    except OSError as error:
-        raise ValueError(f"{error.filename or out}: cannot be written ({error.strerror})") from None
-
-
-def _prepare(out: Path, work: Path, made: dict[str, Any]) -> None:
-    if (work / JOB_FILE).exists():
-        try:
-            old = dict(json.loads((work / JOB_FILE).read_bytes()))
-        except (ValueError, TypeError):
-            raise ValueError(f"{work / JOB_FILE}: not readable; remove {out} and pack again") from None
-        remedy = "run the command that it was begun with, or remove it"
-        _check_same(out, "holds an unfinished run of something else", old, made, remedy)
-        for leftover in [*out.glob(".*.tmp"), *work.glob(".*.tmp")]:  # of the killed run
-            leftover.unlink(missing_ok=True)
-        return
-    foreign = sorted(entry.name for entry in out.iterdir() if entry.name != WORK_DIR)
-    if foreign:
-        (work / "lock").unlink()
-        work.rmdir()
-        raise ValueError(f"{out}: not empty (it has {escape(foreign[0])}); choose a new or empty directory")
-    with atomic_write(work / JOB_FILE) as stream:
-        stream.write(json.dumps(made, indent=1).encode())
+    write_info(out, source.classes, infos, made | {"converted": converted, "rejected": rejected}, files)

@@ -59,6 +59,18 @@ def to_toml(config: Any) -> str:
     return "\n".join(_toml_lines(config, "")) + "\n"
 
 
+def from_toml(schema: type[T], text: str, where: str) -> T:
+    """The tree that `to_toml` wrote; `where` names the text in errors. Raises what `load_config` does."""
+    given: dict[str, _Given] = {}
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{where}: not TOML: {error}") from None
+    _collect(schema, table, "", where, given)
+    built: T = _build(schema, None, "", given)
+    return built
+
+
 def diff(a: Any, b: Any) -> list[str]:
     """What changed from `a` to `b`, two trees of one schema: lines like `optimizer.lr: 0.1 → 0.2`."""
     lines = []
@@ -178,7 +190,10 @@ def _coerce(value: Any, kind: Any) -> Any:
             variadic = not args or args[-1] is Ellipsis
             kinds = [args[0] if args else Any] * len(value) if variadic else list(args)
             if len(kinds) == len(value):
-                return tuple(_coerce(v, k) for v, k in zip(value, kinds, strict=True))
+                try:
+                    return tuple(_coerce(item, kind) for item, kind in zip(value, kinds, strict=True))
+                except _WrongType:
+                    pass
     elif kind is Any:
         return value
     elif kind is float:

@@ -42,6 +42,13 @@ def describe() -> dict[str, Any]:
     }
 
 
+def device_name(device: torch.device) -> str:
+    """For people: the GPU's name, or the processor's and how many cores this process may use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_cpu_model() or 'CPU'} ({_cores()} cores)"
+
+
 def _git(*arguments: str) -> str | None:
     return _output("git", "-C", str(Path(__file__).parent), *arguments)
 

@@ -152,19 +152,23 @@ class StepLog:
         return len(self._steps) == len(self._losses)
 
     def flush(self) -> list[dict[str, Any]]:
-        """One dict for each step since the last flush: step, epoch, position, loss, lr, images_per_s, data_wait, samples.
+        """One dict for each step since the last flush.
+
+        Keys: step, epoch, position, loss, lr, images_per_s, data_wait,
+        samples.
 
         loss: the mean over ranks. images_per_s: of all ranks, over the interval. data_wait: the fraction of the
-        interval, 0 … 1, that this rank waited for data. samples: `sample_digest` of all ranks' samples, in hexadecimal;
-        two steps that saw the same samples, on any number of ranks, have the same one. Every rank calls this after the same step. The one
-        synchronisation with the device is here.
+        interval, 0 … 1, that this rank waited for data. samples: `sample_digest` of all ranks' samples, in
+        hexadecimal: two steps that saw the same samples, on any number of ranks, have the same one.
+
+        Every rank calls this after the same step. The one synchronisation with the device is here.
         """
         if not self._steps:
             return []
         steps, self._steps = self._steps, []
-        # A copy: the reduction works in place, and the buffer is written again.
-        losses = (self._sum_over_ranks(self._losses[: len(steps)].clone()) / self._world_size).tolist()
-        digests = self._sum_over_ranks(self._digests[: len(steps)].clone()).tolist()
+        # The reductions work in place: `add` overwrites what they leave in the buffers.
+        losses = (self._sum_over_ranks(self._losses[: len(steps)]) / self._world_size).tolist()
+        digests = self._sum_over_ranks(self._digests[: len(steps)]).tolist()
         elapsed_s = time.perf_counter() - self._started
         wait_s = self._wait_s + sum(begin.elapsed_time(end) for begin, end in self._gpu_waits) / 1e3
         self.total_s += elapsed_s

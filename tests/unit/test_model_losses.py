@@ -23,7 +23,9 @@ def test_taken_out_samples_do_not_count() -> None:
     loss = build_loss(0.1)(logits, labels)
     torch.testing.assert_close(loss, F.cross_entropy(logits[kept], labels[kept], label_smoothing=0.1))
     loss.backward()
-    assert logits.grad is not None and not logits.grad[~kept].any() and logits.grad[kept].any(dim=1).all()
+    assert logits.grad is not None
+    assert not logits.grad[~kept].any()
+    assert logits.grad[kept].any(dim=1).all()
 
 
 def test_a_batch_of_taken_out_samples_has_no_loss_and_no_gradient() -> None:
@@ -31,7 +33,8 @@ def test_a_batch_of_taken_out_samples_has_no_loss_and_no_gradient() -> None:
     loss = build_loss(0.1)(logits, torch.full((4,), -100))
     loss.backward()
     assert loss.item() == 0.0
-    assert logits.grad is not None and not logits.grad.any()
+    assert logits.grad is not None
+    assert not logits.grad.any()
 
 
 def test_loss_is_computed_in_float32() -> None:
@@ -55,7 +58,8 @@ def test_topk_counts() -> None:
         for i, k in enumerate((1, 5, 3)):
             expected[i] += rank < k
     counts = topk_correct(logits, labels, ks=(1, 5, 3))
-    assert counts.dtype == torch.int64 and counts.tolist() == expected
+    assert counts.dtype == torch.int64
+    assert counts.tolist() == expected
 
 
 def test_topk_with_fewer_classes_than_k() -> None:

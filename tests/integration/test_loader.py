@@ -1,0 +1,543 @@
+"""`DaliLoader` on generated shards: pixels against PIL and torchvision, laws 1 to 4, and what broken input says."""
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from pipeline.augment import AugmentConfig
+from pipeline.batch import IGNORE_LABEL, NO_SAMPLE, Batch
+from pipeline.build import build_loader
+from pipeline.config import DataConfig
+from pipeline.feed import Feed
+from pipeline.loader import BadSample, DaliLoader
+from pipeline.reference import ReferenceLoader
+from pipeline.synthetic import SyntheticLoader
+from shard_tools.format import ShardSet
+
+CPU = torch.device("cpu")
+CROPS = AugmentConfig()
+JITTER = AugmentConfig(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+SIZE = 40
+Damage = Callable[[ShardSet, str, int, bytes], None]
+
+
+def make_feed(
+    shard_set: ShardSet,
+    *,
+    augment: AugmentConfig | None = CROPS,
+    batch_size: int = 12,
+    world_size: int = 1,
+    rank: int = 0,
+    seed: int = 3,
+    **config: Any,
+) -> Feed:
+    """A training feed with a global batch of 24, or with `augment=None` the validation feed."""
+    settings = {"image_size": SIZE, "val_image_size": SIZE, "val_resize_size": 46, "max_bad_fraction": 0.5} | config
+    return Feed(
+        split=shard_set.split("train" if augment else "val"),
+        config=DataConfig(**settings),
+        augment=augment,
+        batch_size=batch_size,
+        global_batch_size=24 if augment else 0,
+        rank=rank,
+        world_size=world_size,
+        seed=seed,
+    )
+
+
+def make_loader(shard_set: ShardSet, *, threads: int = 2, **feed: Any) -> DaliLoader:
+    return DaliLoader(make_feed(shard_set, **feed), device=CPU, threads=threads)
+
+
+def gray_levels(images: torch.Tensor, config: DataConfig) -> torch.Tensor:
+    """Normalised images back to 0…255."""
+    return images.float() * torch.tensor(config.std)[:, None, None] + torch.tensor(config.mean)[:, None, None]
+
+
+def ids(batches: list[Batch]) -> list[int]:
+    return torch.cat([batch.sample_ids for batch in batches]).tolist()
+
+
+def by_position(batches: Iterator[Batch], feed: Feed, position: int = 0) -> dict[int, tuple[int, int, torch.Tensor]]:
+    """Position → sample id, label, image."""
+    rows = {}
+    for span, batch in zip(feed.spans(position), batches, strict=True):
+        assert len(batch.images) == span.count
+        for row in range(span.count):
+            rows[span.start + row] = (int(batch.sample_ids[row]), int(batch.labels[row]), batch.images[row])
+    return rows
+
+
+def same_rows(a: dict[int, tuple[int, int, torch.Tensor]], b: dict[int, tuple[int, int, torch.Tensor]]) -> bool:
+    return a.keys() == b.keys() and all(a[p][:2] == b[p][:2] and torch.equal(a[p][2], b[p][2]) for p in a)
+
+
+@pytest.fixture(scope="module")
+def baseline(dataset: ShardSet) -> dict[int, tuple[int, int, torch.Tensor]]:
+    """Epoch 1 with colour jitter, one rank, batches of 24, one thread."""
+    loader = make_loader(dataset, augment=JITTER, batch_size=24, threads=1)
+    return by_position(loader.iter_epoch(1), loader.feed)
+
+
+# --- the contract
+
+
+def test_batches_keep_the_contract(dataset: ShardSet) -> None:
+    loader = make_loader(dataset)
+    split = dataset.split("train")
+    batches, copies = [], []
+    assert len(loader) == 6  # 90 samples: 3 global batches of 24, in two rounds
+    for i, batch in enumerate(loader.iter_epoch(2)):
+        assert loader.state == (2, 12 * (i + 1))
+        assert batch.images.shape == (12, 3, SIZE, SIZE)
+        assert batch.images.dtype == torch.float32
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        assert batch.images.stride() == (3 * SIZE * SIZE, 1, 3 * SIZE, 3)
+        assert batch.labels.dtype == batch.sample_ids.dtype == torch.int64
+        assert batch.labels.tolist() == split.samples["label"][batch.sample_ids.numpy()].tolist()
+        batches.append(batch)
+        copies.append(batch.images.clone())
+    assert len(batches) == len(loader)
+    assert ids(batches) == loader.feed.plan(2).sample_ids(0, 72).tolist()
+    for batch, copy in zip(batches, copies, strict=True):  # a batch stays what it was while later ones are made
+        assert torch.equal(batch.images, copy)
+    loader.close()
+    assert torch.equal(batches[0].images, copies[0])
+    loader.close()
+
+
+def test_validation_gives_each_image_once(dataset: ShardSet) -> None:
+    for world_size in (1, 2, 3, 8):
+        seen = []
+        for rank in range(world_size):
+            loader = make_loader(dataset, augment=None, batch_size=5, world_size=world_size, rank=rank)
+            batches = list(loader.iter_epoch(0))
+            assert [len(batch.images) for batch in batches] == [span.count for span in loader.feed.spans(0)]
+            assert len(batches) == len(loader)
+            seen += ids(batches)
+            loader.close()
+        assert sorted(seen) == list(range(len(dataset.split("val"))))
+
+
+@pytest.mark.parametrize("augment", [CROPS, None])
+def test_another_image_size_per_epoch(dataset: ShardSet, augment: AugmentConfig | None) -> None:
+    loader = make_loader(dataset, augment=augment)
+    sequences = []
+    for size in (24, 56, None, 24):
+        batches = list(loader.iter_epoch(0, image_size=size))
+        assert {tuple(batch.images.shape[1:]) for batch in batches} == {(3, size or SIZE, size or SIZE)}
+        sequences.append(ids(batches))
+    assert all(sequence == sequences[0] for sequence in sequences)  # sizes do not change which samples come
+    loader.close()
+
+
+# --- laws 1 and 2: the same pixels, whoever decodes them, before and after a restart
+
+
+@pytest.mark.parametrize(("world_size", "batch_size", "threads"), [(1, 24, 3), (1, 4, 1), (2, 6, 2), (3, 8, 1)])
+def test_pixels_belong_to_positions(
+    dataset: ShardSet, baseline: dict[int, Any], world_size: int, batch_size: int, threads: int
+) -> None:
+    rows: dict[int, Any] = {}
+    for rank in range(world_size):
+        loader = make_loader(
+            dataset, augment=JITTER, batch_size=batch_size, threads=threads, world_size=world_size, rank=rank
+        )
+        rows |= by_position(loader.iter_epoch(1), loader.feed)
+        loader.close()
+    assert same_rows(rows, baseline)
+
+
+@pytest.mark.parametrize(("read_ahead", "prefetch"), [(0, 1), (50, 4)])
+def test_reading_ahead_changes_nothing(
+    dataset: ShardSet, baseline: dict[int, Any], read_ahead: int, prefetch: int
+) -> None:
+    loader = make_loader(dataset, augment=JITTER, read_ahead=read_ahead, prefetch=prefetch)
+    assert same_rows(by_position(loader.iter_epoch(1), loader.feed), baseline)
+    loader.close()
+
+
+def test_a_resume_continues_the_epoch(dataset: ShardSet, baseline: dict[int, Any]) -> None:
+    loader = make_loader(dataset, augment=JITTER, batch_size=8)
+    for position in (24, 48, 72):
+        rest = by_position(loader.iter_epoch(1, position), loader.feed, position)
+        assert same_rows(rest, {p: row for p, row in baseline.items() if p >= position})
+        assert loader.state == (1, 72)
+    loader.close()
+
+
+def test_an_abandoned_epoch_leaves_nothing_behind(dataset: ShardSet, baseline: dict[int, Any]) -> None:
+    loader = make_loader(dataset, augment=JITTER)
+    for batches_taken in (0, 1, 3, 6):
+        epoch = loader.iter_epoch(0)
+        for _ in range(batches_taken):
+            next(epoch)
+        epoch.close()
+        assert same_rows(by_position(loader.iter_epoch(1), loader.feed), baseline)
+    loader.close()
+
+
+def test_a_new_epoch_ends_one_that_is_still_open(dataset: ShardSet, baseline: dict[int, Any]) -> None:
+    """The old generator is still referenced: its prefetched batches must not come out of the new one, nor may closing
+    it take the new one's pipeline away."""
+    loader = make_loader(dataset, augment=JITTER, batch_size=24)
+    open_one, other = loader.iter_epoch(0), loader.iter_epoch(2)
+    next(open_one)
+    next(other)
+    epoch = loader.iter_epoch(1)
+    first = next(epoch)
+    assert loader.state == (1, 24)
+    with pytest.raises(ValueError, match="one at a time"):
+        next(open_one)
+    other.close()
+    rest = list(epoch)
+    assert same_rows(by_position(iter([first, *rest]), loader.feed), baseline)
+    loader.close()
+
+
+def test_epochs_and_seeds_differ(dataset: ShardSet, baseline: dict[int, Any]) -> None:
+    loader = make_loader(dataset, augment=JITTER, batch_size=24)
+    other_epoch = by_position(loader.iter_epoch(2), loader.feed)
+    assert [row[0] for row in other_epoch.values()] != [row[0] for row in baseline.values()]
+    pixels = {row[0]: row[2] for row in baseline.values()}
+    both = [row for row in other_epoch.values() if row[0] in pixels]
+    assert len(both) > 40
+    assert not any(torch.equal(row[2], pixels[row[0]]) for row in both)  # the same image, another crop
+    loader.close()
+
+
+def threads_and_files() -> tuple[int, int]:
+    return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
+
+
+def test_epochs_leak_neither_threads_nor_files(dataset: ShardSet) -> None:
+    loader = make_loader(dataset)
+
+    def use() -> None:
+        list(loader.iter_epoch(0))
+        epoch = loader.iter_epoch(1)
+        next(epoch)
+        epoch.close()
+        list(loader.iter_epoch(2, image_size=24))
+
+    use()
+    before = threads_and_files()
+    for _ in range(5):
+        use()
+    threads, files = threads_and_files()
+    assert threads <= before[0]
+    assert files <= before[1]
+    loader.close()
+    assert threads_and_files()[1] < files  # the shards
+
+
+# --- pixels
+
+
+def pil_image(image_tree: Path, name: str) -> Image.Image:
+    return Image.open(image_tree / name).convert("RGB")
+
+
+@pytest.mark.parametrize(("image_size", "resize_size"), [(40, 46), (64, 64), (33, 50), (224, 256)])
+def test_validation_pixels_are_torchvisions(
+    dataset: ShardSet, image_tree: Path, image_size: int, resize_size: int
+) -> None:
+    """`Resize` then `CenterCrop` on the source image as PIL decodes it: mean difference ≤ 0.5 grey levels an image."""
+    loader = make_loader(dataset, augment=None, val_image_size=image_size, val_resize_size=resize_size)
+    transform = v2.Compose([v2.Resize(resize_size, antialias=True), v2.CenterCrop(image_size), v2.PILToTensor()])
+    split = dataset.split("val")
+    for batch in loader.iter_epoch(0):
+        for sample_id, pixels in zip(
+            batch.sample_ids.tolist(), gray_levels(batch.images, loader.feed.config), strict=True
+        ):
+            name = split.source_name(sample_id)
+            difference = (pixels - transform(pil_image(image_tree, name)).float()).abs()
+            assert difference.mean() <= 0.5, name
+            assert difference.max() <= 4, name
+    loader.close()
+
+
+def test_training_pixels_are_torchvisions(dataset: ShardSet, image_tree: Path) -> None:
+    """The planned box, cut and resized and flipped by torchvision from what PIL decodes."""
+    loader = make_loader(dataset)
+    split, feed = dataset.split("train"), loader.feed
+    flips = 0
+    for span, batch in zip(feed.spans(0), loader.iter_epoch(0), strict=True):
+        params = feed.batch(0, span, SIZE).params
+        for row, pixels in enumerate(gray_levels(batch.images, feed.config)):
+            name = split.source_name(int(batch.sample_ids[row]))
+            (top, left), (height, width) = params["anchor"][row].tolist(), params["shape"][row].tolist()
+            image = v2.functional.resized_crop(
+                pil_image(image_tree, name), top, left, height, width, [SIZE, SIZE], antialias=True
+            )
+            if params["mirror"][row]:
+                image = v2.functional.horizontal_flip(image)
+                flips += 1
+            difference = (pixels - v2.functional.pil_to_tensor(image).float()).abs()
+            assert difference.mean() <= 0.5, name
+            assert difference.max() <= 4, name
+    assert 20 < flips < 52
+    loader.close()
+
+
+@pytest.mark.parametrize("augment", [CROPS, None])
+def test_the_reference_loader_agrees(dataset: ShardSet, augment: AugmentConfig | None) -> None:
+    feed = make_feed(dataset, augment=augment)
+    dali, reference = DaliLoader(feed, device=CPU, threads=2), ReferenceLoader(feed, device=CPU, workers=0)
+    assert len(dali) == len(reference)
+    for ours, theirs in zip(dali.iter_epoch(1), reference.iter_epoch(1), strict=True):
+        assert dali.state == reference.state
+        assert torch.equal(ours.sample_ids, theirs.sample_ids)
+        assert torch.equal(ours.labels, theirs.labels)
+        assert theirs.images.dtype == torch.float32
+        assert theirs.images.is_contiguous(memory_format=torch.channels_last)
+        difference = (gray_levels(ours.images, feed.config) - gray_levels(theirs.images, feed.config)).abs()
+        assert difference.mean(dim=(1, 2, 3)).max() <= 0.5
+    dali.close()
+
+
+def colour_twist(pixels: np.ndarray, brightness: float, contrast: float, saturation: float, hue: float) -> np.ndarray:
+    """DALI's `color_twist` (its color_twist.h): hue rotates and saturation scales the IQ plane of YIQ, contrast turns
+    about 128, brightness multiplies. (H, W, 3) grey levels → the same, rounded."""
+    to_yiq = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
+    angle = np.deg2rad(hue)
+    chroma = np.eye(3)
+    chroma[1:, 1:] = saturation * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    twisted = pixels @ (np.linalg.inv(to_yiq) @ chroma @ to_yiq).T
+    return np.clip(np.rint(brightness * (128 + contrast * (twisted - 128))), 0, 255)
+
+
+def test_colours_follow_dalis_formula(dataset: ShardSet) -> None:
+    plain, jittered = make_loader(dataset), make_loader(dataset, augment=JITTER)
+    feed = jittered.feed
+    for span, before, after in zip(feed.spans(0), plain.iter_epoch(0), jittered.iter_epoch(0), strict=True):
+        params = feed.batch(0, span, SIZE).params
+        sources = gray_levels(before.images, feed.config).permute(0, 2, 3, 1).numpy()
+        results = gray_levels(after.images, feed.config).permute(0, 2, 3, 1).numpy()
+        assert np.abs(sources - np.rint(sources)).max() < 1e-3  # whole grey levels: nothing is lost on the way
+        for row in range(span.count):
+            factors = {name: float(params[name][row]) for name in ("brightness", "contrast", "saturation", "hue")}
+            expected = colour_twist(np.rint(sources[row]), **factors)
+            assert np.abs(results[row] - expected).max() < 1.001  # a rounding at .5 may fall either way
+            assert np.abs(results[row] - expected).mean() < 0.01
+    plain.close()
+    jittered.close()
+
+
+def test_half_precision_is_the_same_image(dataset: ShardSet) -> None:
+    feed = make_feed(dataset)
+    half = DaliLoader(feed, device=CPU, threads=1, dtype=torch.float16)
+    full = DaliLoader(feed, device=CPU, threads=1)
+    a, b = next(half.iter_epoch(0)), next(full.iter_epoch(0))
+    assert a.images.dtype == torch.float16
+    assert a.images.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(a.images, b.images.half())
+
+
+# --- law 4: a bad sample costs a line, not the run
+
+
+def truncated(data: bytes) -> bytes:
+    return data[: len(data) // 6]
+
+
+def png_start(data: bytes) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)).save(stream, "PNG")
+    return stream.getvalue()[: len(data)]
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "header": lambda data: bytes(byte ^ 255 for byte in data[:4]) + data[4:],
+    "truncated": truncated,
+    "zeros": lambda data: b"",
+    "text": lambda data: b"<html>404 Not Found</html>" * (len(data) // 26),
+    "png": png_start,
+}
+
+
+def stored(shard_set: ShardSet, sample_id: int, split: str = "train") -> bytes:
+    row = shard_set.split(split).samples[sample_id]
+    data = shard_set.split(split).shard_path(int(row["shard"])).read_bytes()
+    return data[int(row["offset"]) : int(row["offset"] + row["size"])]
+
+
+@pytest.mark.parametrize(
+    ("places", "kinds"),
+    [
+        ([0], ["header"]),
+        ([71], ["text"]),  # the last sample of the epoch
+        ([12, 23], ["zeros", "png"]),  # two in a batch, its first and its last
+        (list(range(24, 36)), ["header", "zeros", "text", "png"]),  # a whole batch
+        ([0, 11, 12, 50, 70, 71], ["zeros", "header"]),  # neighbours on both sides of a batch
+    ],
+    ids=["first", "last", "two", "batch", "many"],
+)
+def test_bad_samples_are_taken_out(
+    dataset: ShardSet, dataset_copy: Path, damage: Damage, places: list[int], kinds: list[str]
+) -> None:
+    healthy = make_loader(dataset)
+    expected = by_position(healthy.iter_epoch(1), healthy.feed)
+    healthy.close()
+    shard_set = ShardSet.open(dataset_copy)
+    bad = {place: expected[place][0] for place in places}
+    for i, sample_id in enumerate(bad.values()):
+        damage(shard_set, "train", sample_id, DAMAGES[kinds[i % len(kinds)]](stored(shard_set, sample_id)))
+
+    told: list[BadSample] = []
+    loader = DaliLoader(make_feed(shard_set), device=CPU, threads=2, on_bad=told.append)
+    rows = by_position(loader.iter_epoch(1), loader.feed)
+    assert loader.state == (1, 72)
+    assert rows.keys() == expected.keys()
+    for position, (sample_id, label, image) in rows.items():
+        if position in bad:
+            assert (sample_id, label) == (NO_SAMPLE, IGNORE_LABEL)
+            assert image.abs().max() < 0.05  # gray: nothing after normalising
+        else:
+            assert (sample_id, label) == expected[position][:2]
+            assert torch.equal(image, expected[position][2])
+    assert sorted(sample.sample_id for sample in told) == sorted(bad.values())
+    assert loader.quarantine == set(bad.values())
+    split = shard_set.split("train")
+    for sample in told:
+        row = split.samples[sample.sample_id]
+        assert f"train-{row['shard']:06d}.tar at byte {row['offset']} (" in sample.where
+        assert split.source_name(sample.sample_id) in sample.where
+        assert sample.reason
+        assert "\n" not in sample.reason
+        assert "decod" in sample.reason or "nvImageCodec" in sample.reason
+
+    again = by_position(loader.iter_epoch(1), loader.feed)
+    assert same_rows(again, rows)
+    assert len(told) == len(bad)  # told once
+    loader.close()
+
+    told.clear()  # a run that knows them from its checkpoint
+    loader = DaliLoader(make_feed(shard_set), device=CPU, threads=2, quarantine=set(bad.values()), on_bad=told.append)
+    assert same_rows(by_position(loader.iter_epoch(1), loader.feed), rows)
+    assert not told
+    loader.close()
+
+
+def test_a_truncated_image_is_bad_where_the_crop_reaches_the_damage(
+    dataset: ShardSet, dataset_copy: Path, damage: Damage
+) -> None:
+    """Nothing but the planned region is decoded. The epoch goes on either way, and no neighbour changes."""
+    healthy = make_loader(dataset)
+    expected = by_position(healthy.iter_epoch(1), healthy.feed)
+    healthy.close()
+    shard_set = ShardSet.open(dataset_copy)
+    hurt = {expected[place][0] for place in range(5, 17)}
+    for sample_id in hurt:
+        damage(shard_set, "train", sample_id, truncated(stored(shard_set, sample_id)))
+    loader = make_loader(shard_set)
+    rows = by_position(loader.iter_epoch(1), loader.feed)
+    assert loader.quarantine
+    assert loader.quarantine <= hurt
+    assert sum(row[0] == NO_SAMPLE for row in rows.values()) == len(loader.quarantine)
+    for position in set(rows) - set(range(5, 17)):
+        assert rows[position][:2] == expected[position][:2]
+        assert torch.equal(rows[position][2], expected[position][2])
+    loader.close()
+
+
+def test_a_resume_just_before_a_bad_batch(dataset_copy: Path, damage: Damage) -> None:
+    shard_set = ShardSet.open(dataset_copy)
+    loader = make_loader(shard_set, augment=JITTER)
+    bad = int(loader.feed.plan(0).sample_ids(24, 1)[0])
+    damage(shard_set, "train", bad, b"")
+    rows = by_position(loader.iter_epoch(0, 24), loader.feed, 24)
+    assert [position for position, row in rows.items() if row[0] == NO_SAMPLE] == [24]
+    loader.close()
+
+
+def test_too_many_bad_samples_end_the_run(dataset_copy: Path, damage: Damage) -> None:
+    shard_set = ShardSet.open(dataset_copy)
+    for sample_id in range(90):
+        damage(shard_set, "train", sample_id, b"")
+    loader = make_loader(shard_set, max_bad_fraction=0.2)
+    with pytest.raises(ValueError, match=r"of 90 samples cannot be decoded, more than data\.max_bad_fraction 0\.2") as e:
+        list(loader.iter_epoch(0))
+    assert str(dataset_copy) in str(e.value)
+    assert "train-00000" in str(e.value)
+    assert "verify" in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("num_bad", [1, 2])
+def test_one_bad_sample_is_always_tolerated(dataset_copy: Path, damage: Damage, num_bad: int) -> None:
+    shard_set = ShardSet.open(dataset_copy)
+    loader = make_loader(shard_set, max_bad_fraction=0.0)
+    for sample_id in loader.feed.plan(0).sample_ids(30, num_bad).tolist():
+        damage(shard_set, "train", sample_id, b"")
+    if num_bad == 1:
+        assert len(list(loader.iter_epoch(0))) == len(loader)
+    else:
+        with pytest.raises(ValueError, match="2 of 90 samples"):
+            list(loader.iter_epoch(0))
+
+
+def test_a_bad_validation_image_is_an_error_that_names_it(dataset_copy: Path, damage: Damage) -> None:
+    shard_set = ShardSet.open(dataset_copy)
+    damage(shard_set, "val", 7, b"not an image")
+    split = shard_set.split("val")
+    for loader in (
+        make_loader(shard_set, augment=None, batch_size=4),
+        ReferenceLoader(make_feed(shard_set, augment=None, batch_size=4), device=CPU, workers=0),
+    ):
+        seen = []
+        with pytest.raises(ValueError, match="cannot be decoded") as error:
+            for batch in loader.iter_epoch(0):
+                seen.append(batch)
+        assert ids(seen) == [0, 1, 2, 3]  # those before it are good
+        assert split.source_name(7) in str(error.value)
+        assert f"val-000000.tar at byte {split.samples['offset'][7]}" in str(error.value)
+        loader.close()
+
+
+@pytest.mark.parametrize("cut", [None, 0, 4096])
+def test_a_missing_or_short_shard_is_an_error_at_once(dataset_copy: Path, cut: int | None) -> None:
+    path = dataset_copy / "train-000001.tar"
+    if cut is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:cut])
+    shard_set = ShardSet.open(dataset_copy)
+    with pytest.raises(ValueError, match=r"train-000001\.tar: "):
+        make_loader(shard_set)
+
+
+# --- the other loaders
+
+
+@pytest.mark.parametrize("name", ["dali", "reference", "synthetic"])
+@pytest.mark.parametrize("augment", [CROPS, None])
+def test_every_loader_keeps_the_contract(dataset: ShardSet, name: str, augment: AugmentConfig | None) -> None:
+    feed = make_feed(dataset, augment=augment, loader=name, batch_size=8)
+    loader = build_loader(feed, device=CPU, threads=0 if name == "reference" else 1)
+    batches = []
+    for span, batch in zip(feed.spans(0), loader.iter_epoch(1), strict=True):
+        assert loader.state == (1, span.end)
+        assert batch.images.shape == (span.count, 3, SIZE, SIZE)
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        assert batch.sample_ids.tolist() == feed.plan(1).sample_ids(span.start, span.count).tolist()
+        assert batch.labels.tolist() == feed.split.samples["label"][batch.sample_ids.numpy()].tolist()
+        batches.append(batch)
+    assert len(batches) == len(loader) == len(feed)
+    assert next(iter(loader.iter_epoch(0, image_size=24))).images.shape[2:] == (24, 24)
+    loader.close()
+
+
+def test_the_synthetic_loader_touches_no_shard(dataset_copy: Path) -> None:
+    for path in dataset_copy.glob("*.tar"):
+        path.unlink()
+    loader = SyntheticLoader(make_feed(ShardSet.open(dataset_copy)), device=CPU)
+    assert len(list(loader.iter_epoch(0))) == 6

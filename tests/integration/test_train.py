@@ -1,0 +1,235 @@
+"""`train.py` as its users run it: a whole run, kills and resumes, other world sizes, and bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+import train
+from shard_tools.format import ShardSet
+
+ROOT = Path(train.__file__).parent
+STEPS_PER_EPOCH, EPOCHS, NUM_VAL = 7, 2, 19  # 90 training images in global batches of 12
+SMALL = {
+    "data.image_size": 32, "data.val_image_size": 32, "data.val_resize_size": 32, "model.name": "cifar_resnet8",
+    "train.global_batch_size": 12, "train.epochs": EPOCHS, "train.log_every": 1, "schedule.warmup_epochs": 0.5,
+    "augment.brightness": 0.2, "train.precision": "fp32",
+}  # fmt: skip
+
+
+def arguments(data: Path, run_dir: Path, *more: str, **overrides: Any) -> list[str]:
+    settings = SMALL | {name.replace("__", "."): value for name, value in overrides.items()}
+    sets = [arg for key, value in settings.items() for arg in ("--set", f"{key}={value}")]
+    return ["--data", str(data), "--run-dir", str(run_dir), "--device", "cpu", *sets, *more]
+
+
+def run(data: Path, run_dir: Path, *more: str, **overrides: Any) -> Result:
+    """A run in this process."""
+    return CliRunner().invoke(train.main, arguments(data, run_dir, *more, **overrides))
+
+
+def start(data: Path, run_dir: Path, *more: str, ranks: int = 1, **overrides: Any) -> subprocess.Popen[str]:
+    """A run in processes of its own."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    command = [sys.executable, *launcher, str(ROOT / "train.py"), *arguments(data, run_dir, *more, **overrides)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def lines(run_dir: Path, kind: str) -> list[dict[str, Any]]:
+    text = (run_dir / "metrics.jsonl").read_text()
+    return [line for line in map(json.loads, text.splitlines()) if line["kind"] == kind]
+
+
+def by_step(run_dir: Path, key: str) -> dict[int, Any]:
+    """A field of each training step, as it was logged last."""
+    return {line["step"]: line[key] for line in lines(run_dir, "step")}
+
+
+def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool], timeout_s: float = 90) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(f"the run ended or hung too early:\n{process.communicate()[0]}")
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def whole(dataset_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of an undisturbed run."""
+    run_dir = tmp_path_factory.mktemp("runs") / "whole"
+    result = run(dataset_dir, run_dir)
+    assert result.exit_code == 0, result.output
+    assert f"{NUM_VAL}/{NUM_VAL}" in result.output
+    assert "report" in result.output
+    return run_dir
+
+
+def test_a_run_leaves_what_it_promises(whole: Path) -> None:
+    steps = lines(whole, "step")
+    assert [line["step"] for line in steps] == list(range(STEPS_PER_EPOCH * EPOCHS))
+    assert [line["position"] for line in steps[:3]] == [12, 24, 36]
+    assert all({"loss", "lr", "images_per_s", "data_wait", "epoch"} <= line.keys() for line in steps)
+    assert all(0 <= line["data_wait"] <= 1 for line in steps)
+    evals = lines(whole, "eval")
+    assert [line["epoch"] for line in evals] == [1, 2]
+    assert all(line["num_images"] == NUM_VAL and 0 <= line["top1"] <= line["top5"] <= 1 for line in evals)
+    assert len(lines(whole, "epoch")) == EPOCHS
+    assert len(lines(whole, "end")) == 1
+    for name in ("config.toml", "env.json", "report.png", "checkpoints/last.pt", "checkpoints/best.pt", "tensorboard"):
+        assert (whole / name).exists(), name
+
+
+def test_each_epoch_has_its_own_order(whole: Path) -> None:
+    digests = [line["samples"] for line in lines(whole, "step")]
+    assert len(set(digests)) == len(digests)
+
+
+def test_the_same_seed_gives_the_same_losses_and_another_seed_others(
+    whole: Path, dataset_dir: Path, tmp_path: Path
+) -> None:
+    assert run(dataset_dir, tmp_path / "again", "--max-steps", "4").exit_code == 0
+    assert run(dataset_dir, tmp_path / "other", "--max-steps", "4", train__seed=1).exit_code == 0
+    expected = by_step(whole, "loss")
+    assert by_step(tmp_path / "again", "loss") == {step: expected[step] for step in range(4)}
+    assert by_step(tmp_path / "other", "loss")[0] != expected[0]
+
+
+def test_resuming_inside_an_epoch_repeats_the_undisturbed_run(whole: Path, dataset_dir: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    assert run(dataset_dir, run_dir, "--max-steps", "10").exit_code == 0  # 3 steps into the second epoch
+    result = run(dataset_dir, run_dir)
+    assert result.exit_code == 0
+    assert "resuming from" in result.output
+    assert by_step(run_dir, "loss") == by_step(whole, "loss")
+    assert by_step(run_dir, "lr") == by_step(whole, "lr")
+    assert lines(run_dir, "eval")[-1]["top1"] == lines(whole, "eval")[-1]["top1"]
+    weights = [torch.load(d / "checkpoints/last.pt", weights_only=True)["state"]["net"] for d in (run_dir, whole)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_killed_run_resumes_with_the_same_losses(whole: Path, dataset_dir: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    process = start(dataset_dir, run_dir, train__checkpoint_every=2)
+    wait_for(process, lambda: (run_dir / "metrics.jsonl").exists() and len(lines_safely(run_dir)) >= 4)
+    process.kill()
+    process.wait()
+    assert run(dataset_dir, run_dir, train__checkpoint_every=2).exit_code == 0
+    assert by_step(run_dir, "loss") == pytest.approx(by_step(whole, "loss"), rel=1e-3)  # other thread count
+    assert by_step(run_dir, "samples") == by_step(whole, "samples")
+
+
+def lines_safely(run_dir: Path) -> list[dict[str, Any]]:
+    """The steps of a run that is still writing: its last line may be half there."""
+    text = (run_dir / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def test_two_ranks_see_the_same_samples_and_validate_each_image_once(
+    whole: Path, dataset_dir: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    assert run(dataset_dir, run_dir, "--max-steps", "3").exit_code == 0
+    process = start(dataset_dir, run_dir, ranks=2)  # goes on in mid-epoch on another world size
+    output = process.communicate(timeout=180)[0]
+    assert process.returncode == 0, output
+    assert f"{NUM_VAL}/{NUM_VAL}" in output
+    assert by_step(run_dir, "samples") == by_step(whole, "samples")
+    assert by_step(run_dir, "position") == by_step(whole, "position")
+
+
+def test_accumulation_sees_the_same_samples(whole: Path, dataset_dir: Path, tmp_path: Path) -> None:
+    assert run(dataset_dir, tmp_path / "run", "--max-steps", "3", train__accumulation=3).exit_code == 0
+    expected = by_step(whole, "samples")
+    assert by_step(tmp_path / "run", "samples") == {step: expected[step] for step in range(3)}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_with_a_checkpoint(
+    number: signal.Signals, whole: Path, dataset_dir: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    process = start(dataset_dir, run_dir, train__epochs=500)
+    wait_for(process, lambda: (run_dir / "metrics.jsonl").exists() and len(lines_safely(run_dir)) >= 2)
+    process.send_signal(number)
+    output = process.communicate(timeout=30)[0]
+    assert process.returncode == 128 + number, output
+    assert "checkpoint written" in output
+    assert "Traceback" not in output
+    state = torch.load(run_dir / "checkpoints/last.pt", weights_only=True)["state"]["at"]
+    assert state["step"] == len(lines(run_dir, "step"))
+
+
+def test_a_bad_image_costs_a_line(
+    dataset_copy: Path, damage: Callable[[ShardSet, str, int, bytes], None], tmp_path: Path
+) -> None:
+    damage(ShardSet.open(dataset_copy), "train", 41, b"not an image")
+    result = run(dataset_copy, tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert result.output.count("taken out") == 1
+    quarantined = (tmp_path / "run/quarantine.jsonl").read_text().splitlines()
+    assert [json.loads(line)["sample_id"] for line in quarantined] == [41]
+    assert lines(tmp_path / "run", "epoch")[-1]["bad_samples"] == 1
+    again = run(dataset_copy, tmp_path / "run", "--resume", "never", "--max-steps", "2")
+    assert again.exit_code == 0
+    assert (tmp_path / "run.1/quarantine.jsonl").exists(), "the earlier run is moved aside, not overwritten"
+
+
+def test_a_bad_validation_image_stops_the_run(
+    dataset_copy: Path, damage: Callable[[ShardSet, str, int, bytes], None], tmp_path: Path
+) -> None:
+    damage(ShardSet.open(dataset_copy), "val", 3, b"")
+    result = run(dataset_copy, tmp_path / "run", "--max-steps", "1")
+    assert result.exit_code == 1
+    name = ShardSet.open(dataset_copy).split("val").source_name(3)
+    assert name in result.output
+
+
+def test_a_checkpoint_of_another_recipe_or_dataset_is_refused(whole: Path, dataset_dir: Path, tmp_path: Path) -> None:
+    other_recipe = run(dataset_dir, tmp_path / "a", "--resume", str(whole), optimizer__lr=0.01)
+    assert other_recipe.exit_code == 1
+    assert "optimizer.lr" in other_recipe.output
+    broken = tmp_path / "broken.pt"
+    broken.write_bytes((whole / "checkpoints/last.pt").read_bytes()[:1000])
+    truncated = run(dataset_dir, tmp_path / "b", "--resume", str(broken))
+    assert truncated.exit_code == 1
+    assert str(broken) in truncated.output
+
+
+BAD_INPUT = {
+    "no dataset": (["--data", "nowhere"], "nowhere"),
+    "no recipe": (["--recipe", "rn51"], "rn50-imagenet"),
+    "unknown key": (["--set", "optimizer.momentun=0.9"], "optimizer.momentum"),
+    "ill-typed": (["--set", "train.epochs=many"], "train.epochs"),
+    "out of range": (["--set", "augment.hue=2"], "0 to 0.5"),
+    "unknown network": (["--set", "model.name=resnet51"], "resnet50"),
+    "batch too large": (["--set", "train.global_batch_size=4096"], "train.global_batch_size"),
+    "does not divide": (["--set", "train.accumulation=5"], "train.accumulation"),
+    "no such split": (["--set", "data.val_split=test"], "train, val"),
+    "no checkpoint": (["--resume", "nowhere.pt"], "nowhere.pt"),
+    "no gpu": (["--device", "cuda"], "no GPU"),
+    "warm-up too long": (["--set", "schedule.warmup_epochs=9"], "schedule.warmup_epochs"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_gets_one_clear_line(case: str, dataset_dir: Path, tmp_path: Path) -> None:
+    if case == "no gpu" and torch.cuda.is_available():
+        pytest.skip("there is one")
+    more, expected = BAD_INPUT[case]
+    result = run(dataset_dir, tmp_path / "run", *more)
+    assert result.exit_code != 0
+    assert not result.exception or isinstance(result.exception, SystemExit), result.exception
+    message = [line for line in result.output.splitlines() if line.startswith("Error: ")]
+    assert len(message) == 1, result.output
+    assert expected in message[0]

@@ -1,0 +1,143 @@
+"""A world of one in this process, and a world of two gloo processes against the single-process result."""
+
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import nn
+
+from training import distributed
+from training.distributed import StopFlag, World
+from training.metrics import StepLog
+
+LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+
+
+@pytest.fixture(autouse=True)
+def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in LAUNCHER_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_world_of_one_has_no_process_group() -> None:
+    world = distributed.start("cpu")
+    assert world == World(0, 0, 1, 1, torch.device("cpu"))
+    assert world.is_main
+    assert not torch.distributed.is_initialized()
+    model, tensor = nn.Linear(2, 2), torch.ones(2)
+    assert distributed.wrap(model, world) is model
+    assert distributed.sum_tensor(tensor) is tensor
+    assert tensor.tolist() == [1, 1]
+    distributed.barrier()
+    distributed.broadcast_buffers(model)
+    distributed.finish()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_cuda_where_there_is_none_is_an_error() -> None:
+    with pytest.raises(ValueError, match="device cuda: torch sees no GPU"):
+        distributed.start("cuda")
+    assert distributed.start("auto").device == torch.device("cpu")
+
+
+def test_unknown_device_is_an_error() -> None:
+    with pytest.raises(ValueError, match="'tpu': expected auto, cpu or cuda"):
+        distributed.start("tpu")  # type: ignore[arg-type]
+
+
+def test_more_processes_than_gpus_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match="4 processes on this machine, but 2 GPUs"):
+        distributed.start("cuda")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_sets_the_flag_and_handlers_come_back(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with StopFlag() as stop:
+        assert not stop.agreed()
+        assert stop.signal is None
+        os.kill(os.getpid(), number)
+        assert stop.agreed()
+        assert stop.signal == number.name
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_interrupt_raises_but_not_the_echo_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    with StopFlag() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal == "SIGINT"
+        monkeypatch.setattr(StopFlag, "SAME_INTERRUPT_S", 0.01)
+        time.sleep(0.02)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def _network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def _two_ranks(rank: int, port: int, out: Path) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+    torch.set_num_threads(1)
+    world = distributed.start("cpu", timeout_s=60)
+    assert (world.rank, world.world_size, world.is_main) == (rank, 2, rank == 0)
+    result: dict = {"sum": distributed.sum_tensor(torch.tensor([rank + 1, 10]))}
+
+    model = distributed.wrap(_network(), world)
+    images, labels = torch.load(out / "batch.pt", weights_only=True)
+    half = slice(4 * rank, 4 * rank + 4)
+    loss = nn.functional.cross_entropy(model(images[half]), labels[half])
+    loss.backward()
+    result["grads"] = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    log = StepLog(2, global_batch_size=8, device=world.device, world_size=2, sum_over_ranks=distributed.sum_tensor)
+    log.add(step=0, epoch=0, position=0, loss=loss, lr=0.1)
+    result["loss"] = log.flush()[0]["loss"]
+
+    norm = nn.BatchNorm1d(2)
+    norm.running_mean = torch.full((2,), float(rank))
+    distributed.broadcast_buffers(norm)
+    result["buffer"] = norm.running_mean
+
+    with StopFlag() as stop:
+        for step in range(1000):
+            if rank == 1 and step == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+            if stop.agreed():
+                break
+        result |= {"stopped_at": step, "signal": stop.signal}
+    distributed.barrier()
+    torch.save(result, out / f"{rank}.pt")
+    distributed.finish()
+
+
+def test_two_processes_are_one(tmp_path: Path) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    images, labels = torch.randn(8, 6), torch.randint(3, (8,))
+    torch.save((images, labels), tmp_path / "batch.pt")
+    mp.spawn(_two_ranks, args=(port, tmp_path), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+
+    model = _network()
+    loss = nn.functional.cross_entropy(model(images), labels)
+    loss.backward()
+    for result in (first, second):
+        assert result["sum"].tolist() == [3, 20]
+        torch.testing.assert_close(result["grads"], [p.grad for p in model.parameters()])
+        assert result["loss"] == pytest.approx(loss.item(), rel=1e-5)
+        assert result["buffer"].tolist() == [0.0, 0.0]
+        # The flag set before the call at step 5 is what that call sends; the next one answers it.
+        assert result["stopped_at"] == 6
+    assert (first["signal"], second["signal"]) == (None, "SIGTERM")
