@@ -79,21 +79,17 @@ class DaliLoader:
         self._state = (epoch, position)
         turn = self._turn = object()
         if self._in_flight:
-            self._drop_pipe()  # an epoch that was neither finished nor closed: its batches must not come out here
-        finished = False
-        try:
-            while not finished:
-                planned = self.feed.batches(epoch, self._state[1], image_size)
-                self._planned = self._ahead(planned)
-                try:
-                    yield from self._run(epoch, image_size, turn)
-                    finished = True
-                except RuntimeError as error:
-                    self._take_out_bad(error)
-                    self._drop_pipe()
-        finally:
-            if not finished and self._turn is turn:
-                self._drop_pipe()  # it holds batches that nobody wants any more
+            self._drop_pipe()  # the last epoch was left before its end: its batches must not come out here
+        while True:
+            done = self._state[1]  # perhaps inside a global batch, after a bad sample: the spans stay as they were
+            spans = (span for span in self.feed.spans(position) if span.end > done)
+            self._planned = self._ahead(self.feed.batch(epoch, span, image_size) for span in spans)
+            try:
+                yield from self._run(epoch, image_size, turn)
+                return
+            except RuntimeError as error:
+                self._take_out_bad(error)
+                self._drop_pipe()
 
     def close(self) -> None:
         self._drop_pipe()
@@ -185,10 +181,11 @@ class DaliLoader:
             self._on_bad(bad)
         limit = max(1, int(self.feed.config.max_bad_fraction * len(self.feed.split)))
         if len(self.quarantine) > limit:
+            root, fraction = self.feed.split.root, self.feed.config.max_bad_fraction
             raise ValueError(
-                f"{self.feed.split.root}: {len(self.quarantine)} of {len(self.feed.split)} samples cannot be decoded, more than "
-                f"data.max_bad_fraction {self.feed.config.max_bad_fraction} allows; the last is {found[-1].where}; find all with: "
-                f"python -m shard_tools verify --decode {self.feed.split.root}"
+                f"{root}: {len(self.quarantine)} of {len(self.feed.split)} samples cannot be decoded, more than "
+                f"data.max_bad_fraction {fraction} allows; the last is {found[-1].where}; "
+                f"find all with: python -m shard_tools verify --decode {root}"
             )
 
     def _drop_pipe(self) -> None:

@@ -142,8 +142,17 @@ def info_command(out: Path, as_json: bool) -> None:
 
 def _run(work: Callable[[Callable[[Progress], None]], Packed], out: Path) -> None:
     """Run `pack` with a progress bar and report how it ended."""
-    signal.signal(signal.SIGTERM, _interrupt)
     state = Progress()
+    stop = False
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        """Raising anywhere in concurrent.futures can leave its locks held, so a running pack stops at `progress`."""
+        nonlocal stop
+        if stop or not state.shards:
+            raise KeyboardInterrupt
+        stop = True
+
+    handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with progress_bar() as show:
 
@@ -151,16 +160,19 @@ def _run(work: Callable[[Callable[[Progress], None]], Packed], out: Path) -> Non
                 nonlocal state
                 state = now
                 show(now)
+                if stop:
+                    raise KeyboardInterrupt
 
             packed = work(progress)
     except KeyboardInterrupt:
-        done = (
-            f"{state.done_shards} of {state.shards} shards are done and kept" if state.shards else "nothing written yet"
-        )
+        done = f"{state.done_shards} of {state.shards} shards are done and kept" if state.shards else "no shard is done"
         click.echo(f"Stopped: {done}; run the same command again to go on.", err=True)
         sys.exit(130)
     except ValueError as error:
         raise click.ClickException(_printable(str(error))) from None
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     if packed.ignored_line:
         click.echo(_printable(packed.ignored_line), err=True)
     if packed.already_complete:
@@ -171,10 +183,6 @@ def _run(work: Callable[[Callable[[Progress], None]], Packed], out: Path) -> Non
     if packed.rejected:
         click.echo(f"skipped {len(packed.rejected)} bad image(s) in all, see {out / REJECTED_FILE}", err=True)
     click.echo(summary(describe(packed.shard_set)))
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _printable(text: str) -> str:

@@ -33,7 +33,7 @@ def ring(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def cross(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     x, y = np.abs(x), np.abs(y)
-    return np.minimum(np.maximum(x - 0.36, y - 1), np.maximum(y - 0.36, x - 1))
+    return np.minimum(np.maximum(x - 0.34, y - 1), np.maximum(y - 0.34, x - 1))
 
 
 def triangle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -83,7 +83,7 @@ def draw(shape: str, texture: str, rng: np.random.Generator) -> np.ndarray:
     radius = side * rng.uniform(0.34, 0.47)
     cx = rng.uniform(radius, width - radius) + side * rng.uniform(-0.04, 0.04)
     cy = rng.uniform(radius, height - radius) + side * rng.uniform(-0.04, 0.04)
-    u, v = _turned(x - cx, y - cy, rng.uniform(-0.6, 0.6))  # up to 34° either way
+    u, v = _turned(x - cx, y - cy, rng.uniform(-0.4, 0.4))  # up to 23° either way
     inside = np.clip(0.5 - SHAPES[shape](u / radius, v / radius) * radius, 0, 1)[..., None]  # antialiased
     period = side * rng.uniform(0.17, 0.24)
     u, v = _turned(x - cx, y - cy, rng.uniform(0, 2 * np.pi))

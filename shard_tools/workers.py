@@ -9,9 +9,12 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from contextlib import contextmanager, suppress
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
+
+LOST = (BrokenExecutor, EOFError, ConnectionError)  # what `submit` and `result` raise when processes were killed
 
 
 def num_cpus() -> int:
@@ -24,13 +27,19 @@ def process_pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
     """An executor of fresh processes (no threads or locks of the parent are forked into them)."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["shard_tools.shard"])
+    _start_forkserver()
     alive, hold = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_watch, initargs=(alive,))
     try:
         yield pool
     except BaseException:
         hold.close()  # the workers drop what they are doing
-        pool.shutdown(wait=False, cancel_futures=True)
+        with suppress(*LOST):
+            # Only a pool that has noticed this closes the pipe into which its thread may be writing the next task; one
+            # that is shut down before waits for that thread for ever.
+            while True:
+                pool.submit(os.getpid).result()
+        pool.shutdown()
         raise
     else:
         pool.shutdown()
@@ -39,8 +48,19 @@ def process_pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
         alive.close()
 
 
+def _start_forkserver() -> None:
+    """Start the process that forks the workers; like them it leaves it to the parent what a Ctrl-C means."""
+    in_main_thread = threading.current_thread() is threading.main_thread()  # else handlers cannot be set
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None
+    try:
+        forkserver.ensure_running()
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGINT, previous)
+
+
 def _watch(alive: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with, args=(alive,), daemon=True).start()
 
 

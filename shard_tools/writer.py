@@ -10,7 +10,7 @@ and however often the run was killed.
 import os
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -33,7 +33,7 @@ from shard_tools.format import (
 from shard_tools.resume import complete, describe, work_dir
 from shard_tools.shard import Part, ShardJob, iterate_parts, plan_shards, read_part, write_shard
 from shard_tools.sources import Source, read_source
-from shard_tools.workers import num_cpus, process_pool
+from shard_tools.workers import LOST, num_cpus, process_pool
 
 REJECTED_FILE = "rejected.tsv"
 SAMPLES_PER_SHARD = 10_000
@@ -165,13 +165,14 @@ def _run(
                     finished(number, next(iterate_parts([jobs[number]])))
                 state.seen_bytes = state.done_bytes + _unfinished_bytes([jobs[number] for number in running.values()])
                 progress(state)
-        except BrokenExecutor:
+        except LOST:
+            progress(state)  # lets the caller stop here, if the workers died of the signal that told it to
             raise ValueError(
                 "a worker process died (out of memory?); finished shards are kept: run the same command again, "
                 "with fewer --workers"
             ) from None
         finally:
-            for future in running:
+            for future in running if executor else ():  # our own pool drops everything by itself
                 future.cancel()
     return [row for number in sorted(bad) for row in bad[number]]
 

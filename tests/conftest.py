@@ -1,7 +1,7 @@
 """A small packed dataset for the tests: generated JPEGs of varied sizes, packed once a session by `shard_tools`."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -76,7 +76,7 @@ def dataset_copy(dataset_dir: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def damage() -> Iterator[Callable[[ShardSet, str, int, bytes], None]]:
+def damage() -> Callable[[ShardSet, str, int, bytes], None]:
     """`damage(shard_set, split, sample_id, data)`: overwrite a sample's bytes, zero-padded, in its tar."""
 
     def overwrite(shard_set: ShardSet, split: str, sample_id: int, data: bytes) -> None:
@@ -86,4 +86,4 @@ def damage() -> Iterator[Callable[[ShardSet, str, int, bytes], None]]:
             file.seek(int(row["offset"]))
             file.write(data[:size].ljust(size, b"\0"))
 
-    yield overwrite
+    return overwrite

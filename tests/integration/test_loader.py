@@ -1,7 +1,6 @@
 """`DaliLoader` on generated shards: pixels against PIL and torchvision, laws 1 to 4, and what broken input says."""
 
 import io
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -63,7 +62,7 @@ def gray_levels(images: torch.Tensor, config: DataConfig) -> torch.Tensor:
 
 
 def ids(batches: list[Batch]) -> list[int]:
-    return torch.cat([batch.sample_ids for batch in batches]).tolist()
+    return [sample_id for batch in batches for sample_id in batch.sample_ids.tolist()]
 
 
 def by_position(batches: Iterator[Batch], feed: Feed, position: int = 0) -> dict[int, tuple[int, int, torch.Tensor]]:
@@ -215,7 +214,7 @@ def test_epochs_and_seeds_differ(dataset: ShardSet, baseline: dict[int, Any]) ->
 
 
 def threads_and_files() -> tuple[int, int]:
-    return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/task").iterdir())), len(list(Path("/proc/self/fd").iterdir()))
 
 
 def test_epochs_leak_neither_threads_nor_files(dataset: ShardSet) -> None:
@@ -260,13 +259,15 @@ def test_validation_pixels_are_torchvisions(
         ):
             name = split.source_name(sample_id)
             difference = (pixels - transform(pil_image(image_tree, name)).float()).abs()
-            assert difference.mean() <= 0.5, name
-            assert difference.max() <= 4, name
+            assert difference.mean() <= 0.5, name  # 0.23 was the largest seen; on real photographs 0.19
+            assert difference.max() <= 2, name
     loader.close()
 
 
 def test_training_pixels_are_torchvisions(dataset: ShardSet, image_tree: Path) -> None:
-    """The planned box, cut and resized and flipped by torchvision from what PIL decodes."""
+    """The planned box, cut and resized and flipped by torchvision from what PIL decodes: mean difference ≤ 0.5 grey
+    levels an image (0.22 was the largest seen). At the crop's border the two filters weigh the outside differently:
+    PIL leaves it out, DALI repeats the last pixel; a hard edge there may differ by a dozen levels."""
     loader = make_loader(dataset)
     split, feed = dataset.split("train"), loader.feed
     flips = 0
@@ -283,7 +284,8 @@ def test_training_pixels_are_torchvisions(dataset: ShardSet, image_tree: Path) -
                 flips += 1
             difference = (pixels - v2.functional.pil_to_tensor(image).float()).abs()
             assert difference.mean() <= 0.5, name
-            assert difference.max() <= 4, name
+            assert difference[:, 1:-1, 1:-1].max() <= 2, name
+            assert difference.max() <= 24, name
     assert 20 < flips < 52
     loader.close()
 
@@ -459,12 +461,34 @@ def test_a_resume_just_before_a_bad_batch(dataset_copy: Path, damage: Damage) ->
     loader.close()
 
 
+def test_a_bad_sample_on_one_rank_keeps_the_ranks_in_step(
+    dataset: ShardSet, dataset_copy: Path, damage: Damage
+) -> None:
+    """Three ranks, two rounds a global batch: the loader restarts inside a global batch, and yields no batch more or
+    less for it (an uneven count would hang DDP)."""
+    shard_set = ShardSet.open(dataset_copy)
+    whole = make_loader(dataset, batch_size=24)
+    expected = by_position(whole.iter_epoch(0), whole.feed)
+    whole.close()
+    places = [17, 18, 47, 71]  # of ranks 1, 1, 2 and 2, in second rounds
+    for place in places:
+        damage(shard_set, "train", expected[place][0], b"")
+    rows: dict[int, Any] = {}
+    for rank in range(3):
+        loader = make_loader(shard_set, batch_size=4, world_size=3, rank=rank)
+        rows |= by_position(loader.iter_epoch(0), loader.feed)
+        assert loader.state == (0, 72)
+        loader.close()
+    assert [position for position in sorted(rows) if rows[position][0] == NO_SAMPLE] == places
+    assert all(torch.equal(rows[p][2], expected[p][2]) for p in expected if p not in places)
+
+
 def test_too_many_bad_samples_end_the_run(dataset_copy: Path, damage: Damage) -> None:
     shard_set = ShardSet.open(dataset_copy)
     for sample_id in range(90):
         damage(shard_set, "train", sample_id, b"")
     loader = make_loader(shard_set, max_bad_fraction=0.2)
-    with pytest.raises(ValueError, match=r"of 90 samples cannot be decoded, more than data\.max_bad_fraction 0\.2") as e:
+    with pytest.raises(ValueError, match=r"of 90 samples .* more than data\.max_bad_fraction 0\.2 allows") as e:
         list(loader.iter_epoch(0))
     assert str(dataset_copy) in str(e.value)
     assert "train-00000" in str(e.value)
@@ -493,10 +517,9 @@ def test_a_bad_validation_image_is_an_error_that_names_it(dataset_copy: Path, da
         make_loader(shard_set, augment=None, batch_size=4),
         ReferenceLoader(make_feed(shard_set, augment=None, batch_size=4), device=CPU, workers=0),
     ):
-        seen = []
+        seen: list[Batch] = []
         with pytest.raises(ValueError, match="cannot be decoded") as error:
-            for batch in loader.iter_epoch(0):
-                seen.append(batch)
+            seen.extend(loader.iter_epoch(0))
         assert ids(seen) == [0, 1, 2, 3]  # those before it are good
         assert split.source_name(7) in str(error.value)
         assert f"val-000000.tar at byte {split.samples['offset'][7]}" in str(error.value)

@@ -213,6 +213,25 @@ def test_a_signal_stops_it_soon_and_says_how_to_go_on(source, tmp_path, number):
     assert not (tmp_path / "out" / "dataset.json").exists()
 
 
+def test_a_pool_that_is_writing_a_large_task_ends_at_once():
+    code = """
+import time
+from shard_tools.workers import process_pool
+try:
+    with process_pool(2) as pool:
+        for i in range(2):
+            pool.submit(time.sleep, 60)
+        for i in range(5):
+            pool.submit(len, bytes(1 << 20))
+        time.sleep(1)
+        raise KeyboardInterrupt
+except KeyboardInterrupt:
+    print("ended")
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert (result.stdout, result.stderr) == ("ended\n", "")
+
+
 def test_a_complete_directory_is_left_alone(source, packed, tmp_path):
     before = hashes(packed)
     result = cli("pack", source, packed, "--samples-per-shard", 32)

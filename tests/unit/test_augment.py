@@ -180,13 +180,13 @@ def test_centre_crop_window_is_torchvisions(image_size: int, resize_size: int) -
         resized = v2.functional.resize(torch.empty(1, height, width, device="meta"), [resize_size]).shape[-2:]
         for axis, (side, out) in enumerate(zip((height, width), resized, strict=True)):
             scale = side / out
-            corner = int(round((out - image_size) / 2.0))  # as torchvision's center_crop
+            corner = round((out - image_size) / 2.0)  # as torchvision's center_crop
             anchor, length = int(params["anchor"][i, axis]), int(params["shape"][i, axis])
             start, end = params["roi_start"][i, axis] + anchor, params["roi_end"][i, axis] + anchor
             assert start == pytest.approx(corner * scale, abs=1e-3)
             assert end == pytest.approx((corner + image_size) * scale, abs=1e-3)
-            assert 0 <= anchor
-            assert 1 <= length
+            assert anchor >= 0
+            assert length >= 1
             assert anchor + length <= side
             reach = max(scale, 1.0)
             assert anchor == 0 or anchor <= start - reach

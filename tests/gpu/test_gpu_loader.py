@@ -1,0 +1,164 @@
+"""`DaliLoader` on a GPU against itself on the CPU: the same plan, pixels apart only by the decoder's rounding."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.augment import AugmentConfig
+from pipeline.batch import IGNORE_LABEL, NO_SAMPLE, Batch
+from pipeline.config import DataConfig
+from pipeline.feed import Feed
+from pipeline.loader import BadSample, DaliLoader
+from shard_tools.format import ShardSet
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+CROPS = AugmentConfig()
+JITTER = AugmentConfig(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+SIZE = 64
+
+
+def make_loader(
+    shard_set: ShardSet,
+    device: str = "cuda",
+    *,
+    augment: AugmentConfig | None = CROPS,
+    dtype: torch.dtype = torch.float16,
+    batch_size: int = 12,
+    on_bad: Callable[[BadSample], None] = lambda bad: None,
+    **config: Any,
+) -> DaliLoader:
+    settings = {"image_size": SIZE, "val_image_size": SIZE, "val_resize_size": 73, "max_bad_fraction": 0.5} | config
+    feed = Feed(
+        split=shard_set.split("train" if augment else "val"),
+        config=DataConfig(**settings),
+        augment=augment,
+        batch_size=batch_size,
+        global_batch_size=24 if augment else 0,
+        seed=3,
+    )
+    return DaliLoader(feed, device=torch.device(device), threads=2, dtype=dtype, on_bad=on_bad)
+
+
+def gray_levels(images: torch.Tensor) -> torch.Tensor:
+    config = DataConfig()
+    std, mean = torch.tensor(config.std), torch.tensor(config.mean)
+    return images.cpu().float() * std[:, None, None] + mean[:, None, None]
+
+
+def on_cpu(batches: list[Batch]) -> list[Batch]:
+    torch.cuda.synchronize()
+    return [Batch(batch.images.cpu(), batch.labels.cpu(), batch.sample_ids) for batch in batches]
+
+
+def same(a: list[Batch], b: list[Batch]) -> bool:
+    return len(a) == len(b) and all(
+        torch.equal(x.images, y.images) and torch.equal(x.labels, y.labels) and torch.equal(x.sample_ids, y.sample_ids)
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+@pytest.mark.parametrize("hw_decoder_load", [0.0, 0.65, 1.0])
+@pytest.mark.parametrize("augment", [CROPS, JITTER, None], ids=["crops", "jitter", "validation"])
+def test_the_gpu_makes_the_cpus_batches(
+    dataset: ShardSet, augment: AugmentConfig | None, hw_decoder_load: float
+) -> None:
+    gpu = make_loader(dataset, augment=augment, hw_decoder_load=hw_decoder_load)
+    cpu = make_loader(dataset, "cpu", augment=augment, dtype=torch.float32)
+    differences = []
+    for ours, theirs in zip(gpu.iter_epoch(1), cpu.iter_epoch(1), strict=True):
+        assert gpu.state == cpu.state
+        assert ours.images.device.type == ours.labels.device.type == "cuda"
+        assert ours.sample_ids.device.type == "cpu"
+        assert ours.images.dtype == torch.float16
+        assert ours.images.shape == theirs.images.shape
+        assert ours.images.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(ours.sample_ids, theirs.sample_ids)
+        assert torch.equal(ours.labels.cpu(), theirs.labels)
+        differences.append((gray_levels(ours.images) - gray_levels(theirs.images)).abs().mean(dim=(1, 2, 3)))
+    per_image = torch.cat(differences)
+    print(f"mean {per_image.mean():.3f}, largest {per_image.max():.3f} grey levels")
+    assert per_image.mean() < 1
+    assert per_image.max() < 2
+    gpu.close()
+    cpu.close()
+
+
+def test_float32_on_the_gpu(dataset: ShardSet) -> None:
+    loader = make_loader(dataset, dtype=torch.float32)
+    batch = next(iter(loader.iter_epoch(0)))
+    assert batch.images.dtype == torch.float32
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    loader.close()
+
+
+def test_resume_and_abandon(dataset: ShardSet) -> None:
+    loader = make_loader(dataset, augment=JITTER)
+    whole = on_cpu(list(loader.iter_epoch(1)))
+    for batches_taken in (1, 3):
+        epoch = loader.iter_epoch(0)
+        for _ in range(batches_taken):
+            next(epoch)
+        epoch.close()
+        assert same(on_cpu(list(loader.iter_epoch(1, 24))), whole[2:])
+        assert loader.state == (1, 72)
+    loader.close()
+    again = make_loader(dataset, augment=JITTER)
+    assert same(on_cpu(list(again.iter_epoch(1))), whole)
+    again.close()
+
+
+def test_batches_stay_what_they_are(dataset: ShardSet) -> None:
+    """A batch is a view on DALI's memory: it must not be written again while it is held, or while work on it waits."""
+    loader = make_loader(dataset, batch_size=6)
+    held, copies = [], []
+    for batch in loader.iter_epoch(0):
+        held.append(batch.images)
+        copies.append(batch.images.clone())
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(held, copies, strict=True))
+    expected = [images.double().sum().item() for images in copies]
+    sums = []
+    busy = torch.randn(4096, 4096, device="cuda")
+    for batch in loader.iter_epoch(0):  # dropped as soon as its work is queued, behind work that takes longer
+        for _ in range(20):
+            busy = torch.tanh(busy @ busy)
+        sums.append(batch.images.double().sum())
+        del batch
+    assert [float(value) for value in sums] == expected
+    loader.close()
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>404 Not Found</html>"], ids=["zeros", "text"])
+def test_a_bad_sample_on_the_gpu(
+    dataset: ShardSet,
+    dataset_dir: Path,
+    tmp_path: Path,
+    damage: Callable[[ShardSet, str, int, bytes], None],
+    data: bytes,
+) -> None:
+    healthy = make_loader(dataset)
+    expected = on_cpu(list(healthy.iter_epoch(1)))
+    healthy.close()
+    shard_set = ShardSet.open(shutil.copytree(dataset_dir, tmp_path / "copy"))
+    bad = [int(expected[batch].sample_ids[row]) for batch, row in ((1, 0), (1, 11), (4, 5))]
+    for sample_id in bad:
+        damage(shard_set, "train", sample_id, data)
+    told: list[BadSample] = []
+    loader = make_loader(shard_set, on_bad=told.append)
+    found = on_cpu(list(loader.iter_epoch(1)))
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        taken_out = torch.isin(theirs.sample_ids, torch.tensor(bad))
+        assert torch.all(ours.sample_ids[taken_out] == NO_SAMPLE)
+        assert torch.all(ours.labels[taken_out] == IGNORE_LABEL)
+        assert torch.equal(ours.sample_ids[~taken_out], theirs.sample_ids[~taken_out])
+        difference = (gray_levels(ours.images) - gray_levels(theirs.images))[~taken_out].abs()
+        assert difference.mean() < 0.5  # the hardware decoder's share of a batch may fall on other samples
+    assert sorted(sample.sample_id for sample in told) == sorted(bad)
+    assert loader.quarantine == set(bad)
+    loader.close()
