@@ -5,7 +5,9 @@ metrics.jsonl, TensorBoard curves and report.png. Where a run stands is two inte
 (`pipeline/plan.py`) tells the rest, for any number of ranks.
 """
 
+import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -279,11 +281,13 @@ def restore(path: Path, recipe: Recipe, dataset: ShardSet, learner: Learner) -> 
 
 
 def make_demo_data(path: Path) -> None:
+    """The demo's dataset, made on first use; in a process of its own, whose workers then need not import torch."""
     if not (path / INFO_FILE).exists():
-        from shard_tools.demo import make_demo
-
         click.echo(f"making the demo's images in {path}, this once")
-        make_demo(path)
+        search = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+        command = [sys.executable, "-m", "shard_tools", "demo", str(path)]
+        if subprocess.run(command, env=os.environ | {"PYTHONPATH": search}, stdout=subprocess.DEVNULL).returncode:
+            raise ValueError(f"{path}: the demo's images could not be made")
 
 
 @click.command(context_settings={"show_default": True, "max_content_width": 110})
