@@ -20,8 +20,9 @@ from pipeline.batch import Batch, Loader
 from pipeline.build import build_loader, threads_per_rank
 from pipeline.feed import Feed
 from recipes import Recipe, recipe_file
+from shard_tools.demo import ensure_demo
 from shard_tools.format import ShardSet, Split
-from train import DEMO_DATA, build_learner, image_dtype, make_demo_data, train_step
+from train import DEMO_DATA, build_learner, image_dtype, train_step
 from training import config, distributed, environment
 from training.distributed import World
 
@@ -97,8 +98,10 @@ def benchmark(kind: str, data: str | None, recipe_name: str | None, overrides: t
     given = {name: value for name, value in given.items() if value is not None}
     recipe = replace(recipe, data=replace(recipe.data, **({"path": DEMO_DATA} if not recipe.data.path else {}) | given))
     if recipe.data.path == DEMO_DATA:
-        make_demo_data(Path(DEMO_DATA))
+        ensure_demo(Path(DEMO_DATA))
     world = distributed.start(device)
+    if world.world_size > 1:
+        raise ValueError("bench.py measures one process; start it without torchrun")
     dataset = ShardSet.open(recipe.data.path)
     batch_size = batch_size or min(recipe.train.global_batch_size, MAX_DEFAULT_BATCH)
     names = [loader or ("synthetic" if kind == "compute" else recipe.data.loader), *([against] if against else [])]

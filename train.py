@@ -5,9 +5,7 @@ metrics.jsonl, TensorBoard curves and report.png. Where a run stands is two inte
 (`pipeline/plan.py`) tells the rest, for any number of ranks.
 """
 
-import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -31,7 +29,8 @@ from pipeline.build import build_loader, threads_per_rank
 from pipeline.feed import Feed
 from pipeline.loader import BadSample
 from recipes import Recipe, recipe_file
-from shard_tools.format import INFO_FILE, ShardSet
+from shard_tools.demo import ensure_demo
+from shard_tools.format import ShardSet
 from training import checkpoint, config, distributed, environment, quarantine
 from training import run_dir as run_dirs
 from training.distributed import StopFlag, World
@@ -280,16 +279,6 @@ def restore(path: Path, recipe: Recipe, dataset: ShardSet, learner: Learner) -> 
     return Standing(**state["at"])
 
 
-def make_demo_data(path: Path) -> None:
-    """The demo's dataset, made on first use; in a process of its own, whose workers then need not import torch."""
-    if not (path / INFO_FILE).exists():
-        click.echo(f"making the demo's images in {path}, this once")
-        search = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
-        command = [sys.executable, "-m", "shard_tools", "demo", str(path)]
-        if subprocess.run(command, env=os.environ | {"PYTHONPATH": search}, stdout=subprocess.DEVNULL).returncode:
-            raise ValueError(f"{path}: the demo's images could not be made")
-
-
 @click.command(context_settings={"show_default": True, "max_content_width": 110})
 @click.option("--data", metavar="DIR", help="Packed dataset; without it the recipe's data.path (demo: own images).")
 @click.option("--recipe", "recipe_name", default="demo", metavar="NAME|FILE", help="A file of recipes/, or a path.")
@@ -324,7 +313,7 @@ def main(
         torch.use_deterministic_algorithms(deterministic)
         torch.set_float32_matmul_precision("high")
         if recipe.data.path == DEMO_DATA and world.local_rank == 0:
-            make_demo_data(Path(DEMO_DATA))
+            ensure_demo(Path(DEMO_DATA))
         now = distributed.sum_tensor(torch.tensor(int(time.time()) * world.is_main))  # rank 0's; also a barrier
         run_dir = run_dir or Path("runs") / time.strftime(f"{file.stem}-%Y%m%d-%H%M%S", time.localtime(int(now)))
         resume_from = run_dirs.find_checkpoint(resume, run_dir)

@@ -5,7 +5,8 @@ in `train_params`, and its execution in `graph.py` and (as the oracle) `referenc
 a stream of its own, so switching one on leaves the others' draws as they were.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Literal
 
 import numpy as np
 
@@ -19,14 +20,18 @@ _ATTEMPTS = 10  # tries of RandomResizedCrop before it falls back to a centre cr
 class AugmentConfig:
     """Training augmentation. Ranges as in torchvision's transforms of the same names.
 
+    crop: "random_resized"; or "pad", for small images: the whole image at image_size, moved by up to `pad` pixels up or
+        down and left or right, black where nothing is left (torchvision's `RandomCrop` with `padding`).
     scale, ratio: area (as a fraction of the image's) and aspect ratio (width / height) of the random-resized crop.
     hflip: probability of a horizontal flip.
     brightness, contrast, saturation: the factor is uniform in [max(0, 1 - x), 1 + x]; 0 switches it off.
     hue: the shift is uniform in [-x, x] turns of the colour circle, at most 0.5; 0 switches it off.
     """
 
+    crop: Literal["random_resized", "pad"] = "random_resized"
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    pad: int = 4
     hflip: float = 0.5
     brightness: float = 0.0
     contrast: float = 0.0
@@ -34,6 +39,12 @@ class AugmentConfig:
     hue: float = 0.0
 
     def __post_init__(self) -> None:
+        unread = ("scale", "ratio") if self.crop == "pad" else ("pad",)
+        for field in fields(self):
+            if field.name in unread and getattr(self, field.name) != field.default:
+                raise ValueError(f'{field.name}: has no effect with crop = "{self.crop}"; leave it out')
+        if not self.pad >= 0:
+            raise ValueError(f"pad: {self.pad} must be 0 or more")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"scale: {self.scale} must satisfy 0 < low ≤ high ≤ 1")
         if not 0 < self.ratio[0] <= self.ratio[1]:
@@ -87,6 +98,23 @@ def random_resized_crop(
     }
 
 
+def pad_crop(draws: np.ndarray, heights: np.ndarray, widths: np.ndarray, pad: int) -> AugmentParams:
+    """The whole image, and by how much it moves.
+
+    Args:
+        draws: (n, 2) uniform in [0, 1).
+        heights, widths: (n,) pixels of the stored images.
+        pad: pixels of the output image.
+
+    Returns:
+        anchor, shape: (n, 2) int32, the whole stored image; shift: (n, 2) int32, the output's top left corner in the
+        resized image, row and column, each in -pad…pad.
+    """
+    shape = np.stack([heights, widths], 1).astype(np.int32)
+    shift = (draws * (2 * pad + 1)).astype(np.int32) - pad
+    return {"anchor": np.zeros_like(shape), "shape": shape, "shift": shift}
+
+
 def colour_jitter(draws: np.ndarray, config: AugmentConfig) -> AugmentParams:
     """Factors for brightness, contrast and saturation, and the hue shift in degrees: (n,) float32 each.
 
@@ -116,12 +144,15 @@ def train_params(
         heights, widths: (n,) pixels of the samples at these positions.
 
     Returns:
-        anchor, shape: see `random_resized_crop`; mirror: (n,) int32, 1 to flip; with colour jitter on, also
+        anchor, shape (and shift): see `random_resized_crop` and `pad_crop`; mirror: (n,) int32, 1 to flip; with colour jitter on, also
         what `colour_jitter` returns.
     """
     n = len(heights)
-    draws = plan.uniforms("random_resized_crop", start, n, 2 * _ATTEMPTS + 2)
-    params = random_resized_crop(draws, heights, widths, config.scale, config.ratio)
+    if config.crop == "pad":
+        params = pad_crop(plan.uniforms("pad_crop", start, n, 2), heights, widths, config.pad)
+    else:
+        draws = plan.uniforms("random_resized_crop", start, n, 2 * _ATTEMPTS + 2)
+        params = random_resized_crop(draws, heights, widths, config.scale, config.ratio)
     params["mirror"] = (plan.uniforms("hflip", start, n, 1)[:, 0] < config.hflip).astype(np.int32)
     if config.jitters_colour:
         params |= colour_jitter(plan.uniforms("colour_jitter", start, n, 4), config)

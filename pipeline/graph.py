@@ -61,6 +61,9 @@ def build_graph(
         images = fn.resize(
             images, size=[image_size, image_size], interp_type=types.INTERP_LINEAR, antialias=True, **roi
         )
+        if "shift" in params:
+            side = [image_size, image_size]
+            images = fn.slice(images, start=params["shift"], shape=side, axes=[0, 1], out_of_bounds_policy="pad")
         if "brightness" in params:
             images = fn.color_twist(images, **{name: params[name] for name in COLOUR})
         mirror = {"mirror": params["mirror"]} if "mirror" in params else {}

@@ -65,6 +65,7 @@ class DaliLoader:
         self._pipe_key: tuple[int, tuple[str, ...]] | None = None
         self._planned: Iterator[PlannedBatch] = iter(())
         self._in_flight: deque[tuple[PlannedBatch, tuple[Any, ...]]] = deque()
+        self._used = deque(self._in_flight, maxlen=4)  # inputs that the GPU may still be reading, uncopied
         self._turn = object()  # of the epoch under way: a loader runs one at a time
 
     @property
@@ -114,9 +115,11 @@ class DaliLoader:
                 half=self.dtype == torch.float16,
             )
             self._pipe_key = (image_size, names)
+        # On a stream the batch is handed over without waiting for the GPU, and its memory is freed in stream order.
+        stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
         while True:
             try:
-                (output,) = self._pipe.run()
+                (output,) = self._pipe.run(stream)
             except StopIteration:
                 self._pipe.reset()
                 return
@@ -127,7 +130,7 @@ class DaliLoader:
             yield Batch(images, labels, torch.from_numpy(planned.sample_ids))
             if self._turn is not turn:
                 raise ValueError("this epoch ended when iter_epoch was called again: a loader runs one at a time")
-            self._in_flight.popleft()  # not before: the GPU may have been reading the arrays until now
+            self._used.append(self._in_flight.popleft())
 
     def _ahead(self, planned: Iterator[PlannedBatch]) -> Iterator[PlannedBatch]:
         """The same batches, the kernel being asked for `read_ahead` of them before they are due."""

@@ -1,6 +1,7 @@
 """Sample ids → zero-copy views on memory-mapped shards, and reading ahead of the plan."""
 
 import mmap
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,9 @@ class ShardReader:
     def __init__(self, split: Split) -> None:
         self.split = split
         self._maps: dict[int, tuple[mmap.mmap, np.ndarray]] = {}
+        # A map holds a file descriptor; the usual soft limit of 1,024 is less than a large set has shards.
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         for shard, info in enumerate(split.shards):
             path = split.shard_path(shard)
             try:

@@ -20,6 +20,9 @@ from pipeline.reader import ShardReader
 class ReferenceLoader:
     """One rank's batches, decoded by PIL in worker processes. See `pipeline.batch.Loader` for the contract.
 
+    Colours follow torchvision's definitions: contrast about the image's mean gray, hue in HSV, one after the other.
+    DALI's `color_twist` uses mid-gray and YIQ in one matrix, so with colour jitter the pixels differ.
+
     A sample that cannot be decoded is a ValueError naming it; taking bad samples out is `DaliLoader`'s.
 
     Args:
@@ -90,6 +93,9 @@ class _PlannedBatches(Dataset[Any]):
         if self.feed.augment:
             (top, left), (height, width) = params["anchor"].tolist(), params["shape"].tolist()
             image = F.resized_crop(image, top, left, height, width, [size, size], antialias=True)
+            if "shift" in params:
+                top, left = params["shift"].tolist()
+                image = F.crop(image, top, left, size, size)
             if "brightness" in params:
                 image = F.adjust_brightness(image, float(params["brightness"]))
                 image = F.adjust_contrast(image, float(params["contrast"]))

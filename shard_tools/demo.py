@@ -8,6 +8,8 @@ texture's period at least 17 % of it (7 px at 40 px), and object and background 
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -17,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from shard_tools.format import INFO_FILE
 from shard_tools.workers import num_cpus, process_pool
 from shard_tools.writer import Packed, Progress, pack
 
@@ -166,3 +169,19 @@ def make_demo(
         raise ValueError(f"{error.filename or images}: cannot be written ({error.strerror})") from None
     finally:
         shutil.rmtree(images, ignore_errors=True)
+
+
+def ensure_demo(out: Path, say: Callable[[str], None] = print) -> None:
+    """Make the set in `out` unless it is there; in a process of its own, whose workers need not import what this has.
+
+    Raises:
+        ValueError: it could not be made; the process has said why on stderr.
+    """
+    if (out / INFO_FILE).exists():
+        return
+    say(f"making the demo's images in {out}, this once")
+    search = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", "shard_tools", "demo", str(out)]
+    made = subprocess.run(command, env=os.environ | {"PYTHONPATH": search}, stdout=subprocess.DEVNULL, check=False)
+    if made.returncode:
+        raise ValueError(f"{out}: the demo's images could not be made")

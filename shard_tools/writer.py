@@ -205,7 +205,7 @@ def _write_rejected(out: Path, rejected: list[list[str]]) -> None:
         return
     with atomic_write(out / REJECTED_FILE) as stream:
         for name, reason in [["name", "reason"], *rejected]:
-            line = f"{escape(name)}\t{escape(reason)}\n".replace("\t", " ", 0)
+            line = "\t".join(escape(field).replace("\t", "\\t") for field in (name, reason)) + "\n"
             stream.write(line.encode("utf-8", "surrogateescape"))
 
 

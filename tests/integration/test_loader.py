@@ -126,7 +126,7 @@ def test_validation_gives_each_image_once(dataset: ShardSet) -> None:
         assert sorted(seen) == list(range(len(dataset.split("val"))))
 
 
-@pytest.mark.parametrize("augment", [CROPS, None])
+@pytest.mark.parametrize("augment", [CROPS, AugmentConfig(crop="pad"), None])
 def test_another_image_size_per_epoch(dataset: ShardSet, augment: AugmentConfig | None) -> None:
     loader = make_loader(dataset, augment=augment)
     sequences = []
@@ -290,7 +290,7 @@ def test_training_pixels_are_torchvisions(dataset: ShardSet, image_tree: Path) -
     loader.close()
 
 
-@pytest.mark.parametrize("augment", [CROPS, None])
+@pytest.mark.parametrize("augment", [CROPS, AugmentConfig(crop="pad"), None])
 def test_the_reference_loader_agrees(dataset: ShardSet, augment: AugmentConfig | None) -> None:
     feed = make_feed(dataset, augment=augment)
     dali, reference = DaliLoader(feed, device=CPU, threads=2), ReferenceLoader(feed, device=CPU, workers=0)
@@ -542,7 +542,7 @@ def test_a_missing_or_short_shard_is_an_error_at_once(dataset_copy: Path, cut: i
 
 
 @pytest.mark.parametrize("name", ["dali", "reference", "synthetic"])
-@pytest.mark.parametrize("augment", [CROPS, None])
+@pytest.mark.parametrize("augment", [CROPS, AugmentConfig(crop="pad"), None])
 def test_every_loader_keeps_the_contract(dataset: ShardSet, name: str, augment: AugmentConfig | None) -> None:
     feed = make_feed(dataset, augment=augment, loader=name, batch_size=8)
     loader = build_loader(feed, device=CPU, threads=0 if name == "reference" else 1)

@@ -1,13 +1,21 @@
 """The drawn parameters against torchvision's own: two-sample tests on crops, ranges and rates on the rest."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torchvision.transforms import v2
 
-from pipeline.augment import AugmentConfig, centre_crop_params, colour_jitter, random_resized_crop, train_params
+from pipeline.augment import (
+    AugmentConfig,
+    centre_crop_params,
+    colour_jitter,
+    pad_crop,
+    random_resized_crop,
+    train_params,
+)
 from pipeline.plan import EpochPlan
 
 NUM_DRAWS = 22
@@ -218,3 +226,25 @@ def test_the_centre_crop_decodes_little_more_than_it_needs() -> None:
 def test_settings_out_of_range_are_errors(wrong: dict[str, object], names: str) -> None:
     with pytest.raises(ValueError, match=names):
         AugmentConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_pad_crop_moves_the_whole_image_as_torchvision_does() -> None:
+    """Each move in -pad…pad equally likely, rows and columns apart: the law of `RandomCrop(size, padding=pad)`."""
+    n, pad = 20_000, 4
+    draws = EpochPlan(num_samples=n, seed=3).uniforms("pad_crop", 0, n, 2)
+    params = pad_crop(draws, np.full(n, 32), np.full(n, 40), pad)
+    assert (params["anchor"] == 0).all()
+    assert (params["shape"] == [32, 40]).all()
+    counts = np.zeros((2 * pad + 1, 2 * pad + 1))
+    np.add.at(counts, tuple((params["shift"] + pad).T), 1)
+    expected = n / counts.size
+    assert ((counts - expected) ** 2 / expected).sum() < 80 + 5 * np.sqrt(2 * 80)  # χ², 80 degrees of freedom
+    torch.manual_seed(0)
+    theirs = [v2.RandomCrop(32, padding=pad).make_params([torch.zeros(3, 32, 32)]) for _ in range(500)]
+    assert {p["top"] for p in theirs} == set(range(2 * pad + 1)), "the oracle draws from as many places"
+
+
+@pytest.mark.parametrize("settings", [{"crop": "pad", "scale": (0.5, 1.0)}, {"pad": 2}, {"crop": "pad", "pad": -1}])
+def test_crop_settings_that_nothing_would_read_are_errors(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="scale|pad"):
+        AugmentConfig(**settings)

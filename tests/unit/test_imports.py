@@ -1,4 +1,4 @@
-"""Imports go one way (DESIGN.md, "Layout"), read from the sources with `ast`, and heavy ones come late."""
+"""Imports go one way (CONTRIBUTING.md), read from the sources with `ast`, and heavy ones come late."""
 
 import ast
 import subprocess
