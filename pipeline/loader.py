@@ -94,6 +94,7 @@ class DaliLoader:
 
     def close(self) -> None:
         self._drop_pipe()
+        self._used.clear()
         self._reader.close()
 
     def _run(self, epoch: int, image_size: int, turn: object) -> Iterator[Batch]:

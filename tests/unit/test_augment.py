@@ -246,5 +246,5 @@ def test_pad_crop_moves_the_whole_image_as_torchvision_does() -> None:
 
 @pytest.mark.parametrize("settings", [{"crop": "pad", "scale": (0.5, 1.0)}, {"pad": 2}, {"crop": "pad", "pad": -1}])
 def test_crop_settings_that_nothing_would_read_are_errors(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="scale|pad"):
+    with pytest.raises(ValueError, match=r"scale|pad"):
         AugmentConfig(**settings)
