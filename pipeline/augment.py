@@ -144,8 +144,8 @@ def train_params(
         heights, widths: (n,) pixels of the samples at these positions.
 
     Returns:
-        anchor, shape (and shift): see `random_resized_crop` and `pad_crop`; mirror: (n,) int32, 1 to flip; with colour jitter on, also
-        what `colour_jitter` returns.
+        anchor, shape (and shift): see `random_resized_crop` and `pad_crop`; mirror: (n,) int32, 1 to flip; with colour
+        jitter on, also what `colour_jitter` returns.
     """
     n = len(heights)
     if config.crop == "pad":
