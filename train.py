@@ -124,9 +124,10 @@ def evaluate(learner: Learner, loader: Loader, device: torch.device) -> dict[str
     return mean | {"num_images": int(num_images)}
 
 
-def train(recipe: Recipe, world: World, run_dir: Path, resume_from: Path | None, max_steps: int | None) -> None:
+def train(
+    recipe: Recipe, dataset: ShardSet, world: World, run_dir: Path, resume_from: Path | None, max_steps: int | None
+) -> None:
     """Train from where `resume_from` left off, or from scratch, to the end of the recipe or to `max_steps`."""
-    dataset = ShardSet.open(recipe.data.path)
     train_loader, val_loader = build_loaders(recipe, dataset, world, run_dir)
     num_train, global_batch_size = len(train_loader.feed.split), recipe.train.global_batch_size
     steps_per_epoch = num_train // global_batch_size
@@ -315,6 +316,7 @@ def main(
         if recipe.data.path == DEMO_DATA and world.local_rank == 0:
             ensure_demo(Path(DEMO_DATA))
         now = distributed.sum_tensor(torch.tensor(int(time.time()) * world.is_main))  # rank 0's; also a barrier
+        dataset = ShardSet.open(recipe.data.path)  # before a run directory is made for nothing
         run_dir = run_dir or Path("runs") / time.strftime(f"{file.stem}-%Y%m%d-%H%M%S", time.localtime(int(now)))
         resume_from = run_dirs.find_checkpoint(resume, run_dir)
         distributed.barrier()
@@ -325,7 +327,7 @@ def main(
             if resume_from or aside:
                 click.echo(f"resuming from {resume_from}" if resume_from else f"the earlier run there is now {aside}")
         distributed.barrier()
-        train(recipe, world, run_dir, resume_from, max_steps)
+        train(recipe, dataset, world, run_dir, resume_from, max_steps)
     except Stopped as stopped:
         click.echo(
             f"{stopped}: checkpoint written; the same command with --run-dir {run_dir} goes on from it", err=True

@@ -233,3 +233,4 @@ def test_bad_input_gets_one_clear_line(case: str, dataset_dir: Path, tmp_path: P
     message = [line for line in result.output.splitlines() if line.startswith("Error: ")]
     assert len(message) == 1, result.output
     assert expected in message[0]
+    assert case != "no dataset" or not (tmp_path / "run").exists()
