@@ -13,12 +13,15 @@ import struct
 import warnings
 import zlib
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_PIXELS = 178_956_970  # where Pillow suspects a decompression bomb; the largest ImageNet JPEG has about half
+CHECKS = ("decode", "header")
+SUBSAMPLINGS = ("420", "422", "444")
 MAX_SIDE = 65_500  # libjpeg's JPEG_MAX_DIMENSION
 
 Image.MAX_IMAGE_PIXELS = None  # `encode` has its own limit, and reports it with the file's name
@@ -26,6 +29,42 @@ Image.MAX_IMAGE_PIXELS = None  # `encode` has its own limit, and reports it with
 
 class BadImage(ValueError):
     """This file cannot be used; the message says why, without the file's name."""
+
+
+@dataclass(frozen=True)
+class EncodeConfig:
+    """How images are checked, and which of them are re-encoded. The default passes JPEGs through untouched.
+
+    check: "decode" entropy-decodes every image, "header" looks at its structure and size only.
+    max_pixels: an image with more counts as bad.
+    max_side, short_side: bounds in pixels for the longer and the shorter side, of which at most one is given; an image
+        beyond it is scaled down, one within it is left alone. Nothing is ever enlarged.
+    quality, subsampling: of the JPEGs that are written.
+    reencode: write every image anew, at its size. baseline: write progressive JPEGs anew as baseline JPEGs.
+    """
+
+    check: Literal["decode", "header"] = "decode"
+    max_pixels: int = MAX_PIXELS
+    max_side: int | None = None
+    short_side: int | None = None
+    quality: int = 90
+    subsampling: Literal["420", "422", "444"] = "420"
+    reencode: bool = False
+    baseline: bool = False
+
+    def __post_init__(self) -> None:
+        if self.check not in CHECKS:
+            raise ValueError(f"check is {self.check!r}; it can be {', '.join(CHECKS)}")
+        if self.subsampling not in SUBSAMPLINGS:
+            raise ValueError(f"subsampling is {self.subsampling!r}; it can be {', '.join(SUBSAMPLINGS)}")
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"quality is {self.quality}; it goes from 1 to 100")
+        if self.max_side and self.short_side:
+            raise ValueError("max_side and short_side are both given; choose one")
+        for name in ("max_pixels", "max_side", "short_side"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -38,7 +77,7 @@ class Encoded:
     kind: str
 
 
-def encode(data: bytes, max_pixels: int = MAX_PIXELS) -> Encoded:
+def encode(data: bytes, config: EncodeConfig = EncodeConfig()) -> Encoded:
     """Check one image file and make it a JPEG where it is none.
 
     Raises:
@@ -50,7 +89,7 @@ def encode(data: bytes, max_pixels: int = MAX_PIXELS) -> Encoded:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # broken EXIF blocks and the like do not concern the pixels
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                return _encode(image, data, max_pixels)
+                return _encode(image, data, config.max_pixels)
     except BadImage:
         raise
     except UnidentifiedImageError:

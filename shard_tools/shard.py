@@ -19,9 +19,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from shard_tools.encode import BadImage, encode
+from shard_tools.encode import BadImage, EncodeConfig, encode
 from shard_tools.format import SAMPLE_DTYPE, ShardInfo, atomic_write, index_path, shard_file
-from shard_tools.sources import SourceImage
+from shard_tools.sources.imagefolder import SourceImage
 
 WORK_DIR = ".pack"  # in OUT, as long as it is not complete
 BLOCK = tarfile.BLOCKSIZE
@@ -110,7 +110,7 @@ def write_shard(job: ShardJob) -> None:
                 for position, image in enumerate(job.images, job.first):
                     data = _read(image)
                     try:
-                        encoded = encode(data, job.max_pixels)
+                        encoded = encode(data, EncodeConfig(max_pixels=job.max_pixels))
                     except BadImage as error:
                         bad.append([image.name, str(error)])
                         continue

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shard_tools.encode import BadImage, encode
+from shard_tools.encode import BadImage, EncodeConfig, encode
 from shard_tools.format import INFO_FILE, ShardInfo, ShardSet, Split, file_sha256, index_path
 from shard_tools.shard import WORK_DIR
 from shard_tools.tarindex import Member, read_index, scan_tar
@@ -114,7 +114,7 @@ def _table(
 
 def _decoded(data: bytes, row: np.void) -> Iterator[str]:
     try:
-        encoded = encode(data, max_pixels=1 << 62)
+        encoded = encode(data, EncodeConfig(max_pixels=1 << 62))
     except BadImage as error:
         yield str(error)
         return

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageFile
 from PIL.PngImagePlugin import PngInfo
 
-from shard_tools.encode import BadImage, encode
+from shard_tools.encode import BadImage, EncodeConfig, encode
 
 RNG = np.random.default_rng(0)
 
@@ -142,16 +142,16 @@ def test_bad_images_are_refused_with_a_reason(name):
 
 def test_max_pixels():
     data = saved(picture(), "JPEG")
-    assert encode(data, 61 * 83)
+    assert encode(data, EncodeConfig(max_pixels=61 * 83))
     with pytest.raises(BadImage, match="max-pixels"):
-        encode(data, 61 * 83 - 1)
+        encode(data, EncodeConfig(max_pixels=61 * 83 - 1))
 
 
 def test_the_limit_is_ours_not_pillows():
     header = bytearray(saved(picture(), "BMP"))
     header[18:26] = (40_000).to_bytes(4, "little") + (20_000).to_bytes(4, "little")
     with pytest.raises(BadImage, match="truncated"):  # so it went on to the pixels
-        encode(bytes(header), 10**9)
+        encode(bytes(header), EncodeConfig(max_pixels=10**9))
 
 
 def test_a_90_megapixel_jpeg_passes_without_a_warning():
