@@ -16,7 +16,7 @@ from typing import Any
 
 from shard_tools.format import INFO_FILE, ShardSet, atomic_write, escape
 from shard_tools.shard import WORK_DIR
-from shard_tools.sources import Source
+from shard_tools.sources.imagefolder import Source
 
 JOB_FILE = "job.json"
 

@@ -32,7 +32,7 @@ from shard_tools.format import (
 )
 from shard_tools.resume import complete, describe, work_dir
 from shard_tools.shard import Part, ShardJob, iterate_parts, plan_shards, read_part, write_shard
-from shard_tools.sources import Source, read_source
+from shard_tools.sources.imagefolder import Source, read_source
 from shard_tools.workers import LOST, num_cpus, process_pool
 
 REJECTED_FILE = "rejected.tsv"

@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from shard_tools.shard import plan_shards
-from shard_tools.sources import SourceImage, read_source
+from shard_tools.sources.imagefolder import SourceImage, read_source
 
 
 def make(root, *names):

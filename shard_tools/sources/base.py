@@ -1,0 +1,95 @@
+"""What a source of images is: a stream of `SourceImage`s, and what `pack` needs to know before the first.
+
+A source lists, it does not read: names, sizes, and where the bytes lie. So 1.28 M images take seconds, in memory that
+does not grow with their number.
+"""
+
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
+
+Method = Literal["file", "stored", "deflate"]
+
+
+class Place(NamedTuple):
+    """Where an image's bytes lie.
+
+    method: "file": the whole of `file`; "stored": `stored_bytes` at `offset` of it (a tar, a zip); "deflate": the same,
+        to be inflated (raw DEFLATE, as in a zip).
+    file: a path; images of one container share it.
+    """
+
+    method: Method
+    file: str
+    offset: int = 0
+    stored_bytes: int = 0
+
+
+class SourceImage(NamedTuple):
+    """One image before packing.
+
+    name: unique in its split, relative to the source, with "/": what messages, SPLIT.sources.txt and the fingerprint
+        use. key: its class key (wnid, directory name, label text). size_bytes: of the image file's content.
+    """
+
+    split: str
+    key: str
+    name: str
+    size_bytes: int
+    place: Place
+
+
+class Source(Protocol):
+    """Input of `pack`. `open_source` finds the right one for a path."""
+
+    format: str
+    explained: str  # one line for people: what was recognised, and how it will be read
+
+    def images(self, work: Path) -> Iterator[SourceImage]:
+        """Every image once, in an order that is the same each time, grouped by split; memory constant in their number.
+
+        `work`: an existing directory for what cannot be read in place; it lives as long as the packing does and is kept
+        when that is killed.
+
+        Raises:
+            ValueError: the source contradicts itself (file, value, remedy in one line). OSError: it cannot be read.
+        """
+
+    def class_names(self) -> dict[str, str]:
+        """Class key → readable name, as far as the source knows; complete only after `images` has run through."""
+
+    def ignored(self) -> list[str]:
+        """What `images` met and left out as being no image of a class: at most 1,000 names."""
+
+
+def read_bytes(image_name: str, place: Place, size_bytes: int) -> bytes:
+    """The content of one image file, in any process.
+
+    Raises:
+        OSError: it cannot be read. ValueError: it is not what was listed.
+    """
+    with open(place.file, "rb") as stream:
+        if place.method == "file":
+            data = stream.read()
+        else:
+            stream.seek(place.offset)
+            data = stream.read(place.stored_bytes)
+            if place.method == "deflate":
+                try:
+                    data = zlib.decompress(data, wbits=-zlib.MAX_WBITS)
+                except zlib.error as error:
+                    raise ValueError(f"{place.file}: {image_name} does not inflate ({error})") from None
+    if len(data) != size_bytes:
+        where = place.file if place.method == "file" else f"{place.file}: {image_name}"
+        raise ValueError(
+            f"{where}: had {size_bytes} bytes when packing began and has {len(data)} now; "
+            "pack again when nothing writes to the source"
+        )
+    return data
+
+
+def printable(path: str | os.PathLike[str]) -> str:
+    """A path that any terminal takes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
