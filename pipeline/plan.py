@@ -7,62 +7,16 @@ A position counts the samples of the whole epoch over all ranks. A global batch 
 each rank takes its own consecutive part of it (`train_spans`, `eval_spans`).
 """
 
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+from shard_tools.permutation import permute, philox_key
+
 Order = Literal["global", "block", "sequential"]
 ORDERS: tuple[Order, ...] = ("global", "block", "sequential")
-
-_U64 = np.uint64
-_ROUNDS = 8  # with 6, permutations of 5 to 16 elements are measurably not uniform
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """(n,) uint64 → (n,) uint64, a bijection that spreads every bit (Stafford's mix 13, used by SplitMix64)."""
-    x = (x ^ (x >> _U64(30))) * _U64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> _U64(27))) * _U64(0x94D049BB133111EB)
-    return x ^ (x >> _U64(31))
-
-
-def philox_key(seed: int, epoch: int, stream: str) -> np.ndarray:
-    """The (2,) uint64 Philox key of one named stream of draws; streams do not disturb one another."""
-    return np.array([seed & (2**64 - 1), (epoch & (2**32 - 1)) << 32 | zlib.crc32(stream.encode())], dtype=_U64)
-
-
-def permute(index: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
-    """Where a keyed pseudo-random permutation of 0…n-1 sends each index, without making the permutation.
-
-    A Feistel network over the smallest even-bit domain that holds n, walking the cycle until the result is below n
-    (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). The domain is under 4 n, so a walk takes under
-    four turns on average.
-
-    Args:
-        index: (m,) integers in 0…n-1.
-        n: length of the permuted range, 1 ≤ n < 2^62.
-        key: (2,) uint64.
-
-    Returns:
-        (m,) int64 in 0…n-1; distinct for distinct indices.
-    """
-    half = max(1, ((n - 1).bit_length() + 1) // 2)
-    shift, mask = _U64(half), _U64((1 << half) - 1)
-    with np.errstate(over="ignore"):
-        round_keys = _mix(_mix(key[:1] + np.arange(1, _ROUNDS + 1, dtype=_U64) * _U64(0x9E3779B97F4A7C15)) ^ key[1])
-        out = index.astype(_U64)
-        todo = np.arange(len(out))
-        while len(todo):
-            x = out[todo]
-            left, right = x >> shift, x & mask
-            for round_key in round_keys:
-                left, right = right, left ^ (_mix(right ^ round_key) & mask)
-            x = left << shift | right
-            out[todo] = x
-            todo = todo[x >= _U64(n)]
-    return out.astype(np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +82,7 @@ class EpochPlan:
         blocks = -(-num_draws // 4)  # Philox makes four 64-bit words a count
         bits = np.random.Philox(key=philox_key(self.seed, self.epoch, stream)).advance(start * blocks)
         words = bits.random_raw(count * blocks * 4).reshape(count, blocks * 4)[:, :num_draws]
-        return (words >> _U64(11)) * 2.0**-53
+        return (words >> np.uint64(11)) * 2.0**-53
 
 
 @dataclass(frozen=True)

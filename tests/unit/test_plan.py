@@ -10,8 +10,9 @@ import pytest
 from pipeline.augment import AugmentConfig
 from pipeline.config import DataConfig
 from pipeline.feed import Feed
-from pipeline.plan import ORDERS, EpochPlan, Order, Span, eval_spans, permute, philox_key, train_spans
+from pipeline.plan import ORDERS, EpochPlan, Order, Span, eval_spans, train_spans
 from shard_tools.format import SAMPLE_DTYPE, Split
+from shard_tools.permutation import permute, philox_key
 
 
 def chi_square(counts: np.ndarray) -> float:
