@@ -1,11 +1,12 @@
 """Image file bytes → checked JPEG bytes with height and width.
 
-Gray and colour JPEGs pass through untouched after every one of their coefficients has been decoded once. Everything
-else that Pillow reads as PNG, WebP, BMP or CMYK JPEG becomes an RGB JPEG (quality 95, 4:4:4, no metadata), whatever
-its file name says. Alpha is dropped, as torchvision's loader does.
+Gray and colour JPEGs pass through untouched, unless `EncodeConfig` asks for another size or encoding; by default every
+one of their coefficients is decoded once. Everything else that Pillow reads as PNG, WebP, BMP or CMYK JPEG becomes an
+RGB JPEG, whatever its file name says: alpha is dropped, as torchvision's loader does, and 16 bits lose their low byte.
+A gray JPEG stays gray when it is written anew, a gray PNG becomes RGB; decoders give both as three equal channels.
 
 The one rule for EXIF orientation: it is never applied, neither here nor when training. Height and width are those
-of the stored pixels, as PIL and torchvision see them.
+of the stored pixels, as PIL and torchvision see them. JPEGs that are written carry no metadata at all.
 """
 
 import io
@@ -16,13 +17,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import simplejpeg  # type: ignore[import-untyped]
 from PIL import Image, UnidentifiedImageError
 
+from shard_tools.jpeg import SCALES, SOI, Header, check_pixels, decode, has_end, read_header
+from shard_tools.resize import resize
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-MAX_PIXELS = 178_956_970  # where Pillow suspects a decompression bomb; the largest ImageNet JPEG has about half
 CHECKS = ("decode", "header")
 SUBSAMPLINGS = ("420", "422", "444")
+MAX_PIXELS = 178_956_970  # where Pillow suspects a decompression bomb; the largest ImageNet JPEG has about half
 MAX_SIDE = 65_500  # libjpeg's JPEG_MAX_DIMENSION
+CONVERTED_QUALITY, CONVERTED_SUBSAMPLING = 95, "444"
 
 Image.MAX_IMAGE_PIXELS = None  # `encode` has its own limit, and reports it with the file's name
 
@@ -33,13 +39,15 @@ class BadImage(ValueError):
 
 @dataclass(frozen=True)
 class EncodeConfig:
-    """How images are checked, and which of them are re-encoded. The default passes JPEGs through untouched.
+    """How images are checked, and which of them are written anew. The default passes JPEGs through untouched.
 
-    check: "decode" entropy-decodes every image, "header" looks at its structure and size only.
+    check: "decode" entropy-decodes every JPEG, "header" looks at its structure and size only; what is written anew is
+        decoded either way.
     max_pixels: an image with more counts as bad.
     max_side, short_side: bounds in pixels for the longer and the shorter side, of which at most one is given; an image
         beyond it is scaled down, one within it is left alone. Nothing is ever enlarged.
-    quality, subsampling: of the JPEGs that are written.
+    quality, subsampling: of the JPEGs that are scaled or re-encoded. What is only converted (PNG and the like) gets
+        quality 95 and 4:4:4, so that the conversion costs nothing visible.
     reencode: write every image anew, at its size. baseline: write progressive JPEGs anew as baseline JPEGs.
     """
 
@@ -66,10 +74,22 @@ class EncodeConfig:
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
 
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """The height and width that an image of this size is stored with."""
+        side = max(height, width) if self.max_side else min(height, width)
+        bound = self.max_side or self.short_side or side
+        if side <= bound:
+            return height, width
+        return tuple(max(1, (n * bound + side // 2) // side) for n in (height, width))  # type: ignore[return-value]
+
 
 @dataclass(frozen=True)
 class Encoded:
-    """A JPEG file, its size in pixels, and what it was made from ("jpeg" if untouched, else e.g. "png", "cmyk")."""
+    """A JPEG file, its size in pixels, and what it was made from.
+
+    kind: "jpeg" if untouched; else "png", "webp", "bmp", "cmyk" or "odd-jpeg" for what had to be converted, and
+        "resized", "progressive" or "reencoded" for a JPEG that was written anew for that reason.
+    """
 
     jpeg: bytes
     height: int
@@ -78,18 +98,61 @@ class Encoded:
 
 
 def encode(data: bytes, config: EncodeConfig = EncodeConfig()) -> Encoded:
-    """Check one image file and make it a JPEG where it is none.
+    """Check one image file and make it the JPEG that `config` asks for.
 
     Raises:
-        BadImage: it is empty, no image, of another format, truncated, animated, or has more than `max_pixels` pixels.
+        BadImage: it is empty, no image, of another format, truncated, damaged, animated, or has more than
+            `config.max_pixels` pixels.
     """
     if not data:
         raise BadImage("empty file")
+    header = read_header(data)
+    if header and header.components < 4:
+        try:
+            return _from_jpeg(data, header, config)
+        except BadImage:
+            raise
+        except ValueError as error:
+            cut = "truncated: " if not has_end(data, header) else ""
+            raise BadImage(f"{cut}{error}") from None
+    return _from_other(data, header, config)
+
+
+def _from_jpeg(data: bytes, header: Header, config: EncodeConfig) -> Encoded:
+    old = header.height, header.width
+    _check_size(*old, config)
+    new = config.size(*old)
+    if new != old:
+        kind = "resized"
+    elif config.baseline and header.progressive:
+        kind = "progressive"
+    elif config.reencode:
+        kind = "reencoded"
+    else:
+        if config.check == "decode" or not has_end(data, header):
+            check_pixels(data, header)
+        return Encoded(data, *old, "jpeg")
+    # as Pillow's `draft`: the DCT does the powers of two, which costs nothing and reads less
+    scale = next(s for s in SCALES if all(n >= s * m for n, m in zip(old, new, strict=True)))
+    return _write(decode(data, header, scale), new, kind, config.quality, config.subsampling)
+
+
+def _from_other(data: bytes, header: Header | None, config: EncodeConfig) -> Encoded:
+    """By way of Pillow: what is no JPEG, CMYK and YCCK, and JPEGs that not every decoder takes."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # broken EXIF blocks and the like do not concern the pixels
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                return _encode(image, data, config.max_pixels)
+                width, height = image.size
+                _check_size(height, width, config)
+                kind = (image.format or "").lower()
+                if data.startswith(SOI):
+                    kind = "cmyk" if image.mode == "CMYK" else "odd-jpeg"
+                    if header:
+                        check_pixels(data, header)
+                elif getattr(image, "n_frames", 1) > 1:
+                    raise BadImage(f"animated {kind} with {getattr(image, 'n_frames', 1)} frames")
+                pixels = np.array(_rgb(image).convert("RGBX"))
     except BadImage:
         raise
     except UnidentifiedImageError:
@@ -98,38 +161,33 @@ def encode(data: bytes, config: EncodeConfig = EncodeConfig()) -> Encoded:
         raise BadImage(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
     except (Image.DecompressionBombError, MemoryError, struct.error, zlib.error) as error:
         raise BadImage(f"{type(error).__name__}: {error}") from None
+    new = config.size(height, width)
+    if new != (height, width) or config.reencode:
+        return _write(pixels, new, kind, config.quality, config.subsampling)
+    return _write(pixels, new, kind, CONVERTED_QUALITY, CONVERTED_SUBSAMPLING)
 
 
-def _encode(image: Image.Image, data: bytes, max_pixels: int) -> Encoded:
-    width, height = image.size
+def _check_size(height: int, width: int, config: EncodeConfig) -> None:
     if width * height == 0:
         raise BadImage(f"has no pixels ({width}×{height})")
-    if width * height > max_pixels:
-        raise BadImage(f"has {width}×{height} pixels, more than --max-pixels {max_pixels}")
+    if width * height > config.max_pixels:
+        raise BadImage(f"has {width}×{height} pixels, more than --max-pixels {config.max_pixels}")
     if max(width, height) > MAX_SIDE:
         raise BadImage(f"has {width}×{height} pixels; a JPEG has at most {MAX_SIDE} a side")
-    kind = (image.format or "").lower()
-    if kind in ("jpeg", "mpo"):  # MPO: a JPEG followed by more pictures, which every JPEG decoder leaves alone
-        if image.mode in ("L", "RGB"):
-            # At 1/8 scale libjpeg entropy-decodes all that it does at full scale, which is where a broken file shows,
-            # and saves the rest: 1.4 times faster on ImageNet, with the same verdicts (tested).
-            image.draft("YCbCr" if image.mode == "RGB" else "L", (max(1, width // 8), max(1, height // 8)))
-            image.load()
-            return Encoded(data, height, width, "jpeg")
-        kind = image.mode.lower()
-    elif getattr(image, "n_frames", 1) > 1:
-        raise BadImage(f"animated {kind} with {getattr(image, 'n_frames', 1)} frames")
-    buffer = io.BytesIO()
-    _rgb(image).save(buffer, "JPEG", quality=95, subsampling=0)
-    return Encoded(buffer.getvalue(), height, width, kind)
+
+
+def _write(pixels: np.ndarray, size: tuple[int, int], kind: str, quality: int, subsampling: str) -> Encoded:
+    """`pixels`: (height, width, 1 gray or 4 RGBX) uint8."""
+    if pixels.shape[:2] != size:
+        pixels = resize(pixels, *size)
+    colours, subsampling = ("gray", "gray") if pixels.shape[2] == 1 else ("rgbx", subsampling)
+    return Encoded(simplejpeg.encode_jpeg(pixels, quality, colours, subsampling), *size, kind)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode → RGB without metadata. 16-bit gray keeps its high byte, as 16-bit colour does in Pillow."""
+    """Any mode → RGB. 16-bit gray keeps its high byte, as 16-bit colour does in Pillow."""
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    rgb = image.convert("RGB")
-    rgb.info.clear()  # Pillow would write a comment found here into the JPEG
-    return rgb
+    return image.convert("RGB")

@@ -1,0 +1,131 @@
+"""JPEG files: bytes → what the header says, a verdict on the coefficients, or pixels. simplejpeg is libjpeg-turbo.
+
+libjpeg goes on after most kinds of damage and only warns. Here a warning is an error where pixels are lost or invented
+(data missing, a bad Huffman code, a restart marker out of order), and nothing where they are not: bytes that nobody
+needs before the end marker, and whatever concerns metadata alone.
+"""
+
+import re
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import simplejpeg  # type: ignore[import-untyped]
+
+SOI, EOI = b"\xff\xd8", b"\xff\xd9"
+STANDALONE = range(0xD0, 0xDA)  # RSTn, SOI, EOI: markers without a length
+BASELINE, EXTENDED, PROGRESSIVE, DHT, SOS = 0xC0, 0xC1, 0xC2, 0xC4, 0xDA
+METADATA = (*range(0xE0, 0xF0), 0xFE)  # APPn, COM
+HARMLESS = re.compile("extraneous bytes before marker 0xd9")  # and as it is the end marker, no warning can follow
+SCALES = (8, 4, 2, 1)
+
+
+class Header(NamedTuple):
+    """Sizes are in pixels; `scan` is the offset of the first scan's marker."""
+
+    height: int
+    width: int
+    components: int
+    progressive: bool
+    scan: int
+
+
+def read_header(data: bytes) -> Header | None:
+    """What comes before the first scan, in 10 µs.
+
+    None unless it is what every decoder reads: baseline or progressive Huffman coding, 8 bits, 1, 3 or 4 components,
+    and nothing between the segments. DALI refuses files with a stray byte there, which libjpeg merely warns about.
+    """
+    frame: tuple[int, int, int] | None = None
+    progressive = False
+    try:
+        for marker, start, _ in _segments(data):
+            if marker in (BASELINE, EXTENDED, PROGRESSIVE):
+                bits, height, width, components = struct.unpack_from(">BHHB", data, start + 4)
+                if bits != 8 or components not in (1, 3, 4) or 0 in (height, width):
+                    return None
+                frame, progressive = (height, width, components), marker == PROGRESSIVE
+            elif marker == SOS:
+                return Header(*frame, progressive, start) if frame else None
+            elif marker in STANDALONE or (marker < 0xD0 and marker != DHT):
+                return None
+    except (struct.error, IndexError):
+        pass
+    return None
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker, start and end (bytes) of each segment from the start of the file on, as long as they follow directly."""
+    start = 2 if data.startswith(SOI) else len(data)
+    while data[start] == 0xFF:
+        marker, length = struct.unpack_from(">BH", data, start + 1)
+        if marker == 0xFF:  # any number of them may precede a marker
+            start += 1
+            continue
+        yield marker, start, start + 2 + length
+        start += 2 + length
+
+
+def check_pixels(data: bytes, header: Header) -> None:
+    """Entropy-decode every coefficient.
+
+    At 1/8 scale libjpeg still does that, which is where damage shows, and saves most of the rest: 1.5 times faster on
+    ImageNet, with the same verdicts (tested).
+
+    Raises:
+        ValueError: some are missing or damaged; libjpeg's words, on one line.
+    """
+    try:
+        _decode(data, 8, "gray")
+    except ValueError:
+        # libjpeg reports its first warning only: look again without what cannot matter
+        try:
+            _decode(_without_metadata(data, header), 8, "gray")
+        except ValueError as error:
+            if not HARMLESS.search(str(error)):
+                raise
+
+
+def has_end(data: bytes, header: Header) -> bool:
+    """Whether there is an end marker after the first scan began; without one the file was cut short."""
+    return data.rfind(EOI, header.scan) >= 0
+
+
+def decode(data: bytes, header: Header, scale: int = 1) -> np.ndarray:
+    """Pixels at 1/scale of the size, rounded up: (height, width, 1) gray or (height, width, 4) RGBX, uint8.
+
+    `scale` is 1, 2, 4 or 8 (scaled in the DCT).
+
+    Raises:
+        ValueError: as `check_pixels`.
+    """
+    colours = "gray" if header.components == 1 else "rgbx"
+    try:
+        return _decode(data, scale, colours)
+    except ValueError:
+        check_pixels(data, header)
+        return _decode(data, scale, colours, strict=False)
+
+
+def _decode(data: bytes, scale: int, colours: str, strict: bool = True) -> np.ndarray:
+    if scale == 1:
+        return simplejpeg.decode_jpeg(data, colours, strict=strict)
+    height, width, *_ = simplejpeg.decode_jpeg_header(data, strict=False)
+    least = {"min_height": -(-height // scale), "min_width": -(-width // scale)}
+    return simplejpeg.decode_jpeg(data, colours, **least, strict=strict)
+
+
+def _without_metadata(data: bytes, header: Header) -> bytes:
+    """The same coefficients without APPn and COM segments, and with the only scan parameters that baseline has."""
+    kept = [SOI]
+    for marker, start, end in _segments(data):
+        if start >= header.scan:
+            break
+        if marker not in METADATA:
+            kept.append(data[start:end])
+    scans = bytearray(data[header.scan :])
+    if not header.progressive:
+        end = 2 + int.from_bytes(scans[2:4])
+        scans[end - 3 : end] = b"\x00\x3f\x00"  # cameras write others, decoders ignore them
+    return b"".join([*kept, bytes(scans)])
