@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from shard_tools.sources import ilsvrc, kaggle, parquet, tiny_imagenet, webdataset
 from shard_tools.sources.base import Source
 
 
@@ -33,7 +34,21 @@ class SourceKind:
     layout: str
 
 
-SOURCES: dict[str, SourceKind] = {}  # `auto` takes the first that recognises the path: specific ones first
+SOURCES: dict[str, SourceKind] = {  # `auto` takes the first that recognises the path: specific ones first
+    "ilsvrc": SourceKind(ilsvrc.recognise, lambda path, options: ilsvrc.Ilsvrc(path), ilsvrc.LAYOUT),
+    "kaggle": SourceKind(kaggle.recognise, lambda path, options: kaggle.Kaggle(path), kaggle.LAYOUT),
+    "tiny-imagenet": SourceKind(
+        tiny_imagenet.recognise, lambda path, options: tiny_imagenet.TinyImageNet(path), tiny_imagenet.LAYOUT
+    ),
+    "parquet": SourceKind(
+        parquet.recognise,
+        lambda path, options: parquet.Parquet(path, options.image_column, options.label_column),
+        parquet.LAYOUT,
+    ),
+    "webdataset": SourceKind(
+        webdataset.recognise, lambda path, options: webdataset.WebDataset(path), webdataset.LAYOUT
+    ),
+}
 
 
 def open_source(path: str | os.PathLike[str], format: str = "auto", options: SourceOptions | None = None) -> Source:

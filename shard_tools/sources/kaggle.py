@@ -1,0 +1,153 @@
+"""Kaggle's ImageNet (ILSVRC/Data/CLS-LOC), from the unpacked directory or from the zip, read in place.
+
+LOC_synset_mapping.txt: `WNID name, other names` a class. LOC_val_solution.csv: `ImageId,PredictionString`, whose first
+word is the image's wnid. The test images have no labels.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from shard_tools.sources.base import Place, SourceImage, read_bytes
+from shard_tools.sources.naming import Ignored, is_image, some
+from shard_tools.sources.zipmembers import iterate_zip, place
+
+IMAGES, MAPPING, SOLUTION = "ILSVRC/Data/CLS-LOC", "LOC_synset_mapping.txt", "LOC_val_solution.csv"
+LAYOUT = f"a directory or .zip with {IMAGES}/train, {SOLUTION} and {MAPPING}"
+
+
+class Entry(NamedTuple):
+    """One file, by its path in the layout."""
+
+    name: str
+    size_bytes: int
+    place: Place
+
+
+def recognise(path: Path) -> bool:
+    return (path / IMAGES).is_dir() or (path.is_file() and path.suffix == ".zip")
+
+
+@dataclass
+class Kaggle:
+    """The `Source`."""
+
+    root: Path
+    format: str = "kaggle"
+    _names: dict[str, str] = field(default_factory=dict)
+    _ignored: Ignored = field(default_factory=Ignored)
+
+    @property
+    def explained(self) -> str:
+        what = "zip, read in place" if self.root.is_file() else "directory"
+        return (
+            f"Kaggle's ImageNet {what}; {SOLUTION} gives the validation labels, test images have none and are left out"
+        )
+
+    def images(self, work: Path) -> Iterator[SourceImage]:
+        """train/WNID/FILE, then val/FILE."""
+        self._ignored = Ignored()
+        if next(self._files(f"{IMAGES}/test/"), None):
+            self._ignored.append(f"{IMAGES}/test/ (no labels)")
+        self._names = self._mapping()
+        yield from self._train()
+        yield from self._val()
+
+    def class_names(self) -> dict[str, str]:
+        return self._names
+
+    def ignored(self) -> list[str]:
+        return self._ignored
+
+    def _train(self) -> Iterator[SourceImage]:
+        seen: set[str] = set()
+        for entry in self._files(f"{IMAGES}/train/"):
+            wnid, _, file = entry.name.removeprefix(f"{IMAGES}/train/").rpartition("/")
+            if not is_image(file) or not wnid:
+                self._ignored.append(entry.name)
+                continue
+            if wnid not in self._names:
+                raise ValueError(
+                    f"{self.root}: {entry.name}: class {wnid!r} is not in {MAPPING}; remove one or the other"
+                )
+            seen.add(wnid)
+            yield SourceImage("train", wnid, f"train/{wnid}/{file}", entry.size_bytes, entry.place)
+        if missing := sorted(set(self._names) - seen):
+            raise ValueError(f"{self.root}: {IMAGES}/train has no images of class {some(missing)}; get it again")
+
+    def _val(self) -> Iterator[SourceImage]:
+        wnid_of = self._solution()
+        for entry in self._files(f"{IMAGES}/val/"):
+            file = PurePosixPath(entry.name)
+            if not is_image(entry.name):
+                self._ignored.append(entry.name)
+                continue
+            try:
+                wnid = wnid_of.pop(file.stem)
+            except KeyError:
+                raise ValueError(f"{self.root}: {entry.name} has no line in {SOLUTION}; get that file again") from None
+            yield SourceImage("val", wnid, f"val/{file.name}", entry.size_bytes, entry.place)
+        if wnid_of:
+            raise ValueError(
+                f"{self.root}: {IMAGES}/val lacks {len(wnid_of)} of the images in {SOLUTION}, first {min(wnid_of)}; "
+                "get it again"
+            )
+
+    def _mapping(self) -> dict[str, str]:
+        """wnid → first of its names."""
+        lines = self._text(MAPPING).splitlines()
+        pairs = [line.strip().partition(" ")[::2] for line in lines if line.strip()]
+        if len({wnid for wnid, _ in pairs}) < max(len(pairs), 1):
+            raise ValueError(f"{self.root}: {MAPPING} is empty or has a class twice; get it again")
+        return {wnid: names.partition(",")[0].strip() or wnid for wnid, names in pairs}
+
+    def _solution(self) -> dict[str, str]:
+        """Validation image → wnid."""
+        wnid_of: dict[str, str] = {}
+        for line in self._text(SOLUTION).splitlines():
+            image, _, prediction = line.partition(",")
+            wnid = prediction.partition(" ")[0]
+            if not line or image == "ImageId":
+                continue
+            if wnid not in self._names or image in wnid_of:
+                raise ValueError(
+                    f"{self.root}: {SOLUTION} has the line {line[:80]!r}; "
+                    f"each image needs one, with a class of {MAPPING}"
+                )
+            wnid_of[image] = wnid
+        return wnid_of
+
+    def _text(self, name: str) -> str:
+        entry = next(self._files(name), None)
+        if entry is None:
+            raise ValueError(f"{self.root}: has no {name}; put it there beside ILSVRC/")
+        try:
+            return read_bytes(name, entry.place, entry.size_bytes).decode()
+        except UnicodeDecodeError:
+            raise ValueError(f"{self.root}: {name} is not UTF-8 text; get it again") from None
+
+    def _files(self, prefix: str) -> Iterator[Entry]:
+        """The files whose path starts with `prefix`."""
+        if self.root.is_file():
+            with open(self.root, "rb") as stream:
+                for member in iterate_zip(self.root):
+                    if member.name.startswith(prefix):
+                        yield Entry(member.name, member.size_bytes, place(stream, self.root, member))
+        elif prefix.endswith("/"):
+            yield from self._below(prefix.rstrip("/"))
+        elif (self.root / prefix).is_file():
+            yield Entry(prefix, (self.root / prefix).stat().st_size, Place("file", str(self.root / prefix)))
+
+    def _below(self, directory: str) -> Iterator[Entry]:
+        if not (self.root / directory).is_dir():
+            return
+        with os.scandir(self.root / directory) as found:
+            entries = sorted((e for e in found if not e.name.startswith(".")), key=lambda e: e.name)
+        for entry in entries:
+            name = f"{directory}/{entry.name}"
+            if entry.is_dir():
+                yield from self._below(name)
+            else:
+                yield Entry(name, entry.stat().st_size, Place("file", entry.path))

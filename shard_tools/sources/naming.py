@@ -1,0 +1,58 @@
+"""What a file's name says: its split, whether it is an image; and the class keys of labels that are numbers."""
+
+import re
+
+from shard_tools.sources.imagenet import wnids_of
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+MAX_IGNORED = 1000
+SPLIT_WORDS = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+
+
+class Ignored(list[str]):
+    """Names that a source left out; it remembers the first `MAX_IGNORED`."""
+
+    def append(self, name: str) -> None:
+        if len(self) < MAX_IGNORED:
+            super().append(name)
+
+
+def split_of(path: str) -> str:
+    """The split that a container's path tells: by its last word out of `SPLIT_WORDS`, words being runs of letters.
+
+    So `imagenet1k-validation-07.tar` and `val/07.tar` are of val. A path without such a word is of train.
+    """
+    words = [SPLIT_WORDS[word] for word in re.findall(r"[a-z]+", path.lower()) if word in SPLIT_WORDS]
+    return words[-1] if words else "train"
+
+
+def split_rank(split: str) -> tuple[int, str]:
+    """Sorts splits: train, val, test."""
+    order = list(dict.fromkeys(SPLIT_WORDS.values()))
+    return order.index(split) if split in order else len(order), split
+
+
+def is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS)
+
+
+def numbered_key(label: int) -> str:
+    """The class key of label `label` where there is no better one; sorted keys are in the order of the numbers."""
+    return f"{label:06d}"
+
+
+def numbered_classes(names: list[str]) -> dict[str, str]:
+    """Class key → readable name of labels 0, 1, …: wnids if these are ImageNet-1k's names, else `numbered_key`s.
+
+    Either way the sorted keys keep the numbers that the source gave its labels, which names would not.
+    """
+    return dict(zip(wnids_of(names) or map(numbered_key, range(len(names))), names, strict=True))
+
+
+def some(names: list[str]) -> str:
+    """A few of them, for a message."""
+    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
