@@ -37,21 +37,16 @@ class Ilsvrc:
     num_classes: int = 1000
     val_per_class: int = 50
     format: str = "ilsvrc"
+    explained: str = field(init=False)
     _ignored: Ignored = field(default_factory=Ignored)
 
     def __post_init__(self) -> None:
+        self._has_val = (self.root / VAL).is_file()
         for name, needed in ((TRAIN, True), (DEVKIT, self._has_val)):
             if needed and not (self.root / name).is_file():
                 raise ValueError(f"{self.root}: has no {name}; put it there beside the others")
-
-    @property
-    def _has_val(self) -> bool:
-        return (self.root / VAL).is_file()
-
-    @property
-    def explained(self) -> str:
         val = "the devkit's ids give the validation labels" if self._has_val else f"no {VAL}, so there will be no val"
-        return f"the official ILSVRC 2012 archives, read in place; {val}"
+        self.explained = f"the official ILSVRC 2012 archives, read in place; {val}"
 
     def images(self, work: Path) -> Iterator[SourceImage]:
         """train/WNID/FILE in the order of the tars, then val/FILE."""

@@ -36,13 +36,13 @@ class Kaggle:
 
     root: Path
     format: str = "kaggle"
+    explained: str = field(init=False)
     _names: dict[str, str] = field(default_factory=dict)
     _ignored: Ignored = field(default_factory=Ignored)
 
-    @property
-    def explained(self) -> str:
+    def __post_init__(self) -> None:
         what = "zip, read in place" if self.root.is_file() else "directory"
-        return (
+        self.explained = (
             f"Kaggle's ImageNet {what}; {SOLUTION} gives the validation labels, test images have none and are left out"
         )
 

@@ -48,17 +48,15 @@ class Parquet:
     image_column: str = ""
     label_column: str = ""
     format: str = "parquet"
+    explained: str = field(init=False)
     _classes: dict[str, str] = field(default_factory=dict)
     _ignored: Ignored = field(default_factory=Ignored)
 
     def __post_init__(self) -> None:
         _pyarrow()
-
-    @property
-    def explained(self) -> str:
         size = sum(path.stat().st_size for paths in self._files.values() for path in paths)
         splits = ", ".join(f"{split} ({len(paths)})" for split, paths in self._files.items())
-        return (
+        self.explained = (
             f"Hugging Face Parquet files: {splits}; their images are copied into the work directory first, "
             f"about {size / 1e9:.1f} GB, until packing is done"
         )

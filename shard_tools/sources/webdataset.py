@@ -118,13 +118,13 @@ class WebDataset:
 
     root: Path
     format: str = "webdataset"
+    explained: str = field(init=False)
     _names: dict[str, str] = field(default_factory=dict)
     _ignored: Ignored = field(default_factory=Ignored)
 
-    @property
-    def explained(self) -> str:
+    def __post_init__(self) -> None:
         splits = ", ".join(f"{split} ({len(paths)})" for split, paths in tars(self.root).items())
-        return f"WebDataset tars, read in place; splits by the tars' names: {splits}"
+        self.explained = f"WebDataset tars, read in place; splits by the tars' names: {splits}"
 
     def images(self, work: Path) -> Iterator[SourceImage]:
         """By split, tar and position."""
