@@ -10,9 +10,10 @@ from typing import Any
 
 import click
 
+from shard_tools.describe import describe, summary
 from shard_tools.encode import MAX_PIXELS
 from shard_tools.format import escape
-from shard_tools.report import describe, progress_bar, summary
+from shard_tools.report import progress_bar
 from shard_tools.writer import REJECTED_FILE, SAMPLES_PER_SHARD, Packed, Progress, pack
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}

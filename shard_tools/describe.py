@@ -1,0 +1,106 @@
+"""A dataset described: as data (`info --json`), as a few lines, and as histograms for a terminal."""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from shard_tools.format import ShardSet
+
+QUANTILES = (0, 5, 50, 95, 100)
+BINS = 10
+BAR_WIDTH = 40  # characters
+EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
+
+
+def describe(shard_set: ShardSet) -> dict[str, Any]:
+    """What `info --json` prints. Sizes are in bytes, image sizes in pixels; quantiles are keyed by percentage."""
+    splits = {}
+    for name, split in shard_set.splits.items():
+        per_class = np.bincount(split.samples["label"], minlength=len(shard_set.classes))
+        sizes = {key: split.samples[key] for key in ("height", "width")} | {"bytes": split.samples["size"]}
+        splits[name] = {
+            "samples": len(split),
+            "shards": len(split.shards),
+            "bytes": sum(shard.bytes for shard in split.shards),
+            "mean_image_bytes": float(split.samples["size"].mean()) if len(split) else 0.0,
+            "samples_per_class": {"min": int(per_class.min()), "max": int(per_class.max())},
+            "quantiles": {
+                key: {str(q): float(v) for q, v in zip(QUANTILES, np.percentile(values, QUANTILES), strict=True)}
+                for key, values in sizes.items()
+                if len(split)
+            },
+            "histograms": _histograms(split.samples, per_class),
+        }
+    return {
+        "root": str(shard_set.root),
+        "num_classes": len(shard_set.classes),
+        "classes": [info.name for info in shard_set.classes],
+        "splits": splits,
+        "made": shard_set.made,
+    }
+
+
+def _histograms(samples: np.ndarray, per_class: np.ndarray) -> dict[str, dict[str, list[int]]]:
+    """`counts[i]` images (or classes) have `edges[i]` ≤ value < `edges[i + 1]`."""
+    if not len(samples):
+        return {}
+    values = {
+        "short_side": np.minimum(samples["height"], samples["width"]),
+        "samples_per_class": per_class,
+    }
+    found = {}
+    for key, numbers in values.items():
+        low, high = int(numbers.min()), int(numbers.max()) + 1
+        steps = np.geomspace(low, high, BINS + 1) if high > 8 * max(low, 1) > 8 else np.linspace(low, high, BINS + 1)
+        edges = np.unique(np.ceil(steps).astype(int))
+        counts, _ = np.histogram(numbers, edges)
+        found[key] = {"edges": edges.tolist(), "counts": counts.tolist()}
+    return found
+
+
+def summary(info: dict[str, Any]) -> str:
+    """The same for people."""
+    shown = ", ".join(info["classes"][:5]) + (", …" if info["num_classes"] > 5 else "")
+    lines = [f"{info['root']}: {info['num_classes']} classes ({shown})"]
+    for name, split in info["splits"].items():
+        balance = split["samples_per_class"]
+        lines.append(
+            f"  {name}: {split['samples']:,} samples in {split['shards']} shard(s), {split['bytes'] / 1e6:,.1f} MB, "
+            f"{split['mean_image_bytes'] / 1e3:,.1f} kB an image, {balance['min']} to {balance['max']} a class"
+        )
+        if "height" in split["quantiles"]:
+            height, width = split["quantiles"]["height"], split["quantiles"]["width"]
+            sizes = ", ".join(f"{q} % {height[str(q)]:.0f}×{width[str(q)]:.0f}" for q in QUANTILES[1:-1])
+            ranges = f"{height['0']:.0f}–{height['100']:.0f} × {width['0']:.0f}–{width['100']:.0f}"
+            lines.append(f"    height × width: {ranges} pixels (quantiles of each: {sizes})")
+    made = info["made"]
+    converted = ", ".join(f"{count} {kind}" for kind, count in made.get("converted", {}).items())
+    details = [f"seed {made['seed']}"] if "seed" in made else []
+    details += [f"converted to JPEG: {converted}"] if converted else []
+    details += [f"rejected: {made['rejected']}"] if made.get("rejected") else []
+    return "\n".join([*lines, *([f"  made with {'; '.join(details)}"] if details else [])])
+
+
+def histograms(info: dict[str, Any]) -> str:
+    """Each split's shorter sides and class sizes as bars."""
+    titles = {"short_side": ("shorter side, pixels", "images"), "samples_per_class": ("images of a class", "classes")}
+    lines = []
+    for name, split in info["splits"].items():
+        for key, found in split["histograms"].items():
+            title, unit = titles[key]
+            lines += [f"{name}: {title}", *_bars(found["edges"], found["counts"], unit), ""]
+    return "\n".join(lines).rstrip()
+
+
+def _bars(edges: list[int], counts: list[int], unit: str) -> list[str]:
+    labels = [f"{low}" if high == low + 1 else f"{low}–{high - 1}" for low, high in pairwise(edges)]
+    width, most = max(map(len, labels)), max(counts)
+    lines = []
+    for label, count in zip(labels, counts, strict=True):
+        eighths = round(8 * BAR_WIDTH * count / most)
+        bar = "█" * (eighths // 8) + EIGHTHS[eighths % 8]
+        if count and not bar:
+            bar = EIGHTHS[1]  # few, but some
+        lines.append(f"  {label:>{width}} {bar:{BAR_WIDTH}} {count:,} {unit}".rstrip())
+    return lines
