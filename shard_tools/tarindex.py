@@ -1,6 +1,5 @@
-"""What lies where in a WebDataset tar, from the tar itself or from its DALI index (`.idx`, version 1.2)."""
+"""What lies where in a WebDataset tar, as its DALI index (`.idx`, version 1.2) records it."""
 
-import tarfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,29 +13,10 @@ class Member(NamedTuple):
     name: str
 
 
-def scan_tar(path: Path) -> list[list[Member]]:
-    """The members of each sample, in order. Raises ValueError if the tar is damaged or cut short."""
-    samples: list[list[Member]] = []
-    last = None
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                key, _, extension = member.name.partition(".")
-                if key != last:
-                    samples.append([])
-                    last = key
-                samples[-1].append(Member(extension, member.offset_data, member.size, member.name))
-                tar.members.clear()  # type: ignore[attr-defined]
-            end = tar.offset
-        if path.stat().st_size < end + 2 * tarfile.BLOCKSIZE:
-            raise ValueError(f"is not a whole tar (ends at byte {path.stat().st_size})")
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise ValueError(f"is not a whole tar ({error})") from None
-    return samples
-
-
 def read_index(path: Path) -> list[list[Member]]:
-    """The same, as DALI's `wds2idx` records it: `v1.2 N`, then a line a sample of `ext offset size name` each.
+    """The members of each sample, in order, as DALI's `wds2idx` writes them.
+
+    The first line is `v1.2 N`; each of the others is a sample, `ext offset size name` for each of its members.
 
     Raises:
         OSError: it cannot be read. ValueError: it is not such an index.

@@ -1,141 +1,223 @@
-"""Check a packed dataset: a directory → findings, one line each; none means that every byte is as it was written."""
+"""Check a dataset: a directory → findings, one line each; none means that every byte is as it was written.
+
+Shards that `index` found in place may hold images of other formats, and samples that the table leaves out; shards that
+`pack` wrote may not. `repair` mends what can be mended.
+"""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from shard_tools.encode import BadImage, EncodeConfig, encode
-from shard_tools.format import INFO_FILE, ShardInfo, ShardSet, Split, file_sha256, index_path
+from shard_tools.format import INFO_FILE, ShardInfo, ShardSet, file_sha256, index_path
 from shard_tools.shard import WORK_DIR
-from shard_tools.tarindex import Member, read_index, scan_tar
+from shard_tools.sources.naming import Ignored
+from shard_tools.sources.webdataset import image_of, iterate_samples, label_of
+from shard_tools.tarindex import Member, read_index
+from shard_tools.workers import LOST, process_pool
 
 MAX_FINDINGS_PER_SHARD = 5  # of one kind: a shifted table is wrong in every row
+DECODE = EncodeConfig(max_pixels=1 << 62)
 
 
-def verify(root: str | os.PathLike[str], decode: bool = False) -> list[str]:
+class Finding(NamedTuple):
+    """Something that is wrong. `sample` is the sample's id in its split, where one sample is concerned."""
+
+    kind: str
+    file: str
+    sample: int | None
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.message}"
+
+
+@dataclass(frozen=True)
+class ShardCheck:
+    """All that it takes to check one shard, anywhere. rows: its part of the sample table, from row `first` on."""
+
+    path: Path
+    info: ShardInfo
+    first: int
+    rows: np.ndarray
+    classes: tuple[str, ...]
+    foreign: bool
+    decode: bool
+    others: dict[str, str]  # sha256 → the shard that should have it
+
+
+def verify(
+    root: str | os.PathLike[str],
+    decode: bool = False,
+    workers: int = 1,
+    progress: Callable[[int, int], None] = lambda done, shards: None,
+) -> list[Finding]:
     """All that is wrong with the dataset at `root`; with `decode`, also every image that cannot be decoded.
 
-    Reads every shard once. What it cannot open at all is a finding too; it raises nothing for a broken dataset.
+    Reads every shard once, in `workers` processes, with one shard's index in memory each. What cannot be opened at all
+    is a finding too: nothing is raised for a broken dataset.
     """
     root = Path(root)
     try:
         shard_set = ShardSet.open(root)
     except ValueError as error:
-        return [str(error)]
+        file, _, message = str(error).removeprefix(f"{root}/").partition(": ")
+        return [Finding("dataset", file, None, message)]
     findings = list(_description(shard_set))
-    known = {INFO_FILE}
-    for split in shard_set.splits.values():
-        starts = np.searchsorted(split.samples["shard"], np.arange(len(split.shards) + 1))
-        if (np.diff(split.samples["shard"].astype(np.int64)) < 0).any():
-            findings.append(f"{split.name}: the sample table is not in shard order")
-            continue
-        for shard, info in enumerate(split.shards):
-            known |= {info.file, split.index_path(shard).name}
-            findings += _shard(split, shard, info, int(starts[shard]), int(starts[shard + 1]), decode)
+    checks = list(_checks(shard_set, decode))
+    workers = min(workers, len(checks))
+    pool: AbstractContextManager[Executor | None] = process_pool(workers) if workers > 1 else nullcontext()
+    try:
+        with pool as executor:
+            for done, found in enumerate((executor.map if executor else map)(check_shard, checks), 1):
+                findings += found
+                progress(done, len(checks))
+    except LOST:
+        findings.append(Finding("dataset", root.name, None, "a worker process died; verify again with fewer --workers"))
+    known = {INFO_FILE, *(name for check in checks for name in (check.info.file, index_path(check.path).name))}
+    unused = shard_set.made.get("indexed", False)  # shards without a usable image are in no table
     for path in sorted(root.iterdir()):
-        if path.suffix in (".tar", ".idx") and path.name not in known:
-            findings.append(f"{path.name}: is not listed in {INFO_FILE}")
+        if path.suffix in (".tar", ".idx") and path.name not in known and not unused:
+            findings.append(Finding("extra", path.name, None, f"is not listed in {INFO_FILE}"))
     if (root / WORK_DIR).exists():
-        findings.append(f"{WORK_DIR}: left by an interrupted run; the next pack into this directory removes it")
+        message = "left by an interrupted run; the next pack into this directory removes it"
+        findings.append(Finding("leftover", WORK_DIR, None, message))
     return findings
 
 
-def _description(shard_set: ShardSet) -> Iterator[str]:
+def _description(shard_set: ShardSet) -> Iterator[Finding]:
     """`dataset.json` itself, and the files that it vouches for."""
     if not shard_set.intact:
-        yield f"{INFO_FILE}: was edited since it was written (checksum)"
+        yield Finding("dataset", INFO_FILE, None, "was edited since it was written (checksum)")
     keys = [info.wnid for info in shard_set.classes]
-    if keys != sorted(set(keys)):
-        yield f"{INFO_FILE}: classes are not sorted or not unique"
+    if len(keys) != len(set(keys)) or (keys != sorted(keys) and not shard_set.made.get("indexed")):
+        yield Finding("dataset", INFO_FILE, None, "classes are not sorted or not unique")
     for name, digest in shard_set.files.items():
-        yield from _file(shard_set.root / name, digest)
+        try:
+            if file_sha256(shard_set.root / name) != digest:
+                yield Finding("file", name, None, "changed since it was written (sha256)")
+        except OSError as error:
+            yield Finding("file", name, None, f"cannot be read ({error.strerror})")
+    for split in shard_set.splits.values():
+        if (np.diff(split.samples["shard"].astype(np.int64)) < 0).any():
+            yield Finding("table", split.name, None, "the sample table is not in shard order")
 
 
-def _shard(split: Split, shard: int, info: ShardInfo, start: int, stop: int, decode: bool) -> Iterator[str]:
-    path = split.shard_path(shard)
-    if stop - start != info.samples:
-        yield f"{info.file}: the sample table has {stop - start} samples for it, {INFO_FILE} says {info.samples}"
+def _checks(shard_set: ShardSet, decode: bool) -> Iterator[ShardCheck]:
+    classes = tuple(info.wnid for info in shard_set.classes)
+    others = {info.sha256: info.file for split in shard_set.splits.values() for info in split.shards}
+    foreign = bool(shard_set.made.get("indexed"))
+    for split in shard_set.splits.values():
+        starts = np.searchsorted(split.samples["shard"], np.arange(len(split.shards) + 1))
+        for shard, info in enumerate(split.shards):
+            first, stop = int(starts[shard]), int(starts[shard + 1])
+            rows = np.array(split.samples[first:stop])
+            yield ShardCheck(split.shard_path(shard), info, first, rows, classes, foreign, decode, others)
+
+
+def check_shard(check: ShardCheck) -> list[Finding]:
+    """Everything about one shard: its bytes, its index, and its samples against the table."""
+    info, path = check.info, check.path
+
+    def finding(kind: str, message: str, file: str = info.file) -> Finding:
+        return Finding(kind, file, None, message)
+
+    found = []
+    if len(check.rows) != info.samples:
+        message = f"the sample table has {len(check.rows)} samples for it, {INFO_FILE} says {info.samples}"
+        found.append(finding("table", message))
     try:
-        size = path.stat().st_size
-        if size != info.bytes:
-            yield f"{info.file}: has {size} bytes, {INFO_FILE} says {info.bytes}"
-        digest = file_sha256(path)
+        size, digest = path.stat().st_size, file_sha256(path)
     except OSError as error:
-        yield f"{info.file}: cannot be read ({error.strerror})"
-        return
+        return [*found, finding("missing", f"cannot be read ({error.strerror})")]
+    if size != info.bytes:
+        found.append(finding("size", f"has {size} bytes, {INFO_FILE} says {info.bytes}"))
     if digest != info.sha256:
-        yield f"{info.file}: sha256 is {digest[:12]}…, {INFO_FILE} says {info.sha256[:12]}…"
+        other = f"; this is what {check.others[digest]} should be" if digest in check.others else ""
+        found.append(finding("hash", f"sha256 is {digest[:12]}…, {INFO_FILE} says {info.sha256[:12]}…{other}"))
     try:
-        samples = scan_tar(path)
-    except ValueError as error:
-        yield f"{info.file}: {error}"
-        return
-    yield from _at_most(_table(split, info, samples, start, stop, path, decode))
+        samples = list(iterate_samples(path, Ignored()))
+    except (ValueError, OSError) as error:
+        return [*found, finding("tar", str(error).removeprefix(f"{path}: "))]
+    found += _at_most(_table(check, samples))
+    name = index_path(path).name
     try:
         index = read_index(index_path(path))
     except (OSError, ValueError) as error:
-        yield f"{index_path(path).name}: {error.strerror if isinstance(error, OSError) else error}"
-        return
+        return [*found, finding("index", str(getattr(error, "strerror", None) or error), name)]
     if index != samples:
-        where = next((i for i, (a, b) in enumerate(zip(index, samples, strict=False)) if a != b), None)
-        what = f"line {where + 2} does not fit" if where is not None else f"has {len(index)} samples for {len(samples)}"
-        yield f"{index_path(path).name}: {what} {info.file}"
+        at = next((i for i, (a, b) in enumerate(zip(index, samples, strict=False)) if a != b), None)
+        what = f"has {len(index)} samples for {len(samples)}" if at is None else f"line {at + 2} does not fit"
+        found.append(finding("index", f"{what} {info.file}", name))
+    return found
 
 
-def _table(
-    split: Split, info: ShardInfo, samples: list[list[Member]], start: int, stop: int, path: Path, decode: bool
-) -> Iterator[str]:
+def _table(check: ShardCheck, samples: list[list[Member]]) -> Iterator[Finding]:
     """The table's rows against the tar's members."""
-    if len(samples) != stop - start:
-        yield f"{info.file}: holds {len(samples)} samples, the sample table has {stop - start}"
-    with open(path, "rb") as stream:
-        for sample_id, members, row in zip(range(start, stop), samples, split.samples[start:stop], strict=False):
-            name = f"{info.file}: {split.name} sample {sample_id} ({members[0].name.split('.')[0]})"
-            by_extension = {member.extension: member for member in members}
-            if set(by_extension) != {"cls", "jpg"}:
-                yield f"{name}: has members {', '.join(by_extension)}, not cls and jpg"
+    file = check.info.file
+    row_at = {int(offset): i for i, offset in enumerate(check.rows["offset"])}
+    with open(check.path, "rb") as stream:
+        for members in samples:
+            extensions = [member.extension for member in members]
+            try:
+                image = image_of(members, check.path) if check.foreign or sorted(extensions) == ["cls", "jpg"] else None
+            except ValueError as error:
+                yield Finding("table", file, None, str(error).removeprefix(f"{check.path}: "))
                 continue
-            image, label = by_extension["jpg"], by_extension["cls"]
-            if (row["offset"], row["size"]) != (image.offset, image.size):
-                yield (
-                    f"{name}: lies at {image.offset} with {image.size} bytes, "
-                    f"the table says {row['offset']} and {row['size']}"
-                )
-            stream.seek(label.offset)
-            text = stream.read(min(label.size, 20))
-            if text != str(row["label"]).encode():
-                yield f"{name}: its .cls is {text!r}, the table says {row['label']}"
-            if decode:
-                stream.seek(image.offset)
-                yield from (f"{name}: {line}" for line in _decoded(stream.read(image.size), row))
+            i = row_at.pop(image.offset, None) if image else None
+            if image is None or i is None:
+                if not check.foreign:
+                    what = "is not in the sample table" if image else f"has members {', '.join(extensions)}"
+                    yield Finding("table", file, None, f"the sample of {members[0].name} {what}")
+                continue
+            row, sample = check.rows[i], check.first + i
+            for kind, message in _sample(check, members, image, row, stream):
+                yield Finding(kind, file, sample, f"sample {sample} ({image.name}): {message}")
+    for offset, i in row_at.items():
+        message = f"the table says that sample {check.first + i} lies at byte {offset}, where no image begins"
+        yield Finding("table", file, check.first + i, message)
 
 
-def _decoded(data: bytes, row: np.void) -> Iterator[str]:
+def _sample(
+    check: ShardCheck, members: list[Member], image: Member, row: np.void, stream: BinaryIO
+) -> Iterator[tuple[str, str]]:
+    if image.size != row["size"]:
+        yield "table", f"has {image.size} bytes, the table says {row['size']}"
     try:
-        encoded = encode(data, EncodeConfig(max_pixels=1 << 62))
-    except BadImage as error:
-        yield str(error)
+        label = label_of(members, stream, check.path)
+        if label not in (row["label"], check.classes[row["label"]]):
+            yield "label", f"its .cls is {label!r}, the table says {row['label']}"
+    except ValueError as error:
+        yield "label", str(error).removeprefix(f"{check.path}: ")
+    if not check.decode:
         return
-    if encoded.kind != "jpeg":
-        yield f"is {encoded.kind}, not a gray or RGB JPEG"
-    if (encoded.height, encoded.width) != (row["height"], row["width"]):
-        yield f"is {encoded.height}×{encoded.width} pixels, the table says {row['height']}×{row['width']}"
-
-
-def _file(path: Path, digest: str) -> Iterator[str]:
+    stream.seek(image.offset)
     try:
-        if file_sha256(path) != digest:
-            yield f"{path.name}: changed since it was written (sha256)"
-    except OSError as error:
-        yield f"{path.name}: cannot be read ({error.strerror})"
+        encoded = encode(stream.read(image.size), DECODE)
+    except BadImage as error:
+        yield "decode", str(error)
+        return
+    if encoded.kind != "jpeg" and not check.foreign:
+        yield "decode", f"is {encoded.kind}, not a gray or RGB JPEG"
+    if (encoded.height, encoded.width) != (row["height"], row["width"]):
+        size = f"{row['height']}×{row['width']}"
+        yield "table", f"is {encoded.height}×{encoded.width} pixels, the table says {size}"
 
 
-def _at_most(findings: Iterator[str]) -> Iterator[str]:
-    count = 0
-    for count, finding in enumerate(findings, 1):
-        if count <= MAX_FINDINGS_PER_SHARD:
-            yield finding
-    if count > MAX_FINDINGS_PER_SHARD:
-        yield f"… {count - MAX_FINDINGS_PER_SHARD} more such findings in this shard"
+def _at_most(findings: Iterator[Finding]) -> Iterator[Finding]:
+    """The first few of each kind, and how many more there are."""
+    counts: dict[str, int] = {}
+    last = None
+    for last in findings:
+        counts[last.kind] = counts.get(last.kind, 0) + 1
+        if counts[last.kind] <= MAX_FINDINGS_PER_SHARD:
+            yield last
+    for kind, count in counts.items():
+        if last and count > MAX_FINDINGS_PER_SHARD:
+            yield Finding(kind, last.file, None, f"… {count - MAX_FINDINGS_PER_SHARD} more such findings in this shard")
