@@ -1,4 +1,4 @@
-"""The commands that look at datasets: verify, info. Input: the command line; errors are one line, exit 1."""
+"""The commands that look at datasets: verify, info, preview. Input: the command line; errors are one line, exit 1."""
 
 import json
 import sys
@@ -7,26 +7,54 @@ from pathlib import Path
 import click
 
 from shard_tools.format import ShardSet
-from shard_tools.report import describe, summary
+from shard_tools.workers import num_cpus
 
 
 @click.command("verify")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--decode", is_flag=True, help="Also decode every image and check its height and width.")
-def verify_command(out: Path, decode: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as one JSON list.")
+@click.option(
+    "--fix", is_flag=True, help="Mend what can be mended, take out the samples that cannot; implies --decode."
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one for each CPU core]")
+def verify_command(out: Path, decode: bool, as_json: bool, fix: bool, workers: int | None) -> None:
     """Check the dataset in OUT: hashes, tars against indexes against tables, labels, counts.
 
-    Prints a line for each finding and exits with 1 if there is one.
+    Prints a line for each finding and exits with 1 if there is one. --fix rebuilds indexes and tables from the tars,
+    tars' headers and labels from the table, gives swapped shards their names back, and takes out samples whose images
+    are lost; then it checks again, and exits with 0 if nothing is left. Shards indexed in place are never written to.
+
+    \b
+    Example:
+      python -m shard_tools verify data/imagenet --decode
     """
+    from shard_tools.repair import repair
     from shard_tools.verify import verify
 
-    findings = verify(out, decode)
-    for finding in findings:
-        click.echo(finding)
-    if findings:
+    def check() -> int:
+        findings = verify(out, decode or fix, workers or num_cpus(), _show_progress)
+        if as_json:
+            click.echo(json.dumps([finding._asdict() for finding in findings], indent=1))
+        else:
+            for finding in findings:
+                click.echo(_printable(str(finding)))
+        return len(findings)
+
+    left = check()
+    if left and fix:
+        try:
+            for line in repair(out, workers):
+                click.echo(_printable(line), err=True)
+        except ValueError as error:
+            raise click.ClickException(_printable(str(error))) from None
+        click.echo("checking again", err=True)
+        left = check()
+    if left:
         sys.exit(1)
-    splits = ShardSet.open(out).splits.values()
-    click.echo(f"OK: {sum(map(len, splits))} samples, {sum(len(split.shards) for split in splits)} shards")
+    if not as_json:
+        splits = ShardSet.open(out).splits.values()
+        click.echo(f"OK: {sum(map(len, splits))} samples, {sum(len(split.shards) for split in splits)} shards")
 
 
 @click.command("info")
@@ -34,14 +62,53 @@ def verify_command(out: Path, decode: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 def info_command(out: Path, as_json: bool) -> None:
     """Show what the dataset in OUT holds: splits, samples, bytes, classes, image sizes, how it was made."""
+    from shard_tools.describe import describe, histograms, summary
+
     try:
-        information = describe(ShardSet.open(out))
+        shard_set = ShardSet.open(out)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
+    information = describe(shard_set)
     if as_json:
         click.echo(json.dumps(information, indent=1))
     else:
-        click.echo(summary(information))
+        click.echo(_printable(f"{summary(information)}\n\n{histograms(information)}"))
 
 
-COMMANDS = (verify_command, info_command)
+@click.command("preview")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--split", default="train", show_default=True)
+@click.option("--num", type=click.IntRange(min=1, max=400), default=24, show_default=True, help="Samples.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the choice of samples.")
+@click.option(
+    "--augment", metavar="RECIPE", help="Show in rows what this recipe's training augmentation makes of each sample."
+)
+def preview_command(out: Path, file: Path, split: str, num: int, seed: int, augment: str | None) -> None:
+    """Draw samples of the dataset in OUT with their class names into FILE, a .png.
+
+    \b
+    Examples:
+      python -m shard_tools preview data/imagenet samples.png
+      python -m shard_tools preview data/imagenet augmented.png --num 6 --augment rn50-imagenet
+    """
+    from shard_tools.preview import preview
+
+    try:
+        preview(out, file, split, num, seed, augment)
+    except ValueError as error:
+        raise click.ClickException(_printable(str(error))) from None
+    click.echo(str(file))
+
+
+def _show_progress(done: int, shards: int) -> None:
+    if sys.stderr.isatty():
+        click.echo(f"\r{done}/{shards} shards" if done < shards else "\r\033[K", nl=False, err=True)
+
+
+def _printable(text: str) -> str:
+    """File names may hold bytes that no terminal takes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+COMMANDS = (verify_command, info_command, preview_command)
