@@ -22,6 +22,7 @@ import numpy as np
 
 FORMAT = "penstock-1"
 INFO_FILE = "dataset.json"
+CHECKED_ROWS = 1 << 14
 SAMPLE_DTYPE = np.dtype(
     [("shard", "<u4"), ("offset", "<u8"), ("size", "<u4"), ("label", "<i4"), ("height", "<u2"), ("width", "<u2")]
 )
@@ -148,18 +149,22 @@ def _open_split(root: Path, name: str, shards: tuple[ShardInfo, ...], num_classe
             f"{path}: has shape {samples.shape} and dtype {samples.dtype}, {INFO_FILE} says {expected} samples; "
             "pack the dataset again"
         )
-    if expected:
-        sizes = np.array([shard.bytes for shard in shards], dtype=np.uint64)
-        if samples["shard"].max() >= len(shards):
-            raise ValueError(f"{path}: names shard {samples['shard'].max()}, there are {len(shards)}")
-        beyond = samples["offset"] + samples["size"] > sizes[samples["shard"]]
-        if beyond.any():
-            raise ValueError(f"{path}: sample {int(beyond.argmax())} lies beyond the end of its shard")
-        if samples["label"].min() < 0 or samples["label"].max() >= num_classes:
-            raise ValueError(f"{path}: a label is outside 0…{num_classes - 1}")
-        if min(samples["height"].min(), samples["width"].min(), samples["size"].min()) == 0:
-            raise ValueError(f"{path}: a sample has no pixels or no bytes")
+    sizes = np.array([shard.bytes for shard in shards], dtype=np.uint64)
+    for start in range(0, expected, CHECKED_ROWS):  # in pieces that the cache holds
+        _check_rows(path, samples[start : start + CHECKED_ROWS], start, sizes, num_classes)
     return Split(name, root, shards, samples)
+
+
+def _check_rows(path: Path, rows: np.ndarray, first: int, shard_sizes: np.ndarray, num_classes: int) -> None:
+    if rows["shard"].max() >= len(shard_sizes):
+        raise ValueError(f"{path}: names shard {rows['shard'].max()}, there are {len(shard_sizes)}")
+    beyond = rows["offset"] + rows["size"] > shard_sizes[rows["shard"]]
+    if beyond.any():
+        raise ValueError(f"{path}: sample {first + int(beyond.argmax())} lies beyond the end of its shard")
+    if rows["label"].min() < 0 or rows["label"].max() >= num_classes:
+        raise ValueError(f"{path}: a label is outside 0…{num_classes - 1}")
+    if min(rows["height"].min(), rows["width"].min(), rows["size"].min()) == 0:
+        raise ValueError(f"{path}: a sample has no pixels or no bytes")
 
 
 def shard_file(split: str, shard: int) -> str:
@@ -188,10 +193,15 @@ def unescape(line: str) -> str:
     return "\\".join(part.replace("\\n", "\n").replace("\\r", "\r") for part in parts)
 
 
+def tsv_line(*cells: str) -> bytes:
+    """One line of a .tsv file; tabs and line ends inside a cell are escaped."""
+    return ("\t".join(escape(cell).replace("\t", "\\t") for cell in cells) + "\n").encode("utf-8", "surrogateescape")
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A binary file that appears under its name whole, synced to disk, or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as stream:
             yield stream
@@ -202,17 +212,34 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
-def write_split(root: Path, name: str, samples: np.ndarray, sources: Iterable[str]) -> dict[str, str]:
+def write_split(
+    root: Path, name: str, samples: np.ndarray | Iterable[np.ndarray], sources: Iterable[str] | Iterable[bytes]
+) -> dict[str, str]:
     """Write a split's table and source names; returns file → sha256 for `write_info`.
 
-    `samples`: (num_samples,) SAMPLE_DTYPE, in shard order.
+    Args:
+        samples: (num_samples,) SAMPLE_DTYPE in shard order, or such pieces one after the other.
+        sources: a name each, or pieces of the file as bytes: escaped lines.
     """
     with atomic_write(root / table_file(name)) as stream:
-        np.save(stream, samples.astype(SAMPLE_DTYPE, copy=False), allow_pickle=False)
+        count = 0
+        _table_header(stream, count)
+        for piece in [samples] if isinstance(samples, np.ndarray) else samples:
+            stream.write(piece.astype(SAMPLE_DTYPE, copy=False).tobytes())
+            count += len(piece)
+        stream.seek(0)
+        _table_header(stream, count)
     with atomic_write(root / sources_file(name)) as stream:
         for source in sources:
-            stream.write(escape(source).encode("utf-8", "surrogateescape") + b"\n")
+            line = source if isinstance(source, bytes) else f"{escape(source)}\n".encode("utf-8", "surrogateescape")
+            stream.write(line)
     return {file: file_sha256(root / file) for file in (table_file(name), sources_file(name))}
+
+
+def _table_header(stream: BinaryIO, count: int) -> None:
+    """The .npy header; NumPy pads it, so that it keeps its length as the count grows."""
+    header = {"descr": SAMPLE_DTYPE.descr, "fortran_order": False, "shape": (count,)}
+    np.lib.format.write_array_header_1_0(stream, header)
 
 
 def file_sha256(path: Path) -> str:

@@ -1,16 +1,17 @@
-"""What `pack` shows while it runs: a bar on a terminal, a line now and then elsewhere."""
+"""What packing shows: a progress display on stderr, and the closing summary."""
 
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from shard_tools.writer import Progress
+from shard_tools.duplicates import DUPLICATES_FILE
+from shard_tools.writer import REJECTED_FILE, Packed, Progress
 
 
 @contextmanager
 def progress_bar(every_s: float = 10.0) -> Iterator[Callable[[Progress], None]]:
-    """A bar on a terminal, a line now and then elsewhere; both on stderr."""
+    """A bar on a terminal, a line now and then elsewhere."""
     if not sys.stderr.isatty():
         yield _lines(every_s)
         return
@@ -18,14 +19,19 @@ def progress_bar(every_s: float = 10.0) -> Iterator[Callable[[Progress], None]]:
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    columns = (TextColumn("packing"), BarColumn(), TextColumn("{task.fields[text]}"), TextColumn("ETA"))
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), TextColumn("ETA"))
     with Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("packing", total=None, text="")
+        task = bar.add_task("listing", total=None, text="")
         start = time.monotonic()
 
         def show(now: Progress) -> None:
+            nonlocal start
+            if not now.shards:
+                bar.update(task, text=f"{now.listed:,} images")
+                start = time.monotonic()  # of the packing
+                return
             text = _rates(now, time.monotonic() - start)
-            bar.update(task, total=max(1, now.bytes), completed=now.seen_bytes, text=text)
+            bar.update(task, description="packing", total=max(1, now.bytes), completed=now.seen_bytes, text=text)
 
         yield show
 
@@ -34,20 +40,60 @@ def _lines(every_s: float) -> Callable[[Progress], None]:
     start = last = time.monotonic()
 
     def show(now: Progress) -> None:
-        nonlocal last
+        nonlocal start, last
+        if not now.shards:
+            start = time.monotonic()
         if time.monotonic() - last >= every_s:
             last = time.monotonic()
-            print(f"packing: {_rates(now, last - start)}", file=sys.stderr, flush=True)
+            text = f"packing: {_rates(now, last - start)}" if now.shards else f"listing: {now.listed:,} images"
+            print(text, file=sys.stderr, flush=True)
 
     return show
 
 
 def _rates(now: Progress, elapsed_s: float) -> str:
+    """Images and bytes of the source; what an earlier run did does not count for the rate."""
     elapsed_s = max(elapsed_s, 1e-3)
     share = now.seen_bytes / max(1, now.bytes)
-    images_per_s = (now.images * share - now.kept_images) / elapsed_s
-    mb_per_s = (now.seen_bytes - now.kept_bytes) / elapsed_s / 1e6
+    images_per_s = max(0.0, now.images * share - now.kept_images) / elapsed_s
+    bytes_per_s = max(0, now.seen_bytes - now.kept_bytes) / elapsed_s
+    left_s = (now.bytes - now.seen_bytes) / bytes_per_s if bytes_per_s else 0.0
     return (
-        f"{share:4.0%}, {now.done_shards}/{now.shards} shards, "
-        f"{max(0, images_per_s):,.0f} images/s, {max(0, mb_per_s):,.1f} MB/s"
+        f"{share:4.0%}, {now.done_shards}/{now.shards} shards, {images_per_s:,.0f} images/s, "
+        f"{bytes_per_s / 1e6:,.1f} MB/s, {_duration(left_s)} left"
     )
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+def closing(packed: Packed, elapsed_s: float) -> str:
+    """What was made, and what deserves a second look."""
+    root, made, state = packed.shard_set.root, packed.shard_set.made, packed.progress
+    classes = packed.shard_set.classes
+    shown = ", ".join(info.name for info in classes[:5]) + (", …" if len(classes) > 5 else "")
+    lines = [f"{root}: {len(classes):,} classes ({shown})"]
+    for name, split in packed.shard_set.splits.items():
+        size = sum(shard.bytes for shard in split.shards)
+        lines.append(f"  {name}: {len(split):,} images in {len(split.shards):,} shard(s), {size / 1e6:,.1f} MB")
+    if made["converted"]:
+        lines.append("  written anew: " + ", ".join(f"{count:,} {kind}" for kind, count in made["converted"].items()))
+    if packed.rejected.count:
+        lines.append(f"  skipped {packed.rejected.count:,} bad image(s), see {root / REJECTED_FILE}")
+    found = packed.duplicates
+    if found.copies:
+        lines.append(f"  {found.copies:,} image(s) are copies of others")
+    if found.label_conflicts or found.split_conflicts:
+        lines.append(
+            f"  {found.label_conflicts:,} image(s) have more than one label, {found.split_conflicts:,} lie in more "
+            f"than one split, see {root / DUPLICATES_FILE}"
+        )
+    num_images, size = state.images - state.kept_images, state.bytes - state.kept_bytes
+    kept = f", {state.kept_shards:,} shard(s) were there from an earlier run" if state.kept_shards else ""
+    lines.append(
+        f"  in {_duration(elapsed_s)}: {num_images / elapsed_s:,.0f} images/s, {size / elapsed_s / 1e6:,.1f} MB/s "
+        f"of source files{kept}"
+    )
+    return "\n".join(lines)

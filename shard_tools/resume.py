@@ -6,40 +6,77 @@ another job's files. `.pack` is locked while a run uses it.
 
 import errno
 import fcntl
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from shard_tools.format import INFO_FILE, ShardSet, atomic_write, escape
-from shard_tools.shard import WORK_DIR
-from shard_tools.sources.imagefolder import Source
+from shard_tools.shard import LISTING_DIR, WORK_DIR
 
 JOB_FILE = "job.json"
+SOURCE_DIR = "source"  # in WORK_DIR, for what a source has to unpack
 
 
-def describe(source: Source, samples_per_shard: int, shard_size: int, seed: int, max_pixels: int) -> dict[str, Any]:
-    """What the output is a function of: equal descriptions give equal bytes. No paths, times or worker counts."""
-    digest = hashlib.sha256()
-    for split, images in source.splits.items():
-        digest.update(f"{split}\0{len(images)}\0".encode())
-        for image in images:
-            digest.update(image.name.encode("utf-8", "surrogateescape"))
-            digest.update(f"\0{image.label}\0{image.size_bytes}\0".encode())
-    return {
-        "source": source.format,
-        "num_classes": len(source.classes),
-        "images": {split: len(images) for split, images in source.splits.items()},
-        "source_bytes": {split: sum(image.size_bytes for image in images) for split, images in source.splits.items()},
-        "fingerprint": digest.hexdigest(),  # of the images' names, labels and sizes
-        "seed": seed,
-        "samples_per_shard": samples_per_shard,
-        "shard_size": shard_size,
-        "max_pixels": max_pixels,
-    }
+class Locked(ValueError):
+    """Another process uses the directory."""
+
+
+@contextmanager
+def work_dir(out: Path) -> Iterator[Path]:
+    """OUT/.pack, locked; removed when the `with` block ends without an exception, or with one before `begin`."""
+    work = out / WORK_DIR
+    try:
+        _check_foreign(out)
+        existed = out.exists()
+        (work / SOURCE_DIR).mkdir(parents=True, exist_ok=True)
+        try:
+            with open(work / "lock", "wb") as lock:
+                _lock(lock.fileno(), out)
+                yield work
+                shutil.rmtree(work)
+        except Locked:
+            raise
+        except BaseException:
+            if not (work / JOB_FILE).exists():
+                _remove_unused(out, existed)
+            raise
+    except OSError as error:
+        raise ValueError(
+            f"{error.filename or out}: cannot be written ({error.strerror}); "
+            "finished shards are kept: run the same command again"
+        ) from None
+
+
+def _check_foreign(out: Path) -> None:
+    if out.exists() and not (out / INFO_FILE).exists() and not (out / WORK_DIR / JOB_FILE).exists():
+        foreign = sorted(entry.name for entry in out.iterdir() if entry.name != WORK_DIR)
+        if foreign:
+            raise ValueError(f"{out}: not empty (it has {escape(foreign[0])}); choose a new or empty directory")
+
+
+def _lock(descriptor: int, out: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Locked(f"{out}: another process is packing into it") from None
+    except OSError as error:  # a file system without locks
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+
+
+def _remove_unused(out: Path, existed: bool) -> None:
+    """Leave nothing behind but what a source has unpacked, which the next try can use."""
+    work = out / WORK_DIR
+    shutil.rmtree(work / LISTING_DIR, ignore_errors=True)
+    with suppress(OSError):
+        (work / SOURCE_DIR).rmdir()
+        (work / "lock").unlink(missing_ok=True)
+        work.rmdir()
+        if not existed:
+            out.rmdir()
 
 
 def complete(out: Path, made: dict[str, Any]) -> ShardSet | None:
@@ -48,56 +85,43 @@ def complete(out: Path, made: dict[str, Any]) -> ShardSet | None:
         return None
     existing = ShardSet.open(out)
     _check_same(out, "holds another dataset", existing.made, made, "choose another directory or remove this one")
-    shutil.rmtree(out / WORK_DIR, ignore_errors=True)  # killed right before this
     return existing
 
 
-def _check_same(out: Path, what: str, old: dict[str, Any], new: dict[str, Any], remedy: str) -> None:
-    changed = [f"{key} was {old.get(key)!r}, is {value!r}" for key, value in new.items() if old.get(key) != value]
-    if len(changed) > 1:  # the counts or settings say more than the hash
-        changed = [line for line in changed if not line.startswith("fingerprint")]
-    elif changed and changed[0].startswith("fingerprint"):
-        changed = ["the images' names, labels or sizes differ"]
-    if changed:
-        raise ValueError(f"{out}: {what} ({'; '.join(changed)}); {remedy}")
-
-
-@contextmanager
-def work_dir(out: Path, made: dict[str, Any]) -> Iterator[None]:
-    """OUT/.pack, locked, for the run that `made` describes; removed if the run completes."""
-    work = out / WORK_DIR
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        with open(work / "lock", "wb") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"{out}: another process is packing into it") from None
-            except OSError as error:  # a file system without locks
-                if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                    raise
-            _prepare(out, work, made)
-            yield
-            shutil.rmtree(work)
-    except OSError as error:
-        raise ValueError(f"{error.filename or out}: cannot be written ({error.strerror})") from None
-
-
-def _prepare(out: Path, work: Path, made: dict[str, Any]) -> None:
-    if (work / JOB_FILE).exists():
-        try:
-            old = dict(json.loads((work / JOB_FILE).read_bytes()))
-        except (ValueError, TypeError):
-            raise ValueError(f"{work / JOB_FILE}: not readable; remove {out} and pack again") from None
-        remedy = "run the command that it was begun with, or remove it"
-        _check_same(out, "holds an unfinished run of something else", old, made, remedy)
-        for leftover in [*out.glob(".*.tmp"), *work.glob(".*.tmp")]:  # of the killed run
-            leftover.unlink(missing_ok=True)
+def begin(out: Path, made: dict[str, Any]) -> None:
+    """Note what is being made, or check that the unfinished run in `out` was making the same."""
+    path = out / WORK_DIR / JOB_FILE
+    if not path.exists():
+        with atomic_write(path) as stream:
+            stream.write(json.dumps(made, indent=1).encode())
         return
-    foreign = sorted(entry.name for entry in out.iterdir() if entry.name != WORK_DIR)
-    if foreign:
-        (work / "lock").unlink()
-        work.rmdir()
-        raise ValueError(f"{out}: not empty (it has {escape(foreign[0])}); choose a new or empty directory")
-    with atomic_write(work / JOB_FILE) as stream:
-        stream.write(json.dumps(made, indent=1).encode())
+    try:
+        old = dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError):
+        raise ValueError(f"{path}: not readable; remove {out} and pack again") from None
+    remedy = "run the command that it was begun with, or remove it"
+    _check_same(out, "holds an unfinished run of something else", old, made, remedy)
+    for leftover in [*out.glob(".*.tmp"), *path.parent.glob(".*.tmp")]:  # of the killed run
+        leftover.unlink(missing_ok=True)
+
+
+def _check_same(out: Path, what: str, old: dict[str, Any], new: dict[str, Any], remedy: str) -> None:
+    old, new = _flat(old), _flat(new)
+    names = [name for name in [*new, *(set(old) - set(new))] if name in new or name.partition(".")[0] in new]
+    changed = {
+        name: f"{name} was {old.get(name)}, is {new.get(name)}" for name in names if old.get(name) != new.get(name)
+    }
+    if len(changed) > 1:  # the counts or settings say more than the hash
+        changed.pop("fingerprint", None)
+    elif "fingerprint" in changed:
+        changed["fingerprint"] = "the images' names, labels or sizes differ"
+    if changed:
+        raise ValueError(f"{out}: {what} ({'; '.join(changed.values())}); {remedy}")
+
+
+def _flat(made: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings by dotted names: {"encode": {"quality": 90}} → {"encode.quality": 90}."""
+    flat: dict[str, Any] = {}
+    for name, value in made.items():
+        flat |= {f"{name}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {name: value}
+    return flat

@@ -1,25 +1,81 @@
-"""A pool of worker processes that never outlives this process, however it ends.
+"""What runs the shards: worker processes that never outlive this process however it ends, or a Dask cluster.
 
 `ProcessPoolExecutor` leaves its workers behind when the parent is killed, and lets them finish their shard when it is
 interrupted. Here each worker watches a pipe that closes with the parent, or when the `with` block ends, and exits.
 """
 
+import logging
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Iterator
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 
+CONNECT_S = 10
 LOST = (BrokenExecutor, EOFError, ConnectionError)  # what `submit` and `result` raise when processes were killed
 
 
 def num_cpus() -> int:
     """The cores this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An executor, how many tasks it runs at once, and what its futures raise when workers are lost."""
+
+    executor: Executor
+    slots: int
+    lost: tuple[type[BaseException], ...]
+    remedy: str  # for those who lost workers
+
+
+@contextmanager
+def local_engine(workers: int) -> Iterator[Engine]:
+    with process_pool(workers) as pool:
+        yield Engine(pool, workers, LOST, "with fewer --workers")
+
+
+@contextmanager
+def dask_engine(address: str) -> Iterator[Engine]:
+    """The Dask cluster whose scheduler answers at `address`. Its workers see the files under the same paths.
+
+    Raises:
+        ValueError: distributed is not installed, nothing answers, or there are no workers.
+    """
+    try:
+        from distributed import Client
+        from distributed.scheduler import KilledWorker
+    except ImportError:
+        raise ValueError(
+            "--scheduler needs Dask, which is not installed; install the extra: uv sync --extra dask"
+        ) from None
+    logger = logging.getLogger("distributed")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # what concerns people is said below
+    client = None
+    try:
+        try:
+            client = Client(address, timeout=CONNECT_S, set_as_default=False)
+            slots = sum(client.nthreads().values())
+        except (OSError, ValueError, TypeError, ImportError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(
+                f"{address}: no Dask scheduler answers there ({reason}); start one with: dask scheduler"
+            ) from None
+        if not slots:
+            raise ValueError(f"{address}: the Dask cluster has no workers; start some with: dask worker {address}")
+        with client.get_executor() as executor:
+            yield Engine(executor, slots, (*LOST, KilledWorker, CancelledError), "and look at the Dask workers' logs")
+    finally:
+        if client:
+            client.close()
+        logger.setLevel(level)
 
 
 @contextmanager

@@ -1,49 +1,61 @@
 """Pack a source: plan the shards, run them on an executor, resume what a killed run left, write `dataset.json`.
 
-Input: a directory of images (see `sources`). Output: a directory as `format` describes it.
+Input: a path and what kind of source it is (see `sources`). Output: a directory as `format` describes it.
 
-Everything is planned before the first image is read: a global shuffle per split, cut into shards by the sizes of the
-source files. So each shard is a pure function of its job, and the output is byte-identical for any number of workers
-and however often the run was killed.
+Everything is planned before the first image is read: the source is listed on disk, a keyed permutation shuffles each
+split, and the sizes of the source files cut it into shards. So each shard is a pure function of its job, and the output
+is byte-identical for any number of workers, on any executor, and however often the run was killed. Memory does not grow
+with the number of images.
 """
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
-from itertools import islice
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import asdict, dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from shard_tools.encode import MAX_PIXELS
+from shard_tools.classes import class_infos, read_class_file
+from shard_tools.duplicates import Duplicates, PartFile, find_duplicates
+from shard_tools.encode import EncodeConfig
 from shard_tools.format import (
     SAMPLE_DTYPE,
+    ClassInfo,
     ShardInfo,
     ShardSet,
     atomic_write,
     escape,
     shard_file,
+    tsv_line,
     write_info,
     write_split,
 )
-from shard_tools.resume import complete, describe, work_dir
-from shard_tools.shard import Part, ShardJob, iterate_parts, plan_shards, read_part, write_shard
-from shard_tools.sources.imagefolder import Source, read_source
-from shard_tools.workers import LOST, num_cpus, process_pool
+from shard_tools.listing import write_listing
+from shard_tools.part import Part, read_names, read_part, read_rows
+from shard_tools.resume import SOURCE_DIR, begin, complete, work_dir
+from shard_tools.shard import LISTING_DIR, ShardJob, finished_part, plan_shards, write_shard
+from shard_tools.sources import SourceOptions, open_source
+from shard_tools.sources.base import Source
+from shard_tools.subset import Subset, parts_text
+from shard_tools.workers import LOST, Engine, dask_engine, local_engine, num_cpus
 
 REJECTED_FILE = "rejected.tsv"
 SAMPLES_PER_SHARD = 10_000
 SHARD_SIZE = 1 << 30
+SHOWN = 10  # bad images in a message
+FIND_OUT, EVERYTHING, UNTOUCHED = SourceOptions(), Subset(), EncodeConfig()
 
 
 @dataclass
 class Progress:
     """How far a run is. Counts are of source images; `done` includes what an earlier run had finished."""
 
+    listed: int = 0  # images, before anything else is known
     images: int = 0
     bytes: int = 0
     shards: int = 0
@@ -53,7 +65,16 @@ class Progress:
     kept_shards: int = 0
     kept_images: int = 0
     kept_bytes: int = 0
+    written_bytes: int = 0  # the finished tars
     seen_bytes: int = 0  # `done_bytes` and an estimate of what is under way, from the unfinished tars' sizes
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """The bad images: how many, and the first of them as (name, reason)."""
+
+    count: int = 0
+    first: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,8 +84,9 @@ class Packed:
     shard_set: ShardSet
     already_complete: bool = False
     progress: Progress = field(default_factory=Progress)
-    rejected: list[list[str]] = field(default_factory=list)  # name, reason
-    ignored_line: str = ""
+    rejected: Rejected = field(default_factory=Rejected)
+    duplicates: Duplicates = field(default_factory=Duplicates)
+    ignored: tuple[str, ...] = ()  # entries of the source that are no images: the first thousand
 
 
 class BadImages(ValueError):
@@ -72,23 +94,37 @@ class BadImages(ValueError):
 
 
 def pack(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | Source,
     out: str | os.PathLike[str],
     *,
+    format: str = "auto",
+    options: SourceOptions = FIND_OUT,
+    class_file: Path | None = None,
+    subset: Subset = EVERYTHING,
+    encode: EncodeConfig = UNTOUCHED,
     samples_per_shard: int = SAMPLES_PER_SHARD,
     shard_size: int = SHARD_SIZE,
     seed: int = 0,
     on_bad: str = "fail",
-    max_pixels: int = MAX_PIXELS,
     workers: int | None = None,
+    scheduler: str | None = None,
     executor: Executor | None = None,
     progress: Callable[[Progress], None] = lambda progress: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Packed:
     """Pack the images of `source` into shards in `out`; goes on where an interrupted call stopped.
 
     A shard is full at `samples_per_shard` samples or `shard_size` bytes, whichever comes first; images that have to be
-    converted count with their size before conversion. `on_bad`: "fail" or "skip". `executor` runs the shards; without
-    one, `workers` processes do. `progress` is called after each shard and about twice a second.
+    converted or re-encoded count with their size before that.
+
+    Args:
+        source: a path, read as `format` and `options` say, or a `Source`.
+        class_file: readable names of classes, see `classes.read_class_file`.
+        seed: of the shuffle and of the choices of `subset`.
+        on_bad: "fail" or "skip".
+        workers, scheduler, executor: what runs the shards: so many local processes (by default one for each core), a
+            Dask cluster's scheduler at this address, or this executor.
+        progress: called after each shard and about twice a second. say: given a line about the source.
 
     Raises:
         BadImages: `on_bad` is "fail" and there are some.
@@ -96,137 +132,197 @@ def pack(
     """
     if on_bad not in ("fail", "skip"):
         raise ValueError(f'on_bad is {on_bad!r}; it can be "fail" or "skip"')
-    if min(samples_per_shard, shard_size, max_pixels) < 1:
-        raise ValueError("samples_per_shard, shard_size and max_pixels must be at least 1")
-    out = Path(out)
-    images = read_source(source)
-    if out.resolve().is_relative_to(Path(source).resolve()):
-        raise ValueError(f"{out}: lies inside the source; choose a directory elsewhere")
-    made = describe(images, samples_per_shard, shard_size, seed, max_pixels)
-    done = complete(out, made)
-    if done:
-        return Packed(done, already_complete=True, ignored_line=images.ignored_line)
-    with work_dir(out, made):
-        jobs = {
-            split: plan_shards(out, split, files, samples_per_shard, shard_size, seed, max_pixels)
-            for split, files in images.splits.items()
+    if min(samples_per_shard, shard_size) < 1:
+        raise ValueError("samples_per_shard and shard_size must be at least 1")
+    out = Path(out).absolute()
+    where = str(source) if isinstance(source, str | os.PathLike) else source.format
+    if isinstance(source, str | os.PathLike):
+        if out.resolve().is_relative_to(Path(source).resolve()):
+            raise ValueError(f"{out}: lies inside the source; choose a directory elsewhere")
+        source = open_source(source, format, options)
+    say(f"{where}: {source.explained} ({source.format})")
+    with work_dir(out) as work:
+        listing = write_listing(
+            work / LISTING_DIR, source, work / SOURCE_DIR, subset, seed, where, lambda n: progress(Progress(listed=n))
+        )
+        given = read_class_file(class_file, listing.keys) if class_file else {}
+        classes = class_infos(listing.keys, source.class_names(), given)
+        made = {
+            "source": source.format,
+            "num_classes": len(classes),
+            "images": listing.num_images,
+            "source_bytes": listing.size_bytes,
+            "fingerprint": listing.fingerprint,
+            "seed": seed,
+            "samples_per_shard": samples_per_shard,
+            "shard_size": shard_size,
+            "encode": asdict(encode),
+            "subset": asdict(subset) | {"fractions": parts_text(subset), "only_classes": sorted(subset.only_classes)},
+            "class_names": [info.name for info in classes],
         }
-        flat = [job for split in jobs.values() for job in split]
-        state = Progress(len([i for job in flat for i in job.images]), sum(job.size_bytes for job in flat), len(flat))
-        rejected = _run(flat, workers, executor, on_bad, state, progress)
-        _write_rejected(out, rejected)
-        if rejected and on_bad == "fail":
+        done = complete(out, made)
+        if done:
+            return Packed(done, already_complete=True, ignored=tuple(source.ignored()))
+        begin(out, made)
+        jobs = [
+            job
+            for split in listing.num_images
+            for job in plan_shards(out, listing, split, samples_per_shard, shard_size, seed, encode)
+        ]
+        state = Progress(0, sum(listing.num_images.values()), sum(listing.size_bytes.values()), len(jobs))
+        finished = _run(jobs, _engine(workers, scheduler, executor, len(jobs)), on_bad, state, progress)
+        rejected = _write_rejected(out, finished)
+        if rejected.count and on_bad == "fail":
             raise _bad_images(rejected, state, out)
-        _finish(out, images, jobs, made, len(rejected))
-    return Packed(ShardSet.open(out), progress=state, rejected=rejected, ignored_line=images.ignored_line)
+        duplicates = _finish(out, list(listing.num_images), classes, jobs, made, rejected.count)
+    return Packed(ShardSet.open(out), False, state, rejected, duplicates, tuple(source.ignored()))
+
+
+def _engine(
+    workers: int | None, scheduler: str | None, executor: Executor | None, num_shards: int
+) -> AbstractContextManager[Engine]:
+    workers = workers or num_cpus()
+    if executor:
+        return nullcontext(Engine(executor, workers, LOST, "with fewer workers"))
+    return dask_engine(scheduler) if scheduler else local_engine(min(workers, num_shards))
 
 
 def _run(
     jobs: list[ShardJob],
-    workers: int | None,
-    executor: Executor | None,
+    engine: AbstractContextManager[Engine],
     on_bad: str,
     state: Progress,
     progress: Callable[[Progress], None],
-) -> list[list[str]]:
-    """Make the shards that are missing; returns the bad images in order. Stops early if they are not to be skipped."""
-    bad: dict[int, list[list[str]]] = {}
+) -> list[ShardJob]:
+    """Make the shards that are missing; returns those that are finished. Stops early at bad images that may not be."""
+    finished: set[int] = set()
+    any_bad = False
 
-    def finished(number: int, part: Part) -> None:
-        bad[number] = part.bad
+    def finish(number: int, part: Part) -> None:
+        nonlocal any_bad
+        finished.add(number)
+        any_bad |= bool(part.bad)
         state.done_shards += 1
-        state.done_images += len(jobs[number].images)
+        state.done_images += jobs[number].count
         state.done_bytes += jobs[number].size_bytes
+        state.written_bytes += part.info.bytes if part.info else 0
 
     todo = []
     for number, job in enumerate(jobs):
-        part = read_part(job)
+        part = finished_part(job)
         if part is None:
             todo.append(number)
         else:
-            finished(number, part)
+            finish(number, part)
     state.kept_shards, state.kept_images, state.kept_bytes = state.done_shards, state.done_images, state.done_bytes
     state.seen_bytes = state.done_bytes
     progress(state)
-    num_workers = workers or num_cpus()
+    if not todo or (any_bad and on_bad == "fail"):
+        return [jobs[number] for number in sorted(finished)]
     queue = iter(todo)
     running: dict[Future[None], int] = {}
-    with nullcontext(executor) if executor else process_pool(min(num_workers, max(1, len(todo)))) as pool:
+    with engine as workers:
         try:
             while True:
-                stop = on_bad == "fail" and any(bad.values())
-                for number in islice(queue, 0 if stop else 2 * num_workers - len(running)):
-                    running[pool.submit(write_shard, jobs[number])] = number
+                stop = on_bad == "fail" and any_bad
+                for number in islice(queue, 0 if stop else 2 * workers.slots - len(running)):
+                    running[workers.executor.submit(write_shard, jobs[number])] = number
                 if not running:
                     break
                 for future in wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done:
                     number = running.pop(future)
                     future.result()
-                    finished(number, next(iterate_parts([jobs[number]])))
-                state.seen_bytes = state.done_bytes + _unfinished_bytes([jobs[number] for number in running.values()])
+                    part = finished_part(jobs[number])
+                    if part is None:
+                        raise ValueError(f"{jobs[number].part_path}: vanished or changed; run the same command again")
+                    finish(number, part)
+                state.seen_bytes = state.done_bytes + _unfinished_bytes([jobs[n] for n in running.values()], state)
                 progress(state)
-        except LOST:
+        except workers.lost:
             progress(state)  # lets the caller stop here, if the workers died of the signal that told it to
             raise ValueError(
                 "a worker process died (out of memory?); finished shards are kept: run the same command again, "
-                "with fewer --workers"
+                + workers.remedy
             ) from None
         finally:
-            for future in running if executor else ():  # our own pool drops everything by itself
+            for future in running:  # our own pool would drop everything by itself
                 future.cancel()
-    return [row for number in sorted(bad) for row in bad[number]]
+    return [jobs[number] for number in sorted(finished)]
 
 
-def _unfinished_bytes(jobs: list[ShardJob]) -> int:
+def _unfinished_bytes(jobs: list[ShardJob], state: Progress) -> int:
     """A look at the temporary files, so that progress needs no channel to the workers, wherever they run."""
-    seen = 0
+    seen = 0.0
+    shrinks = state.written_bytes / state.done_bytes if state.done_bytes else 1.0  # where images are re-encoded
     for job in jobs:
         for path in job.out.glob(f".{shard_file(job.split, job.shard)}.*.tmp"):
             with suppress(FileNotFoundError):
-                seen += min(path.stat().st_size, job.size_bytes)
-    return seen
+                seen += min(path.stat().st_size / max(shrinks, 1e-3), job.size_bytes)
+    return int(seen)
 
 
-def _bad_images(rejected: list[list[str]], state: Progress, out: Path) -> BadImages:
-    lines = [f"{escape(name)}: {reason}" for name, reason in rejected[:10]]
-    if len(rejected) > len(lines):
-        lines.append(f"… {len(rejected) - len(lines)} more in {out / REJECTED_FILE}")
+def _bad_images(rejected: Rejected, state: Progress, out: Path) -> BadImages:
+    lines = [f"{escape(name)}: {reason}" for name, reason in rejected.first]
+    if rejected.count > len(lines):
+        lines.append(f"… {rejected.count - len(lines)} more in {out / REJECTED_FILE}")
     checked = "" if state.done_images == state.images else f" among the {state.done_images} of {state.images} checked"
     return BadImages(
-        f"{len(rejected)} image(s){checked} cannot be used:\n  "
+        f"{rejected.count} image(s){checked} cannot be used:\n  "
         + "\n  ".join(lines)
         + "\nleave them out with --on-bad skip (finished shards are kept), or mend them and pack into a new directory"
     )
 
 
-def _write_rejected(out: Path, rejected: list[list[str]]) -> None:
-    if not rejected:
+def _write_rejected(out: Path, jobs: list[ShardJob]) -> Rejected:
+    """OUT/rejected.tsv, if there is anything to write."""
+    bad = ((name, reason) for job in jobs for name, reason in read_part(job.part_path).bad)
+    first = tuple(islice(bad, SHOWN))
+    if not first:
         (out / REJECTED_FILE).unlink(missing_ok=True)
-        return
+        return Rejected()
+    count = 0
     with atomic_write(out / REJECTED_FILE) as stream:
-        for name, reason in [["name", "reason"], *rejected]:
-            line = "\t".join(escape(field).replace("\t", "\\t") for field in (name, reason)) + "\n"
-            stream.write(line.encode("utf-8", "surrogateescape"))
+        stream.write(tsv_line("name", "reason"))
+        for row in chain(first, bad):
+            stream.write(tsv_line(*row))
+            count += 1
+    return Rejected(count, first)
 
 
-def _finish(out: Path, source: Source, jobs: dict[str, list[ShardJob]], made: dict[str, Any], rejected: int) -> None:
-    """Merge the parts into tables, then write `dataset.json`."""
-    infos: dict[str, list[ShardInfo]] = {}
+def _finish(
+    out: Path, splits: list[str], classes: list[ClassInfo], jobs: list[ShardJob], made: dict[str, Any], rejected: int
+) -> Duplicates:
+    """Merge the parts into tables, one part in memory at a time, look for duplicates, then write `dataset.json`."""
+    infos: dict[str, list[ShardInfo]] = {split: [] for split in splits}
+    parts: list[PartFile] = []
     kinds: Counter[str] = Counter()
+    samples: Counter[str] = Counter()
+    for job in jobs:
+        part = read_part(job.part_path)
+        kinds.update(part.kinds)
+        if part.info is not None:
+            parts.append(PartFile(job.part_path, job.split, samples[job.split], part.samples))
+            samples[job.split] += part.samples
+            infos[job.split].append(part.info)
     files: dict[str, str] = {}
-    for split, split_jobs in jobs.items():
-        infos[split] = []
-        tables = []
-        for part in iterate_parts(split_jobs):
-            kinds.update(part.kinds)
-            if part.info is None:
-                continue
-            tables.append(part.samples)
-            tables[-1]["shard"] = len(infos[split])
-            infos[split].append(part.info)
-        if not tables:
+    for split in splits:
+        if not samples[split]:
             raise ValueError(f"{split}: none of its images can be used (see {out / REJECTED_FILE})")
-        names = (name for part in iterate_parts(split_jobs) for name in part.sources)
-        files |= write_split(out, split, np.concatenate(tables).astype(SAMPLE_DTYPE, copy=False), names)
-    converted = {kind: count for kind, count in sorted(kinds.items()) if kind != "jpeg"}
-    write_info(out, source.classes, infos, made | {"converted": converted, "rejected": rejected}, files)
+        mine = [part.path for part in parts if part.split == split]
+        files |= write_split(out, split, _table(mine), map(read_names, mine))
+    duplicates = find_duplicates(out, parts, [info.wnid for info in classes])
+    made |= {
+        "converted": {kind: count for kind, count in sorted(kinds.items()) if kind != "jpeg"},
+        "rejected": rejected,
+        "duplicates": {name: getattr(duplicates, name) for name in ("copies", "label_conflicts", "split_conflicts")},
+    }
+    write_info(out, classes, infos, made, files)
+    return duplicates
+
+
+def _table(parts: list[Path]) -> Iterator[np.ndarray]:
+    """The parts' rows as SAMPLE_DTYPE, with their places among the shards."""
+    for shard, path in enumerate(parts):
+        rows = read_rows(path)[list(SAMPLE_DTYPE.names or ())].astype(SAMPLE_DTYPE)
+        rows["shard"] = shard
+        yield rows

@@ -1,20 +1,16 @@
-"""The commands that make datasets: pack, demo. Input: the command line; errors are one line, exit 1."""
+"""The commands that make datasets: pack, demo, index. Input: the command line; errors are one line, exit 1."""
 
 import re
-import signal
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import click
 
-from shard_tools.describe import describe, summary
-from shard_tools.encode import MAX_PIXELS
-from shard_tools.format import escape
-from shard_tools.report import progress_bar
-from shard_tools.writer import REJECTED_FILE, SAMPLES_PER_SHARD, Packed, Progress, pack
+from shard_tools.commands.running import printable, run
+from shard_tools.encode import CHECKS, MAX_PIXELS, SUBSAMPLINGS, EncodeConfig
+from shard_tools.sources import SOURCES, SourceOptions
+from shard_tools.subset import Subset, parse_fractions
+from shard_tools.writer import SAMPLES_PER_SHARD, pack
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
@@ -32,36 +28,72 @@ class Size(click.ParamType):
         return size
 
 
-@click.command("pack")
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option("--workers", type=click.IntRange(min=1), help="Worker processes.  [default: one for each CPU core]")
-@click.option("--samples-per-shard", type=click.IntRange(min=1), default=SAMPLES_PER_SHARD, show_default=True)
-@click.option(
-    "--shard-size", type=Size(), default="1GiB", show_default=True, help="Bytes, or with a unit: 256MiB, 1GB."
+WORKERS = click.option(
+    "--workers", type=click.IntRange(min=1), help="Worker processes.  [default: one for each CPU core]"
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the global shuffle.")
-@click.option(
+ON_BAD = click.option(
     "--on-bad",
     type=click.Choice(["fail", "skip"]),
     default="fail",
     show_default=True,
-    help="What to do about images that cannot be decoded: stop, or leave them out and list them in OUT/rejected.tsv.",
+    help="What to do about unusable images: stop, or leave them out and list them in OUT/rejected.tsv.",
+)
+POSITIVE = click.IntRange(min=1)
+
+
+@click.command("pack")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--format", type=click.Choice(["auto", *SOURCES]), default="auto", show_default=True)
+@click.option(
+    "--image-column", default="", help="csv, parquet: the column of the paths or images (csv: or its number)."
+)
+@click.option("--label-column", default="", help="csv, parquet: the column of the classes.")
+@click.option("--split-column", default="", help="csv: the column of the splits.")
+@click.option("--classes", type=click.Path(path_type=Path), help="Readable names: lines KEY NAME, or JSON.")
+@click.option("--split", default="", help="Split a source that has one split: train=0.8,val=0.1,test=0.1.")
+@click.option("--per-class", type=POSITIVE, help="At most so many images of each class in each split.")
+@click.option("--limit", type=POSITIVE, help="At most so many images in each split.")
+@click.option("--only-classes", default="", help="Class keys A,B,… or a file with a class key a line.")
+@click.option("--check", type=click.Choice(CHECKS), default="decode", show_default=True, help="How JPEGs are checked.")
+@click.option("--max-side", type=POSITIVE, help="Scale images down to this longer side, in pixels.")
+@click.option("--short-side", type=POSITIVE, help="Scale images down to this shorter side.")
+@click.option("--reencode", is_flag=True, help="Write every image anew at its size.")
+@click.option("--baseline", is_flag=True, help="Write progressive JPEGs anew, as hardware decoders want them.")
+@click.option("--quality", type=click.IntRange(1, 100), help="Of JPEGs written anew.  [default: 90]")
+@click.option("--subsampling", type=click.Choice(SUBSAMPLINGS), help="Of JPEGs written anew.  [default: 420]")
+@click.option("--max-pixels", type=POSITIVE, default=MAX_PIXELS, show_default=True, help="More make an image bad.")
+@ON_BAD
+@click.option("--samples-per-shard", type=POSITIVE, default=SAMPLES_PER_SHARD, show_default=True)
+@click.option(
+    "--shard-size", type=Size(), default="1GiB", show_default=True, help="Bytes, or with a unit: 256MiB, 1GB."
 )
 @click.option(
-    "--max-pixels",
-    type=click.IntRange(min=1),
-    default=MAX_PIXELS,
-    show_default=True,
-    help="An image with more pixels counts as bad.",
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the shuffle and the choices."
 )
-def pack_command(source: Path, out: Path, workers: int | None, **settings: Any) -> None:
+@WORKERS
+@click.option("--scheduler", help="Address of a Dask scheduler whose workers pack, instead of local processes.")
+def pack_command(
+    source: Path,
+    out: Path,
+    classes: Path | None,
+    split: str,
+    per_class: int | None,
+    limit: int | None,
+    only_classes: str,
+    image_column: str,
+    label_column: str,
+    split_column: str,
+    workers: int | None,
+    scheduler: str | None,
+    **settings: Any,
+) -> None:
     """Pack the images of SOURCE into shards in OUT.
 
-    SOURCE has train/CLASS/IMAGE and val/CLASS/IMAGE (test/ too, if there is one), or just CLASS/IMAGE, which becomes
-    the split "train". Images may lie deeper below CLASS. They are .jpg, .jpeg, .png, .webp or .bmp in any case; the
-    content decides, not the name. Gray and colour JPEGs are copied untouched once they are seen to decode; anything
-    else becomes an RGB JPEG (quality 95, 4:4:4). EXIF orientation is never applied, as in PIL and torchvision.
+    SOURCE is a directory with train/CLASS/IMAGE and val/CLASS/IMAGE, or just CLASS/IMAGE; a .csv or .tsv of paths and
+    labels; ImageNet's official archives, Kaggle's layout or zip, Tiny-ImageNet, Parquet files, WebDataset tars: see
+    docs/sharding.md. Gray and colour JPEGs are copied untouched once they are seen to decode; anything else becomes an
+    RGB JPEG. EXIF orientation is never applied, as in PIL and torchvision.
 
     OUT gets SPLIT-000000.tar with an .idx for DALI, SPLIT.samples.npy, SPLIT.sources.txt, and dataset.json when all
     is done. Any WebDataset reader reads the tars. A shard is full at --samples-per-shard or --shard-size, whichever
@@ -69,15 +101,77 @@ def pack_command(source: Path, out: Path, workers: int | None, **settings: Any) 
     number of workers. If it is interrupted or killed, run the same command again: finished shards are kept.
 
     \b
-    Example:
-      python -m shard_tools pack imagenet data/imagenet --workers 16 --shard-size 512MiB --on-bad skip
+    Examples:
+      python -m shard_tools pack imagenet data/imagenet --workers 16 --on-bad skip
+      python -m shard_tools pack imagenet data/imagenet-256 --short-side 256 --quality 90
+      python -m shard_tools pack photos.csv data/photos --split train=0.9,val=0.1
     """
-    _run(lambda progress: pack(source, out, workers=workers, progress=progress, **settings), out)
+    try:
+        if workers and scheduler:
+            raise ValueError("--workers and --scheduler: choose one; a Dask cluster has its own workers")
+        encode = encoding({name: settings.pop(name) for name in ENCODING})
+        options = SourceOptions(image_column=image_column, label_column=label_column, split_column=split_column)
+        subset = Subset(
+            fractions=parse_fractions(split) if split else (),
+            per_class=per_class,
+            limit=limit,
+            only_classes=_class_keys(only_classes),
+        )
+    except (ValueError, OSError) as error:
+        raise click.ClickException(printable(str(error))) from None
+    run(
+        lambda progress: pack(
+            source,
+            out,
+            options=options,
+            subset=subset,
+            encode=encode,
+            progress=progress,
+            say=lambda line: click.echo(printable(line)),
+            workers=workers,
+            scheduler=scheduler,
+            class_file=classes,
+            **settings,
+        ),
+        out,
+    )
+
+
+ENCODING = ("check", "max_side", "short_side", "quality", "subsampling", "reencode", "baseline", "max_pixels")
+
+
+def encoding(settings: dict[str, Any]) -> EncodeConfig:
+    """`EncodeConfig` from options. Raises ValueError where they do not go together."""
+    if settings["max_side"] and settings["short_side"]:
+        raise ValueError("--max-side and --short-side: choose one")
+    if settings["reencode"] and settings["baseline"]:
+        raise ValueError("--reencode writes baseline JPEGs anyway: leave out --baseline")
+    if settings["reencode"] and settings["check"] == "header":
+        raise ValueError("--reencode decodes every image: leave out --check header")
+    anew = settings["max_side"] or settings["short_side"] or settings["reencode"] or settings["baseline"]
+    for name in ("quality", "subsampling"):
+        if settings[name] and not anew:
+            raise ValueError(
+                f"--{name} is of JPEGs that are written anew, and none is: add --reencode, --max-side, --short-side "
+                "or --baseline, or leave it out"
+            )
+    return EncodeConfig(**{name: value for name, value in settings.items() if value is not None})
+
+
+def _class_keys(text: str) -> frozenset[str]:
+    """`A,B`, or the first word of each line of a file."""
+    path = Path(text)
+    if not text or not path.is_file():
+        return frozenset(key.strip() for key in text.split(",") if key.strip())
+    keys = frozenset(line.split()[0] for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+    if not keys:
+        raise ValueError(f"{path}: --only-classes needs a class key a line, and it has none")
+    return keys
 
 
 @click.command("demo")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--workers", type=click.IntRange(min=1), help="Worker processes.  [default: one for each CPU core]")
+@WORKERS
 @click.option("--num-train", type=click.IntRange(min=10), default=3000, show_default=True, help="Training images.")
 @click.option("--num-val", type=click.IntRange(min=10), default=1000, show_default=True, help="Validation images.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
@@ -91,57 +185,28 @@ def demo_command(out: Path, workers: int | None, num_train: int, num_val: int, s
     from shard_tools.demo import make_demo
 
     counts = {"train": num_train, "val": num_val}
-    _run(lambda progress: make_demo(out, counts, seed, workers, progress=progress), out)
+    run(lambda progress: make_demo(out, counts, seed, workers, progress=progress), out)
 
 
-def _run(work: Callable[[Callable[[Progress], None]], Packed], out: Path) -> None:
-    """Run `pack` with a progress bar and report how it ended."""
-    state = Progress()
-    stop = False
+@click.command("index")
+@click.argument("directory", type=click.Path(path_type=Path))
+@ON_BAD
+@WORKERS
+def index_command(directory: Path, on_bad: str, workers: int | None) -> None:
+    """Make the WebDataset tars in DIRECTORY trainable as they are: index and tables are written beside them.
 
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        """Raising anywhere in concurrent.futures can leave its locks held, so a running pack stops at `progress`."""
-        nonlocal stop
-        if stop or not state.shards:
-            raise KeyboardInterrupt
-        stop = True
+    \b
+    Example:
+      python -m shard_tools index data/cc12m-wds
+    """
+    from shard_tools.describe import describe, summary
+    from shard_tools.index import index
 
-    handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with progress_bar() as show:
-
-            def progress(now: Progress) -> None:
-                nonlocal state
-                state = now
-                show(now)
-                if stop:
-                    raise KeyboardInterrupt
-
-            packed = work(progress)
-    except KeyboardInterrupt:
-        done = f"{state.done_shards} of {state.shards} shards are done and kept" if state.shards else "no shard is done"
-        click.echo(f"Stopped: {done}; run the same command again to go on.", err=True)
-        sys.exit(130)
+        shard_set = index(directory, on_bad=on_bad, workers=workers)
     except ValueError as error:
-        raise click.ClickException(_printable(str(error))) from None
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    if packed.ignored_line:
-        click.echo(_printable(packed.ignored_line), err=True)
-    if packed.already_complete:
-        click.echo(f"{out}: already complete, nothing to do")
-        return
-    for name, reason in packed.rejected[:10]:
-        click.echo(_printable(f"skipped {escape(name)}: {reason}"), err=True)
-    if packed.rejected:
-        click.echo(f"skipped {len(packed.rejected)} bad image(s) in all, see {out / REJECTED_FILE}", err=True)
-    click.echo(summary(describe(packed.shard_set)))
+        raise click.ClickException(printable(str(error))) from None
+    click.echo(summary(describe(shard_set)))
 
 
-def _printable(text: str) -> str:
-    """File names may hold bytes that no terminal takes."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-COMMANDS = (pack_command, demo_command)
+COMMANDS = (pack_command, demo_command, index_command)

@@ -1,6 +1,6 @@
 """Where images come from: the registry of source kinds, and `open_source`, which finds the right one for a path.
 
-To add a kind: a module here with `recognise(path)` and `open(path, options)`, and a line in `SOURCES`.
+To add a kind: a module here with `recognise(path)` and a `Source`, and a line in `SOURCES`.
 """
 
 import os
@@ -8,30 +8,31 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from shard_tools.sources import ilsvrc, kaggle, parquet, tiny_imagenet, webdataset
+from shard_tools.sources import csv, ilsvrc, imagefolder, kaggle, parquet, tiny_imagenet, webdataset
 from shard_tools.sources.base import Source
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
-    """What the user may say about a source; "" lets the source find out. Columns are names, or numbers from 1."""
+    """What the user may say about a source; "" lets the source find out."""
 
-    image_column: str = ""  # csv: of paths; parquet: of the images
+    image_column: str = ""  # a name, or for csv a number from 1
     label_column: str = ""
-    split_column: str = ""  # csv only
+    split_column: str = ""
 
 
 @dataclass(frozen=True)
 class SourceKind:
     """How one kind of source is told apart and opened.
 
-    recognise: cheap (names, not contents), never raises ValueError. open: raises ValueError in one line with file,
-    value and remedy. layout: what it looks like, for messages: "a directory with train/CLASS/IMAGE …".
+    recognise: cheap (names, not contents). open: raises ValueError in one line with file, value and remedy.
+    layout: what it looks like, for messages. options: the fields of `SourceOptions` that it understands.
     """
 
     recognise: Callable[[Path], bool]
     open: Callable[[Path, SourceOptions], Source]
     layout: str
+    options: tuple[str, ...] = ()
 
 
 SOURCES: dict[str, SourceKind] = {  # `auto` takes the first that recognises the path: specific ones first
@@ -44,14 +45,28 @@ SOURCES: dict[str, SourceKind] = {  # `auto` takes the first that recognises the
         parquet.recognise,
         lambda path, options: parquet.Parquet(path, options.image_column, options.label_column),
         parquet.LAYOUT,
+        ("image_column", "label_column"),
     ),
     "webdataset": SourceKind(
         webdataset.recognise, lambda path, options: webdataset.WebDataset(path), webdataset.LAYOUT
     ),
+    "csv": SourceKind(
+        csv.recognise,
+        lambda path, options: csv.Csv(path, options.image_column, options.label_column, options.split_column),
+        csv.LAYOUT,
+        ("image_column", "label_column", "split_column"),
+    ),
+    "imagefolder": SourceKind(
+        imagefolder.recognise, lambda path, options: imagefolder.ImageFolder(path), imagefolder.LAYOUT
+    ),
 }
 
 
-def open_source(path: str | os.PathLike[str], format: str = "auto", options: SourceOptions | None = None) -> Source:
+def open_source(
+    path: str | os.PathLike[str],
+    format: str = "auto",
+    options: SourceOptions = SourceOptions(),
+) -> Source:
     """The source at `path`, of the kind `format` or of the first kind that recognises it.
 
     Raises:
@@ -60,16 +75,21 @@ def open_source(path: str | os.PathLike[str], format: str = "auto", options: Sou
     path = Path(path)
     if format not in ("auto", *SOURCES):
         raise ValueError(f"format {format!r} is not one of auto, {', '.join(SOURCES)}")
-    if not path.exists():
-        raise ValueError(f"{path}: no such file or directory; give {_layouts()}")
     try:
-        for kind in SOURCES.values() if format == "auto" else [SOURCES[format]]:
-            if format != "auto" or kind.recognise(path):
-                return kind.open(path, options or SourceOptions())
+        if not path.exists():
+            raise ValueError(f"{path}: no such file or directory; give {_layouts()}")
+        if format == "auto":
+            format = next((name for name, kind in SOURCES.items() if kind.recognise(path)), "")
+            if not format:
+                raise ValueError(f"{path}: not a directory or file of a kind that is known; give {_layouts()}")
+        kind = SOURCES[format]
+        for name, value in vars(options).items():
+            if value and name not in kind.options:
+                raise ValueError(f"{path}: is read as {format}, which has no {name} to choose ({value!r})")
+        return kind.open(path, options)
     except OSError as error:
         raise ValueError(f"{error.filename or path}: cannot be read ({error.strerror})") from None
-    raise ValueError(f"{path}: no known layout; give {_layouts()}")
 
 
 def _layouts() -> str:
-    return "; ".join(f"{name}: {kind.layout}" for name, kind in SOURCES.items())
+    return "; or ".join(f"{kind.layout} ({name})" for name, kind in SOURCES.items())

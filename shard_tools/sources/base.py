@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 Method = Literal["file", "stored", "deflate"]
+MAX_OPEN = 64  # containers, in each process
 
 
 class Place(NamedTuple):
@@ -45,10 +46,13 @@ class Source(Protocol):
     """Input of `pack`. `open_source` finds the right one for a path."""
 
     format: str
-    explained: str  # one line for people: what was recognised, and how it will be read
+
+    @property
+    def explained(self) -> str:
+        """One line for people: what was recognised, and how it will be read."""
 
     def images(self, work: Path) -> Iterator[SourceImage]:
-        """Every image once, in an order that is the same each time, grouped by split; memory constant in their number.
+        """Every image once, in an order that is the same each time, grouped XX.
 
         `work`: an existing directory for what cannot be read in place; it lives as long as the packing does and is kept
         when that is killed.
@@ -64,30 +68,69 @@ class Source(Protocol):
         """What `images` met and left out as being no image of a class: at most 1,000 names."""
 
 
-def read_bytes(image_name: str, place: Place, size_bytes: int) -> bytes:
-    """The content of one image file, in any process.
+class ByteReader:
+    """Reads image files' bytes, in any process. Containers stay open (a few of them) until `close`."""
 
-    Raises:
-        OSError: it cannot be read. ValueError: it is not what was listed.
-    """
-    with open(place.file, "rb") as stream:
+    def __init__(self) -> None:
+        self._open: dict[str, int] = {}
+
+    def read(self, name: str, place: Place, size_bytes: int) -> bytes:
+        """The content of one image file; `name` is for messages.
+
+        Raises:
+            OSError: it cannot be read. ValueError: it is not what was listed.
+        """
         if place.method == "file":
-            data = stream.read()
+            descriptor = os.open(place.file, os.O_RDONLY)
+            try:
+                data = _read(descriptor, size_bytes + 1)  # one more, to notice that it grew
+            finally:
+                os.close(descriptor)
         else:
-            stream.seek(place.offset)
-            data = stream.read(place.stored_bytes)
-            if place.method == "deflate":
-                try:
-                    data = zlib.decompress(data, wbits=-zlib.MAX_WBITS)
-                except zlib.error as error:
-                    raise ValueError(f"{place.file}: {image_name} does not inflate ({error})") from None
-    if len(data) != size_bytes:
-        where = place.file if place.method == "file" else f"{place.file}: {image_name}"
-        raise ValueError(
-            f"{where}: had {size_bytes} bytes when packing began and has {len(data)} now; "
-            "pack again when nothing writes to the source"
-        )
+            data = self._contained(name, place)
+        if len(data) != size_bytes:
+            where = place.file if place.method == "file" else f"{place.file}: {name}"
+            now = f"{len(data)} now" if len(data) < size_bytes or place.method != "file" else "more now"
+            raise ValueError(
+                f"{where}: had {size_bytes} bytes when packing began and has {now}; "
+                "pack again when nothing writes to the source"
+            )
+        return data
+
+    def close(self) -> None:
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def _contained(self, name: str, place: Place) -> bytes:
+        descriptor = self._open.get(place.file)
+        if descriptor is None:
+            if len(self._open) >= MAX_OPEN:
+                self.close()
+            descriptor = self._open[place.file] = os.open(place.file, os.O_RDONLY)
+        data = os.pread(descriptor, place.stored_bytes, place.offset)
+        if place.method == "stored":
+            return data
+        try:
+            return zlib.decompress(data, wbits=-zlib.MAX_WBITS)
+        except zlib.error as error:
+            raise ValueError(f"{place.file}: {name} does not inflate ({error})") from None
+
+
+def _read(descriptor: int, size: int) -> bytes:
+    """`size` bytes or as many as there are; one call for nearly every file."""
+    data = os.read(descriptor, size)
+    while len(data) < size - 1 and (more := os.read(descriptor, size - len(data))):
+        data += more
     return data
+
+
+def read_bytes(image_name: str, place: Place, size_bytes: int) -> bytes:
+    """`ByteReader.read` for one image."""
+    reader = ByteReader()
+    try:
+        return reader.read(image_name, place, size_bytes)
+    finally:
+        reader.close()
 
 
 def printable(path: str | os.PathLike[str]) -> str:

@@ -1,144 +1,117 @@
-"""Where images come from: a directory tree → classes and, per split, the list of images with their labels.
-
-Input: a path. Output: `Source`. No image is read here, only names and sizes, so 1.28 M files take seconds.
-To add a source: write a function `path → Source` and put it into `SOURCES`.
-"""
+"""A directory tree: SOURCE/SPLIT/CLASS/**/IMAGE, or SOURCE/CLASS/**/IMAGE as the one split "train"."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shard_tools.format import ClassInfo, escape
+from shard_tools.sources.base import Place, SourceImage
+from shard_tools.sources.naming import EXTENSIONS, SPLIT_WORDS, Ignored, is_image, some, split_rank
 
-SPLITS = ("train", "val", "test")  # the first of these that is there defines the classes
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-
-
-@dataclass(frozen=True, slots=True)
-class SourceImage:
-    """One image before packing: small, picklable, and able to fetch its bytes in another process."""
-
-    name: str  # relative to the source, with "/": what messages, the table of sources and the fingerprint use
-    root: str
-    label: int
-    size_bytes: int
-
-    @property
-    def path(self) -> str:
-        return os.path.join(self.root, self.name)
-
-    def read(self) -> bytes:
-        """The file's bytes. Raises OSError if it cannot be read, ValueError if it is not the file that was listed."""
-        with open(self.path, "rb") as stream:
-            data = stream.read()
-        if len(data) != self.size_bytes:
-            raise ValueError(
-                f"{self.path}: had {self.size_bytes} bytes when packing began and has {len(data)} now; "
-                "pack again when nothing writes to the source"
-            )
-        return data
+LAYOUT = "a directory with train/CLASS/IMAGE and val/CLASS/IMAGE, or CLASS/IMAGE"
 
 
-@dataclass(frozen=True)
-class Source:
-    """What is to be packed. `splits[name]` is sorted by file name; a label is a position in `classes`."""
+def recognise(path: Path) -> bool:
+    return path.is_dir()
 
-    format: str
-    classes: list[ClassInfo]  # sorted by `wnid`
-    splits: dict[str, list[SourceImage]]
-    ignored: list[str] = field(default_factory=list)  # files and directories that are not images of a class
+
+@dataclass
+class ImageFolder:
+    """The `Source`. Raises ValueError if the tree contradicts itself."""
+
+    root: Path
+    format: str = "imagefolder"
+    _ignored: Ignored = field(default_factory=Ignored)
+
+    def __post_init__(self) -> None:
+        if not self.root.is_dir():
+            raise ValueError(f"{self.root}: not a directory; give {LAYOUT}")
 
     @property
-    def ignored_line(self) -> str:
-        """One line for people, "" if nothing was ignored."""
-        if not self.ignored:
-            return ""
-        names = ", ".join(escape(name) for name in self.ignored[:5]) + (" …" if len(self.ignored) > 5 else "")
-        what = "1 entry that is not an image" if len(self.ignored) == 1 else f"{len(self.ignored)} entries, not images"
-        return f"ignored {what} of a class: {names}"
+    def explained(self) -> str:
+        splits = self._splits()
+        return f"a directory tree: {', '.join(f'{d}/CLASS/IMAGE' for d in splits.values()) or 'CLASS/IMAGE'}"
 
+    def images(self, work: Path) -> Iterator[SourceImage]:
+        """By split, then in the order of the directories' and files' names."""
+        self._ignored = Ignored()
+        splits = self._splits()
+        if splits:
+            for name, entry in _list(self.root).items():
+                if name not in splits.values():
+                    self._ignored.append(name + "/" * entry.is_dir())
+        found = False
+        for split, directory in splits.items() or [("train", "")]:
+            empty: list[str] = []
+            found = False
+            for image in self._split(split, f"{directory}/" if directory else "", empty):
+                found = True
+                yield image
+            if not found:
+                place, expected = self.root / directory, LAYOUT if not splits else f"{directory}/CLASS/IMAGE"
+                raise ValueError(
+                    f"{place}: no images ({', '.join(EXTENSIONS)}) in its class directories; give {expected}"
+                )
+            if empty and split == next(iter(splits), split):
+                raise ValueError(f"{self.root}: no images in class {some(empty)} of {split}; add some or remove it")
 
-def read_source(path: str | os.PathLike[str]) -> Source:
-    """List the images below `path`.
+    def class_names(self) -> dict[str, str]:
+        return {}
 
-    Raises:
-        ValueError: there is nothing to pack or the tree contradicts itself; the message names the place and the remedy.
-    """
-    root = Path(path)
-    if not root.is_dir():
-        raise ValueError(f"{root}: {'not a directory' if root.exists() else 'no such directory'}; give {LAYOUT}")
-    try:
-        source = SOURCES["imagefolder"](root)
-    except OSError as error:
-        raise ValueError(f"{error.filename or root}: cannot be read ({error.strerror})") from None
-    for info in source.classes:
-        try:
-            info.wnid.encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"{root}: the class name {info.wnid!r} is not UTF-8; rename the directory") from None
-    return source
+    def ignored(self) -> list[str]:
+        return self._ignored
 
+    def _splits(self) -> dict[str, str]:
+        """Split → its directory; empty if the class directories lie in the root."""
+        splits: dict[str, str] = {}
+        flat = []
+        for name, entry in _list(self.root).items():
+            if name in SPLIT_WORDS and entry.is_dir():
+                if not any(inner.is_dir() for inner in _list(self.root / name).values()):
+                    flat.append(name)
+                elif SPLIT_WORDS[name] in splits:
+                    other = splits[SPLIT_WORDS[name]]
+                    raise ValueError(
+                        f"{self.root}: {other} and {name} both mean {SPLIT_WORDS[name]}; remove one of them"
+                    )
+                else:
+                    splits[SPLIT_WORDS[name]] = name
+        for name in flat if splits else ():
+            if any(is_image(file) for file in _list(self.root / name)):
+                raise ValueError(f"{self.root / name}: {self._flat(name)}")
+        return dict(sorted(splits.items(), key=lambda item: split_rank(item[0])))
 
-def read_imagefolder(root: Path) -> Source:
-    """SOURCE/SPLIT/CLASS/**/IMAGE, or SOURCE/CLASS/**/IMAGE as the one split "train"."""
-    top = _list(root)
-    names = [name for name in SPLITS if name in top and top[name].is_dir() and _has_directories(root / name)]
-    ignored: list[str] = []
-    if names:
-        for name, entry in top.items():
-            if (
-                name in SPLITS
-                and name not in names
-                and entry.is_dir()
-                and any(_is_image(f) for f in _list(root / name))
-            ):
-                raise ValueError(f"{root / name}: images without class directories; sort them into {name}/CLASS/")
-        ignored += [name + "/" * entry.is_dir() for name, entry in top.items() if name not in names]
-    found = {name: _read_split(root, f"{name}/", ignored) for name in names} or {
-        "train": _read_split(root, "", ignored)
-    }
-    first = next(iter(found))
-    if not any(found[first].values()):
-        raise ValueError(f"{root}: no images ({', '.join(EXTENSIONS)}) in class directories; give {LAYOUT}")
-    keys = sorted(found[first])
-    empty = [key for key in keys if not found[first][key]]
-    if empty:
-        raise ValueError(f"{root}: no images in class {_some(empty)} of {first}; add some or remove the directory")
-    for name, classes in found.items():
-        unknown = sorted(key for key in classes if classes[key] and key not in found[first])
-        if unknown:
-            raise ValueError(
-                f"{root / name}: class {_some(unknown)} is not in {first}; add it there or remove it from {name}"
-            )
-    label = {key: i for i, key in enumerate(keys)}
-    splits = {
-        name: sorted(
-            (SourceImage(file, str(root), label[key], size) for key, files in classes.items() for file, size in files),
-            key=lambda image: image.name,
+    def _flat(self, name: str) -> str:
+        """What to do about PyTorch's ImageNet layout before its validation images are sorted."""
+        labels = [
+            str(path)
+            for path in sorted({*self.root.iterdir(), *(self.root / name).iterdir()})
+            if not is_image(path.name)
+            and path.is_file()
+            and ("val" in path.name.lower() or "devkit" in path.name.lower())
+        ]
+        hint = f"their labels seem to be in {labels[0]}" if labels else "nothing here tells their labels"
+        return (
+            f"images without class directories ({hint}); sort them into {name}/CLASS/, or list all images in a "
+            "CSV file with the columns path, label and split and pack that, or pack the official archives as they are"
         )
-        for name, classes in found.items()
-    }
-    for name, images in splits.items():
-        if not images:
-            raise ValueError(f"{root / name}: no images in its class directories; add some or remove {name}")
-    return Source("imagefolder", [ClassInfo(key, key) for key in keys], splits, sorted(ignored))
 
-
-def _read_split(root: Path, prefix: str, ignored: list[str]) -> dict[str, list[tuple[str, int]]]:
-    """class key → (name, bytes) of each image; everything else goes to `ignored`."""
-    classes: dict[str, list[tuple[str, int]]] = {}
-    for key, entry in _list(root / prefix).items():
-        if not entry.is_dir():
-            ignored.append(prefix + key)
-            continue
-        classes[key] = []
-        for name, size in _walk(str(root), prefix + key, frozenset()):
-            if size is None:
-                ignored.append(name)
-            else:
-                classes[key].append((name, size))
-    return classes
+    def _split(self, split: str, prefix: str, empty: list[str]) -> Iterator[SourceImage]:
+        """One split's images; class directories without any go to `empty`, what is no image to `ignored`."""
+        root = str(self.root)
+        for key, entry in _list(self.root / prefix).items():
+            if not entry.is_dir():
+                self._ignored.append(prefix + key)
+                continue
+            count = 0
+            for name, size in _walk(root, prefix + key, frozenset()):
+                if size is None:
+                    self._ignored.append(name)
+                else:
+                    count += 1
+                    yield SourceImage(split, key, name, size, Place("file", f"{root}/{name}"))
+            if not count:
+                empty.append(key)
 
 
 def _walk(root: str, directory: str, above: frozenset[str]) -> Iterator[tuple[str, int | None]]:
@@ -150,25 +123,9 @@ def _walk(root: str, directory: str, above: frozenset[str]) -> Iterator[tuple[st
         if entry.is_dir():
             yield from _walk(root, f"{directory}/{name}", above | {here})
         else:
-            yield f"{directory}/{name}", entry.stat().st_size if _is_image(name) else None
+            yield f"{directory}/{name}", entry.stat().st_size if is_image(name) and entry.is_file() else None
 
 
 def _list(directory: Path) -> dict[str, os.DirEntry[str]]:
     with os.scandir(directory) as entries:
         return {entry.name: entry for entry in sorted(entries, key=lambda e: e.name) if not entry.name.startswith(".")}
-
-
-def _has_directories(directory: Path) -> bool:
-    return any(entry.is_dir() for entry in _list(directory).values())
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(EXTENSIONS)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-LAYOUT = "a directory with train/CLASS/IMAGE and val/CLASS/IMAGE, or CLASS/IMAGE"
-SOURCES: dict[str, Callable[[Path], Source]] = {"imagefolder": read_imagefolder}

@@ -1,0 +1,68 @@
+"""How a command packs: a progress display, stopping when told to, errors in one line, a closing summary."""
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from shard_tools.format import escape
+from shard_tools.report import closing, progress_bar
+from shard_tools.writer import Packed, Progress
+
+
+def run(work: Callable[[Callable[[Progress], None]], Packed], out: Path) -> None:
+    """Run `work` (a `pack` that takes a `progress`) and report how it ended; exits with 1 or 130 if it failed."""
+    state = Progress()
+    stop = False
+    start = time.monotonic()
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        """Raising anywhere in concurrent.futures can leave its locks held, so a running pack stops at `progress`."""
+        nonlocal stop
+        if stop or not state.shards:
+            raise KeyboardInterrupt
+        stop = True
+
+    handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with progress_bar() as show:
+
+            def progress(now: Progress) -> None:
+                nonlocal state
+                state = now
+                show(now)
+                if stop:
+                    raise KeyboardInterrupt
+
+            packed = work(progress)
+    except KeyboardInterrupt:
+        done = f"{state.done_shards} of {state.shards} shards are done and kept" if state.shards else "no shard is done"
+        click.echo(f"Stopped: {done}; run the same command again to go on.", err=True)
+        sys.exit(130)
+    except ValueError as error:
+        raise click.ClickException(printable(str(error))) from None
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if packed.ignored:
+        names = ", ".join(escape(name) for name in packed.ignored[:5]) + (" …" if len(packed.ignored) > 5 else "")
+        what = "1 entry" if len(packed.ignored) == 1 else f"{len(packed.ignored):,} entries (or more)"
+        what = what if len(packed.ignored) >= 1000 else what.removesuffix(" (or more)")
+        click.echo(printable(f"ignored {what}, not images of a class: {names}"), err=True)
+    if packed.already_complete:
+        click.echo(f"{out}: already complete, nothing to do")
+        return
+    for name, reason in packed.rejected.first:
+        click.echo(printable(f"skipped {escape(name)}: {reason}"), err=True)
+    for line in packed.duplicates.shown:
+        click.echo(printable(f"the same image: {escape(line)}"), err=True)
+    click.echo(printable(closing(packed, time.monotonic() - start)))
+
+
+def printable(text: str) -> str:
+    """File names may hold bytes that no terminal takes."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,114 @@
+"""Images that are there more than once: parts with a hash of every source → counts, and OUT/duplicates.tsv.
+
+Copies waste a little time. Copies with two labels, or in training and validation both, spoil what is measured: these
+are the conflicts, and the file lists them. Memory is constant: a pass over the parts for every `ROWS` images.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from shard_tools.format import atomic_write, tsv_line, unescape
+from shard_tools.part import read_names, read_rows
+
+DUPLICATES_FILE = "duplicates.tsv"
+ROWS = 1 << 18  # images looked at in one pass
+SHOWN = 5
+FOUND = np.dtype([("split", "u1"), ("label", "<i4"), ("sample", "<u8"), ("high", "<u8"), ("low", "<u8")])
+
+
+@dataclass
+class Duplicates:
+    """copies: images beyond the first of each kind. The conflicts are counted as contents, not as images."""
+
+    copies: int = 0
+    label_conflicts: int = 0
+    split_conflicts: int = 0
+    shown: list[str] = field(default_factory=list)  # the first conflicts, for people
+
+
+@dataclass(frozen=True)
+class PartFile:
+    """A part, and where its samples lie in its split."""
+
+    path: Path
+    split: str
+    first: int
+    samples: int
+
+
+def find_duplicates(out: Path, parts: list[PartFile], keys: list[str]) -> Duplicates:
+    """Count the copies among all parts, and write the conflicts to OUT/duplicates.tsv. `keys`: label → class key."""
+    found = Duplicates()
+    path = out / DUPLICATES_FILE
+    lines = _lines(parts, keys, found)
+    first = next(lines, None)
+    if first is None:
+        path.unlink(missing_ok=True)
+        return found
+    with atomic_write(path) as stream:
+        stream.write(tsv_line("hash", "conflict", "split", "sample", "class", "name"))
+        for line in chain([first], lines):
+            stream.write(line)
+    return found
+
+
+def _lines(parts: list[PartFile], keys: list[str], found: Duplicates) -> Iterator[bytes]:
+    splits = list(dict.fromkeys(part.split for part in parts))
+    passes = max(1, -(-sum(part.samples for part in parts) // ROWS))
+    for number in range(passes):
+        rows = np.concatenate([_rows(part, splits, number, passes) for part in parts])
+        rows = rows[np.lexsort((rows["sample"], rows["split"], rows["low"], rows["high"]))]
+        starts = np.flatnonzero(_differs(rows["high"]) | _differs(rows["low"]))
+        found.copies += len(rows) - len(starts)
+        differ = {name: np.maximum.reduceat(rows[name], starts) > np.minimum.reduceat(rows[name], starts)
+                  for name in ("label", "split")} if len(starts) else {}  # fmt: skip
+        if not differ or not (differ["label"] | differ["split"]).any():
+            continue
+        found.label_conflicts += int(differ["label"].sum())
+        found.split_conflicts += int(differ["split"].sum())
+        group = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(rows))))
+        in_conflict = (differ["label"] | differ["split"])[group]
+        rows, group = rows[in_conflict], group[in_conflict]
+        names = _names(rows, parts, splits)
+        last = np.int64(-1)
+        for row, in_group in zip(rows, group, strict=True):
+            split, sample, key = splits[row["split"]], int(row["sample"]), keys[row["label"]]
+            what = "+".join(name for name in differ if differ[name][in_group])
+            name = names[split, sample]
+            if in_group != last and len(found.shown) < SHOWN:
+                found.shown.append("")
+            if found.shown and len(found.shown) <= SHOWN and (in_group == last or found.shown[-1] == ""):
+                found.shown[-1] += f"{', ' if found.shown[-1] else ''}{name} ({key}, {split})"
+            last = in_group
+            yield tsv_line(f"{row['high']:016x}{row['low']:016x}", what, split, str(sample), key, name)
+
+
+def _differs(values: np.ndarray) -> np.ndarray:
+    """(n,) bool: whether each differs from the one before; the first does."""
+    return np.append(True, values[1:] != values[:-1])[: len(values)]
+
+
+def _rows(part: PartFile, splits: list[str], number: int, passes: int) -> np.ndarray:
+    """The rows of a part whose hashes belong to one of the passes. (n,) FOUND."""
+    rows = read_rows(part.path)
+    mine = np.flatnonzero(rows["hash_low"] % np.uint64(passes) == number)
+    found = np.empty(len(mine), FOUND)
+    found["split"], found["sample"] = splits.index(part.split), part.first + mine
+    found["label"], found["high"], found["low"] = rows["label"][mine], rows["hash_high"][mine], rows["hash_low"][mine]
+    return found
+
+
+def _names(rows: np.ndarray, parts: list[PartFile], splits: list[str]) -> dict[tuple[str, int], str]:
+    """(split, sample) → source name of some rows; reads through the names of all parts that have one."""
+    names = {}
+    for part in parts:
+        here = rows["sample"][rows["split"] == splits.index(part.split)]
+        here = here[(here >= part.first) & (here < part.first + part.samples)]
+        lines = read_names(part.path).split(b"\n") if len(here) else []
+        for sample in here.tolist():
+            names[part.split, sample] = unescape(lines[sample - part.first].decode("utf-8", "surrogateescape"))
+    return names

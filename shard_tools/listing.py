@@ -1,0 +1,253 @@
+"""The list of what is to be packed, on disk: one pass over a `Source` → fixed-size records, read back by position.
+
+    DIR/SPLIT.records   a RECORD an image, in the source's order; DIR/SPLIT.sizes: their sizes alone, u4
+    DIR/names           the images' names, one after the other
+    DIR/files.json      the containers, and the directories of files
+
+So neither the packing process nor its workers hold an object an image, and a shard's job is a few numbers. Memory-maps
+would count as memory once they are touched all over, as a shuffle does; records are read one by one instead (1 µs).
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from shard_tools.sources.base import Place, Source, SourceImage
+from shard_tools.sources.naming import some, split_rank
+from shard_tools.subset import Subset, choose
+
+METHODS = ("file", "stored", "deflate", "joined")  # joined: a file whose path is its `files.json` entry and its name
+RECORD = np.dtype(
+    {
+        "names": ["file", "method", "label", "offset", "stored", "size", "name", "name_bytes"],
+        "formats": ["<u4", "u1", "<i4", "<u8", "<u8", "<u8", "<u8", "<u4"],
+    }
+)
+PACKED = struct.Struct("<IBiQQQQI")  # a RECORD
+CHUNK = 1 << 16  # records in memory at once
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What `write_listing` found. `num_images` and `size_bytes` (of the source's files) are of each split."""
+
+    root: Path
+    keys: tuple[str, ...]  # of the classes, sorted: a label is a place here
+    num_images: dict[str, int]
+    size_bytes: dict[str, int]
+    fingerprint: str  # of the images' names, labels and sizes, in order
+
+    def sizes(self, split: str) -> np.ndarray:
+        """(num_images,) uint32 bytes of each image, memory-mapped."""
+        return np.memmap(self.root / f"{split}.sizes", np.uint32, "r")
+
+
+class Listed(NamedTuple):
+    """One image of a listing."""
+
+    name: str
+    label: int
+    size_bytes: int
+    place: Place
+
+
+class Images:
+    """Reads a split's images from a listing, in any process."""
+
+    def __init__(self, root: Path, split: str):
+        with ExitStack() as stack:
+            self._records = stack.enter_context(open(root / f"{split}.records", "rb", buffering=0))
+            self._names = stack.enter_context(open(root / "names", "rb", buffering=0))
+            self._files: list[str] = json.loads((root / "files.json").read_bytes())
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> "Images":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def __getitem__(self, position: int) -> Listed:
+        """The image at a position of the source's order."""
+        raw = os.pread(self._records.fileno(), PACKED.size, position * PACKED.size)
+        file, method, label, offset, stored, size, name_at, name_bytes = PACKED.unpack(raw)
+        name = os.fsdecode(os.pread(self._names.fileno(), name_bytes, name_at))
+        if METHODS[method] == "joined":
+            return Listed(name, label, size, Place("file", self._files[file] + name))
+        return Listed(name, label, size, Place(METHODS[method], self._files[file], offset, stored))  # type: ignore[arg-type]
+
+
+@dataclass
+class _Pass:
+    """What the pass over the source keeps in memory: all of it grows with classes and containers, not with images."""
+
+    keys: dict[str, int] = field(default_factory=dict)  # class key → number, as met
+    files: dict[str, int] = field(default_factory=dict)
+    num_images: dict[str, int] = field(default_factory=dict)  # of the source's splits
+    per_class: dict[str, list[int]] = field(default_factory=dict)  # images of each number
+    name_at: int = 0
+
+
+def write_listing(
+    root: Path,
+    source: Source,
+    work: Path,
+    subset: Subset,
+    seed: int,
+    where: str,
+    progress: Callable[[int], None] = lambda listed: None,
+) -> Listing:
+    """List `source` into the new directory `root`. `work` is for the source; `where` names it in messages;
+    `progress` is told the number of images so far.
+
+    Raises:
+        ValueError: the source contradicts itself or has not what `subset` asks for. OSError: `root` cannot be written.
+    """
+    shutil.rmtree(root, ignore_errors=True)  # of a killed run
+    root.mkdir(parents=True)
+    found = _Pass()
+    digest = hashlib.sha256()
+    with open(root / "names", "wb", 1 << 20) as names, ExitStack() as stack:
+        streams: dict[str, BinaryIO] = {}
+        for number, image in enumerate(_readable(source, work, where)):
+            if number % CHUNK == 0:
+                progress(number)
+            if subset.only_classes and image.key not in subset.only_classes:
+                continue
+            if image.split not in streams:
+                _check_split(image.split, where)
+                streams[image.split] = stack.enter_context(open(root / f"{image.split}.met", "wb", 1 << 20))
+                found.num_images[image.split], found.per_class[image.split] = 0, []
+            streams[image.split].write(_record(image, found, names))
+    here = Path.cwd()  # workers may have another
+    (root / "files.json").write_text(json.dumps([file and os.path.join(here, file) for file in found.files]))
+    with open(root / "names", "rb") as stream:
+        digest.update(hashlib.file_digest(stream, "sha256").digest())
+    splits = sorted(found.num_images, key=split_rank)
+    keys = _classes(found, splits, subset, where)
+    new_label = np.empty(len(keys), np.int32)  # number as met → place among the sorted keys
+    new_label[[found.keys[key] for key in keys]] = np.arange(len(keys))
+    if subset.fractions and splits != ["train"]:
+        raise ValueError(f"{where}: has the splits {', '.join(splits)} already; leave out --split")
+    num_images: dict[str, int] = {}
+    size_bytes: dict[str, int] = {}
+    for split in splits:
+        chosen: dict[str, np.ndarray | None] = {split: None}
+        if subset.fractions or subset.per_class or subset.limit:
+            chosen = choose(subset, split, _labels(root / f"{split}.met", new_label), seed)
+        for name, mask in chosen.items():
+            num_images[name], size_bytes[name] = _write_split(root, split, name, mask, new_label, digest)
+            if not num_images[name]:
+                raise ValueError(f"{where}: no image is left for the split {name}; choose larger parts or more classes")
+        (root / f"{split}.met").unlink()
+    digest.update("\0".join(keys).encode())
+    return Listing(root, tuple(keys), num_images, size_bytes, digest.hexdigest())
+
+
+def _readable(source: Source, work: Path, where: str) -> Iterator[SourceImage]:
+    """The source's images; what cannot be read is told from what cannot be written."""
+    try:
+        yield from source.images(work)
+    except OSError as error:
+        raise ValueError(
+            f"{error.filename or where}: cannot be listed ({error.strerror}); mend this and pack again"
+        ) from None
+
+
+def _record(image: SourceImage, found: _Pass, names: BinaryIO) -> bytes:
+    split, key, name, size, (method, file, offset, stored) = image
+    number = found.keys.setdefault(key, len(found.keys))
+    found.num_images[split] += 1
+    per_class = found.per_class[split]
+    if number >= len(per_class):
+        per_class.extend([0] * (number + 1 - len(per_class)))
+    per_class[number] += 1
+    raw_name = os.fsencode(name)
+    code = METHODS.index(method)
+    if code == 0 and file.endswith(name):
+        code, file = 3, file[: -len(name)]
+        if not file and not name.startswith("/"):
+            file = "./"
+    file_number = found.files.get(file)
+    if file_number is None:
+        file_number = found.files[file] = len(found.files)
+    names.write(raw_name)
+    record = PACKED.pack(file_number, code, number, offset, stored, size, found.name_at, len(raw_name))
+    found.name_at += len(raw_name)
+    return record
+
+
+def _check_split(split: str, where: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", split):
+        raise ValueError(
+            f"{where}: the split name {split!r} cannot be part of a file name; use letters, digits, - and _"
+        )
+
+
+def _classes(found: _Pass, splits: list[str], subset: Subset, where: str) -> list[str]:
+    """The class keys of the first split, sorted. Other splits may have fewer, never more."""
+    unknown = sorted(set(subset.only_classes) - set(found.keys))
+    if unknown:
+        raise ValueError(f"{where}: has no class {some(unknown)}, which --only-classes asks for")
+    if not splits:
+        raise ValueError(f"{where}: has no images")
+    members = {
+        split: {key for key, n in found.keys.items() if any(found.per_class[split][n : n + 1])} for split in splits
+    }
+    first = splits[0]
+    for split in splits[1:]:
+        if extra := sorted(members[split] - members[first]):
+            raise ValueError(
+                f"{where}: class {some(extra)} of {split} is not in {first}; add it there or remove it from {split}"
+            )
+    for key in members[first]:
+        try:
+            key.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{where}: the class name {key!r} is not UTF-8; rename it") from None
+    return sorted(members[first])
+
+
+def _chunks(path: Path) -> Iterator[np.ndarray]:
+    """The records of a file, (≤ CHUNK,) RECORD at a time."""
+    with open(path, "rb") as stream:
+        while raw := stream.read(CHUNK * RECORD.itemsize):
+            yield np.frombuffer(bytearray(raw), RECORD)
+
+
+def _labels(path: Path, new_label: np.ndarray) -> np.ndarray:
+    """(num_images,) int32: the only array as long as a split, and only where images are to be chosen."""
+    return np.concatenate([new_label[records["label"]] for records in _chunks(path)])
+
+
+def _write_split(
+    root: Path, met: str, name: str, chosen: np.ndarray | None, new_label: np.ndarray, digest: Any
+) -> tuple[int, int]:
+    """Write the chosen records of the source's split `met` as split `name`; returns images and bytes."""
+    count = size = start = 0
+    digest.update(f"\0{name}\0".encode())
+    with open(root / f"{name}.records", "wb") as records_file, open(root / f"{name}.sizes", "wb") as sizes_file:
+        for records in _chunks(root / f"{met}.met"):
+            start += len(records)
+            if chosen is not None:
+                records = records[chosen[start - len(records) : start]]
+            records["label"] = new_label[records["label"]]
+            records.tofile(records_file)
+            records["size"].clip(max=(1 << 32) - 1).astype("<u4").tofile(sizes_file)
+            for column in ("label", "size", "name_bytes"):
+                digest.update(records[column].tobytes())
+            if chosen is not None:
+                digest.update(records["name"].tobytes())
+            count += len(records)
+            size += int(records["size"].sum())
+    return count, size

@@ -1,0 +1,59 @@
+"""What came of one shard: OUT/.pack/SPLIT-SHARD.part, written when the shard is whole, merged when all are.
+
+The file is a line of JSON, the sample table's rows with a hash of each source, and the source names as lines.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shard_tools.format import SAMPLE_DTYPE, ShardInfo, atomic_write
+
+HASH_BYTES = 16  # of sha256
+PART_DTYPE = np.dtype([*SAMPLE_DTYPE.descr, ("hash_low", "<u8"), ("hash_high", "<u8")])  # of the source's bytes
+
+
+@dataclass(frozen=True)
+class Part:
+    """The first line. `info` is None if no image was usable; then there is no tar."""
+
+    info: ShardInfo | None
+    index_bytes: int
+    samples: int
+    kinds: dict[str, int]  # what the images were: "jpeg" or what was converted
+    bad: list[list[str]]  # name, reason
+
+
+def write_part(path: Path, part: Part, rows: bytes, names: bytes) -> None:
+    """`rows`: `part.samples` of PART_DTYPE with `shard` 0. `names`: a line each, escaped."""
+    with atomic_write(path) as stream:
+        stream.write(json.dumps(asdict(part)).encode() + b"\n" + rows + names)
+
+
+def read_part(path: Path) -> Part:
+    """Raises OSError, ValueError, KeyError or TypeError if there is none or it is damaged."""
+    with open(path, "rb") as stream:
+        return _header(stream.readline())
+
+
+def read_rows(path: Path) -> np.ndarray:
+    """(samples,) PART_DTYPE."""
+    with open(path, "rb") as stream:
+        samples = _header(stream.readline()).samples
+        return np.frombuffer(bytearray(stream.read(samples * PART_DTYPE.itemsize)), PART_DTYPE)
+
+
+def read_names(path: Path) -> bytes:
+    with open(path, "rb") as stream:
+        samples = _header(stream.readline()).samples
+        stream.seek(samples * PART_DTYPE.itemsize, 1)
+        return stream.read()
+
+
+def _header(line: bytes) -> Part:
+    fields: dict[str, Any] = json.loads(line)
+    info = fields.pop("info")
+    return Part(ShardInfo(**info) if info else None, **fields)
