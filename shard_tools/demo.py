@@ -6,6 +6,8 @@ on a cluttered and noisy background. Neither colour, nor texture, nor shape alon
 texture's period at least 17 % of it (7 px at 40 px), and object and background always differ in colour.
 """
 
+import fcntl
+import glob
 import os
 import shutil
 import subprocess
@@ -124,6 +126,17 @@ def write_images(root: Path, split: str, start: int, stop: int, seed: int) -> No
         Image.fromarray(draw(shape, texture, rng)).save(path, quality=int(rng.integers(70, 96)))
 
 
+def _lock(directory: Path) -> int | None:
+    """A descriptor that holds the directory for this process; None if another process does."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
 def make_demo(
     out: str | os.PathLike[str],
     num_images: dict[str, int] = NUM_IMAGES,
@@ -140,9 +153,15 @@ def make_demo(
     """
     out = Path(out)
     workers = workers or num_cpus()
+    prefix = f".{out.name}-images-"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        images = Path(tempfile.mkdtemp(prefix=f".{out.name}-images-", dir=out.parent))
+        for stale in out.parent.glob(f"{glob.escape(prefix)}*"):  # of a killed run
+            if (lock := _lock(stale)) is not None:
+                shutil.rmtree(stale, ignore_errors=True)
+                os.close(lock)
+        images = Path(tempfile.mkdtemp(prefix=prefix, dir=out.parent))
+        lock = _lock(images)
     except OSError as error:
         raise ValueError(f"{out.parent}: cannot be written ({error.strerror})") from None
     try:
@@ -169,6 +188,8 @@ def make_demo(
         raise ValueError(f"{error.filename or images}: cannot be written ({error.strerror})") from None
     finally:
         shutil.rmtree(images, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
 
 
 def ensure_demo(out: Path, say: Callable[[str], None] = print) -> None:

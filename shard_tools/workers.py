@@ -33,6 +33,7 @@ class Engine:
     slots: int
     lost: tuple[type[BaseException], ...]
     remedy: str  # for those who lost workers
+    shared: bool = False  # it goes on after this run, which must not leave tasks behind
 
 
 @contextmanager

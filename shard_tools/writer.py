@@ -183,7 +183,7 @@ def _engine(
 ) -> AbstractContextManager[Engine]:
     workers = workers or num_cpus()
     if executor:
-        return nullcontext(Engine(executor, workers, LOST, "with fewer workers"))
+        return nullcontext(Engine(executor, workers, LOST, "with fewer workers", shared=True))
     return dask_engine(scheduler) if scheduler else local_engine(min(workers, num_shards))
 
 
@@ -245,8 +245,10 @@ def _run(
                 + workers.remedy
             ) from None
         finally:
-            for future in running:  # our own pool would drop everything by itself
+            for future in running:
                 future.cancel()
+            if workers.shared:
+                wait(running)
     return [jobs[number] for number in sorted(finished)]
 
 

@@ -77,7 +77,7 @@ def open_source(
         raise ValueError(f"format {format!r} is not one of auto, {', '.join(SOURCES)}")
     try:
         if not path.exists():
-            raise ValueError(f"{path}: no such file or directory; give {_layouts()}")
+            raise ValueError(f"{path}: no such file or directory")
         if format == "auto":
             format = next((name for name, kind in SOURCES.items() if kind.recognise(path)), "")
             if not format:

@@ -123,7 +123,8 @@ def _walk(root: str, directory: str, above: frozenset[str]) -> Iterator[tuple[st
         if entry.is_dir():
             yield from _walk(root, f"{directory}/{name}", above | {here})
         else:
-            yield f"{directory}/{name}", entry.stat().st_size if is_image(name) and entry.is_file() else None
+            is_file = is_image(name) and (entry.is_file() or entry.is_symlink())  # a broken link is an error, below
+            yield f"{directory}/{name}", entry.stat().st_size if is_file else None
 
 
 def _list(directory: Path) -> dict[str, os.DirEntry[str]]:

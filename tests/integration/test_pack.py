@@ -1,48 +1,30 @@
 """`pack` end to end, read back by readers that are not ours: tarfile, webdataset, DALI's wds2idx, Pillow."""
 
+import csv
 import hashlib
 import io
-import json
-import os
-import signal
+import struct
 import subprocess
 import sys
 import tarfile
-import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from packing import NUM_IMAGES, cli, hashes, write_source
 from PIL import Image
 
-from shard_tools.__main__ import main
+from shard_tools import duplicates
 from shard_tools.format import ShardSet
+from shard_tools.subset import Subset
 from shard_tools.verify import verify
 from shard_tools.writer import BadImages, pack
-
-NUM_IMAGES = {"train": 90, "val": 25}
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    """115 small images in 3 classes, nearly all JPEG."""
-    root = tmp_path_factory.mktemp("source")
-    rng = np.random.default_rng(0)
-    for split, count in NUM_IMAGES.items():
-        for i in range(count):
-            path = root / split / f"class{i % 3}" / f"{i:03d}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            shape = (int(rng.integers(20, 60)), int(rng.integers(20, 60)), 3)
-            image = Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8))
-            if i % 10 == 3:
-                image = image.convert("L")
-            if i % 30 == 7:
-                image.save(path.with_suffix(".png"))
-            else:
-                image.save(path)
-    return root
+    return write_source(tmp_path_factory.mktemp("source"))
 
 
 @pytest.fixture(scope="module")
@@ -51,41 +33,6 @@ def packed(source, tmp_path_factory) -> Path:
     with ThreadPoolExecutor(1) as executor:
         pack(source, out, samples_per_shard=32, executor=executor)
     return out
-
-
-@pytest.fixture
-def copy(packed, tmp_path) -> Path:
-    """A packed dataset to damage."""
-    out = tmp_path / "copy"
-    out.mkdir()
-    for path in packed.iterdir():
-        (out / path.name).write_bytes(path.read_bytes())
-    return out
-
-
-def hashes(root: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(root.iterdir())}
-
-
-def cli(*arguments: object) -> Result:
-    """The command in this process: exit code and output as from a shell, without a second's start-up."""
-    return CliRunner().invoke(main, list(map(str, arguments)))
-
-
-def start(*arguments: object, **options) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "shard_tools", *map(str, arguments)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
-
-
-def parts(out: Path) -> int:
-    """How many shards are finished in an unfinished directory."""
-    return len(list(out.glob(".pack/*-*.json")))
-
-
-def wait_for_parts(run: subprocess.Popen[str], out: Path, count: int) -> None:
-    deadline = time.monotonic() + 60
-    while run.poll() is None and parts(out) < count and time.monotonic() < deadline:
-        time.sleep(0.002)
 
 
 def test_every_image_is_there_once_with_its_label_and_its_bytes(source, packed):
@@ -162,76 +109,6 @@ def test_the_bytes_do_not_depend_on_workers_executor_or_place(source, packed, tm
     assert hashes(tmp_path / "d")["train-000000.tar"] != hashes(packed)["train-000000.tar"]
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_bytes(source, tmp_path):
-    settings = ["--samples-per-shard", "4", "--workers", "2"]
-    assert cli("pack", source, tmp_path / "whole", *settings).exit_code == 0
-    out = tmp_path / "killed"
-    rng = np.random.default_rng(0)
-    for _ in range(4):
-        run = start("pack", source, out, *settings)
-        wait_for_parts(run, out, parts(out) + 3)
-        time.sleep(float(rng.uniform(0, 0.02)))
-        run.kill()
-        run.communicate()
-    assert not (out / "dataset.json").exists(), "it was never interrupted"
-    finished = [path.name.removesuffix(".json") for path in out.glob(".pack/*-*.json")]
-    assert len(finished) >= 12
-    before = {name: (out / f"{name}.tar").stat().st_mtime_ns for name in finished}
-    result = cli("pack", source, out, *settings)
-    assert result.exit_code == 0, result.output
-    assert hashes(out) == hashes(tmp_path / "whole")
-    assert {name: (out / f"{name}.tar").stat().st_mtime_ns for name in finished} == before  # kept, not made again
-
-
-def test_workers_die_with_their_parent(source, tmp_path):
-    run = start("pack", source, tmp_path / "out", "--samples-per-shard", "1", start_new_session=True)
-    wait_for_parts(run, tmp_path / "out", 1)
-    run.kill()
-    run.communicate(timeout=20)  # returns when the last process that holds stderr has gone
-    time.sleep(0.2)
-    count = parts(tmp_path / "out")
-    time.sleep(0.3)
-    assert 1 <= count < 115
-    assert parts(tmp_path / "out") == count
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_it_soon_and_says_how_to_go_on(source, tmp_path, number):
-    run = start("pack", source, tmp_path / "out", "--samples-per-shard", "1", start_new_session=True)
-    wait_for_parts(run, tmp_path / "out", 8)
-    began = time.monotonic()
-    if number == signal.SIGINT:
-        os.killpg(run.pid, number)  # a terminal sends Ctrl-C to the workers too
-    else:
-        run.send_signal(number)
-    _, errors = run.communicate(timeout=20)
-    assert run.returncode == 130, errors
-    assert "same command again" in errors
-    assert len(errors.splitlines()) == 1
-    assert time.monotonic() - began < 10
-    assert 1 <= parts(tmp_path / "out") < 115
-    assert not (tmp_path / "out" / "dataset.json").exists()
-
-
-def test_a_pool_that_is_writing_a_large_task_ends_at_once():
-    code = """
-import time
-from shard_tools.workers import process_pool
-try:
-    with process_pool(2) as pool:
-        for i in range(2):
-            pool.submit(time.sleep, 60)
-        for i in range(5):
-            pool.submit(len, bytes(1 << 20))
-        time.sleep(1)
-        raise KeyboardInterrupt
-except KeyboardInterrupt:
-    print("ended")
-"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
-    assert (result.stdout, result.stderr) == ("ended\n", "")
-
-
 def test_a_complete_directory_is_left_alone(source, packed, tmp_path):
     before = hashes(packed)
     result = cli("pack", source, packed, "--samples-per-shard", 32)
@@ -265,7 +142,7 @@ def test_bad_images_stop_it_by_default_and_can_be_skipped(spoiled, packed, tmp_p
     assert not (out / "dataset.json").exists()
     result = cli("pack", spoiled, out, "--samples-per-shard", 200, "--on-bad", "skip")
     assert result.exit_code == 0, result.stderr
-    assert "skipped 12 bad" in result.stderr
+    assert "skipped 12 bad" in result.stdout
     lines = (out / "rejected.tsv").read_text().splitlines()
     assert len(lines) == 13
     assert all(line.count("\t") == 1 for line in lines)
@@ -282,7 +159,7 @@ def test_a_shard_without_a_usable_image_is_left_out(spoiled, tmp_path):
     with ThreadPoolExecutor(1) as executor:
         done = pack(spoiled, tmp_path / "out", samples_per_shard=1, on_bad="skip", executor=executor)
     assert len(done.shard_set.split("train").shards) == NUM_IMAGES["train"]
-    assert len(done.rejected) == 12
+    assert done.rejected.count == 12
     assert verify(tmp_path / "out", decode=True) == []
 
 
@@ -313,7 +190,7 @@ def test_a_finished_shard_that_was_damaged_is_made_again(spoiled, source, tmp_pa
     with ThreadPoolExecutor(1) as executor:
         with pytest.raises(BadImages):
             pack(spoiled, out, samples_per_shard=200, executor=executor)
-        for part in (out / ".pack").glob("train-*.json"):
+        for part in (out / ".pack").glob("train-*.part"):
             part.write_text("{}")
         shorten(out / "val-000000.tar", 512)
         pack(spoiled, out, samples_per_shard=200, executor=executor, on_bad="skip")
@@ -321,88 +198,8 @@ def test_a_finished_shard_that_was_damaged_is_made_again(spoiled, source, tmp_pa
     assert hashes(out) == hashes(tmp_path / "again")
 
 
-def edit(path: Path, change) -> None:
-    info = json.loads(path.read_text())
-    change(info)
-    path.write_text(json.dumps(info, indent=1))
-
-
-def swap(a: Path, b: Path) -> None:
-    first, second = a.read_bytes(), b.read_bytes()
-    a.write_bytes(second)
-    b.write_bytes(first)
-
-
-def flip(path: Path, at: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[at] ^= 1
-    path.write_bytes(data)
-
-
-def edit_table(root: Path, column: str) -> None:
-    table = np.load(root / "train.samples.npy")
-    table[column][5] = (table[column][5] + 1) % 3 if column == "label" else table[column][5] + 1
-    np.save(root / "train.samples.npy", table)
-
-
 def shorten(path: Path, by: int) -> None:
     path.write_bytes(path.read_bytes()[:-by])
-
-
-DAMAGE = {
-    "flipped byte": (lambda d: flip(d / "train-000001.tar", 5000), "train-000001.tar: sha256"),
-    "truncated tar": (lambda d: shorten(d / "train-000001.tar", 20_000), "train-000001.tar: is not a whole tar"),
-    "missing shard": (lambda d: (d / "train-000001.tar").unlink(), "train-000001.tar: cannot be read"),
-    "missing index": (lambda d: (d / "train-000001.idx").unlink(), "train-000001.idx: No such file"),
-    "extra shard": (lambda d: (d / "train-000009.tar").write_bytes(b""), "train-000009.tar: is not listed"),
-    "swapped shards": (lambda d: swap(d / "train-000000.tar", d / "train-000001.tar"), "train-000000.tar: sha256"),
-    "stale index": (lambda d: swap(d / "train-000000.idx", d / "train-000001.idx"), "train-000000.idx: line 2"),
-    "short index": (lambda d: shorten(d / "train-000000.idx", 60), "train-000000.idx: "),
-    "label in table": (lambda d: edit_table(d, "label"), "its .cls is"),
-    "offset in table": (lambda d: edit_table(d, "offset"), "the table says"),
-    "height in table": (lambda d: edit_table(d, "height"), "pixels, the table says"),
-    "edited sources": (lambda d: shorten(d / "train.sources.txt", 3), "train.sources.txt: changed"),
-    "class name": (lambda d: edit(d / "dataset.json", lambda i: i["classes"][0].update(name="x")), "was edited"),
-    "class taken out": (lambda d: edit(d / "dataset.json", lambda i: i["classes"].pop()), "label is outside"),
-    "shard taken out": (lambda d: edit(d / "dataset.json", lambda i: i["splits"]["train"]["shards"].pop()), "says 64"),
-    "hash": (
-        lambda d: edit(d / "dataset.json", lambda i: i["splits"]["val"]["shards"][0].update(sha256="0")),
-        "val-000000.tar: sha256",
-    ),
-    "not json": (lambda d: (d / "dataset.json").write_text("{"), "not a dataset description"),
-    "no table": (lambda d: (d / "val.samples.npy").unlink(), "cannot read the sample table"),
-}
-
-
-def test_verify_finds_nothing_in_a_good_dataset(packed):
-    assert verify(packed, decode=True) == []
-    result = cli("verify", packed, "--decode")
-    assert result.exit_code == 0
-    assert result.stdout == "OK: 115 samples, 4 shards\n"
-
-
-@pytest.mark.parametrize("name", DAMAGE)
-def test_verify_finds(copy, name):
-    damage, finding = DAMAGE[name]
-    damage(copy)
-    findings = verify(copy, decode=True)
-    assert any(finding in line for line in findings), findings
-    assert all("\n" not in line for line in findings)
-
-
-def test_verify_command_exits_with_1(copy):
-    flip(copy / "train-000001.tar", 5000)
-    result = cli("verify", copy)
-    assert result.exit_code == 1
-    assert "sha256" in result.stdout
-
-
-def test_info(packed):
-    assert "115" not in cli("info", packed).stderr
-    information = json.loads(cli("info", packed, "--json").stdout)
-    assert information["splits"]["train"]["samples"] == 90
-    assert information["splits"]["train"]["samples_per_class"] == {"min": 30, "max": 30}
-    assert 20 <= information["splits"]["train"]["quantiles"]["height"]["50"] < 60
 
 
 def test_command_errors_are_one_line(source, packed, tmp_path):
@@ -411,7 +208,7 @@ def test_command_errors_are_one_line(source, packed, tmp_path):
     (tmp_path / "full" / "thesis.txt").write_text("x")
     (tmp_path / "file").write_text("x")
     cases = {
-        ("pack", tmp_path / "none", tmp_path / "o"): "no such directory",
+        ("pack", tmp_path / "none", tmp_path / "o"): "no such file or directory",
         ("pack", tmp_path / "empty", tmp_path / "o"): "no images",
         ("pack", source, tmp_path / "full"): "not empty",
         ("pack", source, tmp_path / "file"): "Not a directory|File exists",
@@ -430,16 +227,6 @@ def test_command_errors_are_one_line(source, packed, tmp_path):
         assert len(result.stderr.splitlines()) <= 1 or "Usage" in result.stderr, result.output
 
 
-def test_a_full_disk_is_one_line(source, tmp_path):
-    limit = "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); "
-    run = limit + "runpy.run_module('shard_tools', run_name='__main__')"
-    command = [sys.executable, "-c", run, "pack", str(source), str(tmp_path / "out"), "--samples-per-shard", "32"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert result.returncode == 1
-    assert "cannot be written" in result.stderr
-    assert len(result.stderr.splitlines()) == 1, result.stderr
-
-
 def test_the_demo_set_is_deterministic_and_whole(tmp_path):
     from shard_tools.demo import CLASSES, make_demo
 
@@ -453,6 +240,116 @@ def test_the_demo_set_is_deterministic_and_whole(tmp_path):
     assert verify(tmp_path / "a", decode=True) == []
     assert np.bincount(shard_set.split("train").samples["label"]).tolist() == [4] * 10
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def write_twice(root: Path) -> Path:
+    """Images that are there more than once: A in two classes, B in two splits, C in both, D twice in one class."""
+    rng = np.random.default_rng(0)
+    for name, places in {
+        "A": ("train/x/1", "train/y/1"),
+        "B": ("train/x/2", "val/x/3", "val/x/4"),
+        "C": ("train/y/5", "val/x/6", "train/x/7"),
+        "D": ("train/x/8", "train/x/9"),
+        "E": ("train/x/10",),
+        "F": ("val/y/11",),
+    }.items():
+        image = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+        for place in places:
+            path = root / f"{place}{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path)
+    return root
+
+
+def test_the_same_image_twice_is_reported(tmp_path):
+    source = write_twice(tmp_path / "source")
+    result = cli("pack", source, tmp_path / "out", "--samples-per-shard", 3, "--workers", 1)
+    assert result.exit_code == 0, result.stderr
+    assert "6 image(s) are copies" in result.stdout
+    assert result.stderr.count("the same image: ") == 3
+    shard_set = ShardSet.open(tmp_path / "out")
+    assert shard_set.made["duplicates"] == {"copies": 6, "label_conflicts": 2, "split_conflicts": 2}
+    with open(tmp_path / "out" / "duplicates.tsv", newline="") as stream:
+        rows = list(csv.DictReader(stream, delimiter="\t"))
+    conflicts = {"A": "label", "B": "split", "C": "label+split"}
+    assert {row["name"] for row in rows} == {
+        str(path.relative_to(source)) for path in source.rglob("*.png") if path.stem[-1] in conflicts
+    }
+    for row in rows:
+        content = (source / row["name"]).read_bytes()
+        assert row["conflict"] == conflicts[Path(row["name"]).stem[-1]]
+        assert row["class"] == row["name"].split("/")[1]
+        assert shard_set.split(row["split"]).source_name(int(row["sample"])) == row["name"]
+        low, high = struct.unpack("<QQ", hashlib.sha256(content).digest()[:16])
+        assert row["hash"] == f"{high:016x}{low:016x}"
+
+
+def test_duplicates_are_found_in_any_number_of_passes(tmp_path, monkeypatch):
+    source = write_twice(tmp_path / "source")
+    found = []
+    for rows in (1 << 18, 2):
+        monkeypatch.setattr(duplicates, "ROWS", rows)
+        with ThreadPoolExecutor(1) as executor:
+            pack(source, tmp_path / str(rows), samples_per_shard=3, executor=executor)
+        lines = (tmp_path / str(rows) / "duplicates.tsv").read_text().splitlines()
+        found.append((ShardSet.open(tmp_path / str(rows)).made["duplicates"], sorted(lines)))
+    assert found[0] == found[1]
+
+
+def test_choices_from_the_command_line(source, tmp_path):
+    flat = tmp_path / "flat"
+    subprocess.run(["cp", "-r", source / "train", flat], check=True)
+    (tmp_path / "names.txt").write_text("class0 zero\nclass2 two\n")
+    (tmp_path / "only").write_text("class0\nclass2\n")
+    arguments = [
+        "--split",
+        "train=0.8,val=0.2",
+        "--only-classes",
+        tmp_path / "only",
+        "--classes",
+        tmp_path / "names.txt",
+    ]
+    result = cli(
+        "pack", flat, tmp_path / "out", *arguments, "--workers", 1, "--limit", 40, "--reencode", "--quality", 50
+    )
+    assert result.exit_code == 0, result.stderr
+    assert "CLASS/IMAGE (imagefolder)" in result.stdout
+    shard_set = ShardSet.open(tmp_path / "out")
+    assert [(info.wnid, info.name) for info in shard_set.classes] == [("class0", "zero"), ("class2", "two")]
+    assert {name: len(split) for name, split in shard_set.splits.items()} == {"train": 40, "val": 12}
+    assert sum(shard_set.made["converted"].values()) == 52
+    assert verify(tmp_path / "out", decode=True) == []
+    again = cli("pack", flat, tmp_path / "out", *arguments, "--limit", 40, "--reencode", "--quality", 51)
+    assert "encode.quality was 50, is 51" in again.stderr
+    again = cli("pack", flat, tmp_path / "out", *arguments[:4], "--limit", 40, "--reencode", "--quality", 50)
+    assert "class_names was ['zero', 'two'], is ['class0', 'class2']" in again.stderr
+
+
+def test_a_table_of_images_anywhere(source, tmp_path):
+    files = sorted((source / "train").rglob("*.jpg"))[:30]
+    (tmp_path / "t.tsv").write_text("".join(f"{path}\t{i % 11}\n" for i, path in enumerate(files)))
+    with ThreadPoolExecutor(1) as executor:
+        pack(tmp_path / "t.tsv", tmp_path / "out", executor=executor, subset=Subset(limit=20))
+    split = ShardSet.open(tmp_path / "out").split("train")
+    assert len(split) == 20
+    for i, row in enumerate(split.samples):
+        assert files.index(Path(split.source_name(i))) % 11 == row["label"]
+
+
+def test_encoding_that_makes_no_sense_is_refused(tmp_path):
+    for options, message in {
+        "--quality 80": "--quality is of JPEGs that are written anew",
+        "--subsampling 444 --check header": "--subsampling is of",
+        "--max-side 5 --short-side 5": "choose one",
+        "--reencode --baseline": "leave out --baseline",
+        "--reencode --check header": "leave out --check header",
+        "--workers 1 --scheduler a:1": "choose one",
+        "--split train=0.5": "add up to 1",
+    }.items():
+        result = cli("pack", tmp_path, tmp_path / "out", *options.split())
+        assert (result.exit_code, message in result.stderr) == (1, True), result.output
+        assert len(result.stderr.splitlines()) == 1
+    assert cli("pack", tmp_path, tmp_path / "out", "--quality", 101).exit_code == 2
 
 
 def test_reading_a_packed_dataset_imports_nothing_heavy():
