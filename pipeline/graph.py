@@ -1,6 +1,7 @@
 """The DALI graph: encoded bytes and the plan's arrays → normalised images. DALI draws no random number here.
 
-One graph serves training and validation, CPU and GPU; which arrays the plan gives decides which steps it has.
+One graph serves training and validation; which arrays the plan gives decides which steps it has. On the CPU
+`pipeline/resize.py` does in one pass what DALI's operators do one after the other on the GPU.
 DALI's operators: docs.nvidia.com/deeplearning/dali, "Operation Reference".
 """
 
@@ -9,9 +10,22 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.augment import AugmentParams
 from pipeline.config import DataConfig
 
 Source = Callable[[], tuple[Any, ...]]
+COLOUR = ("brightness", "contrast", "saturation", "hue")
+GEOMETRY = ("roi_start", "roi_end", "shift", "mirror", "flip_vertical")  # on the CPU one array, `geometry`
+
+
+def graph_inputs(params: AugmentParams, config: DataConfig, on_gpu: bool) -> AugmentParams:
+    """The arrays that the graph takes for these parameters, by name; each has one row a sample."""
+    if on_gpu:
+        return params
+    from pipeline.resize import geometry
+
+    rows = geometry(params, interpolation="linear", antialias=True, mean=config.mean, std=config.std)
+    return {name: values for name, values in params.items() if name not in GEOMETRY} | {"geometry": rows}
 
 
 def build_graph(
@@ -30,7 +44,7 @@ def build_graph(
     Args:
         source: called once a batch: a list of n (size,) uint8 arrays, then one array of n rows for each of `names`;
             raises StopIteration at the end. The arrays are not copied: they must live until the batch is out.
-        names: the plan's parameters, in the order in which `source` gives them.
+        names: of the arrays that `graph_inputs` makes, in the order in which `source` gives them.
         batch_size: the largest n.
         gpu: device index, or None for the CPU.
         half: images in float16 instead of float32.
@@ -57,30 +71,39 @@ def build_graph(
             adjust_orientation=False,  # as PIL and torchvision: EXIF orientation is not applied
             **decode_on_gpu,
         )
-        roi = {name: params[name] for name in ("roi_start", "roi_end") if name in params}
-        images = fn.resize(
-            images, size=[image_size, image_size], interp_type=types.INTERP_LINEAR, antialias=True, **roi
-        )
-        if "shift" in params:
-            side = [image_size, image_size]
-            images = fn.slice(images, start=params["shift"], shape=side, axes=[0, 1], out_of_bounds_policy="pad")
+        normalised = not on_gpu and not half and "brightness" not in params
+        if on_gpu:
+            images = _resize_on_gpu(images, params, image_size)
+        else:
+            from pipeline.resize import resize
+
+            images = resize(images, params["geometry"], image_size, normalise=normalised)
         if "brightness" in params:
             images = fn.color_twist(images, **{name: params[name] for name in COLOUR})
-        mirror = {"mirror": params["mirror"]} if "mirror" in params else {}
-        images = fn.crop_mirror_normalize(
-            images,
-            dtype=types.FLOAT16 if half else types.FLOAT,
-            output_layout="HWC",
-            mean=list(config.mean),
-            std=list(config.std),
-            **mirror,
-        )
+        if not normalised:
+            images = fn.crop_mirror_normalize(
+                images,
+                dtype=types.FLOAT16 if half else types.FLOAT,
+                output_layout="HWC",
+                mean=list(config.mean),
+                std=list(config.std),
+            )
         pipe.set_outputs(images)
     pipe.build()
     return pipe
 
 
-COLOUR = ("brightness", "contrast", "saturation", "hue")
+def _resize_on_gpu(images: Any, params: dict[str, Any], image_size: int) -> Any:
+    from nvidia.dali import fn, types
+
+    side = [image_size, image_size]
+    roi = {name: params[name] for name in ("roi_start", "roi_end") if name in params}
+    images = fn.resize(images, size=side, interp_type=types.INTERP_LINEAR, antialias=True, **roi)
+    if "shift" in params:
+        images = fn.slice(images, start=params["shift"], shape=side, axes=[0, 1], out_of_bounds_policy="pad")
+    if "mirror" in params:
+        images = fn.flip(images, horizontal=params["mirror"], vertical=params.get("flip_vertical", 0))
+    return images
 
 
 def decode_error(data: np.ndarray, anchor: np.ndarray, shape: np.ndarray) -> str | None:

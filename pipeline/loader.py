@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.augment import AugmentParams
 from pipeline.batch import IGNORE_LABEL, NO_SAMPLE, Batch
 from pipeline.feed import Feed, PlannedBatch
-from pipeline.graph import build_graph, decode_error
+from pipeline.graph import build_graph, decode_error, graph_inputs
 from pipeline.reader import ShardReader
 
 
@@ -102,7 +103,7 @@ class DaliLoader:
         if first is None:
             return
         self._planned = _chain(first, self._planned)
-        names = tuple(first.params)
+        names = tuple(self._arrays(first))
         if self._pipe_key != (image_size, names):
             self._drop_pipe()
             self._pipe = build_graph(
@@ -158,9 +159,12 @@ class DaliLoader:
             planned = _blank(planned, bad)
             for i in bad:
                 views[i] = _GRAY
-        inputs = (views, *planned.params.values())
+        inputs = (views, *self._arrays(planned).values())
         self._in_flight.append((planned, inputs))
         return inputs
+
+    def _arrays(self, planned: PlannedBatch) -> AugmentParams:
+        return graph_inputs(planned.params, self.feed.config, on_gpu=self.device.type == "cuda")
 
     def _take_out_bad(self, error: RuntimeError) -> None:
         """Find the samples in flight that cannot be decoded. Raises ValueError where the run must not go on."""

@@ -1,0 +1,220 @@
+"""The arithmetic of the CPU's resize, compiled by Numba for the machine it runs on (once: it is cached on disk).
+
+One pass does the crop window, the filter, flips, the shift and the normalisation. The filters and the way they are
+sampled are Pillow's (`Resample.c`), and so torchvision's with antialias=True: the support is stretched by the scale
+where an image shrinks. Values are float32 throughout and rounded once, where Pillow rounds after each of its passes.
+"""
+
+import math
+from typing import Literal
+
+import numba
+import numpy as np
+from numba import njit, types
+from numba.extending import overload
+
+Interpolation = Literal["nearest", "linear", "cubic", "lanczos"]
+INTERPOLATIONS: tuple[Interpolation, ...] = ("nearest", "linear", "cubic", "lanczos")
+_RADIUS = (0.5, 1.0, 2.0, 3.0)
+
+# The columns of a geometry row, one row a sample, float64.
+TOP, LEFT, BOTTOM, RIGHT = 0, 1, 2, 3  # the part of the decoded region that becomes the output, in its pixels
+SHIFT_Y, SHIFT_X = 4, 5  # by which the output's top left corner moves, in output pixels; black outside the window
+FLIP_Y, FLIP_X = 6, 7  # 1 to flip up-down, left-right
+FILTER, ANTIALIAS = 8, 9  # index in INTERPOLATIONS; 0 keeps the filter's support where the image shrinks
+GAIN, BIAS = 10, 13  # three columns each: float output is pixel × gain + bias, by channel
+GEOMETRY_COLUMNS = 16
+
+numba.config.SLP_VECTORIZE = 1  # type: ignore[attr-defined]  # the horizontal pass: 0.07 instead of 0.13 ms an image
+_FAST = {"contract", "nsz"}
+_U = np.uintp  # an index known not to be negative: numba's support of negative ones keeps loops from being vectorised
+_1, _2, _3, _4, _5, _6, _7, _8, _9 = map(_U, range(1, 10))
+
+
+@njit(cache=True)
+def _filter(kind: int, x: float) -> float:
+    x = abs(x)
+    if kind == 1:
+        return max(0.0, 1.0 - x)
+    if kind == 2:  # Keys' cubic with a = -1/2
+        if x < 1.0:
+            return (1.5 * x - 2.5) * x * x + 1.0
+        return ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0 if x < 2.0 else 0.0
+    if x >= 3.0:
+        return 0.0
+    if x == 0.0:
+        return 1.0
+    x *= math.pi
+    return math.sin(x) / x * math.sin(x / 3) / (x / 3)
+
+
+@njit(cache=True)
+def _taps(n_in, start, end, shift, flip, kind, antialias, num_taps, first, count, weights):  # type: ignore[no-untyped-def]
+    """Which inputs make an output, and with which weights; no input makes it black.
+
+    Args:
+        n_in: inputs along this axis; start, end: the window among them.
+        first, count: (n_out,) int64, filled. weights: (n_out, num_taps) float32 zeros, filled.
+
+    Returns:
+        the largest count.
+    """
+    n_out = len(first)
+    scale = (end - start) / n_out
+    stretch = max(scale, 1.0) if antialias else 1.0
+    support = _RADIUS[kind] * stretch
+    most = 0
+    for o in range(n_out):
+        place = n_out - 1 - o if flip else o
+        first[place] = count[place] = 0
+        source = o + shift
+        if source < 0 or source >= n_out:
+            continue
+        centre = start + (source + 0.5) * scale
+        if kind == 0:
+            low = min(max(math.floor(centre), 0), n_in - 1)
+            high = low + 1
+            weights[place, 0] = 1.0
+        else:
+            low = max(0, math.floor(centre - support + 0.5))
+            high = min(n_in, math.floor(centre + support + 0.5), low + num_taps)
+            total = 0.0
+            for k in range(high - low):
+                total += _filter(kind, (low + k + 0.5 - centre) / stretch)
+            for k in range(high - low):
+                weights[place, k] = _filter(kind, (low + k + 0.5 - centre) / stretch) / total
+            while high > low + 1 and weights[place, high - low - 1] == 0:
+                high -= 1
+        first[place], count[place] = low, high - low
+        most = max(most, high - low)
+    return most
+
+
+@njit(cache=True, fastmath=_FAST, error_model="numpy")
+def _vertical(image, width, first, count, weights, row):  # type: ignore[no-untyped-def]
+    """One output row before the horizontal pass.
+
+    Args:
+        image: (height × width,) uint8, width counting channels; row: (width,) float32, filled.
+    """
+    if count == 0:
+        row[:] = 0
+        return
+    r0 = image[first * width : (first + 1) * width]
+    w0 = weights[0]
+    if count == 1:
+        for j in range(width):
+            row[j] = w0 * np.float32(r0[j])
+        return
+    r1, w1 = image[(first + 1) * width : (first + 2) * width], weights[1]
+    if count == 2:
+        for j in range(width):
+            row[j] = w0 * np.float32(r0[j]) + w1 * np.float32(r1[j])
+        return
+    r2, w2 = image[(first + 2) * width : (first + 3) * width], weights[2]
+    for j in range(width):
+        row[j] = w0 * np.float32(r0[j]) + w1 * np.float32(r1[j]) + w2 * np.float32(r2[j])
+    for k in range(3, count - 1, 2):
+        r0, w0 = image[(first + k) * width : (first + k + 1) * width], weights[k]
+        r1, w1 = image[(first + k + 1) * width : (first + k + 2) * width], weights[k + 1]
+        for j in range(width):
+            row[j] += w0 * np.float32(r0[j]) + w1 * np.float32(r1[j])
+    if count % 2 == 0:
+        r0, w0 = image[(first + count - 1) * width : (first + count) * width], weights[count - 1]
+        for j in range(width):
+            row[j] += w0 * np.float32(r0[j])
+
+
+@njit(cache=True, fastmath=_FAST, error_model="numpy")
+def _horizontal(row, first, weights, most, line):  # type: ignore[no-untyped-def]
+    """One output row. Four values are computed a pixel, three are meant: so each is one vector operation.
+
+    Args:
+        row: float32, zeros after the last pixel for `most` + 2 more. first: (n_out,) int64. most: the largest number
+            of taps. weights: (n_out, ≥ most + 1) float32, zeros after each output's last tap.
+        line: (3 × n_out + 1,) float32, filled.
+    """
+    stride, w = _U(weights.shape[1]), weights.reshape(-1)
+    o, p = _U(0), _U(0)
+    if most <= 2:
+        for x in range(len(first)):
+            b = _U(3 * first[x])
+            w0, w1 = w[p], w[p + _1]
+            a0 = w0 * row[b] + w1 * row[b + _3]
+            a1 = w0 * row[b + _1] + w1 * row[b + _4]
+            a2 = w0 * row[b + _2] + w1 * row[b + _5]
+            a3 = w0 * row[b + _3] + w1 * row[b + _6]
+            line[o], line[o + _1], line[o + _2], line[o + _3] = a0, a1, a2, a3
+            o, p = o + _3, p + stride
+    elif most == 3:
+        for x in range(len(first)):
+            b = _U(3 * first[x])
+            w0, w1, w2 = w[p], w[p + _1], w[p + _2]
+            a0 = w0 * row[b] + w1 * row[b + _3] + w2 * row[b + _6]
+            a1 = w0 * row[b + _1] + w1 * row[b + _4] + w2 * row[b + _7]
+            a2 = w0 * row[b + _2] + w1 * row[b + _5] + w2 * row[b + _8]
+            a3 = w0 * row[b + _3] + w1 * row[b + _6] + w2 * row[b + _9]
+            line[o], line[o + _1], line[o + _2], line[o + _3] = a0, a1, a2, a3
+            o, p = o + _3, p + stride
+    else:
+        for x in range(len(first)):
+            b, q = _U(3 * first[x]), p
+            a0 = a1 = a2 = a3 = np.float32(0)
+            for _ in range((most + 1) // 2):
+                w0, w1 = w[q], w[q + _1]
+                a0 += w0 * row[b] + w1 * row[b + _3]
+                a1 += w0 * row[b + _1] + w1 * row[b + _4]
+                a2 += w0 * row[b + _2] + w1 * row[b + _5]
+                a3 += w0 * row[b + _3] + w1 * row[b + _6]
+                b, q = b + _6, q + _2
+            line[o], line[o + _1], line[o + _2], line[o + _3] = a0, a1, a2, a3
+            o, p = o + _3, p + stride
+
+
+@njit(cache=True, fastmath=_FAST, error_model="numpy")
+def resize_image(image, height, width, geometry, out, out_height, out_width):  # type: ignore[no-untyped-def]
+    """One image.
+
+    Args:
+        image: (height × width × 3,) uint8, RGB. geometry: (GEOMETRY_COLUMNS,) float64.
+        out: (out_height × out_width × 3,) float32, normalised; or uint8, not normalised.
+    """
+    top, left, bottom, right = geometry[TOP], geometry[LEFT], geometry[BOTTOM], geometry[RIGHT]
+    kind, antialias = int(geometry[FILTER]), geometry[ANTIALIAS] != 0
+    radius = _RADIUS[kind]
+    taps_y = int(2 * radius * max((bottom - top) / out_height, 1.0)) + 4
+    taps_x = int(2 * radius * max((right - left) / out_width, 1.0)) + 4
+    first_y, count_y = np.empty(out_height, np.int64), np.empty(out_height, np.int64)
+    first_x, count_x = np.empty(out_width, np.int64), np.empty(out_width, np.int64)
+    weights_y, weights_x = np.zeros((out_height, taps_y), np.float32), np.zeros((out_width, taps_x), np.float32)
+    shift_y, shift_x = int(geometry[SHIFT_Y]), int(geometry[SHIFT_X])
+    flip_y, flip_x = geometry[FLIP_Y] != 0, geometry[FLIP_X] != 0
+    _taps(height, top, bottom, shift_y, flip_y, kind, antialias, taps_y - 2, first_y, count_y, weights_y)
+    most = _taps(width, left, right, shift_x, flip_x, kind, antialias, taps_x - 2, first_x, count_x, weights_x)
+
+    row = np.zeros(3 * (width + most + 2) + 1, np.float32)
+    line = np.empty(3 * out_width + 1, np.float32)
+    gain, bias = np.empty(3 * out_width, np.float32), np.empty(3 * out_width, np.float32)
+    for j in range(3 * out_width):
+        gain[j], bias[j] = geometry[GAIN + j % 3], geometry[BIAS + j % 3]
+    for y in range(out_height):
+        _vertical(image, 3 * width, first_y[y], count_y[y], weights_y[y], row[: 3 * width])
+        _horizontal(row, first_x, weights_x, most, line)
+        _store(line[: 3 * out_width], gain, bias, out[3 * y * out_width : 3 * (y + 1) * out_width])
+
+
+def _store(line: np.ndarray, gain: np.ndarray, bias: np.ndarray, out: np.ndarray) -> None:
+    """Round to a grey level, then normalise unless `out` is uint8."""
+
+
+@overload(_store, jit_options={"fastmath": _FAST})
+def _store_for(line, gain, bias, out):  # type: ignore[no-untyped-def]
+    def normalised(line, gain, bias, out):  # type: ignore[no-untyped-def]
+        for j in range(len(line)):
+            out[j] = min(max(np.rint(line[j]), np.float32(0)), np.float32(255)) * gain[j] + bias[j]
+
+    def levels(line, gain, bias, out):  # type: ignore[no-untyped-def]
+        for j in range(len(line)):
+            out[j] = np.uint8(min(max(np.rint(line[j]), np.float32(0)), np.float32(255)))
+
+    return levels if out.dtype == types.uint8 else normalised
