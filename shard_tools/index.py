@@ -23,7 +23,7 @@ from shard_tools.format import (
     ShardSet,
     atomic_write,
     escape,
-    unescape,
+    tsv_line,
     write_info,
     write_split,
 )
@@ -114,10 +114,10 @@ def _write(
                 scanned = next(scans)
                 rows = scanned.rows
                 for text in scanned.texts:
-                    check_label(text, label_kinds, scanned.names[0], [])
+                    check_label(text, label_kinds, f"{directory}/{scanned.names[0]}", [])
                     texts.setdefault(text, len(texts))
                 if scanned.numbered:
-                    check_label(int(rows["label"].max()), label_kinds, scanned.numbered, list(names))
+                    check_label(int(rows["label"].max()), label_kinds, f"{directory}/{scanned.numbered}", list(names))
                 elif len(rows):
                     rows["label"] = np.array([texts[text] for text in scanned.texts])[rows["label"]]
                 rows["shard"] = len(infos.setdefault(split, []))
@@ -140,8 +140,7 @@ def _write(
             if not len(table):
                 raise ValueError(f"{directory}: none of the images of {split} can be used (see {REJECTED_FILE})")
             sources[split].seek(0)
-            lines = (unescape(line.rstrip(b"\n").decode("utf-8", "surrogateescape")) for line in sources[split])
-            files |= write_split(directory, split, table, lines)
+            files |= write_split(directory, split, table, sources[split])
     made = {
         "indexed": True,
         "image_extensions": sorted(extensions),
@@ -175,9 +174,7 @@ def _reject(directory: Path, bad: list[tuple[str, str]], on_bad: str) -> None:
         path.unlink(missing_ok=True)
         return
     with atomic_write(path) as stream:
-        for fields in [("name", "reason"), *bad]:
-            line = "\t".join(escape(text).replace("\t", "\\t") for text in fields)
-            stream.write(f"{line}\n".encode("utf-8", "surrogateescape"))
+        stream.writelines(tsv_line(*cells) for cells in [("name", "reason"), *bad])
     if on_bad == "fail":
         lines = "\n  ".join(f"{escape(name)}: {reason}" for name, reason in bad[:10])
         more = f"\n  … {len(bad) - 10} more in {path}" if len(bad) > 10 else ""

@@ -8,6 +8,7 @@ shards that `pack` made, dataset.json.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,9 +93,10 @@ def label_of(sample: list[Member], stream: BinaryIO, path: Path) -> int | str:
             except (ValueError, RecursionError):
                 found = None
             value = found.get("label", found.get("cls")) if isinstance(found, dict) else None
-    if isinstance(value, str) and value.isdecimal() and value.isascii():
+    if isinstance(value, str) and re.fullmatch(r"-?\d+", value):
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int | str) or value == "" or (value in range(-(1 << 62), 0)):
+    negative = isinstance(value, int) and value < 0
+    if isinstance(value, bool) or not isinstance(value, int | str) or value == "" or negative:
         has = ", ".join(member.extension for member in sample)
         raise ValueError(
             f"{path}: sample {sample[0].name} has no label (members {has}); it needs a .cls with a class, "
@@ -144,7 +146,7 @@ class WebDataset:
                             self._ignored.append(name)
                             continue
                         label = label_of(sample, stream, path)
-                        check_label(label, kinds, name, keys)
+                        check_label(label, kinds, f"{self.root}/{name}", keys)
                         key = (keys[label] if keys else numbered_key(label)) if isinstance(label, int) else label
                         place = Place("stored", str(path), image.offset, image.size)
                         yield SourceImage(split, key, name, image.size, place)
