@@ -136,6 +136,7 @@ def train(
 
     learner = build_learner(recipe, len(dataset.classes), world)
     at = restore(resume_from, recipe, dataset, learner) if resume_from else Standing()
+    train_loader.quarantine |= quarantine.read(run_dir, before_epoch=at.epoch)
     first_step, started = at.step, time.perf_counter()
 
     metrics = MetricsLog(run_dir, enabled=world.is_main)
@@ -179,6 +180,7 @@ def train(
         while at.step < last_step:
             learner.net.train()
             steps.restart()
+            train_loader.quarantine |= distributed.union(train_loader.quarantine, world)
             batches = steps.timed(train_loader.iter_epoch(at.epoch, at.position))
             while at.position + global_batch_size <= num_train and at.step < last_step:
                 lr = lr_at(
@@ -231,7 +233,7 @@ def train(
 
 
 def build_loaders(recipe: Recipe, dataset: ShardSet, world: World, run_dir: Path) -> tuple[Loader, Loader]:
-    """This rank's training and validation loader. Samples that an earlier part of the run took out stay out."""
+    """This rank's training and validation loader."""
     parts = world.world_size * recipe.train.accumulation
     batch_size, rest = divmod(recipe.train.global_batch_size, parts)
     if rest or not batch_size:
@@ -256,8 +258,7 @@ def build_loaders(recipe: Recipe, dataset: ShardSet, world: World, run_dir: Path
     )
     val_feed = Feed(split=dataset.split(recipe.data.val_split), augment=None, batch_size=batch_size, **share)
     running: dict[str, Any] = {"device": world.device, "threads": threads, "dtype": image_dtype(recipe, world)}
-    taken_out = quarantine.read(run_dir)
-    return build_loader(train_feed, quarantine=taken_out, on_bad=on_bad, **running), build_loader(val_feed, **running)
+    return build_loader(train_feed, on_bad=on_bad, **running), build_loader(val_feed, **running)
 
 
 def image_dtype(recipe: Recipe, world: World) -> torch.dtype:

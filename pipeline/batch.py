@@ -28,6 +28,7 @@ class Loader(Protocol):
     """`DaliLoader`, `ReferenceLoader` and `SyntheticLoader` all have this shape."""
 
     feed: Feed
+    quarantine: set[int]  # samples known to be bad; they are left out from the next `iter_epoch` on
 
     @property
     def state(self) -> tuple[int, int]:

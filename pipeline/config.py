@@ -19,6 +19,10 @@ class DataConfig:
     threads: decode threads a rank; 0 takes the cores this process may use, divided by the ranks on this machine.
     prefetch: batches decoded ahead. read_ahead: batches asked of the kernel before they are decoded.
     mean, std: per-channel, in grey levels 0–255, RGB (ImageNet's by default).
+    cache: "encoded" reads the shards into memory when the run starts, once a rank: for a slow or shared disk and a set
+        that fits. More is not offered: decoded, an image takes ten times the bytes, and each crop is used once.
+    affinity: on the GPU, keep the decode threads on the cores near it (DALI's `set_affinity`; the environment variable
+        DALI_AFFINITY_MASK names others).
     hw_decoder_load: share of a batch given to the GPU's JPEG engines, 0 to 1; it matters on the GPU only.
     max_bad_fraction: the run stops when more than this share of the training split cannot be decoded; one bad sample
         is always tolerated.
@@ -39,6 +43,8 @@ class DataConfig:
     read_ahead: int = 4
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    cache: Literal["none", "encoded"] = "none"
+    affinity: bool = False
     hw_decoder_load: float = 0.65
     max_bad_fraction: float = 0.001
 

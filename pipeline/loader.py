@@ -1,9 +1,11 @@
 """`DaliLoader`: feed + reader + graph → batches on the training device.
 
 A sample that cannot be decoded costs one line: DALI stops at it and its pipeline is lost, so the loader tries the
-samples of that batch one by one, takes the bad ones out, builds the pipeline anew and goes on at the same position.
+samples of that batch (`probe.py`), takes the bad ones out, builds the pipeline anew and goes on at the same position.
+
 The place of a sample taken out stays in the batch, filled with a gray image, label IGNORE_LABEL and id NO_SAMPLE: so no
-other sample moves, and no rank has to tell another.
+other sample moves, and no rank has to tell another in mid-epoch. From the next epoch on the sample stays out wherever
+it comes (`quarantine`), which ranks agree on between epochs: so an epoch is the same on any number of them.
 """
 
 import io
@@ -18,15 +20,19 @@ import torch
 from pipeline.augment import AugmentParams
 from pipeline.batch import IGNORE_LABEL, NO_SAMPLE, Batch
 from pipeline.feed import Feed, PlannedBatch
-from pipeline.graph import build_graph, decode_error, graph_inputs
+from pipeline.graph import build_graph, encoded, graph_inputs
+from pipeline.probe import find_bad
 from pipeline.reader import ShardReader
 
 
 @dataclass(frozen=True)
 class BadSample:
-    """A sample that was taken out: its row, where it lies (tar, offset, source name), and the decoder's complaint."""
+    """A sample that was taken out: its row, when it was met, where it lies (tar, offset, source name), and what the
+    decoder said."""
 
     sample_id: int
+    epoch: int
+    position: int
     where: str
     reason: str
 
@@ -39,7 +45,7 @@ class DaliLoader:
         device: where images and labels go.
         threads: decode threads.
         dtype: of the images, float32 or float16; on the CPU float16 costs more than it saves.
-        quarantine: rows of samples known to be bad; new ones are added.
+        quarantine: rows of samples known to be bad; new ones are added, and left out from the next `iter_epoch` on.
         on_bad: told of each sample that is taken out.
 
     Raises:
@@ -60,7 +66,9 @@ class DaliLoader:
         self.feed, self.device, self.threads, self.dtype = feed, device, threads, dtype
         self.quarantine = quarantine if quarantine is not None else set()
         self._on_bad = on_bad
-        self._reader = ShardReader(feed.split)
+        self._reader = ShardReader(feed.split, in_memory=feed.config.cache == "encoded")
+        self._out: frozenset[int] = frozenset()  # the quarantine when the epoch under way began
+        self._holes: set[int] = set()  # positions of those met since
         self._state = (0, 0)
         self._pipe: Any = None
         self._pipe_key: tuple[int, tuple[str, ...]] | None = None
@@ -79,6 +87,8 @@ class DaliLoader:
     def iter_epoch(self, epoch: int, position: int = 0, image_size: int | None = None) -> Iterator[Batch]:
         image_size = image_size or self.feed.image_size
         self._state = (epoch, position)
+        self._out = frozenset(self.quarantine)
+        self._holes.clear()
         turn = self._turn = object()
         if self._in_flight:
             self._drop_pipe()  # the last epoch was left before its end: its batches must not come out here
@@ -150,16 +160,17 @@ class DaliLoader:
         if planned is None:
             raise StopIteration
         views = self._reader.views(planned.sample_ids)
-        bad = (
-            [i for i, sample in enumerate(planned.sample_ids.tolist()) if sample in self.quarantine]
-            if self.quarantine
-            else []
-        )
-        if bad:
+        if self._out or self._holes:
+            start = planned.span.start
+            bad = [
+                place
+                for place, sample_id in enumerate(planned.sample_ids.tolist())
+                if sample_id in self._out or start + place in self._holes
+            ]
             planned = _blank(planned, bad)
-            for i in bad:
-                views[i] = _GRAY
-        inputs = (views, *self._arrays(planned).values())
+            for place in bad:
+                views[place] = _GRAY
+        inputs = (encoded(views), *self._arrays(planned).values())
         self._in_flight.append((planned, inputs))
         return inputs
 
@@ -168,23 +179,25 @@ class DaliLoader:
 
     def _take_out_bad(self, error: RuntimeError) -> None:
         """Find the samples in flight that cannot be decoded. Raises ValueError where the run must not go on."""
+        gpu = self.device.index or 0 if self.device.type == "cuda" else None
         found = []
         for planned, _ in self._in_flight:
-            views = self._reader.views(np.maximum(planned.sample_ids, 0))
-            for i, sample_id in enumerate(planned.sample_ids.tolist()):
-                if sample_id == NO_SAMPLE:
-                    continue
-                reason = decode_error(views[i], planned.params["anchor"][i], planned.params["shape"][i])
-                if reason:
-                    found.append(BadSample(sample_id, self.feed.split.where(sample_id), reason))
+            live = np.flatnonzero(planned.sample_ids != NO_SAMPLE)
+            params = {name: values[live] for name, values in planned.params.items()}
+            views = self._reader.views(planned.sample_ids[live])
+            for i, reason in find_bad(views, params, gpu).items():
+                sample_id, position = int(planned.sample_ids[live[i]]), planned.span.start + int(live[i])
+                where = self.feed.split.where(sample_id)
+                found.append(BadSample(sample_id, self._state[0], position, where, reason))
             if found:
                 break
         if not found:
-            raise error
+            raise ValueError(f"DALI failed, though every sample decodes alone: {_one_line(error)}") from error
         if not self.feed.augment:
             names = "; ".join(f"{bad.where}: {bad.reason}" for bad in found)
             raise ValueError(f"validation counts every image, and this one cannot be decoded: {names}") from None
         for bad in found:
+            self._holes.add(bad.position)
             self.quarantine.add(bad.sample_id)
             self._on_bad(bad)
         limit = max(1, int(self.feed.config.max_bad_fraction * len(self.feed.split)))
@@ -199,6 +212,12 @@ class DaliLoader:
     def _drop_pipe(self) -> None:
         self._pipe, self._pipe_key = None, None
         self._in_flight.clear()
+
+
+def _one_line(error: RuntimeError) -> str:
+    """The heart of DALI's message, which is a page with stack traces."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if line and "rror" in line), lines[0] if lines else "unknown error")[:300]
 
 
 def _chain(first: PlannedBatch, rest: Iterator[PlannedBatch]) -> Iterator[PlannedBatch]:

@@ -14,12 +14,16 @@ _PAGE = mmap.PAGESIZE
 class ShardReader:
     """The encoded bytes of one split's samples. Shards are mapped when first touched and stay mapped until `close`.
 
-    Views are valid while the reader is open; the page faults are taken by whoever reads the bytes.
+    Views are valid while the reader is open; the page faults are taken by whoever reads the bytes. With `in_memory` the
+    shards are read whole by the constructor instead.
+
+    Raises:
+        ValueError: a shard is missing, cannot be read or has another size; or there is not the memory for all.
     """
 
-    def __init__(self, split: Split) -> None:
+    def __init__(self, split: Split, in_memory: bool = False) -> None:
         self.split = split
-        self._maps: dict[int, tuple[mmap.mmap, np.ndarray]] = {}
+        self._maps: dict[int, tuple[mmap.mmap | None, np.ndarray]] = {}  # None: in memory
         # A map holds a file descriptor; the usual soft limit of 1,024 is less than a large set has shards.
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -34,6 +38,23 @@ class ShardReader:
                     f"{path}: has {size} bytes, dataset.json says {info.bytes}; "
                     f"find what is wrong with: python -m shard_tools verify {split.root}"
                 )
+
+        if in_memory:
+            self._load()
+
+    def _load(self) -> None:
+        need, free = sum(info.bytes for info in self.split.shards), _available_bytes()
+        if need > free:
+            raise ValueError(
+                f'{self.split.root}: data.cache = "encoded" needs {need / 1e9:.1f} GB for split {self.split.name!r}, '
+                f'{free / 1e9:.1f} GB are free; set data.cache = "none"'
+            )
+        for shard in range(len(self.split.shards)):
+            path = self.split.shard_path(shard)
+            try:
+                self._maps[shard] = None, np.fromfile(path, dtype=np.uint8)
+            except OSError as error:
+                raise ValueError(f"{path}: cannot read this shard ({error.strerror})") from None
 
     def views(self, sample_ids: np.ndarray) -> list[np.ndarray]:
         """(n,) sample ids → n read-only (size,) uint8 views, no copy."""
@@ -60,9 +81,11 @@ class ShardReader:
         for shard, page, stop in zip(
             shards[begins].tolist(), first[begins].tolist(), (last[ends] + 1).tolist(), strict=True
         ):
-            self._shard(shard)[0].madvise(mmap.MADV_WILLNEED, page * _PAGE, (stop - page) * _PAGE)
+            pages = self._shard(shard)[0]
+            if pages is not None:
+                pages.madvise(mmap.MADV_WILLNEED, page * _PAGE, (stop - page) * _PAGE)
 
-    def _shard(self, shard: int) -> tuple[mmap.mmap, np.ndarray]:
+    def _shard(self, shard: int) -> tuple[mmap.mmap | None, np.ndarray]:
         if shard not in self._maps:
             self._maps[shard] = _map(self.split.shard_path(shard))
         return self._maps[shard]
@@ -79,3 +102,11 @@ def _map(path: Path) -> tuple[mmap.mmap, np.ndarray]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot map this shard ({error})") from None
     return pages, np.frombuffer(pages, dtype=np.uint8)
+
+
+def _available_bytes() -> int:
+    """Memory that can be used without swapping, as the kernel estimates it."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 1 << 62  # a kernel that does not say

@@ -32,6 +32,7 @@ class ReferenceLoader:
     def __init__(self, feed: Feed, *, device: torch.device, workers: int, dtype: torch.dtype = torch.float32) -> None:
         self.feed, self.device, self.workers, self.dtype = feed, device, workers, dtype
         self._state = (0, 0)
+        self.quarantine: set[int] = set()
 
     @property
     def state(self) -> tuple[int, int]:

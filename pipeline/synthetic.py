@@ -15,6 +15,7 @@ class SyntheticLoader:
     def __init__(self, feed: Feed, *, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.feed, self.device, self.dtype = feed, device, dtype
         self._state = (0, 0)
+        self.quarantine: set[int] = set()
         self._images: dict[int, torch.Tensor] = {}
 
     @property

@@ -89,6 +89,16 @@ def sum_tensor(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def union(ids: set[int], world: World) -> set[int]:
+    """The ids of all ranks together, the same set on each."""
+    counts = torch.zeros(world.world_size, dtype=torch.int64)
+    counts[world.rank] = len(ids)
+    ends = sum_tensor(counts).cumsum(0)
+    joined = torch.zeros(int(ends[-1]), dtype=torch.int64)
+    joined[int(ends[world.rank]) - len(ids) : int(ends[world.rank])] = torch.tensor(sorted(ids), dtype=torch.int64)
+    return set(sum_tensor(joined).tolist())
+
+
 def wrap(model: nn.Module, world: World) -> nn.Module:
     """The model in DistributedDataParallel, which averages gradients over ranks; in a world of one, the model.
 

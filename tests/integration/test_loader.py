@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -481,6 +482,84 @@ def test_a_bad_sample_on_one_rank_keeps_the_ranks_in_step(
         loader.close()
     assert [position for position in sorted(rows) if rows[position][0] == NO_SAMPLE] == places
     assert all(torch.equal(rows[p][2], expected[p][2]) for p in expected if p not in places)
+
+
+def test_the_ranks_lose_the_same_samples_in_every_epoch(dataset_copy: Path, damage: Damage) -> None:
+    """Whether a truncated image is bad depends on the crop. Once it was, it is out from the next epoch on, on every
+    rank that the order sends it to, and after a resume in mid-epoch too: as the trainer joins their quarantines."""
+    shard_set = ShardSet.open(dataset_copy)
+    for sample_id in range(0, 90, 3):
+        data = stored(shard_set, sample_id)
+        damage(shard_set, "train", sample_id, data[: len(data) * 4 // 5])
+    alone = make_loader(shard_set)
+    known = []
+    whole = []
+    for epoch in range(3):
+        known.append(set(alone.quarantine))
+        whole.append(by_position(alone.iter_epoch(epoch), alone.feed))
+    seen = {row[0] for row in whole[0].values()}
+    assert known[1]
+    assert alone.quarantine & seen  # some crops missed the damage at first
+    alone.close()
+
+    ranks = [make_loader(shard_set, batch_size=12, world_size=2, rank=rank) for rank in range(2)]
+    for epoch in range(3):
+        joined = ranks[0].quarantine | ranks[1].quarantine
+        rows: dict[int, Any] = {}
+        for loader in ranks:
+            loader.quarantine |= joined
+            rows |= by_position(loader.iter_epoch(epoch), loader.feed)
+        assert same_rows(rows, whole[epoch])
+    resumed = DaliLoader(make_feed(shard_set), device=CPU, threads=1, quarantine=set(known[2]))
+    rest = by_position(resumed.iter_epoch(2, 48), resumed.feed, 48)
+    assert same_rows(rest, {position: row for position, row in whole[2].items() if position >= 48})
+
+
+def test_one_in_a_hundred(dataset: ShardSet, dataset_copy: Path, damage: Damage) -> None:
+    """Damage of every kind all over a long epoch: the table's rows 40 times, each image bad at one of its places."""
+    shard_set = ShardSet.open(dataset_copy)
+    split = shard_set.split("train")
+    bad_id, copies = 17, 40
+    damage(shard_set, "train", bad_id, b"GIF89a")
+    long = replace(split, samples=np.tile(split.samples, copies))
+    long.samples["offset"][: len(split) * (copies - 1)] = np.tile(dataset.split("train").samples["offset"], copies - 1)
+    feed = replace(make_feed(shard_set, batch_size=24), split=long)
+    told: list[BadSample] = []
+    loader = DaliLoader(feed, device=CPU, threads=2, on_bad=told.append)
+    seen = [row[0] for row in by_position(loader.iter_epoch(0), feed).values()]
+    expected = feed.plan(0).sample_ids(0, len(seen)).tolist()
+    is_bad = [sample_id % 90 == bad_id for sample_id in expected]
+    assert sum(is_bad) == copies
+    assert seen == [NO_SAMPLE if bad else sample_id for sample_id, bad in zip(expected, is_bad, strict=True)]
+    assert {(bad.epoch, bad.position) for bad in told} == {(0, i) for i, bad in enumerate(is_bad) if bad}
+    loader.close()
+
+
+def test_a_smaller_image_than_the_table_says_is_bad(dataset_copy: Path, damage: Damage) -> None:
+    """It decodes as a whole; only DALI, given the planned region, objects."""
+    shard_set = ShardSet.open(dataset_copy)
+    stream = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(stream, "JPEG")
+    damage(shard_set, "train", 5, stream.getvalue())
+    loader = make_loader(shard_set, augment=AugmentConfig(scale=(1, 1)))
+    list(loader.iter_epoch(0))
+    list(loader.iter_epoch(1))
+    assert loader.quarantine == {5}
+    loader.close()
+
+
+def test_shards_in_memory(dataset_copy: Path, baseline: dict[int, tuple[int, int, torch.Tensor]]) -> None:
+    loader = make_loader(ShardSet.open(dataset_copy), augment=JITTER, cache="encoded")
+    for shard in dataset_copy.glob("train-*.tar"):
+        shard.unlink()
+    assert same_rows(by_position(loader.iter_epoch(1), loader.feed), baseline)
+    loader.close()
+
+
+def test_shards_that_do_not_fit_the_memory(dataset: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.reader._available_bytes", lambda: 1000)
+    with pytest.raises(ValueError, match=r'data\.cache = "encoded" needs .* GB for split \'train\''):
+        make_loader(dataset, cache="encoded")
 
 
 def test_too_many_bad_samples_end_the_run(dataset_copy: Path, damage: Damage) -> None:

@@ -33,6 +33,8 @@ def test_a_world_of_one_has_no_process_group() -> None:
     assert distributed.wrap(model, world) is model
     assert distributed.sum_tensor(tensor) is tensor
     assert tensor.tolist() == [1, 1]
+    assert distributed.union({3, 1}, world) == {1, 3}
+    assert distributed.union(set(), world) == set()
     distributed.barrier()
     distributed.broadcast_buffers(model)
     distributed.finish()
@@ -93,6 +95,7 @@ def _two_ranks(rank: int, port: int, out: Path) -> None:
     world = distributed.start("cpu", timeout_s=60)
     assert (world.rank, world.world_size, world.is_main) == (rank, 2, rank == 0)
     result: dict = {"sum": distributed.sum_tensor(torch.tensor([rank + 1, 10]))}
+    result["union"] = sorted(distributed.union({7, 2**40} if rank == 0 else {7, 0, 5}, world))
 
     model = distributed.wrap(_network(), world)
     images, labels = torch.load(out / "batch.pt", weights_only=True)
@@ -135,6 +138,7 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     loss.backward()
     for result in (first, second):
         assert result["sum"].tolist() == [3, 20]
+        assert result["union"] == [0, 5, 7, 2**40]
         torch.testing.assert_close(result["grads"], [p.grad for p in model.parameters()])
         assert result["loss"] == pytest.approx(loss.item(), rel=1e-5)
         assert result["buffer"].tolist() == [0.0, 0.0]
