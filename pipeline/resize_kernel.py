@@ -97,32 +97,32 @@ def _vertical(image, width, first, count, weights, row):  # type: ignore[no-unty
     Args:
         image: (height × width,) uint8, width counting channels; row: (width,) float32, filled.
     """
+    n, r0 = _U(width), _U(first * width)
     if count == 0:
-        row[:] = 0
+        row[:width] = 0
         return
-    r0 = image[first * width : (first + 1) * width]
-    w0 = weights[0]
+    w0, r1, r2 = weights[0], r0 + n, r0 + n + n
     if count == 1:
-        for j in range(width):
-            row[j] = w0 * np.float32(r0[j])
+        for j in range(n):
+            row[j] = w0 * np.float32(image[r0 + j])
         return
-    r1, w1 = image[(first + 1) * width : (first + 2) * width], weights[1]
+    w1 = weights[1]
     if count == 2:
-        for j in range(width):
-            row[j] = w0 * np.float32(r0[j]) + w1 * np.float32(r1[j])
+        for j in range(n):
+            row[j] = w0 * np.float32(image[r0 + j]) + w1 * np.float32(image[r1 + j])
         return
-    r2, w2 = image[(first + 2) * width : (first + 3) * width], weights[2]
-    for j in range(width):
-        row[j] = w0 * np.float32(r0[j]) + w1 * np.float32(r1[j]) + w2 * np.float32(r2[j])
+    w2 = weights[2]
+    for j in range(n):
+        row[j] = w0 * np.float32(image[r0 + j]) + w1 * np.float32(image[r1 + j]) + w2 * np.float32(image[r2 + j])
     for k in range(3, count - 1, 2):
-        r0, w0 = image[(first + k) * width : (first + k + 1) * width], weights[k]
-        r1, w1 = image[(first + k + 1) * width : (first + k + 2) * width], weights[k + 1]
-        for j in range(width):
-            row[j] += w0 * np.float32(r0[j]) + w1 * np.float32(r1[j])
+        r0, r1 = _U((first + k) * width), _U((first + k + 1) * width)
+        w0, w1 = weights[k], weights[k + 1]
+        for j in range(n):
+            row[j] += w0 * np.float32(image[r0 + j]) + w1 * np.float32(image[r1 + j])
     if count % 2 == 0:
-        r0, w0 = image[(first + count - 1) * width : (first + count) * width], weights[count - 1]
-        for j in range(width):
-            row[j] += w0 * np.float32(r0[j])
+        r0, w0 = _U((first + count - 1) * width), weights[count - 1]
+        for j in range(n):
+            row[j] += w0 * np.float32(image[r0 + j])
 
 
 @njit(cache=True, fastmath=_FAST, error_model="numpy")
@@ -198,7 +198,7 @@ def resize_image(image, height, width, geometry, out, out_height, out_width):  #
     for j in range(3 * out_width):
         gain[j], bias[j] = geometry[GAIN + j % 3], geometry[BIAS + j % 3]
     for y in range(out_height):
-        _vertical(image, 3 * width, first_y[y], count_y[y], weights_y[y], row[: 3 * width])
+        _vertical(image, 3 * width, first_y[y], count_y[y], weights_y[y], row)
         _horizontal(row, first_x, weights_x, most, line)
         _store(line[: 3 * out_width], gain, bias, out[3 * y * out_width : 3 * (y + 1) * out_width])
 
