@@ -182,9 +182,9 @@ def foreign(root: Path) -> Labelled:
 
 def test_split_of_names() -> None:
     for name, split in {
-        "train-000001": "train", "imagenet1k-validation-07": "val", "val/0001": "val", "cifar10-test-0": "test",
-        "imagenet_train-000-of-010": "train", "shard-0007": "train", "Valid_3": "val", "latest-dev": "val",
-        "trainer": "train",
+        "train-000001": "train", "imagenet1k-validation-07": "val", "val/0001": "val", "train/val-01": "val",
+        "cifar10-test-0": "test", "imagenet_train-000-of-010": "train", "shard-0007": "train", "Valid_3": "val",
+        "latest-dev": "val", "trainer": "train",
     }.items():  # fmt: skip
         assert split_of(name) == split, name
 
