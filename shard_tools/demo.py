@@ -21,9 +21,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from shard_tools.execute import Progress
 from shard_tools.format import INFO_FILE
 from shard_tools.workers import num_cpus, process_pool
-from shard_tools.writer import Packed, Progress, pack
+from shard_tools.writer import Packed, pack
 
 NUM_IMAGES = {"train": 3000, "val": 1000}
 

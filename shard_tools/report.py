@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from shard_tools.duplicates import DUPLICATES_FILE
-from shard_tools.writer import REJECTED_FILE, Packed, Progress
+from shard_tools.execute import Progress
+from shard_tools.writer import REJECTED_FILE, Packed
 
 
 @contextmanager

@@ -9,9 +9,10 @@ from types import FrameType
 
 import click
 
+from shard_tools.execute import Progress
 from shard_tools.format import escape
 from shard_tools.report import closing, progress_bar
-from shard_tools.writer import Packed, Progress
+from shard_tools.writer import Packed
 
 
 def run(work: Callable[[Callable[[Progress], None]], Packed], out: Path) -> None:
