@@ -16,7 +16,7 @@ from shard_tools.part import read_names, read_rows
 
 DUPLICATES_FILE = "duplicates.tsv"
 ROWS = 1 << 18  # images looked at in one pass
-SHOWN = 5
+SHOWN = 5  # conflicts, and images of one
 FOUND = np.dtype([("split", "u1"), ("label", "<i4"), ("sample", "<u8"), ("high", "<u8"), ("low", "<u8")])
 
 
@@ -74,16 +74,18 @@ def _lines(parts: list[PartFile], keys: list[str], found: Duplicates) -> Iterato
         in_conflict = (differ["label"] | differ["split"])[group]
         rows, group = rows[in_conflict], group[in_conflict]
         names = _names(rows, parts, splits)
-        last = np.int64(-1)
+        last, is_shown, num_named = np.int64(-1), False, 0
         for row, in_group in zip(rows, group, strict=True):
             split, sample, key = splits[row["split"]], int(row["sample"]), keys[row["label"]]
             what = "+".join(name for name in differ if differ[name][in_group])
             name = names[split, sample]
-            if in_group != last and len(found.shown) < SHOWN:
-                found.shown.append("")
-            if found.shown and len(found.shown) <= SHOWN and (in_group == last or found.shown[-1] == ""):
-                found.shown[-1] += f"{', ' if found.shown[-1] else ''}{name} ({key}, {split})"
-            last = in_group
+            if in_group != last:
+                last, is_shown, num_named = in_group, len(found.shown) < SHOWN, 0
+                found.shown += [""] * is_shown
+            num_named += 1
+            if is_shown and num_named <= SHOWN + 1:
+                comma, here = ", " if num_named > 1 else "", f"{name} ({key}, {split})"
+                found.shown[-1] += comma + (here if num_named <= SHOWN else "…")
             yield tsv_line(f"{row['high']:016x}{row['low']:016x}", what, split, str(sample), key, name)
 
 

@@ -284,6 +284,26 @@ def test_the_same_image_twice_is_reported(tmp_path):
         assert row["hash"] == f"{high:016x}{low:016x}"
 
 
+def test_the_screen_shows_the_first_conflicts_only(tmp_path):
+    """Eight images in both splits, one of them fifty times."""
+    rng = np.random.default_rng(5)
+    for i in range(8):
+        image = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+        for split in ("train", "val"):
+            for copy in range(25 if i == 0 else 1):
+                path = tmp_path / "source" / split / "a" / f"image{i}-{copy}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                image.save(path)
+    result = cli("pack", tmp_path / "source", tmp_path / "out", "--workers", 1)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("the same image: ")]
+    assert len(lines) == 5
+    for line in lines:
+        names = [word.split("/")[-1].split("-")[0] for word in line.split() if word.endswith(".png")]
+        assert 2 <= len(names) <= 5
+        assert len(set(names)) == 1
+    assert len((tmp_path / "out" / "duplicates.tsv").read_text().splitlines()) == 1 + 2 * 25 + 2 * 7
+
+
 def test_duplicates_are_found_in_any_number_of_passes(tmp_path, monkeypatch):
     source = write_twice(tmp_path / "source")
     found = []
