@@ -5,6 +5,8 @@ from typing import Literal
 
 from pipeline.plan import Order
 
+Interpolation = Literal["nearest", "linear", "cubic", "lanczos"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -18,6 +20,7 @@ class DataConfig:
     order, block_size, window_blocks: see `pipeline.plan.EpochPlan`.
     threads: decode threads a rank; 0 takes the cores this process may use, divided by the ranks on this machine.
     prefetch: batches decoded ahead. read_ahead: batches asked of the kernel before they are decoded.
+    interpolation, antialias: the filter of every resize; antialias stretches it where an image shrinks, as Pillow does.
     mean, std: per-channel, in grey levels 0–255, RGB (ImageNet's by default).
     cache: "encoded" reads the shards into memory when the run starts, once a rank: for a slow or shared disk and a set
         that fits. More is not offered: decoded, an image takes ten times the bytes, and each crop is used once.
@@ -41,6 +44,8 @@ class DataConfig:
     threads: int = 0
     prefetch: int = 2
     read_ahead: int = 4
+    interpolation: Interpolation = "linear"
+    antialias: bool = True
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     cache: Literal["none", "encoded"] = "none"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.augment import AugmentConfig, AugmentParams, centre_crop_params, train_params
+from pipeline.augment.steps import step_arrays
 from pipeline.config import DataConfig
 from pipeline.plan import EpochPlan, Span, eval_spans, train_spans
 from shard_tools.format import Split
@@ -13,7 +14,8 @@ from shard_tools.format import Split
 
 @dataclass(frozen=True)
 class PlannedBatch:
-    """span: the positions; sample_ids, labels: (n,) int64; params: see `pipeline.augment`."""
+    """span: the positions; sample_ids, labels: (n,) int64; params: `train_params` and the `step_arrays` made of them,
+    or `centre_crop_params` (see `pipeline.augment`)."""
 
     span: Span
     sample_ids: np.ndarray
@@ -46,6 +48,9 @@ class Feed:
                 f"{self.split.root}: split {self.split.name!r} has {len(self.split)} samples, fewer than one global "
                 f"batch of {self.global_batch_size}; lower train.global_batch_size"
             )
+        if self.augment and self.global_batch_size % self.augment.repeats:
+            sizes = f"augment.repeats {self.augment.repeats}", f"train.global_batch_size {self.global_batch_size}"
+            raise ValueError(f"{sizes[0]} does not divide {sizes[1]}; change either")
         next(self.spans(0), None)  # raises now, not at the first batch, where the sizes do not divide
 
     @property
@@ -83,15 +88,31 @@ class Feed:
 
     def batch(self, epoch: int, span: Span, image_size: int) -> PlannedBatch:
         """The batch at one of this rank's spans."""
-        plan = self.plan(epoch)
-        sample_ids = plan.sample_ids(span.start, span.count)
+        sample_ids = self.sample_ids(epoch, span)
         rows = self.split.samples[sample_ids]
         if self.augment:
-            params = train_params(plan, self.augment, span.start, rows["height"], rows["width"])
+            plan, sizes = self.plan(epoch), (rows["height"], rows["width"])
+            params = train_params(plan, self.augment, span.start, *sizes, image_size)
+            params |= step_arrays(params, self.augment, image_size)
         else:
             resize_size = self.resize_size(image_size)
             params = centre_crop_params(rows["height"], rows["width"], image_size, resize_size)
         return PlannedBatch(span, sample_ids, rows["label"].astype(np.int64), params)
+
+    def sample_ids(self, epoch: int, span: Span) -> np.ndarray:
+        """The samples at one of this rank's spans: (n,) int64.
+
+        With repeated augmentation a global batch is the same run of the epoch's order, `repeats` times: copies of an
+        image lie a whole run apart, so that mixup does not mix an image with itself.
+        """
+        plan = self.plan(epoch)
+        if not self.augment or self.augment.repeats == 1:
+            return plan.sample_ids(span.start, span.count)
+        distinct = self.global_batch_size // self.augment.repeats
+        batch, place = divmod(np.arange(span.start, span.start + span.count), self.global_batch_size)
+        order = batch * distinct + place % distinct
+        first = int(order.min())
+        return plan.sample_ids(first, int(order.max()) - first + 1)[order - first]
 
     def batches(self, epoch: int, position: int, image_size: int) -> Iterator[PlannedBatch]:
         """This rank's batches from a position on."""

@@ -11,21 +11,25 @@ from typing import Any
 import numpy as np
 
 from pipeline.augment import AugmentParams
+from pipeline.augment.steps import is_step
+from pipeline.augment_graph import augment_images
 from pipeline.config import DataConfig
 
 Source = Callable[[], tuple[Any, ...]]
-COLOUR = ("brightness", "contrast", "saturation", "hue")
 GEOMETRY = ("roi_start", "roi_end", "shift", "mirror", "flip_vertical")  # on the CPU one array, `geometry`
 
 
 def graph_inputs(params: AugmentParams, config: DataConfig, on_gpu: bool) -> AugmentParams:
     """The arrays that the graph takes for these parameters, by name; each has one row a sample."""
+    arrays = {name: values for name, values in params.items() if name in ("anchor", "shape") or is_step(name)}
     if on_gpu:
-        return params
+        return arrays | {name: params[name] for name in GEOMETRY if name in params}
     from pipeline.resize import geometry
 
-    rows = geometry(params, interpolation="linear", antialias=True, mean=config.mean, std=config.std)
-    return {name: values for name, values in params.items() if name not in GEOMETRY} | {"geometry": rows}
+    rows = geometry(
+        params, interpolation=config.interpolation, antialias=config.antialias, mean=config.mean, std=config.std
+    )
+    return arrays | {"geometry": rows}
 
 
 def encoded(views: list[np.ndarray]) -> Any:
@@ -83,15 +87,16 @@ def build_graph(
             adjust_orientation=False,  # as PIL and torchvision: EXIF orientation is not applied
             **decode_on_gpu,
         )
-        normalised = not on_gpu and not half and "brightness" not in params
+        augmented = any(map(is_step, names))
+        normalised = not on_gpu and not half and not augmented
         if on_gpu:
-            images = _resize_on_gpu(images, params, image_size)
+            images = _resize_on_gpu(images, params, image_size, config)
         else:
             from pipeline.resize import resize
 
             images = resize(images, params["geometry"], image_size, normalise=normalised)
-        if "brightness" in params:
-            images = fn.color_twist(images, **{name: params[name] for name in COLOUR})
+        if augmented:
+            images = augment_images(images, params, config)
         if not normalised:
             images = fn.crop_mirror_normalize(
                 images,
@@ -105,12 +110,15 @@ def build_graph(
     return pipe
 
 
-def _resize_on_gpu(images: Any, params: dict[str, Any], image_size: int) -> Any:
+def _resize_on_gpu(images: Any, params: dict[str, Any], image_size: int, config: DataConfig) -> Any:
     from nvidia.dali import fn, types
 
     side = [image_size, image_size]
     roi = {name: params[name] for name in ("roi_start", "roi_end") if name in params}
-    images = fn.resize(images, size=side, interp_type=types.INTERP_LINEAR, antialias=True, **roi)
+    filters = {"nearest": "NN", "linear": "LINEAR", "cubic": "CUBIC", "lanczos": "LANCZOS3"}
+    kind = getattr(types, f"INTERP_{filters[config.interpolation]}")
+    interpolation = {"interp_type": kind, "antialias": config.antialias}
+    images = fn.resize(images, size=side, **interpolation, **roi)
     if "shift" in params:
         images = fn.slice(images, start=params["shift"], shape=side, axes=[0, 1], out_of_bounds_policy="pad")
     if "mirror" in params:

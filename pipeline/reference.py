@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from pipeline.augment import AugmentParams
@@ -15,13 +16,22 @@ from pipeline.batch import Batch
 from pipeline.feed import Feed
 from pipeline.plan import Span
 from pipeline.reader import ShardReader
+from pipeline.reference_augment import reference_augment
+
+FILTERS = {
+    "nearest": InterpolationMode.NEAREST_EXACT,  # torch's plain NEAREST is half a pixel off
+    "linear": InterpolationMode.BILINEAR,
+    "cubic": InterpolationMode.BICUBIC,
+    "lanczos": InterpolationMode.LANCZOS,
+}
 
 
 class ReferenceLoader:
     """One rank's batches, decoded by PIL in worker processes. See `pipeline.batch.Loader` for the contract.
 
-    Colours follow torchvision's definitions: contrast about the image's mean gray, hue in HSV, one after the other.
-    DALI's `color_twist` uses mid-gray and YIQ in one matrix, so with colour jitter the pixels differ.
+    docs/augmentations.md says how far its pixels are from `DaliLoader`'s, augmentation by augmentation.
+
+    Without antialias, only the filters "nearest" and "linear".
 
     A sample that cannot be decoded is a ValueError naming it; taking bad samples out is `DaliLoader`'s.
 
@@ -31,6 +41,10 @@ class ReferenceLoader:
 
     def __init__(self, feed: Feed, *, device: torch.device, workers: int, dtype: torch.dtype = torch.float32) -> None:
         self.feed, self.device, self.workers, self.dtype = feed, device, workers, dtype
+        if not feed.config.antialias and feed.config.interpolation not in ("nearest", "linear"):
+            raise ValueError(
+                f'data.interpolation: no reference for "{feed.config.interpolation}" without data.antialias'
+            )
         self._state = (0, 0)
         self.quarantine: set[int] = set()
 
@@ -89,23 +103,25 @@ class _PlannedBatches(Dataset[Any]):
 
     def _image(self, view: np.ndarray, params: AugmentParams) -> torch.Tensor:
         """(size,) uint8 JPEG → (3, S, S) float32, normalised."""
-        image = Image.open(io.BytesIO(view.data)).convert("RGB")
+        image: Any = Image.open(io.BytesIO(view.data)).convert("RGB")
         config, size = self.feed.config, self.image_size
-        if self.feed.augment:
+        resampling = {"interpolation": FILTERS[config.interpolation], "antialias": config.antialias}
+        if not config.antialias:  # which Pillow cannot
+            image = F.pil_to_tensor(image)
+        augment = self.feed.augment
+        if not augment or augment.crop == "centre":
+            resize_size = round(size / augment.crop_fraction) if augment else self.feed.resize_size(size)
+            image = F.resize(image, [resize_size], **resampling)
+            image = F.center_crop(image, [size, size])
+        else:
             (top, left), (height, width) = params["anchor"].tolist(), params["shape"].tolist()
-            image = F.resized_crop(image, top, left, height, width, [size, size], antialias=True)
+            image = F.resized_crop(image, top, left, height, width, [size, size], **resampling)
             if "shift" in params:
                 top, left = params["shift"].tolist()
                 image = F.crop(image, top, left, size, size)
-            if "brightness" in params:
-                image = F.adjust_brightness(image, float(params["brightness"]))
-                image = F.adjust_contrast(image, float(params["contrast"]))
-                image = F.adjust_saturation(image, float(params["saturation"]))
-                image = F.adjust_hue(image, float(params["hue"]) / 360)
-            if params["mirror"]:
-                image = F.horizontal_flip(image)
-        else:
-            image = F.resize(image, [self.feed.resize_size(size)], antialias=True)
-            image = F.center_crop(image, [size, size])
+        if not config.antialias:
+            image = F.to_pil_image(image)
+        if augment:
+            image = reference_augment(image, params, augment, config)
         pixels = F.pil_to_tensor(image).to(torch.float32)
         return F.normalize(pixels, list(config.mean), list(config.std))

@@ -1,7 +1,8 @@
 """Recipe and overrides → a frozen dataclass tree: defaults < TOML file < `section.key=value`.
 
 Generic over the tree: any frozen dataclass whose fields are bool, int, float, str, Path, Literal, tuple, unions of
-these, or another such dataclass (a section). Nothing is ignored: an unknown or ill-typed key is an error.
+these, or another such dataclass (a section). Nothing is ignored: an unknown or ill-typed key is an error. A section
+with a field `preset` takes what nobody gives from its `presets`.
 
 TOML has no null. In a field that may be None, the word "none" is read as None.
 """
@@ -137,8 +138,12 @@ def _nearest(word: str, words: list[str]) -> list[str]:
 
 
 def _build(schema: Any, default: Any, prefix: str, given: dict[str, _Given]) -> Any:
-    """An instance of `schema`: what is `given` under `prefix`, over `default`, over the fields' own defaults."""
+    """An instance of `schema`: what is `given` under `prefix`, over its preset if one is given, over `default`, over
+    the fields' own defaults."""
     values: dict[str, Any] = {}
+    if f"{prefix}preset" in given:  # a field of a schema whose attribute `presets` has the values of each
+        chosen = _coerce_given(given[f"{prefix}preset"], _field_types(schema)["preset"], f"{prefix}preset")
+        default = schema(**schema.presets[chosen])
     for field in dataclasses.fields(schema):
         kind, key = _field_types(schema)[field.name], prefix + field.name
         if _is_section(kind):

@@ -307,34 +307,6 @@ def test_the_reference_loader_agrees(dataset: ShardSet, augment: AugmentConfig |
     dali.close()
 
 
-def colour_twist(pixels: np.ndarray, brightness: float, contrast: float, saturation: float, hue: float) -> np.ndarray:
-    """DALI's `color_twist` (its color_twist.h): hue rotates and saturation scales the IQ plane of YIQ, contrast turns
-    about 128, brightness multiplies. (H, W, 3) grey levels → the same, rounded."""
-    to_yiq = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
-    angle = np.deg2rad(hue)
-    chroma = np.eye(3)
-    chroma[1:, 1:] = saturation * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    twisted = pixels @ (np.linalg.inv(to_yiq) @ chroma @ to_yiq).T
-    return np.clip(np.rint(brightness * (128 + contrast * (twisted - 128))), 0, 255)
-
-
-def test_colours_follow_dalis_formula(dataset: ShardSet) -> None:
-    plain, jittered = make_loader(dataset), make_loader(dataset, augment=JITTER)
-    feed = jittered.feed
-    for span, before, after in zip(feed.spans(0), plain.iter_epoch(0), jittered.iter_epoch(0), strict=True):
-        params = feed.batch(0, span, SIZE).params
-        sources = gray_levels(before.images, feed.config).permute(0, 2, 3, 1).numpy()
-        results = gray_levels(after.images, feed.config).permute(0, 2, 3, 1).numpy()
-        assert np.abs(sources - np.rint(sources)).max() < 1e-3  # whole grey levels: nothing is lost on the way
-        for row in range(span.count):
-            factors = {name: float(params[name][row]) for name in ("brightness", "contrast", "saturation", "hue")}
-            expected = colour_twist(np.rint(sources[row]), **factors)
-            assert np.abs(results[row] - expected).max() < 1.001  # a rounding at .5 may fall either way
-            assert np.abs(results[row] - expected).mean() < 0.01
-    plain.close()
-    jittered.close()
-
-
 def test_half_precision_is_the_same_image(dataset: ShardSet) -> None:
     feed = make_feed(dataset)
     half = DaliLoader(feed, device=CPU, threads=1, dtype=torch.float16)

@@ -8,14 +8,9 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from pipeline.augment import (
-    AugmentConfig,
-    centre_crop_params,
-    colour_jitter,
-    pad_crop,
-    random_resized_crop,
-    train_params,
-)
+from pipeline.augment import AugmentConfig, centre_crop_params, train_params
+from pipeline.augment.colour import colour_jitter
+from pipeline.augment.geometry import pad_crop, random_resized_crop
 from pipeline.plan import EpochPlan
 
 NUM_DRAWS = 22
@@ -121,7 +116,7 @@ def test_the_crops_reach_every_border() -> None:
 def test_flip_rate(hflip: float) -> None:
     n = 20_000
     side = np.full(n, 50)
-    params = train_params(EpochPlan(num_samples=n), AugmentConfig(hflip=hflip), 0, side, side)
+    params = train_params(EpochPlan(num_samples=n), AugmentConfig(hflip=hflip), 0, side, side, 224)
     assert params["mirror"].dtype == np.int32
     assert set(np.unique(params["mirror"])) <= {0, 1}
     assert abs(params["mirror"].mean() - hflip) <= 4 * math.sqrt(hflip * (1 - hflip) / n)
@@ -165,10 +160,10 @@ def test_parameters_belong_to_positions() -> None:
     rng = np.random.default_rng(0)
     heights, widths = rng.integers(8, 600, 100), rng.integers(8, 600, 100)
     plan, config = EpochPlan(num_samples=1000, seed=2), AugmentConfig(brightness=0.4, hue=0.1)
-    full = train_params(plan, config, 300, heights, widths)
+    full = train_params(plan, config, 300, heights, widths, 224)
     for cut in (1, 50, 99):
-        head = train_params(plan, config, 300, heights[:cut], widths[:cut])
-        tail = train_params(plan, config, 300 + cut, heights[cut:], widths[cut:])
+        head = train_params(plan, config, 300, heights[:cut], widths[:cut], 224)
+        tail = train_params(plan, config, 300 + cut, heights[cut:], widths[cut:], 224)
         assert full.keys() == head.keys() == tail.keys()
         for name, values in full.items():
             assert np.array_equal(np.concatenate([head[name], tail[name]]), values)

@@ -1,0 +1,82 @@
+"""(seed, epoch, position) → the parameters of every augmentation, in the units of their definitions."""
+
+import numpy as np
+
+from pipeline.augment import colour, noise
+from pipeline.augment.auto import chosen_ops, num_ops
+from pipeline.augment.config import AugmentConfig
+from pipeline.augment.geometry import centre_crop_params, pad_crop, random_resized_crop
+from pipeline.plan import EpochPlan
+
+AugmentParams = dict[str, np.ndarray]  # name → one row a sample
+
+
+def train_params(
+    plan: EpochPlan, config: AugmentConfig, start: int, heights: np.ndarray, widths: np.ndarray, image_size: int
+) -> AugmentParams:
+    """The parameters of the training augmentation at positions start…start+n-1.
+
+    Args:
+        heights, widths: (n,) pixels of the samples at these positions.
+        image_size: pixels, the side of the output.
+
+    Returns:
+        anchor, shape, and what else the crop has (see `random_resized_crop`, `pad_crop`, `centre_crop_params`).
+        mirror, flip_vertical: (n,) int32, 1 to flip.
+        rotation: (n,) float32, degrees counter-clockwise.
+        auto_op, auto_magnitude: see `chosen_ops`.
+        brightness, contrast, saturation, hue: see `colour_jitter`.
+        lighting: (n, 3) float32, added to R, G, B. grayscale: (n,) bool.
+        blur: (n,) float32, sigma in pixels. noise: (n,) float32, standard deviation in grey levels.
+        salt_pepper: (n,) float32, the fraction of pixels. jpeg: (n,) int32, the quality. 0 in these leaves an image.
+        noise_key, salt_pepper_key: (n, 2) uint32, see `noise.py`.
+        erase: (n, 4) int32: top, left, height, width in pixels; a height of 0 erases nothing.
+        Those switched off are left out; `mirror` is always there.
+    """
+    n = len(heights)
+
+    def draws(stream: str, num_draws: int) -> np.ndarray:
+        return plan.uniforms(stream, start, n, num_draws)
+
+    def happens(stream: str, probability: float) -> np.ndarray:
+        return draws(stream, 1)[:, 0] < probability
+
+    match config.crop:
+        case "pad":
+            params = pad_crop(draws("pad_crop", 2), heights, widths, config.pad)
+        case "centre":
+            params = centre_crop_params(heights, widths, image_size, round(image_size / config.crop_fraction))
+        case _:
+            params = random_resized_crop(draws("random_resized_crop", 22), heights, widths, config.scale, config.ratio)
+    params["mirror"] = happens("hflip", config.hflip).astype(np.int32)
+    if config.vflip:
+        params["flip_vertical"] = happens("vflip", config.vflip).astype(np.int32)
+    if config.rotation:
+        params["rotation"] = ((2 * draws("rotation", 1)[:, 0] - 1) * config.rotation).astype(np.float32)
+    if config.auto != "none":
+        params |= chosen_ops(draws(config.auto, 1 + 3 * num_ops(config)), config, image_size)
+    if config.jitters_colour:
+        params |= colour.colour_jitter(draws("colour_jitter", 4), config)
+    if config.lighting:
+        params["lighting"] = colour.lighting(draws("lighting", 6), config.lighting)
+    if config.grayscale:
+        params["grayscale"] = happens("grayscale", config.grayscale)
+    for name, bounds in (
+        ("blur", config.blur_sigma),
+        ("noise", config.noise_std),
+        ("salt_pepper", config.salt_pepper_amount),
+    ):
+        if probability := getattr(config, name):
+            on, amount, *key = draws(name, 4).T
+            params[name] = noise.in_range(amount, on < probability, bounds)
+            if name != "blur":
+                params[f"{name}_key"] = noise.noise_keys(np.stack(key, 1))
+    if config.jpeg:
+        on, amount = draws("jpeg", 2).T
+        params["jpeg"] = noise.quality(amount, on < config.jpeg, config.jpeg_quality)
+    if config.erase:
+        on, box = np.split(draws("erase", 23), [1], axis=1)
+        params["erase"] = noise.erased_box(
+            box, on[:, 0] < config.erase, image_size, config.erase_scale, config.erase_ratio
+        )
+    return params
