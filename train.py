@@ -28,6 +28,7 @@ from pipeline.batch import Batch, Loader
 from pipeline.build import build_loader, threads_per_rank
 from pipeline.feed import Feed
 from pipeline.loader import BadSample
+from pipeline.mixing import Mixer
 from recipes import Recipe, recipe_file
 from shard_tools.demo import ensure_demo
 from shard_tools.format import ShardSet
@@ -139,6 +140,7 @@ def train(
     train_loader.quarantine |= quarantine.read(run_dir, before_epoch=at.epoch)
     first_step, started = at.step, time.perf_counter()
 
+    mixer = Mixer(recipe.augment, len(dataset.classes), seed=recipe.train.seed, rank=world.rank)
     metrics = MetricsLog(run_dir, enabled=world.is_main)
     progress = Progress(world.is_main, last_step, num_epochs=recipe.train.epochs)
     steps = StepLog(
@@ -181,7 +183,7 @@ def train(
             learner.net.train()
             steps.restart()
             train_loader.quarantine |= distributed.union(train_loader.quarantine, world)
-            batches = steps.timed(train_loader.iter_epoch(at.epoch, at.position))
+            batches = mixer.mixed(steps.timed(train_loader.iter_epoch(at.epoch, at.position)), train_loader)
             while at.position + global_batch_size <= num_train and at.step < last_step:
                 lr = lr_at(
                     at.step,

@@ -28,6 +28,31 @@ def test_taken_out_samples_do_not_count() -> None:
     assert logits.grad[kept].any(dim=1).all()
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_shares_of_classes_are_torchs_probabilities(smoothing: float) -> None:
+    logits, shares = torch.randn(16, 7), torch.randn(16, 7).softmax(1)
+    expected = F.cross_entropy(logits, shares, label_smoothing=smoothing)
+    torch.testing.assert_close(build_loss(smoothing)(logits, shares), expected)
+    labels = torch.randint(7, (16,))
+    hard = build_loss(smoothing)(logits, F.one_hot(labels, 7).float())
+    torch.testing.assert_close(hard, build_loss(smoothing)(logits, labels))
+
+
+def test_shares_that_are_missing_do_not_count() -> None:
+    """Half of sample 0 and all of sample 1 were taken out: 0 counts half, 1 not at all."""
+    logits = torch.randn(3, 5, requires_grad=True)
+    shares = torch.zeros(3, 5)
+    shares[0, 2], shares[2, 4] = 0.5, 1.0
+    loss = build_loss(0.1)(logits, shares)
+    each = F.cross_entropy(logits, torch.tensor([2, 0, 4]), label_smoothing=0.1, reduction="none")
+    torch.testing.assert_close(loss, (0.5 * each[0] + each[2]) / 1.5)
+    loss.backward()
+    assert logits.grad is not None
+    assert not logits.grad[1].any()
+    empty = build_loss(0.1)(logits, torch.zeros(3, 5))
+    assert empty.item() == 0.0
+
+
 def test_a_batch_of_taken_out_samples_has_no_loss_and_no_gradient() -> None:
     logits = torch.randn(4, 5, requires_grad=True)
     loss = build_loss(0.1)(logits, torch.full((4,), -100))
