@@ -1,12 +1,22 @@
-"""`bench.py`: its figures are consistent, and its JSON holds what scripts read."""
+"""`bench.py` and what stands beside it in `benchmarks/`: figures against known ones, and JSON that scripts can read."""
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
+from PIL import Image
 
 import bench
+from benchmarks import cold, order, parity, scale, tune
+from recipes import Recipe
+from shard_tools.format import ShardSet
+from tests.conftest import VAL_SIZES
+from training import checkpoint, config
 
 SMALL = ["--batch-size", "8", "--image-size", "32", "--seconds", "0.3", "--repeats", "3", "--device", "cpu"]
 
@@ -53,3 +63,166 @@ def test_bad_input_gets_one_clear_line(more: list[str], dataset_dir: Path) -> No
     result = CliRunner().invoke(bench.main, ["loader", "--data", str(dataset_dir), *more])
     assert result.exit_code == 1
     assert result.output.startswith("Error: ")
+
+
+SMALL_IMAGES = [
+    f"--set={setting}" for setting in ("data.image_size=32", "data.val_image_size=32", "data.val_resize_size=36")
+]
+
+
+def test_parity_reports_both_splits_and_the_verdict_of_a_network(dataset_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    arguments = ["parity", "--data", str(dataset_dir), "--num", "50", "--steps", "2", "--out", str(out), *SMALL_IMAGES]
+    result = CliRunner().invoke(bench.main, [*arguments, "--threads", "1", "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    report = json.loads((out / "parity.json").read_text())
+    splits = [(line["split"], line["num_images"]) for line in report["differences"]]
+    assert splits == [("training", 50), ("validation", len(VAL_SIZES))]
+    for line in report["differences"]:
+        assert line["mean"] <= line["worst_mean"] < 1.5, "a grey level or so, or another image was decoded"
+        assert line["worst_image"].endswith(".jpg")
+        assert Image.open(out / line["picture"]).size == (3 * 32, 32)
+    assert report["top1"][0]["num_images"] == len(VAL_SIZES)
+    assert report["top1"][0]["top1_agreement"] >= 0.9
+
+
+def test_parity_statistics_are_numpys(dataset: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    feed = parity.feed_of(Recipe(), dataset.split("val"), False, 8)
+    rng = np.random.default_rng(0)
+    ours, noise = rng.uniform(20, 200, (8, 3, 5, 5)), rng.exponential(3, (8, 3, 5, 5))
+    noise[5] += 4
+    mean, std = (np.reshape(values, (3, 1, 1)) for values in (feed.config.mean, feed.config.std))
+
+    def both(*_: object) -> Iterator[tuple[torch.Tensor, ...]]:
+        for rows in (slice(0, 3), slice(3, 8)):
+            left, right = ((levels[rows] - mean) / std for levels in (ours, ours + noise))
+            yield torch.from_numpy(left).float(), torch.from_numpy(right).float(), torch.arange(8)[rows]
+
+    monkeypatch.setattr(parity, "both", both)
+    pair = parity.programs(torch.device("cpu"))[0]
+    found = parity.compare(feed, *pair, 1, tmp_path)
+    assert found.num_images == 8
+    np.testing.assert_allclose(found.mean, noise.mean(), rtol=1e-4)
+    np.testing.assert_allclose(found.p99, np.percentile(noise, 99), atol=2 * parity.BIN)
+    np.testing.assert_allclose([found.max, found.worst_mean], [noise.max(), noise[5].mean()], rtol=1e-4)
+    assert found.worst_image == dataset.split("val").source_name(5)
+    pixels = np.asarray(Image.open(tmp_path / found.picture), np.float64).transpose(2, 0, 1)
+    expected = [ours[5], ours[5] + noise[5], noise[5] * 8]
+    np.testing.assert_allclose(pixels, np.concatenate(expected, axis=2).clip(0, 255), atol=0.51)
+
+
+def test_a_checkpoints_network_can_judge(dataset: ShardSet, tmp_path: Path) -> None:
+    recipe = config.load_config(Recipe, None, ["model.name=cifar_resnet8"])
+    net = parity.build_model("cifar_resnet8", len(dataset.classes))
+    state = {"net": net.state_dict(), "recipe": config.to_toml(recipe), "classes": [{}] * len(dataset.classes)}
+    checkpoint.save(tmp_path / "last.pt", state)
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(parity.trained(tmp_path / "last.pt", dataset).eval()(images), net.eval()(images))
+    checkpoint.save(tmp_path / "last.pt", state | {"classes": [{}]})
+    with pytest.raises(ValueError, match="has 1 classes"):
+        parity.trained(tmp_path / "last.pt", dataset)
+
+
+LADDERS = {"threads": [1, 2, 4, 8], "prefetch": [1, 2, 3, 4], "read_ahead": [0, 2, 4, 8]}
+START = {"threads": 8, "prefetch": 2, "read_ahead": 4}
+
+
+def rate(settings: dict[str, int]) -> float:
+    """Best at 2 threads and prefetch 4; read_ahead 8 gains 2 %, which is nothing."""
+    threads = {1: 0.6, 2: 1.0, 4: 0.9, 8: 0.8}[settings["threads"]]
+    return 1000 * threads * (1 + 0.1 * settings["prefetch"]) * (1.02 if settings["read_ahead"] == 8 else 1.0)
+
+
+def versus(ours: dict[str, int], theirs: dict[str, int], turns: int) -> list[tuple[float, float]]:
+    return [(rate(ours), rate(theirs))] * turns
+
+
+def test_tuning_climbs_to_the_best_and_ignores_noise() -> None:
+    found = tune.search(START, LADDERS, versus, lambda: True)
+    assert found.finished
+    assert found.settings == {"threads": 2, "prefetch": 4, "read_ahead": 4}
+    tried = [tuple(sorted({**START, t.setting: t.value}.items())) for t in found.trials if not t.accepted]
+    assert len(found.trials) < 4 * 4 * 4 / 3, "a coordinate search tries few of all combinations"
+    assert tried
+    drifting = iter([0.99, 1.2] * 1000)  # in half of the turns another program ran
+    found = tune.search(START, LADDERS, lambda a, b, turns: [(next(drifting), 1.0) for _ in range(turns)], lambda: True)
+    assert found.settings == START
+
+
+def test_tuning_stops_when_its_time_is_up() -> None:
+    left = iter([True, True, False])
+    found = tune.search(START, LADDERS, versus, lambda: next(left))
+    assert not found.finished
+    assert len(found.trials) == 2
+
+
+def test_tune_writes_a_file_that_a_recipe_can_be(dataset_dir: Path, tmp_path: Path) -> None:
+    file = tmp_path / "machine.toml"
+    arguments = ["tune", "--data", str(dataset_dir), "--batch-size", "8", "--image-size", "32", "--device", "cpu"]
+    result = CliRunner().invoke(bench.main, [*arguments, "--seconds", "1", "--turn", "0.1", "--out", str(file)])
+    assert result.exit_code == 0, result.output
+    recipe = config.load_config(Recipe, file)
+    options = result.output.splitlines()[-1].partition("use it with: ")[2].split("--set ")[1:]
+    assert config.load_config(Recipe, None, options) == recipe
+    assert recipe.data.threads >= 1
+    assert options[0].strip() in file.read_text(), "the header says the same"
+
+
+def test_the_laid_out_table_is_what_pack_writes(dataset: ShardSet) -> None:
+    packed = dataset.split("train").samples
+    packed = packed[packed["shard"] == 0]
+    table = order.laid_out(packed["size"].astype(np.int64), 3)
+    np.testing.assert_array_equal(table["offset"], packed["offset"])
+
+
+def test_order_statistics_of_true_permutations() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(40), rng.integers(5, 90, 40))
+    drawn = [len(np.unique(rng.permutation(labels)[:64])) for _ in range(3000)]
+    np.testing.assert_allclose(order.expected_classes(np.bincount(labels), 64), np.mean(drawn), atol=0.1)
+    mixed = order.class_mix(rng.permutation(np.repeat(np.arange(40), 500)), 64, 40)
+    assert abs(mixed["classes"] - mixed["classes_expected"]) < 0.5
+    assert abs(mixed["spread"] - 1) < 0.1
+    assert order.class_mix(np.repeat(np.arange(40), 500), 64, 40)["spread"] > 20, "sorted: one class a batch"
+
+
+def test_requests_are_runs_of_neighbours(dataset: ShardSet) -> None:
+    samples = dataset.split("train").samples
+    chosen = np.array([30, 2, 3, 1, 10, 24, 25])  # 25 samples a shard
+    lengths, shards = order.requests(samples[chosen])
+
+    def span(first: int, last: int) -> int:
+        return int(samples["offset"][last] + samples["size"][last] - samples["offset"][first])
+
+    assert lengths.tolist() == [span(1, 3), span(10, 10), span(24, 24), span(25, 25), span(30, 30)]
+    assert shards == 2
+
+
+def test_dropped_pages_are_gone(tmp_path: Path) -> None:
+    file = tmp_path / "pages"
+    file.write_bytes(b"x" * (1 << 20))
+    cold.load([file])
+    assert cold.resident_share([file]) == 1
+    probe = tmp_path / "probe"
+    probe.write_bytes(b"x" * (1 << 20))
+    with open(probe, "rb") as opened:
+        os.fsync(opened.fileno())
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if cold.resident_share([probe]) == 1:
+        pytest.skip("this file system lives in memory")
+    assert cold.drop([file]) == cold.resident_share([file]) == 0
+
+
+def test_the_repeated_dataset_is_whole_and_a_huge_one_is_never_an_array(dataset: ShardSet, tmp_path: Path) -> None:
+    scale.repeated_dataset(dataset, 1000, tmp_path)
+    repeated = ShardSet.open(tmp_path).split("train")
+    np.testing.assert_array_equal(repeated.samples, np.resize(dataset.split("train").samples, 1000))
+    assert repeated.shard_path(2).read_bytes() == dataset.split("train").shard_path(2).read_bytes()
+
+    lines = scale.billion(10**9, Recipe().data, 16)
+    assert {line["rank"] for line in lines} == {0, 512, 1023}
+    assert max(line["peak_mb"] for line in lines) < 1
+    table = scale.Unreadable(10)
+    for asking in (lambda: np.asarray(table), lambda: table[:], lambda: table["label"]):
+        with pytest.raises(RuntimeError, match="whole table"):
+            asking()
