@@ -165,8 +165,10 @@ def test_noise_is_normal_and_white() -> None:
 def test_hashes_spread_over_all_bits() -> None:
     words = hashed_lines(np.arange(200, dtype=np.uint32), 100)
     assert len(np.unique(words)) > 0.999 * words.size
-    field = hashed_field(np.array([[0, 0]], np.uint32), 300, 300)
-    for values in (words, field):
+    field = hashed_field(np.array([[1, 2]], np.uint32), 300, 300)
+    corners = field[0, :-1, :-1], field[0, 1:, :-1], field[0, :-1, 1:], field[0, 1:, 1:]
+    rectangles = np.bitwise_xor.reduce(corners)  # 0 in a bit that is a row's bit xor a column's
+    for values in (words, field, np.ascontiguousarray(rectangles[::2, ::2])):
         ones = np.unpackbits(values.ravel().view(np.uint8).reshape(-1, 4), axis=1).mean(0)
         assert np.abs(ones - 0.5).max() < 4.5 * 0.5 / math.sqrt(values.size)
 
