@@ -163,7 +163,7 @@ def sheet(out: Path) -> None:
         row, column = divmod(place, COLUMNS)
         canvas.paste(Image.fromarray(pixels), (column * (TILE + 2), row * (TILE + LABEL) + LABEL))
         pen.text((column * (TILE + 2), row * (TILE + LABEL)), name, "black", font_size=9)
-    canvas.quantize(256, Image.Quantize.MAXCOVERAGE).save(out, optimize=True)
+    canvas.save(out, optimize=True)
     click.echo(f"{out}: {len(tiles)} tiles, {out.stat().st_size} bytes")
 
 
@@ -186,7 +186,6 @@ def apply_each(pixels: np.ndarray, magnitudes: np.ndarray) -> list[np.ndarray]:
 def scene(size: int) -> np.ndarray:
     """Hills, a lake and a house under an evening sky: (size, size, 3) uint8."""
     y, x = (np.mgrid[: 4 * size, : 4 * size] + 0.5) / (4 * size)
-    rng = np.random.default_rng(0)
     image = np.array([250, 190, 120]) * y[..., None] ** 0.7 + np.array([70, 110, 190]) * (1 - y[..., None] ** 0.7)
     image[np.hypot(x - 0.72, y - 0.3) < 0.09] = (255, 240, 190)
     for base, colour, waves in ((0.5, (92, 104, 138), 5), (0.6, (60, 92, 74), 9), (0.7, (38, 66, 40), 17)):
@@ -200,7 +199,6 @@ def scene(size: int) -> np.ndarray:
     image[(abs(x - 0.3) < 0.02) & (y > 0.7) & (y < 0.785)] = (110, 70, 44)
     for trunk in (0.07, 0.52, 0.6, 0.88):
         image[(y > 0.52) & (y < 0.8) & (abs(x - trunk) < 0.16 * (y - 0.5) * (1 - 0.35 * np.sin(60 * y)))] = (24, 74, 40)
-    image *= rng.normal(1, 0.06, (4 * size, 4 * size, 1))
     pixels = np.clip(image, 0, 255).astype(np.uint8)
     return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC))
 
