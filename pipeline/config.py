@@ -19,7 +19,8 @@ class DataConfig:
         side to val_resize_size and crops the centre val_image_size.
     order, block_size, window_blocks: see `pipeline.plan.EpochPlan`.
     threads: decode threads a rank; 0 takes the cores this process may use, divided by the ranks on this machine.
-    prefetch: batches decoded ahead. read_ahead: batches asked of the kernel before they are decoded.
+    prefetch: batches decoded ahead. read_ahead: batches asked of the kernel before they are decoded, 0 for none; in
+        `block` order a window at a time is.
     interpolation, antialias: the filter of every resize; antialias stretches it where an image shrinks, as Pillow does.
     mean, std: per-channel, in grey levels 0–255, RGB (ImageNet's by default).
     cache: "encoded" reads the shards into memory when the run starts, once a rank: for a slow or shared disk and a set
@@ -39,8 +40,8 @@ class DataConfig:
     val_image_size: int = 224
     val_resize_size: int = 256
     order: Order = "global"
-    block_size: int = 1024
-    window_blocks: int = 64
+    block_size: int = 256
+    window_blocks: int = 16
     threads: int = 0
     prefetch: int = 2
     read_ahead: int = 4

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -10,6 +11,8 @@ from pipeline.augment.steps import step_arrays
 from pipeline.config import DataConfig
 from pipeline.plan import EpochPlan, Span, eval_spans, train_spans
 from shard_tools.format import Split
+
+_PLANNED_AT_ONCE = 4096  # samples whose place in the order is computed together
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,9 @@ class Feed:
 
     def batch(self, epoch: int, span: Span, image_size: int) -> PlannedBatch:
         """The batch at one of this rank's spans."""
-        sample_ids = self.sample_ids(epoch, span)
+        return self._batch(epoch, span, self.sample_ids(epoch, [span]), image_size)
+
+    def _batch(self, epoch: int, span: Span, sample_ids: np.ndarray, image_size: int) -> PlannedBatch:
         rows = self.split.samples[sample_ids]
         if self.augment:
             plan, sizes = self.plan(epoch), (rows["height"], rows["width"])
@@ -99,24 +104,27 @@ class Feed:
             params = centre_crop_params(rows["height"], rows["width"], image_size, resize_size)
         return PlannedBatch(span, sample_ids, rows["label"].astype(np.int64), params)
 
-    def sample_ids(self, epoch: int, span: Span) -> np.ndarray:
-        """The samples at one of this rank's spans: (n,) int64.
+    def sample_ids(self, epoch: int, spans: list[Span]) -> np.ndarray:
+        """The samples at some of this rank's spans, one after the other: (n,) int64.
 
         With repeated augmentation a global batch is the same run of the epoch's order, `repeats` times: copies of an
         image lie a whole run apart, so that mixup does not mix an image with itself.
         """
-        plan = self.plan(epoch)
-        if not self.augment or self.augment.repeats == 1:
-            return plan.sample_ids(span.start, span.count)
-        distinct = self.global_batch_size // self.augment.repeats
-        batch, place = divmod(np.arange(span.start, span.start + span.count), self.global_batch_size)
-        order = batch * distinct + place % distinct
-        first = int(order.min())
-        return plan.sample_ids(first, int(order.max()) - first + 1)[order - first]
+        places = np.concatenate([np.arange(span.start, span.start + span.count) for span in spans])
+        if self.augment and self.augment.repeats > 1:
+            distinct = self.global_batch_size // self.augment.repeats
+            batch, place = divmod(places, self.global_batch_size)
+            places = batch * distinct + place % distinct
+        return self.plan(epoch).ids_at(places)
 
-    def batches(self, epoch: int, position: int, image_size: int) -> Iterator[PlannedBatch]:
-        """This rank's batches from a position on."""
-        return (self.batch(epoch, span, image_size) for span in self.spans(position))
+    def batches(self, epoch: int, position: int, image_size: int, done: int = 0) -> Iterator[PlannedBatch]:
+        """This rank's batches from a position on, without those that end at `done` or before it."""
+        spans = (span for span in self.spans(position) if span.end > done)
+        while run := list(islice(spans, -(-_PLANNED_AT_ONCE // self.batch_size))):
+            sample_ids = self.sample_ids(epoch, run)
+            ends = np.cumsum([span.count for span in run])
+            for span, end in zip(run, ends.tolist(), strict=True):
+                yield self._batch(epoch, span, sample_ids[end - span.count : end], image_size)
 
     def resize_size(self, image_size: int) -> int:
         """What validation resizes the shorter side to before it crops `image_size`, in pixels."""

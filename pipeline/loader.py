@@ -12,6 +12,7 @@ import io
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -94,8 +95,7 @@ class DaliLoader:
             self._drop_pipe()  # the last epoch was left before its end: its batches must not come out here
         while True:
             done = self._state[1]  # perhaps inside a global batch, after a bad sample: the spans stay as they were
-            spans = (span for span in self.feed.spans(position) if span.end > done)
-            self._planned = self._ahead(self.feed.batch(epoch, span, image_size) for span in spans)
+            self._planned = self._ahead(self.feed.batches(epoch, position, image_size, done))
             try:
                 yield from self._run(epoch, image_size, turn)
                 return
@@ -145,14 +145,27 @@ class DaliLoader:
             self._used.append(self._in_flight.popleft())
 
     def _ahead(self, planned: Iterator[PlannedBatch]) -> Iterator[PlannedBatch]:
-        """The same batches, the kernel being asked for `read_ahead` of them before they are due."""
-        waiting: deque[PlannedBatch] = deque()
-        for batch in planned:
-            self._reader.read_ahead(batch.sample_ids)
-            waiting.append(batch)
-            if len(waiting) > self.feed.config.read_ahead:
-                yield waiting.popleft()
-        yield from waiting
+        """The same batches, the kernel being asked for their bytes before they are due: `read_ahead` batches before, or
+        in `block` order a window before, whose samples lie together."""
+        config = self.feed.config
+        if not config.read_ahead or config.cache == "encoded":
+            yield from planned
+        elif self.feed.augment and config.order == "block":
+            size, before = config.block_size * config.window_blocks, list[PlannedBatch]()
+            for _, group in groupby(planned, key=lambda batch: batch.span.start // size):
+                window = list(group)
+                self._reader.read_ahead(np.concatenate([batch.sample_ids for batch in window]), gap_bytes=1 << 20)
+                yield from before
+                before = window
+            yield from before
+        else:
+            waiting: deque[PlannedBatch] = deque()
+            for batch in planned:
+                self._reader.read_ahead(batch.sample_ids)
+                waiting.append(batch)
+                if len(waiting) > config.read_ahead:
+                    yield waiting.popleft()
+            yield from waiting
 
     def _next_inputs(self) -> tuple[Any, ...]:
         """DALI's source: called when the graph has room for one more batch."""
@@ -231,6 +244,8 @@ def _blank(planned: PlannedBatch, places: list[int]) -> PlannedBatch:
     params = {name: values.copy() for name, values in planned.params.items()}
     sample_ids[places], labels[places] = NO_SAMPLE, IGNORE_LABEL
     params["anchor"][places], params["shape"][places] = 0, _GRAY_SIDE
+    if "roi_end" in params:
+        params["roi_start"][places], params["roi_end"][places] = 0, _GRAY_SIDE
     return replace(planned, sample_ids=sample_ids, labels=labels, params=params)
 
 

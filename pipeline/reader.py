@@ -65,8 +65,9 @@ class ShardReader:
             self._shard(shard)[1][start:end] for shard, start, end in zip(shards, starts.tolist(), ends, strict=True)
         ]
 
-    def read_ahead(self, sample_ids: np.ndarray) -> None:
-        """Ask the kernel to have these samples' pages in memory soon. Neighbouring samples become one request."""
+    def read_ahead(self, sample_ids: np.ndarray, gap_bytes: int = 0) -> None:
+        """Ask the kernel to have these samples' pages in memory soon. Neighbouring samples become one request; so do
+        those with up to `gap_bytes` between them, which are then read too."""
         rows = self.split.samples[sample_ids]
         rows = rows[np.lexsort((rows["offset"], rows["shard"]))]
         if not len(rows):
@@ -75,14 +76,14 @@ class ShardReader:
         first = rows["offset"].astype(np.int64) // _PAGE
         last = (rows["offset"].astype(np.int64) + rows["size"] - 1) // _PAGE
         new_run = np.ones(len(rows), bool)
-        new_run[1:] = (shards[1:] != shards[:-1]) | (first[1:] > last[:-1] + 1)
+        new_run[1:] = (shards[1:] != shards[:-1]) | (first[1:] > last[:-1] + 1 + gap_bytes // _PAGE)
         begins = np.flatnonzero(new_run)
         ends = np.append(begins[1:], len(rows)) - 1
         for shard, page, stop in zip(
             shards[begins].tolist(), first[begins].tolist(), (last[ends] + 1).tolist(), strict=True
         ):
             pages = self._shard(shard)[0]
-            if pages is not None:
+            if pages is not None:  # not in memory already
                 pages.madvise(mmap.MADV_WILLNEED, page * _PAGE, (stop - page) * _PAGE)
 
     def _shard(self, shard: int) -> tuple[mmap.mmap | None, np.ndarray]:

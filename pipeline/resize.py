@@ -13,6 +13,7 @@ from numba import carray, cfunc, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from pipeline.config import Interpolation
 from pipeline.resize_kernel import (
     ANTIALIAS,
     BIAS,
@@ -28,7 +29,6 @@ from pipeline.resize_kernel import (
     SHIFT_X,
     SHIFT_Y,
     TOP,
-    Interpolation,
     resize_image,
 )
 

@@ -6,14 +6,14 @@ where an image shrinks. Values are float32 throughout and rounded once, where Pi
 """
 
 import math
-from typing import Literal
 
 import numba
 import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
-Interpolation = Literal["nearest", "linear", "cubic", "lanczos"]
+from pipeline.config import Interpolation
+
 INTERPOLATIONS: tuple[Interpolation, ...] = ("nearest", "linear", "cubic", "lanczos")
 _RADIUS = (0.5, 1.0, 2.0, 3.0)
 

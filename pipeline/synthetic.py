@@ -32,9 +32,8 @@ class SyntheticLoader:
             images = torch.randn(self.feed.batch_size, 3, size, size, generator=generator)
             self._images = {size: images.to(self.device, self.dtype, memory_format=torch.channels_last)}
         self._state = (epoch, position)
-        plan = self.feed.plan(epoch)
         for span in self.feed.spans(position):
-            sample_ids = plan.sample_ids(span.start, span.count)
+            sample_ids = self.feed.sample_ids(epoch, [span])
             labels = torch.from_numpy(self.feed.split.samples["label"][sample_ids].astype(np.int64))
             self._state = (epoch, span.end)
             yield Batch(

@@ -92,7 +92,12 @@ def _augmented(split: Split, ids: np.ndarray, recipe_name: str, seed: int) -> It
     config = replace(recipe.data, order="sequential", threads=1)
     few = replace(split, samples=np.array(split.samples[ids]))
     feed = Feed(
-        split=few, config=config, augment=recipe.augment, batch_size=len(ids), global_batch_size=len(ids), seed=seed
+        split=few,
+        config=config,
+        augment=replace(recipe.augment, repeats=1),
+        batch_size=len(ids),
+        global_batch_size=len(ids),
+        seed=seed,
     )
     loader = DaliLoader(feed, device=torch.device("cpu"), threads=1)
     mean, std = np.array(config.mean), np.array(config.std)

@@ -487,6 +487,28 @@ def test_the_ranks_lose_the_same_samples_in_every_epoch(dataset_copy: Path, dama
     assert same_rows(rest, {position: row for position, row in whole[2].items() if position >= 48})
 
 
+def test_a_hole_in_a_centre_crop_is_gray(dataset_copy: Path, damage: Damage) -> None:
+    shard_set = ShardSet.open(dataset_copy)
+    damage(shard_set, "train", 5, b"")
+    loader = make_loader(shard_set, augment=AugmentConfig(crop="centre"))
+    for _ in range(2):
+        rows = by_position(loader.iter_epoch(0), loader.feed)
+        holes = [image for sample_id, _, image in rows.values() if sample_id == NO_SAMPLE]
+        assert len(holes) == 1
+        assert holes[0].abs().max() < 0.05
+    loader.close()
+
+
+def test_block_order_asks_for_a_window_before_it_is_due(dataset: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = make_loader(dataset, order="block", block_size=6, window_blocks=4)  # windows of 24 samples, two batches
+    asked: list[list[int]] = []
+    monkeypatch.setattr(loader._reader, "read_ahead", lambda ids, gap_bytes=0: asked.append(ids.tolist()))
+    batches = list(loader.iter_epoch(0))
+    assert [len(window) for window in asked] == [24, 24, 24]
+    assert [sample_id for window in asked for sample_id in window] == ids(batches)
+    loader.close()
+
+
 def test_one_in_a_hundred(dataset: ShardSet, dataset_copy: Path, damage: Damage) -> None:
     """Damage of every kind all over a long epoch: the table's rows 40 times, each image bad at one of its places."""
     shard_set = ShardSet.open(dataset_copy)

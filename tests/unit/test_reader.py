@@ -83,3 +83,21 @@ def test_an_empty_shard_is_named(dataset_copy: Path) -> None:
     (dataset_copy / "val-000000.tar").write_bytes(b"")
     with pytest.raises(ValueError, match=r"val-000000\.tar: has 0 bytes"):
         ShardReader(ShardSet.open(dataset_copy).split("val"))
+
+
+def test_requests_join_over_small_gaps(dataset: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every second sample: as many requests as samples, but one a shard where the gaps may be read too."""
+    split = dataset.split("train")
+    sample_ids = np.arange(0, len(split), 2)
+    requests: dict[int, list[tuple[int, int]]] = {}
+
+    class Pages:
+        def madvise(self, advice: int, start: int, length: int) -> None:
+            requests.setdefault(gap, []).append((start, length))
+
+    reader = ShardReader(split)
+    monkeypatch.setattr(reader, "_shard", lambda shard: (Pages(), None))
+    for gap in (0, 1 << 20):
+        reader.read_ahead(sample_ids, gap_bytes=gap)
+    assert len(requests[1 << 20]) == len(split.shards) < len(requests[0])
+    assert sum(length for _, length in requests[1 << 20]) > sum(length for _, length in requests[0])
