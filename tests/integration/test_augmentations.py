@@ -206,11 +206,11 @@ def test_pixels_belong_to_positions_with_everything_on(
 
 def test_repeats_bring_each_image_so_often_with_other_draws(dataset: ShardSet) -> None:
     feed = make_feed(dataset, AugmentConfig(repeats=3))
-    ids = [feed.sample_ids(0, span).reshape(3, 8) for span in feed.spans(0)]
+    ids = [feed.sample_ids(0, [span]).reshape(3, 8) for span in feed.spans(0)]
     assert all((batch == batch[0]).all() for batch in ids), "a global batch is the same run, three times"
     assert np.concatenate([batch[0] for batch in ids]).tolist() == feed.plan(0).sample_ids(0, 24).tolist()
     parts = [make_feed(dataset, AugmentConfig(repeats=3), 4, rank, 2) for rank in range(2)]
-    rows = {span.start: part.sample_ids(0, span) for part in parts for span in part.spans(24)}
+    rows = {span.start: part.sample_ids(0, [span]) for part in parts for span in part.spans(24)}
     assert (
         np.concatenate([rows[start] for start in sorted(rows)]).tolist()
         == np.concatenate([batch.ravel() for batch in ids[1:]]).tolist()

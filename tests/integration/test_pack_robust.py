@@ -9,6 +9,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from packing import cli, finished_shards, hashes, write_source
@@ -208,7 +209,8 @@ def test_a_dask_cluster_writes_the_same_bytes(source, tmp_path, monkeypatch):
     with ThreadPoolExecutor(1) as executor:
         pack(source, tmp_path / "here", samples_per_shard=10, executor=executor)
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
-    with distributed.LocalCluster(**options) as cluster:
+    # Starting workers leaves OMP_NUM_THREADS=1 and more in this process, which later tests' processes would inherit.
+    with mock.patch.dict(os.environ), distributed.LocalCluster(**options) as cluster:
         arguments = ("--samples-per-shard", 10, "--scheduler", cluster.scheduler_address)
         result = cli("pack", source, tmp_path / "there", *arguments)
         assert result.exit_code == 0, result.output
