@@ -27,7 +27,7 @@ from model.schedule import lr_at
 from pipeline.batch import Batch, Loader
 from pipeline.build import build_loader, threads_per_rank
 from pipeline.feed import Feed
-from pipeline.loader import BadSample
+from pipeline.holes import BadSample
 from pipeline.mixing import Mixer
 from recipes import Recipe, recipe_file
 from shard_tools.demo import ensure_demo

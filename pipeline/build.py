@@ -7,7 +7,8 @@ import torch
 
 from pipeline.batch import Loader
 from pipeline.feed import Feed
-from pipeline.loader import BadSample, DaliLoader
+from pipeline.holes import BadSample
+from pipeline.loader import DaliLoader
 from pipeline.reference import ReferenceLoader
 from pipeline.synthetic import SyntheticLoader
 

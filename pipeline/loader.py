@@ -8,10 +8,8 @@ other sample moves, and no rank has to tell another in mid-epoch. From the next 
 it comes (`quarantine`), which ranks agree on between epochs: so an epoch is the same on any number of them.
 """
 
-import io
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -19,23 +17,12 @@ import numpy as np
 import torch
 
 from pipeline.augment import AugmentParams
-from pipeline.batch import IGNORE_LABEL, NO_SAMPLE, Batch
+from pipeline.batch import NO_SAMPLE, Batch
 from pipeline.feed import Feed, PlannedBatch
 from pipeline.graph import build_graph, encoded, graph_inputs
-from pipeline.probe import find_bad
+from pipeline.holes import GRAY, BadSample, blank
+from pipeline.probe import bad_header, find_bad
 from pipeline.reader import ShardReader
-
-
-@dataclass(frozen=True)
-class BadSample:
-    """A sample that was taken out: its row, when it was met, where it lies (tar, offset, source name), and what the
-    decoder said."""
-
-    sample_id: int
-    epoch: int
-    position: int
-    where: str
-    reason: str
 
 
 class DaliLoader:
@@ -74,7 +61,8 @@ class DaliLoader:
         self._pipe: Any = None
         self._pipe_key: tuple[int, tuple[str, ...]] | None = None
         self._planned: Iterator[PlannedBatch] = iter(())
-        self._in_flight: deque[tuple[PlannedBatch, tuple[Any, ...]]] = deque()
+        self._in_flight: deque[tuple[PlannedBatch, tuple[Any, ...], list[BadSample]]] = deque()
+        self._parsed = np.zeros(len(feed.split), bool)  # whose headers are good: memory only where it is touched
         self._used = deque(self._in_flight, maxlen=4)  # inputs that the GPU may still be reading, uncopied
         self._turn = object()  # of the epoch under way: a loader runs one at a time
 
@@ -135,7 +123,8 @@ class DaliLoader:
             except StopIteration:
                 self._pipe.reset()
                 return
-            planned, _ = self._in_flight[0]
+            planned, _, found = self._in_flight[0]
+            self._report(found)
             images = torch.from_dlpack(output.as_tensor()).permute(0, 3, 1, 2)  # HWC in memory: a channels-last view
             labels = torch.from_numpy(planned.labels).to(self.device, non_blocking=True)
             self._state = (epoch, planned.span.end)
@@ -173,44 +162,70 @@ class DaliLoader:
         if planned is None:
             raise StopIteration
         views = self._reader.views(planned.sample_ids)
-        if self._out or self._holes:
-            start = planned.span.start
-            bad = [
-                place
-                for place, sample_id in enumerate(planned.sample_ids.tolist())
-                if sample_id in self._out or start + place in self._holes
-            ]
-            planned = _blank(planned, bad)
+        known = [
+            place
+            for place, sample_id in enumerate(planned.sample_ids.tolist())
+            if sample_id in self._out or planned.span.start + place in self._holes
+        ] if self._out or self._holes else []  # fmt: skip
+        found = self._bad_headers(planned, views, known)
+        bad = known + [sample.position - planned.span.start for sample in found]
+        if bad:
+            planned = blank(planned, bad)
             for place in bad:
-                views[place] = _GRAY
+                views[place] = GRAY
         inputs = (encoded(views), *self._arrays(planned).values())
-        self._in_flight.append((planned, inputs))
+        self._in_flight.append((planned, inputs, found))
         return inputs
+
+    def _bad_headers(self, planned: PlannedBatch, views: list[np.ndarray], known: list[int]) -> list[BadSample]:
+        """Those of a batch, but for the places that are `known`, that must not come before DALI. Each good header is
+        looked at once in a run."""
+        found = []
+        for place in np.flatnonzero(~self._parsed[planned.sample_ids]).tolist():
+            if place in known:
+                continue
+            sample_id = int(planned.sample_ids[place])
+            row = self.feed.split.samples[sample_id]
+            reason = bad_header(views[place], int(row["height"]), int(row["width"]))
+            if reason:
+                found.append(self._bad_sample(planned, place, reason))
+            else:
+                self._parsed[sample_id] = True
+        return found
+
+    def _bad_sample(self, planned: PlannedBatch, place: int, reason: str) -> BadSample:
+        sample_id = int(planned.sample_ids[place])
+        where = self.feed.split.where(sample_id)
+        return BadSample(sample_id, self._state[0], planned.span.start + place, where, reason)
 
     def _arrays(self, planned: PlannedBatch) -> AugmentParams:
         return graph_inputs(planned.params, self.feed.config, on_gpu=self.device.type == "cuda")
 
     def _take_out_bad(self, error: RuntimeError) -> None:
-        """Find the samples in flight that cannot be decoded. Raises ValueError where the run must not go on."""
+        """Find the samples in flight that cannot be decoded, and take them out of their batch."""
         gpu = self.device.index or 0 if self.device.type == "cuda" else None
         found = []
-        for planned, _ in self._in_flight:
+        for planned, _, _ in self._in_flight:
             live = np.flatnonzero(planned.sample_ids != NO_SAMPLE)
             params = {name: values[live] for name, values in planned.params.items()}
             views = self._reader.views(planned.sample_ids[live])
             for i, reason in find_bad(views, params, gpu).items():
-                sample_id, position = int(planned.sample_ids[live[i]]), planned.span.start + int(live[i])
-                where = self.feed.split.where(sample_id)
-                found.append(BadSample(sample_id, self._state[0], position, where, reason))
+                found.append(self._bad_sample(planned, int(live[i]), reason))
             if found:
                 break
         if not found:
             raise ValueError(f"DALI failed, though every sample decodes alone: {_one_line(error)}") from error
+        self._report(found)
+        self._holes |= {bad.position for bad in found}
+
+    def _report(self, found: list[BadSample]) -> None:
+        """Quarantine samples. Raises ValueError where the run must not go on without them."""
+        if not found:
+            return
         if not self.feed.augment:
             names = "; ".join(f"{bad.where}: {bad.reason}" for bad in found)
             raise ValueError(f"validation counts every image, and this one cannot be decoded: {names}") from None
         for bad in found:
-            self._holes.add(bad.position)
             self.quarantine.add(bad.sample_id)
             self._on_bad(bad)
         limit = max(1, int(self.feed.config.max_bad_fraction * len(self.feed.split)))
@@ -236,28 +251,3 @@ def _one_line(error: RuntimeError) -> str:
 def _chain(first: PlannedBatch, rest: Iterator[PlannedBatch]) -> Iterator[PlannedBatch]:
     yield first
     yield from rest
-
-
-def _blank(planned: PlannedBatch, places: list[int]) -> PlannedBatch:
-    """The batch with the samples at these places taken out: no id, no label, the whole gray image as the region."""
-    sample_ids, labels = planned.sample_ids.copy(), planned.labels.copy()
-    params = {name: values.copy() for name, values in planned.params.items()}
-    sample_ids[places], labels[places] = NO_SAMPLE, IGNORE_LABEL
-    params["anchor"][places], params["shape"][places] = 0, _GRAY_SIDE
-    if "roi_end" in params:
-        params["roi_start"][places], params["roi_end"][places] = 0, _GRAY_SIDE
-    return replace(planned, sample_ids=sample_ids, labels=labels, params=params)
-
-
-_GRAY_SIDE = 16
-
-
-def _gray_jpeg() -> np.ndarray:
-    from PIL import Image
-
-    stream = io.BytesIO()
-    Image.new("RGB", (_GRAY_SIDE, _GRAY_SIDE), (124, 116, 104)).save(stream, "JPEG")
-    return np.frombuffer(stream.getvalue(), dtype=np.uint8)
-
-
-_GRAY = _gray_jpeg()

@@ -32,8 +32,8 @@ class EpochPlan:
     seed: int = 0
     epoch: int = 0
     order: Order = "global"
-    block_size: int = 1024
-    window_blocks: int = 64
+    block_size: int = 256
+    window_blocks: int = 16
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS:

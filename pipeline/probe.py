@@ -1,10 +1,29 @@
-"""Which samples of a batch broke the graph: DALI names some of them, loses its pipeline at all of them."""
+"""Which samples DALI cannot decode. It names some of them, loses its pipeline at all of them, and at a header that it
+cannot parse in a large batch (100 images) DALI 2.4 ends the process with a segmentation fault. So headers are looked at
+before DALI gets them, and pixels when it has complained.
+"""
 
 from typing import Any
 
 import numpy as np
 
 from pipeline.augment import AugmentParams
+
+
+def bad_header(view: np.ndarray, height: int, width: int) -> str | None:
+    """What is wrong with an image before its pixels, by the parser that DALI uses, in 5 µs; None if nothing is.
+
+    Args:
+        view: (size,) uint8; height, width: pixels that it has to have.
+    """
+    from nvidia.nvimgcodec import CodeStream
+
+    try:
+        stream = CodeStream(view)
+        found = stream.height, stream.width
+    except RuntimeError as error:
+        return f"nvImageCodec: {str(error).splitlines()[0]}"
+    return None if found == (height, width) else f"is {found[0]}×{found[1]} pixels, the table says {height}×{width}"
 
 
 def find_bad(views: list[np.ndarray], params: AugmentParams, gpu: int | None) -> dict[int, str]:

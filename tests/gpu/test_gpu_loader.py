@@ -12,7 +12,8 @@ from pipeline.augment import AugmentConfig
 from pipeline.batch import IGNORE_LABEL, NO_SAMPLE, Batch
 from pipeline.config import DataConfig
 from pipeline.feed import Feed
-from pipeline.loader import BadSample, DaliLoader
+from pipeline.holes import BadSample
+from pipeline.loader import DaliLoader
 from shard_tools.format import ShardSet
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

@@ -1,6 +1,7 @@
 """`DaliLoader` on generated shards: pixels against PIL and torchvision, laws 1 to 4, and what broken input says."""
 
 import io
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,8 @@ from pipeline.batch import IGNORE_LABEL, NO_SAMPLE, Batch
 from pipeline.build import build_loader
 from pipeline.config import DataConfig
 from pipeline.feed import Feed
-from pipeline.loader import BadSample, DaliLoader
+from pipeline.holes import BadSample
+from pipeline.loader import DaliLoader
 from pipeline.reference import ReferenceLoader
 from pipeline.synthetic import SyntheticLoader
 from shard_tools.format import ShardSet
@@ -526,6 +528,24 @@ def test_one_in_a_hundred(dataset: ShardSet, dataset_copy: Path, damage: Damage)
     assert sum(is_bad) == copies
     assert seen == [NO_SAMPLE if bad else sample_id for sample_id, bad in zip(expected, is_bad, strict=True)]
     assert {(bad.epoch, bad.position) for bad in told} == {(0, i) for i, bad in enumerate(is_bad) if bad}
+    loader.close()
+
+
+def test_no_header_that_dali_cannot_parse_comes_before_it(
+    dataset_copy: Path, damage: Damage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a batch as large as this one DALI would not raise an error but end the process."""
+    shard_set = ShardSet.open(dataset_copy)
+    split = shard_set.split("train")
+    for sample_id, kind in zip(range(0, 90, 9), itertools.cycle(["zeros", "text", "header"])):
+        damage(shard_set, "train", sample_id, DAMAGES[kind](stored(shard_set, sample_id)))
+    monkeypatch.setattr("pipeline.loader.find_bad", lambda *arguments: pytest.fail("DALI saw one"))
+    long = replace(split, samples=np.tile(split.samples, 5))
+    feed = replace(make_feed(shard_set), split=long, batch_size=120, global_batch_size=120)
+    loader = DaliLoader(feed, device=CPU, threads=2)
+    seen = ids(list(loader.iter_epoch(0)))
+    expected = feed.plan(0).sample_ids(0, 360).tolist()
+    assert seen == [NO_SAMPLE if sample_id % 9 == 0 else sample_id for sample_id in expected]
     loader.close()
 
 

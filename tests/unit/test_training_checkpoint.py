@@ -81,7 +81,7 @@ def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path: Path, monkeypatch
 
 
 class _Foreign:
-    pass
+    """A class that a checkpoint must not make its reader import."""
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
