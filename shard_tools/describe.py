@@ -79,6 +79,9 @@ def summary(info: dict[str, Any]) -> str:
     details = [f"seed {made['seed']}"] if "seed" in made else []
     details += [f"converted to JPEG: {converted}"] if converted else []
     details += [f"rejected: {made['rejected']}"] if made.get("rejected") else []
+    details += (
+        [f"members left alone: {made['ignored']}"] if isinstance(made.get("ignored"), int) and made["ignored"] else []
+    )
     return "\n".join([*lines, *([f"  made with {'; '.join(details)}"] if details else [])])
 
 

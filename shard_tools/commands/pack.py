@@ -197,7 +197,7 @@ def index_command(directory: Path, on_bad: str, workers: int | None) -> None:
 
     \b
     Example:
-      python -m shard_tools index data/cc12m-wds
+      python -m shard_tools index data/imagenet-wds
     """
     from shard_tools.describe import describe, summary
     from shard_tools.index import index
