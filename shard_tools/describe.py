@@ -79,9 +79,7 @@ def summary(info: dict[str, Any]) -> str:
     details = [f"seed {made['seed']}"] if "seed" in made else []
     details += [f"converted to JPEG: {converted}"] if converted else []
     details += [f"rejected: {made['rejected']}"] if made.get("rejected") else []
-    details += (
-        [f"members left alone: {made['ignored']}"] if isinstance(made.get("ignored"), int) and made["ignored"] else []
-    )
+    details += [f"members of no sample: {made['ignored']}"] if made.get("ignored") else []
     return "\n".join([*lines, *([f"  made with {'; '.join(details)}"] if details else [])])
 
 
