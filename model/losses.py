@@ -1,6 +1,8 @@
-"""Losses by setting: logits (N, C) and labels, (N,) or (N, C) → one scalar."""
+"""Losses by setting: what a network answers and labels, (N,) or (N, C) → one scalar. One entry in `LOSSES` each."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -8,31 +10,104 @@ from torch import Tensor
 
 IGNORED_LABEL = -100  # what a sample that was taken out of the batch has for a label; torch's own default
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+# logits (N, C), or in training a tuple of the main head's and the auxiliary heads' (torchvision's InceptionOutputs and
+# GoogLeNetOutputs), None for a head that is not there
+Output = Tensor | tuple[Tensor | None, ...]
+Loss = Callable[[Output, Tensor], Tensor]
 
 
-def build_loss(label_smoothing: float = 0.0) -> Loss:
-    """Cross-entropy with label smoothing (Szegedy et al. 2016, section 7), the mean over the samples that count.
-
-    The loss takes logits (N, C) of any float type, computes in float32, and labels (N,) int64, or (N, C) float, the
-    share of each class; it answers a float32 scalar. Samples labelled −100 add nothing to the loss, its gradient or the
-    mean's denominator; if all are, the loss is 0 with a zero gradient. Nor do shares missing from a sample's 1.
-
-    Raises ValueError for a smoothing outside [0, 1).
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """name: "cross_entropy" of the softmax; "bce", binary cross-entropy of each class's sigmoid; "mse", squared
+        distance of the logits themselves to the target shares (Hui & Belkin 2021, without their rescaling). The last
+        two are means over the classes, as in torch and timm, not sums.
+    label_smoothing: s of the target 1 − s + s / C for the class and s / C for the others (Szegedy et al. 2016,
+        section 7).
+    bce_target_threshold: targets above it become 1, the others 0, after smoothing; so an image made by mixup or CutMix
+        shows each of its classes in full (Wightman et al. 2021, "ResNet strikes back"; timm's `--bce-target-thresh`).
+    aux_weight: of each auxiliary head's loss beside the main head's (0.4 for Inception v3, 0.3 for GoogLeNet).
     """
-    if not 0.0 <= label_smoothing < 1.0:
-        raise ValueError(f"label_smoothing must be in [0, 1), not {label_smoothing}")
 
-    def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        if labels.is_floating_point():
-            weight = labels.sum(dim=1, keepdim=True)
-            shares = labels * (1 - label_smoothing) + weight * (label_smoothing / labels.shape[1])
-            total = F.cross_entropy(logits.float(), shares, reduction="sum")
-            return total / weight.sum().clamp(min=torch.finfo(torch.float32).tiny)
-        total = F.cross_entropy(
-            logits.float(), labels, ignore_index=IGNORED_LABEL, label_smoothing=label_smoothing, reduction="sum"
-        )
-        # Not reduction="mean", which is 0 / 0 for a batch without a single usable sample.
-        return total / (labels != IGNORED_LABEL).sum().clamp(min=1)
+    name: Literal["cross_entropy", "bce", "mse"] = "cross_entropy"
+    label_smoothing: float = 0.1
+    bce_target_threshold: float | None = None
+    aux_weight: float = 0.4
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing: {self.label_smoothing} must be in [0, 1)")
+        if not self.aux_weight >= 0:
+            raise ValueError(f"aux_weight: {self.aux_weight} must be 0 or more")
+        if self.bce_target_threshold is not None:
+            if self.name != "bce":
+                raise ValueError('bce_target_threshold: has no effect unless name = "bce"; leave it out')
+            if not 0 <= self.bce_target_threshold < 1:
+                raise ValueError(f"bce_target_threshold: {self.bce_target_threshold} must be in [0, 1)")
+
+
+def build_loss(config: LossConfig) -> Loss:
+    """The loss that `config` describes: (output, labels) → float32 scalar, main head + aux_weight · each other head.
+
+    Logits have any float type, the loss is computed in float32. Labels are (N,) int64, or (N, C) float, the share of
+    each class. It is the mean over the samples that count: those labelled −100 add nothing to the loss, its gradient or
+    the mean's denominator, and a sample whose shares sum to w < 1 counts w times, as if its shares summed to 1. If
+    nothing counts the loss is 0 with a zero gradient.
+
+    Raises ValueError for an unknown name.
+    """
+    if config.name not in LOSSES:
+        raise ValueError(f"unknown loss {config.name!r}: {', '.join(LOSSES)}")
+    of_head = LOSSES[config.name]
+
+    def loss(output: Output, labels: Tensor) -> Tensor:
+        if isinstance(output, Tensor):
+            return of_head(output.float(), labels, config)
+        main, *auxiliary = (of_head(logits.float(), labels, config) for logits in output if logits is not None)
+        return main + config.aux_weight * sum(auxiliary) if auxiliary else main
 
     return loss
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, config: LossConfig) -> Tensor:
+    if labels.is_floating_point():
+        shares, weights = _targets(labels, logits.shape[1], config.label_smoothing)
+        return _weighted_mean(F.cross_entropy(logits, shares, reduction="none"), weights)
+    # Without (N, C) targets in memory, and not reduction="mean", which is 0 / 0 for a batch without a usable sample.
+    total = F.cross_entropy(
+        logits, labels, ignore_index=IGNORED_LABEL, label_smoothing=config.label_smoothing, reduction="sum"
+    )
+    return total / (labels != IGNORED_LABEL).sum().clamp(min=1)
+
+
+def _bce(logits: Tensor, labels: Tensor, config: LossConfig) -> Tensor:
+    targets, weights = _targets(labels, logits.shape[1], config.label_smoothing)
+    if config.bce_target_threshold is not None:
+        targets = (targets > config.bce_target_threshold).float()
+    return _weighted_mean(F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1), weights)
+
+
+def _mse(logits: Tensor, labels: Tensor, config: LossConfig) -> Tensor:
+    targets, weights = _targets(labels, logits.shape[1], config.label_smoothing)
+    return _weighted_mean((logits - targets).square().mean(1), weights)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor, LossConfig], Tensor]] = {
+    "cross_entropy": _cross_entropy,
+    "bce": _bce,
+    "mse": _mse,
+}
+
+
+def _targets(labels: Tensor, num_classes: int, label_smoothing: float) -> tuple[Tensor, Tensor]:
+    """Labels → smoothed shares (N, C) float32 that sum to 1 in each row, and how much each row counts (N,)."""
+    if labels.is_floating_point():
+        weights = labels.float().sum(1)
+        shares = labels.float() / weights.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
+    else:
+        weights = (labels != IGNORED_LABEL).float()
+        shares = F.one_hot(labels.clamp(min=0), num_classes).float()
+    return shares * (1 - label_smoothing) + label_smoothing / num_classes, weights
+
+
+def _weighted_mean(each: Tensor, weights: Tensor) -> Tensor:
+    return (each * weights).sum() / weights.sum().clamp(min=torch.finfo(torch.float32).tiny)
