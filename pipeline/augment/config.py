@@ -1,6 +1,6 @@
 """The `[augment]` section of a recipe: the settings of every augmentation, their ranges, and the presets."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
 Auto = Literal["none", "trivial", "rand", "autoaugment"]
@@ -107,6 +107,32 @@ class AugmentConfig:
     def jitters_colour(self) -> bool:
         return any((self.brightness, self.contrast, self.saturation, self.hue))
 
+    def scaled(self, strength: float) -> "AugmentConfig":
+        """This augmentation at a share of its strength: 1 is itself, 0 leaves crops, flips and repeats only.
+
+        As EfficientNetV2's progressive learning has it (Tan & Le 2021, section 4.2), what regularises is scaled and
+        what makes the input is not: RandAugment's magnitude (rounded), rotation, the ranges of the colours, the
+        probabilities of the other operations, and α of mixup and CutMix are multiplied by `strength`.
+        TrivialAugment and AutoAugment have no magnitude to scale: they are as they are, and off at 0.
+
+        Raises ValueError for a strength outside [0, 1].
+        """
+        if not 0 <= strength <= 1:
+            raise ValueError(f"augmentation strength {strength} must be in 0 to 1")
+        if strength == 1:
+            return self
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        values |= {name: values[name] * strength for name in _SCALED}
+        if self.auto == "rand":
+            values["auto_magnitude"] = round(self.auto_magnitude * strength)
+        if strength == 0:
+            values["auto"] = "none"
+        for field in fields(self):  # what belongs to an operation that is off now
+            reader = _READ_WITH.get(field.name, ("crop", None))[0]
+            if values[reader] in (0, "none"):
+                values[field.name] = field.default
+        return replace(self, **values)
+
 
 _INF = float("inf")
 _RANGES: list[tuple[str, float, float]] = [
@@ -123,6 +149,11 @@ _RANGES: list[tuple[str, float, float]] = [
     ("jpeg_quality", 1, 100),
     ("repeats", 1, _INF),
 ]
+# what `scaled` multiplies: probabilities, ranges, α
+_SCALED = (
+    "rotation", "brightness", "contrast", "saturation", "hue", "lighting", "grayscale", "blur", "noise", "salt_pepper",
+    "jpeg", "erase", "mixup", "cutmix",
+)  # fmt: skip
 # setting → (what it belongs to, the value that this must have, or None: anything but 0)
 _READ_WITH: dict[str, tuple[str, str | None]] = {
     "scale": ("crop", "random_resized"),
