@@ -14,7 +14,7 @@ class DataConfig:
 
     path: a packed dataset's directory; `--data` sets it.
     loader: "dali", or "reference" (torchvision and PIL, the same plan), or "synthetic" (one random batch, repeated).
-    train_split, val_split: names in dataset.json.
+    train_split, val_split: names in dataset.json. test_split: one more, scored once, at the end; empty for none.
     image_size: pixels, the side of a training image. val_image_size, val_resize_size: validation resizes the shorter
         side to val_resize_size and crops the centre val_image_size.
     order, block_size, window_blocks: see `pipeline.plan.EpochPlan`.
@@ -36,6 +36,7 @@ class DataConfig:
     loader: Literal["dali", "reference", "synthetic"] = "dali"
     train_split: str = "train"
     val_split: str = "val"
+    test_split: str = ""
     image_size: int = 224
     val_image_size: int = 224
     val_resize_size: int = 256

@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from model.ema import EmaConfig
+from model.losses import LossConfig
 from model.networks import ModelConfig
 from model.optim import OptimizerConfig
 from model.schedule import ScheduleConfig
 from pipeline.augment import AugmentConfig
 from pipeline.config import DataConfig
+from recipes.phases import PhasesConfig
 
 FOLDER = Path(__file__).parent
 
@@ -24,29 +27,40 @@ class TrainConfig:
     global_batch_size: samples of one optimizer step over all ranks; a rank's batch is global_batch_size /
         (ranks × accumulation) and must come out whole.
     accumulation: batches a rank runs through before it steps.
-    precision: "bf16" and "fp16" run the network under autocast, fp16 with a loss scaler.
+    precision: "bf16" and "fp16" run the network under autocast, fp16 with a loss scaler; "auto" is bf16 where the
+        device has instructions for it, else fp16 on a GPU and fp32 on a CPU.
+    clip_grad_norm: the most that the gradient's 2-norm over all parameters may be; longer ones are scaled; 0 for none.
     seed: of the weights, the order and the augmentation.
+    val_flip: score each validation image as the mean of the logits of itself and of its mirror image.
     eval_every: epochs between validations; the last epoch is always validated.
     checkpoint_every: steps between checkpoints, besides the one at each epoch's end; 0 for none.
+    keep_checkpoints: how many of the newest are kept, besides the best.
     log_every: steps between log lines on the screen; it is also how often the losses are fetched from the device.
+    timeout_s: seconds without progress after which a run ends and names the rank and the stage that hang.
+    wandb: a Weights & Biases project to log to, besides TensorBoard; empty for none.
     """
 
     epochs: int = 90
     global_batch_size: int = 256
     accumulation: int = 1
-    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
-    label_smoothing: float = 0.1
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    clip_grad_norm: float = 0.0
     seed: int = 0
+    val_flip: bool = False
     eval_every: int = 1
     checkpoint_every: int = 0
+    keep_checkpoints: int = 2
     log_every: int = 20
+    timeout_s: int = 600
+    wandb: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "global_batch_size", "accumulation", "eval_every", "log_every"):
+        at_least_1 = "epochs", "global_batch_size", "accumulation", "eval_every", "log_every", "keep_checkpoints"
+        for name in (*at_least_1, "timeout_s"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
-        for name in ("seed", "checkpoint_every"):
-            if getattr(self, name) < 0:
+        for name in ("seed", "checkpoint_every", "clip_grad_norm"):
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: {getattr(self, name)} must be 0 or more")
 
 
@@ -57,8 +71,11 @@ class Recipe:
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    phases: PhasesConfig = field(default_factory=PhasesConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
 

@@ -1,14 +1,19 @@
-"""Checkpoints on disk: a dict of tensors and plain values ⇄ `RUN/checkpoints/{last,best}.pt`.
+"""Checkpoints on disk: a dict of tensors and plain values ⇄ `RUN/checkpoints/{step-N,last,best}.pt`.
 
-A file is complete or not there: it is written under a temporary name, synced and renamed. Files are read with
-`weights_only=True`, so that nothing in them can run. `train.py` decides what is in a state.
+A file is complete or not there: it is written under a temporary name, synced and renamed. `last.pt` and `best.pt` are
+further names of one of the `step-N.pt`. Files are read with `weights_only=True`, so that nothing in them can run.
+`engine/learner.py` decides what is in a state.
 """
 
 import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
+
+from training.snapshot import ready_event, snapshot, to_cpu
 
 FORMAT = "penstock-checkpoint-1"
 
@@ -21,10 +26,75 @@ def best_path(run_dir: Path) -> Path:
     return run_dir / "checkpoints" / "best.pt"
 
 
-def newest(run_dir: Path) -> Path | None:
-    """The checkpoint to resume a run from; None if the run has not written one."""
-    path = last_path(run_dir)
-    return path if path.is_file() else None
+def step_path(run_dir: Path, step: int) -> Path:
+    return run_dir / "checkpoints" / f"step-{step:08}.pt"
+
+
+def candidates(run_dir: Path) -> list[Path]:
+    """The checkpoints that a run can be resumed from, the newest first."""
+    paths = last_path(run_dir), *reversed(_by_age(run_dir))
+    return [path for path in paths if path.is_file()]
+
+
+def _by_age(run_dir: Path) -> list[Path]:
+    """The `step-N.pt`, oldest first: by time and not by step, which goes back when a run resumes from an earlier one."""
+    return sorted((run_dir / "checkpoints").glob("step-*.pt"), key=lambda path: path.stat().st_mtime_ns)
+
+
+class Writer:
+    """Writes checkpoints in a thread of its own while training goes on. A context manager.
+
+    The state is copied when `save` is called, so that what is written is of one step. A write that fails costs a line,
+    not the run: the checkpoint before it is still there. `close` waits for the last write.
+    """
+
+    def __init__(self, run_dir: Path, keep: int, on_error: Callable[[str], None], enabled: bool = True) -> None:
+        """`keep`: how many of the newest to leave besides the best. Disabled (all ranks but 0), it does nothing."""
+        self._run_dir, self._keep, self._on_error = run_dir, keep, on_error
+        self._enabled = enabled
+        self._thread: threading.Thread | None = None
+        self.failed: str | None = None  # why the newest checkpoint could not be written
+        if enabled:
+            for leftover in (run_dir / "checkpoints").glob(".*.tmp"):
+                leftover.unlink(missing_ok=True)
+
+    def save(self, step: int, state: dict[str, Any], is_best: bool = False) -> None:
+        """Write `state` (tensors, numbers, strings, and dicts and lists of them) as `step`'s checkpoint, soon."""
+        if not self._enabled:
+            return
+        self.wait()
+        copied, ready = snapshot(state), ready_event()
+        self._thread = threading.Thread(target=self._write, args=(step, copied, ready, is_best), name="checkpoint")
+        self._thread.start()
+
+    def _write(self, step: int, state: dict[str, Any], ready: torch.cuda.Event | None, is_best: bool) -> None:
+        if ready is not None:
+            ready.synchronize()
+        path = step_path(self._run_dir, step)
+        try:
+            save(path, to_cpu(state))
+            duplicate(path, last_path(self._run_dir))
+            if is_best:
+                duplicate(path, best_path(self._run_dir))
+            for old in _by_age(self._run_dir)[: -self._keep]:
+                old.unlink(missing_ok=True)
+            self.failed = None
+        except Exception as error:  # torch reports a full disk as a RuntimeError
+            what = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
+            self.failed = f"{path}: cannot write this checkpoint ({what})"
+            self._on_error(self.failed)
+
+    def wait(self) -> None:
+        """Until the last `save` is on disk."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wait()
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -57,6 +127,21 @@ def duplicate(source: Path, target: Path) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     _sync_directory(target.parent)
+
+
+def load_newest(
+    paths: list[Path], on_unreadable: Callable[[str], None], map_location: str | torch.device = "cpu"
+) -> tuple[Path, dict[str, Any]]:
+    """The first of `paths` that can be read, and its state; a line for each that cannot.
+
+    Raises ValueError where none can.
+    """
+    for path in paths:
+        try:
+            return path, load(path, map_location)
+        except ValueError as error:
+            on_unreadable(str(error))
+    raise ValueError(f"{paths[0]}: neither this nor an earlier checkpoint can be read; --resume never starts anew")
 
 
 def load(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:

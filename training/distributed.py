@@ -89,6 +89,11 @@ def sum_tensor(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def of_main(value: float, world: World) -> float:
+    """Rank 0's `value`, the same on each: for clocks, which differ."""
+    return float(sum_tensor(torch.tensor(value * world.is_main, dtype=torch.float64)).item())
+
+
 def union(ids: set[int], world: World) -> set[int]:
     """The ids of all ranks together, the same set on each."""
     counts = torch.zeros(world.world_size, dtype=torch.int64)
@@ -99,16 +104,26 @@ def union(ids: set[int], world: World) -> set[int]:
     return set(sum_tensor(joined).tolist())
 
 
-def wrap(model: nn.Module, world: World) -> nn.Module:
-    """The model in DistributedDataParallel, which averages gradients over ranks; in a world of one, the model.
+def wrap(
+    net: nn.Module, world: World, *, sync_batch_norm: bool = False, static_graph: bool = False
+) -> tuple[nn.Module, nn.Module]:
+    """(net, model): the model is the net in DistributedDataParallel, which averages gradients over ranks; in a world of
+    one it is the net. The first of the two is the given net, or its copy with BatchNorm over all ranks.
 
-    The wrapped network is at `.module`. Gradients are views of the communication buckets, which saves one copy of
-    all gradients in memory and time.
+    Gradients are views of the communication buckets, which saves one copy of all gradients in memory and time.
+    `static_graph`: every step runs the same operations, so that DDP need not search for what went unused.
+
+    Raises ValueError for BatchNorm over ranks on the CPU, where torch has none.
     """
+    if sync_batch_norm and world.device.type != "cuda":
+        raise ValueError("model.sync_batch_norm needs GPUs; set it to false")
     if world.world_size == 1:
-        return model
+        return net, net
+    if sync_batch_norm:
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     device_ids = [world.device.index] if world.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+    model = DistributedDataParallel(net, device_ids=device_ids, gradient_as_bucket_view=True, static_graph=static_graph)
+    return net, model
 
 
 def broadcast_buffers(model: nn.Module) -> None:
@@ -122,10 +137,15 @@ def broadcast_buffers(model: nn.Module) -> None:
             dist.broadcast(buffer, src=0)
 
 
+class Interrupted(Exception):
+    """A signal came and the run ends; the argument is the signal's name."""
+
+
 class StopFlag:
     """SIGTERM or SIGINT on any rank → all ranks stop at the same step. A second SIGINT interrupts at once.
 
-    A context manager: it puts back the previous handlers. Use it in the main thread.
+    A context manager: it puts back the previous handlers. Use it in the main thread. Until `armed`, there is nothing to
+    finish: a signal raises `Interrupted` where the program is, in the compilation of the first step for one.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -133,6 +153,7 @@ class StopFlag:
     SAME_INTERRUPT_S = 0.5
 
     def __init__(self) -> None:
+        self.armed = False
         self.signal: str | None = None  # the name of the signal that this rank received
         self._time = 0.0
         self._pending: tuple[dist.Work, Tensor] | None = None
@@ -158,6 +179,8 @@ class StopFlag:
             raise KeyboardInterrupt
         if self.signal is None:
             self.signal, self._time = signal.Signals(number).name, now
+            if not self.armed:
+                raise Interrupted(self.signal)
 
     def agreed(self) -> bool:
         """Whether to stop now, the same answer on every rank. Every rank calls this once a step.

@@ -1,19 +1,22 @@
 """What a run measures: losses of consecutive steps without a synchronisation per step, and where the figures go.
 
 `StepLog` collects an interval of steps on the device and turns it into one dict a step; `MetricsLog` writes dicts to
-`RUN/metrics.jsonl` and TensorBoard.
+`RUN/metrics.jsonl` and to the trackers, and pictures to the trackers.
 """
 
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from training.sheet import draw_sheet
+from training.trackers import TensorBoard, WeightsAndBiases
 
 T = TypeVar("T")
 
@@ -23,30 +26,42 @@ _NOT_PLOTTED = ("step", "epoch", "position")
 
 
 class MetricsLog:
-    """Appends to `RUN/metrics.jsonl`, one JSON object a line with `kind` first, and to `RUN/tensorboard`.
+    """Appends to `RUN/metrics.jsonl`, one JSON object a line with `kind` first, and to TensorBoard and W&B.
 
     NaN and infinities have no JSON; they are written as null. Disabled (all ranks but 0), it does nothing.
     """
 
-    def __init__(self, run_dir: Path, enabled: bool = True) -> None:
+    def __init__(self, run_dir: Path, enabled: bool = True, *, wandb: str = "") -> None:
+        """`wandb`: a Weights & Biases project, or "". Raises ValueError where the package or the login is missing."""
         self._enabled = enabled
-        self._run_dir = run_dir
-        self._tensorboard: Any = None
+        self._trackers: list[TensorBoard | WeightsAndBiases] = []
         if enabled:
             run_dir.mkdir(parents=True, exist_ok=True)
+            self._trackers = [TensorBoard(run_dir), *([WeightsAndBiases(run_dir, wandb)] if wandb else [])]
             self._file = (run_dir / METRICS_FILE).open("a", encoding="utf-8")
             if self._file.tell() and not _ends_with_newline(run_dir / METRICS_FILE):
                 self._file.write("\n")  # a killed run's last line: keep it from swallowing the next one
 
     def step(self, **fields: Any) -> None:
-        """One training step: step, epoch, position, loss, lr, images_per_s, data_wait."""
+        """One training step: what `StepLog.flush` gives."""
         self.write("step", **fields)
         self._plot("train", fields)
 
-    def eval(self, **fields: Any) -> None:
-        """One validation: step, epoch, position, top1, top5, loss, num_images."""
-        self.write("eval", **fields)
-        self._plot("val", fields)
+    def eval(self, kind: Literal["eval", "test"] = "eval", **fields: Any) -> None:
+        """One validation, or the test split's at the end: step, epoch, position, top1, top5, loss, num_images, and
+        with an average of the weights also ema_top1, ema_top5, ema_loss."""
+        self.write(kind, **fields)
+        self._plot({"eval": "val", "test": "test"}[kind], fields)
+
+    def images(self, tag: str, images: Any, captions: Sequence[str], step: int) -> None:
+        """A sheet of images with captions, as `draw_sheet` has them: not a line, but for TensorBoard and W&B."""
+        if self._enabled and len(images):
+            self.picture(tag, draw_sheet(images, captions), step)
+
+    def picture(self, tag: str, picture: np.ndarray, step: int) -> None:
+        """One picture, (H, W, 3) uint8, for TensorBoard and W&B."""
+        for tracker in self._trackers:
+            tracker.image(tag, picture, step)
 
     def write(self, kind: str, **fields: Any) -> None:
         """One line of any kind, on disk when this returns (as far as the operating system is concerned)."""
@@ -57,29 +72,24 @@ class MetricsLog:
         self._file.flush()
 
     def _plot(self, group: str, fields: dict[str, Any]) -> None:
-        if not self._enabled:
-            return
-        if self._tensorboard is None:
-            # Here and not above: the other ranks, --help and the report need no TensorBoard.
-            from torch.utils.tensorboard import SummaryWriter
+        plotted = (
+            name for name, value in fields.items() if name not in _NOT_PLOTTED and isinstance(value, int | float)
+        )
+        values = {f"{group}/{name}": fields[name] for name in plotted}
+        for tracker in self._trackers:
+            tracker.scalars(values, fields["step"])
 
-            # What an earlier process logged from this step on is made again after a resume.
-            self._tensorboard = SummaryWriter(self._run_dir / "tensorboard", purge_step=fields["step"])
-        for name, value in fields.items():
-            if name not in _NOT_PLOTTED and isinstance(value, int | float):
-                self._tensorboard.add_scalar(f"{group}/{name}", value, fields["step"])
-
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         if self._enabled:
             self._file.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        for tracker in self._trackers:
+            tracker.close(failed)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(failed=kind is not None)
 
 
 class StepLog:
@@ -92,7 +102,6 @@ class StepLog:
         self,
         capacity: int,
         *,
-        global_batch_size: int,
         device: torch.device,
         world_size: int = 1,
         sum_over_ranks: Callable[[Tensor], Tensor] = lambda tensor: tensor,
@@ -101,15 +110,23 @@ class StepLog:
         self._losses = torch.zeros(capacity, dtype=torch.float32, device=device)
         self._digests = torch.zeros(capacity, dtype=torch.int64)
         self._steps: list[dict[str, Any]] = []
-        self._global_batch_size = global_batch_size
+        self._grad_norms: list[Tensor] = []
+        self._global_batch_size = 0
+        self.epoch_digest = 0
         self._world_size = world_size
         self._sum_over_ranks = sum_over_ranks
         self.total_wait_s = 0.0
         self.total_s = 0.0
-        self.restart()
 
-    def restart(self) -> None:
-        """Start the interval's clock anew; after a validation, so that its time counts for nothing."""
+    def restart(self, *, global_batch_size: int, epoch_digest: int) -> None:
+        """Begin an epoch, or go on in one: its batch size over all ranks, and the digest of its samples so far.
+
+        The interval's clock starts anew, so that a validation's time counts for nothing.
+        """
+        self._global_batch_size, self.epoch_digest = global_batch_size, epoch_digest
+        self._restart_clock()
+
+    def _restart_clock(self) -> None:
         self._started = time.perf_counter()
         self._wait_s = 0.0
         self._gpu_waits: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
@@ -140,9 +157,20 @@ class StepLog:
             yield batch
 
     def add(
-        self, *, step: int, epoch: int, position: int, loss: Tensor, lr: float, sample_ids: Iterable[Tensor] = ()
+        self,
+        *,
+        step: int,
+        epoch: int,
+        position: int,
+        loss: Tensor,
+        lr: float,
+        sample_ids: Iterable[Tensor] = (),
+        grad_norm: Tensor | None = None,
     ) -> None:
-        """Note one step; `loss` is this rank's scalar, on the device, `sample_ids` what it was made from."""
+        """Note one step; `loss` is this rank's scalar, on the device, `sample_ids` what it was made from, `grad_norm` the
+        scalar 2-norm of the gradient over all ranks, where it was taken."""
+        if grad_norm is not None:
+            self._grad_norms.append(grad_norm.detach())
         self._losses[len(self._steps)].copy_(loss.detach())
         self._digests[len(self._steps)] = sum(sample_digest(ids) for ids in sample_ids) & _INT63
         self._steps.append({"step": step, "epoch": epoch, "position": position, "loss": math.nan, "lr": lr})
@@ -154,8 +182,8 @@ class StepLog:
     def flush(self) -> list[dict[str, Any]]:
         """One dict for each step since the last flush.
 
-        Keys: step, epoch, position, loss, lr, images_per_s, data_wait,
-        samples.
+        Keys: step, epoch, position, loss, lr, images_per_s, data_wait, samples, and grad_norm where it was taken. The
+        digests add up in `epoch_digest`, the epoch's.
 
         loss: the mean over ranks. images_per_s: of all ranks, over the interval. data_wait: the fraction of the
         interval, 0 … 1, that this rank waited for data. samples: `sample_digest` of all ranks' samples, in
@@ -169,6 +197,9 @@ class StepLog:
         # The reductions work in place: `add` overwrites what they leave in the buffers.
         losses = (self._sum_over_ranks(self._losses[: len(steps)]) / self._world_size).tolist()
         digests = self._sum_over_ranks(self._digests[: len(steps)]).tolist()
+        self.epoch_digest = (self.epoch_digest + sum(digests)) & _INT63
+        norms, self._grad_norms = self._grad_norms, []
+        norm_fields = [{"grad_norm": norm} for norm in torch.stack(norms).tolist()] if norms else [{}] * len(steps)
         elapsed_s = time.perf_counter() - self._started
         wait_s = self._wait_s + sum(begin.elapsed_time(end) for begin, end in self._gpu_waits) / 1e3
         self.total_s += elapsed_s
@@ -177,10 +208,10 @@ class StepLog:
             "images_per_s": len(steps) * self._global_batch_size / elapsed_s,
             "data_wait": min(wait_s / elapsed_s, 1.0),
         }
-        self.restart()
+        self._restart_clock()
         return [
-            fields | {"loss": loss} | rates | {"samples": f"{digest & _INT63:016x}"}
-            for fields, loss, digest in zip(steps, losses, digests, strict=True)
+            fields | {"loss": loss} | norm | rates | {"samples": f"{digest & _INT63:016x}"}
+            for fields, loss, norm, digest in zip(steps, losses, norm_fields, digests, strict=True)
         ]
 
 

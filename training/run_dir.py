@@ -1,4 +1,4 @@
-"""A run's directory: `config.toml`, `env.json`, `metrics.jsonl`, `checkpoints/`, `tensorboard/`, `report.png`."""
+"""A run's directory: `config.toml`, `env.json`, `metrics.jsonl`, `checkpoints/`, `tensorboard/`, `report.{png,html}`."""
 
 import itertools
 import json
@@ -11,29 +11,30 @@ CONFIG_FILE = "config.toml"
 ENVIRONMENT_FILE = "env.json"
 
 
-def find_checkpoint(resume: str, run_dir: Path) -> Path | None:
-    """The checkpoint that `--resume` names: auto (the run directory's, if any), never, a run directory or a file.
+def find_checkpoints(resume: str, run_dir: Path) -> list[Path]:
+    """The checkpoints that `--resume` names, the newest first: auto (the run directory's, if any), never, a run
+    directory or a file.
 
     Raises ValueError where it names nothing.
     """
     if resume == "auto":
-        return checkpoint.newest(run_dir)
+        return checkpoint.candidates(run_dir)
     if resume == "never":
-        return None
+        return []
     path = Path(resume)
-    found = checkpoint.newest(path) if path.is_dir() else path
-    if found is None or not found.is_file():
+    found = checkpoint.candidates(path) if path.is_dir() else [path] * path.is_file()
+    if not found:
         raise ValueError(f"--resume {resume}: no checkpoint there; give auto, never, a run directory or a .pt file")
     return found
 
 
-def prepare(run_dir: Path, config_toml: str, checkpoint_path: Path | None) -> Path | None:
+def prepare(run_dir: Path, config_toml: str, resume_from: Path | None) -> Path | None:
     """Make the directory and note settings and environment in it.
 
     An earlier run there that is not being resumed is moved aside, not overwritten: where to is returned.
     """
     aside = None
-    goes_on = checkpoint_path is not None and run_dir in checkpoint_path.parents
+    goes_on = resume_from is not None and run_dir in resume_from.parents
     if not goes_on and (run_dir / CONFIG_FILE).exists():
         names = (run_dir.with_name(f"{run_dir.name}.{number}") for number in itertools.count(1))
         aside = next(path for path in names if not path.exists())

@@ -1,0 +1,140 @@
+"""What a run trains, and where it stands: built from a recipe, captured in a checkpoint, restored from one."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from model.ema import Ema
+from model.losses import Loss, build_loss
+from model.networks import build_model
+from model.optim import build_optimizer
+from recipes import Recipe
+from shard_tools.format import ShardSet
+from training import checkpoint, config, distributed, environment
+from training.distributed import World
+
+# What may change when a run is resumed: it alters the speed or the log, not the result.
+FREE_ON_RESUME = {
+    *(f"data.{name}" for name in ("path", "threads", "prefetch", "read_ahead", "hw_decoder_load", "affinity", "cache")),
+    *(f"data.{name}" for name in ("cache_dir", "cache_bytes", "max_bad_fraction", "test_split")),
+    *(f"train.{name}" for name in ("eval_every", "checkpoint_every", "keep_checkpoints", "log_every", "timeout_s")),
+    *("train.wandb", "model.pretrained", "model.compile_mode"),
+}
+
+
+class Learner(NamedTuple):
+    """What a step trains. `model` runs `net`, wrapped for several ranks and compiled where the recipe says so."""
+
+    net: nn.Module
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    loss_fn: Loss
+    autocast: AbstractContextManager[Any]
+    ema: Ema | None
+
+
+@dataclass
+class Standing:
+    """Where a run stands. With the states of net, optimizer and scaler this is what a checkpoint holds.
+
+    schedule_epoch: epochs of the recipe's schedule that are done; under a time limit it runs ahead of `epoch`.
+    pace: how many times faster than the data the schedule goes, for the same reason (`training.budget`).
+    phase_epoch: the schedule's epoch when this epoch began, which says what is in force in it.
+    """
+
+    epoch: int = 0
+    position: int = 0  # samples of this epoch trained on, over all ranks
+    step: int = 0  # optimizer steps done in the whole run
+    schedule_epoch: float = 0.0
+    pace: float = 1.0
+    phase_epoch: int = 0
+    elapsed_s: float = 0.0  # of the whole run, over its restarts
+    epoch_digest: int = 0  # of the sample ids of this epoch (`training.metrics.sample_digest`)
+    best_top1: float = -1.0
+    validation: dict[str, Any] | None = None  # of the net as it is now
+
+
+def build_learner(recipe: Recipe, num_classes: int, world: World) -> Learner:
+    torch.manual_seed(recipe.train.seed)
+    net = build_model(recipe.model, num_classes).to(world.device)
+    net, model = distributed.wrap(
+        net, world, sync_batch_norm=recipe.model.sync_batch_norm, static_graph=recipe.train.accumulation == 1
+    )
+    if recipe.model.compile:
+        model = torch.compile(model, mode=recipe.model.compile_mode)  # type: ignore[assignment]
+    return Learner(
+        net=net,
+        model=model,
+        optimizer=build_optimizer(net, recipe.optimizer),
+        scaler=torch.amp.GradScaler(world.device.type, enabled=autocast_dtype(recipe, world.device) == torch.float16),
+        loss_fn=build_loss(recipe.loss),
+        autocast=autocast_of(recipe, world.device),
+        ema=Ema(net, recipe.ema) if recipe.ema.decay else None,
+    )
+
+
+def autocast_dtype(recipe: Recipe, device: torch.device) -> torch.dtype | None:
+    """The half precision that the network runs in under autocast, or None for float32."""
+    precision = recipe.train.precision
+    if precision == "auto":
+        precision = environment.best_precision(device)
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+
+
+def autocast_of(recipe: Recipe, device: torch.device) -> AbstractContextManager[Any]:
+    """The context in which the network runs; it can be entered again and again."""
+    dtype = autocast_dtype(recipe, device)
+    return torch.autocast(device.type, dtype=dtype) if dtype else nullcontext()
+
+
+def capture(learner: Learner, at: Standing, recipe: Recipe, dataset: ShardSet) -> dict[str, Any]:
+    """All that a checkpoint holds. The tensors are the learner's own, not copies."""
+    return {
+        "at": asdict(at),
+        "net": learner.net.state_dict(),
+        "ema": learner.ema.net.state_dict() if learner.ema else None,
+        "optimizer": learner.optimizer.state_dict(),
+        "scaler": learner.scaler.state_dict(),
+        "recipe": config.to_toml(recipe),
+        "dataset": dataset.fingerprint,
+        "classes": [asdict(c) for c in dataset.classes],
+    }
+
+
+def set_state(learner: Learner, state: dict[str, Any]) -> Standing:
+    """Put what `capture` gave back into the learner, and answer where the run stood."""
+    for name in ("net", "optimizer", "scaler"):
+        getattr(learner, name).load_state_dict(state[name])
+    if learner.ema:
+        learner.ema.net.load_state_dict(state["ema"])
+    return Standing(**state["at"])
+
+
+def restore(
+    paths: Sequence[Path], recipe: Recipe, dataset: ShardSet, learner: Learner, say: Callable[[str], None]
+) -> Standing:
+    """Load the first readable checkpoint of `paths` into the learner; each that cannot be read costs a line.
+
+    Raises ValueError for one of another recipe, network or dataset, with the difference, and where none can be read.
+    """
+    path, state = checkpoint.load_newest(list(paths), say)
+    again = "undo that, or --resume never"
+    changes = config.diff(config.from_toml(Recipe, state["recipe"], str(path)), recipe)
+    changes = [line for line in changes if line.partition(":")[0] not in FREE_ON_RESUME]
+    if changes:
+        raise ValueError(f"{path}: made by another recipe ({'; '.join(changes)}); {again}")
+    if state["dataset"] != dataset.fingerprint:
+        raise ValueError(f"{path}: made from another dataset than {dataset.root}; give that one, or --resume never")
+    try:
+        at = set_state(learner, state)
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        what = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{path}: does not fit this network ({what}); {again}") from None
+    say(f"resuming from {path}, step {at.step}")
+    return at

@@ -1,0 +1,76 @@
+"""The recipe's loaders for this rank."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from engine.learner import autocast_dtype
+from pipeline.batch import Loader
+from pipeline.build import build_loader, threads_per_rank
+from pipeline.feed import Feed
+from pipeline.holes import BadSample
+from recipes import Recipe
+from shard_tools.format import ShardSet
+from training import quarantine
+from training.distributed import World
+
+
+def train_loader(recipe: Recipe, dataset: ShardSet, world: World, run_dir: Path, out: set[int]) -> Loader:
+    """This rank's training batches; `out` are the samples known to be bad, and new ones go to the run's list.
+
+    Raises ValueError where the global batch does not divide among the ranks.
+    """
+
+    def on_bad(bad: BadSample) -> None:
+        quarantine.append(run_dir, asdict(bad))
+        click.echo(f"taken out: {bad.where}: {bad.reason}", err=True)
+
+    feed = Feed(
+        split=dataset.split(recipe.data.train_split),
+        augment=recipe.augment,
+        batch_size=rank_batch_size(recipe, world),
+        global_batch_size=recipe.train.global_batch_size,
+        seed=recipe.train.seed,
+        **_share(recipe, world),
+    )
+    return build_loader(feed, on_bad=on_bad, quarantine=set(out), **_running(recipe, world))
+
+
+def eval_loader(recipe: Recipe, dataset: ShardSet, world: World, split: str, batch_size: int | None = None) -> Loader:
+    """Every sample of a split once over all ranks, resized and centre-cropped; by default in training's batch size."""
+    feed = Feed(
+        split=dataset.split(split),
+        augment=None,
+        batch_size=batch_size or rank_batch_size(recipe, world),
+        **_share(recipe, world),
+    )
+    return build_loader(feed, **_running(recipe, world))
+
+
+def rank_batch_size(recipe: Recipe, world: World) -> int:
+    """Samples of one batch of one rank. Raises ValueError where they do not come out whole."""
+    batch_size, rest = divmod(recipe.train.global_batch_size, world.world_size * recipe.train.accumulation)
+    if rest or not batch_size:
+        raise ValueError(
+            f"train.global_batch_size {recipe.train.global_batch_size} is not a multiple of "
+            f"{world.world_size} ranks × train.accumulation {recipe.train.accumulation}"
+        )
+    return batch_size
+
+
+def image_dtype(recipe: Recipe, world: World) -> torch.dtype:
+    """Half precision where autocast would make it so anyway; on the CPU DALI is faster in float32."""
+    half = world.device.type == "cuda" and autocast_dtype(recipe, world.device) is not None
+    return torch.float16 if half else torch.float32
+
+
+def _share(recipe: Recipe, world: World) -> dict[str, Any]:
+    return {"config": recipe.data, "rank": world.rank, "world_size": world.world_size}
+
+
+def _running(recipe: Recipe, world: World) -> dict[str, Any]:
+    threads = threads_per_rank(recipe.data.threads, world.local_world_size)
+    return {"device": world.device, "threads": threads, "dtype": image_dtype(recipe, world)}

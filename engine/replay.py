@@ -1,0 +1,160 @@
+"""`train.py replay FILE`: make a failed step again, alone, and say where the first number went wrong.
+
+Input: the `failed-step-N.pt` of a run. It is brought to the state before the failure, the steps since then are made
+again from the plan, and the failed one is fed exactly its batch, in the run's batch sizes, on one device.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor, nn
+
+from engine.failure import out_of_memory
+from engine.learner import Learner, build_learner, set_state
+from engine.loaders import train_loader
+from model.schedule import lr_at
+from pipeline.batch import NO_SAMPLE, Batch
+from pipeline.mixing import Mixer
+from recipes import Recipe
+from recipes.phases import recipe_at
+from shard_tools.format import ShardSet
+from training import checkpoint, config, distributed, quarantine
+from training.distributed import World
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--data", metavar="DIR", help="The packed dataset, if it has moved.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+def command(file: Path, data: str | None, device: Any) -> None:
+    """Make a failed step again from FILE, the failed-step-N.pt of a run, and say what went wrong first.
+
+    \b
+    python train.py replay runs/NAME/failed-step-00001234.pt
+    """
+    try:
+        world = distributed.start(device)
+        if world.world_size > 1:
+            raise ValueError(
+                "replay runs in one process, which does all ranks' batches in turn; start it without torchrun"
+            )
+        for line in replay(file, data, world):
+            click.echo(line)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+
+
+def replay(file: Path, data: str | None, world: World) -> Iterator[str]:
+    """Lines that tell what happens. Raises ValueError where the file or the dataset is another one."""
+    state = checkpoint.load(file)
+    failed = state.get("failed")
+    if not failed:
+        raise ValueError(f"{file}: a checkpoint, but not of a failed step; those are named failed-step-N.pt")
+    recipe = config.from_toml(Recipe, state["recipe"], str(file))
+    dataset = ShardSet.open(data or recipe.data.path)
+    if state["dataset"] != dataset.fingerprint:
+        raise ValueError(f"{file}: made from another dataset than {dataset.root}; give that one with --data")
+    recipe = replace(recipe, model=replace(recipe.model, compile=False, compile_mode="default", sync_batch_norm=False))
+    learner = build_learner(recipe, len(dataset.classes), world)
+    at = set_state(learner, state)
+    yield f"{failed['why']} in step {failed['step']}; making the steps from {at.step} on again"
+
+    now = recipe_at(recipe, at.phase_epoch)
+    ranks, batch_size, global_batch_size = failed["world_size"], failed["batch_size"], now.train.global_batch_size
+    parts = global_batch_size // batch_size  # one process does what all ranks did, in the run's batches
+    now = replace(now, train=replace(now.train, accumulation=parts))
+    loader = train_loader(now, dataset, world, file.parent, quarantine.read(file.parent, before_epoch=at.epoch))
+    mixers = [Mixer(now.augment, len(dataset.classes), seed=now.train.seed, rank=rank) for rank in range(ranks)]
+    batches = loader.iter_epoch(failed["epoch"], at.position)
+    steps_per_epoch = len(loader.feed.split) // global_batch_size
+    learner.net.train()
+    try:
+        for step in range(at.step, failed["step"] + 1):
+            epoch = at.schedule_epoch + at.pace * (step - at.step) / steps_per_epoch
+            lr = lr_at(epoch, epochs=recipe.train.epochs, base_lr=recipe.optimizer.lr, config=recipe.schedule)
+            for group in learner.optimizer.param_groups:
+                group["lr"] = lr
+            start = at.position + (step - at.step) * global_batch_size
+            ends = [start + (part // ranks + 1) * ranks * batch_size for part in range(parts)]
+            fed = [mixers[part % ranks](next(batches), failed["epoch"], ends[part]) for part in range(parts)]
+            if step == failed["step"]:
+                yield from compared(fed, failed["sample_ids"])
+            yield from run_step(learner, fed, ranks, step, lr, seed=recipe.train.seed)
+    finally:
+        loader.close()
+
+
+def compared(fed: list[Batch], sample_ids: list[int]) -> Iterator[str]:
+    """A line that says whether the batch is that of the failed step; bad samples' places hold no sample."""
+    there = [i for batch in fed for i in batch.sample_ids.tolist()]
+    differ = [b for a, b in zip(there, sample_ids, strict=True) if a not in (b, NO_SAMPLE)]
+    yield f"the failed step's {len(there)} samples, in its order" if not differ else f"NOT its samples: {differ[:8]}"
+
+
+def run_step(learner: Learner, batches: list[Batch], ranks: int, step: int, lr: float, *, seed: int) -> Iterator[str]:
+    """One step as `train.py` makes it, watched: its loss and gradient norm, and the first numbers that are not finite.
+
+    `batches`: those of all ranks, in the order of their positions; each rank has its own random numbers.
+    """
+    total = 0.0
+    try:
+        with out_of_memory(), watched(learner.net) as found:
+            for rank, batch in ((rank, batch) for rank in range(ranks) for batch in batches[rank::ranks]):
+                if batch is batches[rank]:  # the rank's first
+                    torch.manual_seed((seed * 2**32 + step) * 2**12 + rank)
+                with learner.autocast:
+                    logits = learner.net(batch.images)
+                    loss = learner.loss_fn(logits, batch.labels) / len(batches)
+                if not torch.isfinite(batch.images).all():
+                    yield f"step {step}: images that are not finite, samples {bad_rows(batch.images, batch.sample_ids)}"
+                first = logits if isinstance(logits, Tensor) else logits[0]
+                if not torch.isfinite(first).all():
+                    yield f"step {step}: logits that are not finite, samples {bad_rows(first, batch.sample_ids)}"
+                learner.scaler.scale(loss).backward()
+                total += loss.item()
+    except MemoryError as error:
+        yield f"step {step}: out of memory ({error})"
+        return
+    learner.scaler.unscale_(learner.optimizer)
+    gradients = {name: p.grad for name, p in learner.net.named_parameters() if p.grad is not None}
+    norm = torch.nn.utils.get_total_norm(list(gradients.values())).item()
+    yield f"step {step}: loss {total:.6g}, gradient norm {norm:.6g}, lr {lr:.4g}"
+    if found:
+        yield f"step {step}: the first output that is not finite is that of {found[0]}"
+    broken = [name for name, gradient in gradients.items() if not torch.isfinite(gradient).all()]
+    if broken:
+        yield f"step {step}: {len(broken)} gradients are not finite, the last layer's first: {', '.join(broken[::-1][:5])}"
+    learner.scaler.step(learner.optimizer)
+    learner.scaler.update()
+    learner.optimizer.zero_grad(set_to_none=True)
+
+
+@contextmanager
+def watched(net: nn.Module) -> Iterator[list[str]]:
+    """The names of the modules whose outputs are not finite, in the order in which they ran."""
+    found: list[str] = []
+
+    def look(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and not torch.isfinite(output).all():
+                found.append(f"{name or 'the network'} ({type(module).__name__})")
+
+        return hook
+
+    handles = [module.register_forward_hook(look(name)) for name, module in net.named_modules()]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def bad_rows(rows: Tensor, sample_ids: Tensor) -> list[int]:
+    """The sample ids of the rows (N, …) that hold a number that is not finite."""
+    bad = ~torch.isfinite(rows.flatten(1)).all(1)
+    return [int(i) for i in sample_ids[bad.cpu()]]
