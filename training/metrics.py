@@ -95,7 +95,10 @@ class MetricsLog:
 class StepLog:
     """The steps since the last flush: losses stay on the device, and time spent waiting for data is measured.
 
-    Nothing here synchronises but `flush`, once.
+    Nothing here synchronises but `flush`, once. `restart` comes before the first step.
+
+    epoch_digest: of the samples of the epoch's steps up to the last flush, over all ranks: the sum of the steps'
+        `sample_digest`s modulo 2^63. total_s, total_wait_s: of all intervals, by this rank's clock.
     """
 
     def __init__(
@@ -167,8 +170,8 @@ class StepLog:
         sample_ids: Iterable[Tensor] = (),
         grad_norm: Tensor | None = None,
     ) -> None:
-        """Note one step; `loss` is this rank's scalar, on the device, `sample_ids` what it was made from, `grad_norm` the
-        scalar 2-norm of the gradient over all ranks, where it was taken."""
+        """Note one step: `loss`, this rank's scalar on the device, and `sample_ids`, what it was made from; where it was
+        taken `grad_norm`, the 2-norm of the gradient over all ranks, the same scalar on each."""
         if grad_norm is not None:
             self._grad_norms.append(grad_norm.detach())
         self._losses[len(self._steps)].copy_(loss.detach())
@@ -182,11 +185,12 @@ class StepLog:
     def flush(self) -> list[dict[str, Any]]:
         """One dict for each step since the last flush.
 
-        Keys: step, epoch, position, loss, lr, images_per_s, data_wait, samples, and grad_norm where it was taken. The
-        digests add up in `epoch_digest`, the epoch's.
+        Keys: step, epoch, position, loss, lr, grad_norm (where it was taken), images_per_s, data_wait, gpu_memory_gb
+        (on a GPU), samples.
 
-        loss: the mean over ranks. images_per_s: of all ranks, over the interval. data_wait: the fraction of the
-        interval, 0 … 1, that this rank waited for data. samples: `sample_digest` of all ranks' samples, in
+        loss: the mean over ranks; NaN and infinities stay. images_per_s: of all ranks, over the interval. data_wait:
+        the fraction of the interval, 0 … 1, that this rank waited for data. gpu_memory_gb: the most that torch had
+        allocated on this rank's GPU so far, in 10^9 bytes. samples: `sample_digest` of all ranks' samples, in
         hexadecimal: two steps that saw the same samples, on any number of ranks, have the same one.
 
         Every rank calls this after the same step. The one synchronisation with the device is here.
@@ -208,6 +212,8 @@ class StepLog:
             "images_per_s": len(steps) * self._global_batch_size / elapsed_s,
             "data_wait": min(wait_s / elapsed_s, 1.0),
         }
+        if self._losses.device.type == "cuda":
+            rates["gpu_memory_gb"] = torch.cuda.max_memory_allocated(self._losses.device) / 1e9
         self._restart_clock()
         return [
             fields | {"loss": loss} | norm | rates | {"samples": f"{digest & _INT63:016x}"}

@@ -1,0 +1,191 @@
+"""What a validation learns about single images and classes: the worst losses, what is taken for what.
+
+`EvalInspection` gathers on the device, batch by batch, without waiting for it; `reduced` joins the ranks and answers a
+plain dict; `write_worst` puts that, with class names and small pictures, into the run's directory:
+
+    RUN/worst.json     `reduced`'s dict with names: what `report.html` shows
+    RUN/worst/*.jpg    the images with the largest losses, the worst first
+"""
+
+import io
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE_LABEL = -100
+MAX_CONFUSION_CLASSES = 4096  # 134 MB of counts
+TOP_PAIRS = TOP_CLASSES = 20
+CONFUSION_CLASSES = 16
+WORST_FILE, WORST_FOLDER = "worst.json", "worst"
+THUMBNAIL_SIDE = 256
+
+
+class EvalInspection:
+    """One validation's worst images and counts of (label, prediction), on `device`.
+
+    With more than `MAX_CONFUSION_CLASSES` classes only the accuracy of each class is counted, not the pairs.
+    """
+
+    def __init__(self, num_classes: int, device: torch.device, worst: int = 16) -> None:
+        self.num_classes, self._worst = num_classes, worst
+        self._totals = torch.zeros(2, num_classes, dtype=torch.int64, device=device)  # images, correct ones
+        pairs = num_classes**2 if num_classes <= MAX_CONFUSION_CLASSES else 0
+        self._confusion = torch.zeros(pairs, dtype=torch.int64, device=device)
+        self._values = torch.full((2, worst), -torch.inf, dtype=torch.float32, device=device)  # loss, probability
+        self._ids = torch.full((3, worst), -1, dtype=torch.int64, device=device)  # sample, label, prediction
+
+    @torch.no_grad()
+    def add(self, logits: Tensor, labels: Tensor, sample_ids: Tensor) -> None:
+        """Count a batch: logits (N, C) float32, labels (N,) int64, sample_ids (N,) int64, all on the device.
+
+        Images with label −100 count for nothing. The loss is the cross-entropy; one that is no number is infinite.
+        """
+        valid = labels != IGNORE_LABEL
+        counted, labels = valid.long(), labels.clamp(min=0)
+        log_probabilities = F.log_softmax(logits, dim=1)
+        largest, predictions = log_probabilities.max(dim=1)
+        self._totals[0].index_add_(0, labels, counted)
+        self._totals[1].index_add_(0, labels, counted * (predictions == labels))
+        if len(self._confusion):
+            self._confusion.index_add_(0, labels * self.num_classes + predictions, counted)
+
+        losses = F.nll_loss(log_probabilities, labels, reduction="none").nan_to_num(nan=torch.inf)
+        losses = losses.masked_fill(~valid, -torch.inf)
+        values = torch.cat([self._values, torch.stack([losses, largest.exp().nan_to_num()])], dim=1)
+        ids = torch.cat([self._ids, torch.stack([sample_ids, labels, predictions])], dim=1)
+        kept = values[0].topk(self._worst).indices
+        self._values, self._ids = values[:, kept], ids[:, kept]
+
+    @torch.no_grad()
+    def reduced(
+        self, sum_over_ranks: Callable[[Tensor], Tensor] = lambda tensor: tensor, *, rank: int = 0, world_size: int = 1
+    ) -> dict[str, Any]:
+        """The whole validation's, the same on every rank; all ranks call it. Here the device is waited for.
+
+        `sum_over_ranks` adds up a tensor in place. The keys, each a list of dicts, the worst first; accuracies and
+        shares are fractions:
+
+        - worst: sample_id, loss, label, prediction, probability (of the prediction)
+        - confused: label, prediction, count, share (of the label's images); pairs of different classes
+        - lowest: label, accuracy, num_images; classes that have images
+        - confusion: one dict of labels (the classes in the most confused pairs) and counts (a row each, a column each)
+        """
+        if sum_over_ranks(torch.ones(1, dtype=torch.int64)).item() != world_size:
+            raise RuntimeError(f"{world_size} ranks were named, but others are summed over")
+        # Each rank's rows in a place of their own, so that a sum joins them.
+        values = self._values.new_zeros(2, world_size, self._worst)
+        ids = self._ids.new_zeros(3, world_size, self._worst)
+        values[:, rank], ids[:, rank] = self._values, self._ids
+        totals, confusion = self._totals.clone(), self._confusion.clone()
+        for tensor in (values, ids, totals, confusion):
+            sum_over_ranks(tensor)
+        num_images, correct = totals.cpu().numpy()
+        pairs = confusion.cpu().numpy().reshape(-1, self.num_classes)
+        confused = _most_confused(pairs, num_images)
+        return {
+            "worst": _worst_rows(values.flatten(1).cpu().numpy(), ids.flatten(1).cpu().numpy(), self._worst),
+            "confused": confused,
+            "lowest": _lowest(num_images, correct),
+            "confusion": _confusion_of(confused, pairs),
+        }
+
+
+def _worst_rows(values: np.ndarray, ids: np.ndarray, worst: int) -> list[dict[str, Any]]:
+    order = np.lexsort((ids[0], -values[0]))[:worst]
+    columns = zip(ids[:, order].T.tolist(), values[:, order].T.tolist(), strict=True)
+    return [
+        {"sample_id": sample_id, "loss": loss, "label": label, "prediction": prediction, "probability": probability}
+        for (sample_id, label, prediction), (loss, probability) in columns
+        if loss > -np.inf
+    ]
+
+
+def _most_confused(pairs: np.ndarray, num_images: np.ndarray) -> list[dict[str, Any]]:
+    labels, predictions = np.nonzero(pairs)
+    counts = pairs[labels, predictions]
+    order = np.lexsort((predictions, labels, -counts, labels == predictions))[:TOP_PAIRS]
+    return [
+        {"label": int(y), "prediction": int(p), "count": int(n), "share": int(n) / int(num_images[y])}
+        for y, p, n in zip(labels[order], predictions[order], counts[order], strict=True)
+        if y != p
+    ]
+
+
+def _lowest(num_images: np.ndarray, correct: np.ndarray) -> list[dict[str, Any]]:
+    (labels,) = np.nonzero(num_images)
+    accuracy = correct[labels] / num_images[labels]
+    order = np.lexsort((labels, accuracy))[:TOP_CLASSES]
+    return [
+        {"label": int(labels[i]), "accuracy": float(accuracy[i]), "num_images": int(num_images[labels[i]])}
+        for i in order
+    ]
+
+
+def _confusion_of(confused: list[dict[str, Any]], pairs: np.ndarray) -> dict[str, Any]:
+    """The rows and columns of the classes in the most confused pairs, neighbours where they are confused."""
+    named = dict.fromkeys(pair[name] for pair in confused for name in ("label", "prediction"))
+    labels = list(named)[:CONFUSION_CLASSES]
+    return {"labels": labels, "counts": pairs[np.ix_(labels, labels)].tolist() if labels else []}
+
+
+def write_worst(
+    run_dir: Path,
+    found: dict[str, Any],
+    image_bytes: Callable[[int], bytes],
+    class_names: Sequence[str],
+    sources: Callable[[int], str] = str,
+) -> list[Path | None]:
+    """Write `RUN/worst.json` and `RUN/worst/*.jpg` from `EvalInspection.reduced`'s dict, over those of before.
+
+    Args:
+        image_bytes: sample id → the file as it is in the shard; called for the worst images only. Its ValueError,
+            OSError or undecodable bytes cost the picture, not the entry.
+        class_names: label → name for people.
+        sources: sample id → where the image came from, for people.
+
+    Returns:
+        the picture of each entry of `found["worst"]`, at most `THUMBNAIL_SIDE` pixels long; None where there is none.
+    """
+    shutil.rmtree(run_dir / WORST_FOLDER, ignore_errors=True)
+    (run_dir / WORST_FOLDER).mkdir(parents=True)
+    paths = []
+    for number, row in enumerate(found["worst"]):
+        path = run_dir / WORST_FOLDER / f"{number:02}-{row['sample_id']}.jpg"
+        paths.append(path if _thumbnail(image_bytes, row["sample_id"], path) else None)
+
+    def named(row: dict[str, Any]) -> dict[str, Any]:
+        names = {f"{key}_name": class_names[row[key]] for key in ("label", "prediction") if key in row}
+        return row | names
+
+    worst = [
+        named(row) | {"file": f"{WORST_FOLDER}/{path.name}" if path else None, "source": sources(row["sample_id"])}
+        for row, path in zip(found["worst"], paths, strict=True)
+    ]
+    for row in worst:
+        row["loss"] = row["loss"] if np.isfinite(row["loss"]) else None  # JSON has no infinity
+    tables = {name: [named(row) for row in found[name]] for name in ("confused", "lowest")}
+    temporary = run_dir / f".{WORST_FILE}.tmp"
+    temporary.write_text(json.dumps({"worst": worst, **tables}, indent=1, allow_nan=False), encoding="utf-8")
+    temporary.replace(run_dir / WORST_FILE)
+    return paths
+
+
+def _thumbnail(image_bytes: Callable[[int], bytes], sample_id: int, path: Path) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(image_bytes(sample_id))) as image:
+            image.draft("RGB", (THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+            image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+            image.convert("RGB").save(path, quality=85)
+    except (OSError, ValueError, Image.DecompressionBombError):
+        path.unlink(missing_ok=True)
+        return False
+    return True

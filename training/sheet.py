@@ -1,0 +1,101 @@
+"""Pictures to look at: a grid of images with captions, and the matrix of confused classes; arrays (H, W, 3) uint8."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MARGIN = 6
+CAPTION_LINES = 2
+
+
+def draw_sheet(images: Any, captions: Sequence[str], *, columns: int = 8, cell: int = 160) -> np.ndarray:
+    """A grid of images, each with its caption below, on white.
+
+    Args:
+        images: uint8; an array or tensor (N, H, W, 3) or (N, 3, H, W), or a sequence of arrays (H, W, 3) of any sizes
+            and of JPEG or PNG files. Each is scaled to fit a square of `cell` pixels.
+        captions: one an image; a line break begins the second and last line, what is too long ends with "…".
+
+    Raises ValueError where there are no images, or not as many captions, or images that are not uint8 RGB.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    pictures = _pictures(images)
+    if not pictures or len(pictures) != len(captions):
+        raise ValueError(f"{len(pictures)} images and {len(captions)} captions: expected as many, and at least one")
+    columns = min(columns, len(pictures))
+    font = ImageFont.load_default(size=12)
+    line_height = 16
+    height = cell + CAPTION_LINES * line_height + MARGIN
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * (cell + MARGIN) + MARGIN, rows * height + MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        scale = cell / max(picture.size)
+        size = tuple(max(round(side * scale), 1) for side in picture.size)
+        x, y = MARGIN + i % columns * (cell + MARGIN), MARGIN + i // columns * height
+        sheet.paste(picture.resize(size), (x + (cell - size[0]) // 2, y + (cell - size[1]) // 2))
+        for line, text in enumerate(caption.split("\n")[:CAPTION_LINES]):
+            draw.text((x, y + cell + 1 + line * line_height), _fitted(text, font, cell), fill="black", font=font)
+    return np.asarray(sheet)
+
+
+def _pictures(images: Any) -> list[Any]:
+    from PIL import Image
+
+    if hasattr(images, "detach"):
+        images = images.detach().cpu().numpy()
+    if isinstance(images, np.ndarray) and images.ndim == 4 and images.shape[1] == 3 and images.shape[3] != 3:
+        images = images.transpose(0, 2, 3, 1)
+    pictures = []
+    for image in images:
+        if isinstance(image, str | Path):
+            with Image.open(image) as opened:
+                pictures.append(opened.convert("RGB"))
+            continue
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"an image of shape {image.shape} and type {image.dtype}: expected uint8 RGB")
+        pictures.append(Image.fromarray(np.ascontiguousarray(image)))
+    return pictures
+
+
+def _fitted(text: str, font: Any, width: int) -> str:
+    """As much of the text as `width` pixels hold."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
+
+
+def draw_confusion(confusion: dict[str, Any], class_names: Sequence[str]) -> np.ndarray:
+    """`EvalInspection.reduced`'s "confusion" as a picture: rows are labels, columns predictions, cells counts.
+
+    Colours show the off-diagonal counts; what is right is not coloured, or it would drown the rest.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    labels, counts = confusion["labels"], np.array(confusion["counts"])
+    names = [_short(class_names[label]) for label in labels]
+    figure = Figure(figsize=(3.2 + 0.42 * len(labels), 2.6 + 0.42 * len(labels)), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    ax = figure.subplots()
+    wrong = np.where(np.eye(len(labels), dtype=bool), 0, counts)
+    ax.imshow(wrong, cmap="Oranges", vmin=0, vmax=max(1, wrong.max()))
+    for y, x in np.ndindex(*counts.shape):
+        if counts[y, x]:
+            dark = wrong[y, x] > 0.6 * wrong.max()
+            ax.text(x, y, str(counts[y, x]), ha="center", va="center", fontsize=8, color="white" if dark else "black")
+    ax.set_xticks(range(len(labels)), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+    ax.set_yticks(range(len(labels)), names, fontsize=8)
+    ax.set_xlabel("prediction")
+    ax.set_ylabel("label")
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _short(name: str, length: int = 22) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"

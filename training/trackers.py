@@ -1,0 +1,81 @@
+"""Where curves and pictures go besides `metrics.jsonl`: TensorBoard always, Weights & Biases where it is asked for.
+
+A tracker has `scalars(values, step)`, `image(tag, picture, step)` and `close(failed)`; tags are `group/name`, pictures
+(H, W, 3) uint8, steps the run's optimizer steps.
+"""
+
+import tomllib
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class TensorBoard:
+    """Events in `RUN/tensorboard`."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._folder = run_dir / "tensorboard"
+        self._writer: Any = None
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        for tag, value in values.items():
+            self._opened(step).add_scalar(tag, value, step)
+
+    def image(self, tag: str, picture: np.ndarray, step: int) -> None:
+        self._opened(step).add_image(tag, picture, step, dataformats="HWC")
+
+    def close(self, failed: bool = False) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def _opened(self, step: int) -> Any:
+        if self._writer is None:
+            # Here and not above: the other ranks, --help and the report need no TensorBoard.
+            from torch.utils.tensorboard import SummaryWriter
+
+            # What an earlier process logged from this step on is made again after a resume.
+            self._writer = SummaryWriter(self._folder, purge_step=step)
+        return self._writer
+
+
+class WeightsAndBiases:
+    """A run of a W&B project, named as the run directory, with `config.toml` as its settings and files in `RUN/wandb`.
+
+    A run that is resumed goes on in the same W&B run. WANDB_MODE=offline keeps all on this machine.
+    """
+
+    def __init__(self, run_dir: Path, project: str) -> None:
+        """Raises ValueError where the package is missing, or W&B takes no run."""
+        try:
+            import wandb
+        except ImportError:
+            raise ValueError("train.wandb: the package wandb is not installed; uv pip install wandb") from None
+        config_file, id_file = run_dir / "config.toml", run_dir / "wandb" / "run-id"
+        settings = tomllib.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
+        if not id_file.is_file():
+            id_file.parent.mkdir(parents=True, exist_ok=True)
+            id_file.write_text(uuid.uuid4().hex, encoding="ascii")
+        run_id = id_file.read_text(encoding="ascii").strip()
+        try:
+            self._run = wandb.init(
+                project=project, dir=run_dir, name=run_dir.name, id=run_id, resume="allow", config=settings
+            )
+        except wandb.Error as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"train.wandb = {project!r}: {reason}; run `wandb login` or set WANDB_MODE=offline"
+            ) from None
+        # Our steps as the x-axis: W&B's own ones must grow, and a resumed run makes some again.
+        self._run.define_metric("*", step_metric="step")
+        self._image = wandb.Image
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        self._run.log({**values, "step": step})
+
+    def image(self, tag: str, picture: np.ndarray, step: int) -> None:
+        self._run.log({tag: self._image(picture), "step": step})
+
+    def close(self, failed: bool = False) -> None:
+        self._run.finish(exit_code=int(failed))
