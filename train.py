@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 import torch
+from engine.show import schedule_chart
 from torch import Tensor
 
 from engine.commands import LazyGroup
@@ -24,7 +25,6 @@ from engine.evaluate import evaluate
 from engine.failure import Failure, out_of_memory
 from engine.learner import Learner, Standing, autocast_dtype, build_learner, capture, restore
 from engine.loaders import eval_loader, train_loader
-from engine.show import schedule_chart
 from model.schedule import lr_at
 from pipeline.batch import Batch, Loader
 from pipeline.mixing import Mixer
@@ -84,7 +84,7 @@ def train(
     nets = {"": learner.net} | ({"ema_": learner.ema.net} if learner.ema else {})
     progress = Progress(world.is_main, last_step, num_epochs=epochs)
     at = restore(resume_from, recipe, dataset, learner, progress.print) if resume_from else Standing()
-    first_step, started, elapsed_before, num_images = at.step, time.perf_counter(), at.elapsed_s, 0
+    started, elapsed_before, num_images = time.perf_counter(), at.elapsed_s, 0
     out = quarantine.read(run_dir, before_epoch=at.epoch)
     metrics = MetricsLog(run_dir, enabled=world.is_main)
     steps = StepLog(recipe.train.log_every, device=world.device, world_size=world.world_size,

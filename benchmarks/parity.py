@@ -14,14 +14,17 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from model.networks import ModelConfig, build_model
+from engine.learner import build_learner
+from engine.load import load_network
+from model.ema import EmaConfig
+from model.losses import LossConfig
+from model.networks import ModelConfig
 from pipeline.batch import Loader
 from pipeline.build import build_loader
 from pipeline.feed import Feed
 from recipes import Recipe
 from shard_tools.format import ShardSet, Split
-from train import build_learner, train_step
-from training import checkpoint, config
+from train import train_step
 from training.distributed import World
 
 BIN = 1 / 16  # grey levels; the percentile is read from a histogram
@@ -165,7 +168,9 @@ def judge(recipe: Recipe, dataset: ShardSet, steps: int, threads: int) -> nn.Mod
         model=model,
         data=replace(recipe.data, loader="dali", image_size=recipe.data.image_size if small else STEP_SIZE),
         optimizer=replace(recipe.optimizer, name="sgd", lr=STEP_LR, momentum=0.9),
-        train=replace(recipe.train, precision="fp32", label_smoothing=0.0, seed=0),
+        loss=LossConfig(label_smoothing=0.0),
+        ema=EmaConfig(),
+        train=replace(recipe.train, precision="fp32", accumulation=1, clip_grad_norm=0.0, seed=0),
     )
     split = dataset.split(recipe.data.train_split)
     batch_size = min(STEP_IMAGES, len(split))
@@ -179,21 +184,18 @@ def judge(recipe: Recipe, dataset: ShardSet, steps: int, threads: int) -> nn.Mod
     with closing(build_loader(feed, device=cpu, threads=threads)) as loader:
         batches = (batch for epoch in range(steps) for batch in loader.iter_epoch(epoch))
         for _ in range(steps):
-            train_step(learner, batches, 1)
+            train_step(learner, batches, recipe.train)
     return learner.net
 
 
 def trained(path: Path, dataset: ShardSet) -> nn.Module:
     """The network of a checkpoint. Raises ValueError where it is none, or has other classes."""
-    state = checkpoint.load(path)
-    if len(state["classes"]) != len(dataset.classes):
+    loaded = load_network(path, device=torch.device("cpu"))
+    if len(loaded.classes) != len(dataset.classes):
         raise ValueError(
-            f"{path}: has {len(state['classes'])} classes, {dataset.root} {len(dataset.classes)}; give its dataset"
+            f"{path}: has {len(loaded.classes)} classes, {dataset.root} {len(dataset.classes)}; give its dataset"
         )
-    model = config.from_toml(Recipe, state["recipe"], str(path)).model
-    net = build_model(model.name, len(dataset.classes), stem=model.stem, zero_init_residual=model.zero_init_residual)
-    net.load_state_dict(state["net"])
-    return net
+    return loaded.net
 
 
 @torch.inference_mode()

@@ -9,13 +9,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from engine.learner import build_learner
+from engine.loaders import image_dtype
 from pipeline.batch import Batch, Loader
 from pipeline.build import build_loader, threads_per_rank
 from pipeline.feed import Feed
 from pipeline.mixing import Mixer
 from recipes import Recipe
 from shard_tools.format import ShardSet, Split
-from train import build_learner, image_dtype, train_step
+from train import train_step
 from training.distributed import World
 
 SETTLE_BATCHES = 8  # taken before each repeat is timed: what was decoded ahead while another program ran is no gain
@@ -96,7 +98,10 @@ def program(
     batches = endless(loader)
     if kind == "loader":
         return loader, lambda seconds: run_for(seconds, batches, next, world.device)
+    train_config = replace(recipe.train, accumulation=1)
     learner = build_learner(recipe, len(dataset.classes), world)
     batches = Mixer(recipe.augment, len(dataset.classes), seed=recipe.train.seed).mixed(batches, loader)
     learner.net.train()
-    return loader, lambda seconds: run_for(seconds, batches, lambda taken: train_step(learner, taken, 1), world.device)
+    return loader, lambda seconds: run_for(
+        seconds, batches, lambda taken: train_step(learner, taken, train_config), world.device
+    )

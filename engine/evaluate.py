@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.load import load_network
 from engine.learner import autocast_of
+from engine.load import load_network
 from engine.loaders import eval_loader
 from model.metrics import topk_correct
 from pipeline.batch import Loader
@@ -94,20 +94,21 @@ def command(
     """
     try:
         world = distributed.start(device)
-        net, recipe, classes = load_network(checkpoint, weights=weights, device=world.device)
+        loaded = load_network(checkpoint, weights=weights, device=world.device)
+        recipe = loaded.recipe
         size = image_size or recipe.data.val_image_size
         resized = resize_size or round(size * recipe.data.val_resize_size / recipe.data.val_image_size)
         path = data or recipe.data.path
         recipe = replace(recipe, data=replace(recipe.data, path=path, val_image_size=size, val_resize_size=resized))
         dataset = ShardSet.open(path)
-        if [c.wnid for c in dataset.classes] != [c["wnid"] for c in classes]:
+        if [c.wnid for c in dataset.classes] != [c.wnid for c in loaded.classes]:
             raise ValueError(
                 f"{path}: has other classes than {checkpoint} was trained on; give the dataset of its kind"
             )
         loader = eval_loader(recipe, dataset, world, split or recipe.data.val_split, batch_size)
         flip = recipe.train.val_flip if flip is None else flip
         autocast = autocast_of(recipe, world.device)
-        scored = evaluate({"": net}, loader, world.device, autocast, num_classes=len(classes), flip=flip)
+        scored = evaluate({"": loaded.net}, loader, world.device, autocast, num_classes=len(loaded.classes), flip=flip)
         loader.close()
         assert scored is not None
         if world.is_main:

@@ -40,9 +40,7 @@ def command(file: Path, data: str | None, device: Any) -> None:
     try:
         world = distributed.start(device)
         if world.world_size > 1:
-            raise ValueError(
-                "replay runs in one process, which does all ranks' batches in turn; start it without torchrun"
-            )
+            raise ValueError("replay does all ranks' batches in one process; start it without torchrun")
         for line in replay(file, data, world):
             click.echo(line)
     except ValueError as error:
@@ -104,7 +102,7 @@ def run_step(learner: Learner, batches: list[Batch], ranks: int, step: int, lr: 
     total = 0.0
     try:
         with out_of_memory(), watched(learner.net) as found:
-            for rank, batch in ((rank, batch) for rank in range(ranks) for batch in batches[rank::ranks]):
+            for rank, batch in ((r, batch) for r in range(ranks) for batch in batches[r::ranks]):
                 if batch is batches[rank]:  # the rank's first
                     torch.manual_seed((seed * 2**32 + step) * 2**12 + rank)
                 with learner.autocast:
@@ -128,7 +126,7 @@ def run_step(learner: Learner, batches: list[Batch], ranks: int, step: int, lr: 
         yield f"step {step}: the first output that is not finite is that of {found[0]}"
     broken = [name for name, gradient in gradients.items() if not torch.isfinite(gradient).all()]
     if broken:
-        yield f"step {step}: {len(broken)} gradients are not finite, the last layer's first: {', '.join(broken[::-1][:5])}"
+        yield f"step {step}: {len(broken)} gradients are not finite, from the last: {', '.join(broken[::-1][:5])}"
     learner.scaler.step(learner.optimizer)
     learner.scaler.update()
     learner.optimizer.zero_grad(set_to_none=True)

@@ -41,7 +41,8 @@ class Ema:
     @torch.no_grad()
     def update(self, net: nn.Module, step: int) -> None:
         """average ← decay · average + (1 − decay) · weights, after step number `step` (from 0) of the run."""
-        averages, weights = list(self.net.parameters()), list(net.parameters())
+        averages: list[torch.Tensor] = list(self.net.parameters())
+        weights: list[torch.Tensor] = list(net.parameters())
         torch._foreach_lerp_(averages, weights, 1.0 - self.decay_at(step))
         for average, buffer in zip(self.net.buffers(), net.buffers(), strict=True):
             average.copy_(buffer)

@@ -6,6 +6,7 @@ nothing of phases.
 
 from bisect import bisect_right
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class PhasesConfig:
 
     def __post_init__(self) -> None:
         starts = self.start_epochs
-        if starts and (starts[0] != 0 or any(a >= b for a, b in zip(starts, starts[1:], strict=False))):
+        if starts and (starts[0] != 0 or any(a >= b for a, b in pairwise(starts))):
             raise ValueError(f"start_epochs: {list(starts)} must begin with 0 and grow")
         for name in ("image_size", "global_batch_size", "augment_strength"):
             values = getattr(self, name)

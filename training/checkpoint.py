@@ -37,7 +37,7 @@ def candidates(run_dir: Path) -> list[Path]:
 
 
 def _by_age(run_dir: Path) -> list[Path]:
-    """The `step-N.pt`, oldest first: by time and not by step, which goes back when a run resumes from an earlier one."""
+    """The `step-N.pt`, oldest first: by time, since steps go back when a run resumes from an earlier one."""
     return sorted((run_dir / "checkpoints").glob("step-*.pt"), key=lambda path: path.stat().st_mtime_ns)
 
 

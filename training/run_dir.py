@@ -1,4 +1,4 @@
-"""A run's directory: `config.toml`, `env.json`, `metrics.jsonl`, `checkpoints/`, `tensorboard/`, `report.{png,html}`."""
+"""A run's directory: `config.toml`, `env.json`, `metrics.jsonl`, `checkpoints/`, `tensorboard/`, reports."""
 
 import itertools
 import json
