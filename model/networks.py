@@ -1,44 +1,67 @@
 """Networks by name: `ModelConfig` → `nn.Module` that maps images (N, 3, S, S) to logits (N, num_classes).
 
 Every classification network of torchvision with torchvision's own parameter names, so that state dicts are
-interchangeable, and the CIFAR ResNets. A new network is one entry in `OWN_NETWORKS`.
+interchangeable, and our own for small images. A new network is one entry in `OWN_NETWORKS`.
 """
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal
 
-import torch
 import torchvision
 from torch import nn
 
+from model.blurpool import MIN_CHANNELS, use_blurpool
 from model.cifar_resnet import CIFAR_RESNETS
+from model.layout import use_channels_last
+from model.stochastic_depth import add_stochastic_depth, rescale_stochastic_depth
 
-Stem = Literal["imagenet", "small"]
-
-# name → factory(num_classes, zero_init_residual=…)
+# name → factory(num_classes, …) with those of the keywords zero_init_residual, stochastic_depth, dropout that it has
 OWN_NETWORKS: dict[str, Callable[..., nn.Module]] = {**CIFAR_RESNETS}
 
-# Their auxiliary heads make forward return a tuple in training; without them it is one tensor in both modes.
-_AUXILIARY_HEADS = ("googlenet", "inception_v3")
+# Their heads on inner layers make forward return a named tuple in training, the main logits first.
+AUXILIARY_HEADS = ("googlenet", "inception_v3")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which network, and how it runs.
+    """Which network, and how it runs. Unset (none) means as the network is published.
 
     stem: `imagenet` is the network as published; `small` gives a ResNet a 3×3 stride-1 stem without max-pooling.
     zero_init_residual: start residual branches at zero (Goyal et al. 2017, section 5.1); unset means wherever the
-    network has the option.
-    compile, channels_last: `torch.compile` the model; keep weights and activations in NHWC order.
+        network has the option.
+    blurpool: blur before strided convolutions with 16 channels and more, as the FFCV recipes do (model/blurpool.py).
+    stochastic_depth: the probability that the last residual branch is dropped in training (model/stochastic_depth.py).
+    dropout: the probability of the network's dropout: before the head in convolutional networks.
+    aux_logits: GoogLeNet and Inception v3 train with their auxiliary heads; validation sees the main one alone.
+    pretrained: weights to start from: a file, or one of torchvision's names (model/pretrained.py).
+    channels_last: keep weights and activations in NHWC order.
+    compile, compile_mode: `torch.compile` the network; `reduce-overhead` records CUDA graphs.
+    sync_batch_norm: BatchNorm over the batches of all ranks, for those too small each.
     """
 
     name: str = "resnet50"
-    stem: Stem = "imagenet"
+    stem: Literal["imagenet", "small"] = "imagenet"
     zero_init_residual: bool | None = None
-    compile: bool = False
+    blurpool: bool = False
+    stochastic_depth: float | None = None
+    dropout: float | None = None
+    aux_logits: bool = False
+    pretrained: str = ""
     channels_last: bool = True
+    compile: bool = False
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
+    sync_batch_norm: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("stochastic_depth", "dropout"):
+            probability = getattr(self, name)
+            if probability is not None and not 0 <= probability < 1:
+                raise ValueError(f"{name}: {probability} must be in [0, 1)")
+        if self.compile_mode != "default" and not self.compile:
+            raise ValueError(f"compile_mode = {self.compile_mode} does nothing without compile = true")
 
 
 def list_networks() -> list[str]:
@@ -46,62 +69,111 @@ def list_networks() -> list[str]:
     return sorted([*OWN_NETWORKS, *torchvision.models.list_models(module=torchvision.models)])
 
 
-def build_model(
-    name: str,
-    num_classes: int,
-    *,
-    stem: Stem = "imagenet",
-    zero_init_residual: bool | None = None,
-    channels_last: bool = True,
-) -> nn.Module:
-    """A freshly initialised network on the CPU in float32; the arguments are those of `ModelConfig`.
+def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
+    """A freshly initialised network on the CPU in float32: (N, 3, S, S) → logits (N, num_classes).
 
-    GoogLeNet and Inception v3 are built without their auxiliary heads.
+    With `aux_logits` it answers in training torchvision's named tuple of logits, the main head's first. GoogLeNet and
+    Inception v3 take images normalised like the others' and bring them to [−1, 1] themselves, as their published
+    weights want it. `pretrained`, `compile` and `sync_batch_norm` are the caller's to apply.
 
     Raises ValueError for an unknown name (naming the nearest ones), fewer than one class, and an option that the
     network does not have.
     """
+    name = config.name
     if name not in list_networks():
         near = get_close_matches(name, list_networks(), n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else "model.networks.list_networks() has the names"
         raise ValueError(f"unknown network {name!r}: {hint}")
     if num_classes < 1:
         raise ValueError(f"a network needs at least 1 class, not {num_classes}")
-    if stem not in ("imagenet", "small"):
-        raise ValueError(f"unknown stem {stem!r}: imagenet or small")
-    if stem == "small" and not _is_torchvision_resnet(name):
-        raise ValueError(
-            f"{name} has no small stem: that is an option of torchvision's ResNets, ResNeXts and Wide ResNets"
-        )
-    has_zero_init = name in OWN_NETWORKS or _is_torchvision_resnet(name)
-    if zero_init_residual and not has_zero_init:
-        raise ValueError(f"{name} has no zero_init_residual: leave it out")
 
-    options: dict[str, Any] = {}
-    if has_zero_init:
-        options["zero_init_residual"] = zero_init_residual is not False
-    if name in _AUXILIARY_HEADS:
-        options.update(aux_logits=False, init_weights=True)
     if name in OWN_NETWORKS:
-        model = OWN_NETWORKS[name](num_classes, **options)
+        net = OWN_NETWORKS[name](num_classes, **_own_options(config))
     else:
-        model = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
-    if stem == "small":
-        _use_small_stem(model)
-    if channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    return model
+        options = _torchvision_options(config)
+        net = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+    _alter(net, config)
+    return use_channels_last(net) if config.channels_last else net
 
 
-def _is_torchvision_resnet(name: str) -> bool:
-    if name in OWN_NETWORKS:
-        return False
-    return torchvision.models.get_model_builder(name).__module__ == "torchvision.models.resnet"
+def _own_options(config: ModelConfig) -> dict[str, Any]:
+    """The keywords for the factory of one of our own networks."""
+    accepted = inspect.signature(OWN_NETWORKS[config.name]).parameters
+    for option in ("stochastic_depth", "dropout"):
+        if getattr(config, option) is not None and option not in accepted:
+            raise _lacks(config, option)
+    if config.aux_logits:
+        raise _lacks(config, "aux_logits")
+    wanted = {
+        "zero_init_residual": _zero_init_residual(config, accepted),
+        "stochastic_depth": config.stochastic_depth,
+        "dropout": config.dropout,
+    }
+    return {option: value for option, value in wanted.items() if value is not None}
 
 
-def _use_small_stem(model: nn.Module) -> None:
+def _torchvision_options(config: ModelConfig) -> dict[str, Any]:
+    """The keywords for torchvision's builder; its return annotation is the class whose constructor takes them."""
+    builder = torchvision.models.get_model_builder(config.name)
+    accepted = inspect.signature(inspect.signature(builder).return_annotation.__init__).parameters
+    options: dict[str, Any] = {}
+    zero_init_residual = _zero_init_residual(config, accepted)
+    if zero_init_residual is not None:
+        options["zero_init_residual"] = zero_init_residual
+    if config.dropout is not None:
+        names = [name for name in ("dropout", "drop_rate") if name in accepted]  # drop_rate is DenseNet's
+        if not names:
+            raise _lacks(config, "dropout")
+        options[names[0]] = config.dropout
+    if config.stochastic_depth is not None and _family(config) in ("convnext", "efficientnet"):
+        options["stochastic_depth_prob"] = config.stochastic_depth
+    if config.name in AUXILIARY_HEADS:
+        options.update(aux_logits=config.aux_logits, init_weights=True, transform_input=True)
+    elif config.aux_logits:
+        raise _lacks(config, "aux_logits")
+    return options
+
+
+def _alter(net: nn.Module, config: ModelConfig) -> None:
+    """What no constructor does: small stem, stochastic depth, blur."""
+    family = _family(config)
+    if config.stem == "small":
+        if family != "resnet":
+            raise _lacks(config, "stem = small", "that is for torchvision's ResNets, ResNeXts and Wide ResNets")
+        _use_small_stem(net)
+    if config.stochastic_depth is not None:
+        if family == "resnet":
+            add_stochastic_depth(net, config.stochastic_depth)
+        elif family in ("swin_transformer", "maxvit"):  # their builders refuse the keyword
+            rescale_stochastic_depth(net, config.stochastic_depth)
+        elif family not in ("own", "convnext", "efficientnet"):
+            raise _lacks(config, "stochastic_depth")
+    if config.blurpool and not use_blurpool(net):
+        raise _lacks(config, "blurpool", f"it has no strided convolution with {MIN_CHANNELS} channels or more")
+
+
+def _family(config: ModelConfig) -> str:
+    """The module of torchvision.models that a network comes from, or "own"."""
+    if config.name in OWN_NETWORKS:
+        return "own"
+    return torchvision.models.get_model_builder(config.name).__module__.rpartition(".")[2]
+
+
+def _zero_init_residual(config: ModelConfig, accepted: Mapping[str, Any]) -> bool | None:
+    if "zero_init_residual" in accepted:
+        return config.zero_init_residual is not False
+    if config.zero_init_residual:
+        raise _lacks(config, "zero_init_residual")
+    return None
+
+
+def _lacks(config: ModelConfig, option: str, reason: str = "leave it out") -> ValueError:
+    return ValueError(f"{config.name} has no {option}: {reason}")
+
+
+def _use_small_stem(net: nn.Module) -> None:
     """Replace 7×7 stride 2 + max-pool (÷ 4) by 3×3 stride 1 (÷ 1), initialised as torchvision does the original."""
-    conv = nn.Conv2d(3, model.conv1.out_channels, kernel_size=3, stride=1, padding=1, bias=False)  # type: ignore
+    conv = nn.Conv2d(3, net.conv1.out_channels, kernel_size=3, stride=1, padding=1, bias=False)  # type: ignore
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    model.conv1 = conv
-    model.maxpool = nn.Identity()
+    net.conv1 = conv
+    net.maxpool = nn.Identity()
