@@ -34,6 +34,8 @@ class LossConfig:
     aux_weight: float = 0.4
 
     def __post_init__(self) -> None:
+        if self.name not in LOSSES:
+            raise ValueError(f"name: unknown loss {self.name!r}: {', '.join(LOSSES)}")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing: {self.label_smoothing} must be in [0, 1)")
         if not self.aux_weight >= 0:
@@ -52,11 +54,7 @@ def build_loss(config: LossConfig) -> Loss:
     each class. It is the mean over the samples that count: those labelled −100 add nothing to the loss, its gradient or
     the mean's denominator, and a sample whose shares sum to w < 1 counts w times, as if its shares summed to 1. If
     nothing counts the loss is 0 with a zero gradient.
-
-    Raises ValueError for an unknown name.
     """
-    if config.name not in LOSSES:
-        raise ValueError(f"unknown loss {config.name!r}: {', '.join(LOSSES)}")
     of_head = LOSSES[config.name]
 
     def loss(output: Output, labels: Tensor) -> Tensor:

@@ -35,6 +35,8 @@ class ScheduleConfig:
     power: float = 2.0
 
     def __post_init__(self) -> None:
+        if self.name not in DECAYS:
+            raise ValueError(f"name: unknown schedule {self.name!r}: {', '.join(DECAYS)}")
         for name in ("warmup_epochs", "final_lr", "step_epochs"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: {getattr(self, name)} must be 0 or more")

@@ -1,19 +1,21 @@
-"""Parameter groups and optimizers, against torch.optim."""
+"""Parameter groups and optimizers, against torch.optim and against updates written from the papers."""
 
+import io
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from model.networks import build_model
+from model.networks import ModelConfig, build_model
 from model.optim import OPTIMIZERS, OptimizerConfig, build_optimizer, param_groups
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_tiny", "vit_b_32", "cifar_resnet8"])
 def test_each_parameter_is_in_one_group_by_its_dimension(name: str) -> None:
     with torch.device("meta"):
-        model = build_model(name, 10)
+        model = build_model(ModelConfig(name=name), 10)
     decayed, plain = param_groups(model, 0.3)
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0.0)
     ids = [id(p) for p in decayed["params"] + plain["params"]]
@@ -34,64 +36,248 @@ def test_frozen_and_shared_parameters() -> None:
     assert [id(p) for p in plain["params"]] == [id(model[1].bias)]
 
 
-def _train(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(5):
+def _mlp() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 2))
+
+
+def _train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range = range(5)) -> list[Tensor]:
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
         optimizer.zero_grad()
         model(torch.randn(8, 4, generator=generator)).square().mean().backward()
         optimizer.step()
     return [p.detach().clone() for p in model.parameters()]
 
 
-def _mlp() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 2))
+def _config(name: str, **options: Any) -> OptimizerConfig:
+    return OptimizerConfig(name=name, **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("fused", [None, True, False])
-@pytest.mark.parametrize("nesterov", [True, False])
-def test_sgd_is_torchs(fused: bool | None, nesterov: bool) -> None:
-    model, oracle = _mlp(), _mlp()
-    config = OptimizerConfig(lr=0.2, momentum=0.8, nesterov=nesterov, weight_decay=0.01, fused=fused)
-    actual = _train(model, build_optimizer(model, config))
-    groups = [
-        {"params": [oracle[0].weight, oracle[3].weight], "weight_decay": 0.01},
-        {"params": [oracle[0].bias, oracle[1].weight, oracle[1].bias, oracle[3].bias]},
+# our settings, torch's class and its arguments
+TORCHS = [
+    ({"name": "sgd", "momentum": 0.8}, torch.optim.SGD, {"momentum": 0.8, "nesterov": True}),
+    ({"name": "sgd", "nesterov": False}, torch.optim.SGD, {"momentum": 0.9}),
+    ({"name": "sgd", "momentum": 0.0, "nesterov": False}, torch.optim.SGD, {}),
+    ({"name": "adagrad"}, torch.optim.Adagrad, {}),
+    ({"name": "adagrad", "eps": 0.1}, torch.optim.Adagrad, {"eps": 0.1}),
+    ({"name": "rmsprop"}, torch.optim.RMSprop, {"momentum": 0.9}),
+    (
+        {"name": "rmsprop", "momentum": 0.0, "alpha": 0.9, "eps": 0.01},
+        torch.optim.RMSprop,
+        {"alpha": 0.9, "eps": 0.01},
+    ),
+    ({"name": "adam"}, torch.optim.Adam, {}),
+    ({"name": "adam", "betas": (0.8, 0.9), "eps": 0.01}, torch.optim.Adam, {"betas": (0.8, 0.9), "eps": 0.01}),
+    ({"name": "adamw"}, torch.optim.AdamW, {}),
+    ({"name": "adamw", "betas": (0.8, 0.9), "eps": 0.01}, torch.optim.AdamW, {"betas": (0.8, 0.9), "eps": 0.01}),
+]
+
+
+def _groups(model: nn.Module) -> list[dict[str, Any]]:
+    first, norm, _, last = model
+    return [
+        {"params": [first.weight, last.weight], "weight_decay": 0.05},
+        {"params": [first.bias, norm.weight, norm.bias, last.bias], "weight_decay": 0.0},
     ]
-    expected = _train(oracle, torch.optim.SGD(groups, lr=0.2, momentum=0.8, nesterov=nesterov, foreach=False))
-    torch.testing.assert_close(actual, expected)
 
 
-CHANGES = {"lr": 0.3, "momentum": 0.5, "nesterov": False, "weight_decay": 0.1}
+@pytest.mark.parametrize(("options", "theirs", "arguments"), TORCHS, ids=[str(case[0]) for case in TORCHS])
+def test_what_torch_has_is_torchs(options: dict, theirs: Any, arguments: dict) -> None:
+    model, oracle = _mlp(), _mlp()
+    actual = _train(model, build_optimizer(model, _config(lr=0.02, weight_decay=0.05, **options)))
+    torch.testing.assert_close(actual, _train(oracle, theirs(_groups(oracle), lr=0.02, foreach=False, **arguments)))
+
+
+# Papers' updates of one tensor: weight (updated in place), gradient, number of the step from 1, state, lr, settings.
+
+
+def _lars(weight: Tensor, grad: Tensor, step: int, state: dict, lr: float, config: OptimizerConfig) -> None:
+    """You, Gitman & Ginsburg 2017, algorithm 1: momentum of lr · local lr · (gradient + decay)."""
+    excluded = weight.ndim <= 1  # as MLPerf's reference: no decay, no local lr
+    decay = 0.0 if excluded else config.weight_decay
+    local = 1.0 if excluded else config.trust_coefficient * weight.norm() / (grad.norm() + decay * weight.norm())
+    state["v"] = config.momentum * state.get("v", 0.0) + lr * local * (grad + decay * weight)
+    weight -= state["v"]
+
+
+def _lamb(weight: Tensor, grad: Tensor, step: int, state: dict, lr: float, config: OptimizerConfig) -> None:
+    """You et al. 2019, algorithm 2, with φ the identity."""
+    beta1, beta2 = config.betas or (0.9, 0.999)
+    state["m"] = beta1 * state.get("m", 0.0) + (1 - beta1) * grad
+    state["v"] = beta2 * state.get("v", 0.0) + (1 - beta2) * grad**2
+    m, v = state["m"] / (1 - beta1**step), state["v"] / (1 - beta2**step)
+    ratio = m / (v.sqrt() + (1e-6 if config.eps is None else config.eps))
+    if weight.ndim <= 1:  # as NVIDIA's: no decay, no trust ratio
+        weight -= lr * ratio
+    else:
+        update = ratio + config.weight_decay * weight
+        weight -= lr * weight.norm() / update.norm() * update
+
+
+def _lion(weight: Tensor, grad: Tensor, step: int, state: dict, lr: float, config: OptimizerConfig) -> None:
+    """Chen et al. 2023, algorithm 2."""
+    beta1, beta2 = config.betas or (0.9, 0.99)
+    m = state.get("m", torch.zeros_like(weight))
+    decay = 0.0 if weight.ndim <= 1 else config.weight_decay
+    weight -= lr * (torch.sign(beta1 * m + (1 - beta1) * grad) + decay * weight)
+    state["m"] = beta2 * m + (1 - beta2) * grad
+
+
+def _adan(weight: Tensor, grad: Tensor, step: int, state: dict, lr: float, config: OptimizerConfig) -> None:
+    """Xie et al. 2022, algorithm 1, with 1 − β written β and the bias corrections of the authors' code."""
+    beta1, beta2, beta3 = config.betas or (0.98, 0.92, 0.99)
+    difference = grad - state.get("grad", grad)
+    state["grad"] = grad.clone()
+    state["m"] = beta1 * state.get("m", 0.0) + (1 - beta1) * grad
+    state["v"] = beta2 * state.get("v", 0.0) + (1 - beta2) * difference
+    state["n"] = beta3 * state.get("n", 0.0) + (1 - beta3) * (grad + beta2 * difference) ** 2
+    m, v, n = (state[x] / (1 - beta**step) for x, beta in zip("mvn", (beta1, beta2, beta3), strict=True))
+    step_size = lr / (n.sqrt() + (1e-8 if config.eps is None else config.eps))
+    weight -= step_size * (m + beta2 * v)
+    weight /= 1 + lr * (0.0 if weight.ndim <= 1 else config.weight_decay)
+
+
+PAPERS = [
+    (_lars, {"name": "lars", "trust_coefficient": 0.02, "lr": 1.0, "weight_decay": 0.05}),
+    (_lars, {"name": "lars", "lr": 10.0, "momentum": 0.5, "weight_decay": 0.0}),
+    (_lamb, {"name": "lamb", "lr": 0.02, "weight_decay": 0.05}),
+    (_lamb, {"name": "lamb", "lr": 0.02, "weight_decay": 0.0}),
+    (_lamb, {"name": "lamb", "lr": 0.02, "betas": (0.8, 0.9), "eps": 0.1}),
+    (_lion, {"name": "lion", "lr": 0.01, "weight_decay": 0.5}),
+    (_lion, {"name": "lion", "lr": 0.01, "betas": (0.5, 0.6)}),
+    (_adan, {"name": "adan", "lr": 0.02, "weight_decay": 0.5}),
+    (_adan, {"name": "adan", "lr": 0.02, "betas": (0.8, 0.9, 0.7), "eps": 0.1}),
+]
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize(("paper", "options"), PAPERS, ids=[str(case[1]) for case in PAPERS])
+def test_what_timm_has_is_the_papers(paper: Any, options: dict, foreach: bool) -> None:
+    """For eight steps, at loss scales far from 1: a clipping that nobody asked for would show."""
+    config = OptimizerConfig(**options)
+    model, oracle = _mlp().double(), _mlp().double()
+    optimizer = build_optimizer(model, config)
+    for group in optimizer.param_groups:
+        assert group["foreach"] is None  # torch's way to say: on a GPU
+        group["foreach"] = foreach
+    states: list[dict] = [{} for _ in oracle.parameters()]
+    for step in range(1, 9):
+        x = torch.randn(8, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
+        for net in (model, oracle):
+            net.zero_grad()
+            (30 * net(x).square().mean()).backward()
+        optimizer.step()
+        with torch.no_grad():
+            for weight, state in zip(oracle.parameters(), states, strict=True):
+                assert weight.grad is not None
+                paper(weight, weight.grad, step, state, config.lr, config)
+        torch.testing.assert_close(list(model.parameters()), list(oracle.parameters()), rtol=1e-6, atol=1e-9)
+
+
+def test_lars_holds_gradients_before_the_lr_as_torchs_sgd() -> None:
+    """weight ← weight − lr · (momentum of local lr · gradient), which is not the paper's where the lr changes."""
+    config = _config("lars", lr=1.0, weight_decay=0.0, trust_coefficient=0.1)
+    weight = nn.Parameter(torch.tensor([[3.0, 4.0]]))
+    holder = nn.Module()
+    holder.weight = weight
+    optimizer = build_optimizer(holder, config)
+    weight.grad = torch.tensor([[0.0, 2.0]])
+    optimizer.step()  # local lr 0.1 · 5 / 2, momentum [0, 0.5]
+    torch.testing.assert_close(weight.data, torch.tensor([[3.0, 3.5]]))
+    optimizer.param_groups[0]["lr"] = 0.1
+    weight.grad.zero_()  # a zero gradient has a local lr of 1; momentum [0, 0.45]
+    optimizer.step()
+    torch.testing.assert_close(weight.data, torch.tensor([[3.0, 3.5 - 0.045]]))
+
+
+CHANGES: dict[str, Any] = {
+    "lr": 0.3,
+    "weight_decay": 0.1,
+    "momentum": 0.5,
+    "nesterov": False,
+    "betas": (0.5, 0.6),
+    "eps": 0.5,
+    "alpha": 0.5,
+    "trust_coefficient": 0.1,
+}
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("option", CHANGES)
-def test_every_option_changes_the_result(name: str, option: str) -> None:
-    config = OptimizerConfig(name=name)  # type: ignore[arg-type]
-    changed = replace(config, **{option: CHANGES[option]})
+def test_an_option_changes_the_result_or_is_an_error(name: str, option: str) -> None:
+    config = _config(name)
+    change = {option: (0.5, 0.6, 0.7) if (name, option) == ("adan", "betas") else CHANGES[option]}
+    # The oracle of what has an effect: the arguments of torch's or timm's class. LARS has no Nesterov in its paper.
+    word = "trust_coeff" if option == "trust_coefficient" else option
+    if word not in build_optimizer(_mlp(), config).param_groups[0] or (name, option) == ("lars", "nesterov"):
+        with pytest.raises(ValueError, match=f'{option}: has no effect with name = "{name}"; leave it out'):
+            replace(config, **change)
+        return
     a, b = _mlp(), _mlp()
-    assert not torch.equal(_train(a, build_optimizer(a, config))[0], _train(b, build_optimizer(b, changed))[0])
+    changed = _train(b, build_optimizer(b, replace(config, **change)))
+    assert not torch.equal(_train(a, build_optimizer(a, config))[0], changed[0])
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_run_goes_on_from_its_state(name: str) -> None:
+    """Through a file that is read with weights_only, as checkpoints are."""
+    config = _config(name, lr=0.01)
+    whole, first, second = _mlp(), _mlp(), _mlp()
+    expected = _train(whole, build_optimizer(whole, config), range(6))
+    optimizer = build_optimizer(first, config)
+    _train(first, optimizer, range(3))
+    file = io.BytesIO()
+    torch.save([first.state_dict(), optimizer.state_dict()], file)
+    file.seek(0)
+    net, state = torch.load(file, weights_only=True)
+    second.load_state_dict(net)
+    resumed = build_optimizer(second, config)
+    resumed.load_state_dict(state)
+    for actual, wanted in zip(_train(second, resumed, range(3, 6)), expected, strict=True):
+        assert torch.equal(actual, wanted)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adagrad", "adam", "adamw"])
 @pytest.mark.parametrize("fused", [None, True, False])
-def test_fused_is_as_asked_and_on_where_torch_has_it(fused: bool | None) -> None:
-    assert build_optimizer(_mlp(), OptimizerConfig(fused=fused)).defaults["fused"] == (fused is not False)
+def test_fused_is_as_asked_and_on_where_torch_has_it(name: str, fused: bool | None) -> None:
+    config = _config(name, fused=fused, lr=0.02)
+    model, oracle = _mlp(), _mlp()
+    optimizer = build_optimizer(model, config)
+    assert optimizer.defaults["fused"] == (fused is not False)
+    with torch.device("meta"):
+        elsewhere = _mlp()
+    assert not build_optimizer(elsewhere, _config(name)).defaults["fused"]
+    plain = build_optimizer(oracle, replace(config, fused=False))
+    torch.testing.assert_close(_train(model, optimizer), _train(oracle, plain))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr": 0.0}, "lr must be above 0"),
-        ({"lr": float("nan")}, "lr must be above 0"),
+        ({"lr": 0.0}, "lr: 0.0 must be above 0"),
+        ({"lr": float("nan")}, "lr: nan must be above 0"),
         ({"momentum": 1.0}, "momentum"),
-        ({"momentum": 0.0}, "nesterov needs"),
+        ({"momentum": 0.0}, "nesterov: needs"),
         ({"weight_decay": -1.0}, "weight_decay"),
+        ({"name": "adam", "eps": -1.0}, "eps"),
+        ({"name": "adam", "betas": (0.9,)}, "betas: .* must be 2 numbers"),
+        ({"name": "adam", "betas": (0.9, 1.0)}, "betas"),
+        ({"name": "adan", "betas": (0.9, 0.99)}, "betas: .* must be 3 numbers"),
+        ({"name": "rmsprop", "alpha": 1.0}, "alpha"),
+        ({"name": "lars", "trust_coefficient": 0.0}, "trust_coefficient"),
+        ({"name": "lion", "eps": 0.1}, "eps: has no effect"),
+        ({"name": "lamb", "fused": True}, "fused: has no effect"),
     ],
 )
 def test_bad_settings_are_errors(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         OptimizerConfig(**options)
+
+
+def test_an_unknown_optimizer_is_an_error() -> None:
+    with pytest.raises(ValueError, match="unknown optimizer 'sgdd': sgd, adagrad"):
+        _config("sgdd")
 
 
 def test_nothing_to_train_is_an_error() -> None:

@@ -164,6 +164,11 @@ def test_bad_settings_are_errors(options: dict) -> None:
         ScheduleConfig(**options)
 
 
+def test_an_unknown_schedule_is_an_error() -> None:
+    with pytest.raises(ValueError, match="unknown schedule 'cosines': cosine, linear"):
+        ScheduleConfig(name="cosines")  # type: ignore[arg-type]
+
+
 def test_steps_without_a_place_are_an_error() -> None:
     with pytest.raises(ValueError, match="needs either milestones or step_epochs"):
         ScheduleConfig(name="step")
