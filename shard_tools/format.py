@@ -11,6 +11,7 @@
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ import numpy as np
 
 FORMAT = "penstock-1"
 INFO_FILE = "dataset.json"
+DAMAGED = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)  # what its JSON may raise
 CHECKED_ROWS = 1 << 14
 SAMPLE_DTYPE = np.dtype(
     [("shard", "<u4"), ("offset", "<u8"), ("size", "<u4"), ("label", "<i4"), ("height", "<u2"), ("width", "<u2")]
@@ -98,7 +100,7 @@ class ShardSet:
             ValueError: there is none at `root`, or its parts contradict each other; the message names the file.
         """
         root = Path(root)
-        path = root / INFO_FILE
+        path = inside(root, INFO_FILE)
         try:
             raw = path.read_bytes()
         except OSError as error:
@@ -111,17 +113,11 @@ class ShardSet:
             if info["format"] != FORMAT:
                 raise ValueError(f"format is {info['format']!r}, this version reads {FORMAT!r}")
             classes = tuple(ClassInfo(str(c["wnid"]), str(c["name"])) for c in info["classes"])
-            shards = {
-                str(name): tuple(
-                    ShardInfo(str(s["file"]), int(s["samples"]), int(s["bytes"]), str(s["sha256"]))
-                    for s in split["shards"]
-                )
-                for name, split in info["splits"].items()
-            }
+            shards = shard_infos(info)
             made = dict(info["made"])
             files = {str(name): str(digest) for name, digest in info["files"].items()}
             intact = info.pop("checksum") == _checksum(info)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except DAMAGED as error:
             what = f"key {error} is missing" if isinstance(error, KeyError) else error
             raise ValueError(f"{path}: not a dataset description ({what}); pack the dataset again") from None
         splits = {name: _open_split(root, name, infos, len(classes)) for name, infos in shards.items()}
@@ -134,14 +130,51 @@ class ShardSet:
         return self.splits[name]
 
 
-def _open_split(root: Path, name: str, shards: tuple[ShardInfo, ...], num_classes: int) -> Split:
-    for file in (name, *(shard.file for shard in shards)):
-        if file != os.path.basename(file) or file in ("", ".", ".."):
-            raise ValueError(f"{root / INFO_FILE}: {file!r} is not a plain file name; pack the dataset again")
-    path = root / table_file(name)
+def shard_infos(info: dict[str, Any]) -> dict[str, tuple[ShardInfo, ...]]:
+    """Split → its shards, from the content of `dataset.json`. Raises one of DAMAGED where it is not like that."""
+    splits = {
+        str(name): tuple(
+            ShardInfo(str(s["file"]), int(s["samples"]), int(s["bytes"]), str(s["sha256"])) for s in split["shards"]
+        )
+        for name, split in info["splits"].items()
+    }
+    for shard in (shard for shards in splits.values() for shard in shards):
+        if not (0 <= shard.samples < 1 << 63 and 0 <= shard.bytes < 1 << 63):
+            raise ValueError(f"{shard.file!r} has {shard.samples} samples in {shard.bytes} bytes")
+    return splits
+
+
+def inside(root: Path, name: str) -> Path:
+    """The path of a dataset's file, which need not be there.
+
+    Raises:
+        ValueError: `name` is more than a name, or what has it is a link that leads out of `root`, or no regular file.
+    """
+    path = root / os.path.basename(name)
     try:
-        samples = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+        plain = name == path.name and "\0" not in name and os.fsencode(name) != b""
+        mode = path.stat().st_mode if plain and os.path.lexists(path) else stat.S_IFREG
+        leaves = plain and path.is_symlink() and not path.resolve().is_relative_to(root.resolve())
+    except UnicodeError:
+        plain = False
+    except (OSError, RuntimeError):  # not reachable, which opening it will say; a loop of links
+        return path
+    if not plain:
+        raise ValueError(f"{root / INFO_FILE}: {name!r} is not a plain file name; pack the dataset again")
+    if leaves:
+        raise ValueError(f"{path}: is a link to {path.resolve()}, outside the dataset; put the file itself here")
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{path}: is no regular file; pack the dataset again")
+    return path
+
+
+def _open_split(root: Path, name: str, shards: tuple[ShardInfo, ...], num_classes: int) -> Split:
+    for file in (name, sources_file(name), *(shard.file for shard in shards)):
+        inside(root, file)
+    path = inside(root, table_file(name))
+    try:
+        samples = np.lib.format.open_memmap(path, mode="r")  # unlike np.load it reads no archives, and never a pickle
+    except Exception as error:  # its parser of the header raises what Python's tokenizer and the dtypes do
         raise ValueError(f"{path}: cannot read the sample table ({error}); pack the dataset again") from None
     expected = sum(shard.samples for shard in shards)
     if samples.dtype != SAMPLE_DTYPE or samples.shape != (expected,):
@@ -158,7 +191,8 @@ def _open_split(root: Path, name: str, shards: tuple[ShardInfo, ...], num_classe
 def _check_rows(path: Path, rows: np.ndarray, first: int, shard_sizes: np.ndarray, num_classes: int) -> None:
     if rows["shard"].max() >= len(shard_sizes):
         raise ValueError(f"{path}: names shard {rows['shard'].max()}, there are {len(shard_sizes)}")
-    beyond = rows["offset"] + rows["size"] > shard_sizes[rows["shard"]]
+    sizes = shard_sizes[rows["shard"]]
+    beyond = (rows["size"] > sizes) | (rows["offset"] > sizes - rows["size"])  # their sum could overflow
     if beyond.any():
         raise ValueError(f"{path}: sample {first + int(beyond.argmax())} lies beyond the end of its shard")
     if rows["label"].min() < 0 or rows["label"].max() >= num_classes:
