@@ -1,0 +1,52 @@
+"""A run's directory → `report.png` and `report.html`; several → their curves in one.
+
+Also a command: `python -m training.report RUN…`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from training.report.curves import picture
+from training.report.page import comparison_page, run_page
+from training.report.runs import Run, read_run
+
+REPORT_FILE = "report.html"
+COMPARISON_FILE = "comparison.html"
+_TITLE_FIGURES = (("top1", "top-1"), ("ema_top1", "EMA top-1"))
+
+
+def write_report(run_dir: Path, out: Path | None = None) -> tuple[Path, Path]:
+    """Draw one run, finished or not: a PNG of its curves, and a page with all that there is to see.
+
+    `out`: the page's file, the picture beside it; by default the run's own `report.html` and `report.png`. Returns
+    the picture's path and the page's. Raises ValueError, naming the file, where there are no metrics.
+    """
+    run = read_run(run_dir)
+    return _write(out or run_dir / REPORT_FILE, picture([run], _title(run)), run_page(run))
+
+
+def write_comparison(run_dirs: Sequence[Path], out: Path) -> tuple[Path, Path]:
+    """Draw several runs in one, as `write_report` does one: curves, results, and the settings in which they differ."""
+    runs = [read_run(run_dir) for run_dir in run_dirs]
+    return _write(out, picture(runs, f"{len(runs)} runs"), comparison_page(runs))
+
+
+def _title(run: Run) -> str:
+    parts = [run.name]
+    for line, what in ((run.last, ""), (run.test, "test ")):
+        parts += [f"{what}{label} {line[key]:.4f}" for key, label in _TITLE_FIGURES if key in line]
+    if run.images_per_s > 0:
+        parts.append(f"{run.images_per_s:,.0f} images/s (median)")
+    return "  ·  ".join(parts)
+
+
+def _write(page_file: Path, png: bytes, page: str) -> tuple[Path, Path]:
+    """Each under a temporary name first. What is no text in UTF-8 (some file names) is written as question marks."""
+    page_file = page_file.with_suffix(".html")
+    picture_file = page_file.with_suffix(".png")
+    page_file.parent.mkdir(parents=True, exist_ok=True)
+    for path, data in ((picture_file, png), (page_file, page.encode(errors="replace"))):
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    return picture_file, page_file

@@ -1,0 +1,221 @@
+"""Runs → curves: one picture of all panels (PNG), or one SVG a panel whose colours a page can choose.
+
+One run has a colour for each series. Several have a colour each, and the series differ by their line: what is drawn
+for one run alone is left out.
+"""
+
+import io
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from training.report.runs import Run, column, epoch_of, told_apart
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
+INK, FAINT = "#1b1b1f", "#d0d0d6"  # text and grid
+_MAX_POINTS = 4000  # more than the picture has columns
+_MAX_NAME = 48
+_LINES = ("-", "--", ":", "-.")
+
+
+class Series(NamedTuple):
+    lines: str  # which list of the run
+    field: str
+    label: str
+    noisy: bool = False  # smoothed, over a faint line of the values as they are
+    several: bool = True  # drawn for several runs too
+
+
+class Panel(NamedTuple):
+    name: str
+    series: tuple[Series, ...]
+    scale: float = 1.0
+    limits: tuple[float | None, float | None] = (None, None)
+    if_changing: bool = False
+
+
+PANELS = (
+    Panel(
+        "loss",
+        (
+            Series("steps", "loss", "training", noisy=True),
+            Series("evals", "loss", "validation"),
+            Series("evals", "ema_loss", "validation, EMA", several=False),
+        ),
+    ),
+    Panel(
+        "validation accuracy",
+        (
+            Series("evals", "top1", "top-1"),
+            Series("evals", "ema_top1", "top-1, EMA"),
+            Series("evals", "top5", "top-5", several=False),
+            Series("evals", "ema_top5", "top-5, EMA", several=False),
+        ),
+    ),
+    Panel("learning rate", (Series("steps", "lr", "lr"),)),
+    Panel("images/s", (Series("steps", "images_per_s", "images/s"),), limits=(0, None)),
+    Panel("waiting for data, %", (Series("steps", "data_wait", "data wait"),), scale=100, limits=(0, 100)),
+    Panel("image size, px", (Series("epochs", "image_size", "image size"),), if_changing=True),
+    Panel("batch size, all ranks", (Series("epochs", "global_batch_size", "batch size"),), if_changing=True),
+    Panel("gradient norm", (Series("steps", "grad_norm", "norm", noisy=True),)),
+    Panel("GPU memory, GB", (Series("steps", "gpu_memory_gb", "memory"),), limits=(0, None)),
+)
+
+
+def colours(runs: Sequence[Run]) -> list[str]:
+    """One a run; of more than the palette has, steps of viridis."""
+    if len(runs) <= len(PALETTE):
+        return list(PALETTE[: len(runs)])
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return [to_hex(rgba) for rgba in colormaps["viridis"](np.linspace(0, 0.95, len(runs)))]
+
+
+def picture(runs: Sequence[Run], title: str) -> bytes:
+    """All panels that have something to show, as a PNG."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = shown_panels(runs)
+    columns = min(3, max(1, len(panels)))
+    rows = max(1, -(-len(panels) // columns))
+    with rc_context(_style()):
+        figure = Figure(figsize=(4.6 * columns, 3.2 * rows + 0.6), dpi=110, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(rows, columns, squeeze=False).flat
+        for ax, panel in zip(axes, panels, strict=False):
+            draw(ax, panel, runs)
+        for ax in list(axes)[len(panels) :]:
+            ax.set_visible(False)
+        figure.suptitle(title, fontsize=12)
+        if len(runs) > 1:
+            from matplotlib.lines import Line2D
+
+            handles = [Line2D([], [], color=colour, linewidth=2.5) for colour in colours(runs)]
+            names = [_legend_name(name) for name in told_apart(runs)]
+            figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)
+        out = io.BytesIO()
+        figure.savefig(out, format="png")
+    return out.getvalue()
+
+
+def svgs(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """Name and `<svg>` element of each panel. Colours are CSS variables: --ink, --faint, --c0 … for the palette."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    elements = []
+    for panel in shown_panels(runs):
+        # The salt goes into the ids of clip paths and markers, which must differ between the SVGs of a page.
+        with rc_context(_style() | {"svg.fonttype": "none", "svg.hashsalt": panel.name}):
+            figure = Figure(figsize=(4.9, 3.1), layout="constrained")
+            FigureCanvasSVG(figure)
+            draw(figure.subplots(), panel, runs)
+            out = io.StringIO()
+            figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+        elements.append((panel.name, _embedded(out.getvalue(), panel.name)))
+    return elements
+
+
+def _embedded(svg: str, name: str) -> str:
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    referenced = set(re.findall(r"#([\w.-]+)", svg))
+    svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in referenced else "", svg)
+    svg = re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", svg, count=1)
+    svg = re.sub(r'<svg ([^>]*?)height="[^"]*"', rf'<svg \1role="img" aria-label="{name}"', svg, count=1)
+    for colour in (INK, FAINT, *PALETTE):
+        svg = svg.replace(colour, themed(colour))
+    return svg
+
+
+def themed(colour: str) -> str:
+    """The CSS for a colour: a variable that a page sets for light and dark, where there is one."""
+    variables = {INK: "--ink", FAINT: "--faint"} | {known: f"--c{i}" for i, known in enumerate(PALETTE)}
+    return f"var({variables[colour]})" if colour in variables else colour
+
+
+def shown_panels(runs: Sequence[Run]) -> list[Panel]:
+    """Those for which some run has a figure, and for `if_changing` two different ones."""
+    panels = []
+    for panel in PANELS:
+        found = [
+            {value for value in column(getattr(run, series.lines), series.field) if np.isfinite(value)}
+            for run in runs
+            for series in panel.series
+        ]
+        if any(len(values) > panel.if_changing for values in found):
+            panels.append(panel)
+    return panels
+
+
+def draw(ax: Any, panel: Panel, runs: Sequence[Run]) -> None:
+    """One panel on matplotlib axes, over epochs, or over steps where some run has not done one epoch."""
+    alone = len(runs) == 1
+    in_epochs = all(epoch_of(run, run.epochs) is not None for run in runs)
+    drawn: dict[str, Any] = {}
+    for run, colour in zip(runs, colours(runs), strict=True):
+        for i, series in enumerate(panel.series):
+            lines = getattr(run, series.lines)
+            y = panel.scale * column(lines, series.field)
+            if not np.isfinite(y).any() or not (alone or series.several):
+                continue
+            x = epoch_of(run, lines) if in_epochs else column(lines, "step")
+            assert x is not None
+            label = series.label
+            if alone and series.lines == "evals" and panel.name != "loss":
+                label += f" {y[np.isfinite(y)][-1]:.4f}"
+            style = {"color": PALETTE[i] if alone else colour, "linestyle": "-" if alone else _LINES[i]}
+            if series.noisy:
+                if alone:
+                    ax.plot(*_thinned(x, y), color=colour, alpha=0.3, linewidth=0.6)
+                y = smooth(y)
+            if series.lines == "epochs":  # a line of an epoch's end tells of all of the epoch
+                x, y = np.insert(x, 0, 0.0), np.insert(y, 0, y[0])
+                style["drawstyle"] = "steps-pre"
+            marker = "o" if (len(x) < 40 and series.lines == "evals") or len(x) == 1 else None
+            (line,) = ax.plot(*_thinned(x, y), linewidth=1.6, marker=marker, markersize=3, **style)
+            drawn.setdefault(label, line)
+    ax.set_title(panel.name, fontsize=10)
+    ax.set_xlabel("epoch" if in_epochs else "step")
+    ax.set_ylim(*(limit if limit is not None else now for limit, now in zip(panel.limits, ax.get_ylim(), strict=True)))
+    ax.grid(alpha=0.6)
+    ax.spines[["top", "right"]].set_visible(False)
+    if len(drawn) > 1 or (drawn and panel.name == "validation accuracy"):
+        legend = ax.legend(drawn.values(), drawn.keys(), frameon=False, fontsize=8)
+        if not alone:
+            for handle in legend.legend_handles:
+                handle.set_color(INK)
+
+
+def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    stride = len(x) // _MAX_POINTS + 1
+    return x[::stride], y[::stride]
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """A centred moving mean over 1/50 of the run, over fewer steps at its ends; NaN does not spread."""
+    width = max(len(values) // 50, 1) | 1
+    window = np.ones(width)
+    known = np.isfinite(values)
+    total = np.convolve(np.where(known, values, 0.0), window, mode="same")
+    count = np.convolve(known.astype(float), window, mode="same")
+    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0.5)
+
+
+def _legend_name(name: str) -> str:
+    name = name if len(name) <= _MAX_NAME else "…" + name[1 - _MAX_NAME :]
+    return f" {name}" if name.startswith("_") else name  # matplotlib leaves out labels that begin with it
+
+
+def _style() -> dict[str, Any]:
+    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "axes.titlecolor")
+    small = {"font.size": 9, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8}
+    # A dollar sign in a name is a dollar sign.
+    return dict.fromkeys(inked, INK) | {"grid.color": FAINT, "text.parse_math": False} | small

@@ -1,0 +1,157 @@
+"""A run's directory → `Run`: what its files say, as far as they are there. A killed run has a report too."""
+
+import json
+import os
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training.inspection import WORST_FILE
+from training.metrics import read_metrics
+from training.quarantine import QUARANTINE_FILE
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Lists of metrics lines in the order of their steps, where one that was made again after a resume counts as it
+    was logged last; dicts are empty where the run has nothing of the kind.
+
+    settings, defaults: of `config.toml` and `defaults.toml`, by dotted key. test, end: the last such line.
+    worst: `worst.json`. bad: the lines of `quarantine.jsonl`.
+    """
+
+    folder: Path
+    name: str
+    steps: list[Line]
+    evals: list[Line]
+    epochs: list[Line]
+    test: Line
+    end: Line
+    settings: dict[str, Any]
+    defaults: dict[str, Any]
+    environment: dict[str, Any]
+    worst: dict[str, Any]
+    bad: list[Line]
+
+    @property
+    def last(self) -> Line:
+        """The last validation, or {}."""
+        return self.evals[-1] if self.evals else {}
+
+    @property
+    def best(self) -> Line:
+        """The validation with the largest top-1, of the weights or their average; or {}."""
+        return max(self.evals, key=lambda line: np.nanmax([0.0, *top1s(line)]), default={})
+
+    @property
+    def images_per_s(self) -> float:
+        """The median over the steps; NaN without steps."""
+        rates = column(self.steps, "images_per_s")
+        return float(np.median(rates[np.isfinite(rates)])) if np.isfinite(rates).any() else float("nan")
+
+
+def read_run(folder: Path) -> Run:
+    """Raises ValueError, naming the file, where there are no metrics with a step or a validation."""
+    lines = read_metrics(folder)
+    steps, evals, epochs = (_by_step(lines, kind) for kind in ("step", "eval", "epoch"))
+    if not steps and not evals:
+        raise ValueError(f"{folder}: the metrics have no step and no eval yet: nothing to draw")
+    last = {line.get("kind"): line for line in lines}
+    return Run(
+        folder=folder,
+        name=os.fsencode(folder.resolve().name).decode(errors="replace"),
+        steps=steps,
+        evals=evals,
+        epochs=epochs,
+        test=last.get("test", {}),
+        end=last.get("end", {}),
+        settings=flattened(_toml(folder / "config.toml")),
+        defaults=flattened(_toml(folder / "defaults.toml")),
+        environment=flattened(_json(folder / "env.json")),
+        worst=_json(folder / WORST_FILE),
+        bad=_json_lines(folder / QUARANTINE_FILE),
+    )
+
+
+def told_apart(runs: Sequence[Run]) -> list[str]:
+    """A name for each run: its directory's, with as many parents as it takes to have no namesake."""
+    parts = [Path(os.fsencode(run.folder.resolve()).decode(errors="replace")).parts for run in runs]
+    depth = 1
+    while depth < max(map(len, parts)) and len({p[-depth:] for p in parts}) < len({*parts}):
+        depth += 1
+    return ["/".join(p[-depth:]) for p in parts]
+
+
+def column(lines: list[Line], name: str) -> np.ndarray:
+    """(len(lines),) float64, NaN where a line has no such number."""
+    return np.array([_number(line.get(name)) for line in lines], dtype=float)
+
+
+def top1s(line: Line) -> list[float]:
+    return [value for name in ("top1", "ema_top1") if np.isfinite(value := _number(line.get(name)))]
+
+
+def epoch_of(run: Run, lines: list[Line]) -> np.ndarray | None:
+    """Where the lines lie in epochs, with fractions; None where no epoch has come to its end yet.
+
+    An epoch has as many samples as it had at its end, one that is not over as many as its neighbour.
+    """
+    ends = [line for line in run.epochs if _number(line.get("position")) > 0]
+    if not ends:
+        return None
+    known, sizes = column(ends, "epoch"), column(ends, "position")
+    epochs = column(lines, "epoch")
+    nearest = np.searchsorted(known, epochs).clip(max=len(known) - 1)
+    return epochs + column(lines, "position") / sizes[nearest]
+
+
+def flattened(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for name, value in table.items():
+        flat |= flattened(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else float("nan")
+
+
+def _by_step(lines: list[Line], kind: str) -> list[Line]:
+    last = {line["step"]: line for line in lines if line.get("kind") == kind and "step" in line}
+    return [last[step] for step in sorted(last)]
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return {}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _json_lines(path: Path) -> list[Line]:
+    try:
+        texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    lines = []
+    for text in texts:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return [line for line in lines if isinstance(line, dict)]
