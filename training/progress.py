@@ -1,9 +1,10 @@
 """Progress on the terminal: a bar where there is one, else a line every few seconds. Silent on all ranks but 0."""
 
 import time
+from dataclasses import dataclass
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
 
@@ -59,7 +60,7 @@ class Progress:
             f"lr {lr:.3g}",
         ]
         if self._live is not None:
-            self._live.update(_bar_line(step / self._total_steps, fields, self._console.width))
+            self._live.update(_BarLine(step / self._total_steps, fields))
         else:
             self._last_line = now
             self._console.print(Text("  ".join(fields)))
@@ -76,6 +77,17 @@ class Progress:
         if step <= first_step:
             return None
         return (now - first_time) / (step - first_step) * (self._total_steps - step)
+
+
+@dataclass(frozen=True)
+class _BarLine:
+    """Laid out anew at each refresh: the terminal may have another width by then."""
+
+    done: float
+    fields: list[str]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield _bar_line(self.done, self.fields, options.max_width)
 
 
 def _bar_line(done: float, fields: list[str], width: int) -> Text:

@@ -87,10 +87,10 @@ def picture(runs: Sequence[Run], title: str) -> bytes:
     with rc_context(_style()):
         figure = Figure(figsize=(4.6 * columns, 3.2 * rows + 0.6), dpi=110, layout="constrained")
         FigureCanvasAgg(figure)
-        axes = figure.subplots(rows, columns, squeeze=False).flat
+        axes = figure.subplots(rows, columns, squeeze=False).flatten()
         for ax, panel in zip(axes, panels, strict=False):
             draw(ax, panel, runs)
-        for ax in list(axes)[len(panels) :]:
+        for ax in axes[len(panels) :]:
             ax.set_visible(False)
         figure.suptitle(title, fontsize=12)
         if len(runs) > 1:
@@ -184,6 +184,8 @@ def draw(ax: Any, panel: Panel, runs: Sequence[Run]) -> None:
             drawn.setdefault(label, line)
     ax.set_title(panel.name, fontsize=10)
     ax.set_xlabel("epoch" if in_epochs else "step")
+    if ax.dataLim.width > 4:
+        ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_ylim(*(limit if limit is not None else now for limit, now in zip(panel.limits, ax.get_ylim(), strict=True)))
     ax.grid(alpha=0.6)
     ax.spines[["top", "right"]].set_visible(False)

@@ -31,9 +31,11 @@ def run_page(run: Run) -> str:
         _curves([run]),
         _section("Results", _results(run)),
         _section("Largest losses of the last validation", _worst(run)),
+        '<div class="pair">',
         _section("Most confused classes", _confused(run)),
         _section("Classes with the lowest accuracy", _lowest(run)),
-        _section(f"Samples taken out: {len(run.bad)}", _bad(run)),
+        "</div>",
+        _folded(f"Samples taken out: {len(run.bad)}", _bad(run)),
         _folded("Settings", _settings(run)),
         _folded("Environment", _table(("", ""), [(key, _text(value)) for key, value in run.environment.items()])),
     ]
@@ -202,7 +204,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], changed: Iterable
 
 
 def _section(title: str, content: str) -> str:
-    return f"<h2>{escape(title)}</h2>{content}" if content else ""
+    return f"<div><h2>{escape(title)}</h2>{content}</div>" if content else ""
 
 
 def _folded(title: str, content: str) -> str:

@@ -120,25 +120,28 @@ def flattened(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else float("nan")
+    try:
+        return float(value) if isinstance(value, int | float) else float("nan")
+    except OverflowError:  # JSON's integers have no end
+        return float("nan")
 
 
 def _by_step(lines: list[Line], kind: str) -> list[Line]:
-    last = {line["step"]: line for line in lines if line.get("kind") == kind and "step" in line}
+    last = {step: line for line in lines if line.get("kind") == kind and type(step := line.get("step")) is int}
     return [last[step] for step in sorted(last)]
 
 
 def _toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+    except (OSError, ValueError, RecursionError):
         return {}
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -152,6 +155,6 @@ def _json_lines(path: Path) -> list[Line]:
     for text in texts:
         try:
             lines.append(json.loads(text))
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
     return [line for line in lines if isinstance(line, dict)]
