@@ -17,7 +17,6 @@ from typing import Any
 
 import click
 import torch
-from engine.show import schedule_chart
 from torch import Tensor
 
 from engine.commands import LazyGroup
@@ -25,6 +24,7 @@ from engine.evaluate import evaluate
 from engine.failure import Failure, out_of_memory
 from engine.learner import Learner, Standing, autocast_dtype, build_learner, capture, restore
 from engine.loaders import eval_loader, train_loader
+from engine.seeing import show_first, show_worst
 from model.schedule import lr_at
 from pipeline.batch import Batch, Loader
 from pipeline.mixing import Mixer
@@ -80,13 +80,15 @@ def train(
     last_step = total_steps if max_steps is None else min(total_steps, max_steps)
     budget = Budget(60 * max_minutes, epochs, num_val) if max_minutes else None
 
-    learner = build_learner(recipe, num_classes, world)
-    nets = {"": learner.net} | ({"ema_": learner.ema.net} if learner.ema else {})
     progress = Progress(world.is_main, last_step, num_epochs=epochs)
+    if resume_from and recipe.model.pretrained:  # the checkpoint has the weights
+        recipe = replace(recipe, model=replace(recipe.model, pretrained=""))
+    learner = build_learner(recipe, num_classes, world, progress.print)
+    nets = {"": learner.net} | ({"ema_": learner.ema.net} if learner.ema else {})
     at = restore(resume_from, recipe, dataset, learner, progress.print) if resume_from else Standing()
     started, elapsed_before, num_images = time.perf_counter(), at.elapsed_s, 0
     out = quarantine.read(run_dir, before_epoch=at.epoch)
-    metrics = MetricsLog(run_dir, enabled=world.is_main)
+    metrics = MetricsLog(run_dir, enabled=world.is_main, wandb=recipe.train.wandb)
     steps = StepLog(recipe.train.log_every, device=world.device, world_size=world.world_size,
                     sum_over_ranks=distributed.sum_tensor)  # fmt: skip
     writer = checkpoint.Writer(run_dir, recipe.train.keep_checkpoints, progress.print, enabled=world.is_main)
@@ -137,6 +139,8 @@ def train(
         save(is_best)
         if budget:
             budget.validation_s = time.perf_counter() - began
+        if world.is_main:
+            show_worst(run_dir, metrics, dataset, val_loader.feed.split, seen, at.step)
 
     def test() -> None:
         """Score the test split, this once."""
@@ -172,6 +176,8 @@ def train(
             failure.all_is_well()
             loader.quarantine |= distributed.union(loader.quarantine, world)
             batches = mixer.mixed(steps.timed(loader.iter_epoch(at.epoch, at.position)), loader)
+            if not num_images:
+                batches = show_first(batches, metrics, now.data, dataset, at.step)
             while at.position + global_batch_size <= num_train and at.step < last_step and at.schedule_epoch < epochs:
                 lr = lr_at(at.schedule_epoch, epochs=epochs, base_lr=recipe.optimizer.lr, config=recipe.schedule)
                 for group in learner.optimizer.param_groups:
@@ -270,8 +276,13 @@ def main(
         file = recipe_file(recipe_name)
         recipe = config.load_config(Recipe, file, overrides)
         recipe = replace(recipe, data=replace(recipe.data, path=data or recipe.data.path))
-        if show_config or show_schedule:
-            click.echo(config.to_toml(recipe) if show_config else schedule_chart(recipe))
+        if show_config:
+            click.echo(config.to_toml(recipe), nl=False)
+            return
+        if show_schedule:
+            from engine.show import schedule_chart
+
+            click.echo(schedule_chart(recipe))
             return
         if not recipe.data.path:
             raise ValueError(f"recipe {recipe_name} names no data: give --data DIR")

@@ -63,7 +63,7 @@ def evaluate(
             raise RuntimeError(f"validation counted {num_images:.0f} of {len(split)} images")
         means = {"top1": top1 / num_images, "top5": top5 / num_images, "loss": loss_sum / num_images}
         figures |= {prefix + name: value for name, value in means.items()} | {"num_images": int(num_images)}
-    return figures, inspection.reduced(distributed.sum_tensor)
+    return figures, inspection.reduced(distributed.sum_tensor, rank=loader.feed.rank, world_size=world_size)
 
 
 def predict_logits(net: nn.Module, images: Tensor, flip: bool) -> Tensor:

@@ -13,6 +13,7 @@ from model.ema import Ema
 from model.losses import Loss, build_loss
 from model.networks import build_model
 from model.optim import build_optimizer
+from model.pretrained import load_pretrained
 from recipes import Recipe
 from shard_tools.format import ShardSet
 from training import checkpoint, config, distributed, environment
@@ -60,9 +61,15 @@ class Standing:
     validation: dict[str, Any] | None = None  # of the net as it is now
 
 
-def build_learner(recipe: Recipe, num_classes: int, world: World) -> Learner:
+def build_learner(
+    recipe: Recipe, num_classes: int, world: World, say: Callable[[str], None] = lambda line: None
+) -> Learner:
+    """A fresh learner, with the recipe's pretrained weights if it has any: `say` gets a line about what they fit."""
     torch.manual_seed(recipe.train.seed)
-    net = build_model(recipe.model, num_classes).to(world.device)
+    net = build_model(recipe.model, num_classes)
+    if recipe.model.pretrained:
+        say(load_pretrained(net, recipe.model))
+    net = net.to(world.device)
     net, model = distributed.wrap(
         net, world, sync_batch_norm=recipe.model.sync_batch_norm, static_graph=recipe.train.accumulation == 1
     )

@@ -16,10 +16,11 @@ from torch import nn
 from model.blurpool import MIN_CHANNELS, use_blurpool
 from model.cifar_resnet import CIFAR_RESNETS
 from model.layout import use_channels_last
+from model.resnet9 import RESNET9S
 from model.stochastic_depth import add_stochastic_depth, rescale_stochastic_depth
 
 # name → factory(num_classes, …) with those of the keywords zero_init_residual, stochastic_depth, dropout that it has
-OWN_NETWORKS: dict[str, Callable[..., nn.Module]] = {**CIFAR_RESNETS}
+OWN_NETWORKS: dict[str, Callable[..., nn.Module]] = {**CIFAR_RESNETS, **RESNET9S}
 
 # Their heads on inner layers make forward return a named tuple in training, the main logits first.
 AUXILIARY_HEADS = ("googlenet", "inception_v3")
@@ -35,7 +36,8 @@ class ModelConfig:
     blurpool: blur before strided convolutions with 16 channels and more, as the FFCV recipes do (model/blurpool.py).
     stochastic_depth: the probability that the last residual branch is dropped in training (model/stochastic_depth.py).
     dropout: the probability of the network's dropout: before the head in convolutional networks.
-    aux_logits: GoogLeNet and Inception v3 train with their auxiliary heads; validation sees the main one alone.
+    aux_logits: GoogLeNet and Inception v3 train with their auxiliary heads, Inception v3 then on 299 px and more;
+        validation sees the main head alone.
     pretrained: weights to start from: a file, or one of torchvision's names (model/pretrained.py).
     channels_last: keep weights and activations in NHWC order.
     compile, compile_mode: `torch.compile` the network; `reduce-overhead` records CUDA graphs.

@@ -1,0 +1,57 @@
+"""Pictures of a run: what the network is fed, and what it gets wrong."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.batch import NO_SAMPLE, Batch
+from pipeline.config import DataConfig
+from pipeline.reader import ShardReader
+from shard_tools.format import ShardSet, Split
+from training.inspection import write_worst
+from training.metrics import MetricsLog
+from training.sheet import draw_confusion
+
+SHOWN_IMAGES = 24
+
+
+def show_first(
+    batches: Iterator[Batch], metrics: MetricsLog, config: DataConfig, dataset: ShardSet, step: int
+) -> Iterator[Batch]:
+    """The same batches; the first one's images go to the log as they are fed, augmented and mixed."""
+    for number, batch in enumerate(batches):
+        if number == 0:
+            count = min(SHOWN_IMAGES, len(batch.images))
+            mean, std = (torch.tensor(three).view(3, 1, 1) for three in (config.mean, config.std))
+            images = (batch.images[:count].float().cpu() * std + mean).round().clamp(0, 255).to(torch.uint8)
+            split = dataset.split(config.train_split)
+            captions = [caption(dataset, split, i) for i in batch.sample_ids[:count].tolist()]
+            metrics.images("train/augmented", images, captions, step)
+        yield batch
+
+
+def caption(dataset: ShardSet, split: Split, sample_id: int) -> str:
+    if sample_id == NO_SAMPLE:
+        return "taken out"
+    return f"{dataset.classes[int(split.samples[sample_id]['label'])].name}\n{sample_id}"
+
+
+def show_worst(
+    run_dir: Path, metrics: MetricsLog, dataset: ShardSet, split: Split, seen: dict[str, Any], step: int
+) -> None:
+    """The worst losses and the confused classes of a validation, into the run's directory and the log."""
+    names = [c.name for c in dataset.classes]
+    reader = ShardReader(split)
+
+    def image_bytes(sample_id: int) -> bytes:
+        return bytes(reader.views(torch.tensor([sample_id]).numpy())[0])
+
+    paths = write_worst(run_dir, seen, image_bytes, names, split.source_name)
+    reader.close()
+    shown = [(path, row) for path, row in zip(paths, seen["worst"], strict=True) if path]
+    captions = [f"{names[row['label']]}\n→ {names[row['prediction']]} {row['loss']:.2f}" for _, row in shown]
+    metrics.images("val/worst", [path for path, _ in shown], captions, step)
+    if len(seen["confusion"]["labels"]) > 1:
+        metrics.picture("val/confused", draw_confusion(seen["confusion"], names), step)
