@@ -73,7 +73,7 @@ def benchmark(kind: str, data: str | None, recipe_name: str | None, overrides: t
 
 
 def named(recipe_name: str | None, data: str | None) -> str:
-    return recipe_name or ("rn50-imagenet" if data else "demo")
+    return recipe_name or ("rn50-90ep" if data else "demo")
 
 
 def opened(
@@ -112,7 +112,7 @@ BATCH_SIZE = click.option(
 COMMON = [
     click.option("--data", metavar="DIR", help="Packed dataset; without it the recipe's, or the demo's images."),
     click.option(
-        "--recipe", "recipe_name", metavar="NAME|FILE", help="[default: rn50-imagenet with --data, else demo]"
+        "--recipe", "recipe_name", metavar="NAME|FILE", help="[default: rn50-90ep with --data, else demo]"
     ),
     click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a recipe's value."),
     click.option("--image-size", type=click.IntRange(min=1), metavar="S", help="Pixels. [default: the recipe's]"),
@@ -154,10 +154,10 @@ def main() -> None:
 
     \b
     python bench.py loader --data DIR --image-size 224 --batch-size 100 --threads 2
-    python bench.py loader --data DIR --recipe rn50-imagenet --loader dali --against reference
-    python bench.py train  --data DIR --recipe rn50-imagenet --device cuda --json result.json
-    python bench.py parity --data DIR --recipe rn50-imagenet --out parity
-    python bench.py tune   --data DIR --recipe rn50-imagenet --seconds 300 --out machine.toml
+    python bench.py loader --data DIR --recipe rn50-90ep --loader dali --against reference
+    python bench.py train  --data DIR --recipe rn50-90ep --device cuda --json result.json
+    python bench.py parity --data DIR --recipe rn50-90ep --out parity
+    python bench.py tune   --data DIR --recipe rn50-90ep --seconds 300 --out machine.toml
     """
 
 

@@ -67,7 +67,7 @@ def info_command(out: Path, as_json: bool) -> None:
     try:
         shard_set = ShardSet.open(out)
     except ValueError as error:
-        raise click.ClickException(str(error)) from None
+        raise click.ClickException(_printable(str(error))) from None
     information = describe(shard_set)
     if as_json:
         click.echo(json.dumps(information, indent=1))
@@ -90,7 +90,7 @@ def preview_command(out: Path, file: Path, split: str, num: int, seed: int, augm
     \b
     Examples:
       python -m shard_tools preview data/imagenet samples.png
-      python -m shard_tools preview data/imagenet augmented.png --num 6 --augment rn50-imagenet
+      python -m shard_tools preview data/imagenet augmented.png --num 6 --augment rn50-90ep
     """
     from shard_tools.preview import preview
 
@@ -98,7 +98,7 @@ def preview_command(out: Path, file: Path, split: str, num: int, seed: int, augm
         preview(out, file, split, num, seed, augment)
     except ValueError as error:
         raise click.ClickException(_printable(str(error))) from None
-    click.echo(str(file))
+    click.echo(_printable(str(file)))
 
 
 def _show_progress(done: int, shards: int) -> None:
