@@ -111,9 +111,7 @@ BATCH_SIZE = click.option(
 )
 COMMON = [
     click.option("--data", metavar="DIR", help="Packed dataset; without it the recipe's, or the demo's images."),
-    click.option(
-        "--recipe", "recipe_name", metavar="NAME|FILE", help="[default: rn50-90ep with --data, else demo]"
-    ),
+    click.option("--recipe", "recipe_name", metavar="NAME|FILE", help="[default: rn50-90ep with --data, else demo]"),
     click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a recipe's value."),
     click.option("--image-size", type=click.IntRange(min=1), metavar="S", help="Pixels. [default: the recipe's]"),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="auto: CUDA if any."),
