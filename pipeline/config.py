@@ -28,6 +28,11 @@ class DataConfig:
     affinity: on the GPU, keep the decode threads on the cores near it (DALI's `set_affinity`; the environment variable
         DALI_AFFINITY_MASK names others).
     hw_decoder_load: share of a batch given to the GPU's JPEG engines, 0 to 1; it matters on the GPU only.
+    cache_dir: where the shards of a URL are kept, a local disk; empty for $XDG_CACHE_HOME/penstock, ~/.cache/penstock.
+        Ranks and runs share it. cache_bytes: its bound; 0 for nine tenths of what the disk has free.
+    fetch_bytes, fetch_threads: how much is fetched of a URL at a time where the cache does not hold the whole dataset
+        (`order = "block"` only), and by how many threads.
+    store_timeout_s: a store that has failed for so long ends the run.
     max_bad_fraction: the run stops when more than this share of the training split cannot be decoded; one bad sample
         is always tolerated.
     """
@@ -51,6 +56,11 @@ class DataConfig:
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     cache: Literal["none", "encoded"] = "none"
+    cache_dir: str = ""
+    cache_bytes: int = 0
+    fetch_bytes: int = 8 << 20
+    fetch_threads: int = 16
+    store_timeout_s: float = 60.0
     affinity: bool = False
     hw_decoder_load: float = 0.65
     max_bad_fraction: float = 0.001
@@ -59,7 +69,12 @@ class DataConfig:
         for name in ("image_size", "val_image_size", "val_resize_size", "block_size", "window_blocks", "prefetch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
-        for name in ("threads", "read_ahead"):
+        for name in ("fetch_bytes", "fetch_threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
+        if self.store_timeout_s <= 0:
+            raise ValueError(f"store_timeout_s: {self.store_timeout_s} must be above 0")
+        for name in ("threads", "read_ahead", "cache_bytes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)} must be 0 or more")
         if self.val_resize_size < self.val_image_size:

@@ -32,6 +32,7 @@ class Feed:
 
     augment: the training augmentation; None makes this the validation feed: stored order, centre crop, every sample
     once over all ranks. global_batch_size: samples of one optimizer step over all ranks (training only).
+    local_world_size: ranks on this machine, which share what is fetched; 0 for all.
     """
 
     split: Split
@@ -41,6 +42,7 @@ class Feed:
     global_batch_size: int = 0
     rank: int = 0
     world_size: int = 1
+    local_world_size: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -125,6 +127,30 @@ class Feed:
             ends = np.cumsum([span.count for span in run])
             for span, end in zip(run, ends.tolist(), strict=True):
                 yield self._batch(epoch, span, sample_ids[end - span.count : end], image_size)
+
+    @property
+    def window_size(self) -> int:
+        """Samples of a window of `block` order, or of as many windows as a round of batches takes."""
+        window = self.config.block_size * self.config.window_blocks
+        return -(-self.batch_size * self.world_size // window) * window
+
+    def windows(self, epoch: int, position: int, done: int = 0) -> Iterator[np.ndarray]:
+        """The samples that the ranks of this machine need for `batches`, `window_size` places of the order at a time:
+        (n,) int64 each, no sample twice in one."""
+        stride, local = self.batch_size * self.world_size, self.local_world_size or self.world_size
+        whole = self.global_batch_size if self.augment else 1  # only whole global batches are read
+        copies = self.augment.repeats if self.augment else 1
+        end = (position + (len(self.split) - position) // whole * whole) // copies
+        done = max(position, done)
+        begin = done if copies == 1 else done // whole * (whole // copies)
+        for start in range(begin // self.window_size * self.window_size, end, self.window_size):
+            order = np.arange(max(start, begin), min(start + self.window_size, end))  # places in the epoch's order
+            places = order[:, None]
+            if copies > 1:  # as in `sample_ids`
+                batch, place = divmod(places, whole // copies)
+                places = batch * whole + place + np.arange(copies) * (whole // copies)
+            ranks = (places - position) % stride // self.batch_size
+            yield self.plan(epoch).ids_at(order[(ranks // local == self.rank // local).any(axis=1)])
 
     def resize_size(self, image_size: int) -> int:
         """What validation resizes the shorter side to before it crops `image_size`, in pixels."""

@@ -22,7 +22,7 @@ from pipeline.feed import Feed, PlannedBatch
 from pipeline.graph import build_graph, encoded, graph_inputs
 from pipeline.holes import GRAY, BadSample, blank
 from pipeline.probe import bad_header, find_bad
-from pipeline.reader import ShardReader
+from pipeline.reader import open_reader
 
 
 class DaliLoader:
@@ -54,7 +54,7 @@ class DaliLoader:
         self.feed, self.device, self.threads, self.dtype = feed, device, threads, dtype
         self.quarantine = quarantine if quarantine is not None else set()
         self._on_bad = on_bad
-        self._reader = ShardReader(feed.split, in_memory=feed.config.cache == "encoded")
+        self._reader = open_reader(feed)
         self._out: frozenset[int] = frozenset()  # the quarantine when the epoch under way began
         self._holes: set[int] = set()  # positions of those met since
         self._state = (0, 0)
@@ -83,6 +83,7 @@ class DaliLoader:
             self._drop_pipe()  # the last epoch was left before its end: its batches must not come out here
         while True:
             done = self._state[1]  # perhaps inside a global batch, after a bad sample: the spans stay as they were
+            self._reader.follow(self.feed.windows(epoch, position, done))
             self._planned = self._ahead(self.feed.batches(epoch, position, image_size, done))
             try:
                 yield from self._run(epoch, image_size, turn)

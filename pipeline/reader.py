@@ -1,33 +1,61 @@
-"""Sample ids → zero-copy views on memory-mapped shards, and reading ahead of the plan."""
+"""Sample ids → zero-copy views on memory-mapped shards, and reading ahead of the plan.
+
+`open_reader` gives the reader for shards on a disk, or at a URL (see `storage` and `window_reader`).
+"""
 
 import mmap
 import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.feed import Feed
+from pipeline.storage import CachedShards, Fetcher
+from pipeline.window_reader import WindowReader
 from shard_tools.format import Split
 
 _PAGE = mmap.PAGESIZE
+
+
+def open_reader(feed: Feed) -> "ShardReader | WindowReader":
+    """The reader of a feed's samples.
+
+    Raises:
+        ValueError: see the readers; the order needs all shards at once, and the cache does not hold them.
+    """
+    split, in_memory = feed.split, feed.config.cache == "encoded"
+    if not split.url:
+        return ShardReader(split, in_memory)
+    fetcher = Fetcher(split, feed.config)
+    if in_memory or fetcher.cache.max_bytes >= split.dataset_bytes:
+        return ShardReader(split, in_memory, CachedShards(split, fetcher))
+    if feed.plan(0).order == "global":
+        raise ValueError(
+            f'{split.url}: data.order = "global" reads all shards at once, {split.dataset_bytes} bytes, and '
+            f"data.cache_bytes is {fetcher.cache.max_bytes} ({fetcher.cache.root}); raise it, or set "
+            'data.order = "block"'
+        )
+    return WindowReader(feed, fetcher)
 
 
 class ShardReader:
     """The encoded bytes of one split's samples. Shards are mapped when first touched and stay mapped until `close`.
 
     Views are valid while the reader is open; the page faults are taken by whoever reads the bytes. With `in_memory` the
-    shards are read whole by the constructor instead.
+    shards are read whole by the constructor instead. With `remote` they are mapped in the cache, as they arrive.
 
     Raises:
         ValueError: a shard is missing, cannot be read or has another size; or there is not the memory for all.
     """
 
-    def __init__(self, split: Split, in_memory: bool = False) -> None:
-        self.split = split
+    def __init__(self, split: Split, in_memory: bool = False, remote: CachedShards | None = None) -> None:
+        self.split, self._remote = split, remote
         self._maps: dict[int, tuple[mmap.mmap | None, np.ndarray]] = {}  # None: in memory
         # A map holds a file descriptor; the usual soft limit of 1,024 is less than a large set has shards.
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        for shard, info in enumerate(split.shards):
+        for shard, info in enumerate(() if remote else split.shards):
             path = split.shard_path(shard)
             try:
                 size = path.stat().st_size
@@ -50,6 +78,10 @@ class ShardReader:
                 f'{free / 1e9:.1f} GB are free; set data.cache = "none"'
             )
         for shard in range(len(self.split.shards)):
+            if self._remote:
+                self._maps[shard] = None, np.array(self._remote.map(shard).data)
+                self._remote.release(shard)
+                continue
             path = self.split.shard_path(shard)
             try:
                 self._maps[shard] = None, np.fromfile(path, dtype=np.uint8)
@@ -64,6 +96,11 @@ class ShardReader:
         return [
             self._shard(shard)[1][start:end] for shard, start, end in zip(shards, starts.tolist(), ends, strict=True)
         ]
+
+    def follow(self, windows: Iterator[np.ndarray]) -> None:
+        """Have remote shards fetched in the order in which these samples, (n,) ids each, come to need them."""
+        if self._remote and len(self._maps) < len(self.split.shards):
+            self._remote.follow(windows)
 
     def read_ahead(self, sample_ids: np.ndarray, gap_bytes: int = 0) -> None:
         """Ask the kernel to have these samples' pages in memory soon. Neighbouring samples become one request; so do
@@ -82,18 +119,22 @@ class ShardReader:
         for shard, page, stop in zip(
             shards[begins].tolist(), first[begins].tolist(), (last[ends] + 1).tolist(), strict=True
         ):
+            if self._remote and not self._remote.is_there(shard):
+                continue
             pages = self._shard(shard)[0]
             if pages is not None:  # not in memory already
                 pages.madvise(mmap.MADV_WILLNEED, page * _PAGE, (stop - page) * _PAGE)
 
     def _shard(self, shard: int) -> tuple[mmap.mmap | None, np.ndarray]:
         if shard not in self._maps:
-            self._maps[shard] = _map(self.split.shard_path(shard))
+            self._maps[shard] = self._remote.map(shard) if self._remote else _map(self.split.shard_path(shard))
         return self._maps[shard]
 
     def close(self) -> None:
         """Forget the maps. The memory goes when the last view does."""
         self._maps.clear()
+        if self._remote:
+            self._remote.close()
 
 
 def _map(path: Path) -> tuple[mmap.mmap, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from pipeline.augment import AugmentParams
 from pipeline.batch import Batch
 from pipeline.feed import Feed
 from pipeline.plan import Span
-from pipeline.reader import ShardReader
+from pipeline.reader import open_reader
 from pipeline.reference_augment import reference_augment
 
 FILTERS = {
@@ -85,7 +86,7 @@ class _PlannedBatches(Dataset[Any]):
 
     def __init__(self, feed: Feed, epoch: int, spans: list[Span], image_size: int) -> None:
         self.feed, self.epoch, self.spans, self.image_size = feed, epoch, spans, image_size
-        self.reader = ShardReader(feed.split)
+        self.reader = open_reader(replace(feed, config=replace(feed.config, cache="none")))
 
     def __len__(self) -> int:
         return len(self.spans)

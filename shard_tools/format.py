@@ -14,7 +14,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -56,6 +56,8 @@ class Split:
     root: Path
     shards: tuple[ShardInfo, ...]
     samples: np.ndarray  # (num_samples,) SAMPLE_DTYPE, read-only
+    url: str = ""  # where the shards are, if not in `root`
+    dataset_bytes: int = 0  # the shards of all splits of the dataset
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -77,7 +79,9 @@ class Split:
     def where(self, sample_id: int) -> str:
         """`TAR at byte OFFSET (SOURCE NAME)`: how messages point at one sample."""
         row = self.samples[sample_id]
-        return f"{self.shard_path(int(row['shard']))} at byte {row['offset']} ({self.source_name(sample_id)})"
+        path = self.shard_path(int(row["shard"]))
+        place = f"{self.url}/{path.name}" if self.url else path
+        return f"{place} at byte {row['offset']} ({self.source_name(sample_id)})"
 
 
 @dataclass(frozen=True)
@@ -93,12 +97,21 @@ class ShardSet:
     intact: bool = True  # dataset.json is as it was written
 
     @classmethod
-    def open(cls, root: str | os.PathLike[str]) -> "ShardSet":
-        """Open a packed dataset.
+    def open(
+        cls, root: str | os.PathLike[str], cache_dir: str | os.PathLike[str] = "", timeout_s: float = 60.0
+    ) -> "ShardSet":
+        """Open a packed dataset: a directory, or a URL, whose tables are downloaded into `cache_dir`.
 
         Raises:
-            ValueError: there is none at `root`, or its parts contradict each other; the message names the file.
+            ValueError: there is none at `root`, or its parts contradict each other; the message names the file. Or the
+                store at a URL gives no answer for `timeout_s`.
         """
+        url = ""
+        if "://" in str(root):
+            from shard_tools.remote import Store, mirror
+
+            url = str(root).rstrip("/")
+            root = mirror(Store(url, timeout_s), INFO_FILE, cache_dir)
         root = Path(root)
         path = inside(root, INFO_FILE)
         try:
@@ -121,6 +134,9 @@ class ShardSet:
             what = f"key {error} is missing" if isinstance(error, KeyError) else error
             raise ValueError(f"{path}: not a dataset description ({what}); pack the dataset again") from None
         splits = {name: _open_split(root, name, infos, len(classes)) for name, infos in shards.items()}
+        if url:
+            size = sum(info.bytes for infos in shards.values() for info in infos)
+            splits = {name: replace(split, url=url, dataset_bytes=size) for name, split in splits.items()}
         return cls(root, classes, splits, made, hashlib.sha256(raw).hexdigest(), files, intact)
 
     def split(self, name: str) -> Split:
@@ -152,7 +168,7 @@ def inside(root: Path, name: str) -> Path:
     """
     path = root / os.path.basename(name)
     try:
-        plain = name == path.name and "\0" not in name and os.fsencode(name) != b""
+        plain = name == path.name and name != ".." and "\0" not in name and os.fsencode(name) != b""
         mode = path.stat().st_mode if plain and os.path.lexists(path) else stat.S_IFREG
         leaves = plain and path.is_symlink() and not path.resolve().is_relative_to(root.resolve())
     except UnicodeError:

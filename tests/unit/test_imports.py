@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("shard_tools", "pipeline", "model", "training")
 SCRIPTS = ("train", "bench", "recipes", "tests")
 # what a package may import of the project's own, besides itself
-SHARED = ("shard_tools.format", "shard_tools.permutation")
+SHARED = ("shard_tools.format", "shard_tools.permutation", "shard_tools.remote", "shard_tools.cache")
 ALLOWED = {"shard_tools": (), "pipeline": SHARED, "model": (), "training": ()}
 # the one place where the sharding tool looks at training, inside a function: `preview --augment`
 PREVIEW, SHOWN = "shard_tools/preview.py", ("pipeline.feed", "pipeline.loader", "recipes", "training.config")
@@ -121,6 +121,11 @@ def loaded(statement: str, *modules: str) -> list[str]:
 def test_the_plan_loads_neither_torch_nor_dali() -> None:
     statement = "import pipeline.plan, pipeline.augment, pipeline.feed, shard_tools.format"
     assert loaded(statement, "torch", "nvidia.dali", "webdataset", "PIL", "numpy") == ["numpy"]
+
+
+def test_what_is_local_loads_no_fsspec() -> None:
+    statement = "import pipeline.build, shard_tools.writer, shard_tools.remote"
+    assert loaded(statement, "fsspec", "s3fs", "aiohttp", "numpy") == ["numpy"]
 
 
 def test_the_graph_loads_dali_only_when_it_is_built() -> None:

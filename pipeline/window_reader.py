@@ -1,0 +1,228 @@
+"""Samples of shards at a URL, for a cache that does not hold them all: of each window of the order, what is needed.
+
+The samples that this machine's ranks need of a window lie in long runs of the shards in `block` order. They are
+fetched by ranges, a few megabytes to a cached file, a window and more ahead of the one in use; so no byte is fetched
+twice in an epoch, and nothing of other machines' samples (but for gaps of up to `GAP_BYTES`).
+
+A range has no sha256 in dataset.json. It is checked by its length and by the tar header before each sample, which must
+be intact and of a member of that size.
+"""
+
+import hashlib
+import tarfile
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from typing import BinaryIO
+
+import numpy as np
+
+from pipeline.feed import Feed
+from pipeline.storage import Fetcher, Mapped
+from shard_tools.format import Split
+
+HEADER_BYTES = 512  # of a tar member
+GAP_BYTES = 64 << 10  # between two samples, read rather than asked for separately
+HELD = 3  # windows: the one in use, the one before (repeated augmentation returns to it), and the next
+BATCHES = 6  # that a loader holds besides those it prefetches
+READS = 3  # of a range that is not what was packed
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One cached file: ranges of shards, one after the other."""
+
+    ranges: tuple[tuple[int, int, int], ...]  # shard, start, end
+    at: np.ndarray  # (n,) int64, where the samples begin in the file
+    sizes: np.ndarray  # (n,) their bytes
+
+    @property
+    def size(self) -> int:
+        return sum(end - start for _, start, end in self.ranges)
+
+    def name(self, split: Split) -> str:
+        text = " ".join(f"{split.shards[shard].sha256} {start} {end}" for shard, start, end in self.ranges)
+        return f"{hashlib.sha256(text.encode()).hexdigest()}.ranges"
+
+
+@dataclass(frozen=True)
+class Window:
+    """Samples that are fetched together: ids (n,) sorted; the piece of each and its place in it, (n,) both."""
+
+    sample_ids: np.ndarray
+    piece_of: np.ndarray
+    at: np.ndarray
+    maps: list[Future[Mapped]]
+    size_bytes: int
+
+
+def pieces(rows: np.ndarray, piece_bytes: int) -> tuple[list[Piece], np.ndarray, np.ndarray]:
+    """Sample table rows (n,) → pieces of about `piece_bytes`, and for each row its piece and place in it, (n,) both."""
+    order = np.lexsort((rows["offset"], rows["shard"]))
+    shard, size = rows["shard"][order].astype(np.int64), rows["size"][order].astype(np.int64)
+    offset = rows["offset"][order].astype(np.int64)
+    begin, end = offset - HEADER_BYTES, offset + size
+    piece = (np.cumsum(end - begin) - 1) // piece_bytes
+    piece = np.unique(piece, return_inverse=True)[1]  # an image may be larger than a piece
+    new = np.ones(len(rows), bool)
+    new[1:] = (shard[1:] != shard[:-1]) | (piece[1:] != piece[:-1]) | (begin[1:] > end[:-1] + GAP_BYTES)
+    first = np.flatnonzero(new)
+    run = np.cumsum(new) - 1
+    starts, ends = begin[first], end[np.append(first[1:], len(rows)) - 1]
+    lengths = ends - starts
+    before = np.cumsum(lengths) - lengths
+    before -= before[np.searchsorted(piece[first], piece[first])]  # counted from the piece's first run
+    at = before[run] + offset - starts[run]
+    found = []
+    for number in range(int(piece[-1]) + 1 if len(rows) else 0):
+        runs, mine = piece[first] == number, piece == number
+        ranges = zip(shard[first][runs].tolist(), starts[runs].tolist(), ends[runs].tolist(), strict=True)
+        found.append(Piece(tuple(ranges), at[mine], size[mine]))
+    back = np.argsort(order)
+    return found, piece[back], at[back]
+
+
+class WindowReader:
+    """The encoded bytes of one split's samples, like `ShardReader`. What `follow` has not announced is fetched when it
+    is asked for.
+
+    Raises:
+        ValueError: the cache is too small for a few windows.
+    """
+
+    def __init__(self, feed: Feed, fetcher: Fetcher) -> None:
+        self.split, self._piece_bytes, self._fetcher = feed.split, feed.config.fetch_bytes, fetcher
+        self._changed = threading.Condition()  # guards what follows
+        self._windows: deque[Window] = deque()
+        self._turn = object()  # of the plan that is followed
+        self._next_bytes: int | None = None  # of the window that waits for room; None: all are planned
+        in_use = (HELD + 1) * feed.window_size + (feed.config.prefetch + BATCHES) * feed.batch_size * feed.world_size
+        need = in_use * sum(info.bytes for info in self.split.shards) // len(self.split)
+        if need > fetcher.cache.max_bytes:
+            raise ValueError(
+                f"{self.split.url}: data.cache_bytes is {fetcher.cache.max_bytes}, and what is in use of split "
+                f"{self.split.name!r} takes up to {need}; raise it, or lower data.window_blocks"
+            )
+
+    def follow(self, windows: Iterator[np.ndarray]) -> None:
+        """Have these samples fetched, (n,) ids a window, as far ahead as half of the cache allows."""
+        self._fetcher.forget()
+        with self._changed:
+            turn = self._turn = object()
+            self._windows.clear()
+            self._next_bytes = 0
+        threading.Thread(target=self._plan, args=(windows, turn), daemon=True).start()
+
+    def _plan(self, windows: Iterator[np.ndarray], turn: object) -> None:
+        try:
+            for sample_ids in windows:
+                size_bytes = int(self.split.samples["size"][sample_ids].sum(dtype=np.int64))
+                with self._changed:
+                    self._next_bytes = size_bytes
+                    self._changed.notify_all()
+                    self._changed.wait_for(lambda: self._turn is not turn or self._has_room())
+                    if self._turn is not turn:
+                        return
+                    self._windows.append(self._open(np.sort(sample_ids)))
+                    self._next_bytes = 0
+                    self._changed.notify_all()
+        finally:
+            with self._changed:
+                if self._turn is turn:
+                    self._next_bytes = None
+                    self._changed.notify_all()
+
+    def _has_room(self) -> bool:
+        held_bytes = sum(window.size_bytes for window in self._windows) + (self._next_bytes or 0)
+        return len(self._windows) < HELD or held_bytes <= self._fetcher.cache.max_bytes // 2
+
+    def _open(self, sample_ids: np.ndarray, first: bool = False) -> Window:
+        rows = self.split.samples[sample_ids]
+        found, piece_of, at = pieces(rows, self._piece_bytes)
+        maps = [
+            self._fetcher.fetch(piece.name(self.split), piece.size, partial(self._write, piece), first)
+            for piece in found
+        ]
+        return Window(sample_ids, piece_of, at, maps, sum(piece.size for piece in found))
+
+    def _write(self, piece: Piece, stream: BinaryIO) -> None:
+        file = ""
+        for _ in range(READS):
+            data = bytearray()
+            for shard, start, end in piece.ranges:
+                file = self.split.shards[shard].file
+                data += self._fetcher.store.read(file, start, end)
+            places = zip(piece.at.tolist(), piece.sizes.tolist(), strict=True)
+            if all(_is_member(data, at, size) for at, size in places):
+                stream.write(data)
+                return
+        raise ValueError(
+            f"{self.split.url}/{file}: has no images where the sample table says (bytes {piece.ranges[-1][1]} and on); "
+            "upload it again"
+        )
+
+    def views(self, sample_ids: np.ndarray) -> list[np.ndarray]:
+        """(n,) sample ids → n read-only (size,) uint8 views on cached files."""
+        with self._changed:
+            self._drop_before(sample_ids)
+            self._changed.wait_for(lambda: not self._is_coming() or not len(self._unknown(sample_ids)))
+            windows, unknown = [*self._windows], self._unknown(sample_ids)
+        if len(unknown):
+            windows.append(self._open(np.unique(unknown), first=True))
+        sizes = self.split.samples["size"][sample_ids].tolist()
+        views: list[np.ndarray | None] = [None] * len(sample_ids)
+        for window in windows:
+            places, hits = _find(window, sample_ids)
+            for i, piece, at in zip(
+                np.flatnonzero(hits).tolist(),
+                window.piece_of[places[hits]].tolist(),
+                window.at[places[hits]].tolist(),
+                strict=True,
+            ):
+                views[i] = window.maps[piece].result().data[at : at + sizes[i]]
+        return [view for view in views if view is not None]
+
+    def _drop_before(self, sample_ids: np.ndarray) -> None:
+        """Let go of windows that lie more than one before the first that these samples are in."""
+        for number, window in enumerate(self._windows):
+            if _find(window, sample_ids)[1].any():
+                for _ in range(number - 1):
+                    self._windows.popleft()
+                self._changed.notify_all()
+                return
+
+    def _unknown(self, sample_ids: np.ndarray) -> np.ndarray:
+        for window in self._windows:
+            sample_ids = sample_ids[~_find(window, sample_ids)[1]]
+        return sample_ids
+
+    def _is_coming(self) -> bool:
+        """Whether the plan goes on without more of what is held being dropped."""
+        return self._next_bytes is not None and self._has_room()
+
+    def read_ahead(self, sample_ids: np.ndarray, gap_bytes: int = 0) -> None:
+        """Nothing: what was just downloaded is in memory."""
+
+    def close(self) -> None:
+        with self._changed:
+            self._turn, self._next_bytes = object(), None
+            self._windows.clear()
+            self._changed.notify_all()
+        self._fetcher.close()
+
+
+def _find(window: Window, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where in a window samples are, and whether they are in it: (n,) both."""
+    places = np.minimum(np.searchsorted(window.sample_ids, sample_ids), len(window.sample_ids) - 1)
+    return places, window.sample_ids[places] == sample_ids
+
+
+def _is_member(data: bytearray, at: int, size: int) -> bool:
+    """Whether the tar header before `at` is intact and says `size`."""
+    try:
+        return tarfile.TarInfo.frombuf(bytes(data[at - HEADER_BYTES : at]), "utf-8", "surrogateescape").size == size
+    except tarfile.HeaderError:
+        return False

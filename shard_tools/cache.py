@@ -1,0 +1,182 @@
+"""A bounded directory of downloaded files that processes share: name → open file, made once, least recently used out.
+
+A file is made under a temporary name that its maker holds locked, and renamed when it is whole. So two processes never
+make the same file, and what a killed one left is seen by its missing lock. Whoever uses a file holds it locked too,
+shared, as long as the descriptor or a memory map made of it lives; such files are never removed.
+
+The directory must lie on a file system with `flock`: any local disk.
+"""
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+TEMPORARY = ".part"
+WAIT_S = 30.0  # for room, while all files are in use
+BULK_FILES = 64  # small files are removed so many at a time, since each time all are listed
+SMALL_BYTES = 64 << 20
+FREE_SHARE = 0.9  # of the disk's free space, where no bound is given
+
+
+def cache_root(cache_dir: str | os.PathLike[str] = "") -> Path:
+    """`cache_dir`, or where the user's caches are ($XDG_CACHE_HOME, ~/.cache)."""
+    if cache_dir:
+        return Path(cache_dir).absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "penstock"
+
+
+class Cache:
+    """At most `max_bytes` of files in `root`, those being made included; 0: nine tenths of what the disk has free.
+
+    Raises:
+        ValueError: `root` cannot be made or written to; all of its files are in use and there is no room for more.
+    """
+
+    def __init__(self, root: Path, max_bytes: int = 0) -> None:
+        self.root = root
+        with _writing(root):
+            root.mkdir(parents=True, exist_ok=True)
+            remove_stale(root)
+            self.max_bytes = max_bytes or int(FREE_SHARE * (shutil.disk_usage(root).free + _scan(root)[0]))
+
+    def open(self, name: str, size: int, make: Callable[[BinaryIO], object]) -> int:
+        """A descriptor of the file `name` of `size` bytes, which `make` writes if it is not there. The file stays as
+        long as the descriptor or a memory map of it is open."""
+        path = self.root / name
+        while True:
+            try:
+                descriptor = os.open(path, os.O_RDONLY)
+            except FileNotFoundError:
+                make_once(path, size, make, lambda temporary: self._make_room(name, temporary, size))
+                continue
+            except OSError as error:
+                raise ValueError(f"{path}: cannot be read ({error.strerror}); set data.cache_dir") from None
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            with suppress(OSError):
+                os.utime(descriptor)
+            return descriptor  # should it have been removed before the lock was had, its bytes are still there
+
+    def _make_room(self, name: str, temporary: BinaryIO, size: int) -> None:
+        """Lengthen a temporary file to `size`, once files enough are removed for it to fit."""
+        temporary.truncate(0)
+        deadline = time.monotonic() + WAIT_S
+        while True:
+            with open(self.root / ".used", "ab+") as stream:  # at least what there is: files come under this lock
+                fcntl.flock(stream, fcntl.LOCK_EX)
+                stream.seek(0)
+                text = stream.read()
+                used = int(text) if text.isdigit() else None
+                if used is None or used + size > self.max_bytes:
+                    used = self._evict(size)
+                if used + size <= self.max_bytes:
+                    temporary.truncate(size)
+                    stream.truncate(0)
+                    stream.write(b"%d" % (used + size))
+                    return
+            if size > self.max_bytes or time.monotonic() > deadline:
+                raise ValueError(
+                    f"{self.root}: no room for the {size} bytes of {name}: data.cache_bytes is {self.max_bytes}, "
+                    f"{used} bytes are in use; raise it"
+                )
+            time.sleep(0.05)
+
+    def _evict(self, size: int) -> int:
+        """Remove files that are not in use until `size` bytes fit, oldest first; returns the bytes left."""
+        used, files = _scan(self.root)
+        if used + size <= self.max_bytes:
+            return used
+        spare = min((BULK_FILES - 1) * size, self.max_bytes // 16) if size < SMALL_BYTES else 0
+        for _, size_bytes, path in sorted(files):
+            if used + size + spare <= self.max_bytes:
+                break
+            used -= size_bytes if _remove_unused(path) else 0
+        return used
+
+
+def make_once(
+    path: Path, size: int, make: Callable[[BinaryIO], object], before: Callable[[BinaryIO], object] | None = None
+) -> None:
+    """Have `make` write `size` bytes to the file `path`, unless it is there or another process makes it: then wait.
+
+    `before` is given the temporary file as soon as it is this process that makes it. The other process may have failed,
+    so callers look again whether the file is there.
+    """
+    temporary = path.with_name(f".{path.name}{TEMPORARY}")
+    with _writing(path), open(temporary, "ab") as ours:
+        fcntl.flock(ours, fcntl.LOCK_EX)  # waits for another maker, or until it is dead
+        if not _is_at(ours, temporary):
+            return  # renamed or removed by it meanwhile
+        try:
+            if path.exists():
+                return
+            if before:
+                before(ours)
+            with open(temporary, "r+b") as stream:  # `ours` can only append
+                make(stream)
+                if stream.tell() != size:
+                    raise ValueError(f"{path}: {stream.tell()} bytes were written instead of {size}")
+                stream.truncate()
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def remove_stale(root: Path) -> None:
+    """Remove what processes that are no more have left half made."""
+    for path in root.glob(f".*{TEMPORARY}"):
+        _remove_unused(path)
+
+
+def _remove_unused(path: Path) -> bool:
+    """Remove a file that nobody holds locked; tells whether."""
+    try:
+        with open(path, "rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(stream, path):
+                path.unlink()
+            return True
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+
+
+def _is_at(stream: BinaryIO, path: Path) -> bool:
+    """Whether an open file still has this name."""
+    try:
+        there, ours = path.stat(), os.fstat(stream.fileno())
+    except FileNotFoundError:
+        return False
+    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+
+
+def _scan(root: Path) -> tuple[int, list[tuple[int, int, Path]]]:
+    """Bytes of all files, and (last use in ns, bytes, path) of those that are whole."""
+    used, files = 0, []
+    with os.scandir(root) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):
+                status = entry.stat(follow_symlinks=False)
+                if not entry.is_file(follow_symlinks=False) or entry.name == ".used":
+                    continue
+                used += status.st_size
+                if not entry.name.startswith("."):
+                    files.append((status.st_mtime_ns, status.st_size, Path(entry.path)))
+    return used, files
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"{path}: cannot be written ({error.strerror or error}); make room there, or set data.cache_dir"
+        ) from None
