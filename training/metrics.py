@@ -170,8 +170,8 @@ class StepLog:
         sample_ids: Iterable[Tensor] = (),
         grad_norm: Tensor | None = None,
     ) -> None:
-        """Note one step: `loss`, this rank's scalar on the device, and `sample_ids`, what it was made from; where it was
-        taken `grad_norm`, the 2-norm of the gradient over all ranks, the same scalar on each."""
+        """Note one step: `loss`, this rank's scalar on the device, `sample_ids`, what it was made from, and where it is
+        known `grad_norm`, the gradient's 2-norm, the same scalar on each rank."""
         if grad_norm is not None:
             self._grad_norms.append(grad_norm.detach())
         self._losses[len(self._steps)].copy_(loss.detach())
@@ -234,7 +234,7 @@ def sample_digest(sample_ids: Tensor) -> int:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The lines of `RUN/metrics.jsonl`, null as NaN; a last line that a kill cut off is left out.
+    """The lines of `RUN/metrics.jsonl`, null as NaN; what is no JSON object, as where a kill cut it off, is left out.
 
     Raises ValueError, naming the file, where there is none.
     """
@@ -242,12 +242,13 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; {run_dir} is not a run directory")
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_bytes().splitlines():
         try:
             line = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
-        lines.append({name: math.nan if value is None else value for name, value in line.items()})
+        if isinstance(line, dict):
+            lines.append({name: math.nan if value is None else value for name, value in line.items()})
     return lines
 
 

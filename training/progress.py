@@ -23,7 +23,7 @@ class Progress:
         console: Console | None = None,
         line_every_s: float = LINE_EVERY_S,
     ) -> None:
-        self._console = (console or Console(highlight=False, soft_wrap=True)) if enabled else None
+        self._console = (console or Console(highlight=False)) if enabled else None
         self._total_steps = total_steps
         self._num_epochs = num_epochs
         self._line_every_s = line_every_s
@@ -63,12 +63,12 @@ class Progress:
             self._live.update(_BarLine(step / self._total_steps, fields))
         else:
             self._last_line = now
-            self._console.print(Text("  ".join(fields)))
+            self._console.print(Text("  ".join(fields)), soft_wrap=True)
 
     def print(self, text: str) -> None:
         """A line that stays, above the bar."""
         if self._console is not None:
-            self._console.print(Text(text))
+            self._console.print(Text(text), soft_wrap=True)
 
     def _remaining_s(self, step: int, now: float) -> float | None:
         """From the rate since the first update: a resumed run's earlier steps were not made in this run's time."""

@@ -75,25 +75,28 @@ def draw_confusion(confusion: dict[str, Any], class_names: Sequence[str]) -> np.
 
     Colours show the off-diagonal counts; what is right is not coloured, or it would drown the rest.
     """
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     labels, counts = confusion["labels"], np.array(confusion["counts"])
     names = [_short(class_names[label]) for label in labels]
-    figure = Figure(figsize=(3.2 + 0.42 * len(labels), 2.6 + 0.42 * len(labels)), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    ax = figure.subplots()
     wrong = np.where(np.eye(len(labels), dtype=bool), 0, counts)
-    ax.imshow(wrong, cmap="Oranges", vmin=0, vmax=max(1, wrong.max()))
-    for y, x in np.ndindex(*counts.shape):
-        if counts[y, x]:
-            dark = wrong[y, x] > 0.6 * wrong.max()
-            ax.text(x, y, str(counts[y, x]), ha="center", va="center", fontsize=8, color="white" if dark else "black")
-    ax.set_xticks(range(len(labels)), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
-    ax.set_yticks(range(len(labels)), names, fontsize=8)
-    ax.set_xlabel("prediction")
-    ax.set_ylabel("label")
-    canvas.draw()
+    with rc_context({"text.parse_math": False}):  # a dollar sign in a name is a dollar sign
+        figure = Figure(figsize=(3.2 + 0.42 * len(labels), 2.6 + 0.42 * len(labels)), dpi=100, layout="constrained")
+        canvas = FigureCanvasAgg(figure)
+        ax = figure.subplots()
+        ax.imshow(wrong, cmap="Oranges", vmin=0, vmax=max(1, wrong.max()))
+        for y, x in np.ndindex(*counts.shape):
+            if counts[y, x]:
+                dark = wrong[y, x] > 0.6 * wrong.max()
+                colour = "white" if dark else "black"
+                ax.text(x, y, str(counts[y, x]), ha="center", va="center", fontsize=8, color=colour)
+        ax.set_xticks(range(len(labels)), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+        ax.set_yticks(range(len(labels)), names, fontsize=8)
+        ax.set_xlabel("prediction")
+        ax.set_ylabel("label")
+        canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 

@@ -1,21 +1,24 @@
-"""Metrics, progress, report and environment: what is written, and what is not."""
+"""Metrics, their trackers and sheets, and the environment: what is written, and what is not."""
 
 import io
 import json
 import math
 import os
-import re
+import sys
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from rich.console import Console
+from PIL import Image
 
-from training import environment, report
-from training.metrics import MetricsLog, StepLog, read_metrics
-from training.progress import Progress, _bar_line
+from training import environment
+from training.metrics import MetricsLog, StepLog, read_metrics, sample_digest
+from training.sheet import draw_confusion, draw_sheet
 
 
 def _lines(run_dir: Path) -> list[dict]:
@@ -84,7 +87,8 @@ def _slow_batches(num: int, wait_s: float) -> Iterator[int]:
 
 
 def test_step_log() -> None:
-    log = StepLog(4, global_batch_size=32, device=torch.device("cpu"))
+    log = StepLog(4, device=torch.device("cpu"))
+    log.restart(global_batch_size=32, epoch_digest=0)
     flushed: list[dict] = []
     for i in log.timed(_slow_batches(6, 0.02)):
         time.sleep(0.02)  # the step
@@ -103,9 +107,10 @@ def test_step_log() -> None:
 
 
 def test_step_log_means_over_ranks_and_leaves_time_out_after_a_restart() -> None:
-    log = StepLog(2, global_batch_size=1, device=torch.device("cpu"), world_size=2, sum_over_ranks=lambda t: t.add_(5))
+    log = StepLog(2, device=torch.device("cpu"), world_size=2, sum_over_ranks=lambda t: t.add_(5))
+    log.restart(global_batch_size=100, epoch_digest=0)
     time.sleep(0.05)
-    log.restart()
+    log.restart(global_batch_size=1, epoch_digest=0)
     for step, loss in enumerate((1.0, 2.0)):
         log.add(step=step, epoch=0, position=0, loss=torch.tensor(loss), lr=0.0)
     flushed = log.flush()
@@ -118,7 +123,8 @@ def test_step_log_tells_the_samples_on_any_number_of_ranks() -> None:
         """The digest of one step; each rank's list has one entry for each of its batches."""
         total = torch.zeros(1, dtype=torch.int64)
         for batches in ranks:
-            log = StepLog(1, global_batch_size=1, device=torch.device("cpu"), sum_over_ranks=_adder(total))
+            log = StepLog(1, device=torch.device("cpu"), sum_over_ranks=_adder(total))
+            log.restart(global_batch_size=1, epoch_digest=0)
             ids = [torch.tensor(batch) for batch in batches]
             log.add(step=0, epoch=0, position=0, loss=torch.tensor(0.0), lr=0.0, sample_ids=ids)
             digest = log.flush()[0]["samples"]
@@ -134,103 +140,205 @@ def _adder(total: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda tensor: tensor if tensor.is_floating_point() else total.add_(tensor)
 
 
-def _progress(width: int, terminal: bool, **options: float) -> tuple[Progress, io.StringIO]:
-    out = io.StringIO()
-    console = Console(file=out, width=width, force_terminal=terminal, highlight=False, color_system=None)
-    return Progress(True, 10, num_epochs=2, console=console, **options), out
+def test_the_epochs_digest_goes_on_after_a_resume_and_tells_the_set_of_samples() -> None:
+    def digest(batches: list[list[int]], before: int = 0, capacity: int = 2) -> int:
+        log = StepLog(capacity, device=torch.device("cpu"))
+        log.restart(global_batch_size=1, epoch_digest=before)
+        for step, ids in enumerate(batches):
+            tensors = [torch.tensor(ids)]
+            log.add(step=step, epoch=3, position=step, loss=torch.tensor(0.0), lr=0.0, sample_ids=tensors)
+            if log.is_full:
+                log.flush()
+        log.flush()
+        return log.epoch_digest
+
+    epoch = [[4, 9], [0, 7], [1281166, 3], [5, 6], [2, 8]]
+    whole = digest(epoch)
+    assert 0 <= whole < 2**63
+    assert whole == digest(epoch[2:], before=digest(epoch[:2])) == digest(epoch[::-1], capacity=3)
+    assert whole == sample_digest(torch.tensor([i for ids in epoch for i in ids]))
+    assert whole != digest(epoch[1:])
+    assert digest([*epoch, [4]]) != whole
 
 
-def _update(progress: Progress, step: int) -> None:
-    progress.update(step=step, epoch=step // 5, loss=1.25, lr=0.1, images_per_s=1234.0, data_wait=0.03)
+def test_step_log_keeps_what_is_no_number_and_the_gradients_norm() -> None:
+    log = StepLog(4, device=torch.device("cpu"))
+    log.restart(global_batch_size=1, epoch_digest=0)
+    losses, norms = (1.0, math.nan, math.inf), (0.5, math.inf, 2.0)
+    for step, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
+        fields = {"loss": torch.tensor(loss), "grad_norm": torch.tensor(norm)}
+        log.add(step=step, epoch=0, position=0, lr=0.0, **fields)
+    flushed = log.flush()
+    np.testing.assert_array_equal([line["loss"] for line in flushed], losses)
+    assert [line["grad_norm"] for line in flushed] == list(norms)
+    log.add(step=3, epoch=0, position=0, lr=0.0, loss=torch.tensor(1.0))
+    assert not {"grad_norm", "gpu_memory_gb"} & set(log.flush()[0])
 
 
-def test_plain_lines_are_few_and_the_last_step_is_shown() -> None:
-    progress, out = _progress(200, terminal=False)
-    with progress:
-        for step in range(1, 11):
-            _update(progress, step)
-        progress.print("top-1 0.5")
-    lines = out.getvalue().splitlines()
-    assert len(lines) == 3
-    assert lines[0].startswith("epoch 1/2  step 1/10  1,234 img/s  loss 1.250  wait 3%")
-    assert "step 10/10" in lines[1]
-    assert "eta 0:00" in lines[1]
-    assert lines[2] == "top-1 0.5"
+def _write_validation(log: MetricsLog) -> None:
+    ema = {"ema_top1": 0.6, "ema_top5": 0.95, "ema_loss": 0.9}
+    log.eval(step=7, epoch=1, position=0, top1=0.5, top5=0.9, loss=1.0, num_images=10, **ema)
+    log.eval(kind="test", step=8, epoch=1, position=0, top1=0.25, top5=0.5, loss=math.nan, num_images=4)
 
 
-@pytest.mark.parametrize("width", [1, 8, 20, 40, 80, 200])
-def test_the_bar_fits_any_terminal(width: int) -> None:
-    progress, out = _progress(width, terminal=True)
-    with progress:
-        for step in range(1, 11):
-            _update(progress, step)
-        progress.print("kept")
-    lines = re.split(r"\n|\r|\x1b\[[^a-zA-Z]*[a-zA-Z]", out.getvalue())
-    assert max(len(line) for line in lines) <= width
-    assert ("loss 1.250" in out.getvalue()) == (width >= 80)
-    assert ("epoch" in out.getvalue()) == (width >= 8)
+def test_validation_and_test_have_groups_of_their_own(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with MetricsLog(tmp_path) as log:
+        _write_validation(log)
+        log.images("val/worst", np.zeros((3, 20, 30, 3), dtype=np.uint8), ["a", "b", "c"], step=7)
+        log.images("val/none", [], [], step=7)
+    lines = _lines(tmp_path)
+    assert [line["kind"] for line in lines] == ["eval", "test"]
+    assert lines[0]["ema_top1"] == 0.6
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("test/top1")] == [(8, 0.25)]
+    assert [(e.step, pytest.approx(0.95)) for e in events.Scalars("val/ema_top5")] == [(7, pytest.approx(0.95))]
+    assert events.Tags()["images"] == ["val/worst"]
+    (event,) = events.Images("val/worst")
+    assert event.step == 7
+    assert Image.open(io.BytesIO(event.encoded_image_string)).size == (event.width, event.height) == (504, 204)
 
 
-@pytest.mark.parametrize("width", range(1, 60))
-def test_a_narrow_terminal_loses_whole_fields(width: int) -> None:
-    fields = ["epoch 1/2", "step 1/10", "loss 1.250", "eta 0:10"]
-    line = str(_bar_line(0.5, fields, width))
-    assert len(line) <= width
-    if width > len(fields[0]):
-        shown = line.replace("━", "").split("  ")
-        assert [field.strip() for field in shown] == fields[: len(shown)]
+class _Wandb(types.ModuleType):
+    """As much of the package as is used, noting what it is given."""
+
+    class Error(Exception):
+        pass
+
+    def __init__(self, problem: str = "") -> None:
+        super().__init__("wandb")
+        self.problem, self.inits, self.logged, self.finished = problem, [], [], []
+        self.metrics: list[tuple] = []
+
+    def init(self, **arguments: Any) -> "_Wandb":
+        if self.problem:
+            raise self.Error(self.problem)
+        self.inits.append(arguments)
+        return self
+
+    def define_metric(self, name: str, step_metric: str) -> None:
+        self.metrics.append((name, step_metric))
+
+    def log(self, values: dict) -> None:
+        self.logged.append(values)
+
+    def finish(self, exit_code: int) -> None:
+        self.finished.append(exit_code)
+
+    @staticmethod
+    def Image(data: np.ndarray) -> tuple:
+        return data.shape, data.dtype
 
 
-def test_disabled_progress_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress(False, 10) as progress:
-        _update(progress, 1)
-        progress.print("text")
-    assert capsys.readouterr() == ("", "")
+def test_wandb_gets_the_same_scalars_and_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = _Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    run_dir = tmp_path / "tiny-1"
+    run_dir.mkdir()
+    (run_dir / "config.toml").write_text("[train]\nseed = 3\n")
+    with MetricsLog(run_dir, wandb="pets") as log:
+        log.step(step=4, epoch=0, position=8, loss=2.5, lr=0.1, samples="ab")
+        _write_validation(log)
+        log.images("val/worst", [np.zeros((20, 30, 3), dtype=np.uint8)], ["a"], step=7)
+    (start,) = wandb.inits
+    assert start["project"] == "pets"
+    assert start["name"] == "tiny-1"
+    assert start["dir"] == run_dir
+    assert start["config"] == {"train": {"seed": 3}}
+    assert wandb.metrics == [("*", "step")]
+    assert wandb.logged[0] == {"train/loss": 2.5, "train/lr": 0.1, "step": 4}
+    assert wandb.logged[1]["val/ema_top1"] == 0.6
+    assert wandb.logged[2]["test/top1"] == 0.25
+    assert wandb.logged[3] == {"val/worst": ((204, 172, 3), np.dtype(np.uint8)), "step": 7}
+    assert wandb.finished == [0]
+
+    with pytest.raises(KeyboardInterrupt), MetricsLog(run_dir, wandb="pets"):  # resumed, and stopped
+        raise KeyboardInterrupt
+    assert wandb.inits[1]["id"] == start["id"]
+    assert wandb.inits[1]["resume"] == "allow"
+    assert wandb.finished == [0, 1]
 
 
-def _write_run(run_dir: Path) -> None:
-    with MetricsLog(run_dir) as log:
-        for step in (0, 1, 2, 3, 2, 3, 4):  # resumed at 2
-            log.write("step", step=step, loss=float(step), lr=0.1, images_per_s=100.0 + step, data_wait=0.1)
-        log.write("eval", step=4, top1=0.25, loss=math.nan, num_images=4)
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (None, "train.wandb: the package wandb is not installed; uv pip install wandb"),
+        (_Wandb("no API key\nconfigured"), "train.wandb = 'pets': no API key configured; run `wandb login` or set"),
+    ],
+)
+def test_wandb_that_cannot_be_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: types.ModuleType | None, message: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    with pytest.raises(ValueError, match=r"train\.wandb") as error:
+        MetricsLog(tmp_path, wandb="pets")
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
 
 
-def test_report_is_a_picture(tmp_path: Path) -> None:
-    _write_run(tmp_path)
-    path = report.write_report(tmp_path)
-    assert path == tmp_path / "report.png"
-    data = path.read_bytes()
-    assert data.startswith(b"\x89PNG")
-    assert len(data) > 20_000
-    assert not list(tmp_path.glob(".*"))
+def test_who_logs_nothing_starts_no_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with MetricsLog(tmp_path / "run", enabled=False, wandb="pets") as log:
+        _write_validation(log)
+        log.images("val/worst", [np.zeros((2, 2, 3), dtype=np.uint8)], ["a"], step=7)
+    assert not (tmp_path / "run").exists()
 
 
-def test_report_takes_a_redone_step_as_logged_last(tmp_path: Path) -> None:
-    lines = [{"kind": "step", "step": s, "loss": loss} for s, loss in ((0, 1.0), (1, 9.0), (1, 2.0), (2, 3.0))]
-    assert [line["loss"] for line in report._by_step(lines, "step")] == [1.0, 2.0, 3.0]
+def test_a_sheet_has_every_image_in_its_cell() -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (11, 3), dtype=np.uint8)
+    images = [np.broadcast_to(colour, (30 + 9 * i, 90, 3)) for i, colour in enumerate(colours)]
+    sheet = draw_sheet(images, [""] * 11, columns=4, cell=50)
+    assert sheet.dtype == np.uint8
+    assert sheet.shape == (3 * 88 + 6, 4 * 56 + 6, 3)
+    for i, colour in enumerate(colours):
+        y, x = 6 + i // 4 * 88, 6 + i % 4 * 56
+        cell = sheet[y : y + 50, x : x + 50]
+        assert (cell[25, 25] == colour).all()
+        drawn = (cell == colour).all(2)
+        width, height = drawn.any(0).sum(), drawn.any(1).sum()
+        assert max(width, height) == 50
+        assert width / height == pytest.approx(90 / (30 + 9 * i), rel=0.04)
+    assert (sheet[-6:] == 255).all()
 
 
-def test_report_title(tmp_path: Path) -> None:
-    _write_run(tmp_path)
-    lines = read_metrics(tmp_path)
-    steps, evals = report._by_step(lines, "step"), report._by_step(lines, "eval")
-    assert report._title(tmp_path, steps, evals).startswith(tmp_path.name)
-    (tmp_path / "config.toml").write_text('name = "tiny"\n')
-    assert report._title(tmp_path, steps, evals) == "tiny   ·   top-1 0.2500 at step 4   ·   102 images/s (median)"
+def test_a_sheet_takes_both_layouts_and_files(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+    files = [tmp_path / f"{i}.png" for i in range(4)]
+    for image, file in zip(images, files, strict=True):
+        Image.fromarray(image).save(file)
+    expected = draw_sheet(images, list("abcd"))
+    for other in (list(images), images.transpose(0, 3, 1, 2), torch.from_numpy(images).permute(0, 3, 1, 2), files):
+        np.testing.assert_array_equal(draw_sheet(other, list("abcd")), expected)
 
 
-def test_report_without_steps_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"kind": "end"}\n')
-    with pytest.raises(ValueError, match="nothing to draw"):
-        report.write_report(tmp_path)
+def test_captions_are_drawn_below_and_stay_in_their_cell() -> None:
+    images = np.zeros((2, 8, 8, 3), dtype=np.uint8)
+    bare, long = draw_sheet(images, ["", ""], cell=60), draw_sheet(images, ["w" * 99 + "\n" + "m" * 99, ""], cell=60)
+    rows, columns = np.nonzero((bare != long).any(2))
+    assert 66 <= rows.min() < 82 <= rows.max() < 98  # two lines
+    assert 6 <= columns.min() < columns.max() < 66
 
 
-def test_smoothing_keeps_a_constant_and_passes_over_nan() -> None:
-    import numpy as np
+@pytest.mark.parametrize(
+    ("images", "captions"), [(np.zeros((2, 8, 8, 3), np.uint8), ["a"]), (np.zeros((1, 8, 8, 3), np.float32), ["a"])]
+)
+def test_a_sheet_of_what_it_cannot_show_is_an_error(images: np.ndarray, captions: list[str]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        draw_sheet(images, captions)
 
-    values = np.full(500, 2.0)
-    values[100] = np.nan
-    np.testing.assert_allclose(report._smooth(values), 2.0)
+
+def test_the_confusion_is_a_picture_with_colour_off_the_diagonal() -> None:
+    confusion = {"labels": [0, 2], "counts": [[50, 0], [9, 40]]}
+    sheet = draw_confusion(confusion, [r"$\nothing$", "?", "c"])
+    without = draw_confusion(confusion | {"counts": [[50, 0], [0, 40]]}, [r"$\nothing$", "?", "c"])
+    assert sheet.dtype == np.uint8
+
+    def coloured(picture: np.ndarray) -> float:
+        return float(((picture[..., 0] > 90) & (picture[..., 2] < 60)).mean())
+
+    assert coloured(sheet) > 0.01
+    assert coloured(without) == 0
 
 
 def test_environment_is_json_and_never_fails(monkeypatch: pytest.MonkeyPatch) -> None:
