@@ -39,6 +39,7 @@ from training.distributed import Interrupted, StopFlag, World
 from training.metrics import MetricsLog, StepLog
 from training.progress import Progress
 from training.report import write_report
+from training.watchdog import EXIT_CODE, Watchdog
 
 DEMO_DATA = "data/demo"
 
@@ -70,11 +71,13 @@ def train_step(
 
 def train(
     recipe: Recipe, dataset: ShardSet, world: World, run_dir: Path, resume_from: list[Path],
-    max_steps: int | None, max_minutes: float | None,
+    max_steps: int | None, max_minutes: float | None, stop: StopFlag, watch: Watchdog,
 ) -> None:  # fmt: skip
     """Train from where `resume_from` left off, or from scratch, to the end of the recipe, `max_steps` or the time."""
     epochs, num_train = recipe.train.epochs, len(dataset.split(recipe.data.train_split))
     val_loader = eval_loader(recipe, dataset, world, recipe.data.val_split)
+    if recipe.data.test_split:
+        dataset.split(recipe.data.test_split)  # raises now, not at the end
     num_val, num_classes = len(val_loader.feed.split), len(dataset.classes)
     total_steps = sum(num_train // recipe_at(recipe, epoch).train.global_batch_size for epoch in range(epochs))
     last_step = total_steps if max_steps is None else min(total_steps, max_steps)
@@ -115,20 +118,23 @@ def train(
                 rate = distributed.of_main(lines[-1]["images_per_s"], world)
                 at.pace = budget.pace(at.schedule_epoch, elapsed_s(), rate, num_train)
 
-    def failed(why: str, *, step: int, end: int) -> ValueError:
+    def failed(why: str, *, step: int, end: int, alone: bool = False) -> ValueError:
         assert loader is not None
         start = end - in_force.train.global_batch_size
-        return failure.at_step(loader.feed, why, step=step, epoch=at.epoch, start=start)
+        return failure.at_step(loader.feed, why, step=step, epoch=at.epoch, start=start, alone=alone)
 
     def save(is_best: bool = False) -> None:
+        watch.at("checkpoint", at.step)
         at.elapsed_s = elapsed_s()
         writer.save(at.step, capture(learner, at, recipe, dataset), is_best)
 
     def validate() -> None:
         began = time.perf_counter()
+        watch.at("validation", at.step)
         distributed.broadcast_buffers(learner.net)
         scored = evaluate(nets, val_loader, world.device, learner.autocast, num_classes=num_classes,
-                          flip=recipe.train.val_flip, should_stop=stop.agreed)  # fmt: skip
+                          flip=recipe.train.val_flip, should_stop=stop.agreed,
+                          watched=lambda batches: watch.each(batches, "validation"))  # fmt: skip
         if scored is None:  # the checkpoint is of this step already
             raise Interrupted(stop.signal or "SIGTERM")
         at.validation, seen = scored
@@ -146,13 +152,15 @@ def train(
         """Score the test split, this once."""
         test_loader = eval_loader(recipe, dataset, world, recipe.data.test_split)
         scored = evaluate(nets, test_loader, world.device, learner.autocast, num_classes=num_classes,
-                          flip=recipe.train.val_flip)  # fmt: skip
-        assert scored is not None
+                          flip=recipe.train.val_flip, should_stop=stop.agreed,
+                          watched=lambda batches: watch.each(batches, "test split"))  # fmt: skip
+        if scored is None:
+            raise Interrupted(stop.signal or "SIGTERM")
         test_loader.close()
         metrics.eval(kind="test", step=at.step, epoch=at.epoch, position=at.position, **scored[0])
         progress.print(f"test split: {described(scored[0])} on {scored[0]['num_images']} images")
 
-    with StopFlag() as stop, metrics, progress, writer:
+    with metrics, progress, writer:
         while True:
             finished = at.schedule_epoch >= epochs or at.step >= last_step or (budget and budget.is_over(elapsed_s()))
             due = at.position == 0 and at.epoch > 0 and at.epoch % recipe.train.eval_every == 0
@@ -175,10 +183,11 @@ def train(
             steps.restart(global_batch_size=global_batch_size, epoch_digest=at.epoch_digest)
             failure.all_is_well()
             loader.quarantine |= distributed.union(loader.quarantine, world)
-            batches = mixer.mixed(steps.timed(loader.iter_epoch(at.epoch, at.position)), loader)
+            batches = watch.each(mixer.mixed(steps.timed(loader.iter_epoch(at.epoch, at.position)), loader), "training")
             if not num_images:
                 batches = show_first(batches, metrics, now.data, dataset, at.step)
             while at.position + global_batch_size <= num_train and at.step < last_step and at.schedule_epoch < epochs:
+                watch.at("training", at.step)
                 lr = lr_at(at.schedule_epoch, epochs=epochs, base_lr=recipe.optimizer.lr, config=recipe.schedule)
                 for group in learner.optimizer.param_groups:
                     group["lr"] = lr
@@ -188,7 +197,7 @@ def train(
                         loss, grad_norm, sample_ids = train_step(learner, batches, now.train)
                 except MemoryError as error:
                     why = f"out of memory ({error}); lower train.global_batch_size or raise train.accumulation"
-                    raise failed(why, step=at.step, end=at.position + global_batch_size) from None
+                    raise failed(why, step=at.step, end=at.position + global_batch_size, alone=True) from None
                 if learner.ema:
                     learner.ema.update(learner.net, at.step)
                 at.position, at.validation = loader.state[1], None
@@ -286,31 +295,38 @@ def main(
             return
         if not recipe.data.path:
             raise ValueError(f"recipe {recipe_name} names no data: give --data DIR")
-        world = distributed.start(device, timeout_s=recipe.train.timeout_s)
-        torch.backends.cudnn.benchmark = not deterministic
-        torch.use_deterministic_algorithms(deterministic)
-        torch.set_float32_matmul_precision("high")
-        if recipe.data.path == DEMO_DATA and world.local_rank == 0:
-            ensure_demo(Path(DEMO_DATA))
-        now = distributed.of_main(time.time(), world)  # also a barrier
-        dataset = ShardSet.open(recipe.data.path)  # before a run directory is made for nothing
-        run_dir = run_dir or Path("runs") / time.strftime(f"{file.stem}-%Y%m%d-%H%M%S", time.localtime(now))
-        resume_from = run_dirs.find_checkpoints(resume, run_dir)
-        distributed.barrier()
-        if world.is_main:
-            aside = run_dirs.prepare(run_dir, config.to_toml(recipe), resume_from[0] if resume_from else None)
-            dtype = str(autocast_dtype(recipe, world.device) or torch.float32).removeprefix("torch.")
-            hardware = f"{world.world_size} × {environment.device_name(world.device)}, {dtype}"
-            click.echo(f"recipe {file.stem}, data {recipe.data.path}, {hardware}, run directory {run_dir}")
-            if aside:
-                click.echo(f"the earlier run there is now {aside}")
-        distributed.barrier()
-        train(recipe, dataset, world, run_dir, resume_from, max_steps, max_minutes)
+        with StopFlag() as stop:
+            world = distributed.start(device, timeout_s=recipe.train.timeout_s)
+            with Watchdog(world, recipe.train.timeout_s) as watch:
+                torch.backends.cudnn.benchmark = not deterministic
+                torch.use_deterministic_algorithms(deterministic)
+                torch.set_float32_matmul_precision("high")
+                if recipe.data.path == DEMO_DATA and world.local_rank == 0:
+                    ensure_demo(Path(DEMO_DATA))
+                now = distributed.of_main(time.time(), world)  # also a barrier
+                dataset = ShardSet.open(recipe.data.path)  # before a run directory is made for nothing
+                run_dir = run_dir or Path("runs") / time.strftime(f"{file.stem}-%Y%m%d-%H%M%S", time.localtime(now))
+                resume_from = run_dirs.find_checkpoints(resume, run_dir)
+                distributed.barrier()
+                if world.is_main:
+                    aside = run_dirs.prepare(run_dir, config.to_toml(recipe), resume_from[0] if resume_from else None)
+                    dtype = str(autocast_dtype(recipe, world.device) or torch.float32).removeprefix("torch.")
+                    hardware = f"{world.world_size} × {environment.device_name(world.device)}, {dtype}"
+                    click.echo(f"recipe {file.stem}, data {recipe.data.path}, {hardware}, run directory {run_dir}")
+                    if aside:
+                        click.echo(f"the earlier run there is now {aside}")
+                distributed.barrier()
+                train(recipe, dataset, world, run_dir, resume_from, max_steps, max_minutes, stop, watch)
     except Interrupted as stopped:
         click.echo(f"{stopped}: the same command with --run-dir {run_dir} goes on from the last checkpoint", err=True)
         sys.exit(128 + signal.Signals[str(stopped)].value)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
+    except RuntimeError as error:
+        if not (why := distributed.lost_rank(error)):
+            raise
+        click.echo(f"another rank has gone ({why}); the same command goes on from the last checkpoint", err=True)
+        sys.exit(EXIT_CODE)
     except OSError as error:
         raise click.ClickException(f"{error.filename or run_dir}: {error.strerror or error}") from None
     finally:
