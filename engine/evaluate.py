@@ -1,7 +1,7 @@
 """Scoring networks on a split, each image exactly once over all ranks. `train.py eval` is its command."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from engine.learner import autocast_of
 from engine.load import load_network
 from engine.loaders import eval_loader
 from model.metrics import topk_correct
-from pipeline.batch import Loader
+from pipeline.batch import Batch, Loader
 from shard_tools.format import ShardSet
 from training import distributed
 from training.inspection import EvalInspection
@@ -32,13 +32,15 @@ def evaluate(
     num_classes: int,
     flip: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
+    watched: Callable[[Iterator[Batch]], Iterator[Batch]] = iter,
 ) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """Score each of `nets` in one pass over the loader's split.
 
     `nets`: prefix of its figures → network; with {"": net, "ema_": average} the figures are top1, top5 (fractions),
     loss (mean cross-entropy) and ema_top1, ema_top5, ema_loss, with num_images. The second dict is what
     `EvalInspection` saw of the last of the nets. flip: the mean of the logits of an image and of its mirror image.
-    `should_stop` is asked equally often on every rank; None where it said yes.
+    `should_stop` is asked equally often on every rank; None where it said yes. `watched` hands on
+    the batches (`Watchdog.each`).
 
     Raises RuntimeError where not every image was counted once.
     """
@@ -48,7 +50,7 @@ def evaluate(
     inspection = EvalInspection(num_classes, device)
     sums = torch.zeros(len(nets), 4, dtype=torch.float64, device=device)
     whole_rounds = len(split) // (loader.feed.batch_size * world_size)  # every rank has so many batches, some one more
-    for i, (images, labels, sample_ids) in enumerate(loader.iter_epoch(0)):
+    for i, (images, labels, sample_ids) in enumerate(watched(loader.iter_epoch(0))):
         for row, net in zip(sums, nets.values(), strict=True):
             with autocast:
                 logits = predict_logits(net, images, flip)

@@ -31,14 +31,16 @@ class Failure:
         """The state is good as it is now: what a failure after this is replayed from."""
         self._before = snapshot(self._capture())
 
-    def at_step(self, feed: Feed, why: str, *, step: int, epoch: int, start: int) -> ValueError:
+    def at_step(self, feed: Feed, why: str, *, step: int, epoch: int, start: int, alone: bool = False) -> ValueError:
         """Write the file, and answer the error to raise: the step, its samples and what to do.
 
-        `start`: the position at which the step's global batch begins.
+        `start`: the position at which the step's global batch begins. `alone`: the other ranks may not be here, so each
+        that is writes a file; else rank 0 does for all.
         """
         ids = feed.sample_ids(epoch, [Span(start, feed.global_batch_size, start + feed.global_batch_size)]).tolist()
-        path = self._run_dir / f"failed-step-{step:08}.pt"
-        if self._world.is_main:
+        rank = self._world.rank if alone else 0
+        path = self._run_dir / (f"failed-step-{step:08}-rank-{rank}.pt" if rank else f"failed-step-{step:08}.pt")
+        if self._world.rank == rank:
             failed = {"step": step, "epoch": epoch, "start": start, "why": why, "sample_ids": ids}
             failed |= {"world_size": self._world.world_size, "batch_size": feed.batch_size}
             checkpoint.save(path, to_cpu(self._before) | {"failed": failed})

@@ -8,7 +8,8 @@ import datetime
 import os
 import signal
 import time
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from types import FrameType, TracebackType
 from typing import Any, Literal, Self
 
@@ -16,6 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+WATCHDOG_FIRST_S = 60.0  # by which a collective waits longer than the watchdog
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class World:
     world_size: int
     local_world_size: int
     device: torch.device
+    notices: "Notices | None" = field(default=None, compare=False)  # None in a world of one
 
     @property
     def is_main(self) -> bool:
@@ -36,7 +40,8 @@ class World:
 def start(device: Literal["auto", "cpu", "cuda"] = "auto", timeout_s: float = 600.0) -> World:
     """Read torchrun's environment, or answer rank 0 of 1 without it; join the process group; choose the device.
 
-    `auto` is CUDA where torch sees a GPU. `timeout_s` is how long a collective waits for a lost rank.
+    `auto` is CUDA where torch sees a GPU. `timeout_s` is how long to wait for the other ranks at the start. Collectives
+    wait a little longer, so that the watchdog, which knows for whom, comes first.
 
     Raises ValueError for a device that is not one of the three, and for CUDA with fewer GPUs than processes here.
     """
@@ -46,14 +51,20 @@ def start(device: Literal["auto", "cpu", "cuda"] = "auto", timeout_s: float = 60
     torch_device = _choose_device(device, local_rank, local_world_size)
     if torch_device.type == "cuda":
         torch.cuda.set_device(torch_device)
+    notices = None
     if world_size > 1:
         on_gpu = torch_device.type == "cuda"
+        store, _, _ = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=timeout_s)))
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-            timeout=datetime.timedelta(seconds=timeout_s),
+            store=store,
+            rank=rank,
+            world_size=world_size,
+            timeout=datetime.timedelta(seconds=timeout_s + WATCHDOG_FIRST_S),
             device_id=torch_device if on_gpu else None,
         )
-    return World(rank, local_rank, world_size, local_world_size, torch_device)
+        notices = Notices(store, rank, world_size)
+    return World(rank, local_rank, world_size, local_world_size, torch_device, notices)
 
 
 def _choose_device(device: str, local_rank: int, local_world_size: int) -> torch.device:
@@ -68,6 +79,41 @@ def _choose_device(device: str, local_rank: int, local_world_size: int) -> torch
     if local_world_size > num_gpus:
         raise ValueError(f"device cuda: {local_world_size} processes on this machine, but {num_gpus} GPUs")
     return torch.device("cuda", local_rank)
+
+
+class Notices:
+    """A line of text of each rank, for all ranks to read.
+
+    They go through the launcher's store, over a connection of their own: while collectives wait, and from any thread.
+    A store that does not answer takes no notices and gives none: the launcher is gone, and collectives will say so.
+    """
+
+    _ANSWER_S = 10.0
+
+    def __init__(self, store: dist.Store, rank: int, world_size: int) -> None:
+        self._store = store.clone()
+        self._store.set_timeout(datetime.timedelta(seconds=self._ANSWER_S))
+        self._keys = [f"notice/{rank}" for rank in range(world_size)]
+        self._own = self._keys[rank]
+
+    def post(self, text: str) -> None:
+        with suppress(RuntimeError):
+            self._store.set(self._own, text)
+
+    def read(self) -> list[str]:
+        """The ranks' last ones; "" for a rank that has posted none."""
+        try:
+            return [self._store.get(key).decode() if self._store.check([key]) else "" for key in self._keys]
+        except RuntimeError:
+            return [""] * len(self._keys)
+
+
+def lost_rank(error: RuntimeError) -> str | None:
+    """What a collective says where another rank has gone, in one line; None for any other error."""
+    text = str(error)
+    if not isinstance(error, dist.DistError) and "gloo" not in text:
+        return None
+    return text.strip().partition("\n")[0].rpartition("] ")[2] if "gloo" in text else text.strip().partition("\n")[0]
 
 
 def finish() -> None:
@@ -137,8 +183,11 @@ def broadcast_buffers(model: nn.Module) -> None:
             dist.broadcast(buffer, src=0)
 
 
-class Interrupted(Exception):
-    """A signal came and the run ends; the argument is the signal's name."""
+class Interrupted(BaseException):
+    """A signal came and the run ends; the argument is the signal's name.
+
+    It can come anywhere, in a compiler's `except Exception` too, and must get through there.
+    """
 
 
 class StopFlag:
