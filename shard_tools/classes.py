@@ -27,7 +27,7 @@ def read_class_file(path: Path, keys: tuple[str, ...]) -> dict[str, str]:
     if text.lstrip().startswith("{"):
         try:
             names = dict(json.loads(text))
-        except ValueError as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{path}: is no JSON object ({error})") from None
     else:
         lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]

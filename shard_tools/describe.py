@@ -33,7 +33,7 @@ def describe(shard_set: ShardSet) -> dict[str, Any]:
             "histograms": _histograms(split.samples, per_class),
         }
     return {
-        "root": str(shard_set.root),
+        "root": shard_set.url or str(shard_set.root),
         "num_classes": len(shard_set.classes),
         "classes": [info.name for info in shard_set.classes],
         "splits": splits,
@@ -75,7 +75,8 @@ def summary(info: dict[str, Any]) -> str:
             ranges = f"{height['0']:.0f}–{height['100']:.0f} × {width['0']:.0f}–{width['100']:.0f}"
             lines.append(f"    height × width: {ranges} pixels (quantiles of each: {sizes})")
     made = info["made"]
-    converted = ", ".join(f"{count} {kind}" for kind, count in made.get("converted", {}).items())
+    kinds = made.get("converted")
+    converted = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) if isinstance(kinds, dict) else ""
     details = [f"seed {made['seed']}"] if "seed" in made else []
     details += [f"converted to JPEG: {converted}"] if converted else []
     details += [f"rejected: {made['rejected']}"] if made.get("rejected") else []

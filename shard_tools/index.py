@@ -16,6 +16,7 @@ from tempfile import TemporaryFile
 import numpy as np
 
 from shard_tools.format import (
+    DAMAGED,
     INFO_FILE,
     SAMPLE_DTYPE,
     ClassInfo,
@@ -23,6 +24,7 @@ from shard_tools.format import (
     ShardSet,
     atomic_write,
     escape,
+    inside,
     tsv_line,
     write_info,
     write_split,
@@ -63,7 +65,7 @@ def index(
     paths = [path for split in splits.values() for path in split]
     if not paths:
         raise ValueError(f"{directory}: has no .tar files; give a directory of WebDataset shards")
-    if (directory / INFO_FILE).exists() and not _is_indexed(directory / INFO_FILE):
+    if (directory / INFO_FILE).exists() and not _is_indexed(directory):
         raise ValueError(
             f"{directory}: is a packed dataset, which has its index; check it with: python -m shard_tools verify"
         )
@@ -81,10 +83,10 @@ def index(
         ) from None
 
 
-def _is_indexed(path: Path) -> bool:
+def _is_indexed(directory: Path) -> bool:
     try:
-        return bool(json.loads(path.read_bytes())["made"]["indexed"])
-    except (ValueError, KeyError, TypeError):
+        return bool(json.loads(inside(directory, INFO_FILE).read_bytes())["made"]["indexed"])
+    except DAMAGED:
         return False
 
 

@@ -18,12 +18,16 @@ import numpy as np
 
 from shard_tools.encode import BadImage, encode
 from shard_tools.format import (
+    DAMAGED,
     INFO_FILE,
     SAMPLE_DTYPE,
     ClassInfo,
     ShardInfo,
     ShardSet,
     file_sha256,
+    index_path,
+    inside,
+    shard_infos,
     sources_file,
     table_file,
     unescape,
@@ -43,13 +47,14 @@ def repair(root: str | os.PathLike[str], workers: int | None = None) -> list[str
     root = Path(root)
     path = root / INFO_FILE
     try:
-        info = json.loads(path.read_bytes())
+        info = json.loads(inside(root, INFO_FILE).read_bytes())
         classes = [ClassInfo(str(c["wnid"]), str(c["name"])) for c in info["classes"]]
-        splits = {
-            str(name): [ShardInfo(**shard) for shard in split["shards"]] for name, split in info["splits"].items()
-        }
+        splits = {name: list(shards) for name, shards in shard_infos(info).items()}
         made, files = dict(info["made"]), dict(info["files"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        for name, shards in splits.items():  # before anything is renamed or removed
+            for file in (table_file(name), sources_file(name), *(shard.file for shard in shards)):
+                inside(root, file), inside(root, index_path(root / file).name)
+    except (OSError, *DAMAGED) as error:
         raise ValueError(f"{path}: cannot be mended ({error}); restore it from a copy, or pack again") from None
     try:
         if made.get("indexed"):
@@ -128,9 +133,10 @@ def _unswap(root: Path, shards: list[ShardInfo]) -> list[str]:
 def _trusted_table(root: Path, split: str, files: dict[str, str]) -> np.ndarray | None:
     path = root / table_file(split)
     with suppress(OSError, ValueError):
-        table = np.load(path, mmap_mode="r", allow_pickle=False)
-        if file_sha256(path) == files.get(path.name) and table.dtype == SAMPLE_DTYPE:
-            return np.array(table)
+        if file_sha256(path) == files.get(path.name):  # so that it is as it was written
+            table = np.lib.format.open_memmap(path, mode="r")
+            if table.dtype == SAMPLE_DTYPE:
+                return np.array(table)
     return None
 
 

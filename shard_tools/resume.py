@@ -97,7 +97,7 @@ def begin(out: Path, made: dict[str, Any]) -> None:
         return
     try:
         old = dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise ValueError(f"{path}: not readable; remove {out} and pack again") from None
     remedy = "run the command that it was begun with, or remove it"
     _check_same(out, "holds an unfinished run of something else", old, made, remedy)

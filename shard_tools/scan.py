@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from shard_tools.encode import FORMATS, MAX_SIDE
-from shard_tools.format import SAMPLE_DTYPE, ShardInfo, atomic_write, index_path
+from shard_tools.format import SAMPLE_DTYPE, ShardInfo, atomic_write, index_path, inside
 from shard_tools.jpeg import SOI, has_end, read_header
 from shard_tools.sources.naming import Ignored
 from shard_tools.sources.webdataset import image_of, iterate_samples, label_of
@@ -36,12 +36,13 @@ def scan_shard(path: Path) -> Scanned:
     """Read one shard once, and write its .idx.
 
     Raises:
-        ValueError: it is no whole tar; a sample has no label or two images; a name cannot stand in an .idx.
+        ValueError: it is no whole tar, or a link out of its directory; a sample has no label or two images; a name
+            cannot stand in an .idx.
     """
     rows: list[tuple[int, ...]] = []
     lines: list[str] = []
     texts: dict[str, int] = {}
-    with open(path, "rb") as stream:
+    with open(inside(path.parent, path.name), "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
         scanned = Scanned(ShardInfo(path.name, 0, path.stat().st_size, digest), np.empty(0, SAMPLE_DTYPE))
         for sample in iterate_samples(path, scanned.ignored):

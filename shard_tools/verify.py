@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from shard_tools.encode import BadImage, EncodeConfig, encode
-from shard_tools.format import INFO_FILE, ShardInfo, ShardSet, file_sha256, index_path
+from shard_tools.format import INFO_FILE, ShardInfo, ShardSet, file_sha256, index_path, inside
 from shard_tools.shard import WORK_DIR
 from shard_tools.sources.naming import Ignored
 from shard_tools.sources.webdataset import image_of, iterate_samples, label_of
@@ -100,8 +100,10 @@ def _description(shard_set: ShardSet) -> Iterator[Finding]:
         yield Finding("dataset", INFO_FILE, None, "classes are not sorted or not unique")
     for name, digest in shard_set.files.items():
         try:
-            if file_sha256(shard_set.root / name) != digest:
+            if file_sha256(inside(shard_set.root, name)) != digest:
                 yield Finding("file", name, None, "changed since it was written (sha256)")
+        except ValueError as error:
+            yield Finding("file", name, None, str(error))
         except OSError as error:
             yield Finding("file", name, None, f"cannot be read ({error.strerror})")
     for split in shard_set.splits.values():
@@ -148,7 +150,7 @@ def check_shard(check: ShardCheck) -> list[Finding]:
     found += _at_most(_table(check, samples))
     name = index_path(path).name
     try:
-        index = read_index(index_path(path))
+        index = read_index(inside(path.parent, name))
     except (OSError, ValueError) as error:
         return [*found, finding("index", str(getattr(error, "strerror", None) or error), name)]
     if index != samples:

@@ -65,7 +65,7 @@ def from_toml(schema: type[T], text: str, where: str) -> T:
     given: dict[str, _Given] = {}
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not TOML: {error}") from None
     _collect(schema, table, "", where, given)
     built: T = _build(schema, None, "", given)
@@ -87,14 +87,14 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: cannot read the recipe: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a TOML file: {error}") from None
 
 
 def _parse_override(text: str) -> Any:
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
     return parsed["value"] if len(parsed) == 1 else text
 
@@ -202,8 +202,11 @@ def _coerce(value: Any, kind: Any) -> Any:
     elif kind is Any:
         return value
     elif kind is float:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
+        if isinstance(value, int | float) and not isinstance(value, bool) and value == value:  # no NaN
+            try:
+                return float(value)
+            except OverflowError:
+                pass
     elif kind is Path:
         if isinstance(value, str | Path):
             return Path(value)

@@ -22,11 +22,11 @@ def read(run_dir: Path, before_epoch: int | None = None) -> set[int]:
     if not path.is_file():
         return set()
     sample_ids = set()
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             fields = json.loads(line)
             if before_epoch is None or int(fields["epoch"]) < before_epoch:
                 sample_ids.add(int(fields["sample_id"]))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             raise ValueError(f"{path}, line {number}: not a sample; delete the line") from None
     return sample_ids

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
+from shard_tools.commands.running import LocalPath, PathOrUrl
 from shard_tools.format import ShardSet
 from shard_tools.workers import num_cpus
 
 
 @click.command("verify")
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=LocalPath())
 @click.option("--decode", is_flag=True, help="Also decode every image and check its height and width.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as one JSON list.")
 @click.option(
@@ -58,9 +59,9 @@ def verify_command(out: Path, decode: bool, as_json: bool, fix: bool, workers: i
 
 
 @click.command("info")
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=PathOrUrl())
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
-def info_command(out: Path, as_json: bool) -> None:
+def info_command(out: Path | str, as_json: bool) -> None:
     """Show what the dataset in OUT holds: splits, samples, bytes, classes, image sizes, how it was made."""
     from shard_tools.describe import describe, histograms, summary
 
@@ -76,7 +77,7 @@ def info_command(out: Path, as_json: bool) -> None:
 
 
 @click.command("preview")
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=LocalPath())
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--split", default="train", show_default=True)
 @click.option("--num", type=click.IntRange(min=1, max=400), default=24, show_default=True, help="Samples.")

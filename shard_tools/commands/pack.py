@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from shard_tools.commands.running import printable, run
+from shard_tools.commands.running import LocalPath, PathOrUrl, printable, run
 from shard_tools.encode import CHECKS, MAX_PIXELS, SUBSAMPLINGS, EncodeConfig
 from shard_tools.sources import SOURCES, SourceOptions
 from shard_tools.subset import Subset, parse_fractions
@@ -22,7 +22,8 @@ class Size(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([kmgt]i?)?b?\s*", str(value), re.IGNORECASE)
-        size = int(float(match[1]) * UNITS[(match[2] or "").lower()]) if match else 0
+        number = float(match[1]) * UNITS[(match[2] or "").lower()] if match else 0.0
+        size = int(number) if number < 1 << 63 else 0
         if size < 1:
             self.fail(f"{value!r} is not a size; write e.g. 256MiB, 1GB or 500000 (bytes)", param, ctx)
         return size
@@ -42,8 +43,8 @@ POSITIVE = click.IntRange(min=1)
 
 
 @click.command("pack")
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("source", type=LocalPath())
+@click.argument("out", type=PathOrUrl())
 @click.option("--format", type=click.Choice(["auto", *SOURCES]), default="auto", show_default=True)
 @click.option(
     "--image-column", default="", help="csv, parquet: the column of the paths or images (csv: or its number)."
@@ -73,9 +74,14 @@ POSITIVE = click.IntRange(min=1)
 )
 @WORKERS
 @click.option("--scheduler", help="Address of a Dask scheduler whose workers pack, instead of local processes.")
+@click.option(
+    "--staging",
+    type=click.Path(path_type=Path),
+    help="Where OUT is a URL: a directory for what is on its way.  [default: in ~/.cache/penstock]",
+)
 def pack_command(
     source: Path,
-    out: Path,
+    out: Path | str,
     classes: Path | None,
     split: str,
     per_class: int | None,
@@ -88,7 +94,7 @@ def pack_command(
     scheduler: str | None,
     **settings: Any,
 ) -> None:
-    """Pack the images of SOURCE into shards in OUT.
+    """Pack the images of SOURCE into shards in OUT, a directory or a URL (s3://, gs://: docs/remote.md).
 
     SOURCE is a directory with train/CLASS/IMAGE and val/CLASS/IMAGE, or just CLASS/IMAGE; a .csv or .tsv of paths and
     labels; ImageNet's official archives, Kaggle's layout or zip, Tiny-ImageNet, Parquet files, WebDataset tars: see
@@ -104,6 +110,7 @@ def pack_command(
     Examples:
       python -m shard_tools pack imagenet data/imagenet --workers 16 --on-bad skip
       python -m shard_tools pack imagenet data/imagenet-256 --short-side 256 --quality 90
+      python -m shard_tools pack imagenet s3://bucket/imagenet
       python -m shard_tools pack photos.csv data/photos --split train=0.9,val=0.1
     """
     try:
@@ -170,7 +177,7 @@ def _class_keys(text: str) -> frozenset[str]:
 
 
 @click.command("demo")
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=LocalPath())
 @WORKERS
 @click.option("--num-train", type=click.IntRange(min=10), default=3000, show_default=True, help="Training images.")
 @click.option("--num-val", type=click.IntRange(min=10), default=1000, show_default=True, help="Validation images.")
@@ -189,7 +196,7 @@ def demo_command(out: Path, workers: int | None, num_train: int, num_val: int, s
 
 
 @click.command("index")
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=LocalPath())
 @ON_BAD
 @WORKERS
 def index_command(directory: Path, on_bad: str, workers: int | None) -> None:
