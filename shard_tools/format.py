@@ -95,6 +95,7 @@ class ShardSet:
     fingerprint: str  # sha256 of dataset.json: names this dataset in checkpoints
     files: dict[str, str] = field(default_factory=dict)  # table or source list → sha256
     intact: bool = True  # dataset.json is as it was written
+    url: str = ""  # where it comes from, if `root` is but a copy of its tables
 
     @classmethod
     def open(
@@ -137,7 +138,7 @@ class ShardSet:
         if url:
             size = sum(info.bytes for infos in shards.values() for info in infos)
             splits = {name: replace(split, url=url, dataset_bytes=size) for name, split in splits.items()}
-        return cls(root, classes, splits, made, hashlib.sha256(raw).hexdigest(), files, intact)
+        return cls(root, classes, splits, made, hashlib.sha256(raw).hexdigest(), files, intact, url)
 
     def split(self, name: str) -> Split:
         """One split by name. Raises ValueError naming those there are."""
