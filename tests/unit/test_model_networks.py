@@ -1,50 +1,127 @@
 """Networks: torchvision is the oracle for the state dict and the outputs, the paper for the CIFAR ResNets."""
 
-import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
+from model import networks
 from model.cifar_resnet import CIFAR_RESNETS, BasicBlock
-from model.networks import ModelConfig, build_model, list_networks
+from model.networks import AUXILIARY_HEADS, OWN_NETWORKS, ModelConfig, build_model, list_networks
 
-# A RegNet copies a number out of a tensor when it is built, which the meta device refuses; one is tested for real.
-ON_META = [name for name in list_networks() if not name.startswith("regnet")]
+TORCHVISION = [name for name in list_networks() if name not in OWN_NETWORKS]
 
 
-@pytest.mark.parametrize("name", ON_META)
-def test_every_network_builds_with_its_head(name: str) -> None:
-    with torch.device("meta"):
-        *_, head = build_model(name, 7).parameters()
+def build(name: str, num_classes: int = 7, **options: Any) -> nn.Module:
+    return build_model(ModelConfig(name=name, **options), num_classes)
+
+
+@contextmanager
+def weightless() -> Iterator[None]:
+    """Networks built in here have their parameters on the meta device, which has no memory, and do not initialise them.
+
+    Not `with torch.device("meta")`, under which a RegNet cannot compute its own widths.
+    """
+    register = nn.Module.register_parameter
+    slow = ("normal_", "uniform_", "trunc_normal_", "kaiming_normal_", "kaiming_uniform_", "xavier_uniform_")
+
+    def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        register(module, name, None if parameter is None else nn.Parameter(parameter.detach().to("meta")))
+
+    no_init = dict.fromkeys(slow, lambda tensor, *args, **kwargs: tensor)
+    with patch.object(nn.Module, "register_parameter", register_on_meta), patch.multiple(nn.init, **no_init):
+        yield
+
+
+def test_all_of_torchvisions_classification_networks_are_there() -> None:
+    published = {name for name in torchvision.models.list_models() if "/" not in name}
+    segmentation_and_so_on = ("quantized", "fcn", "deeplab", "lraspp", "rcnn", "ssd", "fcos", "retinanet", "raft")
+    video = ("mc3_", "mvit_", "r2plus1d", "r3d", "s3d", "swin3d")
+    other = (*segmentation_and_so_on, *video)
+    assert set(TORCHVISION) == {name for name in published if not any(part in name for part in other)}
+    assert len(TORCHVISION) >= 80
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_every_network_has_torchvisions_parameters_and_a_head_of_its_classes(name: str) -> None:
+    aux = {"aux_logits": True} if name in AUXILIARY_HEADS else {}
+    with weightless():
+        net = build(name, 7, **aux)
+        oracle = torchvision.models.get_model(name, weights=None, num_classes=7, **aux)
+    expected = {key: (tensor.shape, tensor.dtype) for key, tensor in oracle.state_dict().items()}
+    assert {key: (tensor.shape, tensor.dtype) for key, tensor in net.state_dict().items()} == expected
+    *_, head = net.parameters()
     assert head.shape[0] == 7
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "regnet_x_400mf"])
-def test_state_dict_and_outputs_are_torchvisions(name: str) -> None:
+# name, image size
+SMALL = [
+    ("convnext_tiny", 32), ("densenet121", 32), ("efficientnet_b0", 32), ("mnasnet0_5", 32), ("mobilenet_v2", 32),
+    ("mobilenet_v3_small", 32), ("regnet_y_400mf", 32), ("resnet18", 33), ("resnext50_32x4d", 32),
+    ("shufflenet_v2_x0_5", 32), ("squeezenet1_1", 33), ("swin_t", 32),
+]  # fmt: skip
+LARGE = [("alexnet", 64), ("maxvit_t", 224), ("swin_v2_t", 32), ("vgg11_bn", 32), ("vit_b_32", 224)]
+
+
+@pytest.mark.parametrize(("name", "size"), SMALL)
+def test_outputs_and_gradients_are_torchvisions(name: str, size: int) -> None:
     torch.manual_seed(0)
     oracle = torchvision.models.get_model(name, weights=None, num_classes=7).eval()
-    torch.manual_seed(1)
-    model = build_model(name, 7).eval()
-    model.load_state_dict(oracle.state_dict(), strict=True)
-    images = torch.randn(2, 3, 64, 64)
-    with torch.no_grad():
-        torch.testing.assert_close(model(images), oracle(images), rtol=1e-4, atol=1e-4)
-    oracle.load_state_dict(model.state_dict(), strict=True)
+    with weightless():
+        net = build(name).eval()
+    net = net.to_empty(device="cpu")
+    net.load_state_dict(oracle.state_dict(), strict=True)
+    images = torch.randn(2, 3, size, size, requires_grad=True)
+    ours, theirs = net(images), oracle(images)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    weight = torch.randn(2, 7)
+    [mine] = torch.autograd.grad((ours * weight).sum(), images)
+    [other] = torch.autograd.grad((theirs * weight).sum(), images)
+    torch.testing.assert_close(mine, other, rtol=1e-2, atol=1e-2 * other.abs().max().item())
 
 
-@pytest.mark.parametrize(("name", "size"), [("googlenet", 64), ("inception_v3", 75)])
-def test_networks_with_auxiliary_heads_answer_one_tensor_in_training(name: str, size: int) -> None:
+@pytest.mark.parametrize(("name", "size"), LARGE)
+def test_large_networks_run_forward_and_backward(name: str, size: int) -> None:
     with torch.device("meta"):
-        logits = build_model(name, 3).train()(torch.randn(2, 3, size, size))
-    assert isinstance(logits, torch.Tensor)
-    assert logits.shape == (2, 3)
+        net = build(name).train()
+        logits = net(torch.randn(2, 3, size, size))
+        logits.sum().backward()
+    assert logits.shape == (2, 7)
+    assert all(p.grad is not None for p in net.parameters())
+
+
+@pytest.mark.parametrize(("name", "size", "num_outputs"), [("googlenet", 64, 3), ("inception_v3", 299, 2)])
+@pytest.mark.parametrize("aux_logits", [False, True])
+def test_auxiliary_heads_answer_in_training_only(name: str, size: int, num_outputs: int, aux_logits: bool) -> None:
+    images = torch.randn(2, 3, size, size, device="meta")
+    with torch.device("meta"):
+        net = build(name, 3, aux_logits=aux_logits)
+        trained, evaluated = net.train()(images), net.eval()(images)
+    assert isinstance(evaluated, Tensor)
+    assert evaluated.shape == (2, 3)
+    outputs = list(trained) if aux_logits else [trained]
+    assert [logits.shape for logits in outputs] == [(2, 3)] * (num_outputs if aux_logits else 1)
+
+
+@pytest.mark.parametrize("name", AUXILIARY_HEADS)
+def test_networks_from_tensorflow_bring_imagenets_range_to_theirs(name: str) -> None:
+    """torchvision's published weights of the two want pixels in [−1, 1]; everything else feeds normalised ones."""
+    with torch.device("meta"):
+        net = build(name)
+    pixels = torch.rand(2, 3, 5, 5)
+    mean, std = ([[[0.485]], [[0.456]], [[0.406]]], [[[0.229]], [[0.224]], [[0.225]]])
+    normalised = (pixels - torch.tensor(mean)) / torch.tensor(std)
+    torch.testing.assert_close(net._transform_input(normalised), pixels * 2 - 1)
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_channels_last(channels_last: bool) -> None:
-    weight = build_model("resnet18", 2, channels_last=channels_last).get_parameter("layer1.0.conv1.weight")
+    weight = build("resnet18", 2, channels_last=channels_last).get_parameter("layer1.0.conv1.weight")
     assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
 
 
@@ -59,12 +136,12 @@ def test_channels_last(channels_last: bool) -> None:
     ],
 )
 def test_zero_init_residual(name: str, last_norm: str, setting: bool | None, is_zero: bool) -> None:
-    weight = build_model(name, 10, zero_init_residual=setting).get_parameter(f"{last_norm}.weight")
+    weight = build(name, zero_init_residual=setting).get_parameter(f"{last_norm}.weight")
     assert bool((weight == 0).all()) == is_zero
 
 
 def test_small_stem_keeps_the_resolution() -> None:
-    model = build_model("resnet18", 10, stem="small").eval()
+    model = build("resnet18", stem="small").eval()
     sizes: list[torch.Size] = []
     model.layer1.register_forward_pre_hook(lambda module, inputs: sizes.append(inputs[0].shape))
     model(torch.randn(1, 3, 32, 32))
@@ -73,50 +150,99 @@ def test_small_stem_keeps_the_resolution() -> None:
     assert model.conv1.weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.1)
 
 
+HAVE_DROPOUT = ("alexnet", "efficientnet_b0", "googlenet", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small",
+                "squeezenet1_1", "swin_t", "vgg11", "vit_b_32")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HAVE_DROPOUT)
+def test_dropout_reaches_every_network_that_has_it(name: str) -> None:
+    with torch.device("meta"):
+        net = build(name, dropout=0.123)
+    found = {(key, module.p) for key, module in net.named_modules() if isinstance(module, nn.Dropout)}
+    head = max(key for key, _ in found if key.startswith(("classifier", "dropout", "encoder", "features")))
+    assert (head, 0.123) in found
+
+
+def test_densenets_dropout_is_its_drop_rate() -> None:
+    with torch.device("meta"):
+        net = build("densenet121", dropout=0.25)
+    assert {layer.drop_rate for layer in net.modules() if hasattr(layer, "drop_rate")} == {0.25}
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
         ("resnet5O", {}, "did you mean .*resnet50"),
         ("cifar_resnet22", {}, "did you mean .*cifar_resnet20"),
         ("qqq", {}, "list_networks"),
-        ("vgg16", {"stem": "small"}, "vgg16 has no small stem"),
-        ("cifar_resnet20", {"stem": "small"}, "no small stem"),
-        ("resnet18", {"stem": "tiny"}, "unknown stem 'tiny'"),
-        ("vgg16", {"zero_init_residual": True}, "vgg16 has no zero_init_residual"),
+        ("vgg16", {"stem": "small"}, "vgg16 has no stem = small"),
+        ("cifar_resnet20", {"stem": "small"}, "cifar_resnet20 has no stem = small"),
+        ("squeezenet1_1", {"zero_init_residual": True}, "has no zero_init_residual"),
+        ("squeezenet1_1", {"aux_logits": True}, "has no aux_logits"),
+        ("cifar_resnet20", {"aux_logits": True}, "has no aux_logits"),
+        ("resnet18", {"dropout": 0.1}, "resnet18 has no dropout"),
+        ("cifar_resnet20", {"dropout": 0.1}, "cifar_resnet20 has no dropout"),
+        ("squeezenet1_1", {"stochastic_depth": 0.1}, "squeezenet1_1 has no stochastic_depth"),
+        ("cifar_resnet20", {"stochastic_depth": 0.1}, "cifar_resnet20 has no stochastic_depth"),
+        ("squeezenet1_1", {"blurpool": True}, "squeezenet1_1 has no blurpool: .*16 channels"),
     ],
 )
 def test_options_that_a_network_does_not_have_are_errors(name: str, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message), torch.device("meta"):
+        build(name, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dropout": 1.0}, r"dropout: 1.0 must be in \[0, 1\)"),
+        ({"stochastic_depth": -0.1}, "stochastic_depth: -0.1"),
+        ({"compile_mode": "reduce-overhead"}, "reduce-overhead does nothing without compile = true"),
+    ],
+)
+def test_settings_that_cannot_be_are_errors(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        build_model(name, 10, **options)
+        ModelConfig(**options)
+    assert ModelConfig(compile=True, compile_mode="reduce-overhead").compile_mode == "reduce-overhead"
 
 
 def test_at_least_one_class() -> None:
     with pytest.raises(ValueError, match="at least 1 class"):
-        build_model("resnet18", 0)
+        build("resnet18", 0)
 
 
-def test_config_has_the_builders_defaults() -> None:
-    defaults = {name: p.default for name, p in inspect.signature(build_model).parameters.items()}
-    config = vars(ModelConfig())
-    assert {name: config[name] for name in ("stem", "zero_init_residual", "channels_last")}.items() <= defaults.items()
+def test_own_networks_get_the_options_their_factory_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    def plain(num_classes: int) -> nn.Module:
+        return nn.Linear(3, num_classes)
+
+    def regularised(num_classes: int, *, dropout: float = 0.1, stochastic_depth: float = 0.2) -> nn.Module:
+        return nn.Sequential(nn.Dropout(dropout), nn.Dropout(stochastic_depth), nn.Linear(3, num_classes))
+
+    monkeypatch.setitem(networks.OWN_NETWORKS, "plain", plain)
+    monkeypatch.setitem(networks.OWN_NETWORKS, "regularised", regularised)
+    assert build("plain", 4).weight.shape == (4, 3)
+    with pytest.raises(ValueError, match="plain has no zero_init_residual"):
+        build("plain", zero_init_residual=True)
+    assert [layer.p for layer in build("regularised")[:2]] == [0.1, 0.2]
+    assert [layer.p for layer in build("regularised", dropout=0.0, stochastic_depth=0.5)[:2]] == [0.0, 0.5]
 
 
 # He et al. 2015, table 6: millions of parameters with 10 classes.
 @pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85)])
 def test_cifar_resnets_have_the_papers_size(depth: int, millions: float) -> None:
-    model = build_model(f"cifar_resnet{depth}", 10)
+    model = build(f"cifar_resnet{depth}", 10)
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == millions
 
 
 @pytest.mark.parametrize("name", CIFAR_RESNETS)
 def test_cifar_resnets_have_as_many_layers_as_their_name_says(name: str) -> None:
-    layers = [m for m in build_model(name, 10).modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    layers = [m for m in build(name).modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     assert name == f"cifar_resnet{len(layers)}"
 
 
 @pytest.mark.parametrize("size", [16, 17, 32, 64])
 def test_cifar_resnets_take_any_size(size: int) -> None:
-    assert build_model("cifar_resnet8", 4)(torch.randn(2, 3, size, size)).shape == (2, 4)
+    assert build("cifar_resnet8", 4)(torch.randn(2, 3, size, size)).shape == (2, 4)
 
 
 def test_cifar_shortcut_is_option_a() -> None:
@@ -128,17 +254,3 @@ def test_cifar_shortcut_is_option_a() -> None:
     torch.testing.assert_close(out[:, :16], x[:, :, [0, 2, 4]][:, :, :, [0, 2, 4]])
     assert out.shape == (2, 32, 3, 3)
     assert not out[:, 16:].any()
-
-
-def test_cifar_resnet_never_leaves_channels_last() -> None:
-    model = build_model("cifar_resnet14", 10)
-    broken: list[str] = []
-
-    def check(name: str, output: torch.Tensor) -> None:
-        if output.ndim == 4 and not output.is_contiguous(memory_format=torch.channels_last):
-            broken.append(name)
-
-    for name, module in model.named_modules():
-        module.register_forward_hook(lambda module, inputs, output, name=name: check(name, output))
-    model(torch.randn(4, 3, 32, 32).to(memory_format=torch.channels_last))
-    assert broken == []
