@@ -1,0 +1,110 @@
+"""A checkpoint, or the run that wrote it → the trained network and what is needed to use it.
+
+`train.py eval`, `predict` and `export` start here.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from model.networks import build_model
+from recipes import Recipe
+from shard_tools.format import ClassInfo
+from training import checkpoint, config
+
+Weights = Literal["auto", "raw", "ema"]
+
+# How the logits of a network trained with a loss become probabilities. Squared error fits the logits to the classes'
+# shares themselves.
+ACTIVATIONS = {"cross_entropy": "softmax", "bce": "sigmoid", "mse": "clip"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """net: in evaluation mode, on the device asked for, in float32. recipe: what it was trained with. classes: that of
+    label i is `classes[i]`. path: the checkpoint's file. weights: which of its weights these are."""
+
+    net: nn.Module
+    recipe: Recipe
+    classes: tuple[ClassInfo, ...]
+    path: Path
+    weights: Literal["raw", "ema"]
+
+    @property
+    def activation(self) -> str:
+        """What makes probabilities of the logits: "softmax", "sigmoid", or "clip" (to 0 … 1)."""
+        return ACTIVATIONS[self.recipe.loss.name]
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """(N, C) → (N, C), each in 0 … 1. Those of a softmax sum to 1, the others need not."""
+        match self.activation:
+            case "softmax":
+                return logits.softmax(1)
+            case "sigmoid":
+                return logits.sigmoid()
+            case _:
+                return logits.clamp(0, 1)
+
+
+def load_network(path: Path, *, weights: Weights = "auto", device: torch.device) -> Loaded:
+    """The network of a checkpoint file, or of a run directory: its best checkpoint, else its last.
+
+    `weights`: "raw" are those that were trained, "ema" their moving average, "auto" the average where there is one.
+
+    Raises ValueError where there is no such checkpoint, it cannot be read, holds no average though one is asked for, or
+    does not fit the network that its recipe names.
+    """
+    file = checkpoint_file(path)
+    state = checkpoint.load(file)
+    missing = [key for key in ("net", "recipe", "classes") if key not in state]
+    if missing:
+        raise ValueError(f"{file}: this checkpoint has no {', '.join(missing)}; give one that train.py wrote")
+    average = state.get("ema")
+    if weights == "ema" and average is None:
+        raise ValueError(f"{file}: has no averaged weights (the run's ema.decay is 0); give --weights raw or auto")
+    chosen = state["net"] if average is None or weights == "raw" else average
+
+    recipe = config.from_toml(Recipe, state["recipe"], str(file))
+    classes = tuple(ClassInfo(c["wnid"], c["name"]) for c in state["classes"])
+    net = build_model(recipe.model, len(classes))
+    _fill(net, chosen, f"{file}: {recipe.model.name}")
+    return Loaded(
+        net=net.to(device).eval().requires_grad_(False),
+        recipe=recipe,
+        classes=classes,
+        path=file,
+        weights="raw" if chosen is state["net"] else "ema",
+    )
+
+
+def checkpoint_file(path: Path) -> Path:
+    """`path` itself, or the best checkpoint of a run directory, else its last. Raises ValueError where it has none."""
+    if not path.is_dir():
+        return path
+    files = checkpoint.best_path(path), checkpoint.last_path(path)
+    for file in files:
+        if file.is_file():
+            return file
+    raise ValueError(f"{path}: no checkpoint in this directory, neither {' nor '.join(map(str, files))}")
+
+
+def _fill(net: nn.Module, state: dict[str, Any], where: str) -> None:
+    """Load the weights; where they do not fit, say which is the first that does not."""
+    own = net.state_dict()
+    differing = [
+        f"{name} is {_shape(state, name)}, the network's {_shape(own, name)}"
+        for name in dict.fromkeys([*own, *state])
+        if _shape(own, name) != _shape(state, name)
+    ]
+    if differing:
+        raise ValueError(
+            f"{where} in this version does not take these weights: {len(differing)} differ, as {differing[0]}"
+        )
+    net.load_state_dict(state)
+
+
+def _shape(state: dict[str, Any], name: str) -> str:
+    return str(tuple(state[name].shape)) if name in state else "missing"

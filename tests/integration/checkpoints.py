@@ -1,0 +1,48 @@
+"""What the tests of load, predict and export share: a small network that has an opinion, in a checkpoint."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from model.networks import build_model
+from recipes import Recipe
+from training import checkpoint, config
+
+CLASSES = [{"wnid": f"n{i:08}", "name": f"name {i}"} for i in range(7)]
+
+
+def recipe_of(*overrides: str) -> Recipe:
+    small = ["model.name=cifar_resnet8", "data.image_size=32", "data.val_image_size=32", "data.val_resize_size=40"]
+    return config.load_config(Recipe, None, [*small, "train.precision=fp32", *overrides])
+
+
+def opinionated(recipe: Recipe, num_classes: int, seed: int) -> nn.Module:
+    """An untrained network whose statistics fit its input and whose logits are some units apart."""
+    torch.manual_seed(seed)
+    net = build_model(recipe.model, num_classes)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            module.momentum = None  # the mean over all batches, here of one
+    size = recipe.data.val_image_size
+    coarse = torch.rand(32, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+    images = nn.functional.interpolate(coarse * 4 - 2, size=size, mode="bilinear")
+    with torch.no_grad():
+        net.train()(images)
+        net.eval()
+        head = [module for module in net.modules() if isinstance(module, nn.Linear)][-1]
+        logits = net(images)
+        scale = 3 / (logits - logits.mean(0)).std()
+        head.bias.copy_((head.bias - logits.mean(0)) * scale)
+        head.weight.mul_(scale)
+    return net
+
+
+def write_checkpoint(path: Path, made_by: Recipe, **state: Any) -> nn.Module:
+    """A checkpoint with `state` in place of its parts; returns the network whose weights are its raw ones."""
+    net = opinionated(made_by, len(state.get("classes", CLASSES)), seed=1)
+    parts = {"net": net.state_dict(), "recipe": config.to_toml(made_by), "dataset": "", "classes": CLASSES}
+    checkpoint.save(path, parts | state)
+    return net
