@@ -63,7 +63,7 @@ class WeightsAndBiases:
                 project=project, dir=run_dir, name=run_dir.name, id=run_id, resume="allow", config=settings
             )
         except wandb.Error as error:
-            reason = " ".join(str(error).split())
+            reason = " ".join(str(error).split()).rstrip(".")
             raise ValueError(
                 f"train.wandb = {project!r}: {reason}; run `wandb login` or set WANDB_MODE=offline"
             ) from None

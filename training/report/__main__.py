@@ -30,7 +30,7 @@ def main(runs: tuple[Path, ...], out: Path | None) -> None:
     except OSError as error:
         raise click.ClickException(f"{error.filename}: {error.strerror}") from None
     for paths in written:
-        click.echo("\n".join(map(str, paths)))
+        click.echo("\n".join(map(click.format_filename, paths)))
 
 
 if __name__ == "__main__":

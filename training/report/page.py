@@ -37,7 +37,9 @@ def run_page(run: Run) -> str:
         "</div>",
         _folded(f"Samples taken out: {len(run.bad)}", _bad(run)),
         _folded("Settings", _settings(run)),
-        _folded("Environment", _table(("", ""), [(key, _text(value)) for key, value in run.environment.items()])),
+        _folded(
+            "Environment", _table(("what", "value"), [(key, _text(value)) for key, value in run.environment.items()])
+        ),
     ]
     return _document(run.name, parts)
 
