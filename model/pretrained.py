@@ -78,9 +78,11 @@ def _read(config: ModelConfig) -> tuple[str, dict[str, Any]]:
     path = Path(source)
     if path.is_file():
         return _read_file(path)
-    names = f"one of torchvision's weights of {config.name} ({', '.join(published)})"
+    if not published:
+        raise ValueError(f"pretrained = {source}: no such file; torchvision publishes no weights of {config.name}")
     raise ValueError(
-        f"pretrained = {source}: neither a file nor {names if published else 'a name, of which it has none'}"
+        f"pretrained = {source}: neither a file nor one of torchvision's weights of {config.name} "
+        f"({', '.join(published)})"
     )
 
 

@@ -1,0 +1,291 @@
+"""Pretrained weights, through every kind of file and through torch.hub's cache, against the network they came from."""
+
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from model.networks import ModelConfig, build_model
+from model.pretrained import load_pretrained
+from training import checkpoint
+
+SMALL = "squeezenet1_1"  # the smallest of torchvision's files
+
+
+def fresh(name: str, num_classes: int, seed: int = 1, **options: Any) -> nn.Module:
+    torch.manual_seed(seed)
+    return build_model(ModelConfig(name=name, **options), num_classes)
+
+
+def load(net: nn.Module, name: str, source: Path | str) -> str:
+    return load_pretrained(net, ModelConfig(name=name, pretrained=str(source)))
+
+
+def assert_same(net: nn.Module, other: nn.Module, *, except_for: str = "-") -> None:
+    theirs = other.state_dict()
+    for name, tensor in net.state_dict().items():
+        if not name.startswith(except_for):
+            torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=0, msg=name)
+
+
+@pytest.fixture
+def donor() -> nn.Module:
+    net = fresh("cifar_resnet8", 10, seed=7)
+    net.train()(torch.randn(4, 3, 32, 32))  # BatchNorm's buffers differ from a fresh network's too
+    return net
+
+
+def saved_as(kind: str, net: nn.Module, folder: Path) -> Path:
+    """The network's weights as one of the files that people have."""
+    state = dict(net.state_dict())
+    other = {name: torch.full_like(tensor, 9) for name, tensor in state.items()}
+    path = folder / "weights.pt"
+    match kind:
+        case "penstock":
+            checkpoint.save(path, {"net": state, "ema": None, "classes": []})
+        case "penstock_ema":
+            checkpoint.save(path, {"net": other, "ema": state})
+        case "safetensors":
+            path = path.with_suffix(".safetensors")
+            save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
+        case "ddp":
+            torch.save({f"module.{name}": tensor for name, tensor in state.items()}, path)
+        case "compiled_ddp":
+            torch.save({f"_orig_mod.module.{name}": tensor for name, tensor in state.items()}, path)
+        case "nested":
+            torch.save({"epoch": 3, "state_dict": state, "best": 0.5}, path)
+        case "half":
+            torch.save({name: t.half() if t.is_floating_point() else t for name, t in state.items()}, path)
+        case _:
+            torch.save(net.state_dict(), path)
+    return path
+
+
+KINDS = ("plain", "penstock", "penstock_ema", "safetensors", "ddp", "compiled_ddp", "nested", "half")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_file_gives_the_donors_weights(kind: str, donor: nn.Module, tmp_path: Path) -> None:
+    net = fresh("cifar_resnet8", 10)
+    path = saved_as(kind, donor, tmp_path)
+    said = load(net, "cifar_resnet8", path)
+    assert_same(net, donor.half().float() if kind == "half" else donor)
+    assert str(path) in said
+    assert "anew" not in said
+    assert ("moving average" in said) == (kind == "penstock_ema")
+    assert net.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    assert net.conv1.weight.requires_grad
+
+
+@pytest.mark.parametrize("num_classes", [3, 12])
+def test_another_number_of_classes_keeps_the_body(num_classes: int, donor: nn.Module, tmp_path: Path) -> None:
+    net, untouched = fresh("cifar_resnet8", num_classes), fresh("cifar_resnet8", num_classes)
+    said = load(net, "cifar_resnet8", saved_as("plain", donor, tmp_path))
+    assert_same(net, donor, except_for="fc.")
+    torch.testing.assert_close(net.fc.weight, untouched.fc.weight, rtol=0, atol=0)
+    torch.testing.assert_close(net.fc.bias, untouched.fc.bias, rtol=0, atol=0)
+    assert said.endswith(f"fc starts anew, 10 → {num_classes} classes")
+
+
+@pytest.mark.parametrize(
+    ("name", "heads"),
+    [
+        ("alexnet", ["classifier.6"]),
+        ("convnext_tiny", ["classifier.2"]),
+        ("densenet121", ["classifier"]),
+        ("inception_v3", ["fc", "AuxLogits.fc"]),
+        ("googlenet", ["fc", "aux1.fc2", "aux2.fc2"]),
+        ("maxvit_t", ["classifier.5"]),
+        ("mobilenet_v3_small", ["classifier.3"]),
+        ("squeezenet1_1", ["classifier.1"]),
+        ("swin_t", ["head"]),
+        ("vit_b_32", ["heads.head"]),
+    ],
+)
+def test_heads_are_found_in_every_family(name: str, heads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the meta device, which has shapes and no values: the heads alone have other shapes than the donor's."""
+    options = {"aux_logits": len(heads) > 1}
+    with torch.device("meta"):
+        donor = fresh(name, 10, **options).state_dict()
+        net = fresh(name, 4, **options)
+    monkeypatch.setattr("model.pretrained._read", lambda config: ("memory", donor))
+    _, *notes = load(net, name, "-").split("; ")
+    assert notes == [f"{head} starts anew, 10 → 4 classes" for head in heads]
+    different = {key for key, tensor in net.state_dict().items() if tensor.shape != donor[key].shape}
+    assert different == {key for key in donor if key.rpartition(".")[0] in heads}
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [(True, False), (False, True)])
+def test_auxiliary_heads_come_and_go(theirs: bool, ours: bool, tmp_path: Path) -> None:
+    donor = fresh("googlenet", 5, seed=7, aux_logits=theirs)
+    torch.save(donor.state_dict(), tmp_path / "weights.pth")
+    net = fresh("googlenet", 5, aux_logits=ours)
+    untouched = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    said = load(net, "googlenet", tmp_path / "weights.pth")
+    assert_same(net, donor, except_for="aux")
+    for name, tensor in net.state_dict().items():
+        if name.startswith("aux"):
+            torch.testing.assert_close(tensor, untouched[name], rtol=0, atol=0)
+    notes = ["aux1 is left out", "aux2 is left out"] if theirs else []
+    notes += [f"{head} starts anew, they have none" for head in ("aux1", "aux2")] if ours else []
+    assert said.split("; ")[1:] == notes
+
+
+def densenet_of_2017(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    old = {}
+    for name, tensor in state.items():
+        for layer in ("norm1", "norm2", "conv1", "conv2"):
+            if "denselayer" in name:
+                name = name.replace(f".{layer}.", f".{layer[:-1]}.{layer[-1]}.")
+        if not name.endswith("num_batches_tracked"):
+            old[name] = tensor
+    return old
+
+
+def test_densenets_of_2017_load_as_torchvision_loads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published files have `norm.1` for `norm1`, and no counters of batches; torchvision's loader is the oracle."""
+    old = densenet_of_2017(fresh("densenet121", 1000, seed=7).state_dict())
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    path = tmp_path / "densenet.pth"
+    torch.save(old, path)
+    net = fresh("densenet121", 1000)
+    load(net, "densenet121", path)
+    weights = torchvision.models.DenseNet121_Weights.DEFAULT
+    monkeypatch.setattr(type(weights), "get_state_dict", lambda *args, **kwargs: torch.load(path, weights_only=True))
+    assert_same(net, torchvision.models.densenet121(weights=weights))
+
+
+def test_transformers_of_2021_load_as_torchvision_loads_them(tmp_path: Path) -> None:
+    oracle = torchvision.models.VisionTransformer(32, 16, 2, 2, 8, 16)
+    old = {
+        name.replace(".mlp.0.", ".mlp.linear_1.").replace(".mlp.3.", ".mlp.linear_2."): torch.randn_like(tensor)
+        for name, tensor in oracle.state_dict().items()
+    }
+    assert any("linear_1" in name for name in old)
+    net = torchvision.models.VisionTransformer(32, 16, 2, 2, 8, 16)
+    oracle.load_state_dict(old)
+    torch.save(old, tmp_path / "vit.pth")
+    load(net, "vit_b_32", tmp_path / "vit.pth")
+    assert_same(net, oracle)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """torch.hub's cache, empty, and no network behind it."""
+
+    def offline(*args: Any, **kwargs: Any) -> None:
+        raise socket.gaierror(-3, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", offline)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.mark.parametrize("source", ["DEFAULT", "IMAGENET1K_V1", "SqueezeNet1_1_Weights.IMAGENET1K_V1"])
+def test_published_weights_come_through_torch_hub(source: str, hub: Path) -> None:
+    donor = fresh(SMALL, 1000, seed=7)
+    torch.save(donor.state_dict(), hub / torchvision.models.SqueezeNet1_1_Weights.DEFAULT.url.rpartition("/")[2])
+    net = fresh(SMALL, 2)
+    said = load(net, SMALL, source)
+    assert_same(net, donor, except_for="classifier.1.")
+    assert "SqueezeNet1_1_Weights.IMAGENET1K_V1" in said
+    assert said.endswith("classifier.1 starts anew, 1000 → 2 classes")
+
+
+def test_no_network_is_one_line(hub: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"pretrained = DEFAULT: no download .*name resolution.*squeezenet1_1-.*path"
+    ) as e:
+        load(fresh(SMALL, 2), SMALL, "DEFAULT")
+    assert "\n" not in str(e.value)
+
+
+def test_a_damaged_download_is_one_line(hub: Path) -> None:
+    (hub / torchvision.models.SqueezeNet1_1_Weights.DEFAULT.url.rpartition("/")[2]).write_bytes(b"half a file")
+    with pytest.raises(ValueError, match=r"pretrained = DEFAULT: .*empty torch.hub's cache") as e:
+        load(fresh(SMALL, 2), SMALL, "DEFAULT")
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "message"),
+    [
+        (
+            "resnet18",
+            "IMAGENET1K_V2",
+            r"neither a file nor one of torchvision's weights of resnet18 \(IMAGENET1K_V1, DEF",
+        ),
+        ("resnet18", "ResNet50_Weights.DEFAULT", "neither a file nor"),
+        ("resnet18", "none.pt", "pretrained = none.pt: neither a file nor"),
+        ("resnet18", ".", "neither a file nor"),
+        ("cifar_resnet8", "DEFAULT", "no such file; torchvision publishes no weights of cifar_resnet8"),
+    ],
+)
+def test_a_source_that_is_none_is_an_error(name: str, source: str, message: str) -> None:
+    with torch.device("meta"):
+        net = fresh(name, 2)
+    with pytest.raises(ValueError, match=message):
+        load(net, name, source)
+
+
+def test_what_does_not_fit_is_an_error_with_the_first_few_names(donor: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    net = fresh("cifar_resnet14", 10)
+    untouched = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    torch.save(donor.state_dict(), path)
+    with pytest.raises(
+        ValueError, match=r"not weights of this cifar_resnet14: layer1.1.conv1.weight is missing; .* and \d\d more"
+    ):
+        load(net, "cifar_resnet14", path)
+    for name, tensor in net.state_dict().items():
+        torch.testing.assert_close(tensor, untouched[name], rtol=0, atol=0)
+
+    def error_of(state: dict[str, Any]) -> str:
+        torch.save(state, path)
+        with pytest.raises(ValueError, match=r"^pretrained = .*not weights of this cifar_resnet8: ") as e:
+            load(fresh("cifar_resnet8", 10), "cifar_resnet8", path)
+        return str(e.value).partition("cifar_resnet8: ")[2]
+
+    state = dict(donor.state_dict())
+    assert error_of(state | {"extra": torch.zeros(1)}) == "extra is too many"
+    assert error_of(state | {"bn1.bias": torch.zeros(3)}) == "bn1.bias is (3,) instead of (16,)"
+    assert error_of(state | {"fc.weight": torch.zeros(10, 65)}) == "fc.weight is (10, 65) instead of (10, 64)"
+    assert error_of(state | {"fc.bias": 3}) == "fc.bias is no tensor"
+    del state["fc.weight"]
+    assert error_of(state) == "fc.weight is missing"
+
+
+class Harmful:
+    def __reduce__(self) -> Any:
+        return subprocess.call, (["false"],)
+
+
+def test_nothing_in_a_file_runs(tmp_path: Path) -> None:
+    torch.save({"a": Harmful()}, tmp_path / "bad.pt")
+    with pytest.raises(ValueError, match="cannot be read as weights: it holds more than tensors") as e:
+        load(fresh("cifar_resnet8", 10), "cifar_resnet8", tmp_path / "bad.pt")
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["cut.pt", "text.pth", "text.safetensors", "list.pt"])
+def test_files_that_are_not_weights_are_errors(name: str, donor: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / name
+    match name:
+        case "cut.pt":
+            whole = saved_as("plain", donor, tmp_path).read_bytes()
+            path.write_bytes(whole[: len(whole) // 2])
+        case "list.pt":
+            torch.save([1, 2], path)
+        case _:
+            path.write_text("not weights")
+    with pytest.raises(ValueError, match=f"^{path}: (cannot be read|holds a list)") as e:
+        load(fresh("cifar_resnet8", 10), "cifar_resnet8", path)
+    assert "\n" not in str(e.value)
