@@ -1,0 +1,280 @@
+"""Every recipe: its header, that each of its keys is read, and its curves against their published definitions."""
+
+import math
+import re
+import tomllib
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import numpy as np
+import pytest
+import torch
+from timm.scheduler import CosineLRScheduler
+
+from model.networks import build_model
+from model.schedule import lr_at
+from pipeline.augment import AugmentConfig
+from recipes import FOLDER, Recipe
+from recipes.phases import PhasesConfig, recipe_at
+from training.config import diff, load_config
+
+FILES = {file.stem: file for file in sorted(FOLDER.glob("*.toml"))}
+TABLES = {name: tomllib.loads(file.read_text(encoding="utf-8")) for name, file in FILES.items()}
+KEYS = [(name, section, key) for name, table in TABLES.items() for section in table for key in table[section]]
+
+
+def _recipe(name: str) -> Recipe:
+    return load_config(Recipe, FILES[name])
+
+
+def _lr(recipe: Recipe, epoch: float) -> float:
+    return lr_at(epoch, epochs=recipe.train.epochs, base_lr=recipe.optimizer.lr, config=recipe.schedule)
+
+
+def test_the_recipes_that_people_look_for_are_there() -> None:
+    ours = {"rn50-16ep", "rn50-32ep", "rn50-88ep", "rn50-90ep", "rn50-a3", "rn50-large-batch", "rn18-16ep"}
+    assert ours | {"tiny-imagenet-rn18", "cifar10-rn18", "cifar10-cpu", "demo"} <= set(FILES)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_header_says_what_the_recipe_is(name: str) -> None:
+    lines = FILES[name].read_text(encoding="utf-8").splitlines()
+    header = "\n".join(line[2:] for line in lines[: lines.index("", 1)])
+    assert re.match(r".+[:.].*\n", header), "what for"
+    assert "train.py" in header
+    assert name == "demo" or f"--recipe {name}" in header
+    assert re.search(r"top-1 0\.\d+", header)
+    assert re.search(r"\b(minutes|hours|time|s)\b", header)
+    assert re.search("GPU|A100|V100|CPU", header)
+    assert "Measured here:" in header or "Reached here:" in header
+    assert "Reached here:" in header or all(word in header for word in ("Source:", "Hardware:", "Expected:"))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_recipe_builds_its_network_and_its_phases(name: str) -> None:
+    recipe = _recipe(name)
+    with torch.device("meta"):
+        build_model(recipe.model, 1000)
+    curve = [_lr(recipe, epoch) for epoch in range(recipe.train.epochs + 1)]
+    assert max(curve) > curve[-1] >= 0
+    for epoch in range(recipe.train.epochs):
+        assert not recipe_at(recipe, epoch).phases.start_epochs
+
+
+def _toml(table: dict[str, Any]) -> str:
+    def value(x: Any) -> str:
+        if isinstance(x, list):
+            return "[" + ", ".join(map(value, x)) + "]"
+        return str(x).lower() if isinstance(x, bool) else f'"{x}"' if isinstance(x, str) else repr(x)
+
+    return "\n".join(
+        f"[{section}]\n" + "\n".join(f"{k} = {value(v)}" for k, v in table[section].items()) for section in table
+    )
+
+
+def _others(value: Any, kind: Any) -> list[Any]:
+    """Values of the type that are not `value`, as TOML has them."""
+    if get_origin(kind) is Literal:
+        return [other for other in get_args(kind) if other != value]
+    match value:
+        case bool():
+            return [not value]
+        case int():
+            return [value + 1, value - 1]
+        case float():
+            return [other for other in (0.5 * value, 0.9 * value + 0.02) if other != value]
+        case str():
+            return [f"{value}-other", "resnet34"]
+        case list():
+            return [[*value[:-1], last] for last in _others(value[-1], None)]
+    raise TypeError(value)
+
+
+@pytest.mark.parametrize(("name", "section", "key"), KEYS, ids=lambda part: part)
+def test_every_key_is_read(tmp_path: Path, name: str, section: str, key: str) -> None:
+    """Another value of the key is another recipe, in this setting and no other; or other settings lose their effect."""
+    table = TABLES[name]
+    kind = get_type_hints(type(getattr(_recipe(name), section)))[key]
+    file = tmp_path / "other.toml"
+    refused = []
+    for other in _others(table[section][key], kind):
+        file.write_text(_toml({**table, section: {**table[section], key: other}}), encoding="utf-8")
+        try:
+            changed = load_config(Recipe, file)
+        except ValueError as error:  # perhaps the next value goes with the rest of the recipe
+            refused.append(str(error))
+            continue
+        assert [line.partition(":")[0] for line in diff(_recipe(name), changed)] == [f"{section}.{key}"]
+        return
+    assert any(re.search(r": has no effect (unless|with)", message) for message in refused), refused
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_misspelt_key_is_an_error_that_names_the_right_one(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "misspelt.toml"
+    for section in TABLES[name]:
+        for key in TABLES[name][section]:
+            table = {part: dict(values) for part, values in TABLES[name].items()}
+            table[section][f"{key}z"] = table[section].pop(key)
+            file.write_text(_toml(table), encoding="utf-8")
+            with pytest.raises(ValueError, match=rf"unknown key {section}\.{key}z: did you mean {section}\.{key}\?"):
+                load_config(Recipe, file)
+
+
+# The FFCV family: libffcv/ffcv-imagenet, rn50_configs/rn50_{16,32,88}_epochs.yaml, rn18_configs/rn18_16_epochs.yaml.
+# epochs, start_ramp, end_ramp, lr, global batch (batch_size × world_size), weight decay
+FFCV = {
+    "rn50-16ep": (16, 11, 13, 1.7, 512 * 8, 1e-4),
+    "rn50-32ep": (32, 23, 27, 1.7, 512 * 8, 1e-4),
+    "rn50-88ep": (88, 65, 76, 1.7, 512 * 8, 1e-4),
+    "rn18-16ep": (16, 11, 13, 0.5, 1024, 5e-5),
+}
+
+
+def _ffcv_resolution(epoch: int, start_ramp: int, end_ramp: int) -> int:
+    """train_imagenet.py, get_resolution, with min_res 160 and max_res 192."""
+    if epoch <= start_ramp:
+        return 160
+    if epoch >= end_ramp:
+        return 192
+    between = np.interp(epoch, [start_ramp, end_ramp], [160, 192])
+    return int(np.round(between / 32)) * 32
+
+
+@pytest.mark.parametrize("name", FFCV)
+def test_the_ffcv_family_is_ffcvs(name: str) -> None:
+    epochs, start_ramp, end_ramp, lr, global_batch_size, weight_decay = FFCV[name]
+    recipe = _recipe(name)
+    assert recipe.train.epochs == epochs
+    for epoch in range(epochs):
+        phase = recipe_at(recipe, epoch)
+        assert phase.data.image_size == _ffcv_resolution(epoch, start_ramp, end_ramp), epoch
+        assert phase.train.global_batch_size == global_batch_size
+        # get_cyclic_lr with its default peak at epoch 2; train_loop interpolates between whole epochs
+        ends = np.interp([epoch, epoch + 1], [0, 2, epochs], [1e-4 * lr, lr, 0])
+        for share in (0, 0.25, 0.9):
+            assert _lr(recipe, epoch + share) == pytest.approx(np.interp(share, [0, 1], ends), rel=1e-9)
+    assert (recipe.data.val_image_size, recipe.train.val_flip) == (256, True)
+    assert 256 / recipe.data.val_resize_size == pytest.approx(224 / 256, abs=0.002)  # DEFAULT_CROP_RATIO
+    optimizer = recipe.optimizer
+    assert (optimizer.name, optimizer.momentum, optimizer.nesterov, optimizer.weight_decay) == (
+        "sgd",
+        0.9,
+        False,
+        weight_decay,
+    )
+    assert (recipe.loss.name, recipe.loss.label_smoothing, recipe.model.blurpool) == ("cross_entropy", 0.1, True)
+    assert recipe.augment == AugmentConfig()  # random-resized crops and flips
+
+
+def test_the_ffcv_curves_in_numbers() -> None:
+    """Worked out by hand: 1.7 · (1e-4 + 0.9999 / 2) at epoch 1, 1.7 · (16 − e) / 14 from epoch 2 on."""
+    recipe = _recipe("rn50-16ep")
+    expected = {0: 0.00017, 1: 0.850085, 2: 1.7, 9: 0.85, 12.5: 0.425, 16: 0.0}
+    assert {epoch: _lr(recipe, epoch) for epoch in expected} == pytest.approx(expected)
+    sizes = {name: [recipe_at(_recipe(name), e).data.image_size for e in (0, 11, 12, 24, 25, 70, 71)] for name in FFCV}
+    assert sizes["rn50-16ep"] == [160, 160, 192, 192, 192, 192, 192]
+    assert sizes["rn50-32ep"] == [160, 160, 160, 160, 192, 192, 192]
+    assert sizes["rn50-88ep"] == [160, 160, 160, 160, 160, 160, 192]
+    assert sizes["rn18-16ep"] == sizes["rn50-16ep"]
+
+
+def test_a3_is_resnet_strikes_back() -> None:
+    """Wightman, Touvron & Jégou 2021, table 2, column A3, and timm where it is silent."""
+    recipe = _recipe("rn50-a3")
+    data, augment, loss, optimizer = recipe.data, recipe.augment, recipe.loss, recipe.optimizer
+    assert (data.image_size, data.val_image_size, data.val_resize_size) == (160, 224, math.floor(224 / 0.95))
+    assert (recipe.train.epochs, recipe.train.global_batch_size, recipe.train.clip_grad_norm) == (100, 2048, 1.0)
+    assert (optimizer.name, optimizer.lr, optimizer.weight_decay) == ("lamb", 8e-3, 0.02)
+    assert (loss.name, loss.label_smoothing, loss.bce_target_threshold) == ("bce", 0.0, 0.2)
+    assert (augment.mixup, augment.cutmix, augment.hflip, augment.scale) == (0.1, 1.0, 0.5, (0.08, 1.0))
+    assert (augment.auto, augment.auto_magnitude / 30, augment.repeats, augment.erase) == ("rand", 0.6, 1, 0.0)
+    assert (recipe.model.stochastic_depth, recipe.model.dropout, recipe.ema.decay) == (None, None, 0.0)
+    assert not recipe.phases.start_epochs
+
+    theirs = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=8e-3)
+    scheduler = CosineLRScheduler(theirs, t_initial=100, lr_min=1e-6, warmup_t=5, warmup_lr_init=1e-4)
+    for epoch in range(100):
+        scheduler.step(epoch)
+        assert _lr(recipe, epoch) == pytest.approx(theirs.param_groups[0]["lr"], rel=1e-9)
+    # 1e-4 + 4 / 5 · 7.9e-3; 1e-6 + 7.999e-3 · (1 + cos(π e / 100)) / 2
+    expected = {0: 1e-4, 4: 6.42e-3, 5: 7.950763e-3, 50: 4.0005e-3, 75: 1.172427e-3, 100: 1e-6}
+    assert {epoch: _lr(recipe, epoch) for epoch in expected} == pytest.approx(expected, rel=1e-5)
+
+
+def test_90_epochs_are_nvidias() -> None:
+    """DeepLearningExamples, lr_cosine_policy(2.048, 8, 90), which is evaluated once an epoch."""
+    recipe = _recipe("rn50-90ep")
+    for epoch in range(8, 90):
+        assert _lr(recipe, epoch) == pytest.approx(0.5 * (1 + math.cos(math.pi * (epoch - 8) / (90 - 8))) * 2.048)
+    assert (recipe.train.global_batch_size / 256) * 0.256 == recipe.optimizer.lr
+    assert (recipe.optimizer.weight_decay, recipe.optimizer.momentum) == (1 / 32768, 0.875)
+
+
+def test_the_large_batch_is_mlperfs() -> None:
+    """training_results_v1.0, config_DGXA100_2x8x408.sh and PolySchedule of common/fit.py."""
+    recipe = _recipe("rn50-large-batch")
+    assert recipe.train.global_batch_size == 2 * 8 * 408
+    for epoch in np.linspace(0, 44, 89):
+        left = 1 - (epoch - 6) / (44 - 6)
+        expected = 8.4 * epoch / 6 if epoch < 6 else 1e-4 + (8.4 - 1e-4) * left**2
+        assert _lr(recipe, float(epoch)) == pytest.approx(expected)
+    optimizer = recipe.optimizer
+    assert (optimizer.name, optimizer.momentum, optimizer.weight_decay) == ("lars", 0.94, 2.5e-5)
+    assert (optimizer.trust_coefficient, recipe.loss.label_smoothing) == (0.001, 0.1)
+
+
+# AugmentConfig.scaled, which phases use
+
+FULL = AugmentConfig(
+    scale=(0.2, 0.9), hflip=0.4, vflip=0.1, repeats=3, rotation=20, rotation_filter="nearest",
+    auto="rand", auto_num_ops=3, auto_magnitude=15, mixup=0.8, cutmix=1.0,
+    brightness=0.4, contrast=0.3, saturation=0.2, hue=0.1, lighting=0.1, grayscale=0.2, blur=0.5, blur_sigma=(0.2, 1.0),
+    noise=0.3, noise_std=(1.0, 9.0), salt_pepper=0.1, salt_pepper_amount=(0.0, 0.2), jpeg=0.4, jpeg_quality=(20, 90),
+    erase=0.25, erase_scale=(0.1, 0.2), erase_ratio=(0.5, 2.0),
+)  # fmt: skip
+
+
+def test_full_strength_is_the_augmentation_itself() -> None:
+    assert FULL.scaled(1.0) == FULL
+
+
+def test_no_strength_leaves_crops_flips_and_repeats() -> None:
+    assert FULL.scaled(0.0) == AugmentConfig(scale=(0.2, 0.9), hflip=0.4, vflip=0.1, repeats=3)
+    small = AugmentConfig(crop="pad", pad=2, auto="trivial", mixup=0.2)
+    assert small.scaled(0.0) == AugmentConfig(crop="pad", pad=2)
+    assert AugmentConfig(auto="autoaugment").scaled(0) == AugmentConfig()
+
+
+def test_half_strength() -> None:
+    """EfficientNetV2, section 4.2: what regularises at a half, the rest as it was."""
+    half = FULL.scaled(0.5)
+    changed = {field.name for field in fields(half) if getattr(half, field.name) != getattr(FULL, field.name)}
+    probabilities = {"grayscale", "blur", "noise", "salt_pepper", "jpeg", "erase"}
+    ranges = {"rotation", "brightness", "contrast", "saturation", "hue", "lighting"}
+    assert changed == {"auto_magnitude", "mixup", "cutmix"} | probabilities | ranges
+    assert half.auto_magnitude == 8  # 7.5 to the even number
+    for name in changed - {"auto_magnitude"}:
+        assert getattr(half, name) == getattr(FULL, name) / 2
+    assert replace(FULL, auto="trivial", auto_num_ops=2, auto_magnitude=9).scaled(0.1).auto == "trivial"
+
+
+@pytest.mark.parametrize("preset", AugmentConfig.presets)
+@pytest.mark.parametrize("strength", [0.0, 0.01, 0.3, 0.99])
+def test_presets_scale(preset: str, strength: float) -> None:
+    """What comes out is an augmentation that its own checks take."""
+    scaled = AugmentConfig(**AugmentConfig.presets[preset]).scaled(strength)
+    assert scaled == AugmentConfig(**{field.name: getattr(scaled, field.name) for field in fields(scaled)})
+
+
+@pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan")])
+def test_a_strength_is_between_0_and_1(strength: float) -> None:
+    with pytest.raises(ValueError, match=r"strength .* must be in 0 to 1"):
+        FULL.scaled(strength)
+
+
+def test_phases_scale_the_augmentation() -> None:
+    phases = PhasesConfig(start_epochs=(0, 4), augment_strength=(0.5, 1.0))
+    recipe = Recipe(augment=FULL, phases=phases)
+    assert [recipe_at(recipe, epoch).augment.mixup for epoch in (0, 3, 4, 9)] == [0.4, 0.4, 0.8, 0.8]
