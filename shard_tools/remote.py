@@ -54,15 +54,22 @@ class Store:
     def _filesystem(self) -> tuple[Any, str]:
         """fsspec's file system, which does not survive a fork, and the URL's path in it."""
         if self._opened is None or self._opened[0] != os.getpid():
+            from fsspec.config import conf
             from fsspec.core import url_to_fs
 
+            options: dict[str, Any] = {}
+            if self.url.startswith(("s3://", "s3a://")):  # or botocore would retry too
+                config = conf.get("s3", {}).get("config_kwargs", {})
+                options["config_kwargs"] = config | {"retries": {"total_max_attempts": 1}}
             try:
-                filesystem, path = url_to_fs(self.url)
+                filesystem, path = url_to_fs(self.url, **options)
             except ImportError as error:
                 remedy = "pip install " + {"s3": "s3fs", "gs": "gcsfs"}.get(self.url.partition(":")[0], "that package")
                 raise ValueError(f"{self.url}: {_one_line(error)}; {remedy}") from None
             except (ValueError, OSError) as error:
                 raise ValueError(f"{self.url}: cannot be opened ({_one_line(error)})") from None
+            if hasattr(filesystem, "retries"):  # s3fs's and gcsfs's own, which no deadline ends
+                filesystem.retries = 1
             self._opened = os.getpid(), filesystem, path.rstrip("/")
         return self._opened[1:]
 
@@ -136,20 +143,20 @@ class Store:
         for attempt in count():
             try:
                 return request()
-            except FileNotFoundError:
-                raise ValueError(f"{where}: there is no such file or bucket; look at the URL") from None
             except NotImplementedError:
                 raise ValueError(f"{where}: this kind of URL can only be read") from None
             except DEFECTS:
                 raise
             except Exception as error:
+                if _is_missing(error):
+                    raise ValueError(f"{where}: there is no such file or bucket; look at the URL") from None
                 if _is_denied(error):
                     raise ValueError(f"{where}: no permission ({_one_line(error)}); set the credentials") from None
                 pause_s = random.uniform(0.5, 1) * min(FIRST_DELAY_S * 2**attempt, LAST_DELAY_S)
                 if time.monotonic() + pause_s > deadline:
                     raise ValueError(
-                        f"{where}: the store fails since {self.timeout_s:g} s, {attempt + 1} requests, the last with: "
-                        f"{_one_line(error)}; see that it is up and can be reached"
+                        f"{where}: the store has failed for {self.timeout_s:g} s and {attempt + 1} requests, the last "
+                        f"with {_one_line(error.__cause__ or error)}; see that it is up and can be reached"
                     ) from None
                 time.sleep(pause_s)
         raise AssertionError
@@ -180,8 +187,17 @@ def mirror(store: Store, info_file: str, cache_dir: str | os.PathLike[str] = "")
     return root
 
 
+def _is_missing(error: Exception) -> bool:
+    """fsspec's HTTP says so too where it cannot connect."""
+    cause = error.__cause__
+    unreachable = isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
+    status = getattr(cause, "status", None)
+    return isinstance(error, FileNotFoundError) and not unreachable and status in (None, 404, 410)
+
+
 def _is_denied(error: Exception) -> bool:
-    status = getattr(error, "status", None) or getattr(error, "code", None)  # aiohttp's, gcsfs's
+    status = getattr(error, "status", None) or getattr(error.__cause__, "status", None)  # aiohttp's
+    status = status or getattr(error, "code", None)  # gcsfs's
     return isinstance(error, PermissionError) or type(error).__name__ in DENIED or status in (401, 403)
 
 

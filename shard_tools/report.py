@@ -72,7 +72,8 @@ def _duration(seconds: float) -> str:
 
 def closing(packed: Packed, elapsed_s: float) -> str:
     """What was made, and what deserves a second look."""
-    root, made, state = packed.shard_set.root, packed.shard_set.made, packed.progress
+    made, state = packed.shard_set.made, packed.progress
+    root = packed.shard_set.url or packed.shard_set.root
     classes = packed.shard_set.classes
     shown = ", ".join(info.name for info in classes[:5]) + (", …" if len(classes) > 5 else "")
     lines = [f"{root}: {len(classes):,} classes ({shown})"]
@@ -82,14 +83,14 @@ def closing(packed: Packed, elapsed_s: float) -> str:
     if made["converted"]:
         lines.append("  written anew: " + ", ".join(f"{count:,} {kind}" for kind, count in made["converted"].items()))
     if packed.rejected.count:
-        lines.append(f"  skipped {packed.rejected.count:,} bad image(s), see {root / REJECTED_FILE}")
+        lines.append(f"  skipped {packed.rejected.count:,} bad image(s), see {root}/{REJECTED_FILE}")
     found = packed.duplicates
     if found.copies:
         lines.append(f"  {found.copies:,} image(s) are copies of others")
     if found.label_conflicts or found.split_conflicts:
         lines.append(
             f"  {found.label_conflicts:,} image(s) have more than one label, {found.split_conflicts:,} lie in more "
-            f"than one split, see {root / DUPLICATES_FILE}"
+            f"than one split, see {root}/{DUPLICATES_FILE}"
         )
     num_images, size = state.images - state.kept_images, state.bytes - state.kept_bytes
     kept = f", {state.kept_shards:,} shard(s) were there from an earlier run" if state.kept_shards else ""

@@ -20,6 +20,7 @@ from shard_tools.part import HASH_BYTES, Part, read_part, write_part
 from shard_tools.permutation import permute, philox_key
 from shard_tools.sources.base import ByteReader, printable
 from shard_tools.tarwriter import TarWriter, member_bytes
+from shard_tools.upload import remove_uploaded, upload_shard
 
 WORK_DIR = ".pack"  # in OUT, as long as it is not complete
 LISTING_DIR = "listing"  # in WORK_DIR
@@ -39,6 +40,7 @@ class ShardJob:
     num_images: int  # of the split
     seed: int
     encode: EncodeConfig
+    url: str = ""  # where the shard goes when it is finished; empty: it stays in `out`
 
     @property
     def part_path(self) -> Path:
@@ -58,7 +60,14 @@ def shuffled(positions: np.ndarray, num_images: int, seed: int, split: str) -> n
 
 
 def plan_shards(
-    out: Path, listing: Listing, split: str, samples_per_shard: int, shard_size: int, seed: int, config: EncodeConfig
+    out: Path,
+    listing: Listing,
+    split: str,
+    samples_per_shard: int,
+    shard_size: int,
+    seed: int,
+    config: EncodeConfig,
+    url: str = "",
 ) -> list[ShardJob]:
     """Cut a shuffled split into shards: each gets images until the next would be one too many, or a byte too many."""
     sizes, total = listing.sizes(split), listing.num_images[split]
@@ -66,7 +75,7 @@ def plan_shards(
     first = count = size = source = 0
 
     def close() -> None:
-        jobs.append(ShardJob(out, split, len(jobs), first, count, source, total, seed, config))
+        jobs.append(ShardJob(out, split, len(jobs), first, count, source, total, seed, config, url))
 
     for start in range(0, total, CHUNK):
         chunk = sizes[shuffled(np.arange(start, min(start + CHUNK, total)), total, seed, split)].astype(np.int64)
@@ -91,7 +100,7 @@ def plan_shards(
 
 
 def write_shard(job: ShardJob) -> None:
-    """Write OUT/SPLIT-SHARD.tar, then .idx, then the part file.
+    """Write OUT/SPLIT-SHARD.tar, then .idx, then the part file. With a URL, tar and index move there before that.
 
     Raises:
         ValueError: a source cannot be read or changed since it was listed, or the output cannot be written.
@@ -127,12 +136,16 @@ def write_shard(job: ShardJob) -> None:
             text = f"v1.2 {len(index)}\n{''.join(index)}".encode()  # as DALI's wds2idx
             with atomic_write(index_path(tar_path)) as stream:
                 stream.write(text)
+            if job.url:
+                upload_shard(job.url, tar_path)
         else:
             tar_path.unlink()
         part = Part(info, len(text), len(index), dict(sorted(kinds.items())), bad)
         write_part(
             job.part_path, part, bytes(rows), "".join(f"{name}\n" for name in names).encode("utf-8", "surrogateescape")
         )
+        if job.url and info:
+            remove_uploaded(job.out, info)
     except OSError as error:
         raise ValueError(
             f"{tar_path}: cannot be written ({error.strerror}); finished shards are kept: run the same command again"
@@ -145,7 +158,7 @@ def finished_part(job: ShardJob) -> Part | None:
     """The part of a finished shard; None if the shard has to be made (again)."""
     try:
         part = read_part(job.part_path)
-        if part.info is not None:
+        if part.info is not None and not job.url:
             tar_path = job.out / part.info.file
             if (tar_path.stat().st_size, index_path(tar_path).stat().st_size) != (part.info.bytes, part.index_bytes):
                 return None

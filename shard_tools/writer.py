@@ -37,11 +37,13 @@ from shard_tools.format import (
 )
 from shard_tools.listing import write_listing
 from shard_tools.part import read_names, read_part, read_rows
+from shard_tools.remote import is_url
 from shard_tools.resume import SOURCE_DIR, begin, complete, work_dir
 from shard_tools.shard import LISTING_DIR, ShardJob, plan_shards
 from shard_tools.sources import SourceOptions, open_source
 from shard_tools.sources.base import Source
 from shard_tools.subset import Subset, parts_text
+from shard_tools.upload import publish, staging_dir
 
 REJECTED_FILE = "rejected.tsv"
 SAMPLES_PER_SHARD = 10_000
@@ -90,6 +92,7 @@ def pack(
     workers: int | None = None,
     scheduler: str | None = None,
     executor: Executor | None = None,
+    staging: Path | None = None,
     progress: Callable[[Progress], None] = lambda progress: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Packed:
@@ -100,11 +103,14 @@ def pack(
 
     Args:
         source: a path, read as `format` and `options` say, or a `Source`.
+        out: a directory, or a URL (s3://, gs:// …).
         class_file: readable names of classes, see `classes.read_class_file`.
         seed: of the shuffle and of the choices of `subset`.
         on_bad: "fail" or "skip".
         workers, scheduler, executor: what runs the shards: so many local processes (by default one for each core), a
             Dask cluster's scheduler at this address, or this executor.
+        staging: a local directory (with `scheduler`, one that its workers share) for what is on its way to a URL; by
+            default in the user's cache.
         progress: called after each shard and about twice a second. say: given a line about the source.
 
     Raises:
@@ -115,7 +121,10 @@ def pack(
         raise ValueError(f'on_bad is {on_bad!r}; it can be "fail" or "skip"')
     if min(samples_per_shard, shard_size) < 1:
         raise ValueError("samples_per_shard and shard_size must be at least 1")
-    out = Path(out).absolute()
+    if staging and not is_url(out):
+        raise ValueError(f"{out}: is no URL, so nothing is staged; leave out --staging")
+    url = str(out) if is_url(out) else ""
+    out = staging_dir(url, staging) if url else Path(out).absolute()
     where = str(source) if isinstance(source, str | os.PathLike) else source.format
     if isinstance(source, str | os.PathLike):
         if out.resolve().is_relative_to(Path(source).resolve()):
@@ -143,12 +152,12 @@ def pack(
         }
         done = complete(out, made)
         if done:
-            return Packed(done, already_complete=True, ignored=tuple(source.ignored()))
+            return Packed(publish(url, out) if url else done, already_complete=True, ignored=tuple(source.ignored()))
         begin(out, made)
         jobs = [
             job
             for split in listing.num_images
-            for job in plan_shards(out, listing, split, samples_per_shard, shard_size, seed, encode)
+            for job in plan_shards(out, listing, split, samples_per_shard, shard_size, seed, encode, url)
         ]
         state = Progress(0, sum(listing.num_images.values()), sum(listing.size_bytes.values()), len(jobs))
         finished = run_shards(jobs, engine_for(workers, scheduler, executor, len(jobs)), on_bad, state, progress)
@@ -156,7 +165,9 @@ def pack(
         if rejected.count and on_bad == "fail":
             raise _bad_images(rejected, state, out)
         duplicates = _finish(out, list(listing.num_images), classes, jobs, made, rejected.count)
-    return Packed(ShardSet.open(out), False, state, rejected, duplicates, tuple(source.ignored()))
+    return Packed(
+        publish(url, out) if url else ShardSet.open(out), False, state, rejected, duplicates, tuple(source.ignored())
+    )
 
 
 def _bad_images(rejected: Rejected, state: Progress, out: Path) -> BadImages:

@@ -6,16 +6,36 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import click
 
 from shard_tools.execute import Progress
 from shard_tools.format import escape
+from shard_tools.remote import is_url
 from shard_tools.report import closing, progress_bar
 from shard_tools.writer import Packed
 
 
-def run(work: Callable[[Callable[[Progress], None]], Packed], out: Path) -> None:
+class LocalPath(click.ParamType):
+    """A path; a URL is refused in words."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        if is_url(value):
+            self.fail(f"{value} is a URL, and this command reads disks only: copy it to one (URLs: pack OUT, info)")
+        return Path(value)
+
+
+class PathOrUrl(click.ParamType):
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+        return str(value) if is_url(value) else Path(value)
+
+
+def run(work: Callable[[Callable[[Progress], None]], Packed], out: Path | str) -> None:
     """Run `work` (a `pack` that takes a `progress`) and report how it ended; exits with 1 or 130 if it failed."""
     state = Progress()
     stop = False
