@@ -26,20 +26,20 @@ def blank(planned: PlannedBatch, places: list[int]) -> PlannedBatch:
     sample_ids, labels = planned.sample_ids.copy(), planned.labels.copy()
     params = {name: values.copy() for name, values in planned.params.items()}
     sample_ids[places], labels[places] = NO_SAMPLE, IGNORE_LABEL
-    params["anchor"][places], params["shape"][places] = 0, _SIDE
+    params["anchor"][places], params["shape"][places] = 0, GRAY_SIDE
     if "roi_end" in params:
-        params["roi_start"][places], params["roi_end"][places] = 0, _SIDE
+        params["roi_start"][places], params["roi_end"][places] = 0, GRAY_SIDE
     return replace(planned, sample_ids=sample_ids, labels=labels, params=params)
 
 
-_SIDE = 16
+GRAY_SIDE = 16  # pixels
 
 
 def _gray_jpeg() -> np.ndarray:
     from PIL import Image
 
     stream = io.BytesIO()
-    Image.new("RGB", (_SIDE, _SIDE), (124, 116, 104)).save(stream, "JPEG")
+    Image.new("RGB", (GRAY_SIDE, GRAY_SIDE), (124, 116, 104)).save(stream, "JPEG")
     return np.frombuffer(stream.getvalue(), dtype=np.uint8)
 
 

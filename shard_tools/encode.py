@@ -171,7 +171,7 @@ def _check_size(height: int, width: int, config: EncodeConfig) -> None:
     if width * height == 0:
         raise BadImage(f"has no pixels ({width}×{height})")
     if width * height > config.max_pixels:
-        raise BadImage(f"has {width}×{height} pixels, more than --max-pixels {config.max_pixels}")
+        raise BadImage(f"has {width}×{height} pixels, more than packing takes (--max-pixels {config.max_pixels})")
     if max(width, height) > MAX_SIDE:
         raise BadImage(f"has {width}×{height} pixels; a JPEG has at most {MAX_SIDE} a side")
 

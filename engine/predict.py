@@ -1,0 +1,168 @@
+"""Image files → class names and probabilities: `train.py predict`. Errors for users are one line."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import torch
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from engine.evaluate import predict_logits
+from engine.image_files import decode_chunks, find_images, read_chunks
+from engine.learner import autocast_dtype, autocast_of
+from engine.load import Loaded, load_network
+from pipeline.build import threads_per_rank
+from shard_tools.format import ClassInfo, escape
+from shard_tools.sources.naming import EXTENSIONS, Ignored, some
+from training import distributed, environment
+
+PIPED_WIDTH = 10_000  # columns of a table that no terminal shows: nothing is folded
+
+
+class Prediction(NamedTuple):
+    """classes: the likeliest labels of a file and their probabilities, the best first. error: why there are none."""
+
+    file: str
+    classes: list[tuple[int, float]]
+    error: str | None
+
+
+@torch.inference_mode()
+def predict(
+    loaded: Loaded,
+    files: Iterable[str],
+    *,
+    device: torch.device,
+    batch_size: int,
+    threads: int,
+    top_k: int,
+    flip: bool,
+) -> Iterator[list[Prediction]]:
+    """A batch of predictions at a time, one for each file, in order, in the precision that validation has.
+
+    threads: that read and decode. top_k: how many classes, at most all. flip: from the mean of the logits of an image
+    and of its mirror image.
+    """
+    half = device.type == "cuda" and autocast_dtype(loaded.recipe, device) is not None
+    autocast = autocast_of(loaded.recipe, device)
+    shared: dict[str, Any] = {"batch_size": batch_size, "threads": threads}
+    chunks = read_chunks(files, **shared)
+    for chunk, images in decode_chunks(chunks, loaded.recipe.data, device=device, half=half, **shared):
+        with autocast:
+            logits = predict_logits(loaded.net, images, flip)
+        top = loaded.probabilities(logits).topk(min(top_k, len(loaded.classes)))
+        rows = zip(chunk.files, top.indices.tolist(), top.values.tolist(), chunk.errors, strict=True)
+        yield [
+            Prediction(file, [] if error else list(zip(labels, probabilities, strict=True)), error)
+            for file, labels, probabilities, error in rows
+        ]
+
+
+@click.command("predict", context_settings={"show_default": True, "max_content_width": 110})
+@click.argument("checkpoint", metavar="CHECKPOINT|RUN", type=click.Path(path_type=Path))
+@click.argument(
+    "paths", metavar="IMAGE|FOLDER...", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path)
+)
+@click.option("--top-k", type=click.IntRange(min=1), default=5, metavar="K", help="How many classes of each image.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, in place of the table.")
+@click.option("--weights", type=click.Choice(["auto", "raw", "ema"]), default="auto", help="auto: EMA if there is one.")
+@click.option("--flip/--no-flip", default=None, help="Mean of image and mirror image.  [default: train.val_flip]")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="auto: CUDA if it is there.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=64, metavar="N", help="Images at once.")
+@click.option("--threads", type=click.IntRange(min=0), default=0, metavar="N", help="That decode; 0: one a core.")
+def command(
+    checkpoint: Path, paths: tuple[Path, ...], top_k: int, as_json: bool, weights: Any, flip: bool | None, device: Any,
+    batch_size: int, threads: int,
+) -> None:  # fmt: skip
+    """Name the classes of image files, and of all images below folders.
+
+    CHECKPOINT is a .pt file; of a run's directory it is the best checkpoint, else the last. Images are resized and
+    cropped as in the run's validation. JPEG, PNG, WebP and BMP are taken, in colour, gray or CMYK. A file that cannot
+    be decoded is named on stderr (with --json also in its place, as an "error"), and the exit status is then 1.
+
+    \b
+    Examples:
+      python train.py predict runs/demo-20261124-030029 cat.jpg photos/
+      python train.py predict model.pt photos/ --top-k 1 --json > classes.jsonl
+    """
+    try:
+        on = distributed.start(device).device
+        loaded = load_network(checkpoint, weights=weights, device=on)
+        ignored = Ignored()
+        batches = predict(
+            loaded,
+            find_images(paths, ignored),
+            device=on,
+            batch_size=batch_size,
+            threads=threads_per_rank(threads, 1),
+            top_k=top_k,
+            flip=loaded.recipe.train.val_flip if flip is None else flip,
+        )
+        about = f"{loaded.weights} weights of {loaded.path}, {loaded.recipe.data.val_image_size} px"
+        click.echo(f"{loaded.recipe.model.name}, {about}, {environment.device_name(on)}", err=True)
+        num_images = num_bad = 0
+        for predictions in batches:
+            _show(predictions, loaded.classes, as_json, header=num_images == num_bad)
+            num_images += len(predictions)
+            num_bad += sum(prediction.error is not None for prediction in predictions)
+        if not num_images:
+            raise ValueError(f"{', '.join(map(str, paths))}: no images here ({', '.join(EXTENSIONS)})")
+    except ValueError as error:
+        raise click.ClickException(_printable(str(error))) from None
+    except OSError as error:
+        raise click.ClickException(_printable(f"{error.filename or checkpoint}: {error.strerror or error}")) from None
+    if ignored:
+        click.echo(f"left out, not named as images: {some([_printable(file) for file in ignored])}", err=True)
+    if num_bad:
+        click.echo(f"{num_bad} of {num_images} files could not be decoded", err=True)
+        sys.exit(1)
+
+
+def _show(predictions: list[Prediction], classes: tuple[ClassInfo, ...], as_json: bool, header: bool) -> None:
+    for prediction in predictions:
+        if prediction.error:
+            click.echo(f"{_printable(prediction.file)}: {prediction.error}", err=True)
+    if as_json:
+        click.echo("\n".join(_json_line(prediction, classes) for prediction in predictions))
+    elif any(prediction.classes for prediction in predictions):
+        console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH, highlight=False)
+        console.print(_table(predictions, classes, header, console))
+
+
+def _json_line(prediction: Prediction, classes: tuple[ClassInfo, ...]) -> str:
+    if prediction.error:
+        return json.dumps({"file": prediction.file, "error": prediction.error})
+    found = [
+        {"wnid": classes[label].wnid, "name": classes[label].name, "probability": float(f"{probability:.6g}")}
+        for label, probability in prediction.classes
+    ]
+    return json.dumps({"file": prediction.file, "classes": found})
+
+
+def _table(predictions: list[Prediction], classes: tuple[ClassInfo, ...], header: bool, console: Console) -> Table:
+    """A row for each class of each image. On a terminal the columns are as wide in every batch."""
+    table = Table(box=None, pad_edge=False, show_header=header, expand=console.is_terminal)
+    table.add_column("image", ratio=1, overflow="fold")
+    table.add_column("p", width=6)
+    table.add_column("class", width=max(cell_len(info.wnid) for info in classes))
+    named = any(info.name != info.wnid for info in classes)
+    if named:
+        longest = max(cell_len(info.name) for info in classes)
+        table.add_column("name", width=min(longest, console.width // 3), overflow="fold")
+    for prediction in predictions:
+        for place, (label, probability) in enumerate(prediction.classes):
+            file = _printable(prediction.file) if place == 0 else ""
+            cells = [file, f"{probability:.4f}", classes[label].wnid, *[classes[label].name] * named]
+            table.add_row(*map(Text, cells), style="bold" if place == 0 else None)
+    return table
+
+
+def _printable(text: str) -> str:
+    """On one line, and without bytes that no terminal takes: file names may hold both."""
+    return escape(text).encode("utf-8", "backslashreplace").decode()
