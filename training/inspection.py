@@ -182,7 +182,6 @@ def _thumbnail(image_bytes: Callable[[int], bytes], sample_id: int, path: Path) 
 
     try:
         with Image.open(io.BytesIO(image_bytes(sample_id))) as image:
-            image.draft("RGB", (THUMBNAIL_SIDE, THUMBNAIL_SIDE))
             image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
             image.convert("RGB").save(path, quality=85)
     except (OSError, ValueError, Image.DecompressionBombError):

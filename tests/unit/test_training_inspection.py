@@ -70,7 +70,8 @@ def test_it_agrees_with_a_count_by_hand(num: int, num_classes: int, worst: int) 
     _fill(found, *scores)
     result = found.reduced()
     _same(result, _by_hand(*scores, worst))
-    assert found.reduced() == result  # asking changes nothing
+    found.reduced(lambda tensor: tensor if tensor.numel() == 1 else tensor.zero_())
+    assert found.reduced() == result  # asking changes nothing, and a reduction may do what it likes to its tensors
     names = ["sample_id", "loss", "label", "prediction", "probability"]
     assert [list(row) for row in result["worst"]] == [names] * len(result["worst"])
     assert list(result["confused"][0]) == ["label", "prediction", "count", "share"]
