@@ -295,28 +295,27 @@ def main(
             return
         if not recipe.data.path:
             raise ValueError(f"recipe {recipe_name} names no data: give --data DIR")
-        with StopFlag() as stop:
-            world = distributed.start(device, timeout_s=recipe.train.timeout_s)
-            with Watchdog(world, recipe.train.timeout_s) as watch:
-                torch.backends.cudnn.benchmark = not deterministic
-                torch.use_deterministic_algorithms(deterministic)
-                torch.set_float32_matmul_precision("high")
-                if recipe.data.path == DEMO_DATA and world.local_rank == 0:
-                    ensure_demo(Path(DEMO_DATA))
-                now = distributed.of_main(time.time(), world)  # also a barrier
-                dataset = ShardSet.open(recipe.data.path)  # before a run directory is made for nothing
-                run_dir = run_dir or Path("runs") / time.strftime(f"{file.stem}-%Y%m%d-%H%M%S", time.localtime(now))
-                resume_from = run_dirs.find_checkpoints(resume, run_dir)
-                distributed.barrier()
-                if world.is_main:
-                    aside = run_dirs.prepare(run_dir, config.to_toml(recipe), resume_from[0] if resume_from else None)
-                    dtype = str(autocast_dtype(recipe, world.device) or torch.float32).removeprefix("torch.")
-                    hardware = f"{world.world_size} × {environment.device_name(world.device)}, {dtype}"
-                    click.echo(f"recipe {file.stem}, data {recipe.data.path}, {hardware}, run directory {run_dir}")
-                    if aside:
-                        click.echo(f"the earlier run there is now {aside}")
-                distributed.barrier()
-                train(recipe, dataset, world, run_dir, resume_from, max_steps, max_minutes, stop, watch)
+        world = distributed.start(device, timeout_s=recipe.train.timeout_s)
+        with StopFlag() as stop, Watchdog(world, recipe.train.timeout_s) as watch:
+            torch.backends.cudnn.benchmark = not deterministic
+            torch.use_deterministic_algorithms(deterministic)
+            torch.set_float32_matmul_precision("high")
+            if recipe.data.path == DEMO_DATA and world.local_rank == 0:
+                ensure_demo(Path(DEMO_DATA))
+            now = distributed.of_main(time.time(), world)  # also a barrier
+            dataset = ShardSet.open(recipe.data.path)  # before a run directory is made for nothing
+            run_dir = run_dir or Path("runs") / time.strftime(f"{file.stem}-%Y%m%d-%H%M%S", time.localtime(now))
+            resume_from = run_dirs.find_checkpoints(resume, run_dir)
+            distributed.barrier()
+            if world.is_main:
+                aside = run_dirs.prepare(run_dir, config.to_toml(recipe), resume_from[0] if resume_from else None)
+                dtype = str(autocast_dtype(recipe, world.device) or torch.float32).removeprefix("torch.")
+                hardware = f"{world.world_size} × {environment.device_name(world.device)}, {dtype}"
+                click.echo(f"recipe {file.stem}, data {recipe.data.path}, {hardware}, run directory {run_dir}")
+                if aside:
+                    click.echo(f"the earlier run there is now {aside}")
+            distributed.barrier()
+            train(recipe, dataset, world, run_dir, resume_from, max_steps, max_minutes, stop, watch)
     except Interrupted as stopped:
         click.echo(f"{stopped}: the same command with --run-dir {run_dir} goes on from the last checkpoint", err=True)
         sys.exit(128 + signal.Signals[str(stopped)].value)

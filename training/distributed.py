@@ -8,6 +8,7 @@ import datetime
 import os
 import signal
 import time
+import uuid
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FrameType, TracebackType
@@ -54,7 +55,7 @@ def start(device: Literal["auto", "cpu", "cuda"] = "auto", timeout_s: float = 60
     notices = None
     if world_size > 1:
         on_gpu = torch_device.type == "cuda"
-        store, _, _ = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=timeout_s)))
+        store = _fresh_store(rank, world_size, timeout_s)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
             store=store,
@@ -79,6 +80,32 @@ def _choose_device(device: str, local_rank: int, local_world_size: int) -> torch
     if local_world_size > num_gpus:
         raise ValueError(f"device cuda: {local_world_size} processes on this machine, but {num_gpus} GPUs")
     return torch.device("cuda", local_rank)
+
+
+def _fresh_store(rank: int, world_size: int, timeout_s: float) -> dist.Store:
+    """The launcher's store, in a namespace that the ranks of this start agree on.
+
+    torchrun keeps one store over its restarts, and ranks that are restarted would find the addresses of dead ones there
+    (pytorch/pytorch issue 135712; seen with torch 2.15). Here too every key may be left from an earlier start. But
+    rank 0 answers to tokens alone that were sent in answer to its own new one, and each rank waits for its own.
+    """
+    store, _, _ = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=timeout_s)))
+    own, deadline = uuid.uuid4().hex, time.monotonic() + timeout_s
+    if rank == 0:
+        store.set("call", own)
+        for other in range(1, world_size):
+            store.set(f"go/{store.get(f'answer/{own}/{other}').decode()}", own)
+        return dist.PrefixStore(own, store)
+    while True:
+        call = store.get("call").decode()
+        store.set(f"answer/{call}/{rank}", own)
+        try:
+            store.wait([f"go/{own}"], datetime.timedelta(seconds=0.5))
+        except dist.DistStoreError:  # the call was an earlier start's, or others are late
+            if time.monotonic() > deadline:
+                raise
+            continue
+        return dist.PrefixStore(store.get(f"go/{own}").decode(), store)
 
 
 class Notices:
