@@ -42,7 +42,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Machine:
-    """One node and what it shares with the others. Bytes and requests are a second's; a GPU's own links are not here."""
+    """One node and what it shares with the others. Bytes and requests are a second's; without a GPU's own links."""
 
     gpus: int = 8
     cores: int = 96
@@ -58,7 +58,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Demand:
-    """What one run asks for. Of a node: *_node; of the store that all nodes share: *_all. Bytes and requests a second."""
+    """What one run asks for. Of a node: *_node; of the store that all share: *_all. Bytes and requests a second."""
 
     nodes: int
     batch_size: int
@@ -156,8 +156,8 @@ def report(batch_size: int, max_batch: int) -> str:
     lines = []
     for shards in measured():
         lines += [
-            f"**{shards.name}**: {shards.image_bytes / 1e3:.1f} kB an image, {shards.images_per_s_core:,.0f} images/s a "
-            f"core, {NUM_TRAIN * shards.image_bytes / 1e9:.0f} GB in all",
+            f"**{shards.name}**: {shards.image_bytes / 1e3:.1f} kB an image, {shards.images_per_s_core:,.0f} images/s "
+            f"a core, {NUM_TRAIN * shards.image_bytes / 1e9:.0f} GB in all",
             "",
             *table(shards, network, machine, batch_size, max_batch),
             "",

@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=penstock
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=96
+#SBATCH --time=04:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@120
+#
+# DATA=/shared/imagenet sbatch docs/cluster/slurm.sh [options of train.py]
+#
+# Before the time is over, and when a more urgent job takes the nodes, the ranks get SIGTERM, write a checkpoint and end,
+# and the job goes back into the queue. There it begins again with the same job id, so in the same run directory, and
+# goes on from the checkpoint, on as many nodes as it then gets.
+set -euo pipefail
+: "${DATA:?a packed dataset, or its URL}"
+
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+stopped=""
+stop() {
+    stopped=yes
+    kill -TERM "$step" || true # srun passes it on to torchrun on every node, and that to its ranks
+}
+trap stop USR1 TERM
+
+srun --kill-on-bad-exit=1 torchrun \
+    --nnodes "$SLURM_NNODES" \
+    --nproc-per-node "${SLURM_GPUS_ON_NODE:-gpu}" \
+    --max-restarts 3 \
+    --rdzv-backend c10d \
+    --rdzv-endpoint "$head:$((29400 + SLURM_JOB_ID % 1000))" \
+    --rdzv-id "$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" \
+    train.py --data "$DATA" --recipe "${RECIPE:-rn50-90ep}" --run-dir "${RUN_DIR:-runs/slurm-$SLURM_JOB_ID}" "$@" &
+step=$!
+
+status=0
+wait "$step" || status=$?
+while kill -0 "$step" 2>/dev/null; do # a signal ends `wait`, not the step
+    status=0
+    wait "$step" || status=$?
+done
+if [ -n "$stopped" ]; then
+    scontrol requeue "$SLURM_JOB_ID"
+    exit 0
+fi
+exit "$status"

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Start this on every node, in any order: HEAD=first-node DATA=/shared/imagenet docs/cluster/torchrun.sh
+# NODES may be a range: with 1:3 the run begins with one node, takes in up to two more, and goes on when one is lost.
+set -euo pipefail
+: "${HEAD:?name or address of the node where the others meet}" "${DATA:?a packed dataset, or its URL}"
+cd "$(dirname "$0")/../.."
+
+exec torchrun \
+    --nnodes "${NODES:-1:3}" \
+    --nproc-per-node "${RANKS:-gpu}" \
+    --max-restarts "${RESTARTS:-10}" \
+    --rdzv-backend c10d \
+    --rdzv-endpoint "$HEAD:${PORT:-29400}" \
+    --rdzv-id "${RUN:-penstock}" \
+    train.py --data "$DATA" --recipe "${RECIPE:-rn50-90ep}" --run-dir "${RUN_DIR:-runs/${RUN:-penstock}}" "$@"
