@@ -27,7 +27,7 @@ def opinionated(recipe: Recipe, num_classes: int, seed: int) -> nn.Module:
             nn.init.uniform_(module.weight, 0.5, 1.5)
             module.momentum = None  # the mean over all batches, here of one
     size = recipe.data.val_image_size
-    coarse = torch.rand(32, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+    coarse = torch.rand(16, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
     images = nn.functional.interpolate(coarse * 4 - 2, size=size, mode="bilinear")
     with torch.no_grad():
         net.train()(images)

@@ -1,0 +1,256 @@
+"""A trained network for use elsewhere: `train.py export` writes a state dict, safetensors or ONNX.
+
+Every file says how images must be prepared for it: safetensors and ONNX in their metadata, a state dict, which has
+room for tensors alone, in a JSON file beside it.
+"""
+
+import io
+import json
+import logging
+import tomllib
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from engine.load import Loaded, load_network
+from model.networks import AUXILIARY_HEADS, OWN_NETWORKS
+from shard_tools.format import atomic_write
+
+FORMATS = {".pt": "torch", ".pth": "torch", ".safetensors": "safetensors", ".onnx": "onnx"}
+ONNX_LIMIT_BYTES = 2_000_000_000  # protobuf's limit for one file is 2^31, graph and weights together
+MIN_OPSET = 18  # what torch's exporter writes without converting
+TOLERANCE = 1e-4  # of the largest logit: float32 sums in another order differ by 1e-6 to 1e-5
+
+
+def description(loaded: Loaded) -> dict[str, Any]:
+    """What a user of the weights has to know; plain values, in units of 0 … 1 for mean and std."""
+    data = loaded.recipe.data
+    return {
+        "penstock": _version(),
+        "network": loaded.recipe.model.name,
+        "weights": loaded.weights,
+        "input": "images: (N, 3, image_size, image_size) float32, RGB, (pixel / 255 - mean) / std",
+        "output": f"logits: (N, {len(loaded.classes)}) float32; probabilities by {loaded.activation}",
+        "resize": "the shorter side to resize_size, then the centre image_size square; EXIF orientation not applied",
+        "resize_size": data.val_resize_size,
+        "image_size": data.val_image_size,
+        "interpolation": data.interpolation,
+        "antialias": data.antialias,
+        "mean": [round(level / 255, 6) for level in data.mean],
+        "std": [round(level / 255, 6) for level in data.std],
+        "classes": [{"wnid": info.wnid, "name": info.name} for info in loaded.classes],
+    }
+
+
+def export_torch(loaded: Loaded, out: Path) -> str:
+    """Write a plain state dict, and its description to `out` with .json at the end. Says what loads it."""
+    call, problem = torchvision_call(loaded)
+    facts = description(loaded) | {"torchvision": None if problem else call}
+    sidecar = out.with_suffix(".json")
+    _write(sidecar, json.dumps(facts, indent=1, ensure_ascii=False).encode() + b"\n")
+    stream = io.BytesIO()
+    torch.save(state_dict(loaded.net), stream)
+    _write(out, stream.getvalue())
+    loads = problem or f"{call} loads it and gives the same logits"
+    return f"{loads}; {sidecar} says how images are prepared"
+
+
+def export_safetensors(loaded: Loaded, out: Path) -> str:
+    """Write the state dict as safetensors, the description as its metadata: text, and JSON of what is no text."""
+    import safetensors.torch
+
+    metadata = {"format": "pt"} | _texts(description(loaded))
+    _write(out, safetensors.torch.save(state_dict(loaded.net), metadata))
+    return "its metadata say how images are prepared"
+
+
+def export_onnx(loaded: Loaded, out: Path, *, opset: int | None, dynamic_batch: bool) -> str:
+    """Write an ONNX graph from `images` to `logits`, the description in its metadata, if onnxruntime agrees with torch.
+
+    `dynamic_batch`: it takes any number of images, else one. `opset`: None for the exporter's default.
+
+    Raises ValueError where a package is missing, the network cannot be exported, or the logits differ.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # type: ignore[import-untyped]
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"ONNX needs {error.name}, which is not installed: uv sync --extra onnx") from None
+    size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in loaded.net.state_dict().values())
+    if size_bytes > ONNX_LIMIT_BYTES:
+        raise ValueError(
+            f"{out}: one ONNX file holds 2 GB, these weights have {size_bytes / 1e9:.1f}; export .safetensors"
+        )
+    data, examples = loaded.recipe.data, example_images(loaded, 2)
+    program = _onnx_program(loaded, examples if dynamic_batch else examples[:1], opset, dynamic_batch)
+    program.model.metadata_props.update(_texts(description(loaded)))
+    content = program.model_proto.SerializeToString()
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> Tensor:
+        (logits,) = session.run(["logits"], {"images": images.numpy()})
+        return torch.from_numpy(logits)
+
+    noise = torch.randn(3, 3, data.val_image_size, data.val_image_size, generator=torch.Generator().manual_seed(1))
+    batches = [noise, examples, examples[:1]] if dynamic_batch else [*noise.split(1), *examples.split(1)]
+    largest, difference = compare(loaded.net, run, batches)
+    agreement = f"onnxruntime's logits differ from torch's by {difference:.1e} at most, the largest is {largest:.3g}"
+    if not difference <= TOLERANCE * largest:
+        raise ValueError(f"{out}: not written, as {agreement}")
+    _write(out, content)
+    return agreement
+
+
+def _onnx_program(loaded: Loaded, images: Tensor, opset: int | None, dynamic_batch: bool) -> torch.onnx.ONNXProgram:
+    name = loaded.recipe.model.name
+    logging.disable()  # the exporter logs what it then raises, and what it falls back to
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                loaded.net,
+                (images,),
+                dynamo=True,
+                verbose=False,
+                input_names=["images"],
+                output_names=["logits"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},) if dynamic_batch else None,
+                opset_version=opset,
+            )
+    except Exception as error:  # of many kinds
+        remedy = "try --static" if dynamic_batch else "export .safetensors"
+        raise ValueError(f"torch cannot export {name} to ONNX ({_first_line(error)}); {remedy}") from None
+    finally:
+        logging.disable(logging.NOTSET)
+    assert program is not None
+    written = program.model.opset_imports[""]
+    if opset not in (None, written):
+        raise ValueError(f"--opset {opset}: torch {torch.__version__} exports {name} with {written} in its place")
+    return program
+
+
+def example_images(loaded: Loaded, num: int) -> Tensor:
+    """Smooth coloured pictures, normalised: (num, 3, S, S) float32, each time the same."""
+    data = loaded.recipe.data
+    coarse = torch.rand(num, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    levels = F.interpolate(coarse, size=data.val_image_size, mode="bicubic").clamp(0, 1).mul(255).round()
+    return (levels - torch.tensor(data.mean)[:, None, None]) / torch.tensor(data.std)[:, None, None]
+
+
+@torch.inference_mode()
+def compare(net: nn.Module, run: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> tuple[float, float]:
+    """The largest logit of `net` and the largest difference that `run` makes, both absolute, over the batches."""
+    largest = difference = 0.0
+    for images in batches:
+        expected, found = net(images), run(images)
+        largest = max(largest, expected.abs().max().item())
+        difference = max(difference, (found - expected).abs().nan_to_num(nan=torch.inf).max().item())
+    return largest, difference
+
+
+def torchvision_call(loaded: Loaded) -> tuple[str, str | None]:
+    """The call that makes torchvision's network of this name, and why it is not the same network, or None if it is."""
+    model, num_classes = loaded.recipe.model, len(loaded.classes)
+    if model.name in OWN_NETWORKS:
+        return "", f"{model.name} is not one of torchvision's networks"
+    options: dict[str, Any] = {"num_classes": num_classes}
+    if model.name in AUXILIARY_HEADS:
+        options |= {"aux_logits": model.aux_logits, "transform_input": True, "init_weights": False}
+    arguments = ", ".join(f"{name}={value}" for name, value in options.items())
+    call = f"torchvision.models.{model.name}({arguments})"
+    peer = torchvision.models.get_model(model.name, weights=None, **options).eval()
+    try:
+        peer.load_state_dict(loaded.net.state_dict())
+    except RuntimeError:
+        return call, f"{call} has other weights, as the recipe's [model] alters the network"
+    largest, difference = compare(loaded.net, peer, [example_images(loaded, 2)])
+    if not difference <= TOLERANCE * largest:
+        return call, f"{call} loads it but computes something else, as the recipe's [model] alters the network"
+    return call, None
+
+
+def state_dict(net: nn.Module) -> dict[str, Tensor]:
+    """The network's own, on the CPU, each tensor by itself and in its dimensions' order."""
+    return {
+        name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in net.state_dict().items()
+    }
+
+
+def _texts(facts: dict[str, Any]) -> dict[str, str]:
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in facts.items()}
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as stream:
+        stream.write(content)
+
+
+def _version() -> str:
+    project = Path(__file__).parents[1] / "pyproject.toml"
+    return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+@click.command("export", context_settings={"show_default": True, "max_content_width": 110})
+@click.argument("checkpoint", metavar="CHECKPOINT|RUN", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--format", "kind", type=click.Choice(["torch", "safetensors", "onnx"]), help="[default: by OUT's suffix]"
+)
+@click.option("--weights", type=click.Choice(["auto", "raw", "ema"]), default="auto", help="auto: EMA if there is one.")
+@click.option("--opset", type=click.IntRange(min=MIN_OPSET), metavar="N", help="ONNX: version of its operators.")
+@click.option("--dynamic-batch/--static", default=None, help="ONNX: any number of images, or one.  [default: any]")
+def command(
+    checkpoint: Path, out: Path, kind: str | None, weights: Any, opset: int | None, dynamic_batch: bool | None
+) -> None:
+    """Write a trained network to OUT, for use elsewhere.
+
+    CHECKPOINT is a .pt file; of a run's directory it is the best checkpoint, else the last. OUT's suffix is the format:
+
+    \b
+      .pt, .pth      a state dict with torchvision's names; OUT with .json at the end says how images are prepared
+      .safetensors   the same tensors; the metadata say how images are prepared
+      .onnx          a graph, checked against torch by onnxruntime before it is written; needs: uv sync --extra onnx
+
+    \b
+    Examples:
+      python train.py export runs/demo-20261124-030029 model.safetensors
+      python train.py export runs/imagenet/checkpoints/last.pt model.onnx --weights raw
+    """
+    try:
+        kind = kind or FORMATS.get(out.suffix.lower())
+        if kind is None:
+            raise ValueError(f"{out}: no format has this suffix; give one of {', '.join(FORMATS)}, or --format")
+        if kind != "onnx" and (opset is not None or dynamic_batch is not None):
+            raise ValueError(f"{out}: --opset, --dynamic-batch and --static are for ONNX, this is {kind}")
+        loaded = load_network(checkpoint, weights=weights, device=torch.device("cpu"))
+        if out.suffix == loaded.path.suffix and out.resolve().parent == loaded.path.resolve().parent:
+            raise ValueError(f"{out}: is among the checkpoints, which it might replace; choose another folder")
+        match kind:
+            case "torch":
+                done = export_torch(loaded, out)
+            case "safetensors":
+                done = export_safetensors(loaded, out)
+            case _:
+                done = export_onnx(loaded, out, opset=opset, dynamic_batch=dynamic_batch is not False)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+    except OSError as error:
+        raise click.ClickException(f"{error.filename or out}: {error.strerror or error}") from None
+    click.echo(
+        f"{out}: {loaded.recipe.model.name}, {loaded.weights} weights of {loaded.path}, {len(loaded.classes)} classes"
+    )
+    click.echo(done)
