@@ -47,6 +47,16 @@ def test_taken_out_samples_do_not_count(name: str) -> None:
     assert logits.grad[kept].any(dim=1).all()
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_one_sample_that_counts_is_the_mean(name: str) -> None:
+    logits, labels = torch.randn(3, 5), torch.tensor([-100, 3, -100])
+    alone = _loss(name)(logits[1:2], labels[1:2])
+    torch.testing.assert_close(_loss(name)(logits, labels), alone)
+    shares = torch.zeros(3, 5)
+    shares[1, 3] = 0.25
+    torch.testing.assert_close(_loss(name)(logits, shares), alone)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_shares_of_classes_are_torchs_probabilities(smoothing: float) -> None:
     logits, shares = torch.randn(16, 7), torch.randn(16, 7).softmax(1)

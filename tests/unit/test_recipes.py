@@ -4,6 +4,7 @@ import math
 import re
 import tomllib
 from dataclasses import fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -24,6 +25,7 @@ TABLES = {name: tomllib.loads(file.read_text(encoding="utf-8")) for name, file i
 KEYS = [(name, section, key) for name, table in TABLES.items() for section in table for key in table[section]]
 
 
+@cache
 def _recipe(name: str) -> Recipe:
     return load_config(Recipe, FILES[name])
 
