@@ -20,13 +20,15 @@ def draw_sheet(images: Any, captions: Sequence[str], *, columns: int = 8, cell: 
 
     Raises ValueError where there are no images, or not as many captions, or images that are not uint8 RGB.
     """
+    import matplotlib
     from PIL import Image, ImageDraw, ImageFont
 
     pictures = _pictures(images)
     if not pictures or len(pictures) != len(captions):
         raise ValueError(f"{len(pictures)} images and {len(captions)} captions: expected as many, and at least one")
     columns = min(columns, len(pictures))
-    font = ImageFont.load_default(size=12)
+    # matplotlib brings DejaVu Sans, which has more letters and signs than PIL's own font.
+    font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", 11)
     line_height = 16
     height = cell + CAPTION_LINES * line_height + MARGIN
     rows = -(-len(pictures) // columns)
