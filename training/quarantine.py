@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 QUARANTINE_FILE = "quarantine.jsonl"
 
@@ -13,20 +13,32 @@ def append(run_dir: Path, fields: dict[str, Any]) -> None:
         file.write(json.dumps(fields) + "\n")
 
 
-def read(run_dir: Path, before_epoch: int | None = None) -> set[int]:
-    """The sample ids taken out so far, or before an epoch. Raises ValueError naming the line that is not one.
+class Record(NamedTuple):
+    """One line. position: where in its epoch the sample was met; -1 in a line that does not say."""
 
-    A resume inside an epoch meets that epoch's bad samples again, where the undisturbed run met them.
-    """
+    sample_id: int
+    epoch: int
+    position: int
+
+
+def records(run_dir: Path) -> list[Record]:
+    """All lines, as they were written. Raises ValueError naming the line that is not one."""
     path = run_dir / QUARANTINE_FILE
     if not path.is_file():
-        return set()
-    sample_ids = set()
+        return []
+    found = []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             fields = json.loads(line)
-            if before_epoch is None or int(fields["epoch"]) < before_epoch:
-                sample_ids.add(int(fields["sample_id"]))
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            found.append(Record(int(fields["sample_id"]), int(fields["epoch"]), int(fields.get("position", -1))))
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             raise ValueError(f"{path}, line {number}: not a sample; delete the line") from None
-    return sample_ids
+    return found
+
+
+def read(run_dir: Path, before_epoch: int | None = None) -> set[int]:
+    """The sample ids taken out so far, or before an epoch. Raises what `records` does.
+
+    A resume inside an epoch meets that epoch's bad samples again, where the undisturbed run met them.
+    """
+    return {record.sample_id for record in records(run_dir) if before_epoch is None or record.epoch < before_epoch}

@@ -1,0 +1,194 @@
+"""Which samples a run has used, proven from its metrics: `python -m training.audit RUN`.
+
+Input: RUN/metrics.jsonl, whose steps have a digest of the samples that all ranks saw, RUN/config.toml,
+RUN/quarantine.jsonl, and the dataset's tables. The plan says which samples each step should have seen; their digests
+are worked out again and compared, step by step and epoch by epoch. Output: a table, and exit code 1 with the first step
+that deviates.
+
+The one place of training that knows `pipeline`, `recipes` and the dataset, inside functions: the plan is theirs.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+
+from training import quarantine
+from training.config import load_config
+from training.metrics import read_metrics, sample_digest
+from training.run_dir import CONFIG_FILE
+
+NO_SAMPLE = -1  # the id at a place whose sample was taken out, as loaders give it
+_INT63 = 2**63 - 1
+_AT_ONCE = 1 << 16  # samples whose digests are worked out together
+
+
+@dataclass
+class Epoch:
+    """What is known of one epoch. steps: those that agree with the plan, of `num_steps`. samples: that they used,
+    without those taken out. left_over: at the end, that fill no global batch. deviation: the first, "" for none."""
+
+    epoch: int
+    num_steps: int
+    left_over: int
+    steps: int = 0
+    samples: int = 0
+    taken_out: int = 0
+    is_over: bool = False
+    deviation: str = ""
+
+    @property
+    def verdict(self) -> str:
+        if self.deviation:
+            return self.deviation
+        return "as planned" if self.is_over else f"as planned so far, {self.num_steps - self.steps} steps to go"
+
+
+@dataclass
+class _Logged:
+    """An epoch's lines in the metrics: position after a step → the step's line as it was logged last."""
+
+    steps: dict[int, dict[str, Any]] = field(default_factory=dict)
+    end: dict[str, Any] | None = None
+
+
+def audit(run_dir: Path, data: str | None = None) -> list[Epoch]:
+    """Every epoch that the metrics tell of, in order. `data`: where the dataset is now, if it was moved.
+
+    Raises ValueError where the run or the dataset cannot be read, or the metrics have no digests.
+    """
+    from recipes import Recipe
+    from shard_tools.format import ShardSet
+
+    logged = _logged(run_dir)
+    recipe = load_config(Recipe, run_dir / CONFIG_FILE)
+    split = ShardSet.open(data or recipe.data.path).split(recipe.data.train_split)
+    out = quarantine.records(run_dir)
+    return [_compared(epoch, lines, recipe, split, out) for epoch, lines in sorted(logged.items())]
+
+
+def _logged(run_dir: Path) -> dict[int, _Logged]:
+    epochs: dict[int, _Logged] = {}
+    for line in read_metrics(run_dir):
+        if line.get("kind") not in ("step", "epoch"):
+            continue
+        at = [line.get(name) for name in ("epoch", "position", "step")]
+        if not all(type(number) is int and number >= 0 for number in at) or not isinstance(line.get("samples"), str):
+            raise ValueError(f"{run_dir}: the metrics have a line without a digest of its samples: {line}"[:300])
+        found = epochs.setdefault(line["epoch"], _Logged())
+        if line["kind"] == "step":
+            found.steps[line["position"]] = line
+        else:
+            found.end = line
+    if not epochs:
+        raise ValueError(f"{run_dir}: the metrics have no steps yet")
+    return epochs
+
+
+def _compared(epoch: int, lines: _Logged, recipe: Any, split: Any, out: list[quarantine.Record]) -> Epoch:
+    size = _global_batch_size(epoch, lines, recipe)
+    num_steps, left_over = divmod(len(split), size)
+    found = Epoch(epoch, num_steps, left_over, is_over=lines.end is not None)
+    total = 0
+    used = np.zeros(len(split), np.uint8)
+    missing = 0
+    for position, ids in _planned(epoch, size, recipe, split):
+        blanked = _without(ids, position - size, epoch, out)
+        expected = sample_digest(torch.from_numpy(blanked))
+        total = (total + expected) & _INT63
+        line = lines.steps.pop(position, None)
+        if line is None:
+            missing = missing or position
+            continue
+        if line["samples"] != f"{expected:016x}":
+            what = "saw other samples than the plan's"
+            found.deviation = found.deviation or f"step {line['step']} (position {position}) {what}"
+            continue
+        np.add.at(used, ids, 1)
+        found.steps += 1
+        found.samples += int((blanked != NO_SAMPLE).sum())
+        found.taken_out += int((blanked == NO_SAMPLE).sum())
+    if found.deviation:
+        return found
+    last = found.steps * size
+    if missing and (lines.end or missing <= last):
+        found.deviation = f"the step that ends at position {missing} is not in the metrics"
+    elif lines.steps:
+        position, line = next(iter(lines.steps.items()))
+        found.deviation = f"step {line['step']} ends at position {position}, where the plan has no step"
+    elif used.max() > recipe.augment.repeats:
+        found.deviation = f"sample {int(used.argmax())} comes {int(used.max())} times"
+    elif lines.end and lines.end["samples"] != f"{total:016x}":
+        found.deviation = "the digest of the whole epoch is not the sum of its steps'"
+    return found
+
+
+def _global_batch_size(epoch: int, lines: _Logged, recipe: Any) -> int:
+    """The recipe's in this epoch; in a run that was fitted to a time, phases begin elsewhere: then that of the log."""
+    from recipes.phases import recipe_at
+
+    planned: int = recipe_at(recipe, epoch).train.global_batch_size
+    positions = [0, *sorted(lines.steps)]
+    seen = min((b - a for a, b in pairwise(positions)), default=planned)
+    return seen if seen in recipe.phases.global_batch_size else planned
+
+
+def _planned(epoch: int, size: int, recipe: Any, split: Any) -> Iterator[tuple[int, np.ndarray]]:
+    """The position after each step of an epoch, and the ids that the plan gives it: (size,) int64."""
+    from pipeline.feed import Feed
+    from pipeline.plan import Span
+
+    feed = Feed(split=split, config=recipe.data, augment=recipe.augment, batch_size=size, global_batch_size=size,
+                seed=recipe.train.seed)  # fmt: skip
+    num_steps = len(split) // size
+    for first in range(0, num_steps, at_once := max(1, _AT_ONCE // size)):
+        count = min(at_once, num_steps - first)
+        ids = feed.sample_ids(epoch, [Span(first * size, count * size, (first + count) * size)])
+        for i, row in enumerate(ids.reshape(count, size), start=first + 1):
+            yield i * size, row
+
+
+def _without(ids: np.ndarray, start: int, epoch: int, out: list[quarantine.Record]) -> np.ndarray:
+    """The ids with those gone that were taken out: in an earlier epoch, or in this one at their place."""
+    if not out:
+        return ids
+    ids = ids.copy()
+    before = [record.sample_id for record in out if record.epoch < epoch]
+    ids[np.isin(ids, before)] = NO_SAMPLE
+    here = [record.position - start for record in out if record.epoch == epoch]
+    ids[[place for place in here if 0 <= place < len(ids)]] = NO_SAMPLE
+    return ids
+
+
+@click.command()
+@click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--data", metavar="DIR|URL", help="Where the dataset is now.  [default: where the run had it]")
+def main(run_dir: Path, data: str | None) -> None:
+    """Prove from the metrics of RUN that each epoch used every sample once, whatever happened on the way.
+
+    "taken out" are samples that could not be decoded, "left over" those at an epoch's end that fill no global batch.
+    """
+    try:
+        epochs = audit(run_dir, data)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(f"{'epoch':>6}{'steps':>9}{'samples':>12}{'taken out':>11}{'left over':>11}  verdict")
+    for epoch in epochs:
+        click.echo(f"{epoch.epoch:>6}{epoch.steps:>9,}{epoch.samples:>12,}{epoch.taken_out:>11,}{epoch.left_over:>11,}"
+                   f"  {epoch.verdict}")  # fmt: skip
+    wrong = next((epoch for epoch in epochs if epoch.deviation), None)
+    if wrong:
+        click.echo(f"epoch {wrong.epoch}: {wrong.deviation}", err=True)
+        sys.exit(1)
+    steps = sum(epoch.steps for epoch in epochs)
+    click.echo(f"proven: the {steps:,} steps used the samples of the plan, each of an epoch's samples once")
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m training.audit")
