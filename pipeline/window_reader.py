@@ -60,7 +60,7 @@ class Window:
 
 
 def pieces(rows: np.ndarray, piece_bytes: int) -> tuple[list[Piece], np.ndarray, np.ndarray]:
-    """Sample table rows (n,) → pieces of about `piece_bytes`, and for each row its piece and place in it, (n,) both."""
+    """Sample table rows (n,), n > 0 → pieces of about `piece_bytes`; each row's piece and place in it, (n,) both."""
     order = np.lexsort((rows["offset"], rows["shard"]))
     shard, size = rows["shard"][order].astype(np.int64), rows["size"][order].astype(np.int64)
     offset = rows["offset"][order].astype(np.int64)
@@ -77,7 +77,7 @@ def pieces(rows: np.ndarray, piece_bytes: int) -> tuple[list[Piece], np.ndarray,
     before -= before[np.searchsorted(piece[first], piece[first])]  # counted from the piece's first run
     at = before[run] + offset - starts[run]
     found = []
-    for number in range(int(piece[-1]) + 1 if len(rows) else 0):
+    for number in range(int(piece[-1]) + 1):
         runs, mine = piece[first] == number, piece == number
         ranges = zip(shard[first][runs].tolist(), starts[runs].tolist(), ends[runs].tolist(), strict=True)
         found.append(Piece(tuple(ranges), at[mine], size[mine]))
@@ -99,8 +99,9 @@ class WindowReader:
         self._windows: deque[Window] = deque()
         self._turn = object()  # of the plan that is followed
         self._next_bytes: int | None = None  # of the window that waits for room; None: all are planned
-        in_use = (HELD + 1) * feed.window_size + (feed.config.prefetch + BATCHES) * feed.batch_size * feed.world_size
-        need = in_use * sum(info.bytes for info in self.split.shards) // len(self.split)
+        self._ranks = feed.local_world_size or feed.world_size
+        in_use = (HELD + 1) * feed.window_size + (feed.config.prefetch + BATCHES) * feed.batch_size
+        need = self._ranks * in_use * sum(info.bytes for info in self.split.shards) // len(self.split)
         if need > fetcher.cache.max_bytes:
             raise ValueError(
                 f"{self.split.url}: data.cache_bytes is {fetcher.cache.max_bytes}, and what is in use of split "
@@ -108,7 +109,8 @@ class WindowReader:
             )
 
     def follow(self, windows: Iterator[np.ndarray]) -> None:
-        """Have these samples fetched, (n,) ids a window, as far ahead as half of the cache allows."""
+        """Have these samples fetched, (n,) ids a window, as far ahead as this rank's half of its share of the cache
+        allows: what it holds is not removed, and other ranks may be elsewhere."""
         self._fetcher.forget()
         with self._changed:
             turn = self._turn = object()
@@ -119,6 +121,8 @@ class WindowReader:
     def _plan(self, windows: Iterator[np.ndarray], turn: object) -> None:
         try:
             for sample_ids in windows:
+                if not len(sample_ids):  # this machine has no part in the last few samples
+                    continue
                 size_bytes = int(self.split.samples["size"][sample_ids].sum(dtype=np.int64))
                 with self._changed:
                     self._next_bytes = size_bytes
@@ -137,7 +141,7 @@ class WindowReader:
 
     def _has_room(self) -> bool:
         held_bytes = sum(window.size_bytes for window in self._windows) + (self._next_bytes or 0)
-        return len(self._windows) < HELD or held_bytes <= self._fetcher.cache.max_bytes // 2
+        return len(self._windows) < HELD or held_bytes <= self._fetcher.cache.max_bytes // (2 * self._ranks)
 
     def _open(self, sample_ids: np.ndarray, first: bool = False) -> Window:
         rows = self.split.samples[sample_ids]
@@ -149,20 +153,23 @@ class WindowReader:
         return Window(sample_ids, piece_of, at, maps, sum(piece.size for piece in found))
 
     def _write(self, piece: Piece, stream: BinaryIO) -> None:
-        file = ""
+        bad = 0
         for _ in range(READS):
             data = bytearray()
             for shard, start, end in piece.ranges:
-                file = self.split.shards[shard].file
-                data += self._fetcher.store.read(file, start, end)
+                data += self._fetcher.store.read(self.split.shards[shard].file, start, end)
             places = zip(piece.at.tolist(), piece.sizes.tolist(), strict=True)
-            if all(_is_member(data, at, size) for at, size in places):
+            bad = next((at for at, size in places if not _is_member(data, at, size)), -1)
+            if bad < 0:
                 stream.write(data)
                 return
-        raise ValueError(
-            f"{self.split.url}/{file}: has no images where the sample table says (bytes {piece.ranges[-1][1]} and on); "
-            "upload it again"
-        )
+        for shard, start, end in piece.ranges:
+            if bad < end - start:
+                raise ValueError(
+                    f"{self.split.url}/{self.split.shards[shard].file}: has no image at byte {start + bad}, where the "
+                    "sample table says; upload it again"
+                )
+            bad -= end - start
 
     def views(self, sample_ids: np.ndarray) -> list[np.ndarray]:
         """(n,) sample ids → n read-only (size,) uint8 views on cached files."""

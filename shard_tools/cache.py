@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 TEMPORARY = ".part"
 WAIT_S = 30.0  # for room, while all files are in use
+POLL_S = 0.02
 BULK_FILES = 64  # small files are removed so many at a time, since each time all are listed
 SMALL_BYTES = 64 << 20
 FREE_SHARE = 0.9  # of the disk's free space, where no bound is given
@@ -83,7 +84,7 @@ class Cache:
                     f"{self.root}: no room for the {size} bytes of {name}: data.cache_bytes is {self.max_bytes}, "
                     f"{used} bytes are in use; raise it"
                 )
-            time.sleep(0.05)
+            time.sleep(POLL_S)
 
     def _evict(self, size: int) -> int:
         """Remove files that are not in use until `size` bytes fit, oldest first; returns the bytes left."""
@@ -108,9 +109,12 @@ def make_once(
     """
     temporary = path.with_name(f".{path.name}{TEMPORARY}")
     with _writing(path), open(temporary, "ab") as ours:
-        fcntl.flock(ours, fcntl.LOCK_EX)  # waits for another maker, or until it is dead
+        while not _lock(ours):  # until another maker is ready, or dead
+            if not _is_at(ours, temporary):
+                return  # renamed, and perhaps in use and locked for long
+            time.sleep(POLL_S)
         if not _is_at(ours, temporary):
-            return  # renamed or removed by it meanwhile
+            return
         try:
             if path.exists():
                 return
@@ -134,14 +138,23 @@ def remove_stale(root: Path) -> None:
         _remove_unused(path)
 
 
+def _lock(stream: BinaryIO) -> bool:
+    """Lock a file for this process alone, if nobody has locked it."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _remove_unused(path: Path) -> bool:
     """Remove a file that nobody holds locked; tells whether."""
     try:
         with open(path, "rb") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(stream, path):
+            unused = _lock(stream)
+            if unused and _is_at(stream, path):
                 path.unlink()
-            return True
+            return unused
     except FileNotFoundError:
         return True
     except OSError:
