@@ -239,7 +239,7 @@ def train(
             f"images/s          {images_per_s:,.0f} in training, {world.world_size} rank(s), {seconds:.0f} s in all\n"
             f"waiting for data  {data_wait:.1%} of the training time\n"
             f"checkpoint        {checkpoint.last_path(run_dir)}\n"
-            f"report            {write_report(run_dir)}"
+            f"report            {write_report(run_dir)[1]}"
         )
 
 
