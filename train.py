@@ -241,6 +241,8 @@ def train(
             f"checkpoint        {checkpoint.last_path(run_dir)}\n"
             f"report            {write_report(run_dir)[1]}"
         )
+    if writer.failed:
+        raise ValueError(writer.failed)
 
 
 def described(figures: dict[str, Any]) -> str:

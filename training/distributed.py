@@ -140,7 +140,8 @@ def lost_rank(error: RuntimeError) -> str | None:
     text = str(error)
     if not isinstance(error, dist.DistError) and "gloo" not in text:
         return None
-    return text.strip().partition("\n")[0].rpartition("] ")[2] if "gloo" in text else text.strip().partition("\n")[0]
+    line = text.strip().partition("\n")[0].partition(". This is typically")[0]
+    return line.partition(".cc:")[2].partition("] ")[2] or line  # without the place in gloo's source
 
 
 def finish() -> None:
