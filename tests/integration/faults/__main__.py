@@ -33,8 +33,8 @@ def main(rounds: int, only: str | None, seed: int, json_file: Path | None) -> No
             rows.append(row := measure(bench, name, rounds))
             recovery = "–" if row["recovery_s"] is None else f"{row['recovery_s']:.1f}"
             click.echo(
-                f"{name:{WIDTH}}  {rounds:6}  {len(row['failed']):6}  {row['lost_steps']:10}  {row['wrong_samples']:13}  "
-                f"{recovery:>10}  {row['round_s']:7.1f}"
+                f"{name:{WIDTH}}  {rounds:6}  {len(row['failed']):6}  {row['lost_steps']:10}  "
+                f"{row['wrong_samples']:13}  {recovery:>10}  {row['round_s']:7.1f}"
             )
             for complaint in row["failed"]:
                 click.echo(f"    {complaint}", err=True)

@@ -22,7 +22,7 @@ SETTINGS: dict[str, Any] = {
     "data.image_size": 32, "data.val_image_size": 32, "data.val_resize_size": 32, "data.threads": 1,
     "model.name": "cifar_resnet8", "augment.brightness": 0.2, "schedule.warmup_epochs": 0.5, "ema.decay": 0.9,
     "train.precision": "fp32", "train.global_batch_size": 12, "train.epochs": EPOCHS, "train.log_every": 1,
-    "train.checkpoint_every": 2, "train.timeout_s": 120,
+    "train.eval_every": 1, "train.checkpoint_every": 2, "train.timeout_s": 120,
 }  # fmt: skip
 END_S = 180.0  # no run takes longer, on a busy machine and with a restart
 
@@ -57,7 +57,7 @@ class Bench:
     ) -> Launched:  # fmt: skip
         """A run in `round_dir/run`. The faults come once, however often it is started there."""
         marked = [replace(fault, marker=str(round_dir / f"fault-{i}")) for i, fault in enumerate(faults)]
-        env = {"FAULTS": json.dumps([fault.to_json() for fault in marked]), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "10"}
+        env = {"FAULTS": json.dumps([fault.to_json() for fault in marked])}
         env["FAULT_RECOVERED"] = str(round_dir / "recovered")
         sets = [f"--set={name}={value}" for name, value in (SETTINGS | (settings or {})).items()]
         run_dir = run_dir or round_dir / "run"

@@ -16,7 +16,16 @@ import numpy as np
 
 from shard_tools.format import ShardSet
 from tests.integration.faults.bench import (
-    END_S, LAST_STEP, STEPS_PER_EPOCH, Bench, differences, lines, steps, steps_again, until, wrong_samples,
+    END_S,
+    LAST_STEP,
+    STEPS_PER_EPOCH,
+    Bench,
+    differences,
+    lines,
+    steps,
+    steps_again,
+    until,
+    wrong_samples,
 )  # fmt: skip
 from tests.integration.faults.inject import ALWAYS, Fault
 from tests.integration.faults.launch import Launched, free_port
@@ -209,7 +218,7 @@ def disk_full(bench: Bench) -> Outcome:
 
 
 def checkpoints_unwritable(bench: Bench, how: str) -> Outcome:
-    """Only checkpoints cannot be written: the run says so, goes on, and ends with exit code 1, the newest one missing."""
+    """Only checkpoints cannot be written: the run says so, goes on, and ends with exit code 1."""
     round_dir = bench.new(how)
     folder = round_dir / "run" / "checkpoints"
     limits = {resource.RLIMIT_FSIZE: 100_000} if how == "file size" else {}
@@ -394,6 +403,7 @@ COMPILED = {
 CASES: dict[str, Case] = {
     **KILLED,
     **SIGNALLED,
+    **COMPILED,
     "2 → 1 → 3 → 2 ranks": world_sizes,
     "elastic, --nnodes=1:3": elastic,
     "disk full": disk_full,

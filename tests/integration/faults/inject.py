@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._inductor.compile_fx
 
 import engine.evaluate
 import train
@@ -27,9 +28,9 @@ ALWAYS = -1
 class Fault:
     """`do` happens `at` a place on `rank` (ALWAYS: on each), before `step` is made (ALWAYS: each time).
 
-    at: "start" (the network is being built), "step", "stepped" (the step is done, nothing is logged), "validation" (of
-        that step, in its second batch), "saving" (half a checkpoint is written), "linking" (last.pt is not yet the new
-        one), "reading" (the loader asks for a batch), "ending".
+    at: "start" (the network is being built), "step", "compile" (in the midst of it), "stepped" (the step is done,
+        nothing is logged), "validation" (of that step, in its second batch), "saving" (half a checkpoint is written, in
+        that step or later), "linking" (last.pt is not yet the new one), "reading" (the loader asks for a batch).
     do: a signal's name, for this rank; "launcher SIGNAL", for its parent; "hang"; "sleep"; "nan" (weights); "memory"
         (ask for 2^60 bytes); "truncate"; "fill" (the disk); "remount read-only".
     on: the file, or folder, of the last three. seconds: of sleep.
@@ -59,7 +60,9 @@ class Injector:
 
     def reached(self, at: str) -> None:
         for fault in self._faults:
-            if fault.at == at and fault.step in (self.step, ALWAYS) and (fault.do == "sleep" or _first(fault)):
+            # Checkpoints are written in a thread, while the steps go on.
+            now = self.step >= fault.step if at in ("saving", "linking") else fault.step in (self.step, ALWAYS)
+            if fault.at == at and now and (fault.do == "sleep" or _first(fault)):
                 self._do(fault)
 
     def recovered(self) -> None:
@@ -175,14 +178,16 @@ def _wrap(injector: Injector) -> None:
         injector.reached("reading")
         return original(*args)
 
-    def report(original: Callable[..., Any], run_dir: Path) -> Path:
-        injector.reached("ending")
-        return run_dir
+    def compile_frame(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        injector.reached("compile")
+        return original(*args, **kwargs)
 
     wrap(train, "build_learner", build)
     wrap(train, "restore", restore)
     wrap(train, "train_step", step)
-    wrap(train, "write_report", report)
+    wrap(train, "write_report", lambda original, run_dir: (run_dir, run_dir))  # pictures take seconds
+    wrap(train, "show_worst", lambda original, *args: None)
+    wrap(torch._inductor.compile_fx, "compile_fx", compile_frame)
     wrap(engine.evaluate, "predict_logits", predict)
     wrap(checkpoint, "duplicate", duplicate)
     wrap(ShardReader, "views", views)

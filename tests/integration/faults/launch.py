@@ -71,15 +71,21 @@ def _is_ours(pid: int) -> bool:
 
 
 def launch(
-    arguments: list[str], log: Path, *, ranks: int = 1, restarts: int = 0, torchrun: tuple[str, ...] = ("--standalone",),
-    env: dict[str, str] | None = None, limits: dict[int, int] | None = None,
+    arguments: list[str], log: Path, *, ranks: int = 1, restarts: int = 0, env: dict[str, str] | None = None,
+    limits: dict[int, int] | None = None, torchrun: tuple[str, ...] = ("--standalone",),
 ) -> Launched:  # fmt: skip
     """Start `train.py ARGUMENTS` under torchrun with its options `torchrun`, or with ranks=0 without.
 
     `log` gets all output. `limits`: `resource.RLIMIT_…` → value, for the ranks.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [*torchrun, f"--nproc-per-node={ranks}", f"--max-restarts={restarts}", "--monitor-interval=0.1"]
+    command = [
+        *torchrun,
+        f"--nproc-per-node={ranks}",
+        f"--max-restarts={restarts}",
+        "--monitor-interval=0.1",
+        "--shutdown-timeout=10",
+    ]
     target = (_torchrun, [*command, "train.py", *arguments]) if ranks else (_rank, arguments)
     process = _context().Process(target=_detached, args=(*target, str(log), env or {}, limits or {}))
     process.start()

@@ -8,6 +8,6 @@ import torch._dynamo
 import torch.distributed.run
 import torch.utils.tensorboard  # noqa: F401
 
-import pipeline.resize
-import tests.integration.faults.inject
+import pipeline.resize  # noqa: F401
+import tests.integration.faults.inject  # noqa: F401
 import train  # noqa: F401

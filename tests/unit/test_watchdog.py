@@ -1,0 +1,226 @@
+"""The watchdog beside the clock, ranks played by threads that share a store, and a process that loses its file."""
+
+import mmap
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from training.distributed import Notices, World, _fresh_store, lost_rank
+from training.watchdog import EXIT_CODE, Watchdog
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMEOUT_S = 0.5
+
+
+def world(rank: int = 0, world_size: int = 1, notices: Notices | None = None) -> World:
+    return World(rank, rank, world_size, world_size, torch.device("cpu"), notices)
+
+
+class Ended:
+    """Notes the lines that a watchdog would have ended its process with."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.came = threading.Event()
+
+    def __call__(self, line: str) -> None:
+        self.lines.append(line)
+        self.came.set()
+
+
+def test_a_run_that_moves_is_left_alone() -> None:
+    ended = Ended()
+    with Watchdog(world(), TIMEOUT_S, ended) as watch:
+        for step in range(20):
+            watch.at("training", step)
+            time.sleep(TIMEOUT_S / 10)
+    assert ended.lines == []
+
+
+def test_a_run_that_hangs_ends_in_bounded_time_and_says_where() -> None:
+    ended, began = Ended(), time.monotonic()
+    with Watchdog(world(rank=3), TIMEOUT_S, ended) as watch:
+        watch.at("training", 123)
+        watch.at("checkpoint")
+        assert ended.came.wait(10)
+        took_s = time.monotonic() - began
+    assert TIMEOUT_S <= took_s < 2 * TIMEOUT_S + 2
+    assert len(ended.lines) == 1
+    assert ended.lines[0].startswith("rank 3: no progress for ")
+    assert ended.lines[0].endswith(" in step 123: checkpoint")
+
+
+def test_the_clock_runs_from_the_start() -> None:
+    ended = Ended()
+    with Watchdog(world(), TIMEOUT_S, ended):
+        assert ended.came.wait(10)
+    assert "step 0: starting" in ended.lines[0]
+
+
+def test_a_wait_for_data_is_a_stage_of_its_own() -> None:
+    ended, go = Ended(), threading.Event()
+
+    def batches() -> Iterator[str]:
+        yield "first"
+        go.wait(10)
+
+    seen = []
+    with Watchdog(world(), TIMEOUT_S, ended) as watch:
+        watch.at("training", 7)
+        for batch in watch.each(batches(), "training"):
+            seen.append((batch, watch._mark.stage))
+            ended.came.wait(0.01)
+            watchdog_waits = threading.Thread(target=lambda: (ended.came.wait(10), go.set()))
+            watchdog_waits.start()
+        watchdog_waits.join()
+    assert seen == [("first", "training")]
+    assert ended.lines[0].endswith("in step 7: training, waiting for data")
+
+
+def test_by_default_it_ends_the_process_with_its_code() -> None:
+    code = (
+        "import time, torch; from training.distributed import World; from training.watchdog import Watchdog\n"
+        "with Watchdog(World(0, 0, 1, 1, torch.device('cpu')), 0.2) as watch:\n"
+        "    watch.at('training', 5)\n"
+        "    time.sleep(60)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == EXIT_CODE == os.EX_TEMPFAIL
+    assert done.stderr.count("\n") == 1
+    assert "in step 5: training; the same command goes on" in done.stderr
+
+
+# Ranks played by threads, each with a connection of its own to one store.
+
+
+@pytest.fixture
+def store() -> dist.TCPStore:
+    return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
+def watchdogs(store: dist.Store, world_size: int) -> tuple[list[Watchdog], list[Ended]]:
+    ended = [Ended() for _ in range(world_size)]
+    notices = [Notices(store, rank, world_size) for rank in range(world_size)]
+    dogs = [Watchdog(world(rank, world_size, notices[rank]), TIMEOUT_S, ended[rank]) for rank in range(world_size)]
+    return dogs, ended
+
+
+def test_a_rank_that_waits_names_the_one_that_hangs(store: dist.TCPStore) -> None:
+    dogs, ended = watchdogs(store, 3)
+    for rank, dog in enumerate(dogs):
+        dog.at("training, waiting for data", 41)
+        if rank != 1:
+            dog.at("training", 41)
+    with dogs[0], dogs[1], dogs[2]:
+        assert all(e.came.wait(10) for e in ended)
+    assert "it waits for rank 1, which hangs in step 41: training, waiting for data" in ended[0].lines[0]
+    assert "rank 1, which hangs" in ended[2].lines[0]
+    assert ended[1].lines[0].endswith("in step 41: training, waiting for data")
+
+
+def test_a_rank_that_is_stopped_is_told_from_one_that_hangs(store: dist.TCPStore) -> None:
+    dogs, ended = watchdogs(store, 2)
+    dogs[1].at("training", 8)
+    dogs[1]._post()  # its last sign of life
+    dogs[0].at("training", 8)
+    dogs[0].at("training", 9)
+    with dogs[0]:
+        assert ended[0].came.wait(10)
+    assert "rank 1 is silent (stopped, or its machine is gone), last seen in step 8: training" in ended[0].lines[0]
+
+
+def test_a_rank_that_never_came(store: dist.TCPStore) -> None:
+    dogs, ended = watchdogs(store, 2)
+    with dogs[0]:
+        assert ended[0].came.wait(10)
+    assert ended[0].lines[0].endswith("; rank 1 has not started")
+
+
+def test_a_store_that_is_gone_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone:
+        def clone(self) -> "Gone":
+            return self
+
+        def set_timeout(self, timeout: object) -> None: ...
+
+        def __getattr__(self, name: str) -> object:
+            raise dist.DistNetworkError("Broken pipe")
+
+    notices = Notices(Gone(), 0, 2)  # type: ignore[arg-type]
+    ended = Ended()
+    with Watchdog(world(0, 2, notices), TIMEOUT_S, ended):
+        assert ended.came.wait(10)
+    assert "the launcher's store does not answer" in ended.lines[0]
+
+
+def test_a_restart_finds_nothing_of_the_start_before(store: dist.TCPStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torchrun has it: one store over all restarts, on another number of ranks too."""
+    monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(store.clone(), 0, 0)]))
+
+    def start(rank: int, world_size: int, late_s: float, found: list[dist.Store | None]) -> None:
+        time.sleep(late_s)
+        found[rank] = _fresh_store(rank, world_size, 20)
+
+    for attempt, (world_size, late_rank) in enumerate([(3, 0), (3, 2), (2, 1), (3, 0), (3, 1)]):
+        found: list[dist.Store | None] = [None] * world_size
+        args = [(rank, world_size, 0.7 * (rank == late_rank), found) for rank in range(world_size)]
+        ranks = [threading.Thread(target=start, args=a) for a in args]
+        for thread in ranks:
+            thread.start()
+        for thread in ranks:
+            thread.join(20)
+        stores = [s for s in found if s is not None]
+        assert len(stores) == world_size
+        assert not any(s.check(["address"]) for s in stores), "left from the attempt before"
+        stores[-1].set("address", str(attempt))
+        assert all(s.get("address") == str(attempt).encode() for s in stores)
+
+
+GLOO = (
+    "[/__w/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:63723. "
+    "This is typically caused by a remote worker crashing. Check the logs of the remote worker."
+)
+
+
+def test_what_a_lost_rank_is() -> None:
+    assert lost_rank(RuntimeError(GLOO)) == "Connection closed by peer [127.0.0.1]:63723"
+    assert lost_rank(dist.DistBackendError("NCCL error: remote process exited\nand more")) == (
+        "NCCL error: remote process exited"
+    )
+    assert lost_rank(RuntimeError("shape '[2]' is invalid")) is None
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_shard_that_is_cut_while_it_is_read_is_named(cut: bool, tmp_path: Path) -> None:
+    whole, other = tmp_path / "other.tar", tmp_path / "train-000001.tar"
+    for path in (whole, other):
+        path.write_bytes(bytes(3 * mmap.PAGESIZE))
+    code = (
+        "import mmap, os, sys, threading; from pathlib import Path; from pipeline import bus_error\n"
+        "maps = []\n"
+        "for name in sys.argv[1:]:\n"
+        "    maps.append(mmap.mmap(os.open(name, os.O_RDONLY), 0, access=mmap.ACCESS_READ))\n"
+        "    bus_error.explain(Path(name), len(maps[-1]))\n"
+        f"if {cut}: os.truncate(sys.argv[-1], 100)\n"
+        "thread = threading.Thread(target=lambda: bytes(maps[-1]))\n"
+        "thread.start()\n"
+        "thread.join()\n"
+        "print('read')\n"
+    )
+    command = [sys.executable, "-c", code, str(whole), str(other)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    if cut:
+        assert done.returncode == 1
+        assert done.stdout == ""
+        assert done.stderr.count("\n") == 1
+        assert done.stderr.startswith(f"Error: {other}: this shard was cut from {3 * mmap.PAGESIZE} to 100 bytes")
+    else:
+        assert (done.returncode, done.stdout, done.stderr) == (0, "read\n", "")
