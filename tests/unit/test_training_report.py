@@ -290,6 +290,13 @@ def test_an_unfinished_epoch_is_as_long_as_its_neighbour_and_without_one_it_is_s
     assert axes["loss"].lines[0].get_xdata()[-1] == 5
 
 
+def test_a_size_that_never_changes_has_no_panel(tmp_path: Path) -> None:
+    _write_run(tmp_path / "constant", epochs=2)
+    _write_run(tmp_path / "changing", epochs=3)
+    assert "image size, px" not in _drawn(tmp_path, "constant")
+    assert "image size, px" in _drawn(tmp_path, "constant", "changing")
+
+
 @pytest.mark.parametrize("kind", ["step", "eval", "nan"])
 def test_a_killed_run_has_a_report(tmp_path: Path, kind: str) -> None:
     with MetricsLog(tmp_path) as log:
