@@ -6,9 +6,7 @@ room for tensors alone, in a JSON file beside it.
 
 import io
 import json
-import logging
 import tomllib
-import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -20,12 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.load import Loaded, load_network
+from engine.onnx_graph import MIN_OPSET, onnx_bytes, onnx_runner, require_packages
 from model.networks import AUXILIARY_HEADS, OWN_NETWORKS
 from shard_tools.format import atomic_write
 
 FORMATS = {".pt": "torch", ".pth": "torch", ".safetensors": "safetensors", ".onnx": "onnx"}
-ONNX_LIMIT_BYTES = 2_000_000_000  # protobuf's limit for one file is 2^31, graph and weights together
-MIN_OPSET = 18  # what torch's exporter writes without converting
 TOLERANCE = 1e-4  # of the largest logit: float32 sums in another order differ by 1e-6 to 1e-5
 
 
@@ -50,10 +47,10 @@ def description(loaded: Loaded) -> dict[str, Any]:
 
 
 def export_torch(loaded: Loaded, out: Path) -> str:
-    """Write a plain state dict, and its description to `out` with .json at the end. Says what loads it."""
+    """Write a plain state dict, and its description beside it, its name with .json added. Says what loads it."""
     call, problem = torchvision_call(loaded)
     facts = description(loaded) | {"torchvision": None if problem else call}
-    sidecar = out.with_suffix(".json")
+    sidecar = out.with_name(f"{out.name}.json")
     _write(sidecar, json.dumps(facts, indent=1, ensure_ascii=False).encode() + b"\n")
     stream = io.BytesIO()
     torch.save(state_dict(loaded.net), stream)
@@ -78,64 +75,23 @@ def export_onnx(loaded: Loaded, out: Path, *, opset: int | None, dynamic_batch: 
 
     Raises ValueError where a package is missing, the network cannot be exported, or the logits differ.
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # type: ignore[import-untyped]
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ValueError(f"ONNX needs {error.name}, which is not installed: uv sync --extra onnx") from None
-    size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in loaded.net.state_dict().values())
-    if size_bytes > ONNX_LIMIT_BYTES:
-        raise ValueError(
-            f"{out}: one ONNX file holds 2 GB, these weights have {size_bytes / 1e9:.1f}; export .safetensors"
-        )
-    data, examples = loaded.recipe.data, example_images(loaded, 2)
-    program = _onnx_program(loaded, examples if dynamic_batch else examples[:1], opset, dynamic_batch)
-    program.model.metadata_props.update(_texts(description(loaded)))
-    content = program.model_proto.SerializeToString()
-
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-
-    def run(images: Tensor) -> Tensor:
-        (logits,) = session.run(["logits"], {"images": images.numpy()})
-        return torch.from_numpy(logits)
-
-    noise = torch.randn(3, 3, data.val_image_size, data.val_image_size, generator=torch.Generator().manual_seed(1))
+    require_packages()
+    size, examples = loaded.recipe.data.val_image_size, example_images(loaded, 2)
+    content = onnx_bytes(
+        loaded.net,
+        examples if dynamic_batch else examples[:1],
+        metadata=_texts(description(loaded)),
+        opset=opset,
+        dynamic_batch=dynamic_batch,
+    )
+    noise = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(1))
     batches = [noise, examples, examples[:1]] if dynamic_batch else [*noise.split(1), *examples.split(1)]
-    largest, difference = compare(loaded.net, run, batches)
+    largest, difference = compare(loaded.net, onnx_runner(content), batches)
     agreement = f"onnxruntime's logits differ from torch's by {difference:.1e} at most, the largest is {largest:.3g}"
     if not difference <= TOLERANCE * largest:
         raise ValueError(f"{out}: not written, as {agreement}")
     _write(out, content)
     return agreement
-
-
-def _onnx_program(loaded: Loaded, images: Tensor, opset: int | None, dynamic_batch: bool) -> torch.onnx.ONNXProgram:
-    name = loaded.recipe.model.name
-    logging.disable()  # the exporter logs what it then raises, and what it falls back to
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                loaded.net,
-                (images,),
-                dynamo=True,
-                verbose=False,
-                input_names=["images"],
-                output_names=["logits"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},) if dynamic_batch else None,
-                opset_version=opset,
-            )
-    except Exception as error:  # of many kinds
-        remedy = "try --static" if dynamic_batch else "export .safetensors"
-        raise ValueError(f"torch cannot export {name} to ONNX ({_first_line(error)}); {remedy}") from None
-    finally:
-        logging.disable(logging.NOTSET)
-    assert program is not None
-    written = program.model.opset_imports[""]
-    if opset not in (None, written):
-        raise ValueError(f"--opset {opset}: torch {torch.__version__} exports {name} with {written} in its place")
-    return program
 
 
 def example_images(loaded: Loaded, num: int) -> Tensor:
@@ -200,10 +156,6 @@ def _version() -> str:
     return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
 @click.command("export", context_settings={"show_default": True, "max_content_width": 110})
 @click.argument("checkpoint", metavar="CHECKPOINT|RUN", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
@@ -221,7 +173,7 @@ def command(
     CHECKPOINT is a .pt file; of a run's directory it is the best checkpoint, else the last. OUT's suffix is the format:
 
     \b
-      .pt, .pth      a state dict with torchvision's names; OUT with .json at the end says how images are prepared
+      .pt, .pth      a state dict with torchvision's names; OUT.json says how images are prepared
       .safetensors   the same tensors; the metadata say how images are prepared
       .onnx          a graph, checked against torch by onnxruntime before it is written; needs: uv sync --extra onnx
 

@@ -17,6 +17,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 import engine.export
+import engine.onnx_graph
 from engine.export import command
 from engine.predict import command as predict
 
@@ -52,7 +53,7 @@ def test_a_state_dict_is_torchvisions(resnet18: tuple[Path, torch.nn.Module], tm
     peer = torchvision.models.resnet18(num_classes=7).eval()
     peer.load_state_dict(state)
     torch.testing.assert_close(peer(IMAGES), net(IMAGES), rtol=0, atol=1e-3)
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["model.json", "model.pth"]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["model.pth", "model.pth.json"]
 
 
 def test_the_description_is_all_that_it_takes_to_predict(
@@ -63,7 +64,7 @@ def test_the_description_is_all_that_it_takes_to_predict(
     image = Image.fromarray(coarse).resize((150, 110), Image.Resampling.BICUBIC)
     image.save(tmp_path / "image.jpg", quality=95)
     exported(resnet18[0], tmp_path / "model.pt")
-    facts = json.loads((tmp_path / "model.json").read_text())
+    facts = json.loads((tmp_path / "model.pt.json").read_text())
     peer = eval(facts["torchvision"], {"torchvision": torchvision}).eval()
     peer.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
     interpolation = {"linear": v2.InterpolationMode.BILINEAR}[facts["interpolation"]]
@@ -99,7 +100,7 @@ def test_the_description_is_all_that_it_takes_to_predict(
 def test_it_says_where_torchvision_has_not_this_network(settings: tuple[str, ...], says: str, tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "a.pt", recipe_of("model.name=resnet18", *settings))
     assert says in exported(tmp_path / "a.pt", tmp_path / "out" / "model.pt")
-    assert json.loads((tmp_path / "out" / "model.json").read_text())["torchvision"] is None
+    assert json.loads((tmp_path / "out" / "model.pt.json").read_text())["torchvision"] is None
 
 
 def test_an_auxiliary_head_and_inceptions_own_normalisation_are_in_the_call(tmp_path: Path) -> None:
@@ -110,7 +111,7 @@ def test_an_auxiliary_head_and_inceptions_own_normalisation_are_in_the_call(tmp_
     said = exported(tmp_path / "a.pt", tmp_path / "out" / "model.pt")
     assert "aux_logits=True, transform_input=True, init_weights=False) loads it and gives the same logits" in said
     assert "googlenet, ema weights of" in said
-    call = json.loads((tmp_path / "out" / "model.json").read_text())["torchvision"]
+    call = json.loads((tmp_path / "out" / "model.pt.json").read_text())["torchvision"]
     peer = eval(call, {"torchvision": torchvision}).eval()
     peer.load_state_dict(torch.load(tmp_path / "out" / "model.pt", weights_only=True))
     torch.testing.assert_close(peer(IMAGES), average.eval()(IMAGES), rtol=1e-3, atol=1e-3)
@@ -206,12 +207,29 @@ def test_an_opset_that_torch_does_not_write_is_an_error(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_onnxruntime_does_not_take_is_one_line(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine.export, "onnx_bytes", lambda *arguments, **options: b"no model")
+    (line,) = run(small, tmp_path / "model.onnx").stderr.splitlines()
+    assert line.startswith("Error: onnxruntime ")
+    assert "does not take this model (" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_beyond_one_onnx_file_are_an_error(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine.onnx_graph, "LIMIT_BYTES", 100_000)
+    assert "these weights have 0.0; export .safetensors" in run(small, tmp_path / "model.onnx").stderr
+
+
 def test_what_torch_cannot_export_is_one_line(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*arguments: Any, **options: Any) -> None:
         raise RuntimeError("Constraints violated (batch)!\nand a page more")
 
     monkeypatch.setattr(torch.onnx, "export", fails)
-    expected = "Error: torch cannot export cifar_resnet8 to ONNX (Constraints violated (batch)!); "
+    expected = "Error: torch cannot export this network to ONNX (Constraints violated (batch)!); "
     assert run(small, tmp_path / "model.onnx").stderr.splitlines() == [f"{expected}try --static"]
     assert run(small, tmp_path / "model.onnx", "--static").stderr.splitlines() == [f"{expected}export .safetensors"]
 

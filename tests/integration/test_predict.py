@@ -191,6 +191,9 @@ def test_a_file_that_cannot_be_decoded_costs_one_line_and_the_exit_status(traine
                 found = {guess["wnid"]: guess["probability"] for guess in line["classes"]}
                 assert found == pytest.approx(expected[line["file"]], abs=2e-6)
         assert complaints[len(bad) :] == ["5 of 8 files could not be decoded"]
+        header, *rows = run(trained, folder, "--top-k", 1, "--batch-size", batch_size).stdout.splitlines()
+        assert header.split()[0] == "image"
+        assert [Path(row.split()[0]).name for row in rows] == ["a.jpg", "c.jpg", "g.png"]
 
 
 def test_what_only_dali_rejects_is_taken_out_too(
