@@ -45,9 +45,9 @@ def test_the_curve_is_the_schedule(schedule: ScheduleConfig, width: int) -> None
     curve = [lr_at(16 * i / 10_000, epochs=16, base_lr=base_lr, config=schedule) for i in range(10_001)]
     for i, height in enumerate(heights):
         inside = curve[10_000 * i // columns : 10_000 * (i + 1) // columns + 2]
-        assert height / (8 * HEIGHT) == pytest.approx(max(inside) / max(curve), abs=0.6 / 8 / HEIGHT + 0.005) or (
-            height == 1 and max(inside) < max(curve) / 8 / HEIGHT  # what is little is seen all the same
-        )
+        # half an eighth of a row, and what the curve does between two samples of a column
+        assert height / (8 * HEIGHT) == pytest.approx(max(inside) / max(curve), abs=0.6 / 8 / HEIGHT + 0.005)
+        assert height >= (max(inside) > 0)  # what is little is seen all the same
 
 
 @pytest.mark.parametrize(("width", "longest"), [(1, 24), (24, 24), (57, 57), (100, 100), (1000, 100)])
