@@ -21,13 +21,16 @@ class Request(NamedTuple):
 
 
 class S3Server:
-    """Settings may be changed while it runs. `fail`: the share of requests that fail, in three ways in turn: 503, 500,
-    and a body that ends too soon. `refuse`: tells which (method, path) get 503 always. `hang_s`: before the answer;
-    `stall_s`: in the middle of a shard."""
+    """Settings may be changed while it runs.
+
+    latency_s: before each answer. fail: the share of requests that fail, in three ways in turn: 503, 500, and a body
+    that ends too soon. refuse: the error, if any, that (method, path) always gets. hang_s: before the answer; stall_s:
+    in the middle of a shard.
+    """
 
     def __init__(self) -> None:
         self.latency_s = self.fail = self.hang_s = self.stall_s = 0.0
-        self.refuse: Callable[[str, str], bool] = lambda method, path: False
+        self.refuse: Callable[[str, str], str] = lambda method, path: ""
         self.requests: list[Request] = []
         self.num_failed = 0
         self._random, self._lock = random.Random(0), threading.Lock()
@@ -38,7 +41,7 @@ class S3Server:
 
     def reset(self) -> None:
         self.latency_s = self.fail = self.hang_s = self.stall_s = 0.0
-        self.refuse = lambda method, path: False
+        self.refuse = lambda method, path: ""
         self.requests.clear()
 
     def gets(self, suffix: str = "") -> list[Request]:
@@ -56,10 +59,13 @@ class S3Server:
         with self._lock:
             failed = self._random.random() < self.fail
             self.num_failed += failed
-            way = self.num_failed % 3 if failed else None
-        if self.refuse(method, path) or way in (0, 1):
+            way = self.num_failed % 3 if failed else -1
+        code = self.refuse(method, path) or {0: "SlowDown", 1: "InternalError"}.get(way, "")
+        if code:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-            status, code = ("500 Internal Server Error", "InternalError") if way else ("503 Slow Down", "SlowDown")
+            status = {"SlowDown": "503 Slow Down", "AccessDenied": "403 Forbidden"}.get(
+                code, "500 Internal Server Error"
+            )
             body = f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
             start_response(status, [("Content-Type", "text/xml"), ("Content-Length", str(len(body)))])
             return [body]
