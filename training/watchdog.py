@@ -107,7 +107,7 @@ class Watchdog:
         now = self._world.notices.read()
         if not all(now):
             return f"; rank {now.index('')} has not started" if any(now) else "; the launcher's store does not answer"
-        marks = [Mark(*json.loads(text)[1:], since=0.0) for text in now]
+        marks = [Mark(moves, step, stage, 0.0) for _, moves, step, stage in map(json.loads, now)]
         rank = min(range(len(marks)), key=lambda rank: marks[rank].moves)
         if marks[rank].moves >= self._mark.moves:
             return ""

@@ -38,10 +38,10 @@ class Ended:
 
 def test_a_run_that_moves_is_left_alone() -> None:
     ended = Ended()
-    with Watchdog(world(), TIMEOUT_S, ended) as watch:
-        for step in range(20):
+    with Watchdog(world(), 4 * TIMEOUT_S, ended) as watch:
+        for step in range(30):
             watch.at("training", step)
-            time.sleep(TIMEOUT_S / 10)
+            time.sleep(TIMEOUT_S / 5)
     assert ended.lines == []
 
 
