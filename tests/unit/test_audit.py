@@ -121,6 +121,9 @@ def test_a_run_under_way(write: Callable[..., Path]) -> None:
     epochs = audit(write(lines_of()[: STEPS + 2 + 3]))
     assert [(e.steps, e.is_over) for e in epochs] == [(STEPS, True), (3, False)]
     assert epochs[1].verdict == "as planned so far, 4 steps to go"
+    hole = lines_of()[:5]
+    del hole[2]
+    assert audit(write(hole))[0].deviation == "the step that ends at position 36 is not in the metrics"
 
 
 def test_bad_samples_leave_holes(write: Callable[..., Path]) -> None:
@@ -141,6 +144,16 @@ def test_bad_samples_leave_holes(write: Callable[..., Path]) -> None:
     assert audit(write(lines))[1].deviation.startswith(f"step {STEPS + 1} ")  # without the list
     assert audit(write(lines, ((bad, 1, position + 1),)))[1].deviation.startswith(f"step {STEPS + 1} ")  # another place
     assert audit(write(lines, ((bad, 0, 0),)))[0].deviation.startswith("step 0 ")  # earlier than it was
+
+
+def test_a_sample_is_out_at_its_place_alone_until_the_epoch_ends(write: Callable[..., Path]) -> None:
+    recipe = Recipe(train=TrainConfig(global_batch_size=BATCH, seed=SEED, epochs=EPOCHS))
+    recipe = replace(recipe, augment=replace(recipe.augment, repeats=2))
+    lines = lines_of(epochs=1, repeats=2)[:1]
+    first, *rest = lines[0]["ids"]
+    assert first in rest  # the same image again, whose other crop was decoded
+    lines[0]["samples"] = logged(rest)
+    assert [(e.taken_out, e.deviation) for e in audit(write(lines, ((first, 0, 0),), recipe))] == [(1, "")]
 
 
 def _swap(lines: Lines) -> None:
