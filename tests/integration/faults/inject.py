@@ -54,7 +54,8 @@ class Injector:
     def __init__(self, faults: list[Fault], recovered: Path | None) -> None:
         rank = int(os.environ.get("RANK", 0))
         self._faults = [fault for fault in faults if fault.rank in (rank, ALWAYS)]
-        self._recovered = recovered
+        come = any(Path(fault.marker).exists() for fault in faults)
+        self._recovered = recovered if come else None
         self.step = 0
         self.learner: Any = None
 
@@ -66,8 +67,8 @@ class Injector:
                 self._do(fault)
 
     def recovered(self) -> None:
-        """A step is done; after the fault this is the end of the interruption."""
-        if self._recovered and any(Path(fault.marker).exists() for fault in self._faults if fault.marker):
+        """A step is done; in a process that was started after the fault this is the end of the interruption."""
+        if self._recovered:
             self._recovered.touch()
             self._recovered = None
 
