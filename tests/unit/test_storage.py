@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from pipeline import window_reader
 from pipeline.augment import AugmentConfig
 from pipeline.config import DataConfig
 from pipeline.feed import Feed
@@ -154,6 +155,13 @@ def test_what_a_killed_process_left_is_removed_but_not_what_is_being_made(tmp_pa
     os.close(descriptor)
 
 
+def test_what_is_there_is_not_made_again(tmp_path: Path) -> None:
+    """As when it came between a look and the attempt to make it."""
+    (tmp_path / "a").write_bytes(b"abc")
+    caches.make_once(tmp_path / "a", 3, refuses)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"abc"}
+
+
 def test_small_files_go_in_bulk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scans = []
     scan = caches._scan
@@ -188,7 +196,8 @@ def test_a_url_is_opened_with_the_same_content(dataset: ShardSet, remote_set: Sh
 
 
 def feeds(split: Any, *, batch_size: int, world_size: int, local: int, **settings: Any) -> list[Feed]:
-    share = {"batch_size": batch_size, "global_batch_size": 2 * batch_size * world_size, "world_size": world_size}
+    rounds = settings.pop("rounds", 2)
+    share = {"batch_size": batch_size, "global_batch_size": rounds * batch_size * world_size, "world_size": world_size}
     return [
         Feed(split=split, config=CONFIG, rank=rank, local_world_size=local, seed=3, **share, **settings)
         for rank in range(world_size)
@@ -196,14 +205,13 @@ def feeds(split: Any, *, batch_size: int, world_size: int, local: int, **setting
 
 
 @pytest.mark.parametrize(("repeats", "position"), [(1, 0), (1, 24), (2, 24)])
+@pytest.mark.parametrize("rounds", [1, 2])
 @pytest.mark.parametrize(("world_size", "local"), [(1, 1), (2, 2), (4, 2), (2, 1)])
 def test_windows_are_what_this_machines_batches_need(
-    dataset: ShardSet, repeats: int, position: int, world_size: int, local: int
+    dataset: ShardSet, repeats: int, position: int, rounds: int, world_size: int, local: int
 ) -> None:
-    augment = AugmentConfig(repeats=repeats)
-    parts = feeds(
-        dataset.split("train"), batch_size=12 // world_size, world_size=world_size, local=local, augment=augment
-    )
+    share = {"batch_size": 12 // world_size, "world_size": world_size, "local": local, "rounds": rounds}
+    parts = feeds(dataset.split("train"), augment=AugmentConfig(repeats=repeats), **share)
     for rank, feed in enumerate(parts):
         windows = [set(window.tolist()) for window in feed.windows(1, position)]
         mates = [other for other in parts if other.rank // local == rank // local]
@@ -242,6 +250,16 @@ def test_pieces_hold_the_samples_where_they_say(dataset: ShardSet, piece_bytes: 
         assert shard != other or end <= start  # no byte twice
     if share == 1.0 and piece_bytes > 1 << 20:
         assert len(ranges) == len(split.shards)  # neighbours are one request
+
+
+def test_gaps_are_read_up_to_a_bound(dataset: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = dataset.split("train")
+    rows = split.samples[::3]
+    for gap, most in ((2048, 2048 * len(rows)), (1 << 30, None)):
+        monkeypatch.setattr(window_reader, "GAP_BYTES", gap)
+        (piece,) = pieces(rows, 1 << 30)[0]
+        assert most is None or piece.size <= int(rows["size"].sum()) + 512 * len(rows) + most
+        assert most is not None or len(piece.ranges) == len(split.shards)
 
 
 def small(split: Any) -> int:
