@@ -222,7 +222,7 @@ def _value(rng: Random, kind: click.ParamType) -> str:
         case click.Path():
             return rng.choice(PATHS)
     return rng.choice(["a=0.5,b=0.5", "train=0.8,val=0.2", "1GB", "500", "1", "path", "label", "n01440764", "class0",
-                       "demo", "rn50-imagenet", "cifar10-cpu", "train", "val", "a=nan,b=1", "a=1e400,b=0"])  # fmt: skip
+                       "demo", "rn50-90ep", "cifar10-cpu", "train", "val", "a=nan,b=1", "a=1e400,b=0"])  # fmt: skip
 
 
 def everything() -> Files:
