@@ -218,7 +218,8 @@ def train(
             if at.position + global_batch_size > num_train:
                 bad_samples = len(quarantine.read(run_dir))  # of all ranks
                 metrics.write("epoch", epoch=at.epoch, step=at.step, position=at.position, bad_samples=bad_samples,
-                              samples=f"{at.epoch_digest:016x}")  # fmt: skip
+                              samples=f"{at.epoch_digest:016x}", image_size=now.data.image_size,
+                              global_batch_size=global_batch_size)  # fmt: skip
                 at.epoch, at.position = at.epoch + 1, 0
                 save()
         assert at.validation is not None
@@ -310,7 +311,9 @@ def main(
             resume_from = run_dirs.find_checkpoints(resume, run_dir)
             distributed.barrier()
             if world.is_main:
-                aside = run_dirs.prepare(run_dir, config.to_toml(recipe), resume_from[0] if resume_from else None)
+                aside = run_dirs.prepare(
+                    run_dir, config.to_toml(recipe), config.to_toml(Recipe()), resume_from[0] if resume_from else None
+                )
                 dtype = str(autocast_dtype(recipe, world.device) or torch.float32).removeprefix("torch.")
                 hardware = f"{world.world_size} × {environment.device_name(world.device)}, {dtype}"
                 click.echo(f"recipe {file.stem}, data {recipe.data.path}, {hardware}, run directory {run_dir}")

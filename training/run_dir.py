@@ -8,6 +8,7 @@ from typing import Any
 from training import checkpoint, environment
 
 CONFIG_FILE = "config.toml"
+DEFAULTS_FILE = "defaults.toml"  # for the report, which marks what differs
 ENVIRONMENT_FILE = "env.json"
 
 
@@ -28,7 +29,7 @@ def find_checkpoints(resume: str, run_dir: Path) -> list[Path]:
     return found
 
 
-def prepare(run_dir: Path, config_toml: str, resume_from: Path | None) -> Path | None:
+def prepare(run_dir: Path, config_toml: str, defaults_toml: str, resume_from: Path | None) -> Path | None:
     """Make the directory and note settings and environment in it.
 
     An earlier run there that is not being resumed is moved aside, not overwritten: where to is returned.
@@ -41,6 +42,7 @@ def prepare(run_dir: Path, config_toml: str, resume_from: Path | None) -> Path |
         run_dir.rename(aside)
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / CONFIG_FILE).write_text(config_toml, encoding="utf-8")
+    (run_dir / DEFAULTS_FILE).write_text(defaults_toml, encoding="utf-8")
     facts: dict[str, Any] = environment.describe()
     (run_dir / ENVIRONMENT_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return aside
