@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline import bus_error
 from pipeline.feed import Feed
 from pipeline.storage import CachedShards, Fetcher
 from pipeline.window_reader import WindowReader
@@ -143,6 +144,7 @@ def _map(path: Path) -> tuple[mmap.mmap, np.ndarray]:
             pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot map this shard ({error})") from None
+    bus_error.explain(path, len(pages))
     return pages, np.frombuffer(pages, dtype=np.uint8)
 
 

@@ -221,7 +221,7 @@ def checkpoints_unwritable(bench: Bench, how: str) -> Outcome:
     """Only checkpoints cannot be written: the run says so, goes on, and ends with exit code 1."""
     round_dir = bench.new(how)
     folder = round_dir / "run" / "checkpoints"
-    limits = {resource.RLIMIT_FSIZE: 100_000} if how == "file size" else {}
+    limits = {resource.RLIMIT_FSIZE: 700_000} if how == "file size" else {}
     faults = [Fault("step", "remount read-only", 0, 5, on=str(folder))] if how == "read-only" else []
     try:
         run = bench.start(round_dir, *faults, ranks=0, limits=limits)
