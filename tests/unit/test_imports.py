@@ -133,7 +133,7 @@ def test_the_plan_loads_neither_torch_nor_dali() -> None:
 
 
 def test_what_is_local_loads_no_fsspec() -> None:
-    statement = "import pipeline.build, shard_tools.writer, shard_tools.remote"
+    statement = "import pipeline.reader, shard_tools.writer, shard_tools.remote"
     assert loaded(statement, "fsspec", "s3fs", "aiohttp", "numpy") == ["numpy"]
 
 
