@@ -21,6 +21,7 @@ import click
 from benchmarks import parity as parity_benchmark
 from benchmarks import tune as tune_benchmark
 from benchmarks.rates import Sample, program, summary
+from engine.loaders import open_dataset
 from pipeline.build import threads_per_rank
 from recipes import Recipe, recipe_file
 from shard_tools.demo import ensure_demo
@@ -88,7 +89,7 @@ def opened(
     world = distributed.start(device)
     if world.world_size > 1:
         raise ValueError("bench.py measures one process; start it without torchrun")
-    return recipe, ShardSet.open(recipe.data.path), world
+    return recipe, open_dataset(recipe), world
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

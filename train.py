@@ -23,7 +23,7 @@ from engine.commands import LazyGroup
 from engine.evaluate import evaluate
 from engine.failure import Failure, out_of_memory
 from engine.learner import Learner, Standing, autocast_dtype, build_learner, capture, restore
-from engine.loaders import eval_loader, train_loader
+from engine.loaders import eval_loader, open_dataset, train_loader
 from engine.seeing import show_first, show_worst
 from model.schedule import lr_at
 from pipeline.batch import Batch, Loader
@@ -306,7 +306,7 @@ def main(
             if recipe.data.path == DEMO_DATA and world.local_rank == 0:
                 ensure_demo(Path(DEMO_DATA))
             now = distributed.of_main(time.time(), world)  # also a barrier
-            dataset = ShardSet.open(recipe.data.path)  # before a run directory is made for nothing
+            dataset = open_dataset(recipe)  # before a run directory is made for nothing
             run_dir = run_dir or Path("runs") / time.strftime(f"{file.stem}-%Y%m%d-%H%M%S", time.localtime(now))
             resume_from = run_dirs.find_checkpoints(resume, run_dir)
             distributed.barrier()

@@ -14,10 +14,9 @@ from torch.nn import functional as F
 
 from engine.learner import autocast_of
 from engine.load import load_network
-from engine.loaders import eval_loader
+from engine.loaders import eval_loader, open_dataset
 from model.metrics import topk_correct
 from pipeline.batch import Batch, Loader
-from shard_tools.format import ShardSet
 from training import distributed
 from training.inspection import EvalInspection
 
@@ -102,7 +101,7 @@ def command(
         resized = resize_size or round(size * recipe.data.val_resize_size / recipe.data.val_image_size)
         path = data or recipe.data.path
         recipe = replace(recipe, data=replace(recipe.data, path=path, val_image_size=size, val_resize_size=resized))
-        dataset = ShardSet.open(path)
+        dataset = open_dataset(recipe)
         if [c.wnid for c in dataset.classes] != [c.wnid for c in loaded.classes]:
             raise ValueError(
                 f"{path}: has other classes than {checkpoint} was trained on; give the dataset of its kind"
@@ -119,5 +118,7 @@ def command(
             click.echo(json.dumps(figures) if as_json else f"{text}  on {figures['num_images']} images")
     except ValueError as error:
         raise click.ClickException(str(error)) from None
+    except OSError as error:
+        raise click.ClickException(f"{error.filename or run}: {error.strerror or error}") from None
     finally:
         distributed.finish()

@@ -22,9 +22,9 @@ from training.distributed import World
 # What may change when a run is resumed: it alters the speed or the log, not the result.
 FREE_ON_RESUME = {
     *(f"data.{name}" for name in ("path", "threads", "prefetch", "read_ahead", "hw_decoder_load", "affinity", "cache")),
-    *(f"data.{name}" for name in ("cache_dir", "cache_bytes", "max_bad_fraction", "test_split")),
+    *(f"data.{name}" for name in ("cache_dir", "cache_bytes", "fetch_bytes", "fetch_threads", "store_timeout_s")),
     *(f"train.{name}" for name in ("eval_every", "checkpoint_every", "keep_checkpoints", "log_every", "timeout_s")),
-    *("train.wandb", "model.pretrained", "model.compile_mode"),
+    *("data.max_bad_fraction", "data.test_split", "train.wandb", "model.pretrained", "model.compile_mode"),
 }
 
 

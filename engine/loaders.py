@@ -18,6 +18,11 @@ from training import quarantine
 from training.distributed import World
 
 
+def open_dataset(recipe: Recipe, path: str | None = None) -> ShardSet:
+    """The recipe's packed dataset, or the one at `path`: a directory or a URL."""
+    return ShardSet.open(path or recipe.data.path, recipe.data.cache_dir, recipe.data.store_timeout_s)
+
+
 def train_loader(recipe: Recipe, dataset: ShardSet, world: World, run_dir: Path, out: set[int]) -> Loader:
     """This rank's training batches; `out` are the samples known to be bad, and new ones go to the run's list.
 
@@ -68,7 +73,8 @@ def image_dtype(recipe: Recipe, world: World) -> torch.dtype:
 
 
 def _share(recipe: Recipe, world: World) -> dict[str, Any]:
-    return {"config": recipe.data, "rank": world.rank, "world_size": world.world_size}
+    ranks = {"rank": world.rank, "world_size": world.world_size, "local_world_size": world.local_world_size}
+    return {"config": recipe.data, **ranks}
 
 
 def _running(recipe: Recipe, world: World) -> dict[str, Any]:

@@ -16,13 +16,12 @@ from torch import Tensor, nn
 
 from engine.failure import out_of_memory
 from engine.learner import Learner, build_learner, set_state
-from engine.loaders import train_loader
+from engine.loaders import open_dataset, train_loader
 from model.schedule import lr_at
 from pipeline.batch import NO_SAMPLE, Batch
 from pipeline.mixing import Mixer
 from recipes import Recipe
 from recipes.phases import recipe_at
-from shard_tools.format import ShardSet
 from training import checkpoint, config, distributed, quarantine
 from training.distributed import World
 
@@ -45,6 +44,8 @@ def command(file: Path, data: str | None, device: Any) -> None:
             click.echo(line)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
+    except OSError as error:
+        raise click.ClickException(f"{error.filename or file}: {error.strerror or error}") from None
 
 
 def replay(file: Path, data: str | None, world: World) -> Iterator[str]:
@@ -54,7 +55,7 @@ def replay(file: Path, data: str | None, world: World) -> Iterator[str]:
     if not failed:
         raise ValueError(f"{file}: a checkpoint, but not of a failed step; those are named failed-step-N.pt")
     recipe = config.from_toml(Recipe, state["recipe"], str(file))
-    dataset = ShardSet.open(data or recipe.data.path)
+    dataset = open_dataset(recipe, data)
     if state["dataset"] != dataset.fingerprint:
         raise ValueError(f"{file}: made from another dataset than {dataset.root}; give that one with --data")
     recipe = replace(recipe, model=replace(recipe.model, compile=False, compile_mode="default", sync_batch_norm=False))

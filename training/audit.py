@@ -68,7 +68,9 @@ def audit(run_dir: Path, data: str | None = None) -> list[Epoch]:
 
     logged = _logged(run_dir)
     recipe = load_config(Recipe, run_dir / CONFIG_FILE)
-    split = ShardSet.open(data or recipe.data.path).split(recipe.data.train_split)
+    split = ShardSet.open(data or recipe.data.path, recipe.data.cache_dir, recipe.data.store_timeout_s).split(
+        recipe.data.train_split
+    )
     out = quarantine.records(run_dir)
     return [_compared(epoch, lines, recipe, split, out) for epoch, lines in sorted(logged.items())]
 
