@@ -119,6 +119,6 @@ def command(
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:
-        raise click.ClickException(f"{error.filename or run}: {error.strerror or error}") from None
+        raise click.ClickException(f"{error.filename or checkpoint}: {error.strerror or error}") from None
     finally:
         distributed.finish()
