@@ -17,6 +17,8 @@ from unittest import mock
 import click
 from click.testing import CliRunner
 
+import train
+from engine.commands import COMMANDS
 from pipeline.augment import AugmentConfig
 from pipeline.config import DataConfig
 from pipeline.feed import Feed
@@ -247,6 +249,29 @@ def run_command(folder: Path) -> None:
         command(shard_tools, *words)
 
 
+def damaged_training_arguments(rng: Random, data: bytes) -> bytes:
+    """The same for train.py and its sub-commands."""
+    name = rng.choice(("", "", *COMMANDS))
+    declared = train.main.get_command(click.Context(train.main), name) if name else train.main
+    assert declared is not None
+    words = [name] * bool(name) + arguments_of(rng, declared)
+    if not name and rng.random() < 0.5:
+        words += [
+            "--data",
+            "packed",
+            "--set",
+            rng.choice(("train.epochs=2", "model.name=x", "data.train_split=no", "=", "a")),
+        ]
+    return b"\0".join(word.encode("utf-8", "surrogateescape") for word in words)
+
+
+def run_training_command(folder: Path) -> None:
+    """Everything up to the training itself, and to the run directory, for which git is asked."""
+    words = (folder / "arguments").read_bytes().decode("utf-8", "surrogateescape").split("\0")
+    with mock.patch("train.train"), mock.patch("train.run_dirs.prepare"), mock.patch("train.ensure_demo"):
+        command(train.main, *words)
+
+
 def overrides() -> Files:
     values = ["train.epochs=3", "optimizer.lr = 0.1", "model.name=resnet50", "data.mean=[1, 2, 3.5]",
               "augment.hflip=0.5",
@@ -323,4 +348,5 @@ TARGETS = {
     "config.toml of a run": Target(inputs.run, "config.toml", damaged_recipe, draw_report, 50),
     "worst.json": Target(inputs.run, "worst.json", mutate.damaged_json, draw_report, 100),
     "command lines": Target(everything, "arguments", damaged_arguments, run_command, 3_000),
+    "train.py's": Target(everything, "arguments", damaged_training_arguments, run_training_command, 2_000),
 }  # fmt: skip

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import train
 from pipeline.reader import ShardReader
 from recipes import Recipe
 from shard_tools.__main__ import main as shard_tools
@@ -354,3 +355,11 @@ def test_lines_of_a_run(line: bytes, tmp_path: Path) -> None:
     (tmp_path / "quarantine.jsonl").write_bytes(b"\n".join([good, line, good]) + b"\n")
     with pytest.raises(ValueError, match=r"quarantine\.jsonl, line 2"):
         quarantine.read(tmp_path, before_epoch=3)
+
+
+@pytest.mark.parametrize("name", ["eval", "export", "replay"])
+def test_a_name_that_no_file_system_takes(name: str, tmp_path: Path) -> None:
+    words = [name, "x" * 300, *([str(tmp_path / "x.pt")] if name == "export" else [])]
+    result = CliRunner().invoke(train.main, words)
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert "name too long" in result.output
