@@ -146,7 +146,7 @@ def train(
         if budget:
             budget.validation_s = time.perf_counter() - began
         if world.is_main:
-            show_worst(run_dir, metrics, dataset, val_loader.feed.split, seen, at.step)
+            show_worst(run_dir, metrics, dataset, val_loader.feed, seen, at.step)
 
     def test() -> None:
         """Score the test split, this once."""

@@ -8,7 +8,8 @@ import torch
 
 from pipeline.batch import NO_SAMPLE, Batch
 from pipeline.config import DataConfig
-from pipeline.reader import ShardReader
+from pipeline.feed import Feed
+from pipeline.reader import ShardReader, open_reader
 from shard_tools.format import ShardSet, Split
 from training.inspection import write_worst
 from training.metrics import MetricsLog
@@ -39,13 +40,18 @@ def caption(dataset: ShardSet, split: Split, sample_id: int) -> str:
 
 
 def show_worst(
-    run_dir: Path, metrics: MetricsLog, dataset: ShardSet, split: Split, seen: dict[str, Any], step: int
+    run_dir: Path, metrics: MetricsLog, dataset: ShardSet, feed: Feed, seen: dict[str, Any], step: int
 ) -> None:
-    """The worst losses and the confused classes of a validation, into the run's directory and the log."""
-    names = [c.name for c in dataset.classes]
-    reader = ShardReader(split)
+    """The worst losses and the confused classes of a validation, into the run's directory and the log.
+
+    Of shards at a URL that the cache does not hold there are no pictures, only the entries.
+    """
+    names, split = [c.name for c in dataset.classes], feed.split
+    reader = open_reader(feed)
 
     def image_bytes(sample_id: int) -> bytes:
+        if not isinstance(reader, ShardReader):
+            raise ValueError("not in the cache")
         return bytes(reader.views(torch.tensor([sample_id]).numpy())[0])
 
     paths = write_worst(run_dir, seen, image_bytes, names, split.source_name)
