@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 import bench
 from benchmarks import cold, order, parity, scale, tune
+from model.networks import build_model
 from recipes import Recipe
 from shard_tools.format import ShardSet
 from tests.conftest import VAL_SIZES
@@ -113,12 +115,14 @@ def test_parity_statistics_are_numpys(dataset: ShardSet, tmp_path: Path, monkeyp
 
 def test_a_checkpoints_network_can_judge(dataset: ShardSet, tmp_path: Path) -> None:
     recipe = config.load_config(Recipe, None, ["model.name=cifar_resnet8"])
-    net = parity.build_model("cifar_resnet8", len(dataset.classes))
-    state = {"net": net.state_dict(), "recipe": config.to_toml(recipe), "classes": [{}] * len(dataset.classes)}
+    net = build_model(recipe.model, len(dataset.classes))
+    classes = [asdict(c) for c in dataset.classes]
+    state = {"net": net.state_dict(), "recipe": config.to_toml(recipe), "classes": classes}
     checkpoint.save(tmp_path / "last.pt", state)
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(parity.trained(tmp_path / "last.pt", dataset).eval()(images), net.eval()(images))
-    checkpoint.save(tmp_path / "last.pt", state | {"classes": [{}]})
+    other = build_model(recipe.model, 1).state_dict()
+    checkpoint.save(tmp_path / "last.pt", state | {"net": other, "classes": classes[:1]})
     with pytest.raises(ValueError, match="has 1 classes"):
         parity.trained(tmp_path / "last.pt", dataset)
 

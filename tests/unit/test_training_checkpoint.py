@@ -27,9 +27,9 @@ def _state(step: int = 3) -> dict:
 
 def test_round_trip(tmp_path: Path) -> None:
     state = _state()
-    assert checkpoint.newest(tmp_path) is None
+    assert checkpoint.candidates(tmp_path) == []
     checkpoint.save(checkpoint.last_path(tmp_path), state)
-    path = checkpoint.newest(tmp_path)
+    (path,) = checkpoint.candidates(tmp_path)
     assert path == tmp_path / "checkpoints" / "last.pt"
     loaded = checkpoint.load(path)
     for name in ("model", "rng"):

@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from training import distributed
-from training.distributed import StopFlag, World
+from training.distributed import Interrupted, StopFlag, World
 from training.metrics import StepLog
 
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
@@ -30,7 +30,10 @@ def test_a_world_of_one_has_no_process_group() -> None:
     assert world.is_main
     assert not torch.distributed.is_initialized()
     model, tensor = nn.Linear(2, 2), torch.ones(2)
-    assert distributed.wrap(model, world) is model
+    assert distributed.wrap(model, world) == (model, model)
+    with pytest.raises(ValueError, match="sync_batch_norm needs GPUs"):
+        distributed.wrap(model, world, sync_batch_norm=True)
+    assert distributed.of_main(2.5, world) == 2.5
     assert distributed.sum_tensor(tensor) is tensor
     assert tensor.tolist() == [1, 1]
     assert distributed.union({3, 1}, world) == {1, 3}
@@ -64,6 +67,7 @@ def test_more_processes_than_gpus_is_an_error(monkeypatch: pytest.MonkeyPatch) -
 def test_a_signal_sets_the_flag_and_handlers_come_back(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with StopFlag() as stop:
+        stop.armed = True
         assert not stop.agreed()
         assert stop.signal is None
         os.kill(os.getpid(), number)
@@ -74,6 +78,7 @@ def test_a_signal_sets_the_flag_and_handlers_come_back(number: signal.Signals) -
 
 def test_a_second_interrupt_raises_but_not_the_echo_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     with StopFlag() as stop:
+        stop.armed = True
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.signal == "SIGINT"
@@ -81,6 +86,11 @@ def test_a_second_interrupt_raises_but_not_the_echo_of_the_first(monkeypatch: py
         time.sleep(0.02)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_before_the_first_step_a_signal_ends_the_run_at_once() -> None:
+    with StopFlag(), pytest.raises(Interrupted, match="SIGTERM"):
+        signal.raise_signal(signal.SIGTERM)
 
 
 def _network() -> nn.Module:
@@ -97,13 +107,16 @@ def _two_ranks(rank: int, port: int, out: Path) -> None:
     result: dict = {"sum": distributed.sum_tensor(torch.tensor([rank + 1, 10]))}
     result["union"] = sorted(distributed.union({7, 2**40} if rank == 0 else {7, 0, 5}, world))
 
-    model = distributed.wrap(_network(), world)
+    result["of_main"] = distributed.of_main(rank + 0.5, world)
+
+    _, model = distributed.wrap(_network(), world, static_graph=True)
     images, labels = torch.load(out / "batch.pt", weights_only=True)
     half = slice(4 * rank, 4 * rank + 4)
     loss = nn.functional.cross_entropy(model(images[half]), labels[half])
     loss.backward()
     result["grads"] = [p.grad.clone() for p in model.parameters() if p.grad is not None]
-    log = StepLog(2, global_batch_size=8, device=world.device, world_size=2, sum_over_ranks=distributed.sum_tensor)
+    log = StepLog(2, device=world.device, world_size=2, sum_over_ranks=distributed.sum_tensor)
+    log.restart(global_batch_size=8, epoch_digest=0)
     log.add(step=0, epoch=0, position=0, loss=loss, lr=0.1)
     result["loss"] = log.flush()[0]["loss"]
 
@@ -113,6 +126,7 @@ def _two_ranks(rank: int, port: int, out: Path) -> None:
     result["buffer"] = norm.running_mean
 
     with StopFlag() as stop:
+        stop.armed = True
         for step in range(1000):
             if rank == 1 and step == 5:
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -137,6 +151,7 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     loss = nn.functional.cross_entropy(model(images), labels)
     loss.backward()
     for result in (first, second):
+        assert result["of_main"] == 0.5
         assert result["sum"].tolist() == [3, 20]
         assert result["union"] == [0, 5, 7, 2**40]
         torch.testing.assert_close(result["grads"], [p.grad for p in model.parameters()])
