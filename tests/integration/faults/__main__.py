@@ -18,13 +18,13 @@ WIDTH = max(map(len, CASES))
 
 @click.command()
 @click.option("--rounds", type=click.IntRange(min=1), default=1, show_default=True, help="Of each fault.")
-@click.option("--only", metavar="TEXT", help="Faults whose names have this in them.")
+@click.option("--only", multiple=True, metavar="TEXT", help="Faults whose names have this, or one of these, in them.")
 @click.option("--seed", default=0, show_default=True, help="Of the places.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write the table there too.")
-def main(rounds: int, only: str | None, seed: int, json_file: Path | None) -> None:
-    names = [name for name in CASES if (only or "").lower() in name.lower()]
+def main(rounds: int, only: tuple[str, ...], seed: int, json_file: Path | None) -> None:
+    names = [name for name in CASES if not only or any(text.lower() in name.lower() for text in only)]
     if not names:
-        raise click.UsageError(f"no fault is named like {only!r}; there are: {', '.join(CASES)}")
+        raise click.UsageError(f"no fault is named like {' or '.join(only)}; there are: {', '.join(CASES)}")
     click.echo(f"{'fault':{WIDTH}}  rounds  failed  lost steps  wrong samples  recovery s  round s")
     rows = []
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
