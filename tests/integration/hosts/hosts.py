@@ -1,10 +1,11 @@
 """Hosts for a test: network namespaces on one bridge, which lies in a namespace of its own; nothing else is touched."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -18,6 +19,10 @@ class Network:
         self._hosts = [f"{self._name}-{host}" for host in range(num_hosts)]
 
     def up(self) -> None:
+        for name in subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout.split():
+            prefix, _, rest = name.partition("-")
+            if prefix == "penstock" and not Path("/proc", rest.partition("-")[0]).exists():
+                remove(name)  # of a test run that was killed
         ip("netns", "add", self._name)
         ip("-n", self._name, "link", "add", "br0", "type", "bridge")
         ip("-n", self._name, "link", "set", "br0", "up")
@@ -30,9 +35,13 @@ class Network:
                 ip("-n", name, "link", "set", device, "up")
 
     def down(self) -> None:
-        """Remove all; the links go with their namespaces."""
+        """Remove all, with the processes in it; the links go with their namespaces."""
         for name in (*self._hosts, self._name):
-            subprocess.run(["ip", "netns", "del", name], stderr=subprocess.DEVNULL)
+            remove(name)
+
+    def crash(self, host: int) -> None:
+        """End everything that runs on the host, as a machine that is switched off."""
+        kill_all(self._hosts[host])
 
     def cut(self, host: int) -> None:
         """Pull the host's cable: no packet arrives, and no connection is told that it is closed."""
@@ -41,8 +50,8 @@ class Network:
     def mend(self, host: int) -> None:
         ip("-n", self._name, "link", "set", f"port{host}", "up")
 
-    def torchrun(self, host: int, nodes: str, arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
-        """Start torchrun with one rank on a host. The meeting place is host 0's."""
+    def torchrun(self, host: int, nodes: str, arguments: list[str], logs: Path) -> subprocess.Popen[bytes]:
+        """Start torchrun with one rank on a host; it says what it does in logs/host-N.log. They meet at host 0."""
         launcher = [
             *(sys.executable, "-m", "torch.distributed.run", "--nnodes", nodes, "--nproc-per-node", "1"),
             *("--max-restarts", "5", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{address(0)}:29400"),
@@ -50,7 +59,7 @@ class Network:
             *("--local-addr", address(host)),
         ]
         env = os.environ | {"GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1"}
-        with log.open("ab") as output:
+        with (logs / f"host-{host}.log").open("ab") as output:
             return subprocess.Popen(
                 ["ip", "netns", "exec", self._hosts[host], *launcher, str(ROOT / "train.py"), *arguments],
                 cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
@@ -65,6 +74,18 @@ def network(num_hosts: int) -> Iterator[Network]:
         yield built
     finally:
         built.down()
+
+
+def remove(name: str) -> None:
+    kill_all(name)
+    subprocess.run(["ip", "netns", "del", name], stderr=subprocess.DEVNULL)
+
+
+def kill_all(name: str) -> None:
+    found = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True)
+    for pid in map(int, found.stdout.split()):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def address(host: int) -> str:
