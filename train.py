@@ -23,7 +23,7 @@ from engine.commands import LazyGroup
 from engine.evaluate import evaluate
 from engine.failure import Failure, out_of_memory
 from engine.learner import Learner, Standing, autocast_dtype, build_learner, capture, restore
-from engine.loaders import eval_loader, open_dataset, train_loader
+from engine.loaders import count_steps, eval_loader, open_dataset, train_loader
 from engine.seeing import show_first, show_worst
 from model.schedule import lr_at
 from pipeline.batch import Batch, Loader
@@ -79,7 +79,7 @@ def train(
     if recipe.data.test_split:
         dataset.split(recipe.data.test_split)  # raises now, not at the end
     num_val, num_classes = len(val_loader.feed.split), len(dataset.classes)
-    total_steps = sum(num_train // recipe_at(recipe, epoch).train.global_batch_size for epoch in range(epochs))
+    total_steps = count_steps(recipe, num_train, world)
     last_step = total_steps if max_steps is None else min(total_steps, max_steps)
     budget = Budget(60 * max_minutes, epochs, num_val) if max_minutes else None
 

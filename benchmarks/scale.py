@@ -12,6 +12,7 @@ A temporary dataset is made whose table repeats DIR's training rows to `--rows` 
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -38,6 +39,14 @@ RANKS = 1024
 WARMUP_BATCHES = 8
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """A dataset's files must lie in it: a hard link where the disk allows it."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def repeated_dataset(source: ShardSet, rows: int, out: Path) -> None:
     """Write a dataset whose training table repeats the source's to `rows`."""
     split = source.split("train")
@@ -45,7 +54,7 @@ def repeated_dataset(source: ShardSet, rows: int, out: Path) -> None:
     counts = Counter(table["shard"].tolist())
     shards = [replace(info, samples=counts[shard]) for shard, info in enumerate(split.shards)]
     for shard, info in enumerate(shards):
-        (out / info.file).symlink_to(split.shard_path(shard).resolve())
+        link_or_copy(split.shard_path(shard), out / info.file)
     files = write_split(out, "train", table, (b"repeated\n" for _ in range(rows)))
     write_info(out, source.classes, {"train": shards}, {"repeated": str(source.root)}, files)
 

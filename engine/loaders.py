@@ -13,6 +13,7 @@ from pipeline.build import build_loader, threads_per_rank
 from pipeline.feed import Feed
 from pipeline.holes import BadSample
 from recipes import Recipe
+from recipes.phases import recipe_at
 from shard_tools.format import ShardSet
 from training import quarantine
 from training.distributed import World
@@ -64,6 +65,22 @@ def rank_batch_size(recipe: Recipe, world: World) -> int:
             f"{world.world_size} ranks × train.accumulation {recipe.train.accumulation}"
         )
     return batch_size
+
+
+def count_steps(recipe: Recipe, num_train: int, world: World) -> int:
+    """Optimizer steps of the whole recipe. Raises ValueError where an epoch's global batch does not divide among the
+    ranks, or is larger than the split."""
+    total = 0
+    for epoch in range(recipe.train.epochs):
+        now = recipe_at(recipe, epoch)
+        rank_batch_size(now, world)
+        if now.train.global_batch_size > num_train:
+            raise ValueError(
+                f"train.global_batch_size {now.train.global_batch_size} in epoch {epoch} is more than the "
+                f"{num_train} samples of split {recipe.data.train_split!r}; lower it"
+            )
+        total += num_train // now.train.global_batch_size
+    return total
 
 
 def image_dtype(recipe: Recipe, world: World) -> torch.dtype:
