@@ -191,7 +191,8 @@ def billion(num_samples: int, config: DataConfig, batch_size: int) -> list[dict[
     split = Split("train", Path("nowhere"), (), Unreadable(num_samples))  # type: ignore[arg-type]
     config = replace(config, order="block")
     step = batch_size * RANKS
-    np.random.Philox(0)  # NumPy loads this part of itself when it is first used, which would count as a batch's memory
+    first = feed_of(split, config, batch_size, rank=0, world_size=RANKS)
+    first.batch(0, next(first.spans(0)), config.image_size)  # NumPy loads parts of itself when they are first used
     result = []
     ids = []
     for position in (0, num_samples // 2 // step * step, (num_samples // step - 1) * step):
