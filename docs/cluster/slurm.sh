@@ -17,7 +17,7 @@
 set -euo pipefail
 : "${DATA:?a packed dataset, or its URL}"
 
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 stopped=""
 stop() {
     stopped=yes
