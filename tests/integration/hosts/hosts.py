@@ -58,7 +58,11 @@ class Network:
             *("--rdzv-id", "hosts", "--rdzv-conf", f"is_host={int(host == 0)},last_call_timeout=3"),
             *("--local-addr", address(host)),
         ]
-        env = os.environ | {"GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1"}
+        env = os.environ | {
+            "GLOO_SOCKET_IFNAME": "eth0",
+            "OMP_NUM_THREADS": "1",
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        }
         with (logs / f"host-{host}.log").open("ab") as output:
             return subprocess.Popen(
                 ["ip", "netns", "exec", self._hosts[host], *launcher, str(ROOT / "train.py"), *arguments],
