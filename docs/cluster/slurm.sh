@@ -25,6 +25,8 @@ stop() {
 }
 trap stop USR1 TERM
 
+# torch 2.15 keeps the first round's meeting place, which a node that comes later does not get
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 srun --kill-on-bad-exit=1 torchrun \
     --nnodes "$SLURM_NNODES" \
     --nproc-per-node "${SLURM_GPUS_ON_NODE:-gpu}" \

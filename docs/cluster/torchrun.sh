@@ -5,6 +5,9 @@ set -euo pipefail
 : "${HEAD:?name or address of the node where the others meet}" "${DATA:?a packed dataset, or its URL}"
 cd "$(dirname "$0")/../.."
 
+# torch 2.15 keeps the first round's meeting place, which a node that comes later does not get
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+
 exec torchrun \
     --nnodes "${NODES:-1:3}" \
     --nproc-per-node "${RANKS:-gpu}" \

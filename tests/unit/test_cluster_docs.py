@@ -46,6 +46,12 @@ def test_options_and_recipes_exist(file: Path) -> None:
     load_config(Recipe, recipe_file(name))
 
 
+@pytest.mark.parametrize("file", sorted((DOCS / "cluster").iterdir()), ids=lambda path: path.name)
+def test_nodes_may_come_later(file: Path) -> None:
+    """tests/integration/hosts shows that it takes this."""
+    assert re.search(r'TORCH_DISABLE_SHARE_RDZV_TCP_STORE(=1| .*\n +value: "1")', file.read_text())
+
+
 def test_settings_on_the_page_exist() -> None:
     known = {f"{section}.{name}" for section, part in vars(Recipe()).items() for name in vars(part)}
     named = set(re.findall(r"`((?:data|train)\.[a-z_]+)", (DOCS / "clusters.md").read_text())) - {"train.py"}
