@@ -61,7 +61,11 @@ def index(
     if on_bad not in ("fail", "skip"):
         raise ValueError(f'on_bad is {on_bad!r}; it can be "fail" or "skip"')
     directory = Path(directory)
-    splits = {split: [path for path in paths if path.parent == directory] for split, paths in tars(directory).items()}
+    try:
+        found = tars(directory)
+    except OSError as error:
+        raise ValueError(f"{directory}: cannot be read ({error.strerror})") from None
+    splits = {split: [path for path in paths if path.parent == directory] for split, paths in found.items()}
     paths = [path for split in splits.values() for path in split]
     if not paths:
         raise ValueError(f"{directory}: has no .tar files; give a directory of WebDataset shards")

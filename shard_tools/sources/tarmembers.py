@@ -3,6 +3,21 @@
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
+
+MAX_HEADER_BYTES = 1 << 20  # of the long names and PAX fields before a member
+
+
+class _Headers:
+    """What tarfile reads of a tar, which is headers alone: it would ask for as much memory as a damaged one says."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.tell, self.seek, self._read = stream.tell, stream.seek, stream.read
+
+    def read(self, size: int) -> bytes:
+        if size > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return self._read(size)
 
 
 def iterate_tar(path: Path, start: int = 0, end: int | None = None) -> Iterator[tarfile.TarInfo]:
@@ -21,9 +36,9 @@ def iterate_tar(path: Path, start: int = 0, end: int | None = None) -> Iterator[
             raise ValueError(f"{path}: is a compressed tar, whose members cannot be read in place; decompress it first")
         stream.seek(start)
         try:
-            with tarfile.open(fileobj=stream, mode="r:") as tar:
+            with tarfile.open(fileobj=_Headers(stream), mode="r:") as tar:  # type: ignore[call-overload]
                 while (member := tar.next()) is not None:
-                    tar.members.clear()  # type: ignore[attr-defined]  # else it keeps every header in memory
+                    tar.members.clear()  # else it keeps every header in memory
                     if member.offset_data + member.size > end:
                         raise tarfile.ReadError(f"{member.name} ends beyond byte {end}")
                     if member.issparse():
@@ -31,7 +46,7 @@ def iterate_tar(path: Path, start: int = 0, end: int | None = None) -> Iterator[
                     if not member.isdir():
                         yield member
                 last = tar.offset
-        except (tarfile.TarError, EOFError) as error:
+        except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
             raise ValueError(f"{path}: is not a whole tar ({error}); get it again") from None
         stream.seek(last)  # tarfile takes anything that is no header for the end
         if last + tarfile.BLOCKSIZE > end or any(stream.read(tarfile.BLOCKSIZE)):

@@ -99,6 +99,7 @@ def watched(folder: Path, limit_s: float = LIMIT_S) -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     previous = {number: signal.signal(number, _alarm) for number in (signal.SIGPROF, signal.SIGALRM)}
     cwd, tempdir = Path.cwd(), tempfile.tempdir
+    no_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # a module that is first imported in a case
     os.chdir(folder)
     tempfile.tempdir = str(folder)
     resource.setrlimit(resource.RLIMIT_AS, (_virtual_bytes() + MEMORY_BYTES, hard))
@@ -122,7 +123,7 @@ def watched(folder: Path, limit_s: float = LIMIT_S) -> Iterator[None]:
         for number, handler in previous.items():
             signal.signal(number, handler)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-        tempfile.tempdir = tempdir
+        tempfile.tempdir, sys.dont_write_bytecode = tempdir, no_bytecode
         os.chdir(cwd)
         found, _found[:] = list(_found), []
     if found or problem:

@@ -24,6 +24,7 @@ from shard_tools.__main__ import main as shard_tools
 from shard_tools.format import INFO_FILE, SAMPLE_DTYPE, ShardSet, _checksum
 from shard_tools.index import index
 from shard_tools.repair import repair
+from shard_tools.sources.tarmembers import iterate_tar
 from shard_tools.verify import verify
 from tests.fuzz import inputs, oracle
 from tests.fuzz.oracle import Violation, watched
@@ -293,6 +294,24 @@ def test_member_names_and_links_write_nothing_outside(name: str, kind: bytes, tm
             tar.addfile(info, io.BytesIO(text))
     target: Target = TARGETS["tar of others"]
     run_case(target, (tmp_path / "data" / "train-0.tar").read_bytes(), tmp_path / "case")
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+@pytest.mark.parametrize("size", [1 << 33, 1 << 70])
+def test_headers_that_claim_to_be_huge(kind: bytes, size: int, tmp_path: Path) -> None:
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, size
+    data = info.tobuf(tarfile.GNU_FORMAT) + inputs.foreign()["train-0.tar"]
+    (tmp_path / "x.tar").write_bytes(data)
+    with watched(tmp_path), pytest.raises(ValueError, match=r"x\.tar: is not a whole tar"):
+        list(iterate_tar(tmp_path / "x.tar"))
+    run_case(TARGETS["tar of others"], data, tmp_path / "case")
+    run_case(TARGETS["tar, mended"], data, tmp_path / "case")
+
+
+def test_indexing_what_cannot_be_read() -> None:
+    with pytest.raises(ValueError, match="cannot be read"):
+        index(Path("x" * 300))
 
 
 @pytest.mark.parametrize("size", ["9" * 400, "9" * 400 + "G", "0.1", "1e9"])
