@@ -74,7 +74,8 @@ def _check(path: str | bytes, what: str, follow: bool = True) -> None:
     except (OSError, ValueError):
         return  # no such path can be opened
     inside = f"{real}{os.sep}".startswith(f"{_folder}{os.sep}")
-    if inside or real in DEVICES or (what == "read" and f"{real}{os.sep}".startswith(READABLE)):
+    compiled = "__pycache__" in real  # Python's modules and Numba's functions
+    if inside or real in DEVICES or ((what == "read" or compiled) and f"{real}{os.sep}".startswith(READABLE)):
         return
     _found.append(f"{real} was {what}")
 
@@ -99,7 +100,6 @@ def watched(folder: Path, limit_s: float = LIMIT_S) -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     previous = {number: signal.signal(number, _alarm) for number in (signal.SIGPROF, signal.SIGALRM)}
     cwd, tempdir = Path.cwd(), tempfile.tempdir
-    no_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # a module that is first imported in a case
     os.chdir(folder)
     tempfile.tempdir = str(folder)
     resource.setrlimit(resource.RLIMIT_AS, (_virtual_bytes() + MEMORY_BYTES, hard))
@@ -123,7 +123,7 @@ def watched(folder: Path, limit_s: float = LIMIT_S) -> Iterator[None]:
         for number, handler in previous.items():
             signal.signal(number, handler)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-        tempfile.tempdir, sys.dont_write_bytecode = tempdir, no_bytecode
+        tempfile.tempdir = tempdir
         os.chdir(cwd)
         found, _found[:] = list(_found), []
     if found or problem:
