@@ -15,6 +15,7 @@ from typing import NamedTuple
 from unittest import mock
 
 import click
+import numpy as np
 from click.testing import CliRunner
 
 import train
@@ -28,6 +29,7 @@ from shard_tools.__main__ import main as shard_tools
 from shard_tools.describe import describe, histograms, summary
 from shard_tools.format import ShardSet
 from shard_tools.index import index
+from shard_tools.resize import resize
 from shard_tools.writer import pack
 from tests.fuzz import inputs, mutate
 from tests.fuzz.inputs import Files, Serial
@@ -229,6 +231,7 @@ def _value(rng: Random, kind: click.ParamType) -> str:
 
 def everything() -> Files:
     """A place to give commands in."""
+    resize(np.zeros((9, 9, 4), np.uint8), 5, 5)  # Numba reads its compiled functions by pickle, unwatched
     table = b"path,label\nimages/train/class0/000.jpg,a\nimages/train/class1/001.jpg,b\n"
     files = {"table.csv": table, "arguments": b"info\0packed"}
     for name, part in (("images", inputs.images()), ("packed", inputs.dataset()), ("foreign", inputs.foreign())):
