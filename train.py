@@ -25,6 +25,7 @@ from engine.failure import Failure, out_of_memory
 from engine.learner import Learner, Standing, autocast_dtype, build_learner, capture, restore
 from engine.loaders import count_steps, eval_loader, open_dataset, train_loader
 from engine.seeing import show_first, show_worst
+from model.optim import set_lr
 from model.schedule import lr_at
 from pipeline.batch import Batch, Loader
 from pipeline.mixing import Mixer
@@ -189,8 +190,7 @@ def train(
             while at.position + global_batch_size <= num_train and at.step < last_step and at.schedule_epoch < epochs:
                 watch.at("training", at.step)
                 lr = lr_at(at.schedule_epoch, epochs=epochs, base_lr=recipe.optimizer.lr, config=recipe.schedule)
-                for group in learner.optimizer.param_groups:
-                    group["lr"] = lr
+                set_lr(learner.optimizer, lr)
                 torch.manual_seed((recipe.train.seed * 2**32 + at.step) * 2**12 + world.rank)  # no state to resume
                 try:
                     with out_of_memory():

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from engine.failure import out_of_memory
 from engine.learner import Learner, build_learner, set_state
 from engine.loaders import open_dataset, train_loader
+from model.optim import set_lr
 from model.schedule import lr_at
 from pipeline.batch import NO_SAMPLE, Batch
 from pipeline.mixing import Mixer
@@ -76,8 +77,7 @@ def replay(file: Path, data: str | None, world: World) -> Iterator[str]:
         for step in range(at.step, failed["step"] + 1):
             epoch = at.schedule_epoch + at.pace * (step - at.step) / steps_per_epoch
             lr = lr_at(epoch, epochs=recipe.train.epochs, base_lr=recipe.optimizer.lr, config=recipe.schedule)
-            for group in learner.optimizer.param_groups:
-                group["lr"] = lr
+            set_lr(learner.optimizer, lr)
             start = at.position + (step - at.step) * global_batch_size
             ends = [start + (part // ranks + 1) * ranks * batch_size for part in range(parts)]
             fed = [mixers[part % ranks](next(batches), failed["epoch"], ends[part]) for part in range(parts)]

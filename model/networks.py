@@ -13,14 +13,14 @@ from typing import Any, Literal
 import torchvision
 from torch import nn
 
+from model.airbench import AIRBENCHES
 from model.blurpool import MIN_CHANNELS, use_blurpool
 from model.cifar_resnet import CIFAR_RESNETS
 from model.layout import use_channels_last
-from model.resnet9 import RESNET9S
 from model.stochastic_depth import add_stochastic_depth, rescale_stochastic_depth
 
 # name → factory(num_classes, …) with those of the keywords zero_init_residual, stochastic_depth, dropout that it has
-OWN_NETWORKS: dict[str, Callable[..., nn.Module]] = {**CIFAR_RESNETS, **RESNET9S}
+OWN_NETWORKS: dict[str, Callable[..., nn.Module]] = {**AIRBENCHES, **CIFAR_RESNETS}
 
 # Their heads on inner layers make forward return a named tuple in training, the main logits first.
 AUXILIARY_HEADS = ("googlenet", "inception_v3")

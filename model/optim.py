@@ -21,6 +21,7 @@ class OptimizerConfig:
     lr: the base learning rate of a step, as it is: nothing scales it by the batch size.
     weight_decay: on weights of two or more dimensions; norms and biases have none. adamw, lion and adan decay the
         weights by lr · weight_decay, lamb adds it to the update before it is scaled, the others to the gradient (L2).
+    bias_lr_scale: how many times `lr` the norms and biases get (64 in Jordan 2024, section 3.4, "scalebias").
     momentum: of sgd, rmsprop and lars. LARS sums gradients before they are multiplied by lr, as torch's SGD does; the
         paper's sum has the lr in it, to which Goyal et al. 2017 (section 3) and NVIDIA's MLPerf code apply a momentum
         correction that comes to the same as this.
@@ -37,6 +38,7 @@ class OptimizerConfig:
     name: Name = "sgd"
     lr: float = 0.1
     weight_decay: float = 5e-5
+    bias_lr_scale: float = 1.0
     momentum: float = 0.9
     nesterov: bool = True
     betas: tuple[float, ...] | None = None
@@ -48,7 +50,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
             raise ValueError(f"name: unknown optimizer {self.name!r}: {', '.join(OPTIMIZERS)}")
-        for name in ("lr", "trust_coefficient"):
+        for name in ("lr", "bias_lr_scale", "trust_coefficient"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: {getattr(self, name)} must be above 0")
         for name in ("momentum", "alpha"):
@@ -83,14 +85,24 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[Group]:
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> optim.Optimizer:
-    """The optimizer that `config` names over `param_groups(model)`; its `lr` is `config.lr` until a schedule sets it.
+    """The optimizer that `config` names over `param_groups(model)`; `set_lr` gives it the schedule's learning rate.
 
     Raises ValueError for a model without trainable parameters.
     """
     groups = param_groups(model, config.weight_decay)
     if not groups:
         raise ValueError("the model has no trainable parameters")
-    return OPTIMIZERS[config.name](groups, config)
+    optimizer = OPTIMIZERS[config.name](groups, config)
+    for group in optimizer.param_groups:
+        group["lr_scale"] = config.bias_lr_scale if group["params"][0].ndim <= 1 else 1.0
+    set_lr(optimizer, config.lr)
+    return optimizer
+
+
+def set_lr(optimizer: optim.Optimizer, lr: float) -> None:
+    """Make `lr` the learning rate of an optimizer that `build_optimizer` made: of the weights, and scaled of the rest."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
 
 
 def _sgd(groups: list[Group], config: OptimizerConfig) -> optim.Optimizer:

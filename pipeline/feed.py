@@ -99,7 +99,7 @@ class Feed:
         rows = self.split.samples[sample_ids]
         if self.augment:
             plan, sizes = self.plan(epoch), (rows["height"], rows["width"])
-            params = train_params(plan, self.augment, span.start, *sizes, image_size)
+            params = train_params(plan, self.augment, span.start, *sizes, image_size, sample_ids)
             params |= step_arrays(params, self.augment, image_size)
         else:
             resize_size = self.resize_size(image_size)

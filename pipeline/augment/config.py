@@ -21,6 +21,9 @@ class AugmentConfig:
         left or right, black where nothing is left (torchvision's `RandomCrop` with `padding`).
     scale, ratio: area (as a fraction of the image's) and aspect ratio (width / height) of the random-resized crop.
     hflip, vflip: flips left-right and up-down.
+    hflip_alternate: instead of a draw for each image and epoch, half of the images are flipped in the first epoch, the
+        other half in the second, and so on (Jordan 2024, section 3.6); the images of a short run then come in both
+        ways equally often. It takes the place of `hflip`.
     rotation: the angle is uniform in [-x, x] degrees; black outside. rotation_filter: "linear" costs twelve times as
         much as "nearest" on the CPU.
     auto: "trivial" is TrivialAugmentWide, "rand" RandAugment with `auto_num_ops` operations of `auto_magnitude` (0 to
@@ -47,6 +50,7 @@ class AugmentConfig:
     crop_fraction: float = 0.875
     pad: int = 4
     hflip: float = 0.5
+    hflip_alternate: bool = False
     vflip: float = 0.0
     rotation: float = 0.0
     rotation_filter: Literal["nearest", "linear"] = "linear"
@@ -94,6 +98,8 @@ class AugmentConfig:
             value = getattr(self, name)
             if not (value[0] if isinstance(value, tuple) else value) > 0:
                 raise ValueError(f"{name}: {value} must be above 0")
+        if self.hflip_alternate and self.hflip != 0.5:
+            raise ValueError(f"hflip: {self.hflip:g} has no effect with hflip_alternate; leave it out")
         for field in fields(self):
             reader, wanted = _READ_WITH.get(field.name, (None, None))
             if reader is None or getattr(self, field.name) == field.default:

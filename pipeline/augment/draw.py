@@ -7,18 +7,21 @@ from pipeline.augment.auto import chosen_ops, num_ops
 from pipeline.augment.config import AugmentConfig
 from pipeline.augment.geometry import centre_crop_params, pad_crop, random_resized_crop
 from pipeline.plan import EpochPlan
+from shard_tools.permutation import permute, philox_key
 
 AugmentParams = dict[str, np.ndarray]  # name → one row a sample
 
 
 def train_params(
-    plan: EpochPlan, config: AugmentConfig, start: int, heights: np.ndarray, widths: np.ndarray, image_size: int
+    plan: EpochPlan, config: AugmentConfig, start: int, heights: np.ndarray, widths: np.ndarray, image_size: int,
+    sample_ids: np.ndarray | None = None,
 ) -> AugmentParams:
     """The parameters of the training augmentation at positions start…start+n-1.
 
     Args:
         heights, widths: (n,) pixels of the samples at these positions.
         image_size: pixels, the side of the output.
+        sample_ids: (n,) the samples at these positions; only `hflip_alternate` asks for them.
 
     Returns:
         anchor, shape, and what else the crop has (see `random_resized_crop`, `pad_crop`, `centre_crop_params`).
@@ -48,7 +51,11 @@ def train_params(
             params = centre_crop_params(heights, widths, image_size, round(image_size / config.crop_fraction))
         case _:
             params = random_resized_crop(draws("random_resized_crop", 22), heights, widths, config.scale, config.ratio)
-    params["mirror"] = happens("hflip", config.hflip).astype(np.int32)
+    if config.hflip_alternate:
+        assert sample_ids is not None
+        params["mirror"] = alternating(plan, sample_ids)
+    else:
+        params["mirror"] = happens("hflip", config.hflip).astype(np.int32)
     if config.vflip:
         params["flip_vertical"] = happens("vflip", config.vflip).astype(np.int32)
     if config.rotation:
@@ -80,3 +87,9 @@ def train_params(
             box, on[:, 0] < config.erase, image_size, config.erase_scale, config.erase_ratio
         )
     return params
+
+
+def alternating(plan: EpochPlan, sample_ids: np.ndarray) -> np.ndarray:
+    """(n,) int32, 0 or 1: each sample's value in turn from epoch to epoch, 1 for half of all samples in every epoch."""
+    shuffled = permute(sample_ids, plan.num_samples, philox_key(plan.seed, 0, "hflip_alternate"))
+    return ((shuffled + plan.epoch) % 2).astype(np.int32)

@@ -156,6 +156,27 @@ def test_colour_factors_follow_torchvision(config: AugmentConfig) -> None:
         assert ks_distance(values, np.array([params[f"{name}_factor"] for params in theirs])) < limit
 
 
+@pytest.mark.parametrize("order", ["global", "block"])
+def test_alternating_flips_flip_each_image_every_other_epoch_and_half_of_them_in_each(order: Any) -> None:
+    n = 1001
+    seen = np.zeros((4, n), dtype=int)
+    for epoch in range(4):
+        plan = EpochPlan(num_samples=n, seed=5, epoch=epoch, order=order)
+        ids = plan.sample_ids(0, n)
+        side = np.full(n, 50)
+        params = train_params(plan, AugmentConfig(hflip_alternate=True), 0, side, side, 224, ids)
+        assert params["mirror"].dtype == np.int32
+        seen[epoch, ids] = params["mirror"]
+        tail = train_params(plan, AugmentConfig(hflip_alternate=True), 700, side[700:], side[700:], 224, ids[700:])
+        assert np.array_equal(tail["mirror"], params["mirror"][700:])
+    assert (seen.sum(axis=1) == [n // 2, n - n // 2] * 2).all()
+    assert np.array_equal(seen[1:], 1 - seen[:-1])
+    assert abs(np.corrcoef(seen[0], np.arange(n))[0, 1]) < 4 / math.sqrt(n)  # nothing to do with the stored order
+    other = EpochPlan(num_samples=n, seed=6)
+    mirror = train_params(other, AugmentConfig(hflip_alternate=True), 0, side, side, 224, np.arange(n))["mirror"]
+    assert 0.4 < (mirror == seen[0]).mean() < 0.6
+
+
 def test_parameters_belong_to_positions() -> None:
     rng = np.random.default_rng(0)
     heights, widths = rng.integers(8, 600, 100), rng.integers(8, 600, 100)
@@ -211,6 +232,7 @@ def test_the_centre_crop_decodes_little_more_than_it_needs() -> None:
         ({"ratio": (0.0, 1.0)}, "ratio"),
         ({"ratio": (2.0, 1.0)}, "ratio"),
         ({"hflip": 1.5}, "hflip"),
+        ({"hflip": 0.4, "hflip_alternate": True}, "hflip: 0.4 has no effect with hflip_alternate"),
         ({"hflip": -0.1}, "hflip"),
         ({"brightness": -1.0}, "brightness"),
         ({"contrast": float("nan")}, "contrast"),

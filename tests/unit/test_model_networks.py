@@ -11,6 +11,7 @@ import torchvision
 from torch import Tensor, nn
 
 from model import networks
+from model.airbench import COLOURS, LEAST_VARIANCE, PIXELS, whitening_filters
 from model.cifar_resnet import CIFAR_RESNETS, BasicBlock
 from model.networks import AUXILIARY_HEADS, OWN_NETWORKS, ModelConfig, build_model, list_networks
 
@@ -254,3 +255,34 @@ def test_cifar_shortcut_is_option_a() -> None:
     torch.testing.assert_close(out[:, :16], x[:, :, [0, 2, 4]][:, :, :, [0, 2, 4]])
     assert out.shape == (2, 32, 3, 3)
     assert not out[:, 16:].any()
+
+
+def test_airbench94_has_the_papers_size_and_its_whitening_whitens() -> None:
+    net = build("airbench94", 10)
+    assert sum(p.numel() for p in net.parameters() if p.requires_grad) / 1e6 == pytest.approx(1.97, abs=0.01)
+    filters = whitening_filters().reshape(12, 12).double()
+    colours, pixels = (torch.tensor(c, dtype=torch.float64) for c in (COLOURS, PIXELS))
+    patches = torch.kron(colours, torch.kron(pixels, pixels))  # covariance; rows and columns as in (3, 2, 2)
+    white = filters @ patches @ filters.T
+    assert (white - white.diag().diag()).abs().max() < 1e-4
+    faint = torch.linalg.eigvalsh(patches)
+    assert white.diag().sort().values.tolist() == pytest.approx((faint / (faint + LEAST_VARIANCE)).tolist(), abs=1e-4)
+    assert torch.equal(net.whiten.weight[12:], -net.whiten.weight[:12])
+
+
+@pytest.mark.parametrize("side", [16, 24, 32, 33])
+def test_airbench94_takes_small_images_and_trains_all_but_the_whitening_and_the_norms_scales(side: int) -> None:
+    net = build("airbench94", 5)
+    logits = net(torch.randn(4, 3, side, side))
+    assert logits.shape == (4, 5)
+    logits.square().sum().backward()
+    frozen = [name for name, parameter in net.named_parameters() if not parameter.requires_grad]
+    assert frozen == ["whiten.weight", *(f"blocks.{b}.{i}.weight" for b in (1, 2, 3) for i in (2, 5))]
+    assert all(p.grad.abs().sum() > 0 for p in net.parameters() if p.requires_grad)
+
+
+def test_airbenchs_convolutions_hand_their_input_on_at_first() -> None:
+    conv = build("airbench94").blocks[2][0]
+    x = torch.randn(2, 64, 6, 6)
+    assert torch.allclose(conv(x)[:, :64], x, atol=1e-6)
+    assert conv(x)[:, 64:].std() > 0.1

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from model.networks import ModelConfig, build_model
-from model.optim import OPTIMIZERS, OptimizerConfig, build_optimizer, param_groups
+from model.optim import OPTIMIZERS, OptimizerConfig, build_optimizer, param_groups, set_lr
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_tiny", "vit_b_32", "cifar_resnet8"])
@@ -278,6 +278,20 @@ def test_bad_settings_are_errors(options: dict, message: str) -> None:
 def test_an_unknown_optimizer_is_an_error() -> None:
     with pytest.raises(ValueError, match="unknown optimizer 'sgdd': sgd, adagrad"):
         _config("sgdd")
+
+
+def test_norms_and_biases_get_a_multiple_of_the_learning_rate() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    before = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
+    options = OptimizerConfig(lr=9.0, bias_lr_scale=64, momentum=0, nesterov=False, weight_decay=0)
+    optimizer = build_optimizer(net, options)
+    assert [group["lr"] for group in optimizer.param_groups] == [9.0, 576.0]
+    set_lr(optimizer, 0.25)
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    moved = {name: (before[name] - parameter).flatten()[0].item() for name, parameter in net.named_parameters()}
+    assert moved == pytest.approx({"0.weight": 0.25, "0.bias": 16, "1.weight": 16, "1.bias": 16}, rel=1e-5)
 
 
 def test_nothing_to_train_is_an_error() -> None:
