@@ -4,40 +4,69 @@ A tracker has `scalars(values, step)`, `image(tag, picture, step)` and `close(fa
 (H, W, 3) uint8, steps the run's optimizer steps.
 """
 
+import threading
 import tomllib
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 
 
 class TensorBoard:
-    """Events in `RUN/tensorboard`."""
+    """Events in `RUN/tensorboard`. Where they cannot be written, it says so once, and the run goes on without them."""
 
     def __init__(self, run_dir: Path) -> None:
         self._folder = run_dir / "tensorboard"
         self._writer: Any = None
+        self._failed = False
 
     def scalars(self, values: dict[str, float], step: int) -> None:
-        for tag, value in values.items():
-            self._opened(step).add_scalar(tag, value, step)
+        def write(writer: Any) -> None:
+            for tag, value in values.items():
+                writer.add_scalar(tag, value, step)
+
+        self._write(write, step)
 
     def image(self, tag: str, picture: np.ndarray, step: int) -> None:
-        self._opened(step).add_image(tag, picture, step, dataformats="HWC")
+        self._write(lambda writer: writer.add_image(tag, picture, step, dataformats="HWC"), step)
 
     def close(self, failed: bool = False) -> None:
         if self._writer is not None:
-            self._writer.close()
+            self._write(lambda writer: writer.close(), 0)
+
+    def _write(self, write: Callable[[Any], None], step: int) -> None:
+        if self._failed:
+            return
+        try:
+            write(self._opened(step))
+        except OSError as error:
+            self._failed = True
+            reason = error.strerror or str(error)
+            click.echo(f"{self._folder}: {reason}; no more curves from here on, metrics.jsonl has them", err=True)
 
     def _opened(self, step: int) -> Any:
         if self._writer is None:
+            _say_nothing_of_tensorboards_thread()
             # Here and not above: the other ranks, --help and the report need no TensorBoard.
             from torch.utils.tensorboard import SummaryWriter
 
             # What an earlier process logged from this step on is made again after a resume.
             self._writer = SummaryWriter(self._folder, purge_step=step)
         return self._writer
+
+
+def _say_nothing_of_tensorboards_thread() -> None:
+    """Its writing thread ends by an exception that the next call raises in ours; no need to print it there, too."""
+    printing = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard.")):
+            printing(args)
+
+    threading.excepthook = hook
 
 
 class WeightsAndBiases:

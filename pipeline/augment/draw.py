@@ -13,7 +13,12 @@ AugmentParams = dict[str, np.ndarray]  # name → one row a sample
 
 
 def train_params(
-    plan: EpochPlan, config: AugmentConfig, start: int, heights: np.ndarray, widths: np.ndarray, image_size: int,
+    plan: EpochPlan,
+    config: AugmentConfig,
+    start: int,
+    heights: np.ndarray,
+    widths: np.ndarray,
+    image_size: int,
     sample_ids: np.ndarray | None = None,
 ) -> AugmentParams:
     """The parameters of the training augmentation at positions start…start+n-1.
