@@ -20,7 +20,7 @@ import click
 
 from benchmarks import parity as parity_benchmark
 from benchmarks import tune as tune_benchmark
-from benchmarks.rates import Sample, program, summary
+from benchmarks.programs import Sample, program, summary
 from engine.loaders import open_dataset
 from pipeline.build import threads_per_rank
 from recipes import Recipe, recipe_file

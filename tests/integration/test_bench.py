@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 import bench
-from benchmarks import cold, order, parity, scale, tune
+from benchmarks import parity, tune
+from benchmarks.studies import cold, order, scale
 from model.networks import build_model
 from recipes import Recipe
 from shard_tools.format import ShardSet

@@ -1,8 +1,8 @@
 """The augmentations one by one: a picture, the difference to torchvision, the cost on the CPU.
 
-    python -m benchmarks.augmentations sheet docs/augmentations.png        on a drawn scene, no data needed
-    python -m benchmarks.augmentations difference DIR [--max-images 500]   DIR: a packed dataset
-    python -m benchmarks.augmentations cost DIR                            on an otherwise idle machine
+    python -m benchmarks.studies.augmentations sheet docs/augmentations.png        on a drawn scene, no data needed
+    python -m benchmarks.studies.augmentations difference DIR [--max-images 500]   DIR: a packed dataset
+    python -m benchmarks.studies.augmentations cost DIR                            on an otherwise idle machine
 
 docs/augmentations.md holds the figures.
 """

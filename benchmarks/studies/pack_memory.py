@@ -1,4 +1,4 @@
-"""Peak memory and Python's overhead of packing many tiny images: `python benchmarks/pack_memory.py`.
+"""Peak memory and Python's overhead of packing many tiny images: `python benchmarks/studies/pack_memory.py`.
 
 The images are 4,096 different 8×8 JPEGs in one file, listed over and over by a synthetic source (`--source made`), or
 the rows of a CSV table of as many files (`--source csv`). Each count runs in a process of its own with one worker.
@@ -23,7 +23,7 @@ import click
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from shard_tools.encode import EncodeConfig, encode
 from shard_tools.execute import Progress

@@ -1,6 +1,6 @@
 """Images/s of the loader beside DALI's own example graph and torchvision's loader, in turn in one run, on the CPU.
 
-    python benchmarks/loader.py --data DIR [--json FILE]
+    python benchmarks/studies/loader.py --data DIR [--json FILE]
 
 Each program decodes the training split (its table's rows repeated to `--rows`) with random-resized crops and flips, and
 delivers normalised float32 batches as torch tensors. The ratio is taken repeat by repeat, so that a machine's drift
@@ -24,7 +24,7 @@ import click
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from anywhere
+sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, from anywhere
 
 from pipeline.augment import AugmentConfig
 from pipeline.build import build_loader

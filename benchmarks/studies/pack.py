@@ -1,6 +1,6 @@
 """Packing beside what bounds it and what else does it, in turn in one run, medians and spread.
 
-    python benchmarks/pack.py --source DIR [--images 5000] [--repeats 3] [--json FILE]
+    python benchmarks/studies/pack.py --source DIR [--images 5000] [--repeats 3] [--json FILE]
 
 The images below DIR are copied into a tree of ten classes, over and over until there are `--images`, so that every
 program reads the same warm files and start-up counts little. All have the same number of processes, started before.
@@ -34,7 +34,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from anywhere
+sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, from anywhere
 
 from shard_tools.encode import EncodeConfig
 from shard_tools.format import ShardInfo, ShardSet, write_info, write_split
@@ -186,7 +186,7 @@ def enlarged(root: Path, out: Path, rows: int) -> None:
 
 
 def first_batch(root: Path, threads: int) -> dict[str, float]:
-    arguments = [sys.executable, "-c", FIRST_BATCH, str(Path(__file__).parents[1]), str(root), str(threads)]
+    arguments = [sys.executable, "-c", FIRST_BATCH, str(Path(__file__).parents[2]), str(root), str(threads)]
     done = subprocess.run(arguments, check=True, stdout=subprocess.PIPE, text=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 

@@ -1,6 +1,6 @@
 """The pipeline at full size: 1.28 million rows from start to first batch, and the plan alone for a billion samples.
 
-    python benchmarks/scale.py --data DIR [--json FILE]
+    python benchmarks/studies/scale.py --data DIR [--json FILE]
 
 A temporary dataset is made whose table repeats DIR's training rows to `--rows` (the shards are links). Then
 
@@ -28,7 +28,7 @@ from typing import Any
 import click
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from anywhere
+sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, from anywhere
 
 from pipeline.augment import AugmentConfig, train_params
 from pipeline.config import DataConfig

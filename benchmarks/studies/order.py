@@ -1,6 +1,6 @@
 """How well `block` order shuffles, and what it asks of the disk, beside the full permutation and the stored order.
 
-    python benchmarks/order.py [--data DIR] [--json FILE]
+    python benchmarks/studies/order.py [--data DIR] [--json FILE]
 
 No image is read: a table of `--rows` samples is laid out as `pack` would, with the sizes of the images in DIR (110 KB
 each without). For every order:
@@ -22,7 +22,7 @@ from typing import Any
 import click
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from anywhere
+sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, from anywhere
 
 from pipeline.config import DataConfig
 from pipeline.plan import EpochPlan

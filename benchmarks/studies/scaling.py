@@ -1,7 +1,9 @@
-"""What a training run asks of storage, network and cores at 1 to 1,024 GPUs, on paper: `python benchmarks/scaling.py`.
+"""What a training run asks of storage, network and cores at 1 to 1,024 GPUs, on paper.
 
-Input: the measured figures in benchmarks/*.json (bytes an image, images/s a core) and the published ones below. Output:
-the tables of docs/scaling.md. Nothing is run; the arithmetic is `demand` and `limits`.
+    python benchmarks/studies/scaling.py
+
+Input: the measured figures in benchmarks/results/*.json (bytes an image, images/s a core) and the published ones below.
+Output: the tables of docs/scaling.md. Nothing is run; the arithmetic is `demand` and `limits`.
 """
 
 import json
@@ -12,12 +14,12 @@ from pathlib import Path
 
 import click
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from anywhere
+sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, from anywhere
 
 from shard_tools.format import SAMPLE_DTYPE
 
-FOLDER = Path(__file__).parent
-MEASURED_CORES = 2  # of the machine that benchmarks/loader-*.json and pack-*.json were measured on
+FOLDER = Path(__file__).parents[1] / "results"
+MEASURED_CORES = 2  # of the machine that benchmarks/results/loader-*.json and pack-*.json were measured on
 NUM_TRAIN = 1_281_167  # ImageNet-1k
 WINDOW_REQUEST = 1 << 20  # bytes: what `block` order asks for at a time, at least
 

@@ -1,6 +1,6 @@
 """Where the loader's time goes on the CPU: the graph cut off after each stage, in turn in one run.
 
-    python benchmarks/stages.py --data DIR [--json FILE]
+    python benchmarks/studies/stages.py --data DIR [--json FILE]
 
 `source` plans the epoch and hands over the encoded bytes; `decode` decodes the planned regions; `resize` also crops,
 filters and flips; `all` also normalises, which is what `DaliLoader` runs. A stage's cost is the difference between two
@@ -21,7 +21,7 @@ from typing import Any
 import click
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from anywhere
+sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, from anywhere
 
 from pipeline.augment import AugmentConfig
 from pipeline.config import DataConfig

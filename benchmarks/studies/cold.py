@@ -1,6 +1,6 @@
 """Images/s of the loader with the shards out of the page cache, by how far it reads ahead, beside the warm rate. CPU.
 
-    python benchmarks/cold.py --data DIR [--json FILE]
+    python benchmarks/studies/cold.py --data DIR [--json FILE]
 
 The training shards are copied into one larger set under --work (a small set is read in a moment), on the disk to be
 measured. Before each cold repeat they are synced and dropped (`posix_fadvise` DONTNEED), and mincore(2) says how much
@@ -29,7 +29,7 @@ import click
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from anywhere
+sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, from anywhere
 
 from pipeline.augment import AugmentConfig
 from pipeline.build import build_loader

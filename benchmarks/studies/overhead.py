@@ -1,6 +1,6 @@
 """What `train.py` costs beside a bare loop of the same network on the same synthetic batches, both run in turn.
 
-    python benchmarks/overhead.py [--data DIR] [--network resnet18] [--json FILE]
+    python benchmarks/studies/overhead.py [--data DIR] [--network resnet18] [--json FILE]
 
 The ratio is train.py's images/s in steady state (its log lines after the first fifth of the steps) over the loop's.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 
@@ -84,7 +84,7 @@ def train_rate(data: str, sets: dict[str, Any], steps: int) -> float:
 
 
 def bare_rate(arguments: list[Any]) -> float:
-    return float(output([sys.executable, "benchmarks/bare_loop.py", *map(str, arguments)]).split()[-1])
+    return float(output([sys.executable, "benchmarks/studies/bare_loop.py", *map(str, arguments)]).split()[-1])
 
 
 def output(command: list[str]) -> str:

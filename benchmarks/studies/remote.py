@@ -1,6 +1,6 @@
 """Reading shards at a URL beside the same shards on a disk: images/s of the loader, cold cache and warm, in turn.
 
-    python benchmarks/remote.py --data DIR [--url URL] [--order block] [--repeats 5] [--latency-ms 20] [--fail 0.05]
+    python benchmarks/studies/remote.py --data DIR [--url URL] [--order block] [--latency-ms 20] [--fail 0.05]
 
 Without --url the shards are served by moto's S3 server on loopback, in a process of its own, with that latency and that
 share of failing requests; with it they must already be there. Prints JSON: median and range of each case, the ratio to
@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 SERVED = "s3://shards/set"
 

@@ -1,0 +1,1 @@
+"""What `bench.py` runs. `measure` is how anything is timed, `record` what a result is; docs/benchmarking.md: why."""
