@@ -1,5 +1,6 @@
 """The sub-commands of `train.py`, each beside what it does; imported when one is called."""
 
+import os
 from importlib import import_module
 
 import click
@@ -10,6 +11,7 @@ COMMANDS = {
     "export": "engine.export",
     "replay": "engine.replay",
 }
+IN_ONE_PROCESS = ("predict", "export", "replay")
 
 
 class LazyGroup(click.Group):
@@ -21,5 +23,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
+        if name in IN_ONE_PROCESS and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise click.ClickException(f"{name} runs in one process; start it without torchrun")
         command: click.Command = import_module(COMMANDS[name]).command
         return command

@@ -69,6 +69,7 @@ def build_learner(
     net = build_model(recipe.model, num_classes)
     if recipe.model.pretrained:
         say(load_pretrained(net, recipe.model))
+    _check_sizes(net, recipe)
     net = net.to(world.device)
     net, model = distributed.wrap(
         net, world, sync_batch_norm=recipe.model.sync_batch_norm, static_graph=recipe.train.accumulation == 1
@@ -84,6 +85,15 @@ def build_learner(
         autocast=autocast_of(recipe, world.device),
         ema=Ema(net, recipe.ema) if recipe.ema.decay else None,
     )
+
+
+def _check_sizes(net: nn.Module, recipe: Recipe) -> None:
+    """Raises ValueError where the network takes images of one size only (a vision transformer) and not the recipe's."""
+    own = getattr(net, "image_size", None)
+    sizes = [("data.image_size", recipe.data.image_size), ("data.val_image_size", recipe.data.val_image_size)]
+    for name, size in [*sizes, *(("phases.image_size", size) for size in recipe.phases.image_size)]:
+        if own not in (None, size):
+            raise ValueError(f"{name}: {recipe.model.name} takes images of {own} px only, not {size}")
 
 
 def autocast_dtype(recipe: Recipe, device: torch.device) -> torch.dtype | None:

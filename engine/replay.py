@@ -38,10 +38,7 @@ def command(file: Path, data: str | None, device: Any) -> None:
     python train.py replay runs/NAME/failed-step-00001234.pt
     """
     try:
-        world = distributed.start(device)
-        if world.world_size > 1:
-            raise ValueError("replay does all ranks' batches in one process; start it without torchrun")
-        for line in replay(file, data, world):
+        for line in replay(file, data, distributed.start(device)):
             click.echo(line)
     except ValueError as error:
         raise click.ClickException(str(error)) from None

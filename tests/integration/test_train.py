@@ -218,6 +218,7 @@ BAD_INPUT = {
     "no such split": (["--set", "data.val_split=test"], "train, val"),
     "no checkpoint": (["--resume", "nowhere.pt"], "nowhere.pt"),
     "no gpu": (["--device", "cuda"], "no GPU"),
+    "one size only": (["--set", "model.name=vit_b_32"], "vit_b_32 takes images of 224 px only"),
     "warm-up too long": (["--set", "schedule.warmup_epochs=9"], "schedule.warmup_epochs"),
 }
 
@@ -234,3 +235,11 @@ def test_bad_input_gets_one_clear_line(case: str, dataset_dir: Path, tmp_path: P
     assert len(message) == 1, result.output
     assert expected in message[0]
     assert case != "no dataset" or not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("words", [["predict", "run", "images"], ["export", "run", "net.pt"], ["replay", "step.pt"]])
+def test_what_runs_in_one_process_refuses_torchrun(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = CliRunner().invoke(train.main, words)
+    assert result.exit_code == 1
+    assert result.output == f"Error: {words[0]} runs in one process; start it without torchrun\n"
