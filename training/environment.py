@@ -19,7 +19,16 @@ PACKAGES = (
     "numpy",
     "webdataset",
     "pillow",
+    "simplejpeg",
+    "numba",
 )
+GPU_QUERY = {  # nvidia-smi's name → ours
+    "driver_version": "gpu_driver",
+    "clocks.current.sm": "gpu_clock_mhz",
+    "clocks.max.sm": "gpu_max_clock_mhz",
+    "clocks.max.memory": "gpu_max_memory_clock_mhz",
+    "power.limit": "gpu_power_limit_w",
+}
 
 
 def describe() -> dict[str, Any]:
@@ -31,14 +40,18 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cpu_cores": _cores(),
-        "cpu_quota_cores": _quota_cores(Path("/sys/fs/cgroup")),
+        "cpu_quota_cores": quota_cores(),
+        "cores_allowed": cores_allowed(),
+        "cpu_governor": _text(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        "memory_gb": _memory_gb(),
         "torch_threads": torch.get_num_threads(),
-        "gpu": _gpu(),
+        "gpu": gpu_name(),
         "num_gpus": torch.cuda.device_count(),
-        "gpu_driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        **_gpu_settings(),
         "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
     }
 
 
@@ -46,7 +59,7 @@ def device_name(device: torch.device) -> str:
     """For people: the GPU's name, or the processor's and how many cores this process may use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_cpu_model() or 'CPU'} ({_cores()} cores)"
+    return f"{cpu_model() or 'CPU'} ({_cores()} cores)"
 
 
 def best_precision(device: torch.device) -> Literal["bf16", "fp16", "fp32"]:
@@ -90,14 +103,32 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu_model() -> str | None:
+def _text(path: Path) -> str | None:
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def cpu_model() -> str | None:
+    for line in (_text(Path("/proc/cpuinfo")) or "").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
     return platform.processor() or None
+
+
+def _memory_gb() -> float | None:
+    """Of the machine; a container's limit may be lower."""
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
+    except (ValueError, OSError):
+        return None
+
+
+def cores_allowed() -> float | None:
+    """How many cores' time this process can use: by its affinity and by its control group's quota."""
+    cores, quota = _cores(), quota_cores()
+    return cores if cores is None or quota is None else min(cores, quota)
 
 
 def _cores() -> int | None:
@@ -108,21 +139,48 @@ def _cores() -> int | None:
         return os.cpu_count()
 
 
+def quota_cores() -> float | None:
+    """The least CPU quota, in cores, of this process's control group and those above it; None if there is none."""
+    return min(filter(None, map(_quota_cores, cgroup_folders())), default=None)
+
+
+def cgroup_folders(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[Path]:
+    """The folders of this process's CPU control group and of those above it, of version 2 and of version 1."""
+    found: list[Path] = []
+    for line in (_text(own) or "").splitlines():
+        controllers, _, path = line.partition(":")[2].partition(":")
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        base = root / "cpu" if controllers else root
+        group = base / path.strip("/")
+        found += [folder for folder in (group, *group.parents) if folder.is_relative_to(base) and folder.is_dir()]
+    return found
+
+
 def _quota_cores(cgroup: Path) -> float | None:
-    """The container's CPU quota in cores (cgroup v2, then v1); None if there is none."""
+    """The CPU quota of one control group in cores; None if it has none."""
     try:
         if (cgroup / "cpu.max").exists():
             quota, period = (cgroup / "cpu.max").read_text().split()
         else:
-            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text().strip()
-            period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
+            quota = (cgroup / "cpu.cfs_quota_us").read_text().strip()
+            period = (cgroup / "cpu.cfs_period_us").read_text().strip()
         return None if quota in ("max", "-1") else int(quota) / int(period)
     except (OSError, ValueError, ZeroDivisionError):
         return None
 
 
-def _gpu() -> str | None:
+def gpu_name() -> str | None:
     try:
-        return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else None
     except (RuntimeError, AssertionError):
         return None
+
+
+def _gpu_settings() -> dict[str, Any]:
+    """Driver, clocks and power limit of the first GPU, as nvidia-smi has them; strings without units, or None."""
+    line = _output("nvidia-smi", f"--query-gpu={','.join(GPU_QUERY)}", "--format=csv,noheader,nounits")
+    values = [value.strip() for value in line.split(",")] if line else []
+    if len(values) != len(GPU_QUERY):
+        return dict.fromkeys(GPU_QUERY.values())
+    return dict(zip(GPU_QUERY.values(), values, strict=True))

@@ -1,0 +1,159 @@
+"""Is the machine quiet? What else ran, and what throttled it, while a `Watch` was open → warnings, a line each.
+
+Reads /proc/stat, the control group's cpu.stat and, where there is a GPU, nvidia-smi. What cannot be read is left out.
+"""
+
+import os
+import statistics
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import torch
+
+from training.environment import cgroup_folders
+
+MAX_SPREAD = 0.10  # of a program's repeats: (most - least) / median
+MAX_OTHERS = 0.05  # of the time of the cores that this process may use
+GPU_POLL_MS = 500
+# nvmlClocksEventReasons in NVML's reference; the others are idleness and clocks that somebody set on purpose
+GPU_REASONS = {
+    0x04: "its power limit",
+    0x08: "hardware slowdown",
+    0x20: "heat (software slowdown)",
+    0x40: "heat (hardware slowdown)",
+    0x80: "power brake",
+}
+
+
+class CpuTime(NamedTuple):
+    """Ticks so far of the cores that this process may use: in all, busy, and busy with this process's tree."""
+
+    total: int
+    busy: int
+    own: int
+
+
+def spread_warnings(rates: Mapping[str, Sequence[float]]) -> list[str]:
+    """A line for each program whose repeats differ by more than 10 %. `rates`: name → images/s of the repeats."""
+    found = []
+    for name, values in rates.items():
+        spread = (max(values) - min(values)) / statistics.median(values)
+        if spread > MAX_SPREAD:
+            found.append(f"{name}: the repeats differ by {spread:.0%} of their median (more than {MAX_SPREAD:.0%})")
+    return found
+
+
+class Watch:
+    """A context manager around a measurement; `warnings` has its lines after the end."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.warnings: list[str] = []
+        self._device = device
+        self._gpu: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        self._cpu, self._throttled = cpu_time(), throttled_periods()
+        if self._device.type == "cuda":
+            self._gpu = _poll_gpu(self._device)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        others = others_share(self._cpu, cpu_time())
+        if others is not None and others > MAX_OTHERS:
+            self.warnings.append(f"other processes took {others:.0%} of the cores' time (more than {MAX_OTHERS:.0%})")
+        if (periods := throttled_periods() - self._throttled) > 0:
+            self.warnings.append(f"the container's CPU quota stopped this process in {periods} periods")
+        if self._gpu is not None:
+            self._gpu.terminate()
+            self.warnings += gpu_warnings(self._gpu.communicate()[0])
+
+
+def others_share(before: CpuTime | None, after: CpuTime | None) -> float | None:
+    """The share of the cores' time that went to other processes, the kernel and other machines (steal); None where it
+    is unknown."""
+    if before is None or after is None or after.total <= before.total:
+        return None
+    busy, own = after.busy - before.busy, after.own - before.own
+    return max(0.0, (busy - own) / (after.total - before.total))
+
+
+def cpu_time(proc: Path = Path("/proc")) -> CpuTime | None:
+    """As of now; None where there is no /proc/stat."""
+    try:
+        lines = (proc / "stat").read_text().splitlines()
+    except OSError:
+        return None
+    allowed = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+    total = busy = 0
+    for line in lines:
+        name, *fields = line.split()
+        if name in allowed:  # user nice system idle iowait irq softirq steal; guests are in user already
+            ticks = [int(field) for field in fields[:8]]
+            total += sum(ticks)
+            busy += sum(ticks) - ticks[3] - ticks[4]
+    return CpuTime(total, busy, tree_ticks(tree_root(), proc))
+
+
+def tree_root() -> int:
+    """The process whose descendants are all ours: this one, or the torchrun that started its ranks."""
+    return os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else os.getpid()
+
+
+def tree_ticks(root: int, proc: Path = Path("/proc")) -> int:
+    """CPU ticks of a process and its descendants, those that have ended and were waited for included."""
+    children: dict[int, list[int]] = {}
+    ticks: dict[int, int] = {}
+    for folder in proc.iterdir():
+        if folder.name.isdigit():
+            with suppress(OSError):  # it ended meanwhile
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()  # the name may hold anything
+                pid = int(folder.name)
+                children.setdefault(int(fields[1]), []).append(pid)
+                ticks[pid] = sum(map(int, fields[11:15]))  # utime, stime, and both of its waited-for children
+    waiting, total = [root], 0
+    while waiting:
+        pid = waiting.pop()
+        total += ticks.get(pid, 0)
+        waiting += children.get(pid, [])
+    return total
+
+
+def throttled_periods() -> int:
+    """How often the CPU quota of this control group, or of one above it, has stopped its processes."""
+    found = 0
+    for folder in cgroup_folders():
+        with suppress(OSError, ValueError):
+            fields = dict(line.split() for line in (folder / "cpu.stat").read_text().splitlines())
+            found += int(fields.get("nr_throttled", 0))
+    return found
+
+
+def gpu_warnings(polled: str) -> list[str]:
+    """A line for each reason that lowered the clocks. `polled`: the masks that nvidia-smi printed, one a line."""
+    masks = []
+    for line in polled.splitlines():
+        with suppress(ValueError):
+            masks.append(int(line.strip(), 16))
+    found = []
+    for bit, reason in GPU_REASONS.items():
+        if count := sum(bool(mask & bit) for mask in masks):
+            found.append(f"the GPU's clocks were lowered by {reason} in {count / len(masks):.0%} of the time")
+    return found
+
+
+def _poll_gpu(device: torch.device) -> "subprocess.Popen[str] | None":
+    """nvidia-smi, printing why this GPU's clocks are lowered, twice a second; None where it cannot be started."""
+    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"  # CUDA's numbers need not be nvidia-smi's
+    query = ["--query-gpu=clocks_throttle_reasons.active", "--format=csv,noheader", f"--loop-ms={GPU_POLL_MS}"]
+    try:
+        return subprocess.Popen(
+            ["nvidia-smi", f"--id={uuid}", *query], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+    except OSError:
+        return None

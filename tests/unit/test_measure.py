@@ -1,0 +1,267 @@
+"""How the benchmark times: fake programs and a fake clock for the method, made-up /proc files for the noise."""
+
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import measure, noise, record
+from benchmarks.measure import Ratio, Sample
+from training import environment
+
+
+class Clock:
+    """Seconds that pass only while a fake program runs."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.turns: list[str] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Fake:
+    """A program whose turns have given rates, the last of them for ever."""
+
+    def __init__(self, name: str, clock: Clock, rates: list[float]) -> None:
+        self.name, self.clock, self.rates = name, clock, rates
+        self.lengths: list[float] = []
+
+    def run(self, seconds: float) -> Sample:
+        self.clock.now += seconds
+        self.clock.turns.append(self.name)
+        self.lengths.append(seconds)
+        rate = self.rates[min(len(self.lengths), len(self.rates)) - 1]
+        return Sample(rate, 0.25)
+
+    def close(self) -> None:
+        pass
+
+
+def test_warm_up_goes_on_until_the_rate_is_steady() -> None:
+    clock = Clock()
+    assert measure.warm_up(Fake("flat", clock, [100.0]), clock=clock) == [100] * 3
+    slow_start = [10.0, 50, 80, 97, 100, 101, 99]
+    assert measure.warm_up(Fake("a", clock, slow_start), clock=clock) == slow_start
+    rising = [100.0, 101, 102, 103, 104, 104]  # within 5 %, but still rising
+    assert measure.warm_up(Fake("b", clock, rising), clock=clock) == rising
+    uneven = [100.0, 120, 100, 120, 101, 100, 102, 99]
+    assert measure.warm_up(Fake("c", clock, uneven), clock=clock) == uneven[:-1]
+
+
+def test_warm_up_ends_at_the_limit_with_a_warning() -> None:
+    clock = Clock()
+    for_ever = Fake("for ever", clock, [100.0 + turn for turn in range(1000)])
+    with pytest.warns(measure.Unsteady, match="for ever: not steady after 5 s.*108, 109, 110"):
+        rates = measure.warm_up(for_ever, turn_s=0.5, limit_s=5, clock=clock)
+    assert len(rates) == 11, "the first turn, which builds and compiles, is no part of the limit"
+
+
+def test_programs_are_repeated_in_turn() -> None:
+    clock = Clock()
+    programs = [Fake("a", clock, [100.0]), Fake("b", clock, [50.0])]
+    samples = measure.in_turn(programs, seconds=4, repeats=3, clock=clock)
+    assert clock.turns == list("aaabbb") + list("ababab")
+    assert samples == {"a": [Sample(100, 0.25)] * 3, "b": [Sample(50, 0.25)] * 3}
+    assert programs[0].lengths == [1] * 3 + [4] * 3, "turns of a second, then repeats"
+    uneven = Fake("uneven", clock, [100.0, 200] * 1000)
+    with pytest.warns(measure.Unsteady, match="after 2 s"):
+        measure.in_turn([uneven], seconds=0.2, repeats=1, clock=clock)
+
+
+def test_a_ratio_is_taken_repeat_by_repeat() -> None:
+    drift = np.array([1.0, 0.5, 2.0, 0.8, 1.3])
+    found = measure.ratio(300 * drift, 200 * drift)
+    assert found == pytest.approx(Ratio(1.5, 1.5, 1.5, 1.5, 1.5))
+    ours, theirs = [4.0, 9, 2], [2.0, 3, 2]
+    assert measure.ratio(ours, theirs) == Ratio(2, 1, 3, 1, 3), "three repeats: the interval is the range"
+    with pytest.raises(ValueError, match="zip"):
+        measure.ratio([1.0], [1.0, 2.0])
+    with pytest.raises(ValueError, match="at least one"):
+        measure.ratio([], [])
+
+
+def test_the_interval_covers_the_true_ratio_and_is_reproducible() -> None:
+    rng = np.random.default_rng(1)
+    covered, narrower = 0, 0
+    for _ in range(300):
+        ours, theirs = (rate * rng.lognormal(0, 0.05, 15) for rate in (150, 100))
+        found = measure.ratio(ours, theirs)
+        covered += found.low <= 1.5 <= found.high
+        narrower += found.min < found.low < found.median < found.high < found.max
+    # the median's percentile interval errs to the safe side a little; 3 standard deviations of 300 draws are 0.038
+    assert 0.95 - 0.038 <= covered / 300 <= 0.985
+    assert narrower > 290
+    assert measure.ratio(ours, theirs) == found
+
+
+def test_a_spread_is_told() -> None:
+    lines = noise.spread_warnings({"quiet": [95, 100, 104], "noisy": [90, 100, 112]})
+    assert len(lines) == 1
+    assert lines[0].startswith("noisy: the repeats differ by 22%")
+
+
+def test_other_processes_are_told_from_our_own(tmp_path: Path) -> None:
+    def process(pid: int, parent: int, *ticks: int) -> None:
+        (tmp_path / str(pid)).mkdir(exist_ok=True)
+        times = " ".join(map(str, ticks))
+        (tmp_path / f"{pid}/stat").write_text(f"{pid} (a ) b) S {parent} 0 0 0 0 0 0 0 0 0 {times} 20 0\n")
+
+    process(10, 1, 100, 10, 40, 5)
+    process(11, 10, 20, 2, 0, 0)
+    process(12, 11, 3, 1, 0, 0)
+    process(13, 1, 5000, 5000, 0, 0)
+    (tmp_path / "stat").write_text("")
+    assert noise.tree_ticks(10, tmp_path) == 155 + 22 + 4
+
+    cores = sorted(os.sched_getaffinity(0))
+    other_core = max(cores) + 1
+    (tmp_path / "stat").write_text(
+        "cpu 1 1 1 1 1 1 1 1 0 0\n"
+        + "".join(f"cpu{core} 100 10 30 800 50 4 5 1 99 0\n" for core in cores)
+        + f"cpu{other_core} 9999 0 0 0 0 0 0 0 0 0\n"
+    )
+    found = noise.cpu_time(tmp_path)
+    assert found is not None
+    assert (found.total, found.busy) == (1000 * len(cores), 150 * len(cores))
+    before, after = noise.CpuTime(0, 0, 0), noise.CpuTime(1000, 700, 500)
+    assert noise.others_share(before, after) == pytest.approx(0.2)
+    assert noise.others_share(before, noise.CpuTime(1000, 500, 510)) == 0, "ticks are rounded"
+    assert noise.others_share(None, after) is None
+
+
+BUSY = "import time\nend = time.process_time() + 0.4\nwhile time.process_time() < end: pass"
+
+
+def test_our_own_work_is_ours() -> None:
+    before = noise.cpu_time()
+    subprocess.run([sys.executable, "-c", BUSY], check=True)
+    after = noise.cpu_time()
+    assert before is not None
+    assert after is not None
+    second = os.sysconf("SC_CLK_TCK")
+    assert after.own - before.own >= 0.35 * second, "a child that has ended counts"
+    assert after.busy - before.busy >= 0.35 * second
+
+
+def test_a_watch_tells_what_it_saw(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = iter([noise.CpuTime(0, 0, 0), noise.CpuTime(1000, 900, 500)])
+    periods = iter([3, 10])
+    monkeypatch.setattr(noise, "cpu_time", lambda: next(seen))
+    monkeypatch.setattr(noise, "throttled_periods", lambda: next(periods))
+    with noise.Watch(torch.device("cpu")) as watch:
+        pass
+    assert len(watch.warnings) == 2
+    assert "other processes took 40%" in watch.warnings[0]
+    assert "in 7 periods" in watch.warnings[1]
+
+
+def test_throttling_is_read_from_every_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = tmp_path / "a/b"
+    inner.mkdir(parents=True)
+    own = tmp_path / "own"
+    own.write_text("12:memory:/x\n0::/a/b\n")
+    assert environment.cgroup_folders(tmp_path, own) == [inner, tmp_path / "a", tmp_path]
+    (tmp_path / "cpu/a").mkdir(parents=True)
+    own.write_text("3:cpu,cpuacct:/a\n")
+    assert environment.cgroup_folders(tmp_path, own) == [tmp_path / "cpu/a", tmp_path / "cpu"]
+
+    (inner / "cpu.stat").write_text("usage_usec 7\nnr_periods 100\nnr_throttled 4\n")
+    (tmp_path / "a/cpu.stat").write_text("nr_throttled 2\n")
+    (inner / "cpu.max").write_text("300000 100000\n")
+    (tmp_path / "a/cpu.max").write_text("150000 100000\n")
+    folders = [inner, tmp_path / "a", tmp_path]
+    monkeypatch.setattr(noise, "cgroup_folders", lambda: folders)
+    monkeypatch.setattr(environment, "cgroup_folders", lambda: folders)
+    assert noise.throttled_periods() == 6
+    assert environment.quota_cores() == 1.5
+    assert environment.cores_allowed() == min(1.5, len(os.sched_getaffinity(0)))
+
+
+def test_what_nvidia_smi_says_of_the_clocks() -> None:
+    assert noise.gpu_warnings("0x0000000000000000\n0x0000000000000001\n[N/A]\n") == []
+    lines = noise.gpu_warnings("0x0000000000000004\n0x0000000000000044\n0x0000000000000000\n0x0000000000000004\n")
+    assert [line.partition("by ")[2] for line in lines] == [
+        "its power limit in 75% of the time",
+        "heat (hardware slowdown) in 25% of the time",
+    ]
+
+
+def result(**env: Any) -> dict[str, Any]:
+    samples = {"a": [Sample(100.0, 0.5), Sample(90.0, 0.25)]}
+    ratios = {"a / b": measure.ratio([2.0], [1.0])}
+    built = record.build("loader", {"threads": 2}, samples, ratios, ["noisy"], {"a": {"peak_mb": 7}})
+    return built | {"env": built["env"] | env}
+
+
+def test_a_result_is_written_and_read(tmp_path: Path) -> None:
+    file = tmp_path / "sub/result.json"
+    written = result()
+    record.write(file, written)
+    read = record.read(file)
+    assert read == json.loads(json.dumps(written))
+    assert read["programs"]["a"] == {"images_per_s": [100, 90], "data_wait": [0.5, 0.25], "peak_mb": 7}
+    assert read["ratios"]["a / b"] == {"median": 2, "low": 2, "high": 2, "min": 2, "max": 2}
+    assert read["env"]["cores_allowed"]
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "not a result"),
+        ('{"images_per_s": 3}', "not a result"),
+        ('{"format": 1}', "has format 1"),
+        ('{"format": 2, "benchmark": "loader"}', "'command' is missing"),
+    ],
+)
+def test_what_is_no_result_is_named(text: str, what: str, tmp_path: Path) -> None:
+    file = tmp_path / "odd.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=what) as raised:
+        record.read(file)
+    assert str(raised.value).startswith(str(file))
+    with pytest.raises(ValueError, match="cannot be read"):
+        record.read(tmp_path / "none.json")
+
+
+def test_rates_that_are_none_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "odd.json"
+    for rates in ([], [0], ["x"], None):
+        record.write(file, result() | {"programs": {"a": {"images_per_s": rates}}})
+        with pytest.raises(ValueError, match="images_per_s of 'a'"):
+            record.read(file)
+
+
+@pytest.mark.parametrize("change", [{"cpu": "Other CPU"}, {"cores_allowed": 1234}, {"gpu": "Other GPU"}])
+def test_results_of_different_devices_are_refused(change: dict[str, Any]) -> None:
+    here, there = result(), result(**change)
+    record.same_device(here, result())
+    (name, value), own = next(iter(change.items())), here["env"]
+    with pytest.raises(ValueError, match="different devices") as raised:
+        record.same_device(here, there)
+    assert f"{own[name]} and {value}" in str(raised.value)
+    record.same_device(here, there, force=True)
+
+
+def test_steady_is_what_it_says() -> None:
+    rng = np.random.default_rng(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(50):
+            clock = Clock()
+            rates = measure.warm_up(Fake("x", clock, (100 * rng.lognormal(0, 0.01, 40)).tolist()), clock=clock)
+            last = rates[-3:]
+            assert max(abs(rate / statistics.median(last) - 1) for rate in last) <= 0.05
+            assert not last[0] < last[1] < last[2]
+            assert math.isclose(clock.now, len(rates))
