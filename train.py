@@ -24,6 +24,7 @@ from engine.evaluate import evaluate
 from engine.failure import Failure, out_of_memory
 from engine.learner import Learner, Standing, autocast_dtype, build_learner, capture, restore
 from engine.loaders import count_steps, eval_loader, open_dataset, train_loader
+from engine.machine import load_recipe
 from engine.seeing import show_first, show_worst
 from model.optim import set_lr
 from model.schedule import lr_at
@@ -264,13 +265,14 @@ def described(figures: dict[str, Any]) -> str:
 @click.option("--max-minutes", type=click.FloatRange(min=0, min_open=True), metavar="M",
               help="End in time: the schedule is fitted to M minutes where the recipe takes longer.")  # fmt: skip
 @click.option("--deterministic", is_flag=True, help="Deterministic kernels on the GPU too; the CPU's always are.")
+@click.option("--no-machine-config", is_flag=True, help="Leave out the machine.toml of `bench.py tune` in this folder.")
 @click.option("--show-config", is_flag=True, help="Print all settings as TOML, and end.")
 @click.option("--show-schedule", is_flag=True, help="Plot learning rate and sizes over the epochs, and end.")
 @click.pass_context
 def main(
     context: click.Context, data: str | None, recipe_name: str, overrides: tuple[str, ...], run_dir: Path | None,
     resume: str, device: Any, max_steps: int | None, max_minutes: float | None, deterministic: bool,
-    show_config: bool, show_schedule: bool,
+    no_machine_config: bool, show_config: bool, show_schedule: bool,
 ) -> None:  # fmt: skip
     """Train a classifier from packed shards; or run a command on what was trained.
 
@@ -286,7 +288,7 @@ def main(
         return
     try:
         file = recipe_file(recipe_name)
-        recipe = config.load_config(Recipe, file, overrides)
+        recipe, of_machine = load_recipe(file, overrides, device=device, use=not no_machine_config)
         recipe = replace(recipe, data=replace(recipe.data, path=data or recipe.data.path))
         if show_config:
             click.echo(config.to_toml(recipe), nl=False)
@@ -317,6 +319,8 @@ def main(
                 dtype = str(autocast_dtype(recipe, world.device) or torch.float32).removeprefix("torch.")
                 hardware = f"{world.world_size} × {environment.device_name(world.device)}, {dtype}"
                 click.echo(f"recipe {file.stem}, data {recipe.data.path}, {hardware}, run directory {run_dir}")
+                if of_machine:
+                    click.echo(of_machine)
                 if aside:
                     click.echo(f"the earlier run there is now {aside}")
             distributed.barrier()

@@ -1,0 +1,98 @@
+"""`machine.toml`: the loader's settings that `bench.py tune` found on a machine, laid over the recipes run on it.
+
+    [machine]   where it was measured: cpu, cores, gpu (or "none"), ranks on the machine
+    [data]      threads, prefetch, read_ahead, hw_decoder_load, affinity: what changes the speed, never the result
+
+The order is defaults < recipe < machine.toml < `--set`.
+"""
+
+import json
+import os
+import tomllib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import torch
+
+from pipeline.config import DataConfig
+from recipes import Recipe
+from training import config, environment
+
+FILE = Path("machine.toml")
+KEYS = ("threads", "prefetch", "read_ahead", "hw_decoder_load", "affinity")  # of [data]
+NO_GPU = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What the fastest settings depend on. cores: that a process may use; ranks: processes on the machine."""
+
+    cpu: str = ""
+    cores: float = 0.0
+    gpu: str = NO_GPU
+    ranks: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineFile:
+    """All that the file may hold."""
+
+    machine: Machine = field(default_factory=Machine)
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+def this_machine(device: str) -> Machine:
+    """`device`: as the commands take it; with "cpu" the machine's GPU does not count."""
+    return Machine(
+        cpu=environment.cpu_model() or "",
+        cores=float(environment.cores_allowed() or 0),
+        gpu=environment.gpu_name() or NO_GPU if device != "cpu" and torch.cuda.is_available() else NO_GPU,
+        ranks=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+    )
+
+
+def load_recipe(
+    recipe_file: Path, overrides: tuple[str, ...], *, device: str = "auto", use: bool = True, path: Path = FILE
+) -> tuple[Recipe, str]:
+    """The recipe with what the machine's file says, if there is one and it is of this machine; and a line for the
+    user about what was taken from it, or why nothing was: "" without a file.
+
+    Raises ValueError as `config.load_config`, and for a machine's file that is malformed or says more than it may.
+    """
+    if not path.exists():
+        return config.load_config(Recipe, recipe_file, overrides), ""
+    if not use:
+        return config.load_config(Recipe, recipe_file, overrides), f"{path}: not used (--no-machine-config)"
+    machine, given = _read(path)
+    recipe = config.load_config(Recipe, recipe_file, overrides)  # an error in it is not the machine's
+    differences = _differences(machine, this_machine(device))
+    if differences:
+        return recipe, f"{path} is of another machine ({differences}): not used"
+    overridden = {override.partition("=")[0].strip() for override in overrides}
+    taken = [setting for setting in given if setting.partition("=")[0] not in overridden]
+    recipe = config.load_config(Recipe, recipe_file, (*taken, *overrides))
+    return recipe, f"{path}: {', '.join(taken) or 'nothing that --set does not say'}"
+
+
+def _read(path: Path) -> tuple[Machine, list[str]]:
+    """The machine that the file is of, and its settings as `--set` has them."""
+    try:
+        found = config.load_config(MachineFile, path)
+    except ValueError as error:
+        named = str(error) if str(path) in str(error) else f"{path}: {error}"
+        raise ValueError(f"{named}; mend or remove it, or --no-machine-config") from None
+    table = tomllib.loads(path.read_text(encoding="utf-8")).get("data", {})
+    for name in table:
+        if name not in KEYS:
+            raise ValueError(
+                f"{path}: data.{name} may change the result; only {', '.join(KEYS)} can be here, the rest in a recipe"
+            )
+    return found.machine, [f"data.{name}={json.dumps(value)}" for name, value in table.items()]
+
+
+def _differences(there: Machine, here: Machine) -> str:
+    return ", ".join(
+        f"{one.name} {getattr(there, one.name)} there, {getattr(here, one.name)} here"
+        for one in fields(Machine)
+        if getattr(there, one.name) != getattr(here, one.name)
+    )
