@@ -120,8 +120,23 @@ def capture(learner: Learner, at: Standing, recipe: Recipe, dataset: ShardSet) -
         "scaler": learner.scaler.state_dict(),
         "recipe": config.to_toml(recipe),
         "dataset": dataset.fingerprint,
+        "splits": {name: len(split) for name, split in dataset.splits.items()},
         "classes": [asdict(c) for c in dataset.classes],
     }
+
+
+def _difference(state: dict[str, Any], dataset: ShardSet) -> str:
+    """What tells the dataset of a checkpoint from this one."""
+    classes = [asdict(c) for c in dataset.classes]
+    if len(state["classes"]) != len(classes):
+        return f"{len(state['classes'])} classes, not the {len(classes)} of {dataset.root}"
+    if state["classes"] != classes:
+        first = next(a["wnid"] for a, b in zip(state["classes"], classes, strict=True) if a != b)
+        return f"other classes than {dataset.root}, {first} among them"
+    for name, split in dataset.splits.items():
+        if (number := state["splits"].get(name, 0)) != len(split):
+            return f"{number:,} images in {name}, not the {len(split):,} of {dataset.root}"
+    return f"as many images of the same classes as {dataset.root}, in other shards"
 
 
 def set_state(learner: Learner, state: dict[str, Any]) -> Standing:
@@ -147,7 +162,8 @@ def restore(
     if changes:
         raise ValueError(f"{path}: made by another recipe ({'; '.join(changes)}); {again}")
     if state["dataset"] != dataset.fingerprint:
-        raise ValueError(f"{path}: made from another dataset than {dataset.root}; give that one, or --resume never")
+        other = _difference(state, dataset)
+        raise ValueError(f"{path}: made from another dataset ({other}); give that one with --data, or --resume never")
     try:
         at = set_state(learner, state)
     except (RuntimeError, KeyError, TypeError, ValueError) as error:

@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from click.testing import CliRunner, Result
 
 import train
 from shard_tools.format import ShardSet
+from shard_tools.writer import pack
 
 ROOT = Path(train.__file__).parent
 STEPS_PER_EPOCH, EPOCHS, NUM_VAL = 7, 2, 19  # 90 training images in global batches of 12
@@ -204,6 +207,33 @@ def test_a_checkpoint_of_another_recipe_or_dataset_is_refused(whole: Path, datas
     truncated = run(dataset_dir, tmp_path / "b", "--resume", str(broken))
     assert truncated.exit_code == 1
     assert str(broken) in truncated.output
+
+
+OTHERS = {
+    "3 classes, not the 2 of {}": lambda tree: (
+        shutil.rmtree(tree / "train/class2") or shutil.rmtree(tree / "val/class2")
+    ),
+    "other classes than {}, class1 among them": lambda tree: [
+        (tree / s / "class1").rename(tree / s / "class1b") for s in ("train", "val")
+    ],
+    "90 images in train, not the 89 of {}": lambda tree: next((tree / "train/class0").iterdir()).unlink(),
+    "as many images of the same classes as {}, in other shards": lambda tree: next(
+        (tree / "train/class0").iterdir()
+    ).rename(tree / "train/class0/other.jpg"),
+}
+
+
+@pytest.mark.parametrize("expected", OTHERS)
+def test_a_checkpoint_of_another_dataset_is_refused_with_the_difference(
+    expected: str, whole: Path, image_tree: Path, tmp_path: Path
+) -> None:
+    tree, packed = Path(shutil.copytree(image_tree, tmp_path / "tree")), tmp_path / "packed"
+    OTHERS[expected](tree)
+    with ThreadPoolExecutor(1) as executor:
+        pack(tree, packed, samples_per_shard=25, executor=executor)
+    result = run(packed, tmp_path / "run", "--resume", str(whole))
+    assert result.exit_code == 1
+    assert f"made from another dataset ({expected.format(packed)})" in result.output
 
 
 BAD_INPUT = {
