@@ -1,0 +1,210 @@
+"""A peer's way into the comparison: its files are made, its output is checked, its number of workers is chosen."""
+
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.measure import Sample
+from benchmarks.peers import check, gradient, observe
+from benchmarks.peers.environments import python_of
+from benchmarks.peers.layout import Layout, bytes_of, make_once
+from benchmarks.peers.process import CHILD, Child, Missing, PeerError
+from benchmarks.peers.registry import PEERS, adapter_file
+from pipeline.augment import AugmentConfig
+from pipeline.config import DataConfig
+from pipeline.feed import Feed
+from pipeline.reference import ReferenceLoader
+
+ROOT = Path(__file__).parents[2]
+EPOCH_BATCHES = 200  # an epoch's length at least, by repeating images, so that its start is no part of a figure
+SETTLE_BATCHES = 8  # taken before each repeat is timed; more where more workers may have more of them ready
+PREPARE_LIMIT_S = 24 * 3600.0
+REFERENCE_SEED = 1  # not the loader's, whose plan would draw the same crops
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all programs are asked for.
+
+    cores: that a program's processes may use. workers: numbers of worker processes or threads that are tried.
+    folder: environments, converted data and logs. num_checked: images whose pixels, and whose crops, are checked.
+    turn_s: how long a number of workers is tried. limit_s: a program that is silent for longer has failed.
+    """
+
+    image_size: int
+    batch_size: int
+    cores: tuple[int, ...]
+    workers: tuple[int, ...]
+    folder: Path
+    num_checked: int = 2000
+    turn_s: float = 2.0
+    limit_s: float = 300.0
+
+
+@dataclass
+class Contestant:
+    """A program that has passed its check, ready to be timed: a `measure.Program`.
+
+    tried: workers → images/s, when they were chosen. prepare_s: time for what it reads to be made of a folder of
+    JPEGs, None where that is not known. first_batch_s: from the start of its process.
+    """
+
+    name: str
+    child: Child
+    workers: int
+    tried: dict[int, float]
+    version: str
+    first_batch_s: float
+    prepare_s: float | None
+    size_bytes: int
+
+    def run(self, seconds: float) -> Sample:
+        return Sample(rate(self.child, seconds))
+
+    def close(self) -> None:
+        self.child.close()
+
+    def figures(self) -> dict[str, Any]:
+        """For the result."""
+        return {
+            "version": self.version,
+            "workers": self.workers,
+            "images_per_s_of_workers": {str(workers): found for workers, found in self.tried.items()},
+            "memory_mb": self.child.memory_mb,
+            "first_batch_s": self.first_batch_s,
+            "prepare_s": self.prepare_s,
+            "size_bytes": self.size_bytes,
+        }
+
+
+def reference(layout: Layout, settings: Settings, crops: bool = False) -> dict[str, Any]:
+    """What PIL and torchvision make of the images with this project's plan, as numbers (see `observe`)."""
+    repeats = -(-max(settings.num_checked, settings.batch_size) // len(layout.split))
+    feed = Feed(
+        split=replace(layout.split, samples=np.tile(layout.split.samples, repeats)),
+        config=DataConfig(loader="reference", image_size=settings.image_size),
+        augment=AugmentConfig(),
+        batch_size=settings.batch_size,
+        global_batch_size=settings.batch_size,
+        seed=REFERENCE_SEED,
+    )
+    parts = []
+    for batch in ReferenceLoader(feed, device=torch.device("cpu"), workers=len(settings.cores)).iter_epoch(0):
+        images = batch.images.numpy()
+        config, size = feed.config, [gradient.WIDTH, gradient.HEIGHT]
+        found = observe.describe_crops(images, list(config.mean), list(config.std), size) if crops else {}
+        parts.append(observe.describe(images) | found)
+    return observe.joined(parts)
+
+
+def enter(
+    name: str, images: Layout, gradients: Layout, expected: dict[str, Any], crops: dict[str, Any], settings: Settings
+) -> Contestant:
+    """Prepare, check and tune one peer, on `images`.
+
+    Args:
+        expected, crops: `reference` of the images and of the gradients.
+
+    Raises:
+        Missing: it is not installed.
+        PeerError: it failed, or delivers something else than was asked for.
+    """
+    if not python_of(name, settings.folder).exists():
+        raise Missing(name, "it has no environment yet")
+    workers = min(settings.workers, key=lambda num: abs(num - len(settings.cores)))
+    prepare(name, gradients, settings)
+    with closing(start(name, gradients, settings, workers)) as child:
+        child.ask("start")
+        size = [gradient.WIDTH, gradient.HEIGHT]
+        seen = child.ask("describe_crops", num_images=settings.num_checked, size=size)
+    refuse(name, check.form_faults(seen, settings.batch_size, settings.image_size))
+    refuse(name, check.crop_faults(seen, crops))
+    prepare_s, size_bytes = prepare(name, images, settings)
+    contestant = tuned(name, images, settings, prepare_s, size_bytes)
+    try:
+        seen = contestant.child.ask("describe", num_images=settings.num_checked)
+        refuse(name, check.form_faults(seen, settings.batch_size, settings.image_size))
+        refuse(name, check.pixel_faults(seen, expected))
+        contestant.child.ask("run", watch=True, seconds=settings.turn_s)
+    except BaseException:
+        contestant.close()
+        raise
+    return contestant
+
+
+def refuse(name: str, faults: list[str]) -> None:
+    if faults:
+        raise PeerError(name, f"its output is wrong: {'; '.join(faults)}")
+
+
+def prepared_folder(name: str, layout: Layout, settings: Settings) -> Path:
+    return settings.folder / "data" / f"{name}-{layout.key}"
+
+
+def prepare(name: str, layout: Layout, settings: Settings) -> tuple[float | None, int]:
+    """Make what a peer reads, unless it is there. Returns the seconds that takes or took, and the bytes of it."""
+    match PEERS[name].reads:
+        case "folder":
+            return 0.0, layout.folder_bytes
+        case "shards":
+            return layout.pack_s, layout.shard_bytes
+
+    def make(target: Path) -> dict[str, Any]:
+        with closing(start(name, layout, settings, len(settings.cores))) as child:
+            seconds = child.ask("prepare", limit_s=PREPARE_LIMIT_S)["seconds"]
+        return {"seconds": seconds, "bytes": bytes_of(target)}
+
+    said = make_once(prepared_folder(name, layout, settings), make)
+    return said["seconds"], said["bytes"]
+
+
+def start(name: str, layout: Layout, settings: Settings, workers: int) -> Child:
+    """A peer's process, which has not begun to work."""
+    config = DataConfig()
+    job = layout.job() | {
+        "root": str(ROOT), "package": PEERS[name].package, "options": dict(PEERS[name].options),
+        "prepared": str((prepared_folder(name, layout, settings) / "files").absolute()),
+        "image_size": settings.image_size, "batch_size": settings.batch_size, "workers": workers,
+        "cores": list(settings.cores), "mean": list(config.mean), "std": list(config.std),
+        "epoch_images": EPOCH_BATCHES * settings.batch_size, "settle": max(SETTLE_BATCHES, 2 * workers + 2),
+    }  # fmt: skip
+    command = [str(python_of(name, settings.folder)), "-P", str(CHILD), str(adapter_file(name))]
+    return Child(name, command, job, settings.folder / "logs" / f"{name}.txt", settings.limit_s)
+
+
+def tuned(
+    name: str, images: Layout, settings: Settings, prepare_s: float | None, size_bytes: int
+) -> Contestant:  # fmt: skip
+    """The peer with the number of workers with which it was fastest; its process has started."""
+    best: Contestant | None = None
+    tried: dict[int, float] = {}
+    for workers in settings.workers:
+        child = start(name, images, settings, workers)
+        try:
+            said = child.ask("start", watch=True)
+            tried[workers] = rate(child, settings.turn_s)
+        except BaseException:
+            child.close()
+            if best:
+                best.close()
+            raise
+        if best and tried[workers] <= tried[best.workers]:
+            child.close()
+            continue
+        if best:
+            best.close()
+        best = Contestant(
+            name, child, workers, tried, said["version"], said["first_batch_s"], prepare_s, size_bytes
+        )  # fmt: skip
+    assert best is not None
+    return best
+
+
+def rate(child: Child, seconds: float) -> float:
+    """Images/s."""
+    done = child.ask("run", seconds=seconds)
+    return done["images"] / done["seconds"]
