@@ -1,140 +1,39 @@
-"""Images per second of the loader alone, of the network alone, and of both together: `python bench.py --help`.
+"""Images per second, and what limits them: `python bench.py --help`; docs/benchmarking.md has the method.
 
-`parity` compares the loader's images with PIL's and torchvision's, `tune` searches the fastest settings.
-
-Every figure is the median over repeats, with the least and the most. Two loaders are compared in turn in one run
-(`--against`), since a machine's speed drifts: the ratio is taken repeat by repeat.
+This file has the commands; what they do is in `benchmarks/`. It runs under `python` and `torchrun`.
 """
 
-import functools
-import json
-import statistics
 import time
-from collections.abc import Callable
-from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import click
 
+from benchmarks import noise, programs, rates, record
 from benchmarks import parity as parity_benchmark
 from benchmarks import tune as tune_benchmark
-from benchmarks.programs import Sample, program, summary
-from engine.loaders import open_dataset
-from pipeline.build import threads_per_rank
-from recipes import Recipe, recipe_file
-from shard_tools.demo import ensure_demo
-from shard_tools.format import ShardSet
-from train import DEMO_DATA
+from benchmarks.options import COMMON, LOADERS, TIMING, opened, with_options
+from benchmarks.programs import Kind
+from benchmarks.ranks import Together
+from engine.machine import FILE, this_machine
 from training import config, distributed, environment
-from training.distributed import World
 
-WARMUP_S = 2.0
-MAX_DEFAULT_BATCH = 256
-
-
-def benchmark(kind: str, data: str | None, recipe_name: str | None, overrides: tuple[str, ...], loader: str | None,
-              against: str | None, image_size: int | None, batch_size: int | None, threads: int | None, seconds: float,
-              repeats: int, device: Any, json_file: Path | None) -> None:  # fmt: skip
-    """Build what is asked for, run it in turn, print and write the figures."""
-    recipe, dataset, world = opened(data, recipe_name, overrides, device, image_size=image_size, threads=threads)
-    batch_size = batch_size or min(recipe.train.global_batch_size, MAX_DEFAULT_BATCH)
-    names = [loader or ("synthetic" if kind == "compute" else recipe.data.loader), *([against] if against else [])]
-    programs = [program(kind, name, recipe, dataset, world, batch_size) for name in names]
-    for _, run in programs:
-        run(WARMUP_S)
-    samples: list[list[Sample]] = [[] for _ in programs]
-    for _ in range(repeats):
-        for i, (_, run) in enumerate(programs):
-            samples[i].append(run(seconds))
-    for built, _ in programs:
-        built.close()
-
-    used_threads = threads_per_rank(recipe.data.threads, world.local_world_size)
-    settings = {
-        "kind": kind, "loader": names[0], "data": recipe.data.path, "recipe": named(recipe_name, data),
-        "batch_size": batch_size, "image_size": recipe.data.image_size, "threads": used_threads,
-        "device": world.device.type, "seconds": seconds, "repeats": repeats, "overrides": list(overrides),
-    }  # fmt: skip
-    result: dict[str, Any] = summary(samples[0]) | {"settings": settings, "env": environment.describe()}
-    if kind != "loader":
-        result["settings"] |= {"model": recipe.model.name, "precision": recipe.train.precision}
-    click.echo(f"{kind}, {batch_size} × {recipe.data.image_size} px, {used_threads} threads, "
-               f"{environment.device_name(world.device)}; median of {repeats} × {seconds:g} s")  # fmt: skip
-    for name, taken in zip(names, samples, strict=True):
-        show(name, summary(taken))
-    if against:
-        ratios = [a.images_per_s / b.images_per_s for a, b in zip(*samples, strict=True)]
-        result["against"] = summary(samples[1]) | {"loader": against}
-        result |= {"ratio": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios)}
-        click.echo(f"  {names[0]} / {against}: {result['ratio']:.2f} [{min(ratios):.2f}–{max(ratios):.2f}]")
-    if json_file:
-        write_json(json_file, result)
-
-
-def named(recipe_name: str | None, data: str | None) -> str:
-    return recipe_name or ("rn50-90ep" if data else "demo")
-
-
-def opened(
-    data: str | None, recipe_name: str | None, overrides: tuple[str, ...], device: Any, **given: Any
-) -> tuple[Recipe, ShardSet, World]:
-    """The recipe with what was `given` of `[data]`, its dataset, and where to run."""
-    recipe = config.load_config(Recipe, recipe_file(named(recipe_name, data)), overrides)
-    given = {name: value for name, value in given.items() if value is not None}
-    recipe = replace(recipe, data=replace(recipe.data, path=data or recipe.data.path or DEMO_DATA, **given))
-    if recipe.data.path == DEMO_DATA:
-        ensure_demo(Path(DEMO_DATA))
-    world = distributed.start(device)
-    if world.world_size > 1:
-        raise ValueError("bench.py measures one process; start it without torchrun")
-    return recipe, open_dataset(recipe), world
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def show(name: str, figures: dict[str, float]) -> None:
-    low, high = figures["images_per_s_min"], figures["images_per_s_max"]
-    click.echo(
-        f"  {name:<10} {figures['images_per_s']:>9,.0f} images/s [{low:,.0f}–{high:,.0f}]"
-        f"   waiting for data {figures['data_wait']:.1%}"
-    )
-
-
-LOADERS = click.Choice(["dali", "reference", "synthetic"])
-THREADS = click.option("--threads", type=click.IntRange(min=0), metavar="N", help="Decode threads; 0 for all cores.")
-BATCH_SIZE = click.option(
-    "--batch-size", type=click.IntRange(min=1), metavar="B", help="[default: the recipe's, at most 256]"
-)
-COMMON = [
-    click.option("--data", metavar="DIR", help="Packed dataset; without it the recipe's, or the demo's images."),
-    click.option("--recipe", "recipe_name", metavar="NAME|FILE", help="[default: rn50-90ep with --data, else demo]"),
-    click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a recipe's value."),
-    click.option("--image-size", type=click.IntRange(min=1), metavar="S", help="Pixels. [default: the recipe's]"),
-    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="auto: CUDA if any."),
-]
-RATES = [
-    click.option("--loader", type=LOADERS, help="[default: the recipe's; for compute, synthetic]"),
-    click.option("--against", type=LOADERS, help="Measure a second loader in turn, and the ratio."),
-    BATCH_SIZE,
-    THREADS,
-    click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, metavar="T", help="Length of a repeat."),
-    click.option("--repeats", type=click.IntRange(min=1), default=5, metavar="N", help="Repeats, after a warm-up."),
-    click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures."),
-]
-KINDS = {
-    "loader": "Batches delivered and thrown away: what the data pipeline alone can do.",
-    "compute": "Training steps on one batch that is already there: what the network alone can do.",
-    "train": "Training steps on real batches, end to end, and the share of the time spent waiting for data.",
-}
+LAZY: dict[str, str] = {}  # commands with modules of their own, imported when one is called: `command` in them
 
 
 class Commands(click.Group):
     """A group whose commands tell users what is wrong in one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *LAZY]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in LAZY:
+            return super().get_command(ctx, name)
+        command: click.Command = import_module(LAZY[name]).command
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -154,96 +53,185 @@ def main() -> None:
     \b
     python bench.py loader --data DIR --image-size 224 --batch-size 100 --threads 2
     python bench.py loader --data DIR --recipe rn50-90ep --loader dali --against reference
-    python bench.py train  --data DIR --recipe rn50-90ep --device cuda --json result.json
+    python bench.py train  --data synthetic:469x401 --recipe rn50-90ep --device cuda --json result.json
+    torchrun --nproc-per-node 8 bench.py train --data DIR --recipe rn50-90ep
     python bench.py parity --data DIR --recipe rn50-90ep --out parity
-    python bench.py tune   --data DIR --recipe rn50-90ep --seconds 300 --out machine.toml
+    python bench.py tune   --data DIR --recipe rn50-90ep --seconds 300
     """
 
 
-def with_options(options: list[Any]) -> Callable[[Any], Any]:
-    return lambda command: functools.reduce(lambda inner, option: option(inner), reversed(options), command)
+COMPARE = [
+    click.option("--compare", "earlier_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+                 help="An earlier --json: print the ratio to it; refused where it is of another device."),
+    click.option("--force", is_flag=True, help="Compare with a result of another device too."),
+]  # fmt: skip
+LOADER = [
+    click.option("--loader", type=LOADERS, help="[default: the recipe's; for compute, synthetic]"),
+    click.option("--against", type=LOADERS, help="Measure a second loader in turn, and the ratio."),
+]
 
 
-for _kind, _text in KINDS.items():
-    main.command(_kind, help=_text)(with_options(COMMON + RATES)(functools.partial(benchmark, _kind)))
+def compare_first(earlier_file: Path | None, force: bool) -> dict[str, Any] | None:
+    """The earlier result, refused before anything is measured."""
+    if earlier_file is None:
+        return None
+    earlier = record.read(earlier_file)
+    record.same_device({"env": environment.describe()}, earlier, force)
+    return earlier
+
+
+def finish(
+    result: dict[str, Any], on: Any, earlier_file: Path | None, earlier: dict[str, Any] | None, json_file: Path | None,
+    out: Path | None,
+) -> None:  # fmt: skip
+    """Print the result and write it, once."""
+    if earlier_file is not None and earlier is not None:
+        result["warnings"] += rates.compared(result, earlier_file, earlier)
+    if on.world.is_main:
+        rates.show(result, on)
+        rates.keep(result, json_file, out)
+
+
+def measure(
+    kind: Kind, loader: str | None, against: str | None, seconds: float, repeats: int, earlier_file: Path | None,
+    force: bool, json_file: Path | None, out: Path | None, **common: Any,
+) -> None:  # fmt: skip
+    earlier = compare_first(earlier_file, force)
+    on = opened(**common)
+    loader = loader or ("synthetic" if kind == "compute" else on.recipe.data.loader)
+    if against == loader:
+        raise ValueError(f"--against {against}: is what is measured already; name another loader")
+    names = [loader, *([against] if against else [])]
+    more = {"loader": loader}
+    if kind != "loader":
+        more |= {"model": on.recipe.model.name, "precision": on.recipe.train.precision}
+    result = rates.measure_rates(kind, rates.on_ranks(kind, names, on), on, seconds, repeats, more)
+    finish(result, on, earlier_file, earlier, json_file, out)
+
+
+@main.command()
+@with_options(COMMON, LOADER, TIMING, COMPARE)
+def loader(**given: Any) -> None:
+    """Batches delivered and thrown away: what the data pipeline alone can do."""
+    measure("loader", **given)
+
+
+@main.command()
+@with_options(COMMON, LOADER, TIMING, COMPARE)
+def compute(**given: Any) -> None:
+    """Training steps on one batch that is already there: what the network alone can do."""
+    measure("compute", **given)
+
+
+@main.command()
+@with_options(COMMON, LOADER, TIMING, COMPARE)
+def train(**given: Any) -> None:
+    """Training steps on real batches, end to end, and the share of the time spent waiting for data."""
+    measure("train", **given)
+
+
+@main.command()
+@with_options(COMMON, TIMING, COMPARE)
+def h2d(
+    seconds: float, repeats: int, earlier_file: Path | None, force: bool, json_file: Path | None, out: Path | None,
+    **common: Any,
+) -> None:  # fmt: skip
+    """Copies of a batch from the CPU to the GPU, from pinned and from pageable memory: images/s and GB/s."""
+    programs.require_gpu(common["device"])
+    earlier = compare_first(earlier_file, force)
+    on = opened(**common)
+    copies = programs.build_copies(on.recipe, on.dataset, on.world, on.batch_size)
+    built = copies if on.world.world_size == 1 else [Together(program, on.world) for program in copies]
+    result = rates.measure_rates("h2d", built, on, seconds, repeats, {})
+    rates.add_bytes(result, programs.image_bytes(on.recipe, on.world))
+    finish(result, on, earlier_file, earlier, json_file, out)
 
 
 @main.command()
 @with_options(COMMON)
-@THREADS
 @click.option("--num", "num_images", type=click.IntRange(min=1), default=500, metavar="N", help="Images a split.")
 @click.option("--steps", type=click.IntRange(min=0), default=30, help="Training steps of the network that judges.")
 @click.option("--checkpoint", "checkpoint_file", type=click.Path(path_type=Path), help="Its network judges instead.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="runs/parity", help="Report's folder.")
-def parity(num_images: int, steps: int, checkpoint_file: Path | None, out: Path, **common: Any) -> None:
+def parity(
+    num_images: int, steps: int, checkpoint_file: Path | None, out: Path, json_file: Path | None, **common: Any
+) -> None:
     """The loader's images against PIL's and torchvision's, same plan: differences in grey levels, and top-1 agreement.
 
-    On a GPU also the GPU's images against the CPU's. Writes parity.json and, for each line of the table, a picture of
-    the worst image: ours, theirs, and eight times the difference.
+    On a GPU also the GPU's images against the CPU's. Nothing is timed. Writes parity.json (or --json) and, for each
+    line of the table, a picture of the worst image: ours, theirs, and eight times the difference.
     """
-    recipe, dataset, world = opened(**common)
+    on = opened(**common)
+    if on.world.world_size > 1:
+        raise ValueError("parity compares images in one process; start it without torchrun")
     differences, verdicts = parity_benchmark.measure(
-        recipe,
-        dataset,
-        world.device,
+        on.recipe,
+        on.dataset,
+        on.world.device,
         num_images=num_images,
         steps=steps,
-        threads=threads_per_rank(recipe.data.threads, world.local_world_size),
+        threads=on.threads,
+        batch_size=common["batch_size"],
         checkpoint_file=checkpoint_file,
         out=out,
     )
-    click.echo(f"grey levels of 255, {recipe.data.path}, {environment.device_name(world.device)}")
+    click.echo(f"grey levels of 255, {on.recipe.data.path}, {environment.device_name(on.world.device)}")
     click.echo(parity_benchmark.table(differences, verdicts))
-    settings = {"data": recipe.data.path, "recipe": config.to_toml(recipe), "steps": steps}
+    settings = on.settings | {"recipe": config.to_toml(on.recipe), "steps": steps, "num_images": num_images}
     settings["checkpoint"] = str(checkpoint_file) if checkpoint_file else None
-    content = {"differences": list(map(asdict, differences)), "top1": list(map(asdict, verdicts))}
-    write_json(out / "parity.json", content | {"settings": settings, "env": environment.describe()})
-    click.echo(f"  report     {out / 'parity.json'}")
+    found = {"differences": list(map(asdict, differences)), "top1": list(map(asdict, verdicts))}
+    file = json_file or out / "parity.json"
+    record.write(file, record.build("parity", settings, {}, {}, []) | found)
+    click.echo(f"  report     {file}")
 
 
 @main.command()
 @with_options(COMMON)
-@BATCH_SIZE
 @click.option("--seconds", type=click.FloatRange(min=1), default=180.0, metavar="T", help="Time for the search.")
 @click.option("--turn", type=click.FloatRange(min=0.1), default=1.0, metavar="T", help="Seconds of one measurement.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default="machine.toml", help="What to write.")
-def tune(batch_size: int | None, seconds: float, turn: float, out: Path, **common: Any) -> None:
-    """Search decode threads, prefetch, read_ahead and, on a GPU, hw_decoder_load for this machine; write TOML."""
-    recipe, dataset, world = opened(**common)
-    batch_size = batch_size or min(recipe.train.global_batch_size, MAX_DEFAULT_BATCH)
-    deadline = time.monotonic() + seconds
-    num_cores = threads_per_rank(0, 1)
-    ladders = tune_benchmark.ladders(num_cores, world.device.type == "cuda")
-    start = {name: getattr(recipe.data, name) for name in ladders}
-    start["threads"] = threads_per_rank(recipe.data.threads, 1)
+@click.option("--repeats", type=click.IntRange(min=1), default=tune_benchmark.TURNS, help="Turns of a trial, at most.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=str(FILE), help="What to write.")
+def tune(seconds: float, turn: float, repeats: int, out: Path, json_file: Path | None, **common: Any) -> None:
+    """Search the loader's fastest settings on this machine, and write machine.toml, which train.py takes.
 
-    def versus(ours: dict[str, Any], theirs: dict[str, Any], turns: int) -> list[tuple[float, float]]:
-        """Both warmed up, then measured in turn."""
-        changed = [replace(recipe, data=replace(recipe.data, **settings)) for settings in (ours, theirs)]
-        built = [program("loader", "dali", one, dataset, world, batch_size) for one in changed]
-        with closing(built[0][0]), closing(built[1][0]):
-            for _, run in built:
-                run(turn / 2)
-            rates = [tuple(run(turn).images_per_s for _, run in built) for _ in range(turns)]
-        return [(a, b) for a, b in rates]
+    Decode threads, prefetch, read_ahead and, on a GPU, hw_decoder_load; then batch sizes, which are only told: the
+    batch size is the recipe's. Under torchrun all ranks search together.
+    """
+    on = opened(**common)
+
+    def say(line: str, **to: Any) -> None:
+        if on.world.is_main:
+            click.echo(line, **to)
 
     def report(trial: tune_benchmark.Trial) -> None:
-        click.echo(
+        say(
             f"  {trial.setting} = {trial.value:<5} {trial.images_per_s:>9,.0f} images/s   "
             f"{trial.ratio:.3f} times the incumbent{', taken' if trial.accepted else ''}"
         )
 
-    click.echo(f"starting from {tune_benchmark.options(start)}, batches of {batch_size}")
-    found = tune_benchmark.search(start, ladders, versus, lambda: time.monotonic() < deadline, report)
+    say(f"batches of {on.batch_size} × {on.recipe.data.image_size} px from {on.recipe.data.path}, {on.threads} threads")
+    with noise.watched(on.world.device) as warnings:
+        found, batches = tune_benchmark.search_machine(on, seconds, turn, repeats, report)
+    machine = this_machine(on.world.device.type)
+    advice = tune_benchmark.batch_advice(batches, on.batch_size)
     about = {
-        "machine": f"{environment.device_name(world.device)}, 1 rank; measured {time.strftime('%Y-%m-%d')}",
-        "data": f"{recipe.data.path}, {batch_size} × {recipe.data.image_size} px",
+        "measured": time.strftime("%Y-%m-%d"),
+        "data": f"{on.recipe.data.path}, {on.batch_size} × {on.recipe.data.image_size} px",
         "packages": ", ".join(f"{name} {version}" for name, version in environment.describe()["packages"].items()),
     }
+    if not on.world.is_main:
+        return
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(tune_benchmark.to_toml(found, about), encoding="utf-8")
+    out.write_text(tune_benchmark.to_toml(found, machine, about), encoding="utf-8")
+    if json_file:
+        settings = on.settings | {"seconds": seconds, "turn": turn, "repeats": repeats}
+        trials = [asdict(trial) for trial in (*found.trials, *batches.trials)]
+        more = {"found": found.settings, "finished": found.finished, "trials": trials}
+        record.write(json_file, record.build("tune", settings, {}, {}, warnings) | more)
+    for line in warnings:
+        say(f"  warning: {line}", err=True)
     ended = "" if found.finished else " (time was up before the search ended; --seconds gives it more)"
-    click.echo(f"wrote {out}{ended}; use it with: {tune_benchmark.options(found.settings)}")
+    say(f"{advice}\nwrote {out}{ended}; elsewhere use: {tune_benchmark.options(found.settings)}")
 
 
 if __name__ == "__main__":

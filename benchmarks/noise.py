@@ -6,14 +6,16 @@ Reads /proc/stat, the control group's cpu.stat and, where there is a GPU, nvidia
 import os
 import statistics
 import subprocess
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
 import torch
 
+from benchmarks.measure import Unsteady
 from training.environment import cgroup_folders
 
 MAX_SPREAD = 0.10  # of a program's repeats: (most - least) / median
@@ -45,6 +47,21 @@ def spread_warnings(rates: Mapping[str, Sequence[float]]) -> list[str]:
         if spread > MAX_SPREAD:
             found.append(f"{name}: the repeats differ by {spread:.0%} of their median (more than {MAX_SPREAD:.0%})")
     return found
+
+
+@contextmanager
+def watched(device: torch.device) -> Iterator[list[str]]:
+    """Around a measurement: a list that has its warnings after the end, of the machine and of unsteady programs."""
+    lines: list[str] = []
+    with warnings.catch_warnings(record=True) as caught, Watch(device) as watch:
+        warnings.simplefilter("always", Unsteady)
+        yield lines
+    for one in caught:
+        if issubclass(one.category, Unsteady):
+            lines.append(str(one.message))
+        else:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    lines += watch.warnings
 
 
 class Watch:

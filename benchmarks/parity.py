@@ -88,10 +88,10 @@ def programs(device: torch.device) -> list[tuple[Program, Program]]:
     return pairs
 
 
-def feed_of(recipe: Recipe, split: Split, training: bool, num_images: int) -> Feed:
-    """The first rows of a split, in batches that leave none over."""
+def feed_of(recipe: Recipe, split: Split, training: bool, num_images: int, max_batch: int = MAX_BATCH) -> Feed:
+    """The first rows of a split, in batches of at most `max_batch` that leave none over."""
     num_images = min(num_images, len(split))
-    batch_size = next(size for size in range(min(MAX_BATCH, num_images), 0, -1) if num_images % size == 0)
+    batch_size = next(size for size in range(min(max_batch, num_images), 0, -1) if num_images % size == 0)
     return Feed(
         split=replace(split, samples=split.samples[:num_images]),
         config=recipe.data,
@@ -216,13 +216,13 @@ def agreement(net: nn.Module, feed: Feed, ours: Program, theirs: Program, thread
 
 def measure(
     recipe: Recipe, dataset: ShardSet, device: torch.device, *, num_images: int, steps: int, threads: int,
-    checkpoint_file: Path | None, out: Path,
+    batch_size: int | None, checkpoint_file: Path | None, out: Path,
 ) -> tuple[list[Difference], list[Verdict]]:  # fmt: skip
     """Everything, on training and validation images; the pictures go to `out`."""
     net = trained(checkpoint_file, dataset) if checkpoint_file else None  # a wrong one is told at once
     pairs = programs(device)
     feeds = {
-        training: feed_of(recipe, dataset.split(name), training, num_images)
+        training: feed_of(recipe, dataset.split(name), training, num_images, batch_size or MAX_BATCH)
         for training, name in ((True, recipe.data.train_split), (False, recipe.data.val_split))
     }
     out.mkdir(parents=True, exist_ok=True)

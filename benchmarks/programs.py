@@ -1,14 +1,18 @@
-"""The measuring itself: a loader, alone or with training steps, run for some seconds → images/s. `bench.py` asks."""
+"""The programs of `bench.py`: batches of a loader, alone or with training steps, and copies of a batch to the GPU.
 
-import statistics
+Each is a `measure.Program`. On a GPU the time is that between two CUDA events, the second after the last work.
+"""
+
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from itertools import repeat
+from typing import Literal
 
 import numpy as np
 import torch
 
+from benchmarks.measure import Sample
 from engine.learner import build_learner
 from engine.loaders import image_dtype
 from pipeline.batch import Batch, Loader
@@ -18,44 +22,165 @@ from pipeline.mixing import Mixer
 from recipes import Recipe
 from shard_tools.format import ShardSet, Split
 from train import train_step
+from training import distributed
 from training.distributed import World
+
+Kind = Literal["loader", "compute", "train"]
 
 SETTLE_BATCHES = 8  # taken before each repeat is timed: what was decoded ahead while another program ran is no gain
 MIN_BATCHES = 200  # an epoch's length at least, so that filling the pipeline at its start is no part of the figure
 
 
-class Sample(NamedTuple):
-    """One repeat of one program."""
+class Stopwatch:
+    """Seconds since it was made: of the CPU, and on a GPU those between two events."""
 
-    images_per_s: float
-    data_wait: float  # share of the time spent waiting for the loader, 0 to 1
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._started = time.perf_counter()
+        if device.type == "cuda":
+            self._event = self._record()
+
+    def _record(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def running(self) -> float:
+        """By the CPU's clock, waiting for nothing."""
+        return time.perf_counter() - self._started
+
+    def lap(self) -> float:
+        """When all that was asked of the device is done."""
+        if self._device.type != "cuda":
+            return self.running()
+        end = self._record()
+        end.synchronize()
+        return self._event.elapsed_time(end) / 1e3
 
 
-def run_for(
-    seconds: float, batches: Iterator[Batch], consume: Callable[[Iterator[Batch]], object], device: torch.device
-) -> Sample:
-    """Call `consume`, which takes batches and works on them, again and again; count the images that went by."""
-    for _ in range(SETTLE_BATCHES):
-        next(batches)
-    num_images, wait_s = 0, 0.0
+class BatchProgram:
+    """Work on batches. `work` takes as many as it needs from the iterator that it is given.
 
-    def timed() -> Iterator[Batch]:
-        nonlocal num_images, wait_s
-        while True:
-            before = time.perf_counter()
-            batch = next(batches)
-            wait_s += time.perf_counter() - before
-            num_images += len(batch.labels)
-            yield batch
+    tied: the world whose ranks work in step, as DDP's do; rank 0 says how many steps a repeat has, so that none waits
+        for a step that another does not make.
+    """
 
-    counted = timed()
-    started = time.perf_counter()
-    while (elapsed := time.perf_counter() - started) < seconds:
-        consume(counted)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        elapsed = time.perf_counter() - started
-    return Sample(num_images / elapsed, wait_s / elapsed)
+    def __init__(
+        self,
+        name: str,
+        batches: Iterator[Batch],
+        work: Callable[[Iterator[Batch]], object],
+        device: torch.device,
+        close: Callable[[], None] = lambda: None,
+        tied: World | None = None,
+    ) -> None:
+        self.name, self.close = name, close
+        self._batches, self._work, self._device, self._tied = batches, work, device, tied
+        self._step_s = 0.0  # of the repeat before
+
+    def run(self, seconds: float) -> Sample:
+        for _ in range(SETTLE_BATCHES):
+            next(self._batches)
+        num_images, wait_s = 0, 0.0
+
+        def counted() -> Iterator[Batch]:
+            nonlocal num_images, wait_s
+            while True:
+                before = time.perf_counter()
+                batch = next(self._batches)
+                wait_s += time.perf_counter() - before
+                num_images += len(batch.labels)
+                yield batch
+
+        batches, watch = counted(), Stopwatch(self._device)
+        if self._tied:
+            elapsed = self._steps(batches, watch, seconds, self._tied)
+        else:
+            while watch.running() < seconds:
+                self._work(batches)
+            elapsed = watch.lap()
+        return Sample(num_images / elapsed, wait_s / elapsed)
+
+    def _steps(self, batches: Iterator[Batch], watch: Stopwatch, seconds: float, world: World) -> float:
+        """As many steps on each rank as take `seconds` on rank 0, to a tenth. Returns the seconds taken."""
+        done, left = 0, seconds
+        while not done or left > 0.1 * seconds:
+            num_steps = round(left / self._step_s) if self._step_s else 1
+            for _ in range(int(distributed.of_main(max(1, num_steps), world))):
+                self._work(batches)
+                done += 1
+            elapsed = watch.lap()
+            self._step_s, left = elapsed / done, distributed.of_main(seconds - elapsed, world)
+        return elapsed
+
+
+def build(kind: Kind, name: str, recipe: Recipe, dataset: ShardSet, world: World, batch_size: int) -> BatchProgram:
+    """The batches of loader `name` thrown away, or trained on; `batch_size` is of a rank. In a world of several ranks
+    each has its share of the samples, and training is in step."""
+    feed = Feed(
+        split=repeated(dataset.split(recipe.data.train_split), MIN_BATCHES * batch_size * world.world_size),
+        config=replace(recipe.data, loader=name),  # type: ignore[arg-type]
+        augment=recipe.augment,
+        batch_size=batch_size,
+        global_batch_size=batch_size * world.world_size,
+        seed=recipe.train.seed,
+        rank=world.rank,
+        world_size=world.world_size,
+        local_world_size=world.local_world_size,
+    )
+    threads = threads_per_rank(recipe.data.threads, world.local_world_size)
+    loader = build_loader(feed, device=world.device, threads=threads, dtype=image_dtype(recipe, world))
+    batches = endless(loader)
+    if kind == "loader":
+        return BatchProgram(name, batches, next, world.device, loader.close)
+    train_config = replace(recipe.train, accumulation=1)
+    learner = build_learner(recipe, len(dataset.classes), world)
+    mixer = Mixer(recipe.augment, len(dataset.classes), seed=recipe.train.seed, rank=world.rank)
+    learner.net.train()
+    return BatchProgram(
+        name,
+        mixer.mixed(batches, loader),
+        lambda taken: train_step(learner, taken, train_config),
+        world.device,
+        loader.close,
+        tied=world if world.world_size > 1 else None,
+    )
+
+
+def require_gpu(device: str) -> None:
+    """Raises ValueError where `device`, as the commands take it, is no GPU."""
+    if device == "cpu" or not torch.cuda.is_available():
+        raise ValueError("h2d copies batches from the CPU to a GPU and needs one; torch sees none, or --device is cpu")
+
+
+def build_copies(recipe: Recipe, dataset: ShardSet, world: World, batch_size: int) -> list[BatchProgram]:
+    """Copies of one batch from the CPU to the GPU, from pinned memory and from pageable."""
+    feed = Feed(
+        split=repeated(dataset.split(recipe.data.train_split), batch_size),
+        config=replace(recipe.data, loader="synthetic"),
+        augment=recipe.augment,
+        batch_size=batch_size,
+        global_batch_size=batch_size,
+    )
+    loader = build_loader(feed, device=torch.device("cpu"), threads=1, dtype=image_dtype(recipe, world))
+    pageable = next(loader.iter_epoch(0))
+    pinned = pageable._replace(images=pageable.images.pin_memory(), labels=pageable.labels.pin_memory())
+    images, labels = (torch.empty_like(part, device=world.device) for part in pageable[:2])
+
+    def copy(taken: Iterator[Batch]) -> None:
+        batch = next(taken)
+        images.copy_(batch.images, non_blocking=True)
+        labels.copy_(batch.labels, non_blocking=True)
+
+    return [
+        BatchProgram(name, repeat(batch), copy, world.device)
+        for name, batch in (("pinned", pinned), ("pageable", pageable))
+    ]
+
+
+def image_bytes(recipe: Recipe, world: World) -> int:
+    """What a copy of one image and its label takes, in bytes."""
+    return 3 * recipe.data.image_size**2 * image_dtype(recipe, world).itemsize + torch.int64.itemsize
 
 
 def endless(loader: Loader) -> Iterator[Batch]:
@@ -68,40 +193,3 @@ def endless(loader: Loader) -> Iterator[Batch]:
 def repeated(split: Split, num_rows: int) -> Split:
     """The split with its table's rows repeated to at least `num_rows`: the same images, a longer epoch."""
     return replace(split, samples=np.tile(split.samples, -(-num_rows // len(split))))
-
-
-def summary(samples: list[Sample]) -> dict[str, float]:
-    rates = [sample.images_per_s for sample in samples]
-    return {
-        "images_per_s": statistics.median(rates),
-        "images_per_s_min": min(rates),
-        "images_per_s_max": max(rates),
-        "data_wait": statistics.median(sample.data_wait for sample in samples),
-    }
-
-
-def program(
-    kind: str, name: str, recipe: Recipe, dataset: ShardSet, world: World, batch_size: int
-) -> tuple[Loader, Callable[[float], Sample]]:
-    """A loader, and what runs it for some seconds."""
-    split = dataset.split(recipe.data.train_split)
-    feed = Feed(
-        split=repeated(split, MIN_BATCHES * batch_size),
-        config=replace(recipe.data, loader=name),  # type: ignore[arg-type]
-        augment=recipe.augment,
-        batch_size=batch_size,
-        global_batch_size=batch_size,
-        seed=recipe.train.seed,
-    )
-    threads = threads_per_rank(recipe.data.threads, world.local_world_size)
-    loader = build_loader(feed, device=world.device, threads=threads, dtype=image_dtype(recipe, world))
-    batches = endless(loader)
-    if kind == "loader":
-        return loader, lambda seconds: run_for(seconds, batches, next, world.device)
-    train_config = replace(recipe.train, accumulation=1)
-    learner = build_learner(recipe, len(dataset.classes), world)
-    batches = Mixer(recipe.augment, len(dataset.classes), seed=recipe.train.seed).mixed(batches, loader)
-    learner.net.train()
-    return loader, lambda seconds: run_for(
-        seconds, batches, lambda taken: train_step(learner, taken, train_config), world.device
-    )

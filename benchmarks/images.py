@@ -1,0 +1,132 @@
+"""`--data synthetic:WxH`: JPEGs that cost a decoder what ImageNet's do, of any mean size, packed once and kept.
+
+What the decoder's time depends on is as in ImageNet (seen on 500 of its training images, 469×401 px and 110 KB in the
+mean): most images have one of a few shapes with 500 px on the longer side, the rest spread over sizes log-normally;
+0.58 bytes a pixel in the mean, spread widely; quality 95, three quarters of them without chroma subsampling. Pixels are
+noise with the 1/f amplitude spectrum of natural images (Field, 1987), coloured weakly.
+"""
+
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import simplejpeg  # type: ignore[import-untyped]
+
+from shard_tools.format import INFO_FILE
+from shard_tools.workers import num_cpus
+from shard_tools.writer import pack
+
+PREFIX = "synthetic:"
+FOLDER = Path("data")
+SIDES = range(16, 2049)  # the means that can be asked for
+MIN_SIDE = 8
+NUM_IMAGES = {"train": 1000, "val": 100}
+NUM_CLASSES = 10
+SHAPES = np.array([(500, 375), (500, 333), (375, 500), (333, 500), (400, 400), (500, 250)])
+SHAPE_SHARES = (0.43, 0.28, 0.11, 0.09, 0.06, 0.03)
+ODD_SHARE, ODD_SCALE, ODD_SIGMA = 0.4, 0.95, 0.45  # of images that do not have 500 px; of the log of their scale
+QUALITY, FULL_CHROMA = 95, 0.75
+CONTRAST, CONTRAST_SIGMA = 13.5, 0.8  # grey levels, median of the images, and of its log
+TEXTURE_SIDE = 1024
+
+
+def parse(data: str) -> tuple[int, int]:
+    """(width, height) of "synthetic:469x401". Raises ValueError for anything else."""
+    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", data.removeprefix(PREFIX))
+    width, height = map(int, found.groups()) if found else (0, 0)
+    if width not in SIDES or height not in SIDES:
+        raise ValueError(
+            f"--data {data}: expected {PREFIX}WIDTHxHEIGHT, the mean size in pixels, {SIDES[0]} to {SIDES[-1]} each, "
+            f"such as {PREFIX}469x401"
+        )
+    return width, height
+
+
+def folder_of(data: str, folder: Path = FOLDER) -> Path:
+    """Where the packed set of "synthetic:WxH" is, or will be."""
+    width, height = parse(data)
+    return folder / f"synthetic-{width}x{height}"
+
+
+def ensure(data: str, folder: Path = FOLDER, say: Callable[[str], None] = print) -> Path:
+    """The packed set of "synthetic:WxH", made in `folder` unless it is there. Raises ValueError for a wrong size."""
+    width, height = parse(data)
+    out = folder_of(data, folder)
+    if not (out / INFO_FILE).exists():
+        say(f"making {sum(NUM_IMAGES.values())} images of {width}x{height} px in the mean in {out}, this once")
+        make(out, width, height)
+    return out
+
+
+def make(out: Path, width: int, height: int) -> None:
+    """Draw the images beside `out`, pack them into `out`, remove them."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(prefix=f".{out.name}-images-", dir=out.parent)
+        with folder as images, ThreadPoolExecutor(num_cpus()) as pool:
+            for split, count in NUM_IMAGES.items():
+                write_images(Path(images) / split, split, sizes(width, height, count), pool)
+            pack(images, out, samples_per_shard=max(1, max(NUM_IMAGES.values()) // 4), executor=pool)
+    except OSError as error:
+        shutil.rmtree(out, ignore_errors=True)
+        raise ValueError(f"{error.filename or out}: cannot be written ({error.strerror})") from None
+
+
+def sizes(width: int, height: int, count: int) -> np.ndarray:
+    """(count, 2) int: widths and heights whose means are `width` and `height`, to a pixel or so."""
+    rng = np.random.default_rng([count, width, height])
+    shapes = SHAPES[rng.choice(len(SHAPES), count, p=SHAPE_SHARES)].astype(np.float64)
+    odd = rng.random(count) < ODD_SHARE
+    scales = np.where(odd, ODD_SCALE * rng.lognormal(0, ODD_SIGMA, count), 1.0)
+    shapes *= scales[:, None]
+    shapes *= np.array([width, height]) / shapes.mean(axis=0)
+    return np.maximum(np.rint(shapes), MIN_SIDE).astype(int)
+
+
+def write_images(root: Path, split: str, shapes: np.ndarray, pool: Executor) -> None:
+    """One JPEG a row of `shapes` in class folders below `root`."""
+    texture = pink_texture(TEXTURE_SIDE, np.random.default_rng(0))
+    for label in range(NUM_CLASSES):
+        (root / f"class{label}").mkdir(parents=True)
+
+    def write(row: int) -> None:
+        path = root / f"class{row % NUM_CLASSES}" / f"{row:06d}.jpg"
+        path.write_bytes(jpeg(texture, shapes[row], split, row))
+
+    for _ in pool.map(write, range(len(shapes))):
+        pass
+
+
+def jpeg(texture: np.ndarray, shape: np.ndarray, split: str, row: int) -> bytes:
+    """An image of `shape` (width, height), a function of its split and row."""
+    rng = np.random.default_rng([row, *split.encode()])
+    width, height = shape.tolist()
+    pixels = picture(texture, width, height, rng)
+    chroma = "444" if rng.random() < FULL_CHROMA else "420"
+    encoded: bytes = simplejpeg.encode_jpeg(pixels, QUALITY, "RGB", chroma)
+    return encoded
+
+
+def pink_texture(side: int, rng: np.random.Generator) -> np.ndarray:
+    """(side, side, 3) float32, periodic: luma and two chroma planes of 1/f noise, each of standard deviation 1."""
+    fy, fx = np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None]
+    frequency = np.hypot(fx, fy)
+    frequency[0, 0] = np.inf  # no mean
+    planes = [np.fft.irfft2(np.fft.rfft2(rng.normal(size=(side, side))) / frequency, (side, side)) for _ in range(3)]
+    return np.stack([plane / plane.std() for plane in planes], axis=2).astype(np.float32)
+
+
+def picture(texture: np.ndarray, width: int, height: int, rng: np.random.Generator) -> np.ndarray:
+    """(height, width, 3) uint8 RGB: a window of the texture at a random place, brightness and contrast."""
+    top, left = rng.integers(len(texture), size=2)
+    rows, columns = (top + np.arange(height)) % len(texture), (left + np.arange(width)) % len(texture)
+    luma, blue, red = np.moveaxis(texture[rows[:, None], columns], 2, 0)
+    contrast = np.float32(CONTRAST * rng.lognormal(0, CONTRAST_SIGMA))
+    colour = np.float32(0.25)
+    luma = luma + colour * np.stack([1.4 * red, -0.34 * blue - 0.71 * red, 1.77 * blue])  # JFIF's YCbCr → RGB
+    pixels = np.moveaxis(np.float32(rng.uniform(90, 150)) + contrast * luma, 0, 2)
+    return np.ascontiguousarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))

@@ -1,0 +1,101 @@
+"""The options that the commands of `bench.py` share, and what they open: recipe, dataset, where to run."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+
+from benchmarks import images
+from engine.loaders import open_dataset
+from engine.machine import load_recipe
+from pipeline.build import threads_per_rank
+from recipes import Recipe, recipe_file
+from shard_tools.demo import ensure_demo
+from shard_tools.format import ShardSet
+from train import DEMO_DATA
+from training import distributed
+from training.distributed import World
+
+MAX_DEFAULT_BATCH = 256
+
+LOADERS = click.Choice(["dali", "reference", "synthetic"])
+COMMON = [
+    click.option("--data", metavar="DIR|URL|synthetic:WxH",
+                 help="Packed dataset; without it the recipe's, or the demo's images. synthetic:469x401 makes JPEGs as "
+                      "heavy as ImageNet's."),
+    click.option("--recipe", "recipe_name", metavar="NAME|FILE", help="[default: rn50-90ep with --data, else demo]"),
+    click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a recipe's value."),
+    click.option("--image-size", type=click.IntRange(min=1), metavar="S", help="Pixels. [default: the recipe's]"),
+    click.option("--batch-size", type=click.IntRange(min=1), metavar="B", help="Of a rank. [default: the recipe's, at "
+                                                                               f"most {MAX_DEFAULT_BATCH}]"),
+    click.option("--threads", type=click.IntRange(min=0), metavar="N", help="Decode threads; 0 for all cores."),
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="auto: CUDA if any."),
+    click.option("--no-machine-config", is_flag=True, help="Leave out the machine.toml of `tune` in this folder."),
+    click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the result."),
+]  # fmt: skip
+TIMING = [
+    click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, metavar="T", help="Length of a repeat."),
+    click.option("--repeats", type=click.IntRange(min=1), default=5, metavar="N", help="Repeats, after a warm-up."),
+    click.option("--out", type=click.Path(path_type=Path, file_okay=False),
+                 help="Folder to keep the result in, under a name with its time."),
+]  # fmt: skip
+
+
+def with_options(*groups: list[Any]) -> Callable[[Any], Any]:
+    options = [option for group in groups for option in group]
+    return lambda command: functools.reduce(lambda inner, option: option(inner), reversed(options), command)
+
+
+class Opened(NamedTuple):
+    """What a benchmark runs on. batch_size: of a rank. settings: for the result."""
+
+    recipe: Recipe
+    dataset: ShardSet
+    world: World
+    batch_size: int
+    settings: dict[str, Any]
+
+    @property
+    def threads(self) -> int:
+        return threads_per_rank(self.recipe.data.threads, self.world.local_world_size)
+
+
+def opened(
+    *, data: str | None, recipe_name: str | None, overrides: tuple[str, ...], image_size: int | None,
+    batch_size: int | None, threads: int | None, device: Any, no_machine_config: bool,
+) -> Opened:  # fmt: skip
+    """Load the recipe with what the options say, join the other ranks, make the dataset where it is to be made, and
+    open it. Rank 0 says what it took from machine.toml.
+
+    Raises ValueError for what is wrong, in one line.
+    """
+    if data and data.startswith(images.PREFIX):
+        images.parse(data)  # a wrong one is told before anything starts
+    name = recipe_name or ("rn50-90ep" if data else "demo")
+    recipe, of_machine = load_recipe(recipe_file(name), overrides, device=device, use=not no_machine_config)
+    world = distributed.start(device, timeout_s=recipe.train.timeout_s)
+    say: Callable[[str], None] = functools.partial(click.echo, err=True) if world.is_main else lambda line: None
+    if of_machine:
+        say(of_machine)
+    path = data or recipe.data.path or DEMO_DATA
+    if world.local_rank == 0 and path == DEMO_DATA:
+        ensure_demo(Path(path), say)
+    if path.startswith(images.PREFIX):
+        folder = images.folder_of(path)
+        if world.local_rank == 0:
+            images.ensure(path, say=say)
+        path = str(folder)
+    distributed.of_main(0.0, world)  # the others wait until it is there
+    given = {"image_size": image_size, "threads": threads}
+    given = {key: value for key, value in given.items() if value is not None}
+    recipe = replace(recipe, data=replace(recipe.data, path=path, **given))  # type: ignore[arg-type]
+    batch_size = batch_size or min(recipe.train.global_batch_size, MAX_DEFAULT_BATCH)
+    settings = {
+        "data": path, "recipe": name, "overrides": list(overrides), "batch_size": batch_size,
+        "image_size": recipe.data.image_size, "threads": threads_per_rank(recipe.data.threads, world.local_world_size),
+        "device": world.device.type, "ranks": world.world_size, "machine_config": of_machine,
+    }  # fmt: skip
+    return Opened(recipe, open_dataset(recipe), world, batch_size, settings)

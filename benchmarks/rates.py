@@ -1,0 +1,138 @@
+"""What `bench.py loader | compute | train | h2d` do: programs in turn → a table for people, and a result (`record`)."""
+
+import statistics
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import click
+
+from benchmarks import noise, programs, record
+from benchmarks.measure import Program, Ratio, in_turn, ratio, ratio_of_medians
+from benchmarks.options import Opened
+from benchmarks.programs import Kind
+from benchmarks.ranks import Alone, Together, shared_clock
+from training import environment
+
+
+def measure_rates(
+    benchmark: str, built: Sequence[Program], on: Opened, seconds: float, repeats: int, more: dict[str, Any]
+) -> dict[str, Any]:
+    """Time programs in turn. Returns the result, with the ratio of the first to each other; over several ranks
+    programs must have been made by `on_ranks`. `more`: further settings. The programs are closed."""
+    world = on.world
+    with ExitStack() as stack, noise.watched(world.device) as warnings:
+        for program in built:
+            stack.enter_context(closing(program))
+        clock = shared_clock(world) if world.world_size > 1 else monotonic
+        samples = in_turn(built, seconds, repeats, clock)
+    rates = {name: [one.images_per_s for one in taken] for name, taken in samples.items()}
+    settings = on.settings | {"seconds": seconds, "repeats": repeats} | more
+    details = {
+        program.name: {"images_per_s_of_rank": [list(one) for one in zip(*program.per_rank[-repeats:], strict=True)]}
+        for program in built
+        if isinstance(program, Together)
+    }
+    alone = {program.name for program in built if isinstance(program, Alone)}
+    first, *others = (name for name in rates if name not in alone)
+    ratios = {f"{first} / {other}": ratio(rates[first], rates[other]) for other in others}
+    for name in (first, *others):
+        if (one := one_rank(name)) in alone:
+            linear = [world.world_size * rate for rate in rates[one]]
+            ratios[f"{name} / ({world.world_size} × {one})"] = ratio(rates[name], linear)
+    lines = [*warnings, *noise.spread_warnings(rates)]
+    return record.build(benchmark, settings, samples, ratios, lines, details)
+
+
+def on_ranks(kind: Kind, names: Sequence[str], on: Opened) -> list[Program]:
+    """The programs of loaders `names`. Over several ranks each runs on all of them at once, and on rank 0 alone, with
+    the threads that a rank has beside the others."""
+    recipe, dataset, world, batch_size, _ = on
+    built = [programs.build(kind, name, recipe, dataset, world, batch_size) for name in names]
+    if world.world_size == 1:
+        return list(built)
+    recipe = replace(recipe, data=replace(recipe.data, threads=on.threads))
+    single = replace(world, rank=0, world_size=1, local_world_size=1)
+    return [Together(program, world) for program in built] + [
+        Alone(
+            one_rank(name),
+            programs.build(kind, name, recipe, dataset, single, batch_size) if world.is_main else None,
+            world,
+        )
+        for name in names
+    ]
+
+
+def one_rank(name: str) -> str:
+    """What a program is called that rank 0 runs alone."""
+    return f"{name}, 1 rank"
+
+
+def compared(result: dict[str, Any], earlier_file: Path, earlier: dict[str, Any]) -> list[str]:
+    """Add to the result its ratios to an earlier one, for the programs that both have. Returns lines about settings
+    in which the two differ. Raises ValueError where they have no program in common."""
+    shared = [name for name in result["programs"] if name in earlier["programs"]]
+    if not shared:
+        raise ValueError(f"{earlier_file}: has no program in common with this; it has {', '.join(earlier['programs'])}")
+    for name in shared:
+        ours, theirs = (one["programs"][name]["images_per_s"] for one in (result, earlier))
+        result["ratios"][f"{name} / {name} of {earlier_file}"] = ratio_of_medians(ours, theirs)._asdict()
+    old, new = earlier["settings"], result["settings"]
+    differing = [key for key in new if key in old and new[key] != old[key] and key not in ("seconds", "repeats")]
+    lines = [f"{key}: {old[key]} in {earlier_file}, {new[key]} here" for key in differing]
+    if earlier["benchmark"] != result["benchmark"]:
+        lines.append(f"benchmark: {earlier['benchmark']} in {earlier_file}, {result['benchmark']} here")
+    return lines
+
+
+def show(result: dict[str, Any], on: Opened) -> None:
+    """For people: a line a program and a line a ratio, then the warnings."""
+    settings, world = result["settings"], on.world
+    on_each = f"{world.world_size} ranks, " if world.world_size > 1 else ""
+    click.echo(
+        f"{result['benchmark']}, {on_each}{on.batch_size} × {settings['image_size']} px, {on.threads} threads, "
+        f"{environment.device_name(world.device)}; median [range] of {settings['repeats']} × {settings['seconds']:g} s"
+    )
+    width = max(10, *map(len, result["programs"]))
+    for name, figures in result["programs"].items():
+        click.echo(f"  {name:<{width}} {_program_line(figures)}")
+    for name, values in result["ratios"].items():
+        what = "scaling efficiency " if " × " in name else ""
+        click.echo(f"  {what}{name}: {shown_ratio(Ratio(**values))}")
+    for line in result["warnings"]:
+        click.echo(f"  warning: {line}", err=True)
+
+
+def _program_line(figures: dict[str, Any]) -> str:
+    rates = figures["images_per_s"]
+    line = f"{statistics.median(rates):>9,.0f} images/s [{min(rates):,.0f}–{max(rates):,.0f}]"
+    if "gigabytes_per_s" in figures:
+        return f"{line}   {statistics.median(figures['gigabytes_per_s']):.2f} GB/s"
+    line += f"   waiting for data {statistics.median(figures['data_wait']):.1%}"
+    if by_rank := figures.get("images_per_s_of_rank"):
+        line += "   a rank: " + ", ".join(f"{statistics.median(one):,.0f}" for one in by_rank)
+    return line
+
+
+def shown_ratio(found: Ratio) -> str:
+    return f"{found.median:.2f}, 95 % interval {found.low:.2f}–{found.high:.2f} [{found.min:.2f}–{found.max:.2f}]"
+
+
+def add_bytes(result: dict[str, Any], image_bytes: int) -> None:
+    """Give each program its GB/s (10⁹ bytes), from its images/s."""
+    for figures in result["programs"].values():
+        figures["gigabytes_per_s"] = [rate * image_bytes / 1e9 for rate in figures["images_per_s"]]
+
+
+def keep(result: dict[str, Any], json_file: Path | None, out: Path | None) -> None:
+    """Write the result where the options say."""
+    if json_file:
+        record.write(json_file, result)
+    if out:
+        file = out / f"{result['benchmark']}-{time.strftime('%Y%m%d-%H%M%S')}.json"
+        record.write(file, result)
+        click.echo(f"  kept as {file}")
