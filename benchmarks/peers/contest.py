@@ -1,5 +1,6 @@
 """A peer's way into the comparison: its files are made, its output is checked, its number of workers is chosen."""
 
+import tomllib
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -176,9 +177,7 @@ def start(name: str, layout: Layout, settings: Settings, workers: int) -> Child:
     return Child(name, command, job, settings.folder / "logs" / f"{name}.txt", settings.limit_s)
 
 
-def tuned(
-    name: str, images: Layout, settings: Settings, prepare_s: float | None, size_bytes: int
-) -> Contestant:  # fmt: skip
+def tuned(name: str, images: Layout, settings: Settings, prepare_s: float | None, size_bytes: int) -> Contestant:
     """The peer with the number of workers with which it was fastest; its process has started."""
     best: Contestant | None = None
     tried: dict[int, float] = {}
@@ -197,11 +196,14 @@ def tuned(
             continue
         if best:
             best.close()
-        best = Contestant(
-            name, child, workers, tried, said["version"], said["first_batch_s"], prepare_s, size_bytes
-        )  # fmt: skip
+        version = said["version"] or our_version()
+        best = Contestant(name, child, workers, tried, version, said["first_batch_s"], prepare_s, size_bytes)
     assert best is not None
     return best
+
+
+def our_version() -> str:
+    return str(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"])
 
 
 def rate(child: Child, seconds: float) -> float:

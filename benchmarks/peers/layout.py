@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,13 @@ def make_once(target: Path, make: Callable[[Path], dict[str, Any]]) -> dict[str,
     return dict(json.loads(marker.read_text(encoding="utf-8")))
 
 
-def lay_out(dataset: ShardSet, split_name: str, folder: Path, workers: int) -> Layout:
-    """Copy the split's JPEGs to files, unless they are there. Raises ValueError where its shards are not on a disk."""
+def lay_out(dataset: ShardSet, split_name: str, folder: Path, workers: int | None) -> Layout:
+    """Copy the split's JPEGs to files, unless they are there; and see how long `workers` take to pack those.
+
+    workers: None leaves that out.
+
+    Raises ValueError where the shards are not on a disk.
+    """
     split = dataset.split(split_name)
     if split.url:
         raise ValueError(f"{split.url}: the peers read files; give a dataset on a disk")
@@ -79,7 +85,7 @@ def lay_out(dataset: ShardSet, split_name: str, folder: Path, workers: int) -> L
 
     def make(target: Path) -> dict[str, Any]:
         write_folder(split, target)
-        timed = None if _resized(dataset) else pack_seconds(target, workers)
+        timed = None if workers is None or _resized(dataset) else pack_seconds(target, workers)
         return {"bytes": bytes_of(target), "pack_s": timed}
 
     said = make_once(images, make)
@@ -126,12 +132,13 @@ def lay_out_gradients(folder: Path) -> Layout:
                 path = Path(images) / "train" / str(i % NUM_GRADIENT_CLASSES) / f"{i}.jpg"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(encoded.getvalue())
-            pack(images, target, workers=1)
+            with ThreadPoolExecutor(1) as executor:
+                pack(images, target, executor=executor)
         return {}
 
     packed = folder / "data" / "gradient"
     make_once(packed, make)
-    return lay_out(ShardSet.open(packed), "train", folder, workers=1)
+    return lay_out(ShardSet.open(packed), "train", folder, workers=None)
 
 
 def bytes_of(folder: Path) -> int:
