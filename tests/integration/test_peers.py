@@ -1,0 +1,38 @@
+"""`bench.py peers` with real programs, each in its own process: the peers that the project's environment has."""
+
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from benchmarks import record
+from benchmarks.peers import command
+from benchmarks.peers.registry import OURS
+
+MEASURED = ["dali", "torchvision-tensor", "webdataset"]
+
+
+def test_peers_are_checked_measured_and_compared(dataset_dir: Path, tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    options = ["--data", dataset_dir, "--folder", tmp_path / "peers", "--image-size", 32, "--batch-size", 16]
+    options += ["--threads", 1, "--workers", 1, "--seconds", 0.1, "--repeats", 2, "--json", file]
+    for name in [*MEASURED, "ffcv"]:
+        options += ["--only", name]
+    ran = CliRunner().invoke(command, [str(option) for option in options])
+    assert ran.exit_code == 0, ran.output
+
+    result = record.read(file)
+    assert set(result["programs"]) == {OURS, *MEASURED}
+    assert set(result["ratios"]) == {f"{OURS} / {name}" for name in MEASURED}
+    assert list(result["skipped"]) == ["ffcv"]
+    assert result["failed"] == {}
+    for name, figures in result["programs"].items():
+        assert len(figures["images_per_s"]) == 2
+        assert figures["workers"] == 1
+        assert 50 < figures["memory_mb"] < 20_000, name
+        assert 0.05 < figures["first_batch_s"] < 600, name
+        assert figures["version"][0].isdigit()
+    programs = result["programs"]
+    assert programs["dali"]["size_bytes"] == programs["webdataset"]["size_bytes"] == programs[OURS]["size_bytes"]
+    assert programs["torchvision-tensor"]["prepare_s"] == 0 < programs["dali"]["prepare_s"]
+    assert "ffcv: skipped, it has no environment yet; install it with: python bench.py peers --setup" in ran.output
+    assert "ours/theirs" in ran.output
