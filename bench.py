@@ -20,7 +20,7 @@ from benchmarks.ranks import Together
 from engine.machine import FILE, this_machine
 from training import config, distributed, environment
 
-LAZY: dict[str, str] = {}  # commands with modules of their own, imported when one is called: `command` in them
+LAZY = {"peers": "benchmarks.peers"}  # commands in modules of their own, imported when one is called: `command` there
 
 
 class Commands(click.Group):

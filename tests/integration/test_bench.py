@@ -97,7 +97,7 @@ def test_settings_that_differ_from_an_earlier_results_are_told() -> None:
 
 def test_two_ranks_are_measured_together_and_one_alone(dataset_dir: Path, tmp_path: Path) -> None:
     file = tmp_path / "result.json"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     arguments = ["train", "--data", dataset_dir, *NETWORK, "--threads", "1", "--json", file, *SMALL]
     command = [*torchrun, "bench.py", *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
