@@ -40,10 +40,11 @@ class Airbench(nn.Module):
 
     def __init__(self, widths: tuple[int, int, int], num_classes: int) -> None:
         super().__init__()
-        self.whiten = nn.Conv2d(3, 24, 2, bias=False)
+        self.whiten = nn.Conv2d(3, 24, 2)
         filters = whitening_filters()
         self.whiten.weight.data.copy_(torch.cat([filters, -filters]))
         self.whiten.weight.requires_grad_(False)
+        nn.init.zeros_(self.whiten.bias)  # type: ignore[arg-type]
         channels = (24, *widths)
         self.blocks = nn.Sequential(
             nn.GELU(), *(_block(c_in, c_out) for c_in, c_out in zip(channels, widths, strict=False))
