@@ -90,10 +90,9 @@ def killed_at_any_time(bench: Bench) -> Outcome:
     round_dir, after = bench.new("killed"), bench.rng.randrange(LAST_STEP)
     slowly = Fault("step", "sleep", ALWAYS, seconds=0.1)
     run = bench.start(round_dir, slowly, restarts=3)
-    until(lambda: len(steps(round_dir / "run")) >= after, run)
-    pids = [int(pid) for pid in run.log.with_suffix(".pids").read_text().split()]
+    until(lambda: len(run.ranks) == 2 and len(steps(round_dir / "run")) >= after, run)
     (round_dir / "fault-0").touch()
-    os.kill(bench.rng.choice(pids[-2:]), signal.SIGKILL)
+    os.kill(bench.rng.choice(run.ranks), signal.SIGKILL)
     return end_as_if_undisturbed(bench, round_dir, run)
 
 

@@ -38,6 +38,12 @@ class Launched:
     def output(self) -> str:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
+    @property
+    def ranks(self) -> list[int]:
+        """The ids of the processes that have been started as ranks."""
+        file = self.log.with_suffix(".pids")
+        return [int(pid) for pid in file.read_text().split()] if file.exists() else []
+
     def signal(self, number: signal.Signals) -> None:
         assert self.pid is not None
         os.kill(self.pid, number)
@@ -53,10 +59,9 @@ class Launched:
 
     def end(self) -> None:
         """Kill what is left: this launcher and the ranks it started, which note their ids beside the log."""
-        for file in [self.log.with_suffix(".pids")] * self.log.with_suffix(".pids").exists():
-            for pid in map(int, file.read_text().split()):
-                if Path(f"/proc/{pid}/cwd").exists() and _is_ours(pid):
-                    os.kill(pid, signal.SIGKILL)
+        for pid in self.ranks:
+            if Path(f"/proc/{pid}/cwd").exists() and _is_ours(pid):
+                os.kill(pid, signal.SIGKILL)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
