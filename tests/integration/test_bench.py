@@ -1,33 +1,21 @@
 """`bench.py` and what stands beside it in `benchmarks/`: figures against known ones, and JSON that scripts can read."""
 
-import json
-import os
 import statistics
-import subprocess
-import sys
-from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import simplejpeg
-import torch
 from click.testing import CliRunner
-from PIL import Image
 
 import bench
-from benchmarks import images, parity, rates, record, tune
-from benchmarks.studies import cold, order, scale
+from benchmarks import images, rates, record, tune
 from engine import machine
-from model.networks import build_model
 from recipes import Recipe, recipe_file
 from shard_tools.format import ShardSet
-from tests.conftest import VAL_SIZES
-from training import checkpoint, config
+from training import config
 
-ROOT = Path(__file__).parents[2]
 SMALL = ["--batch-size", "8", "--image-size", "32", "--seconds", "0.3", "--repeats", "3", "--device", "cpu"]
 NETWORK = ["--recipe", "demo", "--set", "model.name=cifar_resnet8"]
 
@@ -95,26 +83,6 @@ def test_settings_that_differ_from_an_earlier_results_are_told() -> None:
         rates.compared(new, Path("old.json"), old | {"programs": {"b": {}}})
 
 
-def test_two_ranks_are_measured_together_and_one_alone(dataset_dir: Path, tmp_path: Path) -> None:
-    file = tmp_path / "result.json"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    arguments = ["train", "--data", dataset_dir, *NETWORK, "--threads", "1", "--json", file, *SMALL]
-    command = [*torchrun, "bench.py", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    result = record.read(file)
-    assert result["settings"]["ranks"] == 2
-    assert list(result["programs"]) == ["dali", "dali, 1 rank"]
-    both, alone = result["programs"].values()
-    assert len(both["images_per_s_of_rank"]) == 2
-    np.testing.assert_allclose(np.sum(both["images_per_s_of_rank"], axis=0), both["images_per_s"])
-    np.testing.assert_allclose(*both["images_per_s_of_rank"], rtol=0.3, err_msg="in step")
-    efficiency = [total / (2 * one) for total, one in zip(both["images_per_s"], alone["images_per_s"], strict=True)]
-    assert result["ratios"]["dali / (2 × dali, 1 rank)"]["median"] == pytest.approx(statistics.median(efficiency))
-    assert done.stdout.count("scaling efficiency") == 1, "rank 0 alone prints"
-    assert result["command"].startswith("torchrun --nproc-per-node 2 bench.py train")
-
-
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -170,66 +138,6 @@ def test_bad_input_gets_one_clear_line(more: list[str], dataset_dir: Path) -> No
     result = CliRunner().invoke(bench.main, ["loader", "--data", str(dataset_dir), *more])
     assert result.exit_code == 1
     assert result.output.startswith("Error: ")
-
-
-SMALL_IMAGES = [
-    f"--set={setting}" for setting in ("data.image_size=32", "data.val_image_size=32", "data.val_resize_size=36")
-]
-
-
-def test_parity_reports_both_splits_and_the_verdict_of_a_network(dataset_dir: Path, tmp_path: Path) -> None:
-    out = tmp_path / "report"
-    arguments = ["parity", "--data", str(dataset_dir), "--num", "50", "--steps", "2", "--out", str(out), *SMALL_IMAGES]
-    result = CliRunner().invoke(bench.main, [*arguments, "--threads", "1", "--device", "cpu"])
-    assert result.exit_code == 0, result.output
-    report = json.loads((out / "parity.json").read_text())
-    splits = [(line["split"], line["num_images"]) for line in report["differences"]]
-    assert splits == [("training", 50), ("validation", len(VAL_SIZES))]
-    for line in report["differences"]:
-        assert line["mean"] <= line["worst_mean"] < 1.5, "a grey level or so, or another image was decoded"
-        assert line["worst_image"].endswith(".jpg")
-        assert Image.open(out / line["picture"]).size == (3 * 32, 32)
-    assert report["top1"][0]["num_images"] == len(VAL_SIZES)
-    assert report["top1"][0]["top1_agreement"] >= 0.9
-
-
-def test_parity_statistics_are_numpys(dataset: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    feed = parity.feed_of(Recipe(), dataset.split("val"), False, 8)
-    rng = np.random.default_rng(0)
-    ours, noise = rng.uniform(20, 200, (8, 3, 5, 5)), rng.exponential(3, (8, 3, 5, 5))
-    noise[5] += 4
-    mean, std = (np.reshape(values, (3, 1, 1)) for values in (feed.config.mean, feed.config.std))
-
-    def both(*_: object) -> Iterator[tuple[torch.Tensor, ...]]:
-        for rows in (slice(0, 3), slice(3, 8)):
-            left, right = ((levels[rows] - mean) / std for levels in (ours, ours + noise))
-            yield torch.from_numpy(left).float(), torch.from_numpy(right).float(), torch.arange(8)[rows]
-
-    monkeypatch.setattr(parity, "both", both)
-    pair = parity.programs(torch.device("cpu"))[0]
-    found = parity.compare(feed, *pair, 1, tmp_path)
-    assert found.num_images == 8
-    np.testing.assert_allclose(found.mean, noise.mean(), rtol=1e-4)
-    np.testing.assert_allclose(found.p99, np.percentile(noise, 99), atol=2 * parity.BIN)
-    np.testing.assert_allclose([found.max, found.worst_mean], [noise.max(), noise[5].mean()], rtol=1e-4)
-    assert found.worst_image == dataset.split("val").source_name(5)
-    pixels = np.asarray(Image.open(tmp_path / found.picture), np.float64).transpose(2, 0, 1)
-    expected = [ours[5], ours[5] + noise[5], noise[5] * 8]
-    np.testing.assert_allclose(pixels, np.concatenate(expected, axis=2).clip(0, 255), atol=0.51)
-
-
-def test_a_checkpoints_network_can_judge(dataset: ShardSet, tmp_path: Path) -> None:
-    recipe = config.load_config(Recipe, None, ["model.name=cifar_resnet8"])
-    net = build_model(recipe.model, len(dataset.classes))
-    classes = [asdict(c) for c in dataset.classes]
-    state = {"net": net.state_dict(), "recipe": config.to_toml(recipe), "classes": classes}
-    checkpoint.save(tmp_path / "last.pt", state)
-    images = torch.randn(2, 3, 32, 32)
-    assert torch.equal(parity.trained(tmp_path / "last.pt", dataset).eval()(images), net.eval()(images))
-    other = build_model(recipe.model, 1).state_dict()
-    checkpoint.save(tmp_path / "last.pt", state | {"net": other, "classes": classes[:1]})
-    with pytest.raises(ValueError, match="has 1 classes"):
-        parity.trained(tmp_path / "last.pt", dataset)
 
 
 LADDERS = {"threads": [1, 2, 4, 8], "prefetch": [1, 2, 3, 4], "read_ahead": [0, 2, 4, 8]}
@@ -298,63 +206,3 @@ def test_tune_writes_a_file_that_the_next_run_takes(
 
     assert line in run("loader", *small, "--seconds", "0.1", "--repeats", "1")
     assert "not used" in run("loader", *small, "--seconds", "0.1", "--repeats", "1", "--no-machine-config")
-
-
-def test_the_laid_out_table_is_what_pack_writes(dataset: ShardSet) -> None:
-    packed = dataset.split("train").samples
-    packed = packed[packed["shard"] == 0]
-    table = order.laid_out(packed["size"].astype(np.int64), 3)
-    np.testing.assert_array_equal(table["offset"], packed["offset"])
-
-
-def test_order_statistics_of_true_permutations() -> None:
-    rng = np.random.default_rng(0)
-    labels = np.repeat(np.arange(40), rng.integers(5, 90, 40))
-    drawn = [len(np.unique(rng.permutation(labels)[:64])) for _ in range(3000)]
-    np.testing.assert_allclose(order.expected_classes(np.bincount(labels), 64), np.mean(drawn), atol=0.1)
-    mixed = order.class_mix(rng.permutation(np.repeat(np.arange(40), 500)), 64, 40)
-    assert abs(mixed["classes"] - mixed["classes_expected"]) < 0.5
-    assert abs(mixed["spread"] - 1) < 0.1
-    assert order.class_mix(np.repeat(np.arange(40), 500), 64, 40)["spread"] > 20, "sorted: one class a batch"
-
-
-def test_requests_are_runs_of_neighbours(dataset: ShardSet) -> None:
-    samples = dataset.split("train").samples
-    chosen = np.array([30, 2, 3, 1, 10, 24, 25])  # 25 samples a shard
-    lengths, shards = order.requests(samples[chosen])
-
-    def span(first: int, last: int) -> int:
-        return int(samples["offset"][last] + samples["size"][last] - samples["offset"][first])
-
-    assert lengths.tolist() == [span(1, 3), span(10, 10), span(24, 24), span(25, 25), span(30, 30)]
-    assert shards == 2
-
-
-def test_dropped_pages_are_gone(tmp_path: Path) -> None:
-    file = tmp_path / "pages"
-    file.write_bytes(b"x" * (1 << 20))
-    cold.load([file])
-    assert cold.resident_share([file]) == 1
-    probe = tmp_path / "probe"
-    probe.write_bytes(b"x" * (1 << 20))
-    with open(probe, "rb") as opened:
-        os.fsync(opened.fileno())
-        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    if cold.resident_share([probe]) == 1:
-        pytest.skip("this file system lives in memory")
-    assert cold.drop([file]) == cold.resident_share([file]) == 0
-
-
-def test_the_repeated_dataset_is_whole_and_a_huge_one_is_never_an_array(dataset: ShardSet, tmp_path: Path) -> None:
-    scale.repeated_dataset(dataset, 1000, tmp_path)
-    repeated = ShardSet.open(tmp_path).split("train")
-    np.testing.assert_array_equal(repeated.samples, np.resize(dataset.split("train").samples, 1000))
-    assert repeated.shard_path(2).read_bytes() == dataset.split("train").shard_path(2).read_bytes()
-
-    lines = scale.billion(10**9, Recipe().data, 16)
-    assert {line["rank"] for line in lines} == {0, 512, 1023}
-    assert max(line["peak_mb"] for line in lines) < 1
-    table = scale.Unreadable(10)
-    for asking in (lambda: np.asarray(table), lambda: table[:], lambda: table["label"]):
-        with pytest.raises(RuntimeError, match="whole table"):
-            asking()
