@@ -65,11 +65,13 @@ def interval(profile: np.ndarray, extent: int) -> tuple[np.ndarray, np.ndarray, 
 
 
 def joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Several batches' descriptions as one: lists of images follow each other; one batch that is not finite counts."""
+    """Several batches' descriptions as one: what is told of each image follows each other; of shape, dtype and finite
+    the one that differs from the first batch's counts."""
     whole = dict(parts[0])
     for part in parts[1:]:
         for name, value in part.items():
-            if name in ("shape", "dtype"):
-                continue
-            whole[name] = whole.get(name, type(value)()) + value if isinstance(value, list) else whole[name] and value
+            if isinstance(value, list) and name != "shape":
+                whole[name] = whole.get(name, []) + value
+            elif value != parts[0][name]:
+                whole[name] = value
     return whole

@@ -12,7 +12,7 @@ from typing import Any
 
 CHILD = Path(__file__).with_name("child.py")
 MEMORY_POLL_S = 0.25
-END_S = 2.0  # a process that has lost its input has this long to end by itself
+END_S = 5.0  # a process that has lost its input has this long to end by itself
 
 
 class PeerError(ValueError):

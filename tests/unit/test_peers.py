@@ -169,6 +169,8 @@ def test_one_bad_batch_among_good_ones_is_seen() -> None:
     good = np.zeros((2, 3, 8, 8), np.float32)
     whole = observe.joined([observe.describe(one) for one in (good, good * np.nan, good)])
     assert not whole["finite"]
+    whole = observe.joined([observe.describe(one) for one in (good, good[:1], good)])
+    assert whole["shape"] == [1, 3, 8, 8], "a last batch that is smaller"
     assert len(observe.joined([observe.describe(good)] * 3)["means"]) == 6
 
 

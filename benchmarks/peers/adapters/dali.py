@@ -14,7 +14,7 @@ from nvidia.dali.plugin.pytorch import DALIGenericIterator
 def batches(job: Any) -> Iterator[np.ndarray]:
     pipe = Pipeline(batch_size=job.batch_size, num_threads=job.workers, device_id=None, prefetch_queue_depth=2, seed=1)
     with pipe:
-        (jpegs,) = fn.readers.webdataset(
+        jpegs = fn.readers.webdataset(
             paths=job.shards, index_paths=job.indexes, ext=["jpg"], random_shuffle=True, pad_last_batch=True
         )
         images = fn.decoders.image_random_crop(

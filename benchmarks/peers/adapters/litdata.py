@@ -32,11 +32,7 @@ class Endless(IterableDataset[torch.Tensor]):
     def __iter__(self) -> Iterator[torch.Tensor]:
         while True:
             for sample in self.dataset:
-                yield self.transform(rgb(sample["image"])), sample["label"]
-
-
-def rgb(image: torch.Tensor) -> torch.Tensor:
-    return image.expand(3, -1, -1) if len(image) == 1 else image
+                yield self.transform(sample["image"]), sample["label"]
 
 
 def batches(job: Any) -> Iterator[np.ndarray]:
