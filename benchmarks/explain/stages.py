@@ -1,0 +1,214 @@
+"""The stages as `measure.Program`s, each alone: what they are fed lies ready in memory, what they make is thrown away.
+
+read            see `reading`
+decode          the loader's graph, cut off after the decoder, on a few batches of encoded images
+resize          the loader's graph with decoded images in the decoder's place: resize, augmentation, normalisation
+libjpeg-turbo   the same encoded images decoded whole by simplejpeg in as many threads: what bounds `decode`
+communication   the sum over the ranks of as many bytes as the gradients have, in DDP's buckets
+"""
+
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from itertools import cycle, repeat
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import simplejpeg  # type: ignore[import-untyped]
+import torch
+
+from benchmarks.measure import Program, Sample
+from benchmarks.options import Opened
+from benchmarks.programs import BatchProgram, repeated
+from engine.loaders import image_dtype
+from pipeline.batch import Batch
+from pipeline.feed import Feed
+from pipeline.graph import build_graph, encoded, graph_inputs
+from pipeline.probe import bad_header
+from pipeline.reader import open_reader
+from shard_tools.format import Split
+from shard_tools.jpeg import SOI
+from training import distributed
+from training.distributed import World
+
+HELD_IMAGES = 512  # so many or a little more go round, fewer where they take more than HELD_BYTES decoded
+HELD_BYTES = 1 << 29
+BUCKET_BYTES = 25 << 20  # DistributedDataParallel's default
+
+
+class Costed:
+    """A program, and what its images cost: `cpu_s` has the CPU seconds an image of each run, of all ranks together."""
+
+    def __init__(self, program: Program) -> None:
+        self.name, self._program = program.name, program
+        self.cpu_s: list[float] = []
+
+    def run(self, seconds: float) -> Sample:
+        cpu, clock = time.process_time(), time.perf_counter()
+        sample = self._program.run(seconds)
+        busy = (time.process_time() - cpu) / (time.perf_counter() - clock)
+        busy = distributed.sum_tensor(torch.tensor(busy, dtype=torch.float64)).item()
+        self.cpu_s.append(busy / sample.images_per_s)
+        return sample
+
+    def close(self) -> None:
+        self._program.close()
+
+
+def training_feed(on: Opened, split: Split, min_batches: int) -> Feed:
+    """This rank's share of a training split, its rows repeated to so many batches at least."""
+    recipe, world = on.recipe, on.world
+    return Feed(
+        split=repeated(split, min_batches * on.batch_size * world.world_size),
+        config=recipe.data,
+        augment=recipe.augment,
+        batch_size=on.batch_size,
+        global_batch_size=on.batch_size * world.world_size,
+        seed=recipe.train.seed,
+        rank=world.rank,
+        world_size=world.world_size,
+        local_world_size=world.local_world_size,
+    )
+
+
+class Held:
+    """A few batches in memory, as the graph takes them: `views` encoded, `arrays` the plan's, `labels`."""
+
+    def __init__(self, on: Opened) -> None:
+        feed = training_feed(on, on.dataset.split(on.recipe.data.train_split), 1)
+        on_gpu = on.world.device.type == "cuda"
+        self.views: list[list[np.ndarray]] = []
+        self.arrays: list[dict[str, np.ndarray]] = []
+        self.labels: list[torch.Tensor] = []
+        num_bytes, reader = 0, open_reader(feed)
+        for planned in feed.batches(0, 0, feed.image_size):
+            views = [view.copy() for view in reader.views(planned.sample_ids)]
+            rows = feed.split.samples[planned.sample_ids]
+            sizes = zip(views, rows["height"].tolist(), rows["width"].tolist(), strict=True)
+            if any(bad_header(*image) for image in sizes):
+                continue
+            num_bytes += 3 * int(planned.params["shape"].prod(axis=1).sum())
+            self.views.append(views)
+            self.arrays.append(graph_inputs(planned.params, feed.config, on_gpu))
+            self.labels.append(torch.from_numpy(planned.labels))
+            if len(self.views) * on.batch_size >= HELD_IMAGES or num_bytes > HELD_BYTES:
+                break
+        reader.close()
+        if not self.views:
+            raise ValueError(
+                f"{feed.split.root}: every batch has an image that cannot be decoded; find them with: "
+                f"python -m shard_tools verify --decode {feed.split.root}"
+            )
+        self.num_images = len(self.views) * on.batch_size
+        self.encoded_bytes = sum(len(view) for views in self.views for view in views) / self.num_images
+        self.region_bytes = num_bytes / self.num_images  # decoded, uint8 RGB
+
+
+def build_decode(on: Opened, held: Held) -> BatchProgram:
+    return _program("decode", _graph("decode", on, held), held, on.world.device)
+
+
+def build_resize(on: Opened, held: Held) -> BatchProgram:
+    decoder = _graph("decode", on, held)
+    try:
+        decoded = [_copied(decoder.run()[0]) for _ in held.views]
+    except RuntimeError:
+        root = on.dataset.root
+        raise ValueError(
+            f"{root}: DALI cannot decode one of the first images; find it with: "
+            f"python -m shard_tools verify --decode {root}"
+        ) from None
+    return _program("resize", _graph("resize", on, held, decoded), held, on.world.device)
+
+
+def _graph(stage: str, on: Opened, held: Held, decoded: Sequence[Any] = ()) -> Any:
+    """The loader's own graph, cut off after the decoder, or with `decoded` batches in its place."""
+    from nvidia.dali import Pipeline, fn
+
+    gpu = on.world.device.index or 0 if on.world.device.type == "cuda" else None
+    names = tuple(held.arrays[0])
+    inputs = cycle(
+        [
+            (encoded(views), *(arrays[name] for name in names))
+            for views, arrays in zip(held.views, held.arrays, strict=True)
+        ]
+    )
+    images = cycle(decoded)
+    decode, set_outputs, cut = fn.decoders.image_slice, Pipeline.set_outputs, []
+
+    def instead(*inputs: Any, **options: Any) -> Any:
+        if stage == "resize":
+            device = "cpu" if gpu is None else "gpu"
+            return fn.external_source(
+                source=lambda: next(images), batch=True, no_copy=True, device=device, layout="HWC"
+            )
+        cut.append(decode(*inputs, **options))
+        return cut[0]
+
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(fn.decoders, "image_slice", instead))
+        outputs = mock.patch.object(Pipeline, "set_outputs", lambda pipe, *all: set_outputs(pipe, *(cut or all)))
+        stack.enter_context(outputs)
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "The external source node")  # that some of its outputs go nowhere
+        return build_graph(
+            lambda: next(inputs), names, on.recipe.data, image_size=on.recipe.data.image_size,
+            batch_size=on.batch_size, threads=on.threads, gpu=gpu,
+            half=image_dtype(on.recipe, on.world) == torch.float16,
+        )  # fmt: skip
+
+
+def _copied(output: Any) -> list[Any]:
+    """A batch of DALI's, of its own memory: on the CPU as NumPy arrays, on the GPU as tensors."""
+    if type(output).__name__ == "TensorListCPU":
+        return [np.array(output.at(place)) for place in range(len(output))]
+    return [torch.from_dlpack(output[place]).clone() for place in range(len(output))]
+
+
+def _program(name: str, pipe: Any, held: Held, device: torch.device) -> BatchProgram:
+    def batches() -> Iterator[Batch]:
+        stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+        nothing = torch.empty(0)
+        for labels in cycle(held.labels):
+            output = pipe.run(stream)
+            yield Batch(nothing, labels, nothing)
+            del output
+
+    return BatchProgram(name, batches(), next, device)
+
+
+def build_libjpeg(on: Opened, held: Held) -> BatchProgram | None:
+    """None where no batch is all JPEGs."""
+    jpegs = [(views, labels) for views, labels in zip(held.views, held.labels, strict=True) if _are_jpegs(views)]
+    if not jpegs:
+        return None
+    pool = ThreadPoolExecutor(on.threads)
+
+    def batches() -> Iterator[Batch]:
+        for views, labels in cycle(jpegs):
+            for _ in pool.map(lambda view: simplejpeg.decode_jpeg(view, "RGB"), views):
+                pass
+            yield Batch(torch.empty(0), labels, labels)
+
+    return BatchProgram("libjpeg-turbo", batches(), next, torch.device("cpu"), pool.shutdown)
+
+
+def _are_jpegs(views: Sequence[np.ndarray]) -> bool:
+    return all(view[: len(SOI)].tobytes() == SOI for view in views)
+
+
+def build_communication(on: Opened, num_params: int) -> BatchProgram:
+    """An all-reduce of float32 gradients: gloo on the CPU, NCCL on GPUs. Only for several ranks."""
+    world: World = on.world
+    buckets = torch.zeros(num_params, device=world.device).split(BUCKET_BYTES // 4)
+    batch = Batch(torch.empty(0), torch.empty(on.batch_size), torch.empty(0))
+
+    def exchange(taken: Iterator[Batch]) -> None:
+        next(taken)
+        for bucket in buckets:
+            distributed.sum_tensor(bucket)
+
+    return BatchProgram("communication", repeat(batch), exchange, world.device, tied=world)
