@@ -14,7 +14,7 @@ from benchmarks.peers import gradient
 MEAN_TOLERANCE = 0.05  # of normalised values; decoders and filters differ so much at most
 STD_TOLERANCE = 0.06  # as a share: a resize without antialias leaves more contrast
 STANDARD_ERRORS = 4.5  # of a difference between two samples; chance exceeds it in 7 of a million comparisons
-LEVELS_TOLERANCE = 2.0  # grey levels, of an even colour
+LEVELS_TOLERANCE = 3.0  # grey levels, of an even colour
 MAX_ERROR = 0.05  # of a crop's sides: how far its colours may be from those of a plain crop
 KS_LEVEL = 1e-4  # chance alone fails a right crop law so rarely in one of the four tests
 CHANNELS = ("red", "green", "blue")

@@ -6,7 +6,7 @@ JSON; below, the answer is what {"answer": …} has:
     {"do": "prepare"}                                      → {"seconds": …}
     {"do": "start"}                                        → {"first_batch_s": …, "version": "…"}
     {"do": "describe", "num_images": N}                    → see `observe.describe`
-    {"do": "describe_crops", "num_images": N, "size": …}   → see `observe.describe_crops`
+    {"do": "describe_crops", "num_images": N, "size": …, "job": …}   → see `observe.describe_crops`; of that job's images
     {"do": "run", "seconds": T}                            → {"images": …, "seconds": …}
 
 A request that fails is answered by {"error": "…"}, an adapter whose package is not there by {"missing": "…"}. The
@@ -23,6 +23,8 @@ import multiprocessing  # noqa: E402
 import os  # noqa: E402
 import sys  # noqa: E402
 import traceback  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
+from contextlib import closing  # noqa: E402
 from importlib import metadata  # noqa: E402
 from pathlib import Path  # noqa: E402
 from types import ModuleType, SimpleNamespace  # noqa: E402
@@ -59,21 +61,22 @@ class Session:
         return {"first_batch_s": first_batch_s, "version": self.job.package and metadata.version(self.job.package)}
 
     def describe(self, num_images: int) -> dict[str, Any]:
-        return self._joined(num_images, self.observe.describe)
+        return self._joined(self.batches, num_images, self.observe.describe)
 
-    def describe_crops(self, num_images: int, size: list[int]) -> dict[str, Any]:
+    def describe_crops(self, num_images: int, size: list[int], job: dict[str, Any]) -> dict[str, Any]:
         def crops(images: Any) -> dict[str, Any]:
             found = self.observe.describe(images)
             if "means" in found:
                 found |= self.observe.describe_crops(images, self.job.mean, self.job.std, size)
             return found
 
-        return self._joined(num_images, crops)
+        with closing(self.adapter.batches(SimpleNamespace(**job))) as batches:
+            return self._joined(batches, num_images, crops)
 
-    def _joined(self, num_images: int, describe: Any) -> dict[str, Any]:
+    def _joined(self, batches: Iterator[Any], num_images: int, describe: Any) -> dict[str, Any]:
         parts, count = [], 0
         while count < num_images:
-            images = next(self.batches)
+            images = next(batches)
             parts.append(describe(images))
             count += max(1, len(images))
         return self.observe.joined(parts)

@@ -1,7 +1,7 @@
 """A peer's way into the comparison: its files are made, its output is checked, its number of workers is chosen."""
 
 import tomllib
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,13 +58,21 @@ class Contestant:
     child: Child
     workers: int
     tried: dict[int, float]
-    version: str
-    first_batch_s: float
     prepare_s: float | None
     size_bytes: int
+    version: str = ""
+    first_batch_s: float = 0.0
+
+    def start(self, turn_s: float) -> None:
+        """To the first batch, then a turn for its speed, and one for its memory: looking at that takes time."""
+        said = self.child.ask("start", watch=True)
+        self.version, self.first_batch_s = said["version"] or our_version(), said["first_batch_s"]
+        self.tried[self.workers] = self.run(turn_s).images_per_s
+        self.child.ask("run", watch=True, seconds=turn_s)
 
     def run(self, seconds: float) -> Sample:
-        return Sample(rate(self.child, seconds))
+        done = self.child.ask("run", seconds=seconds)
+        return Sample(done["images"] / done["seconds"])
 
     def close(self) -> None:
         self.child.close()
@@ -116,25 +124,42 @@ def enter(
     """
     if not python_of(name, settings.folder).exists():
         raise Missing(name, "it has no environment yet")
-    workers = min(settings.workers, key=lambda num: abs(num - len(settings.cores)))
     prepare(name, gradients, settings)
-    with closing(start(name, gradients, settings, workers)) as child:
-        child.ask("start")
-        size = [gradient.WIDTH, gradient.HEIGHT]
-        seen = child.ask("describe_crops", num_images=settings.num_checked, size=size)
-    refuse(name, check.form_faults(seen, settings.batch_size, settings.image_size))
-    refuse(name, check.crop_faults(seen, crops))
-    prepare_s, size_bytes = prepare(name, images, settings)
-    contestant = tuned(name, images, settings, prepare_s, size_bytes)
+    made = prepare(name, images, settings)
+    best: Contestant | None = None
+    tried: dict[int, float] = {}
     try:
-        seen = contestant.child.ask("describe", num_images=settings.num_checked)
-        refuse(name, check.form_faults(seen, settings.batch_size, settings.image_size))
-        refuse(name, check.pixel_faults(seen, expected))
-        contestant.child.ask("run", watch=True, seconds=settings.turn_s)
+        for workers in settings.workers:
+            one = Contestant(name, start(name, images, settings, workers), workers, tried, *made)
+            with ExitStack() as unless_kept:
+                unless_kept.callback(one.close)
+                one.start(settings.turn_s)
+                if len(tried) == 1:
+                    refuse(name, output_faults(one, gradients, expected, crops, settings))
+                if best is None or tried[workers] > tried[best.workers]:
+                    unless_kept.pop_all()
+                    if best:
+                        best.close()
+                    best = one
     except BaseException:
-        contestant.close()
+        if best:
+            best.close()
         raise
-    return contestant
+    assert best is not None
+    return best
+
+
+def output_faults(
+    one: Contestant, gradients: Layout, expected: dict[str, Any], crops: dict[str, Any], settings: Settings
+) -> list[str]:
+    """What is wrong with the output of a program that has started. Arguments as of `enter`."""
+    num, form = settings.num_checked, (settings.batch_size, settings.image_size)
+    job = job_of(one.name, gradients, settings, one.workers)
+    seen = one.child.ask("describe_crops", num_images=num, size=[gradient.WIDTH, gradient.HEIGHT], job=job)
+    if faults := check.form_faults(seen, *form) or check.crop_faults(seen, crops):
+        return faults
+    seen = one.child.ask("describe", num_images=num)
+    return check.form_faults(seen, *form) or check.pixel_faults(seen, expected)
 
 
 def refuse(name: str, faults: list[str]) -> None:
@@ -165,48 +190,22 @@ def prepare(name: str, layout: Layout, settings: Settings) -> tuple[float | None
 
 def start(name: str, layout: Layout, settings: Settings, workers: int) -> Child:
     """A peer's process, which has not begun to work."""
+    command = [str(python_of(name, settings.folder)), "-P", str(CHILD), str(adapter_file(name))]
+    log = settings.folder / "logs" / f"{name}.txt"
+    return Child(name, command, job_of(name, layout, settings, workers), log, settings.limit_s)
+
+
+def job_of(name: str, layout: Layout, settings: Settings, workers: int) -> dict[str, Any]:
+    """What an adapter is told."""
     config = DataConfig()
-    job = layout.job() | {
+    return layout.job() | {
         "root": str(ROOT), "package": PEERS[name].package, "options": dict(PEERS[name].options),
         "prepared": str((prepared_folder(name, layout, settings) / "files").absolute()),
         "image_size": settings.image_size, "batch_size": settings.batch_size, "workers": workers,
         "cores": list(settings.cores), "mean": list(config.mean), "std": list(config.std),
         "epoch_images": EPOCH_BATCHES * settings.batch_size, "settle": max(SETTLE_BATCHES, 2 * workers + 2),
     }  # fmt: skip
-    command = [str(python_of(name, settings.folder)), "-P", str(CHILD), str(adapter_file(name))]
-    return Child(name, command, job, settings.folder / "logs" / f"{name}.txt", settings.limit_s)
-
-
-def tuned(name: str, images: Layout, settings: Settings, prepare_s: float | None, size_bytes: int) -> Contestant:
-    """The peer with the number of workers with which it was fastest; its process has started."""
-    best: Contestant | None = None
-    tried: dict[int, float] = {}
-    for workers in settings.workers:
-        child = start(name, images, settings, workers)
-        try:
-            said = child.ask("start", watch=True)
-            tried[workers] = rate(child, settings.turn_s)
-        except BaseException:
-            child.close()
-            if best:
-                best.close()
-            raise
-        if best and tried[workers] <= tried[best.workers]:
-            child.close()
-            continue
-        if best:
-            best.close()
-        version = said["version"] or our_version()
-        best = Contestant(name, child, workers, tried, version, said["first_batch_s"], prepare_s, size_bytes)
-    assert best is not None
-    return best
 
 
 def our_version() -> str:
     return str(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"])
-
-
-def rate(child: Child, seconds: float) -> float:
-    """Images/s."""
-    done = child.ask("run", seconds=seconds)
-    return done["images"] / done["seconds"]

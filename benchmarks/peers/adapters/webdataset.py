@@ -22,7 +22,7 @@ def batches(job: Any) -> Iterator[np.ndarray]:
         ]
     )
     dataset = (
-        wds.WebDataset(job.shards, resampled=True)
+        wds.WebDataset(job.shards, resampled=True, shardshuffle=False)
         .shuffle(SHUFFLED)
         .decode("pil")
         .to_tuple("jpg", "cls")
