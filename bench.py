@@ -20,7 +20,11 @@ from benchmarks.ranks import Together
 from engine.machine import FILE, this_machine
 from training import config, distributed, environment
 
-LAZY = {"peers": "benchmarks.peers"}  # commands in modules of their own, imported when one is called: `command` there
+LAZY = {  # commands in modules of their own, imported when one is called: `command` there
+    "explain": "benchmarks.explain",
+    "peers": "benchmarks.peers",
+    "plot": "benchmarks.plot",
+}
 
 
 class Commands(click.Group):

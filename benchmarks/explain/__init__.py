@@ -55,10 +55,10 @@ def command(
     for line in warnings:
         click.echo(f"  warning: {line}", err=True)
     settings = on.settings | {"seconds": seconds, "repeats": repeats, "model": on.recipe.model.name}
-    settings |= {"precision": findings.precision, "full_recipe": config.to_toml(on.recipe)}
+    settings["precision"] = findings.precision
     more = {name: {"cpu_s": cost} for name, cost in findings.cpu_s.items()}
     result = record.build("explain", settings, findings.samples, {}, warnings, more)
-    result["explain"] = figures(findings) | {"applied": _applied(done)}
+    result["explain"] = figures(findings) | {"applied": _applied(done), "recipe": config.to_toml(on.recipe)}
     keep(result, findings, on, json_file, out)
 
 
