@@ -100,7 +100,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> optim.Optimize
 
 
 def set_lr(optimizer: optim.Optimizer, lr: float) -> None:
-    """Make `lr` the learning rate of an optimizer that `build_optimizer` made: of the weights, and scaled of the rest."""
+    """Make `lr` the learning rate of the weights, and its multiple that of norms and biases."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
 
