@@ -87,7 +87,7 @@ def command(
     out: Path | None, json_file: Path | None,
 ) -> None:  # fmt: skip
     """See `help` above."""
-    from benchmarks.peers.contest import Settings
+    from benchmarks.peers import contest
     from benchmarks.peers.run import compare, worker_counts
 
     if setup:
@@ -95,12 +95,14 @@ def command(
             raise click.ClickException(f"not installed: {', '.join(failed)}; the others are")
         return
     cores = cores_to_use(threads)
-    settings = Settings(
+    settings = contest.Settings(
         image_size=image_size,
         batch_size=batch_size,
         cores=cores,
         workers=workers or worker_counts(len(cores)),
         folder=folder,
+        num_checked=contest.NUM_CHECKED,
+        turn_s=min(contest.TURN_S, seconds),
     )
     wanted = [OURS, *(name for name in PEERS if name != OURS and (name in names or not names))]
     other = opened(against) if against else None

@@ -6,7 +6,7 @@ JSON; below, the answer is what {"answer": …} has:
     {"do": "prepare"}                                      → {"seconds": …}
     {"do": "start"}                                        → {"first_batch_s": …, "version": "…"}
     {"do": "describe", "num_images": N}                    → see `observe.describe`
-    {"do": "describe_crops", "num_images": N, "size": …, "job": …}   → see `observe.describe_crops`; of that job's images
+    {"do": "describe_crops", "num_images": N, "size": …, "job": …}   → see `observe.describe_crops`; on that job
     {"do": "run", "seconds": T}                            → {"images": …, "seconds": …}
 
 A request that fails is answered by {"error": "…"}, an adapter whose package is not there by {"missing": "…"}. The

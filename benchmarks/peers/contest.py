@@ -23,6 +23,8 @@ from pipeline.reference import ReferenceLoader
 ROOT = Path(__file__).parents[2]
 EPOCH_BATCHES = 200  # an epoch's length at least, by repeating images, so that its start is no part of a figure
 SETTLE_BATCHES = 8  # taken before each repeat is timed; more where more workers may have more of them ready
+NUM_CHECKED = 2000
+TURN_S = 2.0
 PREPARE_LIMIT_S = 24 * 3600.0
 REFERENCE_SEED = 1  # not the loader's, whose plan would draw the same crops
 
@@ -41,8 +43,8 @@ class Settings:
     cores: tuple[int, ...]
     workers: tuple[int, ...]
     folder: Path
-    num_checked: int = 2000
-    turn_s: float = 2.0
+    num_checked: int
+    turn_s: float
     limit_s: float = 300.0
 
 

@@ -2,16 +2,20 @@
 
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from benchmarks import record
-from benchmarks.peers import command
+from benchmarks.peers import command, contest
 from benchmarks.peers.registry import OURS
 
 MEASURED = ["dali", "torchvision-tensor", "webdataset"]
 
 
-def test_peers_are_checked_measured_and_compared(dataset_dir: Path, tmp_path: Path) -> None:
+def test_peers_are_checked_measured_and_compared(
+    dataset_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contest, "NUM_CHECKED", 300)
     file = tmp_path / "result.json"
     options = ["--data", dataset_dir, "--folder", tmp_path / "peers", "--image-size", 32, "--batch-size", 16]
     options += ["--threads", 1, "--workers", 1, "--seconds", 0.1, "--repeats", 2, "--json", file]
