@@ -39,7 +39,8 @@ class Change:
 
     option: to be typed. why: what it does, in a few words. factors: as `Model.changed` takes them. settings: the
     recipe's, section.key → value; empty where that is not enough, because images are packed again or a variable of the
-    environment is set. other_training: the trained network is another, or trained otherwise.
+    environment is set. other_training: the trained network is another, or trained otherwise. instead: other options,
+    which do so in part of the training only.
     """
 
     option: str
@@ -47,6 +48,7 @@ class Change:
     factors: Factors
     settings: Mapping[str, Any] = field(default_factory=dict)
     other_training: bool = False
+    instead: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,13 +141,12 @@ def _size_and_network(facts: Facts) -> list[Change]:
     size = round(data.image_size * SMALLER_SIZE / SIZE_STEP) * SIZE_STEP
     if SIZE_STEP <= size < data.image_size and facts.network.own_size is None:
         share = (size / data.image_size) ** 2
-        middle = facts.recipe.train.epochs // 2
-        why = "fewer pixels"
+        middle, phases = facts.recipe.train.epochs // 2, ""
         if middle:
             phases = f"--set 'phases.start_epochs=[0,{middle}]' --set 'phases.image_size=[{size},{data.image_size}]'"
-            why += f"; for the first half of the epochs only: {phases}"
         factors = {"compute": (share, share), "h2d": (share, 1.0)}
-        found.append(_set("data.image_size", size, why, factors, other_training=True))
+        change = _set("data.image_size", size, "fewer pixels", factors, other_training=True)
+        found.append(replace(change, instead=phases))
     if facts.smaller:
         share = facts.smaller.flops / facts.network.flops
         why = f"{facts.smaller.flops / 1e9:.3g} GFLOP an image instead of {facts.network.flops / 1e9:.3g}"
@@ -172,6 +173,8 @@ def trials(facts: Facts) -> list[Change]:
     if bottleneck == "compute" and facts.precision == "fp32" and facts.best_precision in HALF:
         why = "half the bytes, other arithmetic units"
         found.append(_set("train.precision", facts.best_precision, why, {"h2d": (0.5, 1.0)}))
+    if bottleneck == "compute" and facts.precision in HALF and not facts.model.on_gpu:
+        found.append(_set("train.precision", "fp32", "half precision may lack fast kernels on a CPU", {}))
     if bottleneck == "decode" and facts.model.on_gpu:
         loads = [load for load in (0.4, 0.8, 1.0) if load != data.hw_decoder_load]
         found += [_set("data.hw_decoder_load", load, "another share for the JPEG engines", {}) for load in loads]

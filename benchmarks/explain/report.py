@@ -5,6 +5,7 @@ Bars in the terminal are linear and cut off at eight times the bottleneck's; in 
 
 import shutil
 import statistics
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,31 +40,41 @@ def kind_of(name: str, findings: Findings) -> str:
 
 def text(findings: Findings, on: Opened) -> list[str]:
     """All but what `--apply` finds."""
-    lines = [
+    head = (
         f"{on.batch_size} × {on.recipe.data.image_size} px, {on.threads} threads, {on.recipe.model.name} in "
-        f"{findings.precision}, {on.world.world_size} rank(s), {environment.device_name(on.world.device)}",
-        "each alone, and joined; images/s, median:",
-        *chart(findings),
-        *(f"  {line}" for line in absent(findings, on)),
-        "",
-        *verdict(findings),
-        "",
-        "physical limits:",
-        *(f"  {line}" for line in limits(findings, on)),
-        "",
-        "most worth changing:",
-    ]
+        f"{findings.precision}, {on.world.world_size} rank(s), {environment.device_name(on.world.device)}"
+    )
+    lines = [*wrapped(head), "each alone, and joined; images/s, median:", *chart(findings)]
+    for title, paragraphs in (
+        ("", absent(findings, on)),
+        ("", verdict(findings)),
+        ("physical limits:", limits(findings, on)),
+    ):
+        lines += [title, *(line for paragraph in paragraphs for line in wrapped(paragraph))]
+    lines += ["", "most worth changing:"]
     for number, (change, gain) in enumerate(findings.found, 1):
         another = " (this trains otherwise)" if change.other_training else ""
-        lines += [f"  {number}. {change.option}", f"     expected {gain:.2f} times: {change.why}{another}"]
+        lines += [f"  {number}. {change.option}", *wrapped(f"     expected {gain:.2f} times: {change.why}{another}")]
+        if change.instead:
+            lines.append(f"     in a part of the epochs only: {change.instead}")
     return lines if findings.found else [*lines, "  nothing that would gain 3 % by the model"]
+
+
+def columns() -> int:
+    """Of the terminal, but not too many; 80 without one."""
+    return min(shutil.get_terminal_size((80, 24)).columns, MAX_COLUMNS)
+
+
+def wrapped(line: str) -> list[str]:
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    return textwrap.wrap(line, max(40, columns()), subsequent_indent=indent)
 
 
 def chart(findings: Findings) -> list[str]:
     """A line a program, its bar as long as its rate; no longer than the terminal is wide, 80 columns without one."""
     rates = {name: findings.rate(name) for name in findings.samples}
     slowest = 1 / findings.model.costs[findings.model.bottleneck].clock_s
-    room = max(8, min(shutil.get_terminal_size((80, 24)).columns, MAX_COLUMNS) - 47)
+    room = max(8, columns() - 47)
     lines = []
     for name, rate in rates.items():
         share = rate / slowest
