@@ -1,29 +1,209 @@
-def exchange(rank: int, port: int, folder: str) -> None:
-    """One of two processes: sums gradients of 7 M parameters with the other, and keeps the rate and what was summed."""
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    world, summed, sum_tensor = distributed.start("cpu"), [], distributed.sum_tensor
+"""`bench.py explain`: the model, the counts, the limits and the advice against figures by hand or published ones."""
 
-    def watched(tensor: torch.Tensor) -> torch.Tensor:
-        summed.append(len(tensor) if tensor.dim() else 0)
-        return sum_tensor(tensor)
+import mmap
+from pathlib import Path
+from typing import Any
 
-    distributed.sum_tensor = watched
-    on = Opened(Recipe(), cast(ShardSet, None), world, 8, {})
-    sample = stages.build_communication(on, 7_000_000).run(0.2)
-    distributed.finish()
-    (Path(folder) / str(rank)).write_text(json.dumps([sample.images_per_s, summed]))
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.explain import advice, limits, network, page_cache, report
+from benchmarks.explain.advice import Change, Facts
+from benchmarks.explain.limits import Shrunk
+from benchmarks.explain.measuring import Findings
+from benchmarks.explain.model import LOADING, Cost, Model
+from benchmarks.explain.network import Network
+from benchmarks.measure import Sample
+from model.networks import ModelConfig, list_networks
+from recipes import Recipe
+from shard_tools.format import ShardSet
+from tests.conftest import picture
+from training import config
+from training.distributed import World
+
+MS = 1e-3
+COSTS = {"read": Cost(0.1 * MS, 0.1 * MS), "decode": Cost(0.7 * MS, 1.4 * MS), "resize": Cost(0.2 * MS, 0.4 * MS),
+         "compute": Cost(2 * MS, 3 * MS)}  # fmt: skip
+ON_CPU = Model(COSTS, cores=2, on_gpu=False)
 
 
-def test_communication_sums_all_gradients_in_buckets(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(exchange, (port, str(tmp_path)), nprocs=2)
-    for rank in "01":
-        images_per_s, summed = json.loads((tmp_path / rank).read_text())
-        buckets = [size for size in summed if size]
-        assert buckets[:2] == [25 * 2**20 // 4, 7_000_000 - 25 * 2**20 // 4]
-        steps = len(buckets) // 2
-        assert buckets == buckets[:2] * steps
-        assert 0 < images_per_s < 8 * steps / 0.1, "a step is 8 images of a rank"
+def test_on_a_cpu_stages_share_threads_and_cores() -> None:
+    assert ON_CPU.bounds() == pytest.approx(
+        {"decode threads": 0.9 * MS, "main thread": 2.1 * MS, "cores": 4.9 / 2 * MS, "communication": 0}
+    )
+    assert ON_CPU.rate() == pytest.approx(1000 / 2.45)
+    assert ON_CPU.rate(LOADING) == pytest.approx(1000 / 0.95), (
+        "CPU seconds of reading count beside decode's and resize's"
+    )
+    assert ON_CPU.bottleneck == "compute"
+    assert ON_CPU.headroom() == pytest.approx({"decode": 2 / 0.7, "resize": 10, "read": 20})
+
+
+def test_on_a_gpu_the_slowest_stage_is_the_ceiling() -> None:
+    model = Model(COSTS | {"h2d": Cost(2.5 * MS, 0)}, cores=16, on_gpu=True)
+    assert model.rate() == pytest.approx(400)
+    assert model.rate(LOADING) == pytest.approx(1000 / 0.7)
+    assert model.bottleneck == "h2d"
+
+
+def test_a_gain_ends_where_another_bound_begins() -> None:
+    faster = {"compute": (0.1, 0.1)}
+    assert ON_CPU.gain(faster) == pytest.approx(2.45 / 1.1), "cores: (0.1 + 1.4 + 0.4 + 0.3) / 2"
+    assert ON_CPU.gain(faster, {"decode": (0.5, 0.5)}) == pytest.approx(2.45 / 0.75)
+    assert ON_CPU.gain({"h2d": (0.5, 0.5)}) == 1
+
+
+def test_resnet_50_takes_the_published_flops_and_bytes() -> None:
+    counted = network.count(ModelConfig(name="resnet50"), 1000, 224)
+    assert counted.num_params == 25_557_032
+    assert counted.flops == pytest.approx(24.3e9, rel=0.005)
+    assert counted.forward_flops == pytest.approx(2 * 4.09e9, rel=0.005), "4.09 G multiply-adds, torchvision's table"
+    published = {"eager": 475e6, "fused": 353e6, "ideal": 197e6}
+    found = {level: counted.image_bytes(level, torch.bfloat16) for level in published}
+    assert found == pytest.approx(published, rel=0.02)
+
+
+def test_a_transformer_gets_flops_and_no_bytes() -> None:
+    counted = network.count(ModelConfig(name="vit_b_16"), 1000, 224)
+    assert counted.elements == {}
+    assert counted.own_size == 224
+    assert counted.forward_flops == pytest.approx(2 * 17.56e9, rel=0.01), "torchvision's table"
+
+
+def test_a_smaller_network_is_of_the_family() -> None:
+    full = network.count(ModelConfig(name="resnet34"), 10, 64)
+    smaller = network.smaller(full, ModelConfig(name="resnet34"), 10, list_networks)
+    assert smaller is not None
+    assert smaller.name == "resnet18"
+    assert smaller.flops / full.flops == pytest.approx(1.81 / 3.66, rel=0.03), "torchvision's table"
+    assert network.smaller(full, ModelConfig(name="resnet18"), 10, list_networks) is None
+
+
+NETWORK = Network("resnet50", 224, 24.3e9, 8.2e9, {"eager": 240e6, "fused": 176e6, "ideal": 98e6}, 25_000_000, None)
+
+
+def facts(model: Model = ON_CPU, recipe: Recipe | None = None, **given: Any) -> Facts:
+    known: dict[str, Any] = {
+        "network": NETWORK, "batch_size": 100, "world_size": 1, "threads": 2, "torch_threads": 2, "cores": 2,
+        "peak": {"fp32": 1e11}, "precision": "fp32", "best_precision": "fp32", "bandwidth": 1e10, "num_train": 10_000,
+    }  # fmt: skip
+    return Facts(recipe=recipe or Recipe(), model=model, **(known | given))
+
+
+ALL = [
+    facts(
+        threads=1, torch_threads=1, shrunk=Shrunk(0.3, 0.3), short_side=256, smaller=NETWORK._replace(name="resnet18")
+    ),
+    facts(Model(COSTS | {"read": Cost(5 * MS, 0.1 * MS)}, 2, False), sequential_s=1 * MS, fits=False),
+    facts(Model(COSTS | {"read": Cost(5 * MS, 0.1 * MS)}, 2, True), best_precision="bf16"),
+]
+
+
+@pytest.mark.parametrize("known", ALL)
+def test_options_are_what_the_recipe_takes(known: Facts) -> None:
+    """What is printed to be typed and what `--apply` does are one and the same."""
+    found = [*advice.changes(known), *advice.trials(known)]
+    for change in found:
+        if change.settings:
+            (option,) = [change.option.removeprefix("--set ")]
+            assert config.load_config(Recipe, None, [option]) == advice.applied(Recipe(), change.settings)
+    assert any(change.settings for change in found)
+
+
+def by_option(known: Facts) -> dict[str, Change]:
+    return {change.option: change for change in advice.changes(known)}
+
+
+def test_rules_give_what_the_model_says() -> None:
+    first, second, third = map(by_option, ALL)
+    assert first["--set data.threads=2"].factors["decode"] == (0.5, 1.0)
+    packing = "python -m shard_tools pack SOURCE OUT --short-side 256"
+    assert first[packing].factors == {"decode": (0.3, 0.3), "read": (1.0, 1.0)}
+    assert first["--set data.image_size=160"].factors["compute"][0] == pytest.approx((160 / 224) ** 2)
+    step_share = 5 * 4 * 25e6 / 1e10 / 100 / (2 * MS)  # 50 ms of memory traffic a step of 100 images
+    assert first["--set train.global_batch_size=512"].factors["compute"][0] == pytest.approx(1 - step_share / 2)
+    assert second["--set data.order=block"].factors == {"read": (pytest.approx(0.2), 1.0)}
+    assert "--set data.cache=encoded" not in second, "it does not fit"
+    assert third["--set data.cache=encoded"].factors["read"][0] == pytest.approx(0.1 / 5)
+    assert "--set model.compile=true" in third
+    assert "--set model.compile=true" not in first, "on a CPU no rule knows"
+
+
+def test_what_leaves_the_training_as_it_is_comes_first() -> None:
+    compute = [Change("a", "", {"compute": (0.5, 0.5)}, other_training=True), Change("b", "", {"compute": (0.9, 0.9)}),
+               Change("c", "", {"compute": (0.8, 0.8)}), Change("d", "", {"read": (0.99, 1)})]  # fmt: skip
+    assert [change.option for change, _ in advice.best(ON_CPU, compute, 3)] == ["c", "b", "a"]
+    assert advice.best(ON_CPU, compute[3:]) == []
+
+
+def test_dropped_shards_are_out_of_memory_though_they_are_mapped(dataset: ShardSet) -> None:
+    split = dataset.split("train")
+    world = World(0, 0, 1, 1, torch.device("cpu"))
+    with open(split.shard_path(0), "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as pages:
+        page_cache.restore(split, world)
+        assert sum(pages[::4096]) > 0
+        if page_cache.drop(page_cache.part(split, 1), world) == 1:
+            pytest.skip("this file system keeps its files in memory")
+        assert page_cache.drop(split, world) == 0
+        assert sum(pages[::4096]) > 0, "the map can still be read"
+
+
+def test_a_part_of_a_split_has_whole_shards(dataset: ShardSet) -> None:
+    split = dataset.split("train")
+    assert page_cache.part(split) is split
+    some = page_cache.part(split, split.shards[0].bytes + split.shards[1].bytes)
+    assert len(some.shards) == 2
+    assert len(some) == split.shards[0].samples + split.shards[1].samples
+
+
+def test_smaller_copies_of_images_decode_faster(tmp_path: Path) -> None:
+    image = picture(480, 640, np.random.default_rng(0))
+    image.save(tmp_path / "x.jpg", quality=95)
+    view = np.fromfile(tmp_path / "x.jpg", np.uint8)
+    found = limits.shrunk([view] * 4, 120)
+    assert found.decode < 0.3
+    assert found.bytes < 0.3
+    same = limits.shrunk([view] * 4, 480)
+    assert same.bytes == 1
+    assert 0.5 < same.decode < 2
+    assert limits.shrunk([np.zeros(10, np.uint8)], 120) == Shrunk(1, 1), "what is no JPEG tells nothing"
+
+
+def findings(rates: dict[str, float]) -> Findings:
+    samples = {name: [Sample(0.9 * rate), Sample(rate), Sample(1.1 * rate)] for name, rate in rates.items()}
+    return Findings(
+        samples=samples, cpu_s={}, model=ON_CPU, network=NETWORK, precision="fp32", copy_bytes_per_s=1e10,
+        peak={"fp32": 1e11}, fits=True, stayed=0.0, image_bytes=(1e5, 3e5, 6e5), found=[],
+    )  # fmt: skip
+
+
+RATES = {"read, disk": 1e6, "read, cached": 1e4, "decode": 1428.0, "resize": 5000.0, "libjpeg-turbo": 1500.0,
+         "compute": 500.0, "loader": 1000.0, "train": 390.0}  # fmt: skip
+
+
+def test_the_chart_fits_80_columns_and_marks_the_bottleneck(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    lines = report.chart(findings(RATES))
+    assert max(map(len, lines)) <= 80
+    (marked,) = [line for line in lines if "bottleneck" in line]
+    assert marked.split()[0] == "compute"
+    bars = {line[2:15].strip(): line.count("█") for line in lines}
+    assert bars["libjpeg-turbo"] == pytest.approx(3 * bars["compute"], abs=2), "1500 images/s and 500"
+    assert "▶" in lines[0], "a bar of 2,000 times is cut off"
+
+
+def test_the_text_has_the_verdict_and_the_arithmetic() -> None:
+    found = findings(RATES)
+    lines = report.verdict(found)
+    assert lines[0] == "bottleneck: compute, 500 images/s alone"
+    assert "train: 408 images/s predicted (by cores), 390 measured, 96%" in lines
+
+
+def test_of_two_readings_the_one_that_counts_is_marked() -> None:
+    slow = ON_CPU._replace(costs=COSTS | {"read": Cost(1.0, 1.0)})
+    found = findings(RATES)
+    cached = Findings(**{**vars(found), "model": slow})
+    assert [report.kind_of(name, cached) for name in ("read, disk", "read, cached")] == ["stage", "bottleneck"]
+    disk = Findings(**{**vars(found), "model": slow, "fits": False})
+    assert [report.kind_of(name, disk) for name in ("read, disk", "read, cached")] == ["bottleneck", "stage"]
