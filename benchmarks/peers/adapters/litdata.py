@@ -1,5 +1,6 @@
 """litdata's StreamingDataset of the JPEGs as they are, which it decodes to uint8 tensors; torchvision's v2 on those."""
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ def read(path: str) -> dict[str, Any]:
 
 def prepare(job: Any) -> None:
     paths = sorted(map(str, Path(job.folder).glob("*/*.jpg")))
+    random.Random(0).shuffle(paths)  # it shuffles within chunks, which must not be of one class
     optimize(read, paths, job.prepared, chunk_bytes=CHUNK_BYTES, num_workers=len(job.cores), start_method="fork")
 
 

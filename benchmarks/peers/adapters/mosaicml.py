@@ -1,5 +1,6 @@
 """mosaicml-streaming's StreamingDataset of the JPEGs as they are, decoded by PIL, with torchvision's transforms."""
 
+import random
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,10 @@ from torchvision.transforms import v2
 
 
 def prepare(job: Any) -> None:
+    paths = sorted(Path(job.folder).glob("*/*.jpg"))
+    random.Random(0).shuffle(paths)  # it shuffles within blocks of shards
     with MDSWriter(out=job.prepared, columns={"x": "jpeg", "y": "int"}) as writer:
-        for path in sorted(Path(job.folder).glob("*/*.jpg")):
+        for path in paths:
             with Image.open(path) as image:
                 writer.write({"x": image, "y": int(path.parent.name)})
 
