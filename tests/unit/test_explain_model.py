@@ -1,25 +1,30 @@
 """`bench.py explain`: the model, the counts, the limits and the advice against figures by hand or published ones."""
 
+import json
 import mmap
+import os
+import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing as mp
 
-from benchmarks.explain import advice, limits, network, page_cache, report
+from benchmarks.explain import advice, limits, network, page_cache, report, stages
 from benchmarks.explain.advice import Change, Facts
 from benchmarks.explain.limits import Shrunk
 from benchmarks.explain.measuring import Findings
 from benchmarks.explain.model import LOADING, Cost, Model
 from benchmarks.explain.network import Network
 from benchmarks.measure import Sample
+from benchmarks.options import Opened
 from model.networks import ModelConfig, list_networks
 from recipes import Recipe
 from shard_tools.format import ShardSet
 from tests.conftest import picture
-from training import config
+from training import config, distributed
 from training.distributed import World
 
 MS = 1e-3
@@ -207,3 +212,35 @@ def test_of_two_readings_the_one_that_counts_is_marked() -> None:
     assert [report.kind_of(name, cached) for name in ("read, disk", "read, cached")] == ["stage", "bottleneck"]
     disk = Findings(**{**vars(found), "model": slow, "fits": False})
     assert [report.kind_of(name, disk) for name in ("read, disk", "read, cached")] == ["bottleneck", "stage"]
+
+
+def exchange(rank: int, port: int, folder: str) -> None:
+    """One of two processes: sums gradients of 7 M parameters with the other, and keeps the rate and what was summed."""
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    world, sum_tensor = distributed.start("cpu"), distributed.sum_tensor
+    summed: list[int] = []
+
+    def watched(tensor: torch.Tensor) -> torch.Tensor:
+        summed.append(len(tensor) if tensor.dim() else 0)
+        return sum_tensor(tensor)
+
+    distributed.sum_tensor = watched
+    on = Opened(Recipe(), cast(ShardSet, None), world, 8, {})
+    sample = stages.build_communication(on, 7_000_000).run(0.2)
+    distributed.finish()
+    (Path(folder) / str(rank)).write_text(json.dumps([sample.images_per_s, summed]))
+
+
+def test_communication_sums_all_gradients_in_buckets(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(exchange, (port, str(tmp_path)), nprocs=2)
+    for rank in "01":
+        images_per_s, summed = json.loads((tmp_path / rank).read_text())
+        buckets = [size for size in summed if size]
+        assert buckets[:2] == [25 * 2**20 // 4, 7_000_000 - 25 * 2**20 // 4]
+        steps = len(buckets) // 2
+        assert buckets == buckets[:2] * steps
+        assert 0 < images_per_s < 8 * steps / 0.1, "a step is 8 images of a rank"
