@@ -59,7 +59,7 @@ class Bench:
         marked = [replace(fault, marker=str(round_dir / f"fault-{i}")) for i, fault in enumerate(faults)]
         env = {"FAULTS": json.dumps([fault.to_json() for fault in marked])}
         env["FAULT_RECOVERED"] = str(round_dir / "recovered")
-        sets = [f"--set={name}={value}" for name, value in (SETTINGS | (settings or {})).items()]
+        sets = [f"--set={name}={json.dumps(value)}" for name, value in (SETTINGS | (settings or {})).items()]
         run_dir = run_dir or round_dir / "run"
         arguments = ["--data", str(data or self.data), "--run-dir", str(run_dir), "--device", "cpu", *sets, *more]
         return launch(arguments, round_dir / log, ranks=ranks, restarts=restarts, env=env, **launching)
