@@ -151,12 +151,12 @@ def world_sizes(bench: Bench) -> Outcome:
 def elastic(bench: Bench) -> Outcome:
     """Three agents meet with `--nnodes=1:3`: two, then a third comes, then one is lost with its rank."""
     round_dir, port = bench.new("elastic"), free_port()
-    waits = "keep_alive_interval=1,keep_alive_max_attempt=2,last_call_timeout=2,join_timeout=60"
+    waits = "keep_alive_interval=1,keep_alive_max_attempt=5,last_call_timeout=2,join_timeout=60"
     options = (
         "--nnodes=1:3", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=elastic",
         f"--rdzv-conf={waits}", "--local-addr=127.0.0.1",
     )  # fmt: skip
-    slowly = Fault("step", "sleep", ALWAYS, seconds=1.0)
+    slowly = Fault("step", "sleep", ALWAYS, seconds=1.5)
 
     def agent(name: str) -> Launched:
         return bench.start(round_dir, slowly, ranks=1, restarts=5, log=name, torchrun=options)
