@@ -134,7 +134,7 @@ def _difference(state: dict[str, Any], dataset: ShardSet) -> str:
         first = next(a["wnid"] for a, b in zip(state["classes"], classes, strict=True) if a != b)
         return f"other classes than {dataset.root}, {first} among them"
     for name, split in dataset.splits.items():
-        if (number := state["splits"].get(name, 0)) != len(split):
+        if (number := state.get("splits", {}).get(name, len(split))) != len(split):  # earlier checkpoints do not say
             return f"{number:,} images in {name}, not the {len(split):,} of {dataset.root}"
     return f"as many images of the same classes as {dataset.root}, in other shards"
 

@@ -102,7 +102,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> optim.Optimize
 def set_lr(optimizer: optim.Optimizer, lr: float) -> None:
     """Make `lr` the learning rate of the weights, and its multiple that of norms and biases."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_scale"]
+        group["lr"] = lr * group.get("lr_scale", 1.0)  # a state from before there was one
 
 
 def _sgd(groups: list[Group], config: OptimizerConfig) -> optim.Optimizer:
