@@ -16,6 +16,7 @@ from training.report.curves import FAINT, INK, PALETTE
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", ":", "-.")
 LINE_PT = 11.0  # height of a name
+WIDE = 100  # times: a longer axis has a logarithmic scale
 
 Points = list[tuple[Any, list[float]]]  # x and the images/s of each repeat, sorted
 
@@ -77,7 +78,11 @@ def _draw_lines(axes: Any, figure: Figure) -> None:
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
     if figure.x:
         axes.set_xlabel(figure.x)
-        axes.set_xticks(sorted({x for line in figure.lines for x, _ in line.points}))
+        xs = sorted({x for line in figure.lines for x, _ in line.points})
+        if xs[-1] >= WIDE * xs[0]:
+            axes.set_xscale("log")
+            axes.minorticks_off()
+        axes.set_xticks(xs, [f"{x:,}" for x in xs])
     else:
         axes.tick_params(axis="x", rotation=20)
     _name_lines(axes, figure.lines)

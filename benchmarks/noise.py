@@ -16,6 +16,7 @@ from typing import NamedTuple, Self
 import torch
 
 from benchmarks.measure import Unsteady
+from benchmarks.processes import tree_root, tree_ticks
 from training.environment import cgroup_folders
 
 MAX_SPREAD = 0.10  # of a program's repeats: (most - least) / median
@@ -115,30 +116,6 @@ def cpu_time(proc: Path = Path("/proc")) -> CpuTime | None:
             total += sum(ticks)
             busy += sum(ticks) - ticks[3] - ticks[4]
     return CpuTime(total, busy, tree_ticks(tree_root(), proc))
-
-
-def tree_root() -> int:
-    """The process whose descendants are all ours: this one, or the torchrun that started its ranks."""
-    return os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else os.getpid()
-
-
-def tree_ticks(root: int, proc: Path = Path("/proc")) -> int:
-    """CPU ticks of a process and its descendants, those that have ended and were waited for included."""
-    children: dict[int, list[int]] = {}
-    ticks: dict[int, int] = {}
-    for folder in proc.iterdir():
-        if folder.name.isdigit():
-            with suppress(OSError):  # it ended meanwhile
-                fields = (folder / "stat").read_text().rpartition(")")[2].split()  # the name may hold anything
-                pid = int(folder.name)
-                children.setdefault(int(fields[1]), []).append(pid)
-                ticks[pid] = sum(map(int, fields[11:15]))  # utime, stime, and both of its waited-for children
-    waiting, total = [root], 0
-    while waiting:
-        pid = waiting.pop()
-        total += ticks.get(pid, 0)
-        waiting += children.get(pid, [])
-    return total
 
 
 def throttled_periods() -> int:

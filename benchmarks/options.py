@@ -93,9 +93,11 @@ def opened(
     given = {key: value for key, value in given.items() if value is not None}
     recipe = replace(recipe, data=replace(recipe.data, path=path, **given))  # type: ignore[arg-type]
     batch_size = batch_size or min(recipe.train.global_batch_size, MAX_DEFAULT_BATCH)
+    dataset = open_dataset(recipe)
     settings = {
         "data": path, "recipe": name, "overrides": list(overrides), "batch_size": batch_size,
         "image_size": recipe.data.image_size, "threads": threads_per_rank(recipe.data.threads, world.local_world_size),
         "device": world.device.type, "ranks": world.world_size, "machine_config": of_machine,
+        "num_samples": len(dataset.split(recipe.data.train_split)),
     }  # fmt: skip
-    return Opened(recipe, open_dataset(recipe), world, batch_size, settings)
+    return Opened(recipe, dataset, world, batch_size, settings)

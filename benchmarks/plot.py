@@ -24,6 +24,7 @@ from benchmarks.peers.registry import OURS
 FOLDER = Path(__file__).parent
 RESULTS, PLOTS = FOLDER / "results", FOLDER / "plots"
 SETTINGS = {
+    "num_samples": "samples in the dataset",
     "threads": "decode threads",
     "batch_size": "batch size",
     "image_size": "image size, pixels",
@@ -69,8 +70,10 @@ def figures(results: Sequence[Result]) -> list[Figure]:
 
 def _kind(result: Result, program: str, without: str = "") -> Kind:
     """What must be the same of two measurements for one line: all but the setting `without`."""
-    left_out = (*UNIMPORTANT, without)
-    settings = {name: value for name, value in result.content["settings"].items() if name not in left_out}
+    left_out, given = (*UNIMPORTANT, without), result.content["settings"]
+    settings = {name: value for name, value in given.items() if name not in left_out}
+    if without == "num_samples":  # studies/growth.py names the datasets that repeat the same images so
+        settings["data"] = str(given.get("data")).removesuffix(f"-{given.get(without)}")
     return result.content["benchmark"], program, result.device, json.dumps(settings, sort_keys=True)
 
 
@@ -136,7 +139,11 @@ def _peers(results: Sequence[Result]) -> list[Figure]:
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), default=str(PLOTS), help="Folder for pictures."
 )
-@click.option("--readme", is_flag=True, help="Write benchmarks/README.md too, from benchmarks/results alone.")
+@click.option(
+    "--readme",
+    is_flag=True,
+    help="Write benchmarks/README.md, and README.md's table, too, from benchmarks/results alone.",
+)
 def command(files: tuple[Path, ...], out: Path, readme: bool) -> None:
     """Draw results that `--json` wrote (without RESULT, those of benchmarks/results) as PNG and SVG.
 
@@ -155,4 +162,5 @@ def command(files: tuple[Path, ...], out: Path, readme: bool) -> None:
         click.echo("nothing to draw: that takes results of peers, or two results that differ in time or in one setting")
     if readme:
         page.write(page.FILE)
-        click.echo(page.FILE)
+        page.write_front(page.FRONT)
+        click.echo(f"{page.FILE} {page.FRONT}")

@@ -63,7 +63,10 @@ class BatchProgram:
 
     tied: the world whose ranks work in step, as DDP's do; rank 0 says how many steps a repeat has, so that none waits
         for a step that another does not make.
+    first_batch_s: what it took to the first batch, from when `build` was called; None before there was one.
     """
+
+    first_batch_s: float | None = None
 
     def __init__(
         self,
@@ -117,6 +120,7 @@ class BatchProgram:
 def build(kind: Kind, name: str, recipe: Recipe, dataset: ShardSet, world: World, batch_size: int) -> BatchProgram:
     """The batches of loader `name` thrown away, or trained on; `batch_size` is of a rank. In a world of several ranks
     each has its share of the samples, and training is in step."""
+    started = time.perf_counter()
     feed = Feed(
         split=repeated(dataset.split(recipe.data.train_split), MIN_BATCHES * batch_size * world.world_size),
         config=replace(recipe.data, loader=name),  # type: ignore[arg-type]
@@ -130,21 +134,30 @@ def build(kind: Kind, name: str, recipe: Recipe, dataset: ShardSet, world: World
     )
     threads = threads_per_rank(recipe.data.threads, world.local_world_size)
     loader = build_loader(feed, device=world.device, threads=threads, dtype=image_dtype(recipe, world))
-    batches = endless(loader)
+
+    def batches() -> Iterator[Batch]:
+        taken = endless(loader)
+        first = next(taken)
+        program.first_batch_s = time.perf_counter() - started
+        yield first
+        yield from taken
+
     if kind == "loader":
-        return BatchProgram(name, batches, next, world.device, loader.close)
+        program = BatchProgram(name, batches(), next, world.device, loader.close)
+        return program
     train_config = replace(recipe.train, accumulation=1)
     learner = build_learner(recipe, len(dataset.classes), world)
     mixer = Mixer(recipe.augment, len(dataset.classes), seed=recipe.train.seed, rank=world.rank)
     learner.net.train()
-    return BatchProgram(
+    program = BatchProgram(
         name,
-        mixer.mixed(batches, loader),
+        mixer.mixed(batches(), loader),
         lambda taken: train_step(learner, taken, train_config),
         world.device,
         loader.close,
         tied=world if world.world_size > 1 else None,
     )
+    return program
 
 
 def require_gpu(device: str) -> None:
@@ -192,4 +205,6 @@ def endless(loader: Loader) -> Iterator[Batch]:
 
 def repeated(split: Split, num_rows: int) -> Split:
     """The split with its table's rows repeated to at least `num_rows`: the same images, a longer epoch."""
+    if len(split) >= num_rows:
+        return split
     return replace(split, samples=np.tile(split.samples, -(-num_rows // len(split))))

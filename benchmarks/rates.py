@@ -14,7 +14,8 @@ import click
 from benchmarks import noise, programs, record
 from benchmarks.measure import Program, Ratio, in_turn, ratio, ratio_of_medians
 from benchmarks.options import Opened
-from benchmarks.programs import Kind
+from benchmarks.processes import memory_mb, stats, tree, tree_root
+from benchmarks.programs import BatchProgram, Kind
 from benchmarks.ranks import Alone, Together, shared_clock
 from training import environment
 
@@ -30,13 +31,11 @@ def measure_rates(
             stack.enter_context(closing(program))
         clock = shared_clock(world) if world.world_size > 1 else monotonic
         samples = in_turn(built, seconds, repeats, clock)
+        details = {program.name: _details(program, repeats) for program in built}
+        if len(built) == 1:  # else it is of all of them together
+            details[built[0].name]["memory_mb"] = memory_mb(tree(tree_root(), stats()))
     rates = {name: [one.images_per_s for one in taken] for name, taken in samples.items()}
     settings = on.settings | {"seconds": seconds, "repeats": repeats} | more
-    details = {
-        program.name: {"images_per_s_of_rank": [list(one) for one in zip(*program.per_rank[-repeats:], strict=True)]}
-        for program in built
-        if isinstance(program, Together)
-    }
     alone = {program.name for program in built if isinstance(program, Alone)}
     first, *others = (name for name in rates if name not in alone)
     ratios = {f"{first} / {other}": ratio(rates[first], rates[other]) for other in others}
@@ -46,6 +45,16 @@ def measure_rates(
             ratios[f"{name} / ({world.world_size} × {one})"] = ratio(rates[name], linear)
     lines = [*warnings, *noise.spread_warnings(rates)]
     return record.build(benchmark, settings, samples, ratios, lines, details)
+
+
+def _details(program: Program, repeats: int) -> dict[str, Any]:
+    """What a result has of a program besides its samples."""
+    found: dict[str, Any] = {}
+    if isinstance(program, Together):
+        found["images_per_s_of_rank"] = [list(one) for one in zip(*program.per_rank[-repeats:], strict=True)]
+    if isinstance(program, BatchProgram) and program.first_batch_s is not None:
+        found["first_batch_s"] = program.first_batch_s
+    return found
 
 
 def on_ranks(kind: Kind, names: Sequence[str], on: Opened) -> list[Program]:
@@ -113,6 +122,10 @@ def _program_line(figures: dict[str, Any]) -> str:
     if "gigabytes_per_s" in figures:
         return f"{line}   {statistics.median(figures['gigabytes_per_s']):.2f} GB/s"
     line += f"   waiting for data {statistics.median(figures['data_wait']):.1%}"
+    if "first_batch_s" in figures:
+        line += f"   first batch {figures['first_batch_s']:.2f} s"
+    if "memory_mb" in figures:
+        line += f"   memory {figures['memory_mb']:,.0f} MB"
     if by_rank := figures.get("images_per_s_of_rank"):
         line += "   a rank: " + ", ".join(f"{statistics.median(one):,.0f}" for one in by_rank)
     return line

@@ -1,6 +1,7 @@
-"""benchmarks/README.md from the results: for each benchmark a table with a line a program, and its plots.
+"""benchmarks/README.md from the results: for each benchmark a table with a line a program, and its plots; and the
+table of the peers in the project's README.
 
-`bench.py plot --readme` writes it. Nothing in it is written by hand; a test holds that.
+`bench.py plot --readme` writes both. Nothing in them is written by hand; a test holds that.
 """
 
 import statistics
@@ -8,9 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peers.registry import OURS
 from benchmarks.plot import FOLDER, PLOTS, RESULTS, Figure, Result, figures, read
 
 FILE = FOLDER / "README.md"
+FRONT = FOLDER.parent / "README.md"
+BEGIN, END = "<!-- peers: written by `python bench.py plot --readme` -->", "<!-- end of peers -->"
 HEAD = """# Benchmarks
 
 Written by `python bench.py plot --readme` from the files in [results/](results/); do not edit it. docs/benchmarking.md
@@ -18,6 +22,7 @@ says how things are measured. Images/s are medians [least–most of the repeats]
 program of the same command to this one, measured in turn, with its 95 % interval. Commands are typed in the
 repository's root.
 """
+MANY = 1000  # samples; of fewer the name of the data says enough
 MORE = {  # what some programs have besides: heading, factor
     "data_wait": ("waiting for data", 100.0, "%"),
     "gigabytes_per_s": ("GB/s", 1.0, ""),
@@ -32,6 +37,50 @@ MORE = {  # what some programs have besides: heading, factor
 
 def write(file: Path, folder: Path = RESULTS) -> None:
     file.write_text(page(folder), encoding="utf-8")
+
+
+def write_front(file: Path, folder: Path = RESULTS) -> None:
+    """Put the table of the peers where the project's README has its place.
+
+    Raises ValueError where it has none.
+    """
+    text = file.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{file}: has no place for the table of the peers; put {BEGIN} and {END} there")
+    table = peers_table(read(sorted(folder.glob("*.json")), lambda line: None))
+    file.write_text(f"{before}{begin}\n{table}\n{end}{after}", encoding="utf-8")
+
+
+def peers_table(results: Sequence[Result]) -> str:
+    """A line a program, a column a set of images: images/s and how many times as fast ours is. The programs are in the
+    order of the first column that has them, the fastest first."""
+    measured = [one.content for one in results if one.content["benchmark"] == "peers" and one.content["programs"]]
+    measured.sort(key=lambda content: (-content["settings"]["image_size"], _mean_rate(content)))
+    names = dict.fromkeys(
+        name
+        for content in measured
+        for name in sorted(content["programs"], key=lambda name: -_middle(content, name))
+    )  # fmt: skip
+    heads = [f"{Path(one['settings']['data']).name}, {one['settings']['image_size']} px" for one in measured]
+    lines = [_row(["images/s (ours / theirs)", *heads]), _row(["---", *("---:" for _ in heads)])]
+    for name in names:
+        cells = [name]
+        for content in measured:
+            one = content["ratios"].get(f"{OURS} / {name}")
+            times = f" ({one['median']:.2f})" if one else ""
+            cells.append(f"{_number(_middle(content, name))}{times}" if name in content["programs"] else "–")
+        lines.append(_row(cells))
+    return "\n".join(lines)
+
+
+def _middle(content: Mapping[str, Any], name: str) -> float:
+    return statistics.median(content["programs"][name]["images_per_s"])
+
+
+def _mean_rate(content: Mapping[str, Any]) -> float:
+    return statistics.fmean(_middle(content, name) for name in content["programs"])
 
 
 def page(folder: Path = RESULTS) -> str:
@@ -108,6 +157,8 @@ def setting(settings: Mapping[str, Any]) -> str:
     shown = [data] if data else []
     if "model" in settings:
         shown.append(f"{settings['model']} {settings.get('precision', '')}".strip())
+    if settings.get("num_samples", 0) >= MANY:
+        shown.append(f"{settings['num_samples']:,} samples")
     units = {"batch_size": "× ", "image_size": " px", "threads": " threads"}
     for key, unit in units.items():
         if key in settings:

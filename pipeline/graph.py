@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.augment import AugmentParams
 from pipeline.augment.steps import is_step
-from pipeline.augment_graph import augment_images
+from pipeline.augment_graph import Node, augment_images
 from pipeline.config import DataConfig
 
 Source = Callable[[], tuple[Any, ...]]
@@ -61,57 +61,84 @@ def build_graph(
         gpu: device index, or None for the CPU.
         half: images in float16 instead of float32.
     """
-    from nvidia.dali import Pipeline, fn, types
-
-    on_gpu = gpu is not None
-    pipe = Pipeline(
-        batch_size=batch_size,
-        num_threads=threads,
-        device_id=gpu,
-        prefetch_queue_depth=config.prefetch,
-        set_affinity=on_gpu and config.affinity,
-        seed=0,
-    )
+    pipe = new_pipeline(config, batch_size=batch_size, threads=threads, gpu=gpu)
     with pipe:
-        jpegs, *arrays = fn.external_source(source=source, num_outputs=1 + len(names), batch=True, no_copy=True)
-        params = dict(zip(names, arrays, strict=True))
-        decode_on_gpu: dict[str, Any] = (
-            {"hw_decoder_load": config.hw_decoder_load, "jpeg_fancy_upsampling": True} if on_gpu else {}
-        )
-        images = fn.decoders.image_slice(
-            jpegs,
-            params["anchor"],
-            params["shape"],
-            axes=[0, 1],
-            device="mixed" if on_gpu else "cpu",
-            output_type=types.RGB,
-            adjust_orientation=False,  # as PIL and torchvision: EXIF orientation is not applied
-            **decode_on_gpu,
-        )
-        augmented = any(map(is_step, names))
-        normalised = not on_gpu and not half and not augmented
-        if on_gpu:
-            images = _resize_on_gpu(images, params, image_size, config)
-        else:
-            from pipeline.resize import resize
-
-            images = resize(images, params["geometry"], image_size, normalise=normalised)
-        if augmented:
-            images = augment_images(images, params, config)
-        if not normalised:
-            images = fn.crop_mirror_normalize(
-                images,
-                dtype=types.FLOAT16 if half else types.FLOAT,
-                output_layout="HWC",
-                mean=list(config.mean),
-                std=list(config.std),
-            )
-        pipe.set_outputs(images)
+        jpegs, params = inputs(source, names)
+        images = decode(jpegs, params, config, on_gpu=gpu is not None)
+        pipe.set_outputs(finish(images, params, config, image_size=image_size, on_gpu=gpu is not None, half=half))
     pipe.build()
     return pipe
 
 
-def _resize_on_gpu(images: Any, params: dict[str, Any], image_size: int, config: DataConfig) -> Any:
+def new_pipeline(config: DataConfig, *, batch_size: int, threads: int, gpu: int | None) -> Any:
+    """A DALI pipeline without a graph. Arguments as of `build_graph`."""
+    from nvidia.dali import Pipeline
+
+    return Pipeline(
+        batch_size=batch_size,
+        num_threads=threads,
+        device_id=gpu,
+        prefetch_queue_depth=config.prefetch,
+        set_affinity=gpu is not None and config.affinity,
+        seed=0,
+    )
+
+
+def inputs(source: Source, names: Sequence[str]) -> tuple[Node, dict[str, Node]]:
+    """Images, encoded or decoded, and arrays by name, as nodes. Arguments as of `build_graph`."""
+    from nvidia.dali import fn
+
+    images, *arrays = fn.external_source(source=source, num_outputs=1 + len(names), batch=True, no_copy=True)
+    return images, dict(zip(names, arrays, strict=True))
+
+
+def decode(jpegs: Node, params: dict[str, Node], config: DataConfig, *, on_gpu: bool) -> Node:
+    """The planned region of each image: (H, W, 3) uint8, RGB."""
+    from nvidia.dali import fn, types
+
+    decode_on_gpu: dict[str, Any] = (
+        {"hw_decoder_load": config.hw_decoder_load, "jpeg_fancy_upsampling": True} if on_gpu else {}
+    )
+    return fn.decoders.image_slice(
+        jpegs,
+        params["anchor"],
+        params["shape"],
+        axes=[0, 1],
+        device="mixed" if on_gpu else "cpu",
+        output_type=types.RGB,
+        adjust_orientation=False,  # as PIL and torchvision: EXIF orientation is not applied
+        **decode_on_gpu,
+    )
+
+
+def finish(
+    images: Node, params: dict[str, Node], config: DataConfig, *, image_size: int, on_gpu: bool, half: bool
+) -> Node:
+    """Decoded regions → resized, augmented, normalised: (S, S, 3). Arguments as of `build_graph`."""
+    from nvidia.dali import fn, types
+
+    augmented = any(map(is_step, params))
+    normalised = not on_gpu and not half and not augmented
+    if on_gpu:
+        images = _resize_on_gpu(images, params, image_size, config)
+    else:
+        from pipeline.resize import resize
+
+        images = resize(images, params["geometry"], image_size, normalise=normalised)
+    if augmented:
+        images = augment_images(images, params, config)
+    if normalised:
+        return images
+    return fn.crop_mirror_normalize(
+        images,
+        dtype=types.FLOAT16 if half else types.FLOAT,
+        output_layout="HWC",
+        mean=list(config.mean),
+        std=list(config.std),
+    )
+
+
+def _resize_on_gpu(images: Node, params: dict[str, Node], image_size: int, config: DataConfig) -> Node:
     from nvidia.dali import fn, types
 
     side = [image_size, image_size]

@@ -105,16 +105,7 @@ class DaliLoader:
         names = tuple(self._arrays(first))
         if self._pipe_key != (image_size, names):
             self._drop_pipe()
-            self._pipe = build_graph(
-                self._next_inputs,
-                names,
-                self.feed.config,
-                image_size=image_size,
-                batch_size=self.feed.batch_size,
-                threads=self.threads,
-                gpu=(self.device.index or 0) if self.device.type == "cuda" else None,
-                half=self.dtype == torch.float16,
-            )
+            self._pipe = self._build_pipe(names, image_size)
             self._pipe_key = (image_size, names)
         # On a stream the batch is handed over without waiting for the GPU, and its memory is freed in stream order.
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
@@ -133,6 +124,22 @@ class DaliLoader:
             if self._turn is not turn:
                 raise ValueError("this epoch ended when iter_epoch was called again: a loader runs one at a time")
             self._used.append(self._in_flight.popleft())
+
+    def _build_pipe(self, names: tuple[str, ...], image_size: int) -> Any:
+        return build_graph(
+            self._next_inputs,
+            names,
+            self.feed.config,
+            image_size=image_size,
+            batch_size=self.feed.batch_size,
+            threads=self.threads,
+            gpu=self._gpu,
+            half=self.dtype == torch.float16,
+        )
+
+    @property
+    def _gpu(self) -> int | None:
+        return (self.device.index or 0) if self.device.type == "cuda" else None
 
     def _ahead(self, planned: Iterator[PlannedBatch]) -> Iterator[PlannedBatch]:
         """The same batches, the kernel being asked for their bytes before they are due: `read_ahead` batches before, or
@@ -200,17 +207,16 @@ class DaliLoader:
         return BadSample(sample_id, self._state[0], planned.span.start + place, where, reason)
 
     def _arrays(self, planned: PlannedBatch) -> AugmentParams:
-        return graph_inputs(planned.params, self.feed.config, on_gpu=self.device.type == "cuda")
+        return graph_inputs(planned.params, self.feed.config, on_gpu=self._gpu is not None)
 
     def _take_out_bad(self, error: RuntimeError) -> None:
         """Find the samples in flight that cannot be decoded, and take them out of their batch."""
-        gpu = self.device.index or 0 if self.device.type == "cuda" else None
         found = []
         for planned, _, _ in self._in_flight:
             live = np.flatnonzero(planned.sample_ids != NO_SAMPLE)
             params = {name: values[live] for name, values in planned.params.items()}
             views = self._reader.views(planned.sample_ids[live])
-            for i, reason in find_bad(views, params, gpu).items():
+            for i, reason in find_bad(views, params, self._gpu).items():
                 found.append(self._bad_sample(planned, int(live[i]), reason))
             if found:
                 break

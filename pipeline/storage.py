@@ -106,9 +106,13 @@ class CachedShards:
 
     def __init__(self, split: Split, fetcher: Fetcher) -> None:
         self.split, self._fetcher = split, fetcher
-        self._futures: dict[int, Future[Mapped]] = {}
-        self._process = os.getpid()
         self._turn = object()
+        self._start()
+
+    def _start(self) -> None:
+        self._process = os.getpid()
+        self._lock = threading.Lock()  # between who reads and who plans: a shard is asked for once
+        self._futures: dict[int, Future[Mapped]] = {}
 
     def follow(self, windows: Iterator[np.ndarray]) -> None:
         """Have the shards fetched in the order in which these samples, (n,) ids each, come to need them."""
@@ -130,14 +134,15 @@ class CachedShards:
 
     def fetch(self, shard: int, first: bool = False) -> Future[Mapped]:
         if self._process != os.getpid():
-            self._futures, self._process = {}, os.getpid()
-        future = self._futures.get(shard)
-        if future is None:
-            info = self.split.shards[shard]
-            make = partial(self._fetcher.store.download, info.file, info.bytes, info.sha256)
-            future = self._fetcher.fetch(f"{info.sha256}.tar", info.bytes, make, first)
-            future = self._futures.setdefault(shard, future)
-        return future
+            self._start()
+        with self._lock:
+            future = self._futures.get(shard)
+            if future is None:
+                info = self.split.shards[shard]
+                make = partial(self._fetcher.store.download, info.file, info.bytes, info.sha256)
+                future = self._fetcher.fetch(f"{info.sha256}.tar", info.bytes, make, first)
+                self._futures[shard] = future
+            return future
 
     def is_there(self, shard: int) -> bool:
         """Whether `map` will not wait."""

@@ -7,20 +7,16 @@ the same images from memory, again and again.
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
 
-import pipeline.loader
 from benchmarks.explain import page_cache
 from benchmarks.explain.stages import training_feed
 from benchmarks.measure import Sample
 from benchmarks.options import Opened
 from benchmarks.programs import MIN_BATCHES, BatchProgram, Stopwatch, endless
-from pipeline.graph import encoded
+from pipeline.feed import Feed
 from pipeline.loader import DaliLoader
 from shard_tools.format import Split
 
@@ -35,32 +31,14 @@ class Reading:
     def __init__(self, on: Opened, split: Split, cold: bool) -> None:
         self.name = DISK if cold else CACHED
         self.stayed: list[float] = []
-        self._views: list[np.ndarray] = []
-        self._cold, self._world, self._threads = cold, on.world, on.threads
+        self._cold, self._world = cold, on.world
         self._split = split
         feed = training_feed(on, split, 1 if cold else MIN_BATCHES)
-        self._loader = DaliLoader(feed, device=on.world.device, threads=1)
-        self._pool = ThreadPoolExecutor(on.threads)
+        self._loader = _Reader(feed, on.world.device, on.threads)
         self._warm = BatchProgram(self.name, endless(self._loader), next, torch.device("cpu"))
 
     def run(self, seconds: float) -> Sample:
-        with ExitStack() as stack:
-            stack.enter_context(mock.patch.object(pipeline.loader, "build_graph", self._no_graph))
-            stack.enter_context(mock.patch.object(pipeline.loader, "encoded", self._kept))
-            return self._once(seconds) if self._cold else self._warm.run(seconds)
-
-    def _kept(self, views: list[np.ndarray]) -> Any:
-        self._views = views
-        return encoded(views)
-
-    def _no_graph(self, source: Callable[[], Any], *_: Any, **__: Any) -> "_Toucher":
-        def touch() -> int:
-            source()
-            for _ in self._pool.map(_touch, (self._views[part :: self._threads] for part in range(self._threads))):
-                pass
-            return len(self._views)
-
-        return _Toucher(touch)
+        return self._once(seconds) if self._cold else self._warm.run(seconds)
 
     def _once(self, seconds: float) -> Sample:
         self.stayed.append(page_cache.drop(self._split, self._world))
@@ -75,6 +53,27 @@ class Reading:
 
     def close(self) -> None:
         self._loader.close()
+
+
+class _Reader(DaliLoader):
+    """With a `_Toucher` for a graph; `touching`: threads that touch pages."""
+
+    def __init__(self, feed: Feed, device: torch.device, touching: int) -> None:
+        super().__init__(feed, device=device, threads=1)
+        self._pool, self._touching = ThreadPoolExecutor(touching), touching
+
+    def _build_pipe(self, names: tuple[str, ...], image_size: int) -> "_Toucher":
+        return _Toucher(self._touch_next)
+
+    def _touch_next(self) -> int:
+        encoded, *_ = self._next_inputs()
+        views = [np.asarray(encoded.at(place)) for place in range(len(encoded))]  # no copies
+        for _ in self._pool.map(_touch, (views[part :: self._touching] for part in range(self._touching))):
+            pass
+        return len(views)
+
+    def close(self) -> None:
+        super().close()
         self._pool.shutdown()
 
 

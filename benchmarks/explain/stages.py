@@ -1,20 +1,17 @@
 """The stages as `measure.Program`s, each alone: what they are fed lies ready in memory, what they make is thrown away.
 
 read            see `reading`
-decode          the loader's graph, cut off after the decoder, on a few batches of encoded images
-resize          the loader's graph with decoded images in the decoder's place: resize, augmentation, normalisation
+decode          the first part of the loader's graph, on a few batches of encoded images
+resize          the rest of it, on decoded images: resize, augmentation, normalisation
 libjpeg-turbo   the same encoded images decoded whole by simplejpeg in as many threads: what bounds `decode`
 communication   the sum over the ranks of as many bytes as the gradients have, in DDP's buckets
 """
 
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from itertools import cycle, repeat
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import simplejpeg  # type: ignore[import-untyped]
@@ -24,9 +21,10 @@ from benchmarks.measure import Program, Sample
 from benchmarks.options import Opened
 from benchmarks.programs import BatchProgram, repeated
 from engine.loaders import image_dtype
+from pipeline import graph
 from pipeline.batch import Batch
 from pipeline.feed import Feed
-from pipeline.graph import build_graph, encoded, graph_inputs
+from pipeline.graph import encoded, graph_inputs
 from pipeline.probe import bad_header
 from pipeline.reader import open_reader
 from shard_tools.format import Split
@@ -106,13 +104,16 @@ class Held:
         self.encoded_bytes = sum(len(view) for views in self.views for view in views) / self.num_images
         self.region_bytes = num_bytes / self.num_images  # decoded, uint8 RGB
 
+    def batches(self) -> Iterator[tuple[list[np.ndarray], dict[str, np.ndarray]]]:
+        return zip(self.views, self.arrays, strict=True)
+
 
 def build_decode(on: Opened, held: Held) -> BatchProgram:
-    return _program("decode", _graph("decode", on, held), held, on.world.device)
+    return _program("decode", _decoder(on, held), held, on.world.device)
 
 
 def build_resize(on: Opened, held: Held) -> BatchProgram:
-    decoder = _graph("decode", on, held)
+    decoder = _decoder(on, held)
     try:
         decoded = [_copied(decoder.run()[0]) for _ in held.views]
     except RuntimeError:
@@ -121,44 +122,55 @@ def build_resize(on: Opened, held: Held) -> BatchProgram:
             f"{root}: DALI cannot decode one of the first images; find it with: "
             f"python -m shard_tools verify --decode {root}"
         ) from None
-    return _program("resize", _graph("resize", on, held, decoded), held, on.world.device)
+    return _program("resize", _finisher(on, held, decoded), held, on.world.device)
 
 
-def _graph(stage: str, on: Opened, held: Held, decoded: Sequence[Any] = ()) -> Any:
-    """The loader's own graph, cut off after the decoder, or with `decoded` batches in its place."""
-    from nvidia.dali import Pipeline, fn
+def _decoder(on: Opened, held: Held) -> Any:
+    """The first part of the loader's graph."""
+    names = ("anchor", "shape")
+    given = cycle([(encoded(views), *_picked(arrays, names)) for views, arrays in held.batches()])
+    pipe = _new_pipeline(on)
+    with pipe:
+        jpegs, params = graph.inputs(lambda: next(given), names)
+        pipe.set_outputs(graph.decode(jpegs, params, on.recipe.data, on_gpu=_gpu(on) is not None))
+    pipe.build()
+    return pipe
 
-    gpu = on.world.device.index or 0 if on.world.device.type == "cuda" else None
-    names = tuple(held.arrays[0])
-    inputs = cycle(
-        [
-            (encoded(views), *(arrays[name] for name in names))
-            for views, arrays in zip(held.views, held.arrays, strict=True)
-        ]
-    )
-    images = cycle(decoded)
-    decode, set_outputs, cut = fn.decoders.image_slice, Pipeline.set_outputs, []
 
-    def instead(*inputs: Any, **options: Any) -> Any:
-        if stage == "resize":
-            device = "cpu" if gpu is None else "gpu"
-            return fn.external_source(
-                source=lambda: next(images), batch=True, no_copy=True, device=device, layout="HWC"
+def _finisher(on: Opened, held: Held, decoded: Sequence[Any]) -> Any:
+    """The rest of it, on batches of decoded images, which lie on the device."""
+    from nvidia.dali import fn
+
+    names = tuple(name for name in held.arrays[0] if name not in ("anchor", "shape"))
+    given, images = cycle([_picked(arrays, names) for arrays in held.arrays]), cycle(decoded)
+    on_gpu = _gpu(on) is not None
+    pipe = _new_pipeline(on)
+    with pipe:
+        arrays = fn.external_source(source=lambda: next(given), num_outputs=len(names), batch=True, no_copy=True)
+        regions = fn.external_source(
+            source=lambda: next(images), batch=True, no_copy=True, device="gpu" if on_gpu else "cpu", layout="HWC"
+        )
+        pipe.set_outputs(
+            graph.finish(
+                regions, dict(zip(names, arrays, strict=True)), on.recipe.data,
+                image_size=on.recipe.data.image_size, on_gpu=on_gpu,
+                half=image_dtype(on.recipe, on.world) == torch.float16,
             )
-        cut.append(decode(*inputs, **options))
-        return cut[0]
-
-    with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(fn.decoders, "image_slice", instead))
-        outputs = mock.patch.object(Pipeline, "set_outputs", lambda pipe, *all: set_outputs(pipe, *(cut or all)))
-        stack.enter_context(outputs)
-        stack.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", "The external source node")  # that some of its outputs go nowhere
-        return build_graph(
-            lambda: next(inputs), names, on.recipe.data, image_size=on.recipe.data.image_size,
-            batch_size=on.batch_size, threads=on.threads, gpu=gpu,
-            half=image_dtype(on.recipe, on.world) == torch.float16,
         )  # fmt: skip
+    pipe.build()
+    return pipe
+
+
+def _new_pipeline(on: Opened) -> Any:
+    return graph.new_pipeline(on.recipe.data, batch_size=on.batch_size, threads=on.threads, gpu=_gpu(on))
+
+
+def _gpu(on: Opened) -> int | None:
+    return on.world.device.index or 0 if on.world.device.type == "cuda" else None
+
+
+def _picked(arrays: dict[str, np.ndarray], names: Sequence[str]) -> tuple[np.ndarray, ...]:
+    return tuple(arrays[name] for name in names)
 
 
 def _copied(output: Any) -> list[Any]:

@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from benchmarks.processes import memory_mb, session
+
 CHILD = Path(__file__).with_name("child.py")
 MEMORY_POLL_S = 0.25
 END_S = 5.0  # a process that has lost its input has this long to end by itself
@@ -100,7 +102,7 @@ class Child:
             if left_s <= 0:
                 raise PeerError(self.name, f"no answer to {do!r} in {limit_s:g} s (see {self.log})")
             if watch:
-                self.memory_mb = max(self.memory_mb, session_memory_mb(self._process.pid))
+                self.memory_mb = max(self.memory_mb, memory_mb(session(self._process.pid)))
             if select.select([source], [], [], min(left_s, MEMORY_POLL_S) if watch else left_s)[0]:
                 received = os.read(source, 1 << 16)
                 if not received:
@@ -114,26 +116,3 @@ class Child:
         lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
         how = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"
         return f"{how} at {do!r}{': ' + lines[-1].strip() if lines else ''} (see {self.log})"
-
-
-def session_memory_mb(session: int, proc: Path = Path("/proc")) -> float:
-    """MB (10⁶ bytes) that the processes of a session have in memory.
-
-    It is the proportional set size (PSS): a page that several of them share counts once, as does what they have mapped
-    of files and have touched.
-    """
-    total = 0
-    for folder in proc.iterdir():
-        if folder.name.isdigit():
-            with suppress(OSError, IndexError, ValueError):  # it has ended meanwhile, or is not ours to look at
-                fields = (folder / "stat").read_text().rpartition(")")[2].split()  # the name may hold anything
-                if int(fields[3]) == session:
-                    total += _pss(folder)
-    return total / 1e6
-
-
-def _pss(folder: Path) -> int:
-    for line in (folder / "smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) * 1024
-    return 0

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.studies import cold, order, scale
+from benchmarks.studies import cold, growth, order, scale
 from recipes import Recipe
 from shard_tools.format import ShardSet
 
@@ -69,3 +69,14 @@ def test_the_repeated_dataset_is_whole_and_a_huge_one_is_never_an_array(dataset:
     for asking in (lambda: np.asarray(table), lambda: table[:], lambda: table["label"]):
         with pytest.raises(RuntimeError, match="whole table"):
             asking()
+
+
+def test_growth_runs_what_it_says(dataset_dir: Path, tmp_path: Path) -> None:
+    data = tmp_path / "set"
+    data.mkdir()
+    for path in dataset_dir.iterdir():
+        (data / path.name).write_bytes(path.read_bytes())
+    assert growth.arguments("threads", 3, data)[:6] == ["bench.py", "loader", "--data", str(data), "--threads", "3"]
+    line = growth.arguments("rows", 1000, data)
+    assert len(ShardSet.open(line[line.index("--data") + 1]).split("train")) == 1000
+    assert growth.arguments("rows", 1000, data) == line, "made once"

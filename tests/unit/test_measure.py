@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import measure, noise, record
+from benchmarks import measure, noise, processes, record
 from benchmarks.measure import Ratio, Sample
 from training import environment
 
@@ -122,7 +122,12 @@ def test_other_processes_are_told_from_our_own(tmp_path: Path) -> None:
     process(12, 11, 3, 1, 0, 0)
     process(13, 1, 5000, 5000, 0, 0)
     (tmp_path / "stat").write_text("")
-    assert noise.tree_ticks(10, tmp_path) == 155 + 22 + 4
+    assert processes.tree_ticks(10, tmp_path) == 155 + 22 + 4
+    for pid in (10, 12, 13):  # that of 11 cannot be read
+        (tmp_path / f"{pid}/smaps_rollup").write_text(f"00-ff ---p\nRss: 99 kB\nPss: {pid} kB\n")
+    ids = processes.tree(10, processes.stats(tmp_path))
+    assert ids == [10, 11, 12]
+    assert processes.memory_mb(ids, tmp_path) == pytest.approx(22 * 1024 / 1e6)
 
     cores = sorted(os.sched_getaffinity(0))
     other_core = max(cores) + 1

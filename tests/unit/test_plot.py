@@ -54,6 +54,13 @@ def test_results_that_differ_in_more_do_not() -> None:
     assert figures(results(result(), result("train", threads=4))) == []
 
 
+def test_datasets_that_repeat_the_same_images_make_a_line() -> None:
+    grown = [result(data=f"data/some-{rows}", num_samples=rows) for rows in (1000, 100)]
+    (figure,) = figures(results(*grown, result(data="data/other-10", num_samples=10)))
+    assert figure.name == "loader-by-num-samples"
+    assert [x for x, _ in figure.lines[0].points] == [100, 1000]
+
+
 def test_the_newest_of_two_counts_and_both_are_drawn_over_time() -> None:
     old, new = result(rates={"dali": 500.0}), result(time="2030-02-01T12:00:00", seconds=2.0)
     over_time, by_threads = figures(results(new, old, result(threads=4)))
@@ -139,6 +146,39 @@ def test_the_page_has_each_programs_figures_and_command(tmp_path: Path) -> None:
     assert "ffcv skipped: is not installed" in text
     assert "`old.json`" in text.partition("Not shown")[2]
     assert "(plots/peers-peers-x.png)" in text
+
+
+def test_the_readmes_table_has_a_column_a_set_of_images(tmp_path: Path) -> None:
+    for number, (data, size, rates) in enumerate(
+        [("small", 32, {"penstock": 30000.0, "dali": 25000.0}),
+         ("large", 224, {"penstock": 1500.0, "timm": 500.0, "dali": 750.0})]
+    ):  # fmt: skip
+        content = result("peers", rates=rates, data=f"data/{data}", image_size=size)
+        content["ratios"] = {
+            f"penstock / {name}": {"median": rates["penstock"] / rate, "low": 1, "high": 1, "min": 1, "max": 1}
+            for name, rate in rates.items()
+            if name != "penstock"
+        }
+        record.write(tmp_path / f"{number}.json", content)
+    file = tmp_path / "README.md"
+    file.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
+    readme.write_front(file, tmp_path)
+    assert file.read_text().splitlines() == [
+        "before", readme.BEGIN,
+        "| images/s (ours / theirs) | large, 224 px | small, 32 px |", "| --- | ---: | ---: |",
+        "| penstock | 1,500 | 30,000 |", "| dali | 750 (2.00) | 25,000 (1.20) |", "| timm | 500 (3.00) | – |",
+        readme.END, "after",
+    ]  # fmt: skip
+    file.write_text("nothing")
+    with pytest.raises(ValueError, match="has no place for the table"):
+        readme.write_front(file, tmp_path)
+
+
+def test_the_readmes_are_what_the_results_say(tmp_path: Path) -> None:
+    copy = tmp_path / "README.md"
+    copy.write_bytes(readme.FRONT.read_bytes())
+    readme.write_front(copy)
+    assert copy.read_bytes() == readme.FRONT.read_bytes(), "run: python bench.py plot --readme"
 
 
 def test_benchmarks_readme_is_what_the_results_say() -> None:

@@ -20,6 +20,7 @@ from pipeline.augment import AugmentConfig
 from pipeline.config import DataConfig
 from pipeline.feed import Feed
 from pipeline.reader import ShardReader, open_reader
+from pipeline.storage import CachedShards, Fetcher
 from pipeline.window_reader import WindowReader, pieces
 from shard_tools import cache as caches
 from shard_tools import remote
@@ -307,6 +308,29 @@ def test_shards_can_be_held_in_memory_with_a_cache_for_one(
     oracle = ShardReader(dataset.split("train")).views(ids)
     assert all(np.array_equal(*pair) for pair in zip(reader.views(ids), oracle, strict=True))
     reader.close()
+
+
+def test_who_reads_and_who_plans_ask_for_a_shard_once(
+    remote_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = remote_set.split("train")
+    shards = CachedShards(split, Fetcher(split, replace(CONFIG, cache_dir=str(tmp_path))))
+    asked: list[str] = []
+    fetch = shards._fetcher.fetch
+
+    def slow_fetch(name: str, *arguments: Any) -> Any:
+        asked.append(name)
+        time.sleep(0.05)
+        return fetch(name, *arguments)
+
+    monkeypatch.setattr(shards._fetcher, "fetch", slow_fetch)
+    threads = [threading.Thread(target=shards.map, args=(0,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=20)
+    assert len(asked) == 1
+    shards.close()
 
 
 def test_an_order_that_the_cache_cannot_serve_is_refused(remote_set: ShardSet, tmp_path: Path) -> None:

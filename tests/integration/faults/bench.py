@@ -53,11 +53,11 @@ class Bench:
     def start(
         self, round_dir: Path, *faults: Fault, ranks: int = 2, restarts: int = 0, data: Path | None = None,
         more: tuple[str, ...] = (), settings: dict[str, Any] | None = None, log: str = "log",
-        run_dir: Path | None = None, **launching: Any,
+        run_dir: Path | None = None, env: dict[str, str] | None = None, **launching: Any,
     ) -> Launched:  # fmt: skip
         """A run in `round_dir/run`. The faults come once, however often it is started there."""
         marked = [replace(fault, marker=str(round_dir / f"fault-{i}")) for i, fault in enumerate(faults)]
-        env = {"FAULTS": json.dumps([fault.to_json() for fault in marked])}
+        env = (env or {}) | {"FAULTS": json.dumps([fault.to_json() for fault in marked])}
         env["FAULT_RECOVERED"] = str(round_dir / "recovered")
         sets = [f"--set={name}={json.dumps(value)}" for name, value in (SETTINGS | (settings or {})).items()]
         run_dir = run_dir or round_dir / "run"

@@ -33,6 +33,7 @@ from tests.integration.faults.launch import Launched, free_port
 GRACE_S = 30.0  # between torchrun's SIGTERM and its SIGKILL, as with most schedulers
 TORCHRUN_FAILED = 1  # its own exit code, for a rank's failure and for a signal
 TRY_AGAIN = 75
+OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # or an agent that comes later waits in vain (docs/clusters.md)
 
 
 class Outcome(NamedTuple):
@@ -149,17 +150,21 @@ def world_sizes(bench: Bench) -> Outcome:
 
 
 def elastic(bench: Bench) -> Outcome:
-    """Three agents meet with `--nnodes=1:3`: two, then a third comes, then one is lost with its rank."""
+    """Three agents meet with `--nnodes=1:3`: two, then a third comes, then one is lost with its rank.
+
+    The first has the meeting place and must live, as docs/clusters.md says of the endpoint's node: where agents share a
+    machine any of them could take it.
+    """
     round_dir, port = bench.new("elastic"), free_port()
-    waits = "keep_alive_interval=1,keep_alive_max_attempt=5,last_call_timeout=2,join_timeout=60"
-    options = (
-        "--nnodes=1:3", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=elastic",
-        f"--rdzv-conf={waits}", "--local-addr=127.0.0.1",
-    )  # fmt: skip
+    waits = "keep_alive_interval=1,keep_alive_max_attempt=8,last_call_timeout=2,join_timeout=60"
     slowly = Fault("step", "sleep", ALWAYS, seconds=1.5)
 
     def agent(name: str) -> Launched:
-        return bench.start(round_dir, slowly, ranks=1, restarts=5, log=name, torchrun=options)
+        options = (
+            "--nnodes=1:3", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=elastic",
+            f"--rdzv-conf={waits},is_host={int(name == 'first')}", "--local-addr=127.0.0.1",
+        )  # fmt: skip
+        return bench.start(round_dir, slowly, ranks=1, restarts=5, log=name, torchrun=options, env=OWN_STORE)
 
     def made() -> int:
         return len(set(steps(round_dir / "run")))
