@@ -8,6 +8,7 @@ Here results are chosen; `drawing` draws them.
 """
 
 import json
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ SETTINGS = {
     "image_size": "image size, pixels",
     "ranks": "ranks",
 }
+NUMBER = re.compile(r"(\d+)")  # every other part of a split is one
 UNIMPORTANT = ("seconds", "repeats", "machine_config")  # of the settings: results that differ in them are of one kind
 
 
@@ -52,14 +54,19 @@ class Result(NamedTuple):
 
 
 def read(paths: Sequence[Path], say: Callable[[str], None]) -> list[Result]:
-    """The results, by name; `say` gets a line about each file that is none, or of another format."""
+    """The results, by name, numbers in it by their value; `say` gets a line about each file that is none, or of another
+    format."""
     found = []
-    for path in sorted(paths):
+    for path in sorted(paths, key=_natural):
         try:
             found.append(Result(path, record.read(path)))
         except ValueError as error:
             say(f"skipped {error}")
     return found
+
+
+def _natural(path: Path) -> list[str | int]:
+    return [int(part) if place % 2 else part for place, part in enumerate(NUMBER.split(str(path)))]
 
 
 def figures(results: Sequence[Result]) -> list[Figure]:
@@ -129,8 +136,10 @@ def _peers(results: Sequence[Result]) -> list[Figure]:
         if result.content["benchmark"] == "peers" and programs:
             rates = [(name, figures["images_per_s"]) for name, figures in programs.items()]
             rates.sort(key=lambda pair: -statistics.median(pair[1]))
-            title = f"{settings['image_size']} px, {settings['threads']} threads, {result.device}"
-            found.append(Figure(f"peers-{result.path.stem}", title, bars=tuple(rates), ours=OURS))
+            what = f"{Path(settings['data']).name}, {settings['image_size']} px"
+            title = f"{what}, {settings['threads']} threads, {result.device}"
+            name = f"peers-{result.path.stem.removeprefix('peers-')}"
+            found.append(Figure(name, title, bars=tuple(rates), ours=OURS))
     return found
 
 

@@ -8,6 +8,7 @@ DIR-ROWS (`bench.py plot` takes results of such names for one line): so memory a
 that size, and the images are the same.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -60,8 +61,8 @@ def main(data: Path, out: Path, only: tuple[str, ...], seconds: float, repeats: 
             launcher = [sys.executable]
             if series == "ranks" and value > 1:
                 launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(value)]
-            file = out / f"growth-{series}-{value}.json"
-            timing = ["--seconds", str(seconds), "--repeats", str(repeats), "--json", str(file)]
+            file = os.path.relpath(out / f"growth-{series}-{value}.json", ROOT)
+            timing = ["--seconds", str(seconds), "--repeats", str(repeats), "--json", file]
             subprocess.run([*launcher, *arguments(series, value, data), *timing], cwd=ROOT, check=True)
 
 

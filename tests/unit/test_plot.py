@@ -145,7 +145,7 @@ def test_the_page_has_each_programs_figures_and_command(tmp_path: Path) -> None:
     assert "- [peers-x.json](results/peers-x.json): warning: other processes took 50%" in text
     assert "ffcv skipped: is not installed" in text
     assert "`old.json`" in text.partition("Not shown")[2]
-    assert "(plots/peers-peers-x.png)" in text
+    assert "(plots/peers-x.png)" in text
 
 
 def test_the_readmes_table_has_a_column_a_set_of_images(tmp_path: Path) -> None:
