@@ -36,7 +36,7 @@ def command(
     """Which stage limits training, how much faster the others are, and the two settings most worth changing.
 
     Reading, decoding, resizing, copying to the GPU, computing and communication run each alone, in turn with the
-    loader and with training; `--loader` is always DALI's. Limits of the machine and of the network stand beside.
+    loader and with training, which always take DALI's loader. Limits of the machine and of the network stand beside.
     """
     on = opened(**common)
     done = None

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Start this on every node, in any order: HEAD=first-node DATA=/shared/imagenet docs/cluster/torchrun.sh
-# NODES may be a range: with 1:3 the run begins with one node, takes in up to two more, and goes on when one is lost.
+# NODES may be a range: with 1:2 the run begins with one node, takes in another, and goes on when it is lost.
 set -euo pipefail
 : "${HEAD:?name or address of the node where the others meet}" "${DATA:?a packed dataset, or its URL}"
 cd "$(dirname "$0")/../.."
@@ -9,7 +9,7 @@ cd "$(dirname "$0")/../.."
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
 exec torchrun \
-    --nnodes "${NODES:-1:3}" \
+    --nnodes "${NODES:-1:2}" \
     --nproc-per-node "${RANKS:-gpu}" \
     --max-restarts "${RESTARTS:-10}" \
     --rdzv-backend c10d \

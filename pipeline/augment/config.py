@@ -24,7 +24,7 @@ class AugmentConfig:
     hflip_alternate: instead of a draw for each image and epoch, half of the images are flipped in the first epoch, the
         other half in the second, and so on (Jordan 2024, section 3.6); the images of a short run then come in both
         ways equally often. It takes the place of `hflip`.
-    rotation: the angle is uniform in [-x, x] degrees; black outside. rotation_filter: "linear" costs twelve times as
+    rotation: the angle is uniform in [-x, x] degrees; black outside. rotation_filter: "linear" costs six times as
         much as "nearest" on the CPU.
     auto: "trivial" is TrivialAugmentWide, "rand" RandAugment with `auto_num_ops` operations of `auto_magnitude` (0 to
         30), "autoaugment" AutoAugment's ImageNet policy; torchvision's tables, nearest neighbour, black outside.

@@ -77,7 +77,7 @@ POSITIVE = click.IntRange(min=1)
 @click.option(
     "--staging",
     type=click.Path(path_type=Path),
-    help="Where OUT is a URL: a directory for what is on its way.  [default: in ~/.cache/penstock]",
+    help="Where OUT is a URL: a directory for what is on its way.  [default: in $XDG_CACHE_HOME/penstock or ~/.cache/penstock]",
 )
 def pack_command(
     source: Path,

@@ -46,6 +46,20 @@ def test_options_and_recipes_exist(file: Path) -> None:
     load_config(Recipe, recipe_file(name))
 
 
+def test_the_global_batch_divides_by_every_number_of_nodes() -> None:
+    manifest = yaml.safe_load((DOCS / "cluster/pytorchjob.yaml").read_text())["spec"]
+    arguments = manifest["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]["args"]
+    script = (DOCS / "cluster/torchrun.sh").read_text()
+    ((least, most),) = re.findall(r"NODES:-(\d):(\d)", script)
+    recipes = {
+        arguments[arguments.index("--recipe") + 1]: range(1, manifest["elasticPolicy"]["maxReplicas"] + 1),
+        re.findall(r"RECIPE:-([a-z0-9-]+)", script)[0]: range(int(least), int(most) + 1),
+    }
+    for recipe, nodes in recipes.items():
+        size = load_config(Recipe, recipe_file(recipe)).train.global_batch_size
+        assert not any(size % (8 * number) for number in nodes)
+
+
 @pytest.mark.parametrize("file", sorted((DOCS / "cluster").iterdir()), ids=lambda path: path.name)
 def test_nodes_may_come_later(file: Path) -> None:
     """tests/integration/hosts shows that it takes this."""
