@@ -1,7 +1,7 @@
 """`bench.py plot`: results (`record`) → pictures, each as PNG and SVG; with --readme also benchmarks/README.md.
 
     BENCHMARK-over-time     the same command, measured again
-    BENCHMARK-by-SETTING    results that differ in nothing but threads, batch size, image size, or ranks
+    BENCHMARK-by-SETTING    results that differ in nothing but samples, threads, batch size, image size, or ranks
     peers-FILE              ours beside the peers
 
 Here results are chosen; `drawing` draws them.
@@ -32,7 +32,12 @@ SETTINGS = {
     "ranks": "ranks",
 }
 NUMBER = re.compile(r"(\d+)")  # every other part of a split is one
-UNIMPORTANT = ("seconds", "repeats", "machine_config")  # of the settings: results that differ in them are of one kind
+UNIMPORTANT = (
+    "seconds",
+    "repeats",
+    "machine_config",
+    "num_samples",
+)  # of the settings: results that differ in them are of one kind
 
 
 Kind = tuple[str, ...]  # benchmark, program, device, settings as JSON
@@ -156,8 +161,8 @@ def _peers(results: Sequence[Result]) -> list[Figure]:
 def command(files: tuple[Path, ...], out: Path, readme: bool) -> None:
     """Draw results that `--json` wrote (without RESULT, those of benchmarks/results) as PNG and SVG.
 
-    Over time; against threads, batch size, image size and ranks, where results differ in one of them; ours beside the
-    peers.
+    Over time; against samples, threads, batch size, image size and ranks, where results differ in one of them; ours
+    beside the peers.
     """
     from benchmarks import readme as page
 

@@ -15,7 +15,9 @@ def stats(proc: Path = PROC) -> dict[int, list[str]]:
     for folder in proc.iterdir():
         if folder.name.isdigit():
             with suppress(OSError):  # it ended meanwhile
-                found[int(folder.name)] = (folder / "stat").read_text().rpartition(")")[2].split()  # names may hold any
+                found[int(folder.name)] = (
+                    (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
+                )  # names may hold any
     return found
 
 

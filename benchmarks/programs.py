@@ -63,7 +63,7 @@ class BatchProgram:
 
     tied: the world whose ranks work in step, as DDP's do; rank 0 says how many steps a repeat has, so that none waits
         for a step that another does not make.
-    first_batch_s: what it took to the first batch, from when `build` was called; None before there was one.
+    first_batch_s: what it took to build the loader and get its first batch; None before there was one.
     """
 
     first_batch_s: float | None = None
@@ -134,13 +134,14 @@ def build(kind: Kind, name: str, recipe: Recipe, dataset: ShardSet, world: World
     )
     threads = threads_per_rank(recipe.data.threads, world.local_world_size)
     loader = build_loader(feed, device=world.device, threads=threads, dtype=image_dtype(recipe, world))
+    build_s = time.perf_counter() - started
 
     def batches() -> Iterator[Batch]:
-        taken = endless(loader)
-        first = next(taken)
-        program.first_batch_s = time.perf_counter() - started
-        yield first
-        yield from taken
+        asked = time.perf_counter()
+        for batch in endless(loader):
+            if program.first_batch_s is None:
+                program.first_batch_s = build_s + time.perf_counter() - asked
+            yield batch
 
     if kind == "loader":
         program = BatchProgram(name, batches(), next, world.device, loader.close)

@@ -1,5 +1,6 @@
 """What `bench.py loader | compute | train | h2d` do: programs in turn → a table for people, and a result (`record`)."""
 
+import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ import click
 from benchmarks import noise, programs, record
 from benchmarks.measure import Program, Ratio, in_turn, ratio, ratio_of_medians
 from benchmarks.options import Opened
-from benchmarks.processes import memory_mb, stats, tree, tree_root
+from benchmarks.processes import memory_mb, stats, tree
 from benchmarks.programs import BatchProgram, Kind
 from benchmarks.ranks import Alone, Together, shared_clock
 from training import environment
@@ -33,7 +34,8 @@ def measure_rates(
         samples = in_turn(built, seconds, repeats, clock)
         details = {program.name: _details(program, repeats) for program in built}
         if len(built) == 1:  # else it is of all of them together
-            details[built[0].name]["memory_mb"] = memory_mb(tree(tree_root(), stats()))
+            memory = memory_mb(tree(os.getpid(), stats()))
+            details[built[0].name] |= {"memory_mb": memory} if memory else {}  # 0 where the kernel does not tell
     rates = {name: [one.images_per_s for one in taken] for name, taken in samples.items()}
     settings = on.settings | {"seconds": seconds, "repeats": repeats} | more
     alone = {program.name for program in built if isinstance(program, Alone)}

@@ -85,7 +85,7 @@ def new_pipeline(config: DataConfig, *, batch_size: int, threads: int, gpu: int 
 
 
 def inputs(source: Source, names: Sequence[str]) -> tuple[Node, dict[str, Node]]:
-    """Images, encoded or decoded, and arrays by name, as nodes. Arguments as of `build_graph`."""
+    """Encoded images, and arrays by name, as nodes. Arguments as of `build_graph`."""
     from nvidia.dali import fn
 
     images, *arrays = fn.external_source(source=source, num_outputs=1 + len(names), batch=True, no_copy=True)

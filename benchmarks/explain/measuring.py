@@ -188,7 +188,8 @@ def _tried(facts: Facts, on: Opened, held: Held, seconds: float, repeats: int) -
     build = {"decode": stages.build_decode, "resize": stages.build_resize, "compute": lambda on, _: _compute(on)}
     for change in advice.trials(facts):
         changed = on._replace(recipe=advice.applied(on.recipe, change.settings))
-        pair = [_named("with", build[bottleneck](changed, held)), _named("without", build[bottleneck](on, held))]
+        its = Held(changed) if bottleneck == "resize" else held  # its arrays are of the recipe's augmentation
+        pair = [_named("with", build[bottleneck](changed, its)), _named("without", build[bottleneck](on, held))]
         share = 1 / ratio(*_pair_rates(pair, on, seconds, repeats)).median
         found.append(replace(change, factors=dict(change.factors) | {bottleneck: (share, share)}))
     return found

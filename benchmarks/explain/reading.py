@@ -7,6 +7,7 @@ the same images from memory, again and again.
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -34,6 +35,8 @@ class Reading:
         self._cold, self._world = cold, on.world
         self._split = split
         feed = training_feed(on, split, 1 if cold else MIN_BATCHES)
+        if cold:
+            feed = replace(feed, config=replace(feed.config, cache="none"))
         self._loader = _Reader(feed, on.world.device, on.threads)
         self._warm = BatchProgram(self.name, endless(self._loader), next, torch.device("cpu"))
 
@@ -67,7 +70,7 @@ class _Reader(DaliLoader):
 
     def _touch_next(self) -> int:
         encoded, *_ = self._next_inputs()
-        views = [np.asarray(encoded.at(place)) for place in range(len(encoded))]  # no copies
+        views = [np.asarray(encoded[place]) for place in range(len(encoded))]  # no copies, as `at` makes
         for _ in self._pool.map(_touch, (views[part :: self._touching] for part in range(self._touching))):
             pass
         return len(views)

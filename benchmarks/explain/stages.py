@@ -24,7 +24,6 @@ from engine.loaders import image_dtype
 from pipeline import graph
 from pipeline.batch import Batch
 from pipeline.feed import Feed
-from pipeline.graph import encoded, graph_inputs
 from pipeline.probe import bad_header
 from pipeline.reader import open_reader
 from shard_tools.format import Split
@@ -90,7 +89,7 @@ class Held:
                 continue
             num_bytes += 3 * int(planned.params["shape"].prod(axis=1).sum())
             self.views.append(views)
-            self.arrays.append(graph_inputs(planned.params, feed.config, on_gpu))
+            self.arrays.append(graph.graph_inputs(planned.params, feed.config, on_gpu))
             self.labels.append(torch.from_numpy(planned.labels))
             if len(self.views) * on.batch_size >= HELD_IMAGES or num_bytes > HELD_BYTES:
                 break
@@ -128,7 +127,7 @@ def build_resize(on: Opened, held: Held) -> BatchProgram:
 def _decoder(on: Opened, held: Held) -> Any:
     """The first part of the loader's graph."""
     names = ("anchor", "shape")
-    given = cycle([(encoded(views), *_picked(arrays, names)) for views, arrays in held.batches()])
+    given = cycle([(graph.encoded(views), *_picked(arrays, names)) for views, arrays in held.batches()])
     pipe = _new_pipeline(on)
     with pipe:
         jpegs, params = graph.inputs(lambda: next(given), names)
@@ -177,7 +176,9 @@ def _copied(output: Any) -> list[Any]:
     """A batch of DALI's, of its own memory: on the CPU as NumPy arrays, on the GPU as tensors."""
     if type(output).__name__ == "TensorListCPU":
         return [np.array(output.at(place)) for place in range(len(output))]
-    return [torch.from_dlpack(output[place]).clone() for place in range(len(output))]
+    copies = [torch.from_dlpack(output[place]).clone() for place in range(len(output))]
+    torch.cuda.synchronize()  # DALI takes its memory back when `output` goes
+    return copies
 
 
 def _program(name: str, pipe: Any, held: Held, device: torch.device) -> BatchProgram:

@@ -96,6 +96,7 @@ def main() -> None:
     os.dup2(2, 1)  # prints of libraries must not come between the answers
     job = SimpleNamespace(**json.loads(sys.stdin.readline()))
     os.sched_setaffinity(0, job.cores)
+    os.environ["NUMBA_NUM_THREADS"] = str(max(job.workers, len(job.cores)))  # FFCV's workers; read when it is loaded
     multiprocessing.set_start_method("fork")  # the default until 3.13; the other ways cannot find the adapter's module
     session: Session | None = None
     for line in sys.stdin:

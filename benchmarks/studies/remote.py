@@ -74,8 +74,9 @@ def images_per_s(data: str, cache: Path, order: Any, cache_bytes: int) -> float:
     feed = Feed(split=split, config=config, augment=AugmentConfig(), batch_size=size, global_batch_size=size)
     loader = DaliLoader(feed, device=torch.device("cpu"), threads=threads_per_rank(0, 1))
     num_images = sum(len(batch.sample_ids) for batch in loader.iter_epoch(0))
+    elapsed = time.perf_counter() - start
     loader.close()
-    return num_images / (time.perf_counter() - start)
+    return num_images / elapsed
 
 
 @click.command()

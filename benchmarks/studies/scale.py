@@ -41,6 +41,7 @@ WARMUP_BATCHES = 8
 
 def link_or_copy(source: Path, target: Path) -> None:
     """A dataset's files must lie in it: a hard link where the disk allows it."""
+    target.unlink(missing_ok=True)  # of a run that was interrupted
     try:
         os.link(source.resolve(), target)
     except OSError:

@@ -77,7 +77,8 @@ POSITIVE = click.IntRange(min=1)
 @click.option(
     "--staging",
     type=click.Path(path_type=Path),
-    help="Where OUT is a URL: a directory for what is on its way.  [default: in $XDG_CACHE_HOME/penstock or ~/.cache/penstock]",
+    help="Where OUT is a URL: a directory for what is on its way.  "
+    "[default: in $XDG_CACHE_HOME/penstock, ~/.cache/penstock]",
 )
 def pack_command(
     source: Path,

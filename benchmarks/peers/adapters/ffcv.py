@@ -1,12 +1,8 @@
 """FFCV: its own file, its compiled decode-and-crop, threads. Options are those of its `RGBImageField`."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-# Numba's threads, which FFCV's workers are, must be allowed before it is loaded: as many as workers are tried
-os.environ["NUMBA_NUM_THREADS"] = str(max(4, 2 * len(os.sched_getaffinity(0))))
 
 import numpy as np
 from ffcv.fields import IntField, RGBImageField
