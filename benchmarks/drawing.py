@@ -78,11 +78,11 @@ def _draw_lines(axes: Any, figure: Figure) -> None:
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
     if figure.x:
         axes.set_xlabel(figure.x)
-        xs = sorted({x for line in figure.lines for x, _ in line.points})
-        if xs[-1] >= WIDE * xs[0]:
+        places = sorted({x for line in figure.lines for x, _ in line.points})
+        if places[-1] >= WIDE * places[0]:
             axes.set_xscale("log")
             axes.minorticks_off()
-        axes.set_xticks(xs, [f"{x:,}" for x in xs])
+        axes.set_xticks(places, [f"{place:,}" for place in places])
     else:
         axes.tick_params(axis="x", rotation=20)
     _name_lines(axes, figure.lines)
