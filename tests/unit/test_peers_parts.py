@@ -204,7 +204,8 @@ def child(tmp_path: Path) -> Iterator[Callable[..., Child]]:
     def start(source: str, limit_s: float = 60.0, script: Path = CHILD, **job: Any) -> Child:
         adapter = tmp_path / "adapter.py"
         adapter.write_text(source)
-        told = {"package": "numpy", "batch_size": 5, "cores": sorted(os.sched_getaffinity(0)), "settle": 2} | job
+        cores = sorted(os.sched_getaffinity(0))
+        told = {"package": "numpy", "batch_size": 5, "workers": 1, "cores": cores, "settle": 2} | job
         command = [sys.executable, "-P", str(script), str(adapter)]
         started.append(Child("fake", command, told, tmp_path / "log.txt", limit_s))
         return started[-1]
