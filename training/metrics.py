@@ -234,7 +234,7 @@ def sample_digest(sample_ids: Tensor) -> int:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The lines of `RUN/metrics.jsonl`, null as NaN; what is no JSON object, as where a kill cut it off, is left out.
+    """The lines of `RUN/metrics.jsonl`, null as NaN; what has no kind, as where a kill cut it off, is left out.
 
     Raises ValueError, naming the file, where there is none.
     """
@@ -247,7 +247,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
             line = json.loads(text)
         except (ValueError, RecursionError):
             continue
-        if isinstance(line, dict):
+        if isinstance(line, dict) and isinstance(line.get("kind"), str):
             lines.append({name: math.nan if value is None else value for name, value in line.items()})
     return lines
 
