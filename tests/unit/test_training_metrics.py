@@ -68,7 +68,7 @@ def test_a_line_that_a_kill_cut_off_spoils_no_other(tmp_path: Path) -> None:
     with MetricsLog(tmp_path) as log:
         log.write("epoch", epoch=0, loss=math.nan)
     with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"kind": "st')
+        file.write('{"kind": ["step"]}\n{"epoch": 7}\n{"kind": "st')
     with MetricsLog(tmp_path) as log:
         log.write("epoch", epoch=1)
     lines = read_metrics(tmp_path)
