@@ -49,7 +49,7 @@ def write_front(file: Path, folder: Path = RESULTS) -> None:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"{file}: has no place for the table of the peers; put {BEGIN} and {END} there")
-    table = peers_table(read(sorted(folder.glob("*.json")), lambda line: None))
+    table = peers_table(read(list(folder.glob("*.json")), lambda line: None))
     file.write_text(f"{before}{begin}\n{table}\n{end}{after}", encoding="utf-8")
 
 
@@ -86,7 +86,7 @@ def _mean_rate(content: Mapping[str, Any]) -> float:
 def page(folder: Path = RESULTS) -> str:
     """The whole text, from the results in a folder."""
     skipped: list[str] = []
-    results = read(sorted(folder.glob("*.json")), skipped.append)
+    results = read(list(folder.glob("*.json")), skipped.append)
     pictures = figures(results)
     parts = [HEAD]
     for benchmark in sorted({result.content["benchmark"] for result in results}):

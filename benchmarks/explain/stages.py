@@ -33,6 +33,7 @@ from training.distributed import World
 
 HELD_IMAGES = 512  # so many or a little more go round, fewer where they take more than HELD_BYTES decoded
 HELD_BYTES = 1 << 29
+REGION = ("anchor", "shape")  # the arrays that decoding takes
 BUCKET_BYTES = 25 << 20  # DistributedDataParallel's default
 
 
@@ -103,9 +104,6 @@ class Held:
         self.encoded_bytes = sum(len(view) for views in self.views for view in views) / self.num_images
         self.region_bytes = num_bytes / self.num_images  # decoded, uint8 RGB
 
-    def batches(self) -> Iterator[tuple[list[np.ndarray], dict[str, np.ndarray]]]:
-        return zip(self.views, self.arrays, strict=True)
-
 
 def build_decode(on: Opened, held: Held) -> BatchProgram:
     return _program("decode", _decoder(on, held), held, on.world.device)
@@ -126,11 +124,15 @@ def build_resize(on: Opened, held: Held) -> BatchProgram:
 
 def _decoder(on: Opened, held: Held) -> Any:
     """The first part of the loader's graph."""
-    names = ("anchor", "shape")
-    given = cycle([(graph.encoded(views), *_picked(arrays, names)) for views, arrays in held.batches()])
+    given = cycle(
+        [
+            (graph.encoded(views), *_picked(arrays, REGION))
+            for views, arrays in zip(held.views, held.arrays, strict=True)
+        ]
+    )
     pipe = _new_pipeline(on)
     with pipe:
-        jpegs, params = graph.inputs(lambda: next(given), names)
+        jpegs, params = graph.inputs(lambda: next(given), REGION)
         pipe.set_outputs(graph.decode(jpegs, params, on.recipe.data, on_gpu=_gpu(on) is not None))
     pipe.build()
     return pipe
@@ -140,7 +142,7 @@ def _finisher(on: Opened, held: Held, decoded: Sequence[Any]) -> Any:
     """The rest of it, on batches of decoded images, which lie on the device."""
     from nvidia.dali import fn
 
-    names = tuple(name for name in held.arrays[0] if name not in ("anchor", "shape"))
+    names = tuple(name for name in held.arrays[0] if name not in REGION)
     given, images = cycle([_picked(arrays, names) for arrays in held.arrays]), cycle(decoded)
     on_gpu = _gpu(on) is not None
     pipe = _new_pipeline(on)

@@ -39,6 +39,8 @@ def test_loader_writes_its_figures(loader: str, dataset_dir: Path, tmp_path: Pat
     assert min(figures["data_wait"]) > 0.5, "a loader that nobody works on is all waiting"
     assert result["settings"] | expected | {"batch_size": 8, "threads": 1, "ranks": 1} == result["settings"]
     assert result["env"]["packages"]["torch"]
+    assert 0 < figures["first_batch_s"] < 60
+    assert 100 < figures["memory_mb"] < 10_000, "torch and DALI alone take some hundred"
 
 
 @pytest.mark.parametrize("kind", ["compute", "train"])
@@ -56,6 +58,7 @@ def test_two_loaders_are_compared_in_turn_and_with_an_earlier_result(dataset_dir
     pair = ["loader", "--data", dataset_dir, "--loader", "synthetic", "--against", "dali"]
     printed = run(*pair, "--json", first, *SMALL)
     ratio = record.read(first)["ratios"]["synthetic / dali"]
+    assert not any("memory_mb" in figures for figures in record.read(first)["programs"].values()), "it is of both"
     assert 1 < ratio["min"] <= ratio["low"] <= ratio["median"], "making no images is faster than decoding them"
     assert f"synthetic / dali: {ratio['median']:.2f}, 95 % interval" in printed
 

@@ -5,6 +5,7 @@ import mmap
 import os
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from benchmarks.explain import advice, limits, network, page_cache, report, stages
+from benchmarks.explain import advice, limits, measuring, network, page_cache, reading, report, stages
 from benchmarks.explain.advice import Change, Facts
 from benchmarks.explain.limits import Shrunk
 from benchmarks.explain.measuring import Findings
@@ -21,6 +22,8 @@ from benchmarks.explain.network import Network
 from benchmarks.measure import Sample
 from benchmarks.options import Opened
 from model.networks import ModelConfig, list_networks
+from pipeline.augment import AugmentConfig
+from pipeline.config import DataConfig
 from recipes import Recipe
 from shard_tools.format import ShardSet
 from tests.conftest import picture
@@ -174,6 +177,44 @@ def test_smaller_copies_of_images_decode_faster(tmp_path: Path) -> None:
     assert same.bytes == 1
     assert 0.1 < same.decode < 10, "1 on a quiet machine"
     assert limits.shrunk([np.zeros(10, np.uint8)], 120) == Shrunk(1, 1), "what is no JPEG tells nothing"
+
+
+def opened(dataset: ShardSet, **augment: Any) -> Opened:
+    recipe = Recipe(data=DataConfig(image_size=32), augment=AugmentConfig(**augment))
+    return Opened(recipe, dataset, World(0, 0, 1, 1, torch.device("cpu")), 4, {})
+
+
+def test_a_trial_of_resizing_has_its_own_augmentation(dataset: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[set[str]] = []
+
+    def build_resize(on: Opened, held: stages.Held) -> SimpleNamespace:
+        seen.append({name.split(":")[1] for name in held.arrays[0] if ":" in name})
+        return SimpleNamespace()
+
+    monkeypatch.setattr(stages, "build_resize", build_resize)
+    monkeypatch.setattr(measuring, "_pair_rates", lambda pair, *_: [[2.0], [1.0]])
+    on = opened(dataset, rotation=30.0, rotation_filter="linear")
+    change = advice._set("augment.rotation_filter", "nearest", "", {})
+    monkeypatch.setattr(advice, "trials", lambda facts: [change])
+    facts = cast(Facts, SimpleNamespace(model=SimpleNamespace(bottleneck="resize")))
+    (found,) = measuring._tried(facts, on, stages.Held(on), 0.1, 1)
+    assert seen == [{"warp_nearest"}, {"warp_linear"}]
+    assert found.factors["resize"] == (0.5, 0.5)
+
+
+def test_reading_touches_the_shards_pages_and_no_copies(dataset: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    touched: list[int] = []
+
+    def touch(views: list[np.ndarray]) -> None:
+        touched.extend(view.__array_interface__["data"][0] for view in views)
+
+    monkeypatch.setattr(reading, "_touch", touch)
+    split = dataset.split("train")
+    program = reading.Reading(opened(dataset), split, cold=False)
+    batch = next(program._loader.iter_epoch(0))
+    there = [view.__array_interface__["data"][0] for view in program._loader._reader.views(batch.sample_ids.numpy())]
+    assert sorted(touched) == sorted(there)
+    program.close()
 
 
 def findings(rates: dict[str, float]) -> Findings:
