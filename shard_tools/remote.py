@@ -7,6 +7,7 @@ modules do not import fsspec, and this one does only when a URL is opened.
 import asyncio
 import hashlib
 import json
+import logging
 import os
 import random
 import re
@@ -68,8 +69,10 @@ class Store:
                 raise ValueError(f"{self.url}: {_one_line(error)}; {remedy}") from None
             except (ValueError, OSError) as error:
                 raise ValueError(f"{self.url}: cannot be opened ({_one_line(error)})") from None
-            if hasattr(filesystem, "retries"):  # s3fs's and gcsfs's own, which no deadline ends
+            if hasattr(filesystem, "retries"):  # s3fs's own, which no deadline ends
                 filesystem.retries = 1
+            if not (log := logging.getLogger("gcsfs")).level:  # it writes tracebacks of errors that are told in a line
+                log.setLevel(logging.CRITICAL)
             self._opened = os.getpid(), filesystem, path.rstrip("/")
         return self._opened[1:]
 
@@ -197,8 +200,9 @@ def _is_missing(error: Exception) -> bool:
 
 def _is_denied(error: Exception) -> bool:
     status = getattr(error, "status", None) or getattr(error.__cause__, "status", None)  # aiohttp's
-    status = status or getattr(error, "code", None)  # gcsfs's
-    return isinstance(error, PermissionError) or type(error).__name__ in DENIED or status in (401, 403)
+    status = status or getattr(error, "code", None)  # gcsfs's, whose 403 is an OSError with that text
+    forbidden = isinstance(error, OSError) and str(error).startswith("Forbidden: ")
+    return isinstance(error, PermissionError) or forbidden or type(error).__name__ in DENIED or status in (401, 403)
 
 
 def _one_line(error: BaseException) -> str:
