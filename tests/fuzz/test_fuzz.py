@@ -4,6 +4,8 @@ one test each."""
 import io
 import json
 import os
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -32,6 +34,7 @@ from tests.fuzz.targets import EVIL, TARGETS, Target, case, run_case
 from training import checkpoint, config, quarantine
 from training.metrics import read_metrics
 
+ROOT = Path(__file__).parents[2]
 SLOW = {
     "config.toml of a run": 0,
     "worst.json": 1,
@@ -50,6 +53,16 @@ def test_no_input_does_harm(name: str, tmp_path: Path) -> None:
             run_case(target, case(target, Random(f"1 {name} {i}")), tmp_path / "case")
         except Violation as violation:
             pytest.fail(f"case {i}: {violation}")
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "--set"])
+def test_the_guided_search_runs(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("atheris", reason="atheris has no build for this Python or machine")
+    command = [sys.executable, "-m", "tests.fuzz.guided", name, "-runs=100", "-seed=1"]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True,
+                          text=True, timeout=120)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Done 100 runs" in done.stderr
 
 
 JSON = st.recursive(

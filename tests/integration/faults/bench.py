@@ -35,8 +35,7 @@ class Bench:
         self.data = folder / "data"
         if not self.data.exists():
             write_tree(folder / "images")
-            with ThreadPoolExecutor(1) as executor:
-                pack(folder / "images", self.data, samples_per_shard=25, executor=executor)
+            self._pack(self.data)
         self._whole: dict[str, Path] = {}
         self._count = 0
 
@@ -46,6 +45,17 @@ class Bench:
         folder = self.folder / f"{self._count:03}-{name}"
         folder.mkdir()
         return folder
+
+    def _pack(self, out: Path, **settings: Any) -> None:
+        with ThreadPoolExecutor(1) as executor:
+            pack(self.folder / "images", out, samples_per_shard=25, executor=executor, **settings)
+
+    def data_of_another_seed(self) -> Path:
+        """The same images in another order."""
+        out = self.folder / "other-data"
+        if not out.exists():
+            self._pack(out, seed=1)
+        return out
 
     def data_copy(self, round_dir: Path) -> Path:
         return Path(shutil.copytree(self.data, round_dir / "data"))

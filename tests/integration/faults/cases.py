@@ -113,7 +113,8 @@ def signalled(bench: Bench, name: str, to: str, at: str, step: int, **settings: 
     """A signal to torchrun, to a rank of it, or to python alone, and the same command again where it has ended."""
     round_dir = bench.new(name)
     ranks = 0 if to == "python" else 2
-    fault = Fault(at, f"launcher {name}" if to == "torchrun" else name, 0 if to == "python" else 1, step)
+    rank = 0 if to == "python" or at == "saving" else 1  # rank 0 writes the checkpoints
+    fault = Fault(at, f"launcher {name}" if to == "torchrun" else name, rank, step)
     run = bench.start(round_dir, fault, ranks=ranks, restarts=int(to == "rank"), settings=settings)
     until(lambda: (round_dir / "fault-0").exists() or not run.running, run)
     code = run.wait(GRACE_S if to != "rank" else END_S)
@@ -243,6 +244,17 @@ def checkpoints_unwritable(bench: Bench, how: str) -> Outcome:
     return Outcome(steps_again(round_dir / "run"), wrong_samples(round_dir / "run", whole))
 
 
+def log_read_only(bench: Bench) -> Outcome:
+    """As when the kernel makes a file system read-only after an error, while metrics.jsonl is open: the run says so and
+    ends; the same command goes on."""
+    round_dir = bench.new("log")
+    run = bench.start(round_dir, Fault("logging", "EROFS", 0, 5))
+    assert run.wait(END_S) == TORCHRUN_FAILED, run.output
+    says(run, "Error: ", str(round_dir / "run"), "Read-only file system")
+    no_traceback(run)
+    return end_as_if_undisturbed(bench, round_dir, bench.start(round_dir, log="again"))
+
+
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "truncated": lambda data: data[: len(data) // 2],
     "empty": lambda data: b"",
@@ -261,6 +273,25 @@ def damaged_checkpoint(bench: Bench, how: str) -> Outcome:
     assert again.wait(END_S) == 0, again.output
     says(again, "last.pt: not a readable checkpoint")
     says(again, "resuming from")
+    whole = bench.whole(0)
+    assert differences(round_dir / "run", whole) == []
+    return Outcome(steps_again(round_dir / "run"), wrong_samples(round_dir / "run", whole))
+
+
+def refused_checkpoint(bench: Bench, of: str) -> Outcome:
+    """The difference in one line; the checkpoint stays, and the run that wrote it goes on."""
+    round_dir = bench.new(f"other-{of}")
+    run = bench.start(round_dir, ranks=0, more=("--max-steps=6",))
+    assert run.wait(END_S) == 0, run.output
+    settings = {"recipe": {"optimizer.lr": 0.7}, "model": {"model.name": "cifar_resnet14"}}.get(of)
+    data = bench.data_of_another_seed() if of == "dataset" else None
+    other = bench.start(round_dir, ranks=0, log="other", settings=settings, data=data)
+    assert other.wait(END_S) == 1, other.output
+    differs = {"recipe": "optimizer.lr", "model": "model.name", "dataset": "in other shards"}[of]
+    says(other, "last.pt: made ", "another dataset" if of == "dataset" else "another recipe", differs, "--resume never")
+    no_traceback(other)
+    again = bench.start(round_dir, ranks=0, log="again")
+    assert again.wait(END_S) == 0, again.output
     whole = bench.whole(0)
     assert differences(round_dir / "run", whole) == []
     return Outcome(steps_again(round_dir / "run"), wrong_samples(round_dir / "run", whole))
@@ -391,7 +422,12 @@ KILLED = {
     "SIGKILL before last.pt is renamed": partial(killed, at="linking", step=(3, LAST_STEP), rank=0),
     "SIGKILL of torchrun and ranks": launcher_killed,
 }
-PLACES = {"starting": ("start", ALWAYS), "training": ("step", 5), "validation": ("validation", STEPS_PER_EPOCH)}
+PLACES = {
+    "starting": ("start", ALWAYS),
+    "training": ("step", 5),
+    "writing a checkpoint": ("saving", 5),
+    "validation": ("validation", STEPS_PER_EPOCH),
+}
 SIGNALLED = {
     f"{name} to {to}, {place}": partial(signalled, name=name, to=to, at=at, step=step)
     for name in ("SIGTERM", "SIGINT")
@@ -399,10 +435,9 @@ SIGNALLED = {
     for place, (at, step) in PLACES.items()
 }
 COMPILED = {
-    f"{name} to python, compiling": partial(
-        signalled, name=name, to="python", at="compile", step=0, **{"model.compile": True}
-    )
+    f"{name} to {to}, compiling": partial(signalled, name=name, to=to, at="compile", step=0, **{"model.compile": True})
     for name in ("SIGTERM", "SIGINT")
+    for to in ("torchrun", "rank", "python")
 }
 CASES: dict[str, Case] = {
     **KILLED,
@@ -413,7 +448,9 @@ CASES: dict[str, Case] = {
     "disk full": disk_full,
     "checkpoints read-only": partial(checkpoints_unwritable, how="read-only"),
     "checkpoints too large": partial(checkpoints_unwritable, how="file size"),
+    "log read-only": log_read_only,
     **{f"{how} checkpoint": partial(damaged_checkpoint, how=how) for how in DAMAGE},
+    **{f"checkpoint of another {of}": partial(refused_checkpoint, of=of) for of in ("recipe", "model", "dataset")},
     **{f"shard {how}": partial(shard_fault, how=how) for how in ("missing", "truncated", "swapped", "other bytes")},
     "shard cut midway": shard_cut_midway,
     "corrupt images": corrupt_images,

@@ -4,6 +4,7 @@ Input: the environment variable FAULTS, a JSON list of `Fault`s. Each comes once
 marker file says that it has come.
 """
 
+import errno
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ import engine.evaluate
 import train
 from pipeline.reader import ShardReader
 from training import checkpoint
+from training.metrics import MetricsLog
 
 ALWAYS = -1
 
@@ -30,10 +32,12 @@ class Fault:
 
     at: "start" (the network is being built), "step", "compile" (in the midst of it), "stepped" (the step is done,
         nothing is logged), "validation" (of that step, in its second batch), "saving" (half a checkpoint is written, in
-        that step or later), "linking" (last.pt is not yet the new one), "reading" (the loader asks for a batch).
+        that step or later), "linking" (last.pt is not yet the new one), "reading" (the loader asks for a batch),
+        "logging" (a line of metrics.jsonl).
     do: a signal's name, for this rank; "launcher SIGNAL", for its parent; "hang"; "sleep"; "nan" (weights); "memory"
-        (ask for 2^60 bytes); "truncate"; "fill" (the disk); "remount read-only".
-    on: the file, or folder, of the last three. seconds: of sleep.
+        (ask for 2^60 bytes); "truncate"; "fill" (the disk); "remount read-only"; "EROFS" (fail as on a
+        read-only file system).
+    on: the file, or folder, that is truncated, filled or remounted. seconds: of sleep.
     """
 
     at: str
@@ -61,8 +65,10 @@ class Injector:
 
     def reached(self, at: str) -> None:
         for fault in self._faults:
-            # Checkpoints are written in a thread, while the steps go on.
-            now = self.step >= fault.step if at in ("saving", "linking") else fault.step in (self.step, ALWAYS)
+            # Checkpoints are written in a thread, lines after several steps.
+            now = (
+                self.step >= fault.step if at in ("saving", "linking", "logging") else fault.step in (self.step, ALWAYS)
+            )
             if fault.at == at and now and (fault.do == "sleep" or _first(fault)):
                 self._do(fault)
 
@@ -91,6 +97,8 @@ class Injector:
             case ["remount", _]:
                 _run("mount", "--bind", fault.on, fault.on)
                 _run("mount", "-o", "remount,ro,bind", fault.on)
+            case ["EROFS"]:
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS))
             case ["launcher", name]:
                 os.kill(os.getppid(), signal.Signals[name])
             case [name]:
@@ -179,6 +187,10 @@ def _wrap(injector: Injector) -> None:
         injector.reached("reading")
         return original(*args)
 
+    def write(original: Callable[..., Any], *args: Any, **fields: Any) -> None:
+        injector.reached("logging")
+        original(*args, **fields)
+
     def compile_frame(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         injector.reached("compile")
         return original(*args, **kwargs)
@@ -192,5 +204,6 @@ def _wrap(injector: Injector) -> None:
     wrap(engine.evaluate, "predict_logits", predict)
     wrap(checkpoint, "duplicate", duplicate)
     wrap(ShardReader, "views", views)
+    wrap(MetricsLog, "write", write)
     if any(fault.at == "saving" for fault in injector._faults):
         wrap(torch, "save", torch_save)
