@@ -7,6 +7,7 @@ further names of one of the `step-N.pt`. Files are read with `weights_only=True`
 
 import os
 import threading
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -152,6 +153,7 @@ def load(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint")
     try:
+        _check_archive(path)
         content = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # torch raises many kinds, by the byte at which a file breaks
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
@@ -159,6 +161,17 @@ def load(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path}: a torch file, but not a checkpoint of this program ({FORMAT})")
     return content["state"]
+
+
+def _check_archive(path: Path) -> None:
+    """Raises an error where torch would take the file for one of its old formats, or unpack more than is there: it
+    believes any length that those say, and asks for the memory."""
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+        raise ValueError("its records are compressed")
+    if sum(record.file_size for record in records) > path.stat().st_size:
+        raise ValueError("its records are longer than the file")
 
 
 def _temporary(path: Path) -> Path:

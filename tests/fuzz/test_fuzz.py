@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -360,13 +361,40 @@ def test_overrides_that_are_no_number(value: str) -> None:
         config.load_config(Recipe, None, [f"optimizer.lr={value}"])
 
 
+def archive_of(pickled: bytes, compression: int = zipfile.ZIP_STORED) -> bytes:
+    """A checkpoint whose pickle is another."""
+    source, stream = zipfile.ZipFile(io.BytesIO(inputs.checkpoint_file())), io.BytesIO()
+    with zipfile.ZipFile(stream, "w", compression) as target:
+        for name in source.namelist():
+            target.writestr(name, pickled if name.endswith("/data.pkl") else source.read(name))
+    return stream.getvalue()
+
+
 @pytest.mark.parametrize("pickled", EVIL)
 def test_no_pickle_runs(pickled: bytes, tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
-    path.write_bytes(pickled)
-    with watched(tmp_path), pytest.raises(ValueError, match="not a readable checkpoint"):
-        checkpoint.load(path)
-    assert not (tmp_path / "evil").exists()
+    for data in (pickled, archive_of(pickled)):
+        path.write_bytes(data)
+        with watched(tmp_path), pytest.raises(ValueError, match="not a readable checkpoint"):
+            checkpoint.load(path)
+        assert not (tmp_path / "evil").exists()
+
+
+def test_lengths_in_a_checkpoint_are_not_believed(tmp_path: Path) -> None:
+    """What torch's old format says of a string, what a compressed record unpacks to, records that share bytes."""
+    path, string = tmp_path / "last.pt", b"\x80\x02X" + (2**31 - 1).to_bytes(4, "little")
+    shared = io.BytesIO(archive_of(bytes(3 << 20)))
+    with zipfile.ZipFile(shared, "a") as archive:
+        archive.filelist += archive.filelist * 500
+        archive._didModify = True  # type: ignore[attr-defined]
+    for data, why in (
+        (string, "not a zip file"),
+        (archive_of(bytes(1 << 26), zipfile.ZIP_DEFLATED), "compressed"),
+        (shared.getvalue(), "longer than the file"),
+    ):
+        path.write_bytes(data)
+        with watched(tmp_path), pytest.raises(ValueError, match=f"not a readable checkpoint .*{why}"):
+            checkpoint.load(path)
 
 
 LINES = [
