@@ -34,6 +34,7 @@ from recipes import Recipe, TrainConfig, recipe_file
 from recipes.phases import recipe_at
 from shard_tools.demo import ensure_demo
 from shard_tools.format import ShardSet
+from shard_tools.remote import received_bytes
 from training import checkpoint, config, distributed, environment, quarantine
 from training import run_dir as run_dirs
 from training.budget import Budget
@@ -301,7 +302,7 @@ def main(
         if not recipe.data.path:
             raise ValueError(f"recipe {recipe_name} names no data: give --data DIR")
         world = distributed.start(device, timeout_s=recipe.train.timeout_s)
-        with StopFlag() as stop, Watchdog(world, recipe.train.timeout_s) as watch:
+        with StopFlag() as stop, Watchdog(world, recipe.train.timeout_s, received=received_bytes) as watch:
             torch.backends.cudnn.benchmark = not deterministic
             torch.use_deterministic_algorithms(deterministic)
             torch.set_float32_matmul_precision("high")

@@ -4,7 +4,6 @@
 """
 
 import mmap
-import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from pipeline import bus_error
 from pipeline.feed import Feed
-from pipeline.storage import CachedShards, Fetcher
+from pipeline.storage import CachedShards, Fetcher, raise_file_limit
 from pipeline.window_reader import WindowReader
 from shard_tools.format import Split
 
@@ -53,9 +52,7 @@ class ShardReader:
     def __init__(self, split: Split, in_memory: bool = False, remote: CachedShards | None = None) -> None:
         self.split, self._remote = split, remote
         self._maps: dict[int, tuple[mmap.mmap | None, np.ndarray]] = {}  # None: in memory
-        # A map holds a file descriptor; the usual soft limit of 1,024 is less than a large set has shards.
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        raise_file_limit()
         for shard, info in enumerate(() if remote else split.shards):
             path = split.shard_path(shard)
             try:
@@ -130,6 +127,9 @@ class ShardReader:
         if shard not in self._maps:
             self._maps[shard] = self._remote.map(shard) if self._remote else _map(self.split.shard_path(shard))
         return self._maps[shard]
+
+    def rest(self) -> None:
+        """An epoch is over. What is mapped stays, for the next."""
 
     def close(self) -> None:
         """Forget the maps. The memory goes when the last view does."""

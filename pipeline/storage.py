@@ -6,6 +6,7 @@ checked against its sha256. For a smaller one there is `window_reader`.
 
 import mmap
 import os
+import resource
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -38,6 +39,7 @@ class Fetcher:
         self.store = Store(split.url, config.store_timeout_s)
         self.cache = Cache(cache_root(config.cache_dir) / "shards", config.cache_bytes)
         self._num_threads = config.fetch_threads
+        self.max_files = raise_file_limit() // 2  # for what this process maps of it
         self._start()
 
     def _start(self) -> None:
@@ -96,9 +98,19 @@ class Fetcher:
             if os.fstat(descriptor).st_size != size:
                 raise ValueError(f"{self.cache.root / name}: was changed; remove it")
             pages = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)  # duplicates the descriptor, and so the lock
+        except OSError as error:
+            raise ValueError(f"{self.cache.root / name}: cannot be mapped ({error.strerror})") from None
         finally:
             os.close(descriptor)
         return Mapped(pages, np.frombuffer(pages, dtype=np.uint8))
+
+
+def raise_file_limit() -> int:
+    """Let this process open as many files as it may; returns how many. A memory map holds a descriptor, and the usual
+    soft limit of 1,024 is less than a large set has shards."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
 
 
 class CachedShards:

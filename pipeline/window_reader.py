@@ -27,7 +27,8 @@ from shard_tools.format import Split
 HEADER_BYTES = 512  # of a tar member
 GAP_BYTES = 64 << 10  # between two samples, read rather than asked for separately
 HELD = 3  # windows: the one in use, the one before (repeated augmentation returns to it), and the next
-BATCHES = 6  # that a loader holds besides those it prefetches
+LAST = 2  # windows that the last batches of the other loader, of training or validation, may still lie in
+BATCHES = 6  # that each loader holds besides those it prefetches
 READS = 3  # of a range that is not what was packed
 
 
@@ -100,8 +101,9 @@ class WindowReader:
         self._turn = object()  # of the plan that is followed
         self._next_bytes: int | None = None  # of the window that waits for room; None: all are planned
         self._ranks = feed.local_world_size or feed.world_size
-        in_use = (HELD + 1) * feed.window_size + (feed.config.prefetch + BATCHES) * feed.batch_size
-        need = self._ranks * in_use * sum(info.bytes for info in self.split.shards) // len(self.split)
+        in_use = (HELD + 1 + LAST) * feed.window_size + 2 * (feed.config.prefetch + BATCHES) * feed.batch_size
+        share = min(1, self._ranks * in_use / len(self.split))
+        need = int(share * sum(info.bytes for info in self.split.shards))
         if need > fetcher.cache.max_bytes:
             raise ValueError(
                 f"{self.split.url}: data.cache_bytes is {fetcher.cache.max_bytes}, and what is in use of split "
@@ -141,7 +143,10 @@ class WindowReader:
 
     def _has_room(self) -> bool:
         held_bytes = sum(window.size_bytes for window in self._windows) + (self._next_bytes or 0)
-        return len(self._windows) < HELD or held_bytes <= self._fetcher.cache.max_bytes // (2 * self._ranks)
+        held_files = sum(len(window.maps) for window in self._windows)
+        return len(self._windows) < HELD or (
+            held_bytes <= self._fetcher.cache.max_bytes // (2 * self._ranks) and held_files < self._fetcher.max_files
+        )
 
     def _open(self, sample_ids: np.ndarray, first: bool = False) -> Window:
         rows = self.split.samples[sample_ids]
@@ -213,11 +218,16 @@ class WindowReader:
     def read_ahead(self, sample_ids: np.ndarray, gap_bytes: int = 0) -> None:
         """Nothing: what was just downloaded is in memory."""
 
-    def close(self) -> None:
+    def rest(self) -> None:
+        """An epoch is over: hold nothing, so that validation, or another run, has the room."""
+        self._fetcher.forget()
         with self._changed:
             self._turn, self._next_bytes = object(), None
             self._windows.clear()
             self._changed.notify_all()
+
+    def close(self) -> None:
+        self.rest()
         self._fetcher.close()
 
 

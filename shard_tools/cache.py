@@ -4,6 +4,8 @@ A file is made under a temporary name that its maker holds locked, and renamed w
 make the same file, and what a killed one left is seen by its missing lock. Whoever uses a file holds it locked too,
 shared, as long as the descriptor or a memory map made of it lives; such files are never removed.
 
+Locks are given back explicitly: a process that was forked meanwhile has the descriptor too, and would keep them.
+
 The directory must lie on a file system with `flock`: any local disk.
 """
 
@@ -43,7 +45,7 @@ class Cache:
         with _writing(root):
             root.mkdir(parents=True, exist_ok=True)
             remove_stale(root)
-            self.max_bytes = max_bytes or int(FREE_SHARE * (shutil.disk_usage(root).free + _scan(root)[0]))
+            self.max_bytes = max_bytes or int(FREE_SHARE * (shutil.disk_usage(root).free + _disk_bytes(root)))
 
     def open(self, name: str, size: int, make: Callable[[BinaryIO], object]) -> int:
         """A descriptor of the file `name` of `size` bytes, which `make` writes if it is not there. The file stays as
@@ -65,26 +67,26 @@ class Cache:
     def _make_room(self, name: str, temporary: BinaryIO, size: int) -> None:
         """Lengthen a temporary file to `size`, once files enough are removed for it to fit."""
         temporary.truncate(0)
-        deadline = time.monotonic() + WAIT_S
-        while True:
-            with open(self.root / ".used", "ab+") as stream:  # at least what there is: files come under this lock
-                fcntl.flock(stream, fcntl.LOCK_EX)
-                stream.seek(0)
+        deadline, used = time.monotonic() + WAIT_S, 0
+        while size <= self.max_bytes:
+            with open(self.root / ".used", "ab+") as stream, _locked(stream):  # at least what there is: files come
+                stream.seek(0)  # under this lock
                 text = stream.read()
-                used = int(text) if text.isdigit() else None
-                if used is None or used + size > self.max_bytes:
-                    used = self._evict(size)
+                known = int(text) if text.isdigit() else None
+                used = self._evict(size) if known is None or known + size > self.max_bytes else known
                 if used + size <= self.max_bytes:
                     temporary.truncate(size)
                     stream.truncate(0)
                     stream.write(b"%d" % (used + size))
+                    stream.flush()
                     return
-            if size > self.max_bytes or time.monotonic() > deadline:
-                raise ValueError(
-                    f"{self.root}: no room for the {size} bytes of {name}: data.cache_bytes is {self.max_bytes}, "
-                    f"{used} bytes are in use; raise it"
-                )
+            if time.monotonic() > deadline:
+                break
             time.sleep(POLL_S)
+        raise ValueError(
+            f"{self.root}: no room for the {size} bytes of {name}: data.cache_bytes is {self.max_bytes}, "
+            f"{used} bytes are in use; raise it"
+        )
 
     def _evict(self, size: int) -> int:
         """Remove files that are not in use until `size` bytes fit, oldest first; returns the bytes left."""
@@ -113,9 +115,9 @@ def make_once(
             if not _is_at(ours, temporary):
                 return  # renamed, and perhaps in use and locked for long
             time.sleep(POLL_S)
-        if not _is_at(ours, temporary):
-            return
         try:
+            if not _is_at(ours, temporary):
+                return
             if path.exists():
                 return
             if before:
@@ -129,13 +131,25 @@ def make_once(
                 os.fsync(stream.fileno())
             os.replace(temporary, path)
         finally:
-            temporary.unlink(missing_ok=True)
+            if _is_at(ours, temporary):
+                temporary.unlink()
+            fcntl.flock(ours, fcntl.LOCK_UN)
 
 
 def remove_stale(root: Path) -> None:
     """Remove what processes that are no more have left half made."""
     for path in root.glob(f".*{TEMPORARY}"):
         _remove_unused(path)
+
+
+@contextmanager
+def _locked(stream: BinaryIO) -> Iterator[None]:
+    """Lock a file for this process alone, waiting for whoever has it."""
+    fcntl.flock(stream, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(stream, fcntl.LOCK_UN)
 
 
 def _lock(stream: BinaryIO) -> bool:
@@ -154,6 +168,8 @@ def _remove_unused(path: Path) -> bool:
             unused = _lock(stream)
             if unused and _is_at(stream, path):
                 path.unlink()
+            if unused:
+                fcntl.flock(stream, fcntl.LOCK_UN)
             return unused
     except FileNotFoundError:
         return True
@@ -183,6 +199,16 @@ def _scan(root: Path) -> tuple[int, list[tuple[int, int, Path]]]:
                 if not entry.name.startswith("."):
                     files.append((status.st_mtime_ns, status.st_size, Path(entry.path)))
     return used, files
+
+
+def _disk_bytes(root: Path) -> int:
+    """What the files take of the disk: less than their lengths, for those that are being written."""
+    total = 0
+    with os.scandir(root) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):
+                total += 512 * entry.stat(follow_symlinks=False).st_blocks
+    return total
 
 
 @contextmanager

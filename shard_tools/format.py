@@ -11,6 +11,7 @@
 import hashlib
 import json
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -136,6 +137,9 @@ class ShardSet:
             raise ValueError(f"{path}: not a dataset description ({what}); pack the dataset again") from None
         splits = {name: _open_split(root, name, infos, len(classes)) for name, infos in shards.items()}
         if url:
+            for info in (info for infos in shards.values() for info in infos):
+                if not re.fullmatch("[0-9a-f]{64}", info.sha256):  # a file of the cache will have that name
+                    raise ValueError(f"{path}: {info.sha256!r} is no sha256 of {info.file}; pack the dataset again")
             size = sum(info.bytes for infos in shards.values() for info in infos)
             splits = {name: replace(split, url=url, dataset_bytes=size) for name, split in splits.items()}
         return cls(root, classes, splits, made, hashlib.sha256(raw).hexdigest(), files, intact, url)

@@ -11,6 +11,7 @@ import logging
 import os
 import random
 import re
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -22,7 +23,9 @@ from shard_tools.cache import cache_root, make_once
 
 T = TypeVar("T")
 TIMEOUT_S = 60.0
-PART_BYTES = 8 << 20  # asked for in one request
+PART_BYTES = 8 << 20  # asked for in one request, at most;
+SMALL_PART_BYTES = 64 << 10  # and where requests of more take too long
+CONNECTIONS = 256  # at a time, at most; botocore's own bound is 10
 DOWNLOADS = 3  # of a file whose bytes are not those that were packed
 UPLOAD_BYTES_PER_S = 1 << 20  # slower than this is taken for dead
 FIRST_DELAY_S, LAST_DELAY_S = 0.1, 5.0
@@ -32,24 +35,41 @@ DENIED = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalE
 DEFECTS = (TypeError, AttributeError, NameError, LookupError, ImportError, NotImplementedError)
 
 
+_counting, _received = threading.Lock(), 0
+
+
+def received_bytes() -> int:
+    """What this process has had of any store so far: who waits for it and sees it grow does not hang."""
+    return _received
+
+
 def is_url(path: str | os.PathLike[str]) -> bool:
     return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", str(path)) is not None
+
+
+class Unmendable(ValueError):
+    """An answer that comes again however often it is asked for."""
 
 
 class Store:
     """The files directly under one URL.
 
     A request that fails is made again, after a pause that doubles and is drawn at random, until `timeout_s` seconds
-    have passed since it was first made; one that hangs is given up after a third of that.
+    have passed since it was first made; one that hangs is given up after a third of that. A part of a file that has not
+    come by then may be too large for a slow line with many downloads: the next requests are for half as much.
 
     Raises:
-        ValueError: the URL's kind is unknown or its package is missing; and from every method: the file, bucket or
-            permission is missing, or the store fails for `timeout_s`.
+        ValueError: the URL's kind is unknown, its package is missing, or it has a query; and from every method: the
+            file, bucket or permission is missing, or the store fails for `timeout_s`.
     """
 
-    def __init__(self, url: str, timeout_s: float = TIMEOUT_S) -> None:
-        self.url, self.timeout_s = url.rstrip("/"), timeout_s
+    def __init__(self, url: str, timeout_s: float = TIMEOUT_S, *, attempts: int = 1) -> None:
+        """`attempts`: that the store's own client may make of each request, of which an upload has many."""
+        self.url, self.timeout_s, self._attempts = url.rstrip("/"), timeout_s, attempts
+        if url.startswith(("http://", "https://")) and ("?" in url or "#" in url):
+            raise ValueError(f"{url}: a dataset's files lie under its URL, so it cannot have a query; leave it out")
         self._opened: tuple[int, Any, str] | None = None
+        self._part_bytes = PART_BYTES
         self._filesystem()
 
     def _filesystem(self) -> tuple[Any, str]:
@@ -58,10 +78,13 @@ class Store:
             from fsspec.config import conf
             from fsspec.core import url_to_fs
 
-            options: dict[str, Any] = {}
-            if self.url.startswith(("s3://", "s3a://")):  # or botocore would retry too
+            options: dict[str, Any] = {"use_listings_cache": False}  # another process may write there
+            if self.url.startswith(("s3://", "s3a://")):
                 config = conf.get("s3", {}).get("config_kwargs", {})
-                options["config_kwargs"] = config | {"retries": {"total_max_attempts": 1}}
+                ours = {"retries": {"total_max_attempts": self._attempts}, "max_pool_connections": CONNECTIONS}
+                options["config_kwargs"] = ours | config | {"retries": ours["retries"]}
+            elif self.url.startswith(("file://", "local://")):
+                options["auto_mkdir"] = True
             try:
                 filesystem, path = url_to_fs(self.url, **options)
             except ImportError as error:
@@ -70,7 +93,7 @@ class Store:
             except (ValueError, OSError) as error:
                 raise ValueError(f"{self.url}: cannot be opened ({_one_line(error)})") from None
             if hasattr(filesystem, "retries"):  # s3fs's own, which no deadline ends
-                filesystem.retries = 1
+                filesystem.retries = self._attempts
             if not (log := logging.getLogger("gcsfs")).level:  # it writes tracebacks of errors that are told in a line
                 log.setLevel(logging.CRITICAL)
             self._opened = os.getpid(), filesystem, path.rstrip("/")
@@ -78,16 +101,42 @@ class Store:
 
     def read(self, file: str, start: int | None = None, end: int | None = None) -> bytes:
         """The bytes start…end-1 of a file, or all."""
+        if start is None or end is None:
+            return self._retry(file, lambda: self._counted(self._call("cat_file", self._path(file))))
+        parts = bytearray()
+        while start + len(parts) < end:
+            parts += self._retry(file, partial(self._part, file, start + len(parts), end))
+        return bytes(parts)
 
-        def whole(data: bytes) -> bytes:
-            if start is not None and end is not None and len(data) != end - start:
-                raise OSError(f"{len(data)} bytes came instead of {end - start}")
-            return data
+    def _part(self, file: str, start: int, end: int) -> bytes:
+        """The first of the bytes start…end-1, as many as come in time."""
+        asked, began = self._part_bytes, time.monotonic()
+        end = min(end, start + asked)
+        try:
+            data = self._counted(self._call("cat_file", self._path(file), start=start, end=end))
+        except TimeoutError:
+            if asked == self._part_bytes:  # and no other thread has seen this before
+                self._part_bytes = max(min(end - start, asked) // 2, SMALL_PART_BYTES)
+            raise
+        if len(data) > end - start:
+            raise Unmendable(f"{self.url}/{file}: the server sends a file where a part is asked for (no HTTP ranges)")
+        if len(data) < end - start:
+            raise OSError(f"{len(data)} bytes came instead of {end - start}")
+        if time.monotonic() - began < self.timeout_s / 30:
+            self._part_bytes = min(max(2 * asked, self._part_bytes), PART_BYTES)
+        return data
 
-        return self._retry(file, lambda: whole(self._call("cat_file", self._path(file), start=start, end=end)))
+    def _counted(self, data: bytes) -> bytes:
+        global _received
+        with _counting:
+            _received += len(data)
+        return data
 
     def size(self, file: str) -> int:
-        return int(self._retry(file, lambda: self._call("info", self._path(file)))["size"])
+        size = self._retry(file, lambda: self._call("info", self._path(file))).get("size")
+        if size is None:
+            raise ValueError(f"{self.url}/{file}: the server does not say how long it is (no Content-Length)")
+        return int(size)
 
     def download(self, file: str, size: int, sha256: str, stream: BinaryIO) -> None:
         """Write a file to `stream`, from its beginning. Raises ValueError if it has not this hash, three times."""
@@ -107,19 +156,21 @@ class Store:
     def upload(self, path: Path, file: str) -> None:
         """Store a local file, which appears whole or not at all where the store can do that (all object stores do)."""
         timeout_s = self.timeout_s + path.stat().st_size / UPLOAD_BYTES_PER_S
-        self._retry(file, lambda: self._call("put_file", str(path), self._path(file), timeout_s=timeout_s))
+        self._retry(
+            file, lambda: self._call("put_file", str(path), self._path(file), timeout_s=timeout_s), timeout_s=timeout_s
+        )
 
-    def files(self) -> list[str]:
-        """Names of what lies under the URL; none where nothing does."""
+    def files(self) -> dict[str, int]:
+        """Names of what lies under the URL, and their bytes; none where nothing does."""
 
-        def names() -> list[str]:
-            filesystem, path = self._filesystem()
-            filesystem.invalidate_cache()
+        def names() -> dict[str, int]:
+            path = self._filesystem()[1]
             try:
-                found = self._call("ls", path, detail=False)
+                found = self._call("ls", path, detail=True)
             except FileNotFoundError:
-                return []
-            return [name.rstrip("/").rpartition("/")[2] for name in found if name.rstrip("/") != path]
+                return {}
+            sizes = {entry["name"].rstrip("/"): int(entry["size"] or 0) for entry in found}
+            return {name.rpartition("/")[2]: size for name, size in sizes.items() if name != path}
 
         return self._retry("", names)
 
@@ -140,15 +191,16 @@ class Store:
 
         return sync(filesystem.loop, bounded)
 
-    def _retry(self, file: str, request: Callable[[], T]) -> T:
+    def _retry(self, file: str, request: Callable[[], T], timeout_s: float = 0.0) -> T:
         where = f"{self.url}/{file}" if file else self.url
-        deadline = time.monotonic() + self.timeout_s
+        timeout_s = timeout_s or self.timeout_s
+        deadline = time.monotonic() + timeout_s
         for attempt in count():
             try:
                 return request()
             except NotImplementedError:
                 raise ValueError(f"{where}: this kind of URL can only be read") from None
-            except DEFECTS:
+            except (Unmendable, *DEFECTS):
                 raise
             except Exception as error:
                 if _is_missing(error):
@@ -158,7 +210,7 @@ class Store:
                 pause_s = random.uniform(0.5, 1) * min(FIRST_DELAY_S * 2**attempt, LAST_DELAY_S)
                 if time.monotonic() + pause_s > deadline:
                     raise ValueError(
-                        f"{where}: the store has failed for {self.timeout_s:g} s and {attempt + 1} requests, the last "
+                        f"{where}: the store has failed for {timeout_s:g} s and {attempt + 1} requests, the last "
                         f"with {_one_line(error.__cause__ or error)}; see that it is up and can be reached"
                     ) from None
                 time.sleep(pause_s)
@@ -191,11 +243,12 @@ def mirror(store: Store, info_file: str, cache_dir: str | os.PathLike[str] = "")
 
 
 def _is_missing(error: Exception) -> bool:
-    """fsspec's HTTP says so too where it cannot connect."""
+    """fsspec's HTTP says so too where it cannot connect, or loses the connection."""
     cause = error.__cause__
     unreachable = isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
+    unreachable |= type(cause).__module__.startswith("aiohttp.")
     status = getattr(cause, "status", None)
-    return isinstance(error, FileNotFoundError) and not unreachable and status in (None, 404, 410)
+    return isinstance(error, FileNotFoundError) and (status in (404, 410) or (status is None and not unreachable))
 
 
 def _is_denied(error: Exception) -> bool:

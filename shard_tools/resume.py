@@ -8,13 +8,15 @@ import errno
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from shard_tools.format import INFO_FILE, ShardSet, atomic_write, escape
-from shard_tools.shard import LISTING_DIR, WORK_DIR
+from shard_tools.remote import Store
+from shard_tools.shard import LISTING_DIR, WORK_DIR, ShardJob, finished_part
+from shard_tools.upload import is_lost
 
 JOB_FILE = "job.json"
 SOURCE_DIR = "source"  # in WORK_DIR, for what a source has to unpack
@@ -79,13 +81,25 @@ def _remove_unused(out: Path, existed: bool) -> None:
             out.rmdir()
 
 
-def complete(out: Path, made: dict[str, Any]) -> ShardSet | None:
-    """The dataset in `out`, if there is one. Raises ValueError if it is another than the one to be made."""
-    if not (out / INFO_FILE).exists():
-        return None
-    existing = ShardSet.open(out)
-    _check_same(out, "holds another dataset", existing.made, made, "choose another directory or remove this one")
+def complete(out: Path, made: dict[str, Any], at_url: ShardSet | None = None) -> ShardSet | None:
+    """The dataset in `out`, or at the URL that it is for, if there is one.
+
+    Raises ValueError if it is another than the one to be made.
+    """
+    existing = at_url or (ShardSet.open(out) if (out / INFO_FILE).exists() else None)
+    if existing:
+        where, remedy = existing.url or str(out), "choose another place or remove this one"
+        _check_same(where, "holds another dataset", existing.made, made, remedy)
     return existing
+
+
+def forget_lost(url: str, jobs: Iterable[ShardJob]) -> None:
+    """Have those shards made again that an earlier run has moved to the URL and that are not there any more."""
+    present = Store(url).files()
+    for job in jobs:
+        part = finished_part(job)
+        if part and part.info and is_lost(present, part.info, part.index_bytes):
+            job.part_path.unlink()
 
 
 def begin(out: Path, made: dict[str, Any]) -> None:
@@ -100,12 +114,12 @@ def begin(out: Path, made: dict[str, Any]) -> None:
     except (ValueError, TypeError, RecursionError):
         raise ValueError(f"{path}: not readable; remove {out} and pack again") from None
     remedy = "run the command that it was begun with, or remove it"
-    _check_same(out, "holds an unfinished run of something else", old, made, remedy)
+    _check_same(str(out), "holds an unfinished run of something else", old, made, remedy)
     for leftover in [*out.glob(".*.tmp"), *path.parent.glob(".*.tmp")]:  # of the killed run
         leftover.unlink(missing_ok=True)
 
 
-def _check_same(out: Path, what: str, old: dict[str, Any], new: dict[str, Any], remedy: str) -> None:
+def _check_same(where: str, what: str, old: dict[str, Any], new: dict[str, Any], remedy: str) -> None:
     old, new = _flat(old), _flat(new)
     names = [name for name in [*new, *(set(old) - set(new))] if name in new or name.partition(".")[0] in new]
     changed = {
@@ -118,7 +132,7 @@ def _check_same(out: Path, what: str, old: dict[str, Any], new: dict[str, Any], 
     elif "fingerprint" in changed:
         changed["fingerprint"] = "the images' names, labels or sizes differ"
     if changed:
-        raise ValueError(f"{out}: {what} ({'; '.join(changed.values())}); {remedy}")
+        raise ValueError(f"{where}: {what} ({'; '.join(changed.values())}); {remedy}")
 
 
 def _flat(made: dict[str, Any]) -> dict[str, Any]:

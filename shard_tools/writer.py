@@ -38,12 +38,12 @@ from shard_tools.format import (
 from shard_tools.listing import write_listing
 from shard_tools.part import read_names, read_part, read_rows
 from shard_tools.remote import is_url
-from shard_tools.resume import SOURCE_DIR, begin, complete, work_dir
+from shard_tools.resume import SOURCE_DIR, begin, complete, forget_lost, work_dir
 from shard_tools.shard import LISTING_DIR, ShardJob, plan_shards
 from shard_tools.sources import SourceOptions, open_source
 from shard_tools.sources.base import Source
 from shard_tools.subset import Subset, parts_text
-from shard_tools.upload import publish, staging_dir
+from shard_tools.upload import clean, publish, staging_dir
 
 REJECTED_FILE = "rejected.tsv"
 SAMPLES_PER_SHARD = 10_000
@@ -124,7 +124,7 @@ def pack(
     if staging and not is_url(out):
         raise ValueError(f"{out}: is no URL, so nothing is staged; leave out --staging")
     url = str(out) if is_url(out) else ""
-    out = staging_dir(url, staging) if url else Path(out).absolute()
+    out, at_url = staging_dir(url, staging) if url else (Path(out).absolute(), None)
     where = str(source) if isinstance(source, str | os.PathLike) else source.format
     if isinstance(source, str | os.PathLike):
         if out.resolve().is_relative_to(Path(source).resolve()):
@@ -150,15 +150,21 @@ def pack(
             "subset": asdict(subset) | {"fractions": parts_text(subset), "only_classes": sorted(subset.only_classes)},
             "class_names": hashlib.sha256("\0".join(info.name for info in classes).encode()).hexdigest(),
         }
-        done = complete(out, made)
+        done = complete(out, made, at_url)
+        if at_url:
+            clean(out)  # what a run that was killed at its very end has left
+        elif done and url:
+            done = publish(url, out)
         if done:
-            return Packed(publish(url, out) if url else done, already_complete=True, ignored=tuple(source.ignored()))
+            return Packed(done, already_complete=True, ignored=tuple(source.ignored()))
         begin(out, made)
         jobs = [
             job
             for split in listing.num_images
             for job in plan_shards(out, listing, split, samples_per_shard, shard_size, seed, encode, url)
         ]
+        if url:
+            forget_lost(url, jobs)
         state = Progress(0, sum(listing.num_images.values()), sum(listing.size_bytes.values()), len(jobs))
         finished = run_shards(jobs, engine_for(workers, scheduler, executor, len(jobs)), on_bad, state, progress)
         rejected = _write_rejected(out, finished)

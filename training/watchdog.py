@@ -4,6 +4,9 @@ The main thread of each rank marks what it does (`at`, `each`); a thread looks w
 makes all others wait for it in a collective, so the ranks tell each other how far they are
 (`training.distributed.Notices`), and the one that is behind is named by all.
 
+A rank that waits for data while they come, however slowly, does not hang, nor do those that wait for it: a dataset's
+first download takes as long as it takes.
+
 The clock runs from the start: loading, compiling and a long first step must take less than the time-out, too. A process
 that was stopped for longer ends when it is continued.
 """
@@ -24,6 +27,7 @@ T = TypeVar("T")
 EXIT_CODE = 75
 _LOOKS = 10  # a time-out has so many looks at the marks,
 _MOST_S = 5.0  # and two looks are at most so far apart
+_WAITING = ", waiting for data"
 
 
 class Mark(NamedTuple):
@@ -41,9 +45,16 @@ class Mark(NamedTuple):
 class Watchdog:
     """A context manager around a run. `at` costs less than a microsecond and waits for nothing."""
 
-    def __init__(self, world: World, timeout_s: float, end: Callable[[str], None] | None = None) -> None:
-        """`end` is told the line; by default it prints it and ends the process with EXIT_CODE."""
-        self._world, self._timeout_s, self._end = world, timeout_s, end or _end
+    def __init__(
+        self,
+        world: World,
+        timeout_s: float,
+        end: Callable[[str], None] | None = None,
+        received: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """`end` is told the line; by default it prints it and ends the process with EXIT_CODE. `received` says how many
+        bytes of the dataset have come to this process so far."""
+        self._world, self._timeout_s, self._end, self._received = world, timeout_s, end or _end, received
         self._look_every_s = min(timeout_s / _LOOKS, _MOST_S)
         self._mark = Mark(0, 0, "starting", time.monotonic())
         self._looks = 0
@@ -57,7 +68,7 @@ class Watchdog:
 
     def each(self, batches: Iterable[T], stage: str) -> Iterator[T]:
         """The same batches: the wait for each, and what is done with it, are stages of their own."""
-        iterator, waiting = iter(batches), f"{stage}, waiting for data"
+        iterator, waiting = iter(batches), f"{stage}{_WAITING}"
         while True:
             self.at(waiting)
             try:
@@ -77,43 +88,71 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
     def _watch(self) -> None:
+        patient_since = 0.0  # data came, last
         while not self._over.wait(self._look_every_s):
             # A thread cannot look while C code hangs with Python's lock held, on a dead file system for one. This does
             # not need the lock: it prints where all threads are, and ends the process.
             faulthandler.dump_traceback_later(self._timeout_s + 10 * self._look_every_s, exit=True, file=2)
             self._post()
             mark = self._mark
-            still_s = time.monotonic() - mark.since
+            still_s = time.monotonic() - max(mark.since, patient_since)
             if still_s >= self._timeout_s:
-                line = f"rank {self._world.rank}: no progress for {still_s:.0f} s in {mark}{self._who_is_behind()}"
-                if self._mark is mark:  # it may have moved after all
-                    self._end(line)
-                    return
+                before, now = self._two_looks()
+                if self._mark is not mark:  # it has moved after all
+                    continue
+                if _data_comes(before, now):
+                    patient_since = time.monotonic()
+                    continue
+                still_s = time.monotonic() - mark.since
+                line = f"rank {self._world.rank}: no progress for {still_s:.0f} s in {mark}"
+                self._end(line + self._who_is_behind(before, now))
+                return
+
+    def _notice(self) -> str:
+        return json.dumps([self._looks, *self._mark[:3], self._received()])
 
     def _post(self) -> None:
         self._looks += 1
         if self._world.notices:
-            self._world.notices.post(json.dumps([self._looks, *self._mark[:3]]))
+            self._world.notices.post(self._notice())
 
-    def _who_is_behind(self) -> str:
-        """The rank with the fewest moves, where it is not this one. Takes four looks' time: a rank that posts no new
-        notice in that time is not merely waiting."""
-        if not self._world.notices:
-            return ""
-        before = self._world.notices.read()
+    def _two_looks(self) -> tuple[list[str], list[str]]:
+        """All ranks' notices ("" for one that has posted none), now and four looks later: a rank that posts no new one
+        in that time is not merely waiting."""
+        notices = self._world.notices
+        before = notices.read() if notices else [self._notice()]
         for _ in range(4):
             time.sleep(self._look_every_s)
             self._post()
-        now = self._world.notices.read()
+        return before, notices.read() if notices else [self._notice()]
+
+    def _who_is_behind(self, before: list[str], now: list[str]) -> str:
+        """The rank with the fewest moves, where it is not this one."""
+        if not self._world.notices:
+            return ""
         if not all(now):
             return f"; rank {now.index('')} has not started" if any(now) else "; the launcher's store does not answer"
-        marks = [Mark(moves, step, stage, 0.0) for _, moves, step, stage in map(json.loads, now)]
-        rank = min(range(len(marks)), key=lambda rank: marks[rank].moves)
-        if marks[rank].moves >= self._mark.moves:
+        rank, mark = _last(now)
+        if mark.moves >= self._mark.moves:
             return ""
         if now[rank] == before[rank]:
-            return f"; rank {rank} is silent (stopped, or its machine is gone), last seen in {marks[rank]}"
-        return f"; it waits for rank {rank}, which hangs in {marks[rank]}"
+            return f"; rank {rank} is silent (stopped, or its machine is gone), last seen in {mark}"
+        return f"; it waits for rank {rank}, which hangs in {mark}"
+
+
+def _last(notices: list[str]) -> tuple[int, Mark]:
+    """The rank that has moved least, and its mark."""
+    marks = [Mark(moves, step, stage, 0.0) for _, moves, step, stage, _ in map(json.loads, notices)]
+    rank = min(range(len(marks)), key=lambda rank: marks[rank].moves)
+    return rank, marks[rank]
+
+
+def _data_comes(before: list[str], now: list[str]) -> bool:
+    """Whether the rank that all wait for waits for data, and got some between two looks."""
+    if not (all(before) and all(now)):
+        return False
+    rank, mark = _last(now)
+    return mark.stage.endswith(_WAITING) and json.loads(before[rank])[-1] < json.loads(now[rank])[-1]
 
 
 def _end(line: str) -> None:

@@ -1,6 +1,5 @@
 """A real S3 server on loopback (moto's) behind a layer that delays, fails and counts requests."""
 
-import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -23,9 +22,9 @@ class Request(NamedTuple):
 class S3Server:
     """Settings may be changed while it runs.
 
-    latency_s: before each answer. fail: the share of requests that fail, in three ways in turn: 503, 500, and a body
-    that ends too soon. refuse: the error, if any, that (method, path) always gets. hang_s: before the answer; stall_s:
-    in the middle of a shard.
+    latency_s: before each answer. fail: the share of requests that fail, evenly, in three ways in turn: 503, 500, and a
+    body that ends too soon. refuse: the error, if any, that (method, path) always gets. hang_s: before the answer;
+    stall_s: in the middle of a shard.
     """
 
     def __init__(self) -> None:
@@ -33,7 +32,7 @@ class S3Server:
         self.refuse: Callable[[str, str], str] = lambda method, path: ""
         self.requests: list[Request] = []
         self.num_failed = 0
-        self._random, self._lock = random.Random(0), threading.Lock()
+        self._due, self._lock = 0.0, threading.Lock()
         self._app: Any = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
@@ -57,7 +56,9 @@ class S3Server:
         if self.hang_s:
             time.sleep(self.hang_s)
         with self._lock:
-            failed = self._random.random() < self.fail
+            self._due += self.fail
+            failed = self._due >= 1
+            self._due -= failed
             self.num_failed += failed
             way = self.num_failed % 3 if failed else -1
         code = self.refuse(method, path) or {0: "SlowDown", 1: "InternalError"}.get(way, "")

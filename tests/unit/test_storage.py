@@ -1,7 +1,11 @@
 """The cache's laws, what is fetched of a window, and a store that fails: against counted calls and plain loops."""
 
 import fcntl
+import json
 import os
+import resource
+import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,12 +17,14 @@ from typing import Any, BinaryIO
 import fsspec
 import numpy as np
 import pytest
+import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline import window_reader
 from pipeline.augment import AugmentConfig
 from pipeline.config import DataConfig
 from pipeline.feed import Feed
+from pipeline.loader import DaliLoader
 from pipeline.reader import ShardReader, open_reader
 from pipeline.storage import CachedShards, Fetcher
 from pipeline.window_reader import WindowReader, pieces
@@ -173,6 +179,48 @@ def test_small_files_go_in_bulk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         os.close(cache.open(f"{i}", 100, writes(bytes(100))))
         assert used(cache) <= 8_000
     assert len(scans) < 40
+
+
+def test_a_process_forked_while_a_file_is_made_keeps_nobody_waiting(tmp_path: Path) -> None:
+    """It has the maker's descriptors, and with them the locks that the maker does not give back itself."""
+    cache, making, opened = Cache(tmp_path, 100), threading.Event(), threading.Event()
+
+    def make(stream: BinaryIO) -> None:
+        making.set()
+        time.sleep(0.3)
+        stream.write(b"abc")
+
+    def use() -> None:
+        os.close(cache.open("a", 3, make))
+        opened.set()
+
+    threading.Thread(target=use, daemon=True).start()
+    making.wait()
+    forked = os.fork()
+    if not forked:
+        time.sleep(60)
+        os._exit(0)
+    try:
+        assert opened.wait(10)
+        os.close(cache.open("b", 3, writes(b"abc")))
+    finally:
+        os.kill(forked, signal.SIGKILL)
+        os.waitpid(forked, 0)
+
+
+def test_what_can_never_fit_removes_nothing(tmp_path: Path) -> None:
+    os.close(Cache(tmp_path, 100).open("a", 3, writes(b"abc")))
+    with pytest.raises(ValueError, match="no room for the 101 bytes of b"):
+        Cache(tmp_path, 100).open("b", 101, refuses)
+    assert (tmp_path / "a").exists()
+
+
+def test_the_bound_does_not_count_what_is_not_on_the_disk_yet(tmp_path: Path) -> None:
+    before = Cache(tmp_path).max_bytes
+    with open(tmp_path / ".b.part", "wb") as alive:
+        fcntl.flock(alive, fcntl.LOCK_EX)
+        alive.truncate(1 << 40)
+        assert Cache(tmp_path).max_bytes < 1.1 * before
 
 
 # what is fetched
@@ -341,6 +389,59 @@ def test_an_order_that_the_cache_cannot_serve_is_refused(remote_set: ShardSet, t
         reader_of(remote_set, tmp_path, cache_bytes=30_000)
 
 
+def test_what_is_held_is_bounded_by_the_open_files_too(remote_set: ShardSet, tmp_path: Path) -> None:
+    feed, reader = reader_of(remote_set, tmp_path, cache_bytes=small(remote_set.split("train")))
+    assert isinstance(reader, WindowReader)
+    assert reader._fetcher.max_files == resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+    reader._fetcher.cache.max_bytes = 1 << 40
+    for limit, expected in ((1, 3), (1 << 20, 12)):
+        reader._fetcher.max_files = limit
+        reader.follow(feed.windows(0, 0))
+        time.sleep(0.5)  # the plan goes as far as it may
+        assert len(reader._windows) == expected
+    reader.rest()
+    assert not reader._windows
+    reader.close()
+
+
+def test_validation_has_room_when_training_rests(remote_set: ShardSet, tmp_path: Path) -> None:
+    """Training counts its steps, and does not ask for the batch after the last: it must let go of its windows."""
+    config = replace(CONFIG, cache_dir=str(tmp_path / "cache"), fetch_bytes=20_000, cache_bytes=1, window_blocks=1)
+    share = {"batch_size": 3, "global_batch_size": 3}
+    parts = {"train": AugmentConfig(), "val": None}
+
+    def loaders(cache_bytes: int) -> list[DaliLoader]:
+        feeds = [
+            Feed(
+                split=remote_set.split(name), config=replace(config, cache_bytes=cache_bytes), augment=augment, **share
+            )
+            for name, augment in parts.items()
+        ]
+        return [DaliLoader(feed, device=torch.device("cpu"), threads=1) for feed in feeds]
+
+    needs = []
+    for split, augment in parts.items():
+        with pytest.raises(ValueError, match="takes up to") as error:
+            open_reader(Feed(split=remote_set.split(split), config=config, augment=augment, **share))
+        needs.append(int(str(error.value).partition("takes up to ")[2].partition(";")[0]))
+    train, val = loaders(max(needs))
+    steps = train.iter_epoch(0)
+    assert sum(len(next(steps).sample_ids) for _ in range(len(train))) == len(remote_set.split("train"))
+    assert isinstance(train._reader, WindowReader)
+    assert not train._reader._windows
+    assert sum(len(batch.sample_ids) for batch in val.iter_epoch(0)) == len(remote_set.split("val"))
+    train.close(), val.close()
+
+
+def test_a_hash_that_is_a_path_is_refused(dataset_dir: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(dataset_dir, tmp_path / "set"))
+    info = json.loads((copy / "dataset.json").read_text())
+    info["splits"]["train"]["shards"][0]["sha256"] = str(tmp_path / "x")
+    (copy / "dataset.json").write_text(json.dumps(info))
+    with pytest.raises(ValueError, match=r"/x' is no sha256 of train-000000\.tar"):
+        ShardSet.open(url_of(copy), tmp_path / "cache")
+
+
 # a store that fails
 
 
@@ -358,8 +459,19 @@ class Flaky(MemoryFileSystem):
     def _strip_protocol(cls, path: str) -> str:
         return str(MemoryFileSystem._strip_protocol(path.removeprefix("flaky://")))
 
+    most: int | None = None  # bytes that come in time
+
+    def put_file(self, path: str, to: str, **options: Any) -> None:
+        time.sleep(0.6)
+        if len(Flaky.reads) < Flaky.failures:
+            Flaky.reads.append((None, None))
+            raise Flaky.error
+        self.pipe_file(to, Path(path).read_bytes())
+
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
         Flaky.reads.append((start, end))
+        if Flaky.most and end is not None and start is not None and end - start > Flaky.most:
+            raise TimeoutError
         if len(Flaky.reads) <= Flaky.failures:
             raise Flaky.error
         return bytes(MemoryFileSystem.cat_file(self, path, start=start, end=end))
@@ -369,6 +481,7 @@ class Flaky(MemoryFileSystem):
 def flaky() -> Iterator[Store]:
     fsspec.register_implementation("flaky", Flaky, clobber=True)
     Flaky.store, Flaky.reads, Flaky.failures, Flaky.error = {}, [], 0, OSError("injected")
+    Flaky.most = None
     fsspec.filesystem("flaky").pipe_file("/set/a", b"0123456789")
     yield Store("flaky://set/", timeout_s=0.5)
     Flaky.store = {}
@@ -406,6 +519,23 @@ def test_what_no_retry_mends_is_said_at_once(flaky: Store, error: Exception) -> 
 def test_a_short_answer_counts_as_a_failure(flaky: Store) -> None:
     with pytest.raises(ValueError, match="10 bytes came instead of 20"):
         flaky.read("a", 0, 20)
+
+
+def test_on_a_slow_line_less_is_asked_for_at_a_time(flaky: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(remote, "SMALL_PART_BYTES", 1)
+    Flaky.most = 3
+    assert flaky.read("a", 0, 10) == b"0123456789"
+    assert Flaky.reads[:4] == [(0, 10), (0, 5), (0, 2), (2, 6)]  # and more again where it came fast
+    assert len(Flaky.reads) < 16
+
+
+def test_an_upload_that_fails_late_is_made_again(flaky: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "UPLOAD_BYTES_PER_S", 10)
+    Flaky.failures = 1
+    (tmp_path / "b").write_bytes(b"x" * 100)  # so that it may take ten seconds
+    flaky.upload(tmp_path / "b", "b")
+    assert flaky.read("b") == b"x" * 100
 
 
 def test_a_download_is_checked_and_made_in_parts(flaky: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The watchdog beside the clock, ranks played by threads that share a store, and a process that loses its file."""
 
+import itertools
 import mmap
 import os
 import subprocess
@@ -98,6 +99,27 @@ def test_by_default_it_ends_the_process_with_its_code() -> None:
     assert "in step 5: training; the same command goes on" in done.stderr
 
 
+def test_who_waits_for_data_that_come_does_not_hang() -> None:
+    ended, received = Ended(), 0
+
+    with Watchdog(world(), TIMEOUT_S, ended, received=lambda: received) as watch:
+        watch.at("training, waiting for data", 0)
+        for _ in range(30):
+            received += 1
+            time.sleep(TIMEOUT_S / 10)
+        assert ended.lines == []
+        assert ended.came.wait(10)  # now that none come
+        assert ended.lines[0].endswith("in step 0: training, waiting for data")
+        ended.came.clear()
+
+
+def test_data_that_come_do_not_excuse_other_stages() -> None:
+    ended = Ended()
+    with Watchdog(world(), TIMEOUT_S, ended, received=time.perf_counter_ns) as watch:
+        watch.at("checkpoint", 0)
+        assert ended.came.wait(10)
+
+
 # Ranks played by threads, each with a connection of its own to one store.
 
 
@@ -111,6 +133,21 @@ def watchdogs(store: dist.Store, world_size: int) -> tuple[list[Watchdog], list[
     notices = [Notices(store, rank, world_size) for rank in range(world_size)]
     dogs = [Watchdog(world(rank, world_size, notices[rank]), TIMEOUT_S, ended[rank]) for rank in range(world_size)]
     return dogs, ended
+
+
+def test_ranks_wait_for_one_whose_data_come(store: dist.TCPStore) -> None:
+    dogs, ended = watchdogs(store, 2)
+    slow, count = dogs[1], itertools.count()
+    slow._received = lambda: next(count)
+    dogs[0].at("training, waiting for data", 0)
+    dogs[0].at("training", 0)
+    slow.at("training, waiting for data", 0)
+    with dogs[0], slow:
+        time.sleep(4 * TIMEOUT_S)
+        assert ended[0].lines == ended[1].lines == []
+        slow._received = lambda: 0
+        assert ended[0].came.wait(10)
+    assert "it waits for rank 1, which hangs in step 0: training, waiting for data" in ended[0].lines[0]
 
 
 def test_a_rank_that_waits_names_the_one_that_hangs(store: dist.TCPStore) -> None:
