@@ -9,28 +9,26 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
-from torch import Tensor
 
 from engine.commands import LazyGroup
 from engine.evaluate import evaluate
-from engine.failure import Failure, out_of_memory
-from engine.learner import Learner, Standing, autocast_dtype, build_learner, capture, restore
+from engine.failure import Failure, is_finite, out_of_memory
+from engine.learner import autocast_dtype, build_learner, capture, start_or_resume
 from engine.loaders import count_steps, eval_loader, open_dataset, train_loader
 from engine.machine import load_recipe
 from engine.seeing import show_first, show_worst
+from engine.step import train_step
 from model.optim import set_lr
 from model.schedule import lr_at
-from pipeline.batch import Batch, Loader
+from pipeline.batch import Loader
 from pipeline.mixing import Mixer
-from recipes import Recipe, TrainConfig, recipe_file
+from recipes import Recipe, recipe_file
 from recipes.phases import recipe_at
 from shard_tools.demo import ensure_demo
 from shard_tools.format import ShardSet
@@ -45,31 +43,7 @@ from training.report import write_report
 from training.watchdog import EXIT_CODE, Watchdog
 
 DEMO_DATA = "data/demo"
-
-
-def train_step(
-    learner: Learner, batches: Iterator[Batch], config: TrainConfig
-) -> tuple[Tensor, Tensor | None, list[Tensor]]:
-    """One optimizer step. Returns this rank's mean loss and the gradient's norm where it is clipped (scalars on the
-    device), and its batches' sample ids."""
-    model, total, sample_ids, grad_norm = learner.model, None, [], None
-    for micro in range(config.accumulation):
-        images, labels, ids = next(batches)
-        exchange = micro == config.accumulation - 1 or not hasattr(model, "no_sync")
-        with nullcontext() if exchange else model.no_sync():  # type: ignore[operator]
-            with learner.autocast:
-                loss = learner.loss_fn(model(images), labels) / config.accumulation
-            learner.scaler.scale(loss).backward()
-        total = loss.detach() if total is None else total + loss.detach()
-        sample_ids.append(ids)
-    if config.clip_grad_norm:
-        learner.scaler.unscale_(learner.optimizer)
-        grad_norm = torch.nn.utils.clip_grad_norm_(learner.net.parameters(), config.clip_grad_norm)
-    learner.scaler.step(learner.optimizer)
-    learner.scaler.update()
-    learner.optimizer.zero_grad(set_to_none=True)
-    assert total is not None
-    return total, grad_norm, sample_ids
+SMALLER = "lower train.global_batch_size or raise train.accumulation"
 
 
 def train(
@@ -87,11 +61,13 @@ def train(
     budget = Budget(60 * max_minutes, epochs, num_val) if max_minutes else None
 
     progress = Progress(world.is_main, last_step, num_epochs=epochs)
-    if resume_from and recipe.model.pretrained:  # the checkpoint has the weights
-        recipe = replace(recipe, model=replace(recipe.model, pretrained=""))
-    learner = build_learner(recipe, num_classes, world, progress.print)
+    pretrained = "" if resume_from else recipe.model.pretrained  # a checkpoint has the weights
+    built = replace(recipe, model=replace(recipe.model, pretrained=pretrained))
+    learner = build_learner(built, num_classes, world, progress.print)
     nets = {"": learner.net} | ({"ema_": learner.ema.net} if learner.ema else {})
-    at = restore(resume_from, recipe, dataset, learner, progress.print) if resume_from else Standing()
+    at = start_or_resume(resume_from, recipe, dataset, learner, world, progress.print)
+    if world.is_main:  # not before it is known that the run goes on
+        run_dirs.note(run_dir, config.to_toml(recipe), config.to_toml(Recipe()))
     started, elapsed_before, num_images = time.perf_counter(), at.elapsed_s, 0
     out = quarantine.read(run_dir, before_epoch=at.epoch)
     metrics = MetricsLog(run_dir, enabled=world.is_main, wandb=recipe.train.wandb)
@@ -112,6 +88,8 @@ def train(
             metrics.step(**line)
             if not math.isfinite(line["loss"]):
                 raise failed(f"the loss is {line['loss']}", step=line["step"], end=line["position"])
+        if lines and not is_finite(learner.net):
+            raise failed("its weights are not finite", step=lines[-1]["step"], end=lines[-1]["position"])
         at.epoch_digest = steps.epoch_digest
         failure.all_is_well()
         if lines:
@@ -129,39 +107,52 @@ def train(
     def save(is_best: bool = False) -> None:
         watch.at("checkpoint", at.step)
         at.elapsed_s = elapsed_s()
+        metrics.sync()
         writer.save(at.step, capture(learner, at, recipe, dataset), is_best)
 
+    def interrupted() -> Interrupted:
+        """The launcher may end all ranks when the first is gone: not before the checkpoint is on disk."""
+        writer.wait()
+        distributed.barrier()
+        return Interrupted(stop.signal or "SIGTERM")
+
+    def score(loader: Loader, stage: str) -> Any:
+        """What `evaluate` answers; a checkpoint of this step is there already."""
+        try:
+            with out_of_memory():
+                scored = evaluate(nets, loader, world.device, learner.autocast, num_classes=num_classes,
+                                  flip=recipe.train.val_flip, should_stop=stop.agreed,
+                                  watched=lambda batches: watch.each(batches, stage))  # fmt: skip
+        except MemoryError as error:
+            raise ValueError(f"step {at.step}, {stage}: out of memory ({error}); {SMALLER}") from None
+        if scored is None:
+            raise interrupted()
+        return scored
+
     def validate() -> None:
+        if at.position:  # at an epoch's end there is a checkpoint of this step
+            save()
         began = time.perf_counter()
         watch.at("validation", at.step)
         distributed.broadcast_buffers(learner.net)
-        scored = evaluate(nets, val_loader, world.device, learner.autocast, num_classes=num_classes,
-                          flip=recipe.train.val_flip, should_stop=stop.agreed,
-                          watched=lambda batches: watch.each(batches, "validation"))  # fmt: skip
-        if scored is None:  # the checkpoint is of this step already
-            raise Interrupted(stop.signal or "SIGTERM")
-        at.validation, seen = scored
+        at.validation, seen = score(val_loader, "validation")
         metrics.eval(step=at.step, epoch=at.epoch, position=at.position, **at.validation)
         top1 = at.validation.get("ema_top1", at.validation["top1"])
         progress.print(f"step {at.step}: {described(at.validation)} on {at.validation['num_images']}/{num_val} images")
         is_best, at.best_top1 = top1 > at.best_top1, max(top1, at.best_top1)
         save(is_best)
         if budget:
-            budget.validation_s = time.perf_counter() - began
+            budget.validation_s = distributed.of_main(time.perf_counter() - began, world)
         if world.is_main:
             show_worst(run_dir, metrics, dataset, val_loader.feed, seen, at.step)
 
     def test() -> None:
         """Score the test split, this once."""
         test_loader = eval_loader(recipe, dataset, world, recipe.data.test_split)
-        scored = evaluate(nets, test_loader, world.device, learner.autocast, num_classes=num_classes,
-                          flip=recipe.train.val_flip, should_stop=stop.agreed,
-                          watched=lambda batches: watch.each(batches, "test split"))  # fmt: skip
-        if scored is None:
-            raise Interrupted(stop.signal or "SIGTERM")
+        figures, _ = score(test_loader, "test split")
         test_loader.close()
-        metrics.eval(kind="test", step=at.step, epoch=at.epoch, position=at.position, **scored[0])
-        progress.print(f"test split: {described(scored[0])} on {scored[0]['num_images']} images")
+        metrics.eval(kind="test", step=at.step, epoch=at.epoch, position=at.position, **figures)
+        progress.print(f"test split: {described(figures)} on {figures['num_images']} images")
 
     with metrics, progress, writer:
         while True:
@@ -198,7 +189,7 @@ def train(
                     with out_of_memory():
                         loss, grad_norm, sample_ids = train_step(learner, batches, now.train)
                 except MemoryError as error:
-                    why = f"out of memory ({error}); lower train.global_batch_size or raise train.accumulation"
+                    why = f"out of memory ({error}); {SMALLER}"
                     raise failed(why, step=at.step, end=at.position + global_batch_size, alone=True) from None
                 if learner.ema:
                     learner.ema.update(learner.net, at.step)
@@ -215,7 +206,7 @@ def train(
                 if save_now or stop_now:
                     save()
                 if stop_now:
-                    raise Interrupted(stop.signal or "SIGTERM")
+                    raise interrupted()
             log_steps()
             if at.position + global_batch_size > num_train:
                 bad_samples = len(quarantine.read(run_dir))  # of all ranks
@@ -308,15 +299,13 @@ def main(
             torch.set_float32_matmul_precision("high")
             if recipe.data.path == DEMO_DATA and world.local_rank == 0:
                 ensure_demo(Path(DEMO_DATA))
-            now = distributed.of_main(time.time(), world)  # also a barrier
+            now = distributed.first_start(world)  # also a barrier
             dataset = open_dataset(recipe)  # before a run directory is made for nothing
             run_dir = run_dir or Path("runs") / time.strftime(f"{file.stem}-%Y%m%d-%H%M%S", time.localtime(now))
             resume_from = run_dirs.find_checkpoints(resume, run_dir)
             distributed.barrier()
             if world.is_main:
-                aside = run_dirs.prepare(
-                    run_dir, config.to_toml(recipe), config.to_toml(Recipe()), resume_from[0] if resume_from else None
-                )
+                aside, _lock = run_dirs.prepare(run_dir, resume_from[0] if resume_from else None)
                 dtype = str(autocast_dtype(recipe, world.device) or torch.float32).removeprefix("torch.")
                 hardware = f"{world.world_size} × {environment.device_name(world.device)}, {dtype}"
                 click.echo(f"recipe {file.stem}, data {recipe.data.path}, {hardware}, run directory {run_dir}")

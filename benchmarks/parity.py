@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from engine.learner import build_learner
 from engine.load import load_network
+from engine.step import train_step
 from model.ema import EmaConfig
 from model.losses import LossConfig
 from model.networks import ModelConfig
@@ -24,7 +25,6 @@ from pipeline.build import build_loader
 from pipeline.feed import Feed
 from recipes import Recipe
 from shard_tools.format import ShardSet, Split
-from train import train_step
 from training.distributed import World
 
 BIN = 1 / 16  # grey levels; the percentile is read from a histogram

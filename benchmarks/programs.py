@@ -15,13 +15,13 @@ import torch
 from benchmarks.measure import Sample
 from engine.learner import build_learner
 from engine.loaders import image_dtype
+from engine.step import train_step
 from pipeline.batch import Batch, Loader
 from pipeline.build import build_loader, threads_per_rank
 from pipeline.feed import Feed
 from pipeline.mixing import Mixer
 from recipes import Recipe
 from shard_tools.format import ShardSet, Split
-from train import train_step
 from training import distributed
 from training.distributed import World
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from pipeline.feed import Feed
 from pipeline.plan import Span
@@ -40,17 +41,24 @@ class Failure:
         ids = feed.sample_ids(epoch, [Span(start, feed.global_batch_size, start + feed.global_batch_size)]).tolist()
         rank = self._world.rank if alone else 0
         path = self._run_dir / (f"failed-step-{step:08}-rank-{rank}.pt" if rank else f"failed-step-{step:08}.pt")
+        state = f"the state before it is in {path}: look at it with train.py replay {path}"
         if self._world.rank == rank:
             failed = {"step": step, "epoch": epoch, "start": start, "why": why, "sample_ids": ids}
             failed |= {"world_size": self._world.world_size, "batch_size": feed.batch_size}
-            checkpoint.save(path, to_cpu(self._before) | {"failed": failed})
+            try:
+                checkpoint.save(path, to_cpu(self._before) | {"failed": failed})
+            except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+                what = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+                state = f"the state before it cannot be written ({what})"
         shown = ", ".join(map(str, ids[:_SHOWN_IDS])) + (
             f" and {len(ids) - _SHOWN_IDS} more" if len(ids) > _SHOWN_IDS else ""
         )
-        return ValueError(
-            f"step {step} (epoch {epoch}, position {start}): {why}; samples {shown}; the state before it is in {path}: "
-            f"look at it with train.py replay {path}"
-        )
+        return ValueError(f"step {step} (epoch {epoch}, position {start}): {why}; samples {shown}; {state}")
+
+
+def is_finite(net: nn.Module) -> bool:
+    """Whether all weights are numbers. Waits for the GPU, once."""
+    return bool(torch.nn.utils.get_total_norm(list(net.parameters())).isfinite())
 
 
 @contextmanager

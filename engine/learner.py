@@ -156,6 +156,11 @@ def restore(
     Raises ValueError for one of another recipe, network or dataset, with the difference, and where none can be read.
     """
     path, state = checkpoint.load_newest(list(paths), say)
+    missing = [
+        name for name in ("at", "net", "optimizer", "scaler", "recipe", "dataset", "classes") if name not in state
+    ]
+    if missing:
+        raise ValueError(f"{path}: this checkpoint has no {', '.join(missing)}; give one that train.py wrote")
     again = "undo that, or --resume never"
     changes = config.diff(config.from_toml(Recipe, state["recipe"], str(path)), recipe)
     changes = [line for line in changes if line.partition(":")[0] not in FREE_ON_RESUME]
@@ -170,4 +175,27 @@ def restore(
         what = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(f"{path}: does not fit this network ({what}); {again}") from None
     say(f"resuming from {path}, step {at.step}")
+    return at
+
+
+def start_or_resume(
+    paths: Sequence[Path],
+    recipe: Recipe,
+    dataset: ShardSet,
+    learner: Learner,
+    world: World,
+    say: Callable[[str], None],
+) -> Standing:
+    """`restore`, or the beginning where there are no `paths`; the same on all ranks.
+
+    Raises ValueError too where a rank has read another checkpoint than rank 0, or none.
+    """
+    at = restore(paths, recipe, dataset, learner, say) if paths else Standing()
+    steps = distributed.of_all(at.step, world)
+    other = next((rank for rank, step in enumerate(steps) if step != steps[0]), None)
+    if other is not None:
+        raise ValueError(
+            f"rank 0 would go on at step {steps[0]}, rank {other} at step {steps[other]}, by the checkpoints that they "
+            "can read; see that all nodes have the same run directory, and start again"
+        )
     return at

@@ -52,10 +52,12 @@ class Epoch:
 
 @dataclass
 class _Logged:
-    """An epoch's lines in the metrics: position after a step → the step's line as it was logged last."""
+    """An epoch's lines in the metrics: position after a step → the step's line as it was logged last. jump: the first
+    line that does not follow the one before it, "" for none."""
 
     steps: dict[int, dict[str, Any]] = field(default_factory=dict)
     end: dict[str, Any] | None = None
+    jump: str = ""
 
 
 def audit(run_dir: Path, data: str | None = None) -> list[Epoch]:
@@ -66,18 +68,31 @@ def audit(run_dir: Path, data: str | None = None) -> list[Epoch]:
     from recipes import Recipe
     from shard_tools.format import ShardSet
 
-    logged = _logged(run_dir)
+    logged, last_step = _logged(run_dir)
     recipe = load_config(Recipe, run_dir / CONFIG_FILE)
     split = ShardSet.open(data or recipe.data.path, recipe.data.cache_dir, recipe.data.store_timeout_s).split(
         recipe.data.train_split
     )
     out = quarantine.records(run_dir)
-    return [_compared(epoch, lines, recipe, split, out) for epoch, lines in sorted(logged.items())]
+    found: list[Epoch] = []
+    for epoch in range(max(logged) + 1):
+        steps_before = sum(earlier.num_steps for earlier in found)
+        found.append(_compared(epoch, logged.get(epoch, _Logged()), recipe, split, out, steps_before))
+        if epoch < max(logged) and not found[-1].is_over:
+            found[-1].deviation = found[-1].deviation or "it did not end, and the next began"
+    num_steps = sum(epoch.steps for epoch in found)
+    if last_step is not None and num_steps != last_step:
+        found[-1].deviation = found[-1].deviation or f"the run ended after {last_step} steps, and {num_steps} are here"
+    return found
 
 
-def _logged(run_dir: Path) -> dict[int, _Logged]:
+def _logged(run_dir: Path) -> tuple[dict[int, _Logged], int | None]:
+    """The lines by epoch; and after how many steps the run ended, where that is the last that is known of it."""
     epochs: dict[int, _Logged] = {}
+    last, last_step = -1, None
     for line in read_metrics(run_dir):
+        if line.get("kind") == "end" and type(line.get("step")) is int:
+            last_step = line["step"]
         if line.get("kind") not in ("step", "epoch"):
             continue
         at = [line.get(name) for name in ("epoch", "position", "step")]
@@ -85,18 +100,26 @@ def _logged(run_dir: Path) -> dict[int, _Logged]:
             raise ValueError(f"{run_dir}: the metrics have a line without a digest of its samples: {line}"[:300])
         found = epochs.setdefault(line["epoch"], _Logged())
         if line["kind"] == "step":
+            if line["step"] > last + 1:  # it may fall back: steps are made again after a restart
+                found.jump = found.jump or f"step {line['step']} comes after step {last}"
+            last, last_step = line["step"], None
             found.steps[line["position"]] = line
         else:
             found.end = line
     if not epochs:
         raise ValueError(f"{run_dir}: the metrics have no steps yet")
-    return epochs
+    return epochs, last_step
 
 
-def _compared(epoch: int, lines: _Logged, recipe: Any, split: Any, out: list[quarantine.Record]) -> Epoch:
+def _compared(
+    epoch: int, lines: _Logged, recipe: Any, split: Any, out: list[quarantine.Record], steps_before: int
+) -> Epoch:
     size = _global_batch_size(epoch, lines, recipe)
     num_steps, left_over = divmod(len(split), size)
     found = Epoch(epoch, num_steps, left_over, is_over=lines.end is not None)
+    if not lines.steps:
+        found.deviation = "none of its steps is in the metrics"
+        return found
     total = 0
     used = np.zeros(len(split), np.uint8)
     missing = 0
@@ -108,6 +131,9 @@ def _compared(epoch: int, lines: _Logged, recipe: Any, split: Any, out: list[qua
         if line is None:
             missing = missing or position
             continue
+        number = steps_before + position // size - 1
+        if line["step"] != number:
+            found.deviation = found.deviation or f"step {line['step']} is where the plan has step {number}"
         if line["samples"] != f"{expected:016x}":
             what = "saw other samples than the plan's"
             found.deviation = found.deviation or f"step {line['step']} (position {position}) {what}"
@@ -121,6 +147,8 @@ def _compared(epoch: int, lines: _Logged, recipe: Any, split: Any, out: list[qua
     last = found.steps * size
     if missing and (lines.end or missing <= last):
         found.deviation = f"the step that ends at position {missing} is not in the metrics"
+    elif lines.jump:
+        found.deviation = lines.jump
     elif lines.steps:
         position, line = next(iter(lines.steps.items()))
         found.deviation = f"step {line['step']} ends at position {position}, where the plan has no step"

@@ -160,7 +160,9 @@ def load(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]
         raise ValueError(f"{path}: not a readable checkpoint (cut off or another kind of file): {reason}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path}: a torch file, but not a checkpoint of this program ({FORMAT})")
-    return content["state"]
+    if not isinstance(state := content.get("state"), dict):
+        raise ValueError(f"{path}: not a readable checkpoint (it has no state)")
+    return state
 
 
 def _check_archive(path: Path) -> None:

@@ -168,14 +168,29 @@ def of_main(value: float, world: World) -> float:
     return float(sum_tensor(torch.tensor(value * world.is_main, dtype=torch.float64)).item())
 
 
+def of_all(value: int, world: World) -> list[int]:
+    """Every rank's `value`, in the order of the ranks, the same list on each."""
+    values = torch.zeros(world.world_size, dtype=torch.int64)
+    values[world.rank] = value
+    return list(sum_tensor(values).tolist())
+
+
 def union(ids: set[int], world: World) -> set[int]:
     """The ids of all ranks together, the same set on each."""
-    counts = torch.zeros(world.world_size, dtype=torch.int64)
-    counts[world.rank] = len(ids)
-    ends = sum_tensor(counts).cumsum(0)
-    joined = torch.zeros(int(ends[-1]), dtype=torch.int64)
-    joined[int(ends[world.rank]) - len(ids) : int(ends[world.rank])] = torch.tensor(sorted(ids), dtype=torch.int64)
+    counts = of_all(len(ids), world)
+    start = sum(counts[: world.rank])
+    joined = torch.zeros(sum(counts), dtype=torch.int64)
+    joined[start : start + len(ids)] = torch.tensor(sorted(ids), dtype=torch.int64)
     return set(sum_tensor(joined).tolist())
+
+
+def first_start(world: World) -> float:
+    """When the ranks were first started, `time.time()`, the same on each: torchrun's restarts keep it."""
+    now = time.time()
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        store, _, _ = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=WATCHDOG_FIRST_S)))
+        now = float(store.compare_set("first start", "", repr(now)).decode())
+    return of_main(now, world)
 
 
 def wrap(

@@ -6,6 +6,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -70,6 +71,11 @@ class MetricsLog:
         line = {"kind": kind} | {name: _json_value(value) for name, value in fields.items()}
         self._file.write(json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n")
         self._file.flush()
+
+    def sync(self) -> None:
+        """Have all lines on the disk itself, as a checkpoint is: or a power cut could leave less of them."""
+        if self._enabled:
+            os.fsync(self._file.fileno())
 
     def _plot(self, group: str, fields: dict[str, Any]) -> None:
         plotted = (

@@ -10,7 +10,13 @@ QUARANTINE_FILE = "quarantine.jsonl"
 def append(run_dir: Path, fields: dict[str, Any]) -> None:
     """Add one sample; `fields` has `sample_id` and `epoch`. One write, so that ranks can share the file."""
     with (run_dir / QUARANTINE_FILE).open("a", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(json.dumps(fields) + "\n")
+        file.write("\n" * _is_cut(run_dir) + json.dumps(fields) + "\n")
+
+
+def _is_cut(run_dir: Path) -> bool:
+    """Whether the last line was not written to its end: a full disk, a power cut."""
+    with (run_dir / QUARANTINE_FILE).open("rb") as file:
+        return bool(file.seek(0, 2)) and (file.seek(-1, 2), file.read(1))[1] != b"\n"
 
 
 class Record(NamedTuple):
@@ -22,12 +28,17 @@ class Record(NamedTuple):
 
 
 def records(run_dir: Path) -> list[Record]:
-    """All lines, as they were written. Raises ValueError naming the line that is not one."""
+    """All lines, as they were written, but for those that were cut off: their samples are met again, and written again.
+
+    Raises ValueError naming the line that is not one.
+    """
     path = run_dir / QUARANTINE_FILE
     if not path.is_file():
         return []
     found = []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if line.startswith(b"{") and not line.endswith(b"}"):
+            continue
         try:
             fields = json.loads(line)
             found.append(Record(int(fields["sample_id"]), int(fields["epoch"]), int(fields.get("position", -1))))

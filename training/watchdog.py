@@ -31,9 +31,11 @@ _WAITING = ", waiting for data"
 
 
 class Mark(NamedTuple):
-    """What a rank's main thread does. `moves` grows by one with each mark, alike on all ranks."""
+    """What a rank's main thread does. stages: grows by one with each stage that begins or has no more batches, alike on
+    all ranks. batches: of this stage, which in validation can be one more on some ranks."""
 
-    moves: int
+    stages: int
+    batches: int
     step: int
     stage: str
     since: float  # time.monotonic()
@@ -56,7 +58,7 @@ class Watchdog:
         bytes of the dataset have come to this process so far."""
         self._world, self._timeout_s, self._end, self._received = world, timeout_s, end or _end, received
         self._look_every_s = min(timeout_s / _LOOKS, _MOST_S)
-        self._mark = Mark(0, 0, "starting", time.monotonic())
+        self._mark = Mark(0, 0, 0, "starting", time.monotonic())
         self._looks = 0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -64,18 +66,23 @@ class Watchdog:
     def at(self, stage: str, step: int | None = None) -> None:
         """This rank now does `stage`, in `step` (the last one named, where it is None)."""
         last = self._mark
-        self._mark = Mark(last.moves + 1, last.step if step is None else step, stage, time.monotonic())
+        self._mark = Mark(last.stages + 1, 0, last.step if step is None else step, stage, time.monotonic())
+
+    def _in(self, stage: str) -> None:
+        last = self._mark
+        self._mark = Mark(last.stages, last.batches + 1, last.step, stage, time.monotonic())
 
     def each(self, batches: Iterable[T], stage: str) -> Iterator[T]:
         """The same batches: the wait for each, and what is done with it, are stages of their own."""
         iterator, waiting = iter(batches), f"{stage}{_WAITING}"
         while True:
-            self.at(waiting)
+            self._in(waiting)
             try:
                 batch = next(iterator)
             except StopIteration:
+                self.at(f"{stage}, waiting for other ranks")
                 return
-            self.at(stage)
+            self._in(stage)
             yield batch
 
     def __enter__(self) -> Self:
@@ -109,7 +116,7 @@ class Watchdog:
                 return
 
     def _notice(self) -> str:
-        return json.dumps([self._looks, *self._mark[:3], self._received()])
+        return json.dumps([self._looks, *self._mark[:4], self._received()])
 
     def _post(self) -> None:
         self._looks += 1
@@ -127,13 +134,13 @@ class Watchdog:
         return before, notices.read() if notices else [self._notice()]
 
     def _who_is_behind(self, before: list[str], now: list[str]) -> str:
-        """The rank with the fewest moves, where it is not this one."""
+        """The rank that has come least far, where it is not this one."""
         if not self._world.notices:
             return ""
         if not all(now):
             return f"; rank {now.index('')} has not started" if any(now) else "; the launcher's store does not answer"
         rank, mark = _last(now)
-        if mark.moves >= self._mark.moves:
+        if mark[:2] >= self._mark[:2]:
             return ""
         if now[rank] == before[rank]:
             return f"; rank {rank} is silent (stopped, or its machine is gone), last seen in {mark}"
@@ -141,9 +148,9 @@ class Watchdog:
 
 
 def _last(notices: list[str]) -> tuple[int, Mark]:
-    """The rank that has moved least, and its mark."""
-    marks = [Mark(moves, step, stage, 0.0) for _, moves, step, stage, _ in map(json.loads, notices)]
-    rank = min(range(len(marks)), key=lambda rank: marks[rank].moves)
+    """The rank that has come least far, and its mark."""
+    marks = [Mark(stages, batches, step, stage, 0.0) for _, stages, batches, step, stage, _ in map(json.loads, notices)]
+    rank = min(range(len(marks)), key=lambda rank: marks[rank][:2])
     return rank, marks[rank]
 
 

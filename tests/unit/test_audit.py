@@ -117,6 +117,37 @@ def test_steps_made_again_count_as_they_were_logged_last(write: Callable[..., Pa
     assert audit(write(wrong_last))[0].deviation == f"step 3 (position {4 * BATCH}) saw other samples than the plan's"
 
 
+EPOCH = STEPS + 2  # lines
+
+
+def renumbered(lines: Lines, by: int) -> Lines:
+    return [line | {"step": line["step"] + by} for line in lines]
+
+
+TRAINED_WRONGLY = {
+    "none of its steps is in the metrics": lambda a: a[:EPOCH] + a[2 * EPOCH :],
+    "it did not end, and the next began": lambda a: a[:3] + renumbered(a[EPOCH:], 3 - STEPS),
+    "step 7 is where the plan has step 0": lambda a: a[:EPOCH] + renumbered(a, STEPS),
+    "step 3 is where the plan has step 2": lambda a: a[:3] + renumbered(a[2:], 1),
+    "the run ended after 21 steps, and 9 are here": lambda a: [*a[: EPOCH + 2], {"kind": "end", "step": 21}],
+    "step 2 comes after step 0": lambda a: [a[0], *a[2:], a[1]],
+}
+
+
+@pytest.mark.parametrize("expected", TRAINED_WRONGLY)
+def test_each_line_right_and_the_run_wrong(expected: str, write: Callable[..., Path]) -> None:
+    """Epochs that are lost, cut off or trained twice, a batch trained twice, a run that ended too early."""
+    found = audit(write(TRAINED_WRONGLY[expected](lines_of())))
+    assert expected in [epoch.deviation for epoch in found]
+    assert command(write(TRAINED_WRONGLY[expected](lines_of()))).exit_code == 1
+
+
+def test_a_run_that_ended_and_went_on(write: Callable[..., Path]) -> None:
+    ended = [*lines_of(1), {"kind": "end", "step": STEPS}]
+    assert not any(epoch.deviation for epoch in audit(write(ended)))
+    assert not any(epoch.deviation for epoch in audit(write(ended + lines_of()[EPOCH:])))
+
+
 def test_a_run_under_way(write: Callable[..., Path]) -> None:
     epochs = audit(write(lines_of()[: STEPS + 2 + 3]))
     assert [(e.steps, e.is_over) for e in epochs] == [(STEPS, True), (3, False)]

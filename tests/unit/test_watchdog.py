@@ -150,6 +150,33 @@ def test_ranks_wait_for_one_whose_data_come(store: dist.TCPStore) -> None:
     assert "it waits for rank 1, which hangs in step 0: training, waiting for data" in ended[0].lines[0]
 
 
+def test_a_validation_with_more_batches_on_one_rank_leaves_both_as_far(store: dist.TCPStore) -> None:
+    """Rank 0 has one more batch to score, twice; then it hangs, in training and in its last batch."""
+    for place in ("training", "validation"):
+        dogs, ended = watchdogs(store, 2)
+        for rank, dog in enumerate(dogs):
+            for step in (10, 20):
+                dog.at("validation", step)
+                for _ in dog.each(range(3 - rank), "validation"):
+                    pass
+            if place == "training":
+                dog.at("training", 21)
+            else:
+                dog.at("validation", 21)
+                batches = dog.each(range(3), "validation")
+                for _ in range(3 - rank):
+                    next(batches)
+                if rank == 1:
+                    dog.at("validation, waiting for other ranks")
+        if place == "training":
+            dogs[1].at("checkpoint", 21)
+        with dogs[0], dogs[1]:
+            assert ended[1].came.wait(10)
+            assert f"it waits for rank 0, which hangs in step 21: {place}" in ended[1].lines[0]
+            assert ended[0].came.wait(10)
+            assert "rank 1" not in ended[0].lines[0]
+
+
 def test_a_rank_that_waits_names_the_one_that_hangs(store: dist.TCPStore) -> None:
     dogs, ended = watchdogs(store, 3)
     for rank, dog in enumerate(dogs):

@@ -29,6 +29,7 @@ from tests.integration.faults.bench import (
 )  # fmt: skip
 from tests.integration.faults.inject import ALWAYS, Fault
 from tests.integration.faults.launch import Launched, free_port
+from training.audit import audit
 
 GRACE_S = 30.0  # between torchrun's SIGTERM and its SIGKILL, as with most schedulers
 TORCHRUN_FAILED = 1  # its own exit code, for a rank's failure and for a signal
@@ -135,6 +136,32 @@ def signalled(bench: Bench, name: str, to: str, at: str, step: int, **settings: 
     return Outcome(lost, 0)
 
 
+def signalled_in_the_last_validation(bench: Bench) -> Outcome:
+    """Of --max-steps, in the middle of an epoch and between two checkpoints: the steps before it are not lost."""
+    round_dir = bench.new("last-validation")
+    more, settings = ("--max-steps=5",), {"train.checkpoint_every": 0}
+    fault = Fault("validation", "launcher SIGTERM", 0, 5)
+    run = bench.start(round_dir, fault, more=more, settings=settings)
+    assert run.wait(END_S) == TORCHRUN_FAILED, run.output
+    again = bench.start(round_dir, fault, more=more, settings=settings, log="again")
+    assert again.wait(END_S) == 0, again.output
+    says(again, "resuming from", "step 5")
+    return end_as_if_undisturbed(bench, round_dir, bench.start(round_dir, fault, log="to the end"))
+
+
+def slow_disk_and_little_time(bench: Bench) -> Outcome:
+    """--max-minutes where checkpoints take long on one rank: all agree on the schedule, and when the time is over."""
+    round_dir = bench.new("minutes")
+    slowly = Fault("saving", "sleep", ALWAYS, seconds=0.7)
+    settings = {"train.epochs": 1000, "train.timeout_s": 20, "train.checkpoint_every": 5, "train.keep_checkpoints": 1}
+    run = bench.start(round_dir, slowly, more=("--max-minutes=0.4",), settings=settings)
+    assert run.wait(END_S) == 0, run.output
+    assert not [epoch for epoch in audit(round_dir / "run") if epoch.deviation]
+    rates = [line["lr"] for line in lines(round_dir / "run", "step")]
+    assert rates[-1] < 0.5 * max(rates), "the schedule was to come to its end"
+    return Outcome(0, 0)
+
+
 # Other numbers of ranks
 
 
@@ -186,7 +213,8 @@ def elastic(bench: Bench) -> Outcome:
             launched.end()
     whole = bench.whole()
     assert wrong_samples(round_dir / "run", whole) == 0, first.output
-    says(first, "2 × ") if "2 × " in first.output else says(first, "1 × ")
+    after = first.output.rpartition("3 × ")[2]
+    assert "2 × " in after or "1 × " in after, first.output  # it went on without the one that was lost
     return Outcome(steps_again(round_dir / "run"), 0)
 
 
@@ -285,8 +313,10 @@ def refused_checkpoint(bench: Bench, of: str) -> Outcome:
     assert run.wait(END_S) == 0, run.output
     settings = {"recipe": {"optimizer.lr": 0.7}, "model": {"model.name": "cifar_resnet14"}}.get(of)
     data = bench.data_of_another_seed() if of == "dataset" else None
+    config = (round_dir / "run/config.toml").read_bytes()
     other = bench.start(round_dir, ranks=0, log="other", settings=settings, data=data)
     assert other.wait(END_S) == 1, other.output
+    assert (round_dir / "run/config.toml").read_bytes() == config
     differs = {"recipe": "optimizer.lr", "model": "model.name", "dataset": "in other shards"}[of]
     says(other, "last.pt: made ", "another dataset" if of == "dataset" else "another recipe", differs, "--resume never")
     no_traceback(other)
@@ -399,6 +429,29 @@ def not_finite(bench: Bench, how: str) -> Outcome:
     return Outcome(0, 0)
 
 
+def weights_not_finite(bench: Bench) -> Outcome:
+    """After a step whose loss was good: no checkpoint has them, and the same command goes on from the one before."""
+    round_dir = bench.new("weights")
+    run = bench.start(round_dir, Fault("stepped", "nan", 0, 5), ranks=0)
+    assert run.wait(END_S) == 1, run.output
+    says(run, "Error: step 5", "its weights are not finite", "train.py replay")
+    no_traceback(run)
+    again = bench.start(round_dir, ranks=0, log="again")
+    assert again.wait(END_S) == 0, again.output
+    whole = bench.whole(0)
+    assert differences(round_dir / "run", whole) == []
+    return Outcome(steps_again(round_dir / "run"), wrong_samples(round_dir / "run", whole))
+
+
+def out_of_memory_in_validation(bench: Bench) -> Outcome:
+    round_dir = bench.new("memory")
+    run = bench.start(round_dir, Fault("validation", "memory", 1, STEPS_PER_EPOCH))
+    assert run.wait(END_S) == TORCHRUN_FAILED, run.output
+    says(run, f"Error: step {STEPS_PER_EPOCH}, validation: out of memory", "lower train.global_batch_size")
+    no_traceback(run)
+    return end_as_if_undisturbed(bench, round_dir, bench.start(round_dir, log="again"))
+
+
 def out_of_memory(bench: Bench, rank: int) -> Outcome:
     round_dir = bench.new("memory")
     run = bench.start(round_dir, Fault("step", "memory", rank, 5))
@@ -443,6 +496,8 @@ CASES: dict[str, Case] = {
     **KILLED,
     **SIGNALLED,
     **COMPILED,
+    "SIGTERM in the validation of --max-steps": signalled_in_the_last_validation,
+    "--max-minutes, slow disk": slow_disk_and_little_time,
     "2 → 1 → 3 → 2 ranks": world_sizes,
     "elastic, --nnodes=1:3": elastic,
     "disk full": disk_full,
@@ -461,6 +516,8 @@ CASES: dict[str, Case] = {
     "rank stopped": partial(hangs, at="step", do="SIGSTOP", expected="is silent"),
     "loss NaN": partial(not_finite, how="nan"),
     "learning rate 1e30": partial(not_finite, how="lr"),
+    "weights NaN": weights_not_finite,
+    "out of memory in validation": out_of_memory_in_validation,
     "out of memory on rank 0": partial(out_of_memory, rank=0),
     "out of memory on rank 1": partial(out_of_memory, rank=1),
 }

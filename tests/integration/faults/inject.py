@@ -148,7 +148,7 @@ def _wrap(injector: Injector) -> None:
         injector.reached("start")
         return injector.learner
 
-    def restore(original: Callable[..., Any], *args: Any) -> Any:
+    def start_or_resume(original: Callable[..., Any], *args: Any) -> Any:
         at = original(*args)
         injector.step = at.step
         return at
@@ -196,7 +196,7 @@ def _wrap(injector: Injector) -> None:
         return original(*args, **kwargs)
 
     wrap(train, "build_learner", build)
-    wrap(train, "restore", restore)
+    wrap(train, "start_or_resume", start_or_resume)
     wrap(train, "train_step", step)
     wrap(train, "write_report", lambda original, run_dir: (run_dir, run_dir))  # pictures take seconds
     wrap(train, "show_worst", lambda original, *args: None)
