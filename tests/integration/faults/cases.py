@@ -140,13 +140,15 @@ def signalled_in_the_last_validation(bench: Bench) -> Outcome:
     """Of --max-steps, in the middle of an epoch and between two checkpoints: the steps before it are not lost."""
     round_dir = bench.new("last-validation")
     more, settings = ("--max-steps=5",), {"train.checkpoint_every": 0}
-    fault = Fault("validation", "launcher SIGTERM", 0, 5)
-    run = bench.start(round_dir, fault, more=more, settings=settings)
-    assert run.wait(END_S) == TORCHRUN_FAILED, run.output
-    again = bench.start(round_dir, fault, more=more, settings=settings, log="again")
+    fault = Fault("scoring", "SIGTERM", 0, 5)
+    run = bench.start(round_dir, fault, ranks=0, more=more, settings=settings)
+    assert run.wait(END_S) == 128 + signal.SIGTERM, run.output
+    again = bench.start(round_dir, fault, ranks=0, log="again")
     assert again.wait(END_S) == 0, again.output
     says(again, "resuming from", "step 5")
-    return end_as_if_undisturbed(bench, round_dir, bench.start(round_dir, fault, log="to the end"))
+    whole = bench.whole(0)
+    assert differences(round_dir / "run", whole) == []
+    return Outcome(steps_again(round_dir / "run"), wrong_samples(round_dir / "run", whole))
 
 
 def slow_disk_and_little_time(bench: Bench) -> Outcome:

@@ -31,9 +31,9 @@ class Fault:
     """`do` happens `at` a place on `rank` (ALWAYS: on each), before `step` is made (ALWAYS: each time).
 
     at: "start" (the network is being built), "step", "compile" (in the midst of it), "stepped" (the step is done,
-        nothing is logged), "validation" (of that step, in its second batch), "saving" (half a checkpoint is written, in
-        that step or later), "linking" (last.pt is not yet the new one), "reading" (the loader asks for a batch),
-        "logging" (a line of metrics.jsonl).
+        nothing is logged), "scoring" (validation of that step, in its first batch), "validation" (in its second),
+        "saving" (half a checkpoint is written, in that step or later), "linking" (last.pt is not yet the new one),
+        "reading" (the loader asks for a batch), "logging" (a line of metrics.jsonl).
     do: a signal's name, for this rank; "launcher SIGNAL", for its parent; "hang"; "sleep"; "nan" (weights); "memory"
         (ask for 2^60 bytes); "truncate"; "fill" (the disk); "remount read-only"; "EROFS" (fail as on a
         read-only file system).
@@ -166,6 +166,7 @@ def _wrap(injector: Injector) -> None:
     def predict(original: Callable[..., Any], *args: Any) -> Any:
         nonlocal batches
         batches += 1
+        injector.reached("scoring")
         if batches % 2 == 0:
             injector.reached("validation")
         return original(*args)
