@@ -24,10 +24,13 @@ stop() {
     kill -TERM "$step" || true # srun passes it on to torchrun on every node, and that to its ranks
 }
 trap stop USR1 TERM
+preempted() { # then Slurm signals the steps, and not this script
+    [[ "$(scontrol show job -o "$SLURM_JOB_ID")" =~ \ PreemptTime=[0-9] ]]
+}
 
 # torch 2.15 keeps the first round's meeting place, which a node that comes later does not get
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-srun --kill-on-bad-exit=1 torchrun \
+srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" torchrun \
     --nnodes "$SLURM_NNODES" \
     --nproc-per-node "${SLURM_GPUS_ON_NODE:-gpu}" \
     --max-restarts 3 \
@@ -43,7 +46,7 @@ while kill -0 "$step" 2>/dev/null; do # a signal ends `wait`, not the step
     status=0
     wait "$step" || status=$?
 done
-if [ -n "$stopped" ]; then
+if [ -n "$stopped" ] || { [ "$status" -ne 0 ] && preempted; }; then
     scontrol requeue "$SLURM_JOB_ID"
     exit 0
 fi

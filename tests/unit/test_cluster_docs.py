@@ -96,7 +96,9 @@ def test_the_manifest() -> None:
 def slurm(tmp_path: Path) -> dict[str, str]:
     """An environment in which srun and scontrol note what they are asked, and a step ends on SIGTERM with 143."""
     stand_ins = {
-        "scontrol": 'if [ "$1" = show ]; then printf "node7\\nnode8\\n"; else echo "scontrol $*" >> "$NOTES"; fi',
+        "scontrol": 'case "$1 $2" in "show hostnames") printf "node7\\nnode8\\n";; '
+        '"show job") echo "JobId=41007 JobState=RUNNING PreemptTime=${PREEMPTED:-None} Requeue=1";; '
+        '*) echo "scontrol $*" >> "$NOTES";; esac',
         "srun": 'echo "srun $*" >> "$NOTES"; trap \'echo TERM >> "$NOTES"; exit 143\' TERM; '
         "for i in $(seq 100); do sleep 0.05; [ -e \"$NOTES.end\" ] && exit \"$(cat \"$NOTES.end\")\"; done",
     }  # fmt: skip
@@ -126,6 +128,17 @@ def test_slurm_requeues_when_it_is_told_to_stop(number: signal.Signals, slurm: d
     assert "--rdzv-endpoint node7:29407 --rdzv-id 41007-0 train.py --data /shared/x" in first
     assert first.endswith("--run-dir runs/slurm-41007 --set train.epochs=2")
     assert rest == ["TERM", "scontrol requeue 41007"]  # the step first
+
+
+@pytest.mark.parametrize(("status", "requeued"), [(0, False), (1, True)])
+def test_slurm_requeues_when_the_steps_alone_were_signalled(status: int, requeued: bool, slurm: dict[str, str]) -> None:
+    """As where a job is preempted: the ranks end with a checkpoint, and torchrun with 1. What was ready stays so."""
+    process = _start(slurm | {"PREEMPTED": "2026-01-31T12:00:00"})
+    end = Path(f"{slurm['NOTES']}.end")
+    end.with_suffix(".tmp").write_text(str(status))
+    end.with_suffix(".tmp").rename(end)
+    assert process.wait(10) == 0
+    assert ("requeue" in Path(slurm["NOTES"]).read_text()) == requeued
 
 
 @pytest.mark.parametrize("status", [0, 3])
