@@ -86,6 +86,7 @@ class Watchdog:
             yield batch
 
     def __enter__(self) -> Self:
+        self._post()  # now, or a rank that is stopped before the first look would seem not to have started
         self._thread.start()
         return self
 
