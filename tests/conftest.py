@@ -1,5 +1,6 @@
 """A small packed dataset for the tests: generated JPEGs of varied sizes, packed once a session by `shard_tools`."""
 
+import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,9 @@ from PIL import Image
 
 from shard_tools.format import ShardSet
 from shard_tools.writer import pack
+
+# What takes minutes, or repeats with another number what a daily test does.
+LONG = pytest.mark.skipif(not os.environ.get("PENSTOCK_LONG"), reason="not every day: set PENSTOCK_LONG=1")
 
 NUM_TRAIN = 90
 # (height, width): odd and even, square, tall, wide, extreme, smaller and larger than a crop

@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 import train
 from shard_tools.format import ShardSet
 from shard_tools.writer import pack
+from tests.conftest import LONG
 
 ROOT = Path(train.__file__).parent
 STEPS_PER_EPOCH, EPOCHS, NUM_VAL = 7, 2, 19  # 90 training images in global batches of 12
@@ -121,6 +122,7 @@ def test_resuming_inside_an_epoch_repeats_the_undisturbed_run(whole: Path, datas
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+@LONG  # tests/integration/faults kills a rank every day
 def test_a_killed_run_resumes_with_the_same_losses(whole: Path, dataset_dir: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     process = start(dataset_dir, run_dir, train__checkpoint_every=2)
@@ -157,7 +159,7 @@ def test_accumulation_sees_the_same_samples(whole: Path, dataset_dir: Path, tmp_
     assert by_step(tmp_path / "run", "samples") == {step: expected[step] for step in range(3)}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=LONG)])
 def test_a_signal_ends_the_run_with_a_checkpoint(
     number: signal.Signals, whole: Path, dataset_dir: Path, tmp_path: Path
 ) -> None:

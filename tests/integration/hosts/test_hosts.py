@@ -1,7 +1,6 @@
 """Training over two and three hosts: the samples of each step are those of one host, whatever becomes of the others."""
 
 import json
-import os
 import re
 import time
 from collections.abc import Callable
@@ -13,9 +12,9 @@ from click.testing import CliRunner
 from hosts import network, permitted
 
 import train
+from tests.conftest import LONG
 from training.audit import audit
 
-LONG = pytest.mark.skipif(not os.environ.get("PENSTOCK_LONG"), reason="takes minutes: set PENSTOCK_LONG=1")
 STEPS_PER_EPOCH = 7  # 90 training images in global batches of 12
 TIMEOUT_S = 40  # for a host that is cut off to be missed; a busy machine needs some of it for a step
 SMALL = {
