@@ -85,7 +85,9 @@ class _Foreign:
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("kind", ["missing", "directory", "empty", "half", "text", "pickle", "state dict", "object"])
+@pytest.mark.parametrize(
+    "kind", ["missing", "directory", "empty", "half", "text", "pickle", "state dict", "object", "no state"]
+)
 def test_what_is_not_a_checkpoint_is_refused_by_name(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "x.pt"
     checkpoint.save(path, _state())
@@ -106,6 +108,8 @@ def test_what_is_not_a_checkpoint_is_refused_by_name(tmp_path: Path, kind: str) 
             path.write_bytes(pickle.dumps({"model": 1}))
         case "state dict":
             torch.save(torch.nn.Linear(1, 1).state_dict(), path)
+        case "no state":
+            torch.save({"format": checkpoint.FORMAT}, path)
         case "object":
             torch.save({"format": checkpoint.FORMAT, "state": _Foreign()}, path)
     with pytest.raises(ValueError, match=r"x\.pt: .*checkpoint") as caught:
