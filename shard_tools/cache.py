@@ -69,8 +69,9 @@ class Cache:
         temporary.truncate(0)
         deadline, used = time.monotonic() + WAIT_S, 0
         while size <= self.max_bytes:
-            with open(self.root / ".used", "ab+") as stream, _locked(stream):  # at least what there is: files come
-                stream.seek(0)  # under this lock
+            # .used says at least what there is: files come under this lock
+            with open(self.root / ".used", "ab+") as stream, _locked(stream):
+                stream.seek(0)
                 text = stream.read()
                 known = int(text) if text.isdigit() else None
                 used = self._evict(size) if known is None or known + size > self.max_bytes else known

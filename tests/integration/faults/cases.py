@@ -63,6 +63,14 @@ def end_as_if_undisturbed(bench: Bench, round_dir: Path, run: Launched, *, same_
     return Outcome(steps_again(run_dir), 0, took_s)
 
 
+def end_as_if_alone(bench: Bench, round_dir: Path, run: Launched) -> Outcome:
+    """The same of a run without torchrun, whatever its fault left behind."""
+    assert run.wait(END_S) == 0, run.output
+    run_dir, whole = round_dir / "run", bench.whole(0)
+    assert differences(run_dir, whole) == []
+    return Outcome(steps_again(run_dir), wrong_samples(run_dir, whole))
+
+
 def says(run: Launched, *texts: str) -> None:
     """A line of the output has all the texts."""
     assert any(all(text in line for text in texts) for line in run.output.splitlines()), f"{texts} in:\n{run.output}"
@@ -144,11 +152,9 @@ def signalled_in_the_last_validation(bench: Bench) -> Outcome:
     run = bench.start(round_dir, fault, ranks=0, more=more, settings=settings)
     assert run.wait(END_S) == 128 + signal.SIGTERM, run.output
     again = bench.start(round_dir, fault, ranks=0, log="again")
-    assert again.wait(END_S) == 0, again.output
+    outcome = end_as_if_alone(bench, round_dir, again)
     says(again, "resuming from", "step 5")
-    whole = bench.whole(0)
-    assert differences(round_dir / "run", whole) == []
-    return Outcome(steps_again(round_dir / "run"), wrong_samples(round_dir / "run", whole))
+    return outcome
 
 
 def slow_disk_and_little_time(bench: Bench) -> Outcome:
@@ -267,11 +273,7 @@ def checkpoints_unwritable(bench: Bench, how: str) -> Outcome:
     says(run, "cannot write this checkpoint", "Read-only" if faults else "File too large")
     no_traceback(run)
     assert len(steps(round_dir / "run")) == LAST_STEP + 1, "the run goes on"
-    whole = bench.whole(0)
-    again = bench.start(round_dir, ranks=0, log="again")
-    assert again.wait(END_S) == 0, again.output
-    assert differences(round_dir / "run", whole) == []
-    return Outcome(steps_again(round_dir / "run"), wrong_samples(round_dir / "run", whole))
+    return end_as_if_alone(bench, round_dir, bench.start(round_dir, ranks=0, log="again"))
 
 
 def log_read_only(bench: Bench) -> Outcome:
@@ -300,12 +302,10 @@ def damaged_checkpoint(bench: Bench, how: str) -> Outcome:
     newest = round_dir / "run/checkpoints/last.pt"
     newest.write_bytes(DAMAGE[how](newest.read_bytes()))  # in place: the other names of this file with it
     again = bench.start(round_dir, ranks=0, log="again")
-    assert again.wait(END_S) == 0, again.output
+    outcome = end_as_if_alone(bench, round_dir, again)
     says(again, "last.pt: not a readable checkpoint")
     says(again, "resuming from")
-    whole = bench.whole(0)
-    assert differences(round_dir / "run", whole) == []
-    return Outcome(steps_again(round_dir / "run"), wrong_samples(round_dir / "run", whole))
+    return outcome
 
 
 def refused_checkpoint(bench: Bench, of: str) -> Outcome:
@@ -322,11 +322,7 @@ def refused_checkpoint(bench: Bench, of: str) -> Outcome:
     differs = {"recipe": "optimizer.lr", "model": "model.name", "dataset": "in other shards"}[of]
     says(other, "last.pt: made ", "another dataset" if of == "dataset" else "another recipe", differs, "--resume never")
     no_traceback(other)
-    again = bench.start(round_dir, ranks=0, log="again")
-    assert again.wait(END_S) == 0, again.output
-    whole = bench.whole(0)
-    assert differences(round_dir / "run", whole) == []
-    return Outcome(steps_again(round_dir / "run"), wrong_samples(round_dir / "run", whole))
+    return end_as_if_alone(bench, round_dir, bench.start(round_dir, ranks=0, log="again"))
 
 
 # Shards
@@ -438,11 +434,7 @@ def weights_not_finite(bench: Bench) -> Outcome:
     assert run.wait(END_S) == 1, run.output
     says(run, "Error: step 5", "its weights are not finite", "train.py replay")
     no_traceback(run)
-    again = bench.start(round_dir, ranks=0, log="again")
-    assert again.wait(END_S) == 0, again.output
-    whole = bench.whole(0)
-    assert differences(round_dir / "run", whole) == []
-    return Outcome(steps_again(round_dir / "run"), wrong_samples(round_dir / "run", whole))
+    return end_as_if_alone(bench, round_dir, bench.start(round_dir, ranks=0, log="again"))
 
 
 def out_of_memory_in_validation(bench: Bench) -> Outcome:
