@@ -150,7 +150,7 @@ def decode_chunks(
 def _take_out_bad(chunks: list[Chunk], config: DataConfig, gpu: int | None, error: RuntimeError) -> None:
     """From the first chunk that has images which DALI does not decode."""
     for chunk in chunks:
-        bad = find_bad(chunk.jpegs, chunk.params(config), gpu)
+        bad = find_bad(chunk.jpegs, chunk.params(config), config, gpu)
         for place, complaint in bad.items():
             chunk.take_out(place, complaint)
         if bad:

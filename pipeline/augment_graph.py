@@ -58,9 +58,12 @@ def _beside(value: Node, images: Node) -> Node:
     return value.gpu() if images.device == "gpu" else value
 
 
-def _argument(value: Node) -> Node:
-    """The node on the CPU, where operators want their arguments."""
-    return value.cpu() if value.device == "gpu" else value
+def can_be_argument(value: Node) -> bool:
+    """Whether an operator takes it as an argument, so on the CPU; from the GPU it would have to come back.
+
+    Arithmetic on all pixels instead takes a sixth more of colour jitter's time on the CPU (1.56, 1.81 ms, 224 px).
+    """
+    return bool(value.device == "cpu")
 
 
 def _warp_nearest(images: Node, matrix: Node) -> Node:
@@ -82,10 +85,14 @@ def _colour(images: Node, matrix: Node, offset: Node) -> Node:
 
 
 def _colour_about_mean(images: Node, matrix: Node, offset: Node, mean_weights: Node) -> Node:
-    from nvidia.dali import fn
+    from nvidia.dali import fn, types
 
-    mean = _argument(fn.reductions.mean(images, axes=[0, 1]))
-    return _colour(images, matrix, offset + fn.reductions.sum(mean_weights * mean, axes=[1]))
+    mean = fn.reductions.mean(images, axes=[0, 1])
+    shift = fn.reductions.sum(_beside(mean_weights, images) * mean, axes=[1])
+    if can_be_argument(shift):
+        return _colour(images, matrix, offset + shift)
+    mapped = fn.coord_transform(images, M=matrix, T=offset, dtype=types.FLOAT)
+    return fn.cast(mapped + shift, dtype=types.UINT8)
 
 
 def _bits(images: Node, mask: Node, threshold: Node) -> Node:
@@ -106,16 +113,16 @@ def _blur(images: Node, row: Node, column: Node) -> Node:
     return _filter(_filter(images, row), column)
 
 
-def _autocontrast(images: Node, identity: Node) -> Node:
+def _autocontrast(images: Node) -> Node:
     """Pillow's: each channel's darkest to 0, brightest to 255, rounded down; a channel of one level stays."""
     from nvidia.dali import fn, types
 
-    lowest, highest = (_argument(f(images, axes=[0, 1])) for f in (fn.reductions.min, fn.reductions.max))
+    lowest, highest = fn.reductions.min(images, axes=[0, 1]), fn.reductions.max(images, axes=[0, 1])
     spread = fn.cast(highest, dtype=types.FLOAT) - lowest
     flat = spread == 0
     scale = types.Constant(255.0) / (spread + flat * types.Constant(255.0))
     offset = -1.0 * lowest * scale * (1.0 - flat) - (0.5 - 1e-3)
-    return _colour(images, identity * scale, offset)
+    return fn.cast(images * scale + offset, dtype=types.UINT8)
 
 
 def _equalize(images: Node) -> Node:

@@ -25,9 +25,13 @@ class DataConfig:
     mean, std: per-channel, in grey levels 0–255, RGB (ImageNet's by default).
     cache: "encoded" reads the shards into memory when the run starts, once a rank: for a slow or shared disk and a set
         that fits. More is not offered: decoded, an image takes ten times the bytes, and each crop is used once.
-    affinity: on the GPU, keep the decode threads on the cores near it (DALI's `set_affinity`; the environment variable
-        DALI_AFFINITY_MASK names others).
+    affinity: on the GPU, keep the decode threads on the cores near it, each on one (DALI's `set_affinity`, and `affine`
+        of its decoder; the environment variable DALI_AFFINITY_MASK names others).
     hw_decoder_load: share of a batch given to the GPU's JPEG engines, 0 to 1; it matters on the GPU only.
+    gpu_decode: on the GPU, "whole" decodes the image and cuts the crop out on the device; "region" has the decoder
+        decode no more than the crop. Whole, since with fancy_upsampling the GPU's decoders refuse a region before
+        nvJPEG 13.2, which leaves it to the CPU, and a region is reported to crash on H100 (nvImageCodec's issue 55).
+    fancy_upsampling: on the GPU, interpolate chroma of half resolution, as the CPU does, instead of repeating it.
     cache_dir: where the shards of a URL are kept, a local disk; empty for $XDG_CACHE_HOME/penstock, ~/.cache/penstock.
         Ranks and runs share it. cache_bytes: its bound; 0 for nine tenths of what the disk has free.
     fetch_bytes, fetch_threads: how much is fetched of a URL at a time where the cache does not hold the whole dataset
@@ -63,6 +67,8 @@ class DataConfig:
     store_timeout_s: float = 60.0
     affinity: bool = False
     hw_decoder_load: float = 0.65
+    gpu_decode: Literal["whole", "region"] = "whole"
+    fancy_upsampling: bool = True
     max_bad_fraction: float = 0.001
 
     def __post_init__(self) -> None:

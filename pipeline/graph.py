@@ -1,7 +1,7 @@
 """The DALI graph: encoded bytes and the plan's arrays → normalised images. DALI draws no random number here.
 
-One graph serves training and validation; which arrays the plan gives decides which steps it has. On the CPU
-`pipeline/resize.py` does in one pass what DALI's operators do one after the other on the GPU.
+One graph serves training and validation; which arrays the plan gives decides which steps it has. It has two branches
+(`in_one_pass`): the compiled kernel of `pipeline/resize.py`, for the CPU, and DALI's operators, for the GPU.
 DALI's operators: docs.nvidia.com/deeplearning/dali, "Operation Reference".
 """
 
@@ -16,13 +16,21 @@ from pipeline.augment_graph import Node, augment_images
 from pipeline.config import DataConfig
 
 Source = Callable[[], tuple[Any, ...]]
-GEOMETRY = ("roi_start", "roi_end", "shift", "mirror", "flip_vertical")  # on the CPU one array, `geometry`
+GEOMETRY = ("roi_start", "roi_end", "shift", "mirror", "flip_vertical")  # in one pass one array, `geometry`
+
+
+def in_one_pass(on_gpu: bool) -> bool:
+    """Whether the compiled kernel resizes, moves, flips and normalises in one pass, or DALI's operators in turn.
+
+    The kernel is for the CPU only; the operators run on either device, so that tests need no GPU to run them.
+    """
+    return not on_gpu
 
 
 def graph_inputs(params: AugmentParams, config: DataConfig, on_gpu: bool) -> AugmentParams:
     """The arrays that the graph takes for these parameters, by name; each has one row a sample."""
     arrays = {name: values for name, values in params.items() if name in ("anchor", "shape") or is_step(name)}
-    if on_gpu:
+    if not in_one_pass(on_gpu):
         return arrays | {name: params[name] for name in GEOMETRY if name in params}
     from pipeline.resize import geometry
 
@@ -62,12 +70,20 @@ def build_graph(
         half: images in float16 instead of float32.
     """
     pipe = new_pipeline(config, batch_size=batch_size, threads=threads, gpu=gpu)
-    with pipe:
-        jpegs, params = inputs(source, names)
-        images = decode(jpegs, params, config, on_gpu=gpu is not None)
-        pipe.set_outputs(finish(images, params, config, image_size=image_size, on_gpu=gpu is not None, half=half))
+    define_graph(pipe, source, names, config, image_size=image_size, on_gpu=gpu is not None, half=half)
     pipe.build()
     return pipe
+
+
+def define_graph(
+    pipe: Any, source: Source, names: Sequence[str], config: DataConfig, *, image_size: int, on_gpu: bool, half: bool
+) -> None:
+    """Give a pipeline without a graph its graph; a pipeline without a device may get one for the GPU, which can be
+    serialized, not built. Arguments as of `build_graph`."""
+    with pipe:
+        jpegs, params = inputs(source, names)
+        images = decode(jpegs, params, config, on_gpu=on_gpu)
+        pipe.set_outputs(finish(images, params, config, image_size=image_size, on_gpu=on_gpu, half=half))
 
 
 def new_pipeline(config: DataConfig, *, batch_size: int, threads: int, gpu: int | None) -> Any:
@@ -96,19 +112,22 @@ def decode(jpegs: Node, params: dict[str, Node], config: DataConfig, *, on_gpu: 
     """The planned region of each image: (H, W, 3) uint8, RGB."""
     from nvidia.dali import fn, types
 
-    decode_on_gpu: dict[str, Any] = (
-        {"hw_decoder_load": config.hw_decoder_load, "jpeg_fancy_upsampling": True} if on_gpu else {}
-    )
-    return fn.decoders.image_slice(
-        jpegs,
-        params["anchor"],
-        params["shape"],
-        axes=[0, 1],
-        device="mixed" if on_gpu else "cpu",
-        output_type=types.RGB,
-        adjust_orientation=False,  # as PIL and torchvision: EXIF orientation is not applied
-        **decode_on_gpu,
-    )
+    settings: dict[str, Any] = {
+        "device": "cpu",
+        "output_type": types.RGB,
+        "adjust_orientation": False,  # as PIL and torchvision: EXIF orientation is not applied
+    }
+    if on_gpu:
+        settings |= {
+            "device": "mixed",
+            "hw_decoder_load": config.hw_decoder_load,
+            "jpeg_fancy_upsampling": config.fancy_upsampling,
+            "affine": config.affinity,
+        }
+    if in_one_pass(on_gpu) or config.gpu_decode == "region":
+        return fn.decoders.image_slice(jpegs, params["anchor"], params["shape"], axes=[0, 1], **settings)
+    images = fn.decoders.image(jpegs, **settings)
+    return fn.slice(images, start=params["anchor"], shape=params["shape"], axes=[0, 1])
 
 
 def finish(
@@ -118,9 +137,10 @@ def finish(
     from nvidia.dali import fn, types
 
     augmented = any(map(is_step, params))
-    normalised = not on_gpu and not half and not augmented
-    if on_gpu:
-        images = _resize_on_gpu(images, params, image_size, config)
+    one_pass = in_one_pass(on_gpu)
+    normalised = one_pass and not half and not augmented
+    if not one_pass:
+        images = _resize(images, params, image_size, config)
     else:
         from pipeline.resize import resize
 
@@ -138,7 +158,7 @@ def finish(
     )
 
 
-def _resize_on_gpu(images: Node, params: dict[str, Node], image_size: int, config: DataConfig) -> Node:
+def _resize(images: Node, params: dict[str, Node], image_size: int, config: DataConfig) -> Node:
     from nvidia.dali import fn, types
 
     side = [image_size, image_size]

@@ -63,7 +63,7 @@ class DaliLoader:
         self._planned: Iterator[PlannedBatch] = iter(())
         self._in_flight: deque[tuple[PlannedBatch, tuple[Any, ...], list[BadSample]]] = deque()
         self._parsed = np.zeros(len(feed.split), bool)  # whose headers are good: memory only where it is touched
-        self._used = deque(self._in_flight, maxlen=4)  # inputs that the GPU may still be reading, uncopied
+        self._used: deque[tuple[torch.cuda.Event, Any]] = deque()  # inputs that the GPU may still be reading, uncopied
         self._turn = object()  # of the epoch under way: a loader runs one at a time
 
     @property
@@ -94,6 +94,8 @@ class DaliLoader:
 
     def close(self) -> None:
         self._drop_pipe()
+        for made, _ in self._used:
+            made.synchronize()
         self._used.clear()
         self._reader.close()
 
@@ -107,15 +109,17 @@ class DaliLoader:
             self._drop_pipe()
             self._pipe = self._build_pipe(names, image_size)
             self._pipe_key = (image_size, names)
-        # On a stream the batch is handed over without waiting for the GPU, and its memory is freed in stream order.
-        stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
         while True:
+            # On a stream the batch is handed over without waiting for the GPU, and its memory is freed in stream order.
+            stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
             try:
                 (output,) = self._pipe.run(stream)
             except StopIteration:
                 self._pipe.reset()
                 return
-            planned, _, found = self._in_flight[0]
+            planned, inputs, found = self._in_flight[0]
+            if stream:
+                self._hold(inputs, stream.record_event())
             self._report(found)
             images = torch.from_dlpack(output.as_tensor()).permute(0, 3, 1, 2)  # HWC in memory: a channels-last view
             labels = torch.from_numpy(planned.labels).to(self.device, non_blocking=True)
@@ -123,7 +127,13 @@ class DaliLoader:
             yield Batch(images, labels, torch.from_numpy(planned.sample_ids))
             if self._turn is not turn:
                 raise ValueError("this epoch ended when iter_epoch was called again: a loader runs one at a time")
-            self._used.append(self._in_flight.popleft())
+            self._in_flight.popleft()
+
+    def _hold(self, inputs: tuple[Any, ...], made: torch.cuda.Event) -> None:
+        """Keep what was not copied until the GPU has made the batch of it, which the CPU may be many steps ahead of."""
+        self._used.append((made, inputs))
+        while self._used and self._used[0][0].query():
+            self._used.popleft()
 
     def _build_pipe(self, names: tuple[str, ...], image_size: int) -> Any:
         return build_graph(
@@ -217,7 +227,7 @@ class DaliLoader:
             live = np.flatnonzero(planned.sample_ids != NO_SAMPLE)
             params = {name: values[live] for name, values in planned.params.items()}
             views = self._reader.views(planned.sample_ids[live])
-            for i, reason in find_bad(views, params, self._gpu).items():
+            for i, reason in find_bad(views, params, self.feed.config, self._gpu).items():
                 found.append(self._bad_sample(planned, int(live[i]), reason))
             if found:
                 break

@@ -45,6 +45,7 @@ class Mixer:
         with torch.random.fork_rng(devices=[]):  # the transforms draw from the CPU's generator, for any device
             torch.default_generator.manual_seed(int(draw * 2**53))
             images, shares = self._transform(batch.images, labels)
+        images = images.contiguous(memory_format=torch.channels_last)  # on a GPU torch's roll gives NCHW
         return batch._replace(images=images, labels=shares[:, : self.num_classes])
 
 

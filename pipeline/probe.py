@@ -3,11 +3,13 @@ cannot parse in a large batch (100 images) DALI 2.4 ends the process with a segm
 before DALI gets them, and pixels when it has complained.
 """
 
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
 from pipeline.augment import AugmentParams
+from pipeline.config import DataConfig
+from pipeline.graph import decode, inputs, new_pipeline
 
 
 def bad_header(view: np.ndarray, height: int, width: int) -> str | None:
@@ -26,7 +28,7 @@ def bad_header(view: np.ndarray, height: int, width: int) -> str | None:
     return None if found == (height, width) else f"is {found[0]}×{found[1]} pixels, the table says {height}×{width}"
 
 
-def find_bad(views: list[np.ndarray], params: AugmentParams, gpu: int | None) -> dict[int, str]:
+def find_bad(views: list[np.ndarray], params: AugmentParams, config: DataConfig, gpu: int | None) -> dict[int, str]:
     """The places in a batch whose planned region DALI does not decode, and its complaint about each in one line.
 
     Every image is first decoded whole by DALI's own decoder library, which does not stop at the first; then each that
@@ -34,11 +36,13 @@ def find_bad(views: list[np.ndarray], params: AugmentParams, gpu: int | None) ->
 
     Args:
         views: n (size,) uint8 arrays; params: `anchor` and `shape` of these samples.
-        gpu: device index, for what only the GPU's decoder rejects; or None.
+        config: how the graph decodes. gpu: device index, for what only the GPU's decoder rejects; or None.
     """
     for places in (_suspects(views), range(len(views))):
         for device in dict.fromkeys([None, gpu]):
-            complaints = {i: _decode_alone(views[i], params["anchor"][i], params["shape"][i], device) for i in places}
+            complaints = {
+                i: _decode_alone(views[i], params["anchor"][i], params["shape"][i], config, device) for i in places
+            }
             bad = {i: complaint for i, complaint in complaints.items() if complaint is not None}
             if bad:
                 return bad
@@ -53,20 +57,18 @@ def _suspects(views: list[np.ndarray]) -> list[int]:
     return [i for i, view in enumerate(views) if decoder.decode([view.tobytes()])[0] is None]
 
 
-def _decode_alone(data: np.ndarray, anchor: np.ndarray, shape: np.ndarray, gpu: int | None) -> str | None:
-    """None if DALI decodes this region.
+def _decode_alone(
+    data: np.ndarray, anchor: np.ndarray, shape: np.ndarray, config: DataConfig, gpu: int | None
+) -> str | None:
+    """None if DALI decodes this region, as it does in the graph.
 
     Args:
         data: (size,) uint8; anchor, shape: (2,) int32, row and column.
     """
-    from nvidia.dali import Pipeline, fn, types
-
-    device: dict[str, Any] = {"device": "cpu" if gpu is None else "mixed"}
-    pipe = Pipeline(batch_size=1, num_threads=1, device_id=gpu, prefetch_queue_depth=1)
+    pipe = new_pipeline(replace(config, prefetch=1), batch_size=1, threads=1, gpu=gpu)
     with pipe:
-        inputs = fn.external_source(source=lambda: ([data], [anchor], [shape]), num_outputs=3, batch=True)
-        image = fn.decoders.image_slice(*inputs, axes=[0, 1], output_type=types.RGB, adjust_orientation=False, **device)
-        pipe.set_outputs(image)
+        jpegs, region = inputs(lambda: ([data], [anchor], [shape]), ("anchor", "shape"))
+        pipe.set_outputs(decode(jpegs, region, config, on_gpu=gpu is not None))
     try:
         pipe.build()
         pipe.run()

@@ -135,8 +135,6 @@ def _auto_steps(op: np.ndarray, magnitude: np.ndarray, image_size: int) -> list[
             where("Sharpness"),
             {"kernel": ((1 + sharpness) * _IDENTITY - sharpness * _SMOOTH).astype(np.float32)},
         ),
-        Step(
-            "autocontrast", where("AutoContrast"), {"identity": np.tile(np.eye(3, dtype=np.float32), (len(op), 1, 1))}
-        ),
+        Step("autocontrast", where("AutoContrast"), {}),
         Step("equalize", where("Equalize"), {}),
     ]

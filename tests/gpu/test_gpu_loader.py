@@ -163,3 +163,25 @@ def test_a_bad_sample_on_the_gpu(
     assert sorted(sample.sample_id for sample in told) == sorted(bad)
     assert loader.quarantine == set(bad)
     loader.close()
+
+
+def test_a_truncated_image_costs_no_other(
+    dataset: ShardSet, dataset_copy: Path, damage: Callable[[ShardSet, str, int, bytes], None]
+) -> None:
+    """Whether a decoder takes it (nvJPEG may, libjpeg-turbo does not) is its affair; the others stay as they are."""
+    healthy = make_loader(dataset, hw_decoder_load=0.0)
+    expected = on_cpu(list(healthy.iter_epoch(1)))
+    healthy.close()
+    shard_set = ShardSet.open(dataset_copy)
+    bad = int(expected[2].sample_ids[3])
+    row = dataset.split("train").samples[bad]
+    data = dataset.split("train").shard_path(int(row["shard"])).read_bytes()[int(row["offset"]) :][: int(row["size"])]
+    damage(shard_set, "train", bad, data[: len(data) * 2 // 3])
+    loader = make_loader(shard_set, hw_decoder_load=0.0)
+    for ours, theirs in zip(on_cpu(list(loader.iter_epoch(1))), expected, strict=True):
+        others = theirs.sample_ids != bad
+        assert torch.equal(ours.sample_ids[others], theirs.sample_ids[others])
+        assert torch.equal(ours.images[others], theirs.images[others])
+    print(f"taken out: {loader.quarantine}")
+    assert loader.quarantine <= {bad}
+    loader.close()

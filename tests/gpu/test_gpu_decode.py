@@ -1,0 +1,100 @@
+"""What the GPU's JPEG decoders make of each kind of image, under load, against the CPU's; and which of them it was.
+
+nvJPEG's hardware engine is reported to ignore its stream on H100 and to overwrite memory in use (torchcodec 1634,
+torchvision 9606): hence the busy device and the repeated epochs. nvImageCodec's issue 55 reports a crash where a region
+is decoded: hence processes of their own for those.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.decoders_used import decoders_used
+from pipeline.loader import DaliLoader
+from shard_tools.format import ShardSet
+from tests.gpu.conftest import KINDS
+from tests.gpu.decoding import in_a_process, levels, validation
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+ON_GPU = {"nvjpeg_hw_decoder", "nvjpeg_cuda_decoder"}
+
+
+@pytest.fixture(scope="module")
+def expected(kinds: ShardSet) -> torch.Tensor:
+    loader = DaliLoader(validation(kinds), device=torch.device("cpu"), threads=2)
+    images = levels(loader)
+    loader.close()
+    return images
+
+
+def check(found: torch.Tensor, expected: torch.Tensor, kinds: ShardSet, mean: float = 1.0) -> None:
+    """Within the rounding of two inverse cosine transforms and colour conversions, for each kind of image."""
+    labels = torch.from_numpy(kinds.split("val").samples["label"].astype("int64"))
+    difference = (found - expected).abs()
+    for label, kind in enumerate(sorted(KINDS)):
+        of_kind = difference[labels == label]
+        print(f"{kind}: mean {of_kind.mean():.3f}, largest pixel {of_kind.max():.1f} grey levels")
+        assert of_kind.mean(dim=(1, 2, 3)).max() < mean, kind
+        assert of_kind.max() < 16 * mean, kind
+
+
+@pytest.mark.usefixtures("busy")
+@pytest.mark.parametrize("hw_decoder_load", [0.0, 0.65, 1.0])
+def test_pixels_under_load(kinds: ShardSet, expected: torch.Tensor, hw_decoder_load: float) -> None:
+    feed = validation(kinds, hw_decoder_load=hw_decoder_load, prefetch=4)
+    loader = DaliLoader(feed, device=torch.device("cuda"), threads=4)
+    first = levels(loader)
+    check(first, expected, kinds)
+    for epoch in range(5):
+        assert torch.equal(levels(loader), first), f"epoch {epoch}: other pixels than before"
+    loader.close()
+
+
+@pytest.mark.parametrize("fancy", [True, False])
+@pytest.mark.parametrize("gpu_decode", ["whole", "region"])
+def test_pixels_of_either_way(
+    kinds: ShardSet, kinds_dir: Path, expected: torch.Tensor, tmp_path: Path, gpu_decode: str, fancy: bool
+) -> None:
+    """Without fancy upsampling chroma of half resolution is repeated: edges of colour differ."""
+    found, log = in_a_process(kinds_dir, tmp_path / "out.npy", gpu_decode=gpu_decode, fancy_upsampling=fancy)
+    print(decoders_used(log))
+    check(found, expected, kinds, mean=1 if fancy else 6)
+
+
+@pytest.mark.parametrize("hw_decoder_load", [0.0, 0.65, 1.0])
+def test_images_are_decoded_on_the_gpu(kinds_dir: Path, tmp_path: Path, hw_decoder_load: float) -> None:
+    _, log = in_a_process(kinds_dir, tmp_path / "out.npy", hw_decoder_load=hw_decoder_load)
+    used = decoders_used(log)
+    print(dict(used))
+    assert used.total() == 40
+    assert set(used) <= ON_GPU, "an image fell back to the CPU"
+    if "HW decoder not supported" in log or not hw_decoder_load:
+        assert used["nvjpeg_hw_decoder"] == 0
+    else:  # progressive images, a fifth, are beyond it
+        assert used["nvjpeg_hw_decoder"] >= 0.5 * hw_decoder_load * 40
+
+
+def test_threads_are_not_pinned_unasked(kinds: ShardSet) -> None:
+    def allowed() -> dict[str, str]:
+        found: dict[str, str] = {}
+        for task in Path("/proc/self/task").iterdir():
+            lines: Any = (line.partition(":") for line in (task / "status").read_text().splitlines())
+            found[task.name] = next(value.strip() for name, _, value in lines if name == "Cpus_allowed_list")
+        return found
+
+    whole, before = allowed()[str(os.getpid())], set(allowed())
+    for affinity in (False, True):
+        loader = DaliLoader(validation(kinds, affinity=affinity), device=torch.device("cuda"), threads=4)
+        next(loader.iter_epoch(0))
+        own = {task: cpus for task, cpus in allowed().items() if task not in before}
+        assert len(own) >= 4
+        if not affinity:
+            assert set(own.values()) == {whole}
+        elif len(os.sched_getaffinity(0)) > 1:
+            assert set(own.values()) != {whole}
+        loader.close()
+        before |= set(own)
