@@ -18,8 +18,8 @@ import torch
 
 from engine.commands import LazyGroup
 from engine.evaluate import evaluate
-from engine.failure import Failure, is_finite, out_of_memory
-from engine.learner import autocast_dtype, build_learner, capture, start_or_resume
+from engine.failure import Failure, out_of_memory
+from engine.learner import about, autocast_dtype, build_learner, capture, start_or_resume
 from engine.loaders import count_steps, eval_loader, open_dataset, train_loader
 from engine.machine import load_recipe
 from engine.seeing import show_first, show_worst
@@ -37,9 +37,10 @@ from training import checkpoint, config, distributed, environment, quarantine
 from training import run_dir as run_dirs
 from training.budget import Budget
 from training.distributed import Interrupted, StopFlag, World
-from training.metrics import MetricsLog, StepLog
+from training.metrics import MetricsLog
 from training.progress import Progress
 from training.report import write_report
+from training.step_log import StepLog
 from training.watchdog import EXIT_CODE, Watchdog
 
 DEMO_DATA = "data/demo"
@@ -73,8 +74,9 @@ def train(
     metrics = MetricsLog(run_dir, enabled=world.is_main, wandb=recipe.train.wandb)
     steps = StepLog(recipe.train.log_every, device=world.device, world_size=world.world_size,
                     sum_over_ranks=distributed.sum_tensor)  # fmt: skip
-    writer = checkpoint.Writer(run_dir, recipe.train.keep_checkpoints, progress.print, enabled=world.is_main)
-    failure = Failure(run_dir, world, lambda: capture(learner, at, recipe, dataset))
+    writer = checkpoint.Writer(run_dir, recipe.train.keep_checkpoints, progress.print, world.is_main, world.device)
+    told = about(recipe, dataset)
+    failure = Failure(run_dir, world, lambda: capture(learner, at), told)
     loader: Loader | None = None
     in_force = recipe
 
@@ -82,22 +84,30 @@ def train(
         """Of the whole run, by rank 0's clock."""
         return distributed.of_main(elapsed_before + time.perf_counter() - started, world)
 
-    def log_steps() -> None:
-        lines = steps.flush()
+    def log_steps(wait: bool = True) -> None:
+        """End the interval of steps, and tell of it: now, or without `wait` on a GPU once the next one ends."""
+        tell(steps.take())
+        if len(steps):
+            steps.close()
+            at.epoch_digest = steps.epoch_digest
+            failure.keep(learner.net)
+        if wait or not steps.is_deferred:
+            tell(steps.take())
+
+    def tell(lines: list[dict[str, Any]]) -> None:
+        if not lines:
+            return
         for line in lines:
             metrics.step(**line)
             if not math.isfinite(line["loss"]):
                 raise failed(f"the loss is {line['loss']}", step=line["step"], end=line["position"])
-        if lines and not is_finite(learner.net):
+        if not failure.is_well():
             raise failed("its weights are not finite", step=lines[-1]["step"], end=lines[-1]["position"])
-        at.epoch_digest = steps.epoch_digest
-        failure.all_is_well()
-        if lines:
-            shown = ("epoch", "loss", "lr", "images_per_s", "data_wait")
-            progress.update(step=at.step, **{name: lines[-1][name] for name in shown})
-            if budget:
-                rate = distributed.of_main(lines[-1]["images_per_s"], world)
-                at.pace = budget.pace(at.schedule_epoch, elapsed_s(), rate, num_train)
+        shown = ("epoch", "loss", "lr", "images_per_s", "data_wait")
+        progress.update(step=lines[-1]["step"] + 1, **{name: lines[-1][name] for name in shown})
+        if budget:
+            rate = distributed.of_main(lines[-1]["images_per_s"], world)
+            at.pace = budget.pace(at.schedule_epoch, elapsed_s(), rate, num_train)
 
     def failed(why: str, *, step: int, end: int, alone: bool = False) -> ValueError:
         assert loader is not None
@@ -108,7 +118,7 @@ def train(
         watch.at("checkpoint", at.step)
         at.elapsed_s = elapsed_s()
         metrics.sync()
-        writer.save(at.step, capture(learner, at, recipe, dataset), is_best)
+        writer.save(at.step, capture(learner, at) | told, is_best)
 
     def interrupted() -> Interrupted:
         """The launcher may end all ranks when the first is gone: not before the checkpoint is on disk."""
@@ -134,7 +144,7 @@ def train(
             save()
         began = time.perf_counter()
         watch.at("validation", at.step)
-        distributed.broadcast_buffers(learner.net)
+        distributed.broadcast_buffers(nets.values())
         at.validation, seen = score(val_loader, "validation")
         metrics.eval(step=at.step, epoch=at.epoch, position=at.position, **at.validation)
         top1 = at.validation.get("ema_top1", at.validation["top1"])
@@ -177,7 +187,8 @@ def train(
             steps.restart(global_batch_size=global_batch_size, epoch_digest=at.epoch_digest)
             failure.all_is_well()
             loader.quarantine |= distributed.union(loader.quarantine, world)
-            batches = watch.each(mixer.mixed(steps.timed(loader.iter_epoch(at.epoch, at.position)), loader), "training")
+            batches = mixer.mixed(steps.timed(loader.iter_epoch(at.epoch, at.position)), loader)
+            batches = watch.each(batches, "training", compiling=now.train.accumulation if learner.is_compiled else 0)
             if not num_images:
                 batches = show_first(batches, metrics, now.data, dataset, at.step)
             while at.position + global_batch_size <= num_train and at.step < last_step and at.schedule_epoch < epochs:
@@ -202,7 +213,7 @@ def train(
                 save_now = recipe.train.checkpoint_every and at.step % recipe.train.checkpoint_every == 0
                 stop_now = stop.agreed()
                 if steps.is_full or save_now or stop_now:
-                    log_steps()
+                    log_steps(wait=bool(save_now) or stop_now)
                 if save_now or stop_now:
                     save()
                 if stop_now:
@@ -294,9 +305,7 @@ def main(
             raise ValueError(f"recipe {recipe_name} names no data: give --data DIR")
         world = distributed.start(device, timeout_s=recipe.train.timeout_s)
         with StopFlag() as stop, Watchdog(world, recipe.train.timeout_s, received=received_bytes) as watch:
-            torch.backends.cudnn.benchmark = not deterministic
-            torch.use_deterministic_algorithms(deterministic)
-            torch.set_float32_matmul_precision("high")
+            environment.choose_kernels(deterministic)
             if recipe.data.path == DEMO_DATA and world.local_rank == 0:
                 ensure_demo(Path(DEMO_DATA))
             now = distributed.first_start(world)  # also a barrier

@@ -16,7 +16,7 @@ from recipes import Recipe, recipe_file
 from shard_tools.demo import ensure_demo
 from shard_tools.format import ShardSet
 from train import DEMO_DATA
-from training import distributed
+from training import distributed, environment
 from training.distributed import World
 
 MAX_DEFAULT_BATCH = 256
@@ -77,6 +77,7 @@ def opened(
     name = recipe_name or ("rn50-90ep" if data else "demo")
     recipe, of_machine = load_recipe(recipe_file(name), overrides, device=device, use=not no_machine_config)
     world = distributed.start(device, timeout_s=recipe.train.timeout_s)
+    environment.choose_kernels()
     say: Callable[[str], None] = functools.partial(click.echo, err=True) if world.is_main else lambda line: None
     if of_machine:
         say(of_machine)

@@ -6,6 +6,7 @@ Each is a `measure.Program`. On a GPU the time is that between two CUDA events, 
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import repeat
 from typing import Literal
 
@@ -22,7 +23,7 @@ from pipeline.feed import Feed
 from pipeline.mixing import Mixer
 from recipes import Recipe
 from shard_tools.format import ShardSet, Split
-from training import distributed
+from training import clock, distributed
 from training.distributed import World
 
 Kind = Literal["loader", "compute", "train"]
@@ -32,18 +33,11 @@ MIN_BATCHES = 200  # an epoch's length at least, so that filling the pipeline at
 
 
 class Stopwatch:
-    """Seconds since it was made: of the CPU, and on a GPU those between two events."""
+    """Seconds since it was made: of the CPU, and on a GPU those between two events. `wait_s` is of what was `timed`."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._started = time.perf_counter()
-        if device.type == "cuda":
-            self._event = self._record()
-
-    def _record(self) -> torch.cuda.Event:
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self._device))
-        return event
+        self._device, self._started, self._begin = device, time.perf_counter(), clock.mark(device)
+        self._waits: list[tuple[clock.Mark, clock.Mark]] = []
 
     def running(self) -> float:
         """By the CPU's clock, waiting for nothing."""
@@ -51,16 +45,28 @@ class Stopwatch:
 
     def lap(self) -> float:
         """When all that was asked of the device is done."""
-        if self._device.type != "cuda":
-            return self.running()
-        end = self._record()
-        end.synchronize()
-        return self._event.elapsed_time(end) / 1e3
+        end = clock.mark(self._device)
+        clock.wait_for(end)
+        return clock.seconds(self._begin, end)
+
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches, each wait noted: on a GPU how long that had nothing to do, as in `training.step_log`."""
+        while True:
+            begin = clock.mark(self._device)
+            batch = next(batches)
+            self._waits.append((begin, clock.mark(self._device)))
+            yield batch
+
+    @property
+    def wait_s(self) -> float:
+        """After `lap`: the time spent waiting for batches."""
+        return sum(clock.seconds(*wait) for wait in self._waits)
 
 
 class BatchProgram:
     """Work on batches. `work` takes as many as it needs from the iterator that it is given.
 
+    mixed: what is done to the batches first, which is work too, and no waiting for data.
     tied: the world whose ranks work in step, as DDP's do; rank 0 says how many steps a repeat has, so that none waits
         for a step that another does not make.
     first_batch_s: what it took to build the loader and get its first batch; None before there was one.
@@ -76,33 +82,31 @@ class BatchProgram:
         device: torch.device,
         close: Callable[[], None] = lambda: None,
         tied: World | None = None,
+        mixed: Callable[[Iterator[Batch]], Iterator[Batch]] = iter,
     ) -> None:
-        self.name, self.close = name, close
+        self.name, self.close, self._mixed = name, close, mixed
         self._batches, self._work, self._device, self._tied = batches, work, device, tied
         self._step_s = 0.0  # of the repeat before
 
     def run(self, seconds: float) -> Sample:
         for _ in range(SETTLE_BATCHES):
             next(self._batches)
-        num_images, wait_s = 0, 0.0
+        num_images, watch = 0, Stopwatch(self._device)
 
         def counted() -> Iterator[Batch]:
-            nonlocal num_images, wait_s
-            while True:
-                before = time.perf_counter()
-                batch = next(self._batches)
-                wait_s += time.perf_counter() - before
+            nonlocal num_images
+            for batch in watch.timed(self._batches):
                 num_images += len(batch.labels)
                 yield batch
 
-        batches, watch = counted(), Stopwatch(self._device)
+        batches = self._mixed(counted())
         if self._tied:
             elapsed = self._steps(batches, watch, seconds, self._tied)
         else:
             while watch.running() < seconds:
                 self._work(batches)
             elapsed = watch.lap()
-        return Sample(num_images / elapsed, wait_s / elapsed)
+        return Sample(num_images / elapsed, watch.wait_s / elapsed)
 
     def _steps(self, batches: Iterator[Batch], watch: Stopwatch, seconds: float, world: World) -> float:
         """As many steps on each rank as take `seconds` on rank 0, to a tenth. Returns the seconds taken."""
@@ -152,11 +156,12 @@ def build(kind: Kind, name: str, recipe: Recipe, dataset: ShardSet, world: World
     learner.net.train()
     program = BatchProgram(
         name,
-        mixer.mixed(batches(), loader),
+        batches(),
         lambda taken: train_step(learner, taken, train_config),
         world.device,
         loader.close,
         tied=world if world.world_size > 1 else None,
+        mixed=partial(mixer.mixed, loader=loader),
     )
     return program
 

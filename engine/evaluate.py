@@ -17,7 +17,7 @@ from engine.load import load_network
 from engine.loaders import eval_loader, open_dataset
 from model.metrics import topk_correct
 from pipeline.batch import Batch, Loader
-from training import distributed
+from training import distributed, environment
 from training.inspection import EvalInspection
 
 
@@ -55,7 +55,7 @@ def evaluate(
                 logits = predict_logits(net, images, flip)
             loss = F.cross_entropy(logits, labels, reduction="sum")
             row += torch.stack([*topk_correct(logits, labels), loss, torch.ones_like(labels).sum()])
-        inspection.add(logits, labels, sample_ids)
+        inspection.add(logits, labels, sample_ids.to(device, non_blocking=True))
         if i < whole_rounds and should_stop():
             return None
     figures: dict[str, Any] = {}
@@ -95,6 +95,7 @@ def command(
     """
     try:
         world = distributed.start(device)
+        environment.choose_kernels()
         loaded = load_network(checkpoint, weights=weights, device=world.device)
         recipe = loaded.recipe
         size = image_size or recipe.data.val_image_size

@@ -1,18 +1,20 @@
 """A step that failed → `RUN/failed-step-N.pt`: the state before it and its samples, for `train.py replay`."""
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.feed import Feed
 from pipeline.plan import Span
 from training import checkpoint
+from training.clock import Mark, mark, wait_for
 from training.distributed import World
-from training.snapshot import snapshot, to_cpu
+from training.snapshot import at_rest, snapshot, to_cpu
 
 _SHOWN_IDS = 8
 
@@ -21,16 +23,33 @@ class Failure:
     """Keeps a copy of the run's state from the last time that all was well: once a log interval, on the device.
 
     The losses are looked at once an interval, so the copy is of a step before the failed one; the steps between are
-    made again by the replay, from the plan.
+    made again by the replay, from the plan. Nothing here waits for the device but `is_well`.
     """
 
-    def __init__(self, run_dir: Path, world: World, capture: Callable[[], dict[str, Any]]) -> None:
-        self._run_dir, self._world, self._capture = run_dir, world, capture
-        self._before: dict[str, Any] = {}
+    def __init__(
+        self, run_dir: Path, world: World, capture: Callable[[], dict[str, Any]], about: dict[str, Any]
+    ) -> None:
+        """`capture` gives the state's changing part, `about` is the rest (`engine.learner`)."""
+        self._run_dir, self._world, self._capture, self._about = run_dir, world, capture, about
+        self._good: dict[str, Any] = {}
+        self._kept: deque[tuple[dict[str, Any], Tensor, Mark]] = deque()
 
     def all_is_well(self) -> None:
         """The state is good as it is now: what a failure after this is replayed from."""
-        self._before = snapshot(self._capture())
+        self._kept.clear()
+        self._good = snapshot(self._capture())
+
+    def keep(self, net: nn.Module) -> None:
+        """Copy the state as it is now, at an interval's end, until `is_well` judges it."""
+        self._kept.append((snapshot(self._capture()), to_cpu(finite(net)), mark(self._world.device)))
+
+    def is_well(self) -> bool:
+        """Whether the weights are numbers in the oldest state that was kept; if so, a failure is replayed from it."""
+        state, is_finite, ready = self._kept.popleft()
+        wait_for(ready)
+        if is_finite:
+            self._good = state
+        return bool(is_finite)
 
     def at_step(self, feed: Feed, why: str, *, step: int, epoch: int, start: int, alone: bool = False) -> ValueError:
         """Write the file, and answer the error to raise: the step, its samples and what to do.
@@ -46,7 +65,7 @@ class Failure:
             failed = {"step": step, "epoch": epoch, "start": start, "why": why, "sample_ids": ids}
             failed |= {"world_size": self._world.world_size, "batch_size": feed.batch_size}
             try:
-                checkpoint.save(path, to_cpu(self._before) | {"failed": failed})
+                checkpoint.save(path, at_rest(self._good, mark(self._world.device)) | self._about | {"failed": failed})
             except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
                 what = getattr(error, "strerror", None) or str(error).partition("\n")[0]
                 state = f"the state before it cannot be written ({what})"
@@ -56,9 +75,12 @@ class Failure:
         return ValueError(f"step {step} (epoch {epoch}, position {start}): {why}; samples {shown}; {state}")
 
 
-def is_finite(net: nn.Module) -> bool:
-    """Whether all weights are numbers. Waits for the GPU, once."""
-    return bool(torch.stack([weights.detach().isfinite().all() for weights in net.parameters()]).all())
+def finite(net: nn.Module) -> Tensor:
+    """A bool on the device: whether all weights are numbers, by their joint 2-norm, in a handful of kernels.
+
+    A norm over 1.8e19, float32's limit for squares, counts as none.
+    """
+    return torch.nn.utils.get_total_norm([weights.detach() for weights in net.parameters()]).isfinite()
 
 
 @contextmanager

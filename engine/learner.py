@@ -1,5 +1,7 @@
 """What a run trains, and where it stands: built from a recipe, captured in a checkpoint, restored from one."""
 
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -24,7 +26,8 @@ FREE_ON_RESUME = {
     *(f"data.{name}" for name in ("path", "threads", "prefetch", "read_ahead", "hw_decoder_load", "affinity", "cache")),
     *(f"data.{name}" for name in ("cache_dir", "cache_bytes", "fetch_bytes", "fetch_threads", "store_timeout_s")),
     *(f"train.{name}" for name in ("eval_every", "checkpoint_every", "keep_checkpoints", "log_every", "timeout_s")),
-    *("data.max_bad_fraction", "data.test_split", "train.wandb", "model.pretrained", "model.compile_mode"),
+    *("data.max_bad_fraction", "data.test_split", "data.gpu_decode", "train.wandb"),
+    *("model.pretrained", "model.compile", "model.compile_mode"),
 }
 
 
@@ -38,6 +41,11 @@ class Learner(NamedTuple):
     loss_fn: Loss
     autocast: AbstractContextManager[Any]
     ema: Ema | None
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the first step of each image size compiles the network, which takes minutes."""
+        return hasattr(self.model, "_orig_mod")  # as torch.compile's wrapper has it
 
 
 @dataclass
@@ -56,7 +64,7 @@ class Standing:
     pace: float = 1.0
     phase_epoch: int = 0
     elapsed_s: float = 0.0  # of the whole run, over its restarts
-    epoch_digest: int = 0  # of the sample ids of this epoch (`training.metrics.sample_digest`)
+    epoch_digest: int = 0  # of the sample ids of this epoch (`training.step_log.sample_digest`)
     best_top1: float = -1.0
     validation: dict[str, Any] | None = None  # of the net as it is now
 
@@ -71,11 +79,11 @@ def build_learner(
         say(load_pretrained(net, recipe.model))
     _check_sizes(net, recipe)
     net = net.to(world.device)
-    net, model = distributed.wrap(
-        net, world, sync_batch_norm=recipe.model.sync_batch_norm, static_graph=recipe.train.accumulation == 1
-    )
-    if recipe.model.compile:
-        model = torch.compile(model, mode=recipe.model.compile_mode)  # type: ignore[assignment]
+    compiled = _is_compiled(recipe, world.device, say)
+    static_graph = recipe.train.accumulation == 1 and not compiled
+    net, model = distributed.wrap(net, world, sync_batch_norm=recipe.model.sync_batch_norm, static_graph=static_graph)
+    if compiled:  # for each size anew: a phase's new size would make the shapes symbolic, and the kernels slower
+        model = torch.compile(model, mode=recipe.model.compile_mode, dynamic=False)  # type: ignore[assignment]
     return Learner(
         net=net,
         model=model,
@@ -85,6 +93,20 @@ def build_learner(
         autocast=autocast_of(recipe, world.device),
         ema=Ema(net, recipe.ema) if recipe.ema.decay else None,
     )
+
+
+def _is_compiled(recipe: Recipe, device: torch.device, say: Callable[[str], None]) -> bool:
+    """Whether to compile. Raises ValueError where the recipe wants it on a machine without the compiler it takes."""
+    if recipe.model.compile is False or (recipe.model.compile == "auto" and device.type != "cuda"):
+        return False
+    variable, names = ("CC", ("gcc", "clang", "cc")) if device.type == "cuda" else ("CXX", ("g++", "clang++", "c++"))
+    if any(map(shutil.which, filter(None, (os.environ.get(variable), *names)))):
+        return True
+    lacking = f"torch.compile needs one of {', '.join(names)} on the PATH, or ${variable}"
+    if recipe.model.compile == "auto":
+        say(f"not compiled: {lacking}")
+        return False
+    raise ValueError(f"model.compile: {lacking}; install one, or set it to false")
 
 
 def _check_sizes(net: nn.Module, recipe: Recipe) -> None:
@@ -110,14 +132,20 @@ def autocast_of(recipe: Recipe, device: torch.device) -> AbstractContextManager[
     return torch.autocast(device.type, dtype=dtype) if dtype else nullcontext()
 
 
-def capture(learner: Learner, at: Standing, recipe: Recipe, dataset: ShardSet) -> dict[str, Any]:
-    """All that a checkpoint holds. The tensors are the learner's own, not copies."""
+def capture(learner: Learner, at: Standing) -> dict[str, Any]:
+    """What a checkpoint holds of the state that steps change. The tensors are the learner's own, not copies."""
     return {
         "at": asdict(at),
         "net": learner.net.state_dict(),
         "ema": learner.ema.net.state_dict() if learner.ema else None,
         "optimizer": learner.optimizer.state_dict(),
         "scaler": learner.scaler.state_dict(),
+    }
+
+
+def about(recipe: Recipe, dataset: ShardSet) -> dict[str, Any]:
+    """What a checkpoint holds besides: the same for the whole run, so made once (6 ms for ImageNet's classes)."""
+    return {
         "recipe": config.to_toml(recipe),
         "dataset": dataset.fingerprint,
         "splits": {name: len(split) for name, split in dataset.splits.items()},

@@ -93,6 +93,7 @@ def command(
     """
     try:
         on = distributed.start(device).device
+        environment.choose_kernels()
         loaded = load_network(checkpoint, weights=weights, device=on)
         ignored = Ignored()
         batches = predict(

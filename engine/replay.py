@@ -23,7 +23,7 @@ from pipeline.batch import NO_SAMPLE, Batch
 from pipeline.mixing import Mixer
 from recipes import Recipe
 from recipes.phases import recipe_at
-from training import checkpoint, config, distributed, quarantine
+from training import checkpoint, config, distributed, environment, quarantine
 from training.distributed import World
 
 
@@ -38,6 +38,7 @@ def command(file: Path, data: str | None, device: Any) -> None:
     python train.py replay runs/NAME/failed-step-00001234.pt
     """
     try:
+        environment.choose_kernels()
         for line in replay(file, data, distributed.start(device)):
             click.echo(line)
     except ValueError as error:

@@ -40,7 +40,8 @@ class ModelConfig:
         validation sees the main head alone.
     pretrained: weights to start from: a file, or one of torchvision's names (model/pretrained.py).
     channels_last: keep weights and activations in NHWC order.
-    compile, compile_mode: `torch.compile` the network; `reduce-overhead` records CUDA graphs.
+    compile, compile_mode: `torch.compile` the network, "auto" on GPUs only. The first step of each image size then
+        takes minutes. `reduce-overhead` records CUDA graphs, as does `max-autotune`, which also times more kernels.
     sync_batch_norm: BatchNorm over the batches of all ranks, for those too small each.
     """
 
@@ -53,8 +54,8 @@ class ModelConfig:
     aux_logits: bool = False
     pretrained: str = ""
     channels_last: bool = True
-    compile: bool = False
-    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
+    compile: Literal[False, True, "auto"] = False
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune"] = "default"
     sync_batch_norm: bool = False
 
     def __post_init__(self) -> None:

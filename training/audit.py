@@ -21,8 +21,9 @@ import torch
 
 from training import quarantine
 from training.config import load_config
-from training.metrics import read_metrics, sample_digest
+from training.metrics import read_metrics
 from training.run_dir import CONFIG_FILE
+from training.step_log import sample_digest
 
 NO_SAMPLE = -1  # the id at a place whose sample was taken out, as loaders give it
 _INT63 = 2**63 - 1

@@ -14,9 +14,11 @@ from typing import Any, Self
 
 import torch
 
-from training.snapshot import ready_event, snapshot, to_cpu
+from training.clock import Mark, mark
+from training.snapshot import at_rest, snapshot
 
 FORMAT = "penstock-checkpoint-1"
+CPU = torch.device("cpu")
 
 
 def last_path(run_dir: Path) -> Path:
@@ -49,9 +51,17 @@ class Writer:
     not the run: the checkpoint before it is still there. `close` waits for the last write.
     """
 
-    def __init__(self, run_dir: Path, keep: int, on_error: Callable[[str], None], enabled: bool = True) -> None:
-        """`keep`: how many of the newest to leave besides the best. Disabled (all ranks but 0), it does nothing."""
-        self._run_dir, self._keep, self._on_error = run_dir, keep, on_error
+    def __init__(
+        self,
+        run_dir: Path,
+        keep: int,
+        on_error: Callable[[str], None],
+        enabled: bool = True,
+        device: torch.device = CPU,
+    ) -> None:
+        """`keep`: how many of the newest to leave besides the best. Disabled (all ranks but 0), it does nothing.
+        `device`: where the tensors are."""
+        self._run_dir, self._keep, self._on_error, self._device = run_dir, keep, on_error, device
         self._enabled = enabled
         self._thread: threading.Thread | None = None
         self.failed: str | None = None  # why the newest checkpoint could not be written
@@ -64,16 +74,14 @@ class Writer:
         if not self._enabled:
             return
         self.wait()
-        copied, ready = snapshot(state), ready_event()
+        copied, ready = snapshot(state), mark(self._device)
         self._thread = threading.Thread(target=self._write, args=(step, copied, ready, is_best), name="checkpoint")
         self._thread.start()
 
-    def _write(self, step: int, state: dict[str, Any], ready: torch.cuda.Event | None, is_best: bool) -> None:
-        if ready is not None:
-            ready.synchronize()
+    def _write(self, step: int, state: dict[str, Any], ready: Mark, is_best: bool) -> None:
         path = step_path(self._run_dir, step)
         try:
-            save(path, to_cpu(state))
+            save(path, at_rest(state, ready))
             duplicate(path, last_path(self._run_dir))
             if is_best:
                 duplicate(path, best_path(self._run_dir))

@@ -9,6 +9,7 @@ import os
 import signal
 import time
 import uuid
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FrameType, TracebackType
@@ -200,7 +201,9 @@ def wrap(
     one it is the net. The first of the two is the given net, or its copy with BatchNorm over all ranks.
 
     Gradients are views of the communication buckets, which saves one copy of all gradients in memory and time.
-    `static_graph`: every step runs the same operations, so that DDP need not search for what went unused.
+    `static_graph`: every step runs the same operations, so that DDP need not search for what went unused; not for a
+    model that is compiled (pytorch/pytorch issue 93672). Buffers are each rank's own in training, which saves a
+    broadcast a step: those of rank 0 count, in validation (`broadcast_buffers`) and in checkpoints.
 
     Raises ValueError for BatchNorm over ranks on the CPU, where torch has none.
     """
@@ -211,19 +214,21 @@ def wrap(
     if sync_batch_norm:
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     device_ids = [world.device.index] if world.device.type == "cuda" else None
-    model = DistributedDataParallel(net, device_ids=device_ids, gradient_as_bucket_view=True, static_graph=static_graph)
+    model = DistributedDataParallel(
+        net, device_ids=device_ids, gradient_as_bucket_view=True, static_graph=static_graph, broadcast_buffers=False
+    )
     return net, model
 
 
-def broadcast_buffers(model: nn.Module) -> None:
-    """Give every rank the buffers (BatchNorm statistics) of rank 0.
+def broadcast_buffers(nets: Iterable[nn.Module]) -> None:
+    """Give every rank the buffers (BatchNorm statistics) of rank 0, which are those that it saves.
 
-    DDP does so before each training forward, so after the last step the ranks differ; call this before validating,
-    so that all ranks score the network that rank 0 saves.
+    Each rank's are of its own batches; call this before validating, so that all ranks score the same networks.
     """
     if dist.is_initialized():
-        for buffer in model.buffers():
-            dist.broadcast(buffer, src=0)
+        for net in nets:
+            for buffer in net.buffers():
+                dist.broadcast(buffer, src=0)
 
 
 class Interrupted(BaseException):

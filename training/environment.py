@@ -31,6 +31,19 @@ GPU_QUERY = {  # nvidia-smi's name → ours
 }
 
 
+def choose_kernels(deterministic: bool = False) -> None:
+    """How torch picks kernels, the same for training and for benchmarks; before the first work on a GPU.
+
+    cuDNN times its algorithms for each new shape; float32 products use TF32. `deterministic`: neither times nor
+    anything else changes a result. cuBLAS then needs a workspace of one size, which it reads when it is first used.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.use_deterministic_algorithms(deterministic)
+    torch.set_float32_matmul_precision("high")
+
+
 def describe() -> dict[str, Any]:
     """JSON-serializable facts that a measured figure depends on."""
     return {
@@ -63,8 +76,9 @@ def device_name(device: torch.device) -> str:
 
 
 def best_precision(device: torch.device) -> Literal["bf16", "fp16", "fp32"]:
-    """The fastest precision that the device has instructions for. Without AVX512-BF16 or AMX a CPU computes bf16 5 to
-    10 times slower than fp32."""
+    """The half precision that the device has instructions for, bf16 first, which needs no loss scaling; whether fp16 is
+    faster on a GPU, `benchmarks.gpu` measures. Without AVX512-BF16 or AMX a CPU computes bf16 5 to 10 times slower than
+    fp32, which it then is."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     try:

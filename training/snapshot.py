@@ -1,9 +1,24 @@
 """Copies of a run's state: what a checkpoint writes while training goes on, and what a failed step is replayed from."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from training.clock import Mark
+
+
+def _each_tensor(state: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same nest of dicts, lists and tuples with its tensors changed."""
+    match state:
+        case Tensor():
+            return change(state.detach())
+        case dict():
+            return {key: _each_tensor(value, change) for key, value in state.items()}
+        case list() | tuple():
+            return type(state)(_each_tensor(value, change) for value in state)
+    return state
 
 
 def snapshot(state: Any) -> Any:
@@ -11,32 +26,34 @@ def snapshot(state: Any) -> Any:
 
     On a GPU this copies within the device, in the order of its stream, and waits for nothing.
     """
-    match state:
-        case Tensor():
-            return state.detach().clone()
-        case dict():
-            return {key: snapshot(value) for key, value in state.items()}
-        case list() | tuple():
-            return type(state)(snapshot(value) for value in state)
-    return state
+    return _each_tensor(state, torch.clone)
 
 
 def to_cpu(state: Any) -> Any:
-    """The same nest with its tensors in the CPU's memory; those that are there already are not copied."""
-    match state:
-        case Tensor():
-            return state.detach().cpu()
-        case dict():
-            return {key: to_cpu(value) for key, value in state.items()}
-        case list() | tuple():
-            return type(state)(to_cpu(value) for value in state)
-    return state
+    """The same nest with its tensors in the CPU's memory; those that are there already are not copied.
+
+    From a GPU the copies go to pinned memory, in the order of the current stream, and are not waited for: they are
+    there when an event is that is recorded after this.
+    """
+
+    def moved(tensor: Tensor) -> Tensor:
+        if not tensor.is_cuda:
+            return tensor
+        return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+
+    return _each_tensor(state, moved)
 
 
-def ready_event() -> torch.cuda.Event | None:
-    """An event after the copies that were just asked for, on the current CUDA device; None without one."""
-    if not torch.cuda.is_available():
-        return None
-    event = torch.cuda.Event()
-    event.record()
-    return event
+def at_rest(state: Any, ready: Mark) -> Any:
+    """`to_cpu`, waited for. On a GPU over a stream of its own, which does not hold up the one that trains.
+
+    Any thread may call this. `ready`: from when on the tensors may be read, a mark of their device.
+    """
+    if isinstance(ready, float):
+        return to_cpu(state)
+    stream = torch.cuda.Stream(ready.device)
+    with torch.cuda.stream(stream):
+        stream.wait_event(ready)
+        copied = to_cpu(state)
+    stream.synchronize()
+    return copied

@@ -7,11 +7,12 @@ makes all others wait for it in a collective, so the ranks tell each other how f
 A rank that waits for data while they come, however slowly, does not hang, nor do those that wait for it: a dataset's
 first download takes as long as it takes.
 
-The clock runs from the start: loading, compiling and a long first step must take less than the time-out, too. A process
-that was stopped for longer ends when it is continued.
+The clock runs from the start: loading and a long first step must take less than the time-out, too. Compiling a network
+may take an hour more. A process that was stopped for longer ends when it is continued.
 """
 
 import faulthandler
+import itertools
 import json
 import os
 import threading
@@ -27,7 +28,8 @@ T = TypeVar("T")
 EXIT_CODE = 75
 _LOOKS = 10  # a time-out has so many looks at the marks,
 _MOST_S = 5.0  # and two looks are at most so far apart
-_WAITING = ", waiting for data"
+_WAITING, _COMPILING = ", waiting for data", ", compiling"
+COMPILING_S = 3600.0  # besides the time-out: "max-autotune" times hundreds of kernels
 
 
 class Mark(NamedTuple):
@@ -72,17 +74,20 @@ class Watchdog:
         last = self._mark
         self._mark = Mark(last.stages, last.batches + 1, last.step, stage, time.monotonic())
 
-    def each(self, batches: Iterable[T], stage: str) -> Iterator[T]:
-        """The same batches: the wait for each, and what is done with it, are stages of their own."""
+    def each(self, batches: Iterable[T], stage: str, compiling: int = 0) -> Iterator[T]:
+        """The same batches: the wait for each, and what is done with it, are stages of their own.
+
+        `compiling`: with so many of them, the first ones, the network may be compiled.
+        """
         iterator, waiting = iter(batches), f"{stage}{_WAITING}"
-        while True:
+        for number in itertools.count():
             self._in(waiting)
             try:
                 batch = next(iterator)
             except StopIteration:
                 self.at(f"{stage}, waiting for other ranks")
                 return
-            self._in(stage)
+            self._in(f"{stage}{_COMPILING}" if number < compiling else stage)
             yield batch
 
     def __enter__(self) -> Self:
@@ -104,11 +109,11 @@ class Watchdog:
             self._post()
             mark = self._mark
             still_s = time.monotonic() - max(mark.since, patient_since)
-            if still_s >= self._timeout_s:
+            if still_s >= self._timeout_s + COMPILING_S * mark.stage.endswith(_COMPILING):
                 before, now = self._two_looks()
                 if self._mark is not mark:  # it has moved after all
                     continue
-                if _data_comes(before, now):
+                if self._works(before, now):
                     patient_since = time.monotonic()
                     continue
                 still_s = time.monotonic() - mark.since
@@ -134,6 +139,16 @@ class Watchdog:
             self._post()
         return before, notices.read() if notices else [self._notice()]
 
+    def _works(self, before: list[str], now: list[str]) -> bool:
+        """Whether the rank that all wait for waits for data, and got some between two looks; or is another than this
+        one, and compiles. Such a one has a limit of its own."""
+        if not (all(before) and all(now)):
+            return False
+        rank, mark = _last(now)
+        if mark.stage.endswith(_COMPILING):
+            return rank != self._world.rank and before[rank] != now[rank]
+        return mark.stage.endswith(_WAITING) and json.loads(before[rank])[-1] < json.loads(now[rank])[-1]
+
     def _who_is_behind(self, before: list[str], now: list[str]) -> str:
         """The rank that has come least far, where it is not this one."""
         if not self._world.notices:
@@ -153,14 +168,6 @@ def _last(notices: list[str]) -> tuple[int, Mark]:
     marks = [Mark(stages, batches, step, stage, 0.0) for _, stages, batches, step, stage, _ in map(json.loads, notices)]
     rank = min(range(len(marks)), key=lambda rank: marks[rank][:2])
     return rank, marks[rank]
-
-
-def _data_comes(before: list[str], now: list[str]) -> bool:
-    """Whether the rank that all wait for waits for data, and got some between two looks."""
-    if not (all(before) and all(now)):
-        return False
-    rank, mark = _last(now)
-    return mark.stage.endswith(_WAITING) and json.loads(before[rank])[-1] < json.loads(now[rank])[-1]
 
 
 def _end(line: str) -> None:

@@ -117,7 +117,7 @@ def _data(facts: Facts) -> list[Change]:
 
 def _computing(facts: Facts) -> list[Change]:
     recipe, compute, found = facts.recipe, facts.model.costs["compute"], []
-    if facts.model.on_gpu and not recipe.model.compile and facts.network.elements:
+    if facts.model.on_gpu and recipe.model.compile is False and facts.network.elements:
         share = _bound_s(facts, facts.precision, "fused") / _bound_s(facts, facts.precision, "eager")
         found.append(_set("model.compile", True, "fewer passes over memory", {"compute": (share, 1.0)}))
     if facts.torch_threads < facts.cores:

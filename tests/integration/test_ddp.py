@@ -34,7 +34,7 @@ def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     return images, torch.randint(CLASSES, (SAMPLES,), generator=generator)
 
 
-def train_steps(accumulation: int) -> dict[str, torch.Tensor]:
+def train_steps(accumulation: int, compiled: bool) -> dict[str, torch.Tensor]:
     """The project's own steps on this rank's share of the batches."""
     sys.path.insert(0, str(ROOT))
     from model.networks import OWN_NETWORKS, ModelConfig
@@ -48,7 +48,7 @@ def train_steps(accumulation: int) -> dict[str, torch.Tensor]:
     from training import distributed
 
     recipe = Recipe(
-        model=ModelConfig(name="plain"),
+        model=ModelConfig(name="plain", compile=compiled),
         optimizer=OptimizerConfig(name="sgd", lr=0.1, momentum=0.9, nesterov=False, weight_decay=1e-2),
         ema=EmaConfig(decay=0.9),
         train=TrainConfig(precision="fp32", accumulation=accumulation, clip_grad_norm=0.5),
@@ -90,11 +90,11 @@ def by_torch_alone() -> dict[str, torch.Tensor]:
     return net.state_dict() | {f"ema.{k}": v for k, v in average.module.state_dict().items()}
 
 
-@pytest.mark.parametrize(("ranks", "accumulation"), [(2, 1), (2, 3)])
-def test_the_step_is_that_of_the_joint_batch(ranks: int, accumulation: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("ranks", "accumulation", "compiled"), [(2, 1, False), (2, 3, False), (2, 3, True)])
+def test_the_step_is_that_of_the_joint_batch(ranks: int, accumulation: int, compiled: bool, tmp_path: Path) -> None:
     out = tmp_path / "state.pt"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    command += [__file__, str(accumulation), str(out)]
+    command += [__file__, str(accumulation), str(int(compiled)), str(out)]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -105,5 +105,5 @@ def test_the_step_is_that_of_the_joint_batch(ranks: int, accumulation: int, tmp_
 
 
 if __name__ == "__main__":
-    if state := train_steps(int(sys.argv[1])):
-        torch.save(state, sys.argv[2])
+    if state := train_steps(int(sys.argv[1]), sys.argv[2] == "1"):
+        torch.save(state, sys.argv[3])

@@ -13,9 +13,11 @@ import torch
 from click.testing import CliRunner
 
 import train
+from engine.step import train_step
 from model.ema import Ema, EmaConfig
 from tests.integration.test_train import NUM_VAL, STEPS_PER_EPOCH, arguments, by_step, lines, run, start
 from training import checkpoint
+from training.step_log import StepLog
 
 
 def state_of(run_dir: Path, name: str = "last.pt") -> dict[str, Any]:
@@ -164,6 +166,75 @@ def test_a_loss_that_is_no_number_ends_the_run_with_its_samples(failed: tuple[Pa
     assert len(state["failed"]["sample_ids"]) == 12
     assert all(torch.isfinite(tensor).all() for tensor in state["net"].values()), "the state is from before"
     assert all(str(i) in errors[0] for i in state["failed"]["sample_ids"][:8])
+
+
+@pytest.fixture
+def deferred(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures come an interval late, as on a GPU."""
+    monkeypatch.setattr(StepLog, "is_deferred", True)
+
+
+@pytest.mark.usefixtures("deferred")
+def test_figures_that_come_late_are_the_same(
+    dataset_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"train__log_every": 2, "train__checkpoint_every": 5, "ema__decay": 0.9}
+    assert run(dataset_dir, tmp_path / "late", **settings).exit_code == 0
+    monkeypatch.undo()
+    assert run(dataset_dir, tmp_path / "at-once", **settings).exit_code == 0
+    for kind in ("step", "eval", "epoch"):
+        late, at_once = (lines(tmp_path / name, kind) for name in ("late", "at-once"))
+        assert [without_times(line) for line in late] == [without_times(line) for line in at_once]
+
+
+def without_times(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in line.items() if name not in ("images_per_s", "data_wait")}
+
+
+@pytest.mark.usefixtures("deferred")
+def test_a_failed_step_that_is_seen_late_is_replayed_from_before_it(
+    dataset_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss breaks in step 3, the second of an interval; it is seen after step 5, and the replay starts at 2."""
+    made: list[int] = []
+
+    def broken(*arguments: Any) -> Any:
+        loss, norm, sample_ids = train_step(*arguments)
+        made.append(len(made))
+        return (loss * math.nan if made[-1] == 3 else loss), norm, sample_ids
+
+    monkeypatch.setattr(train, "train_step", broken)
+    result = run(dataset_dir, tmp_path / "run", train__log_every=2)
+    assert result.exit_code == 1
+    assert "step 3 (epoch 0" in result.output
+    assert made[-1] == 5
+    (file,) = (tmp_path / "run").glob("failed-step-*.pt")
+    state = checkpoint.load(file)
+    assert (state["failed"]["step"], state["at"]["step"]) == (3, 2)
+    assert {"recipe", "classes", "net", "optimizer"} <= state.keys()
+    assert [line["step"] for line in lines(tmp_path / "run", "step")] == [0, 1, 2, 3]
+
+
+@pytest.mark.usefixtures("deferred")
+def test_weights_that_are_no_numbers_are_seen_late_too(
+    dataset_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def broken(learner: Any, *arguments: Any) -> Any:
+        found = train_step(learner, *arguments)
+        made.append(len(made))
+        if made[-1] == 3:  # the last of its interval: its loss is still a number
+            next(learner.net.parameters()).data[0] = math.inf
+        return found
+
+    monkeypatch.setattr(train, "train_step", broken)
+    result = run(dataset_dir, tmp_path / "run", train__log_every=2)
+    assert result.exit_code == 1
+    assert "step 3" in result.output
+    assert "weights are not finite" in result.output
+    (file,) = (tmp_path / "run").glob("failed-step-*.pt")
+    assert checkpoint.load(file)["at"]["step"] == 2
 
 
 def test_replay_feeds_exactly_the_failed_batch(failed: tuple[Path, str]) -> None:

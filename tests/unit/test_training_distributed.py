@@ -13,7 +13,7 @@ from torch import nn
 
 from training import distributed
 from training.distributed import Interrupted, StopFlag, World
-from training.metrics import StepLog
+from training.step_log import StepLog
 
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
@@ -39,7 +39,7 @@ def test_a_world_of_one_has_no_process_group() -> None:
     assert distributed.union({3, 1}, world) == {1, 3}
     assert distributed.union(set(), world) == set()
     distributed.barrier()
-    distributed.broadcast_buffers(model)
+    distributed.broadcast_buffers([model])
     distributed.finish()
 
 
@@ -118,11 +118,12 @@ def _two_ranks(rank: int, port: int, out: Path) -> None:
     log = StepLog(2, device=world.device, world_size=2, sum_over_ranks=distributed.sum_tensor)
     log.restart(global_batch_size=8, epoch_digest=0)
     log.add(step=0, epoch=0, position=0, loss=loss, lr=0.1)
-    result["loss"] = log.flush()[0]["loss"]
+    log.close()
+    result["loss"] = log.take()[0]["loss"]
 
     norm = nn.BatchNorm1d(2)
     norm.running_mean = torch.full((2,), float(rank))
-    distributed.broadcast_buffers(norm)
+    distributed.broadcast_buffers([norm])
     result["buffer"] = norm.running_mean
 
     with StopFlag() as stop:

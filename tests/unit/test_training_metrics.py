@@ -18,8 +18,9 @@ import torch
 from PIL import Image
 
 from training import environment
-from training.metrics import MetricsLog, StepLog, read_metrics, sample_digest
+from training.metrics import MetricsLog, read_metrics
 from training.sheet import draw_confusion, draw_sheet
+from training.step_log import StepLog, sample_digest
 
 
 def _lines(run_dir: Path) -> list[dict]:
@@ -81,6 +82,11 @@ def test_reading_metrics_of_no_run_is_an_error(tmp_path: Path) -> None:
         read_metrics(tmp_path)
 
 
+def flushed_from(log: StepLog) -> list[dict]:
+    log.close()
+    return log.take()
+
+
 def _slow_batches(num: int, wait_s: float) -> Iterator[int]:
     for i in range(num):
         time.sleep(wait_s)
@@ -95,16 +101,31 @@ def test_step_log() -> None:
         time.sleep(0.02)  # the step
         log.add(step=i, epoch=1, position=32 * i, loss=torch.tensor(float(i), requires_grad=True), lr=0.1 * i)
         if log.is_full:
-            flushed += log.flush()
-    flushed += log.flush()
+            flushed += flushed_from(log)
+    flushed += flushed_from(log)
     assert [(f["step"], f["loss"], f["position"]) for f in flushed] == [(i, float(i), 32 * i) for i in range(6)]
     assert [f["lr"] for f in flushed] == [0.1 * i for i in range(6)]
     for f in flushed:
         assert 0.35 < f["data_wait"] < 0.65
         # 32 images in 40 ms, as far as a busy machine lets it sleep exactly.
         assert 32 / 0.08 < f["images_per_s"] <= 32 / 0.04
-    assert log.flush() == []
+    assert flushed_from(log) == []
     assert log.total_wait_s / log.total_s == pytest.approx(0.5, abs=0.15)
+
+
+def test_step_log_tells_of_an_interval_while_the_next_one_runs() -> None:
+    """On a GPU an interval is taken when the next one has been made: what `add` writes then must not change it."""
+    log = StepLog(2, device=torch.device("cpu"))
+    log.restart(global_batch_size=4, epoch_digest=0)
+    told = []
+    for step in range(6):
+        log.add(step=step, epoch=0, position=0, loss=torch.tensor(float(step)), lr=0.1)
+        if log.is_full:
+            told.append(log.take())
+            log.close()
+            assert len(log) == 0
+    told += [log.take(), log.take()]
+    assert [[line["loss"] for line in lines] for lines in told] == [[], [0, 1], [2, 3], [4, 5], []]
 
 
 def test_step_log_means_over_ranks_and_leaves_time_out_after_a_restart() -> None:
@@ -114,7 +135,7 @@ def test_step_log_means_over_ranks_and_leaves_time_out_after_a_restart() -> None
     log.restart(global_batch_size=1, epoch_digest=0)
     for step, loss in enumerate((1.0, 2.0)):
         log.add(step=step, epoch=0, position=0, loss=torch.tensor(loss), lr=0.0)
-    flushed = log.flush()
+    flushed = flushed_from(log)
     assert [f["loss"] for f in flushed] == [3.0, 3.5]
     assert flushed[0]["images_per_s"] > 2 / 0.05
 
@@ -128,7 +149,7 @@ def test_step_log_tells_the_samples_on_any_number_of_ranks() -> None:
             log.restart(global_batch_size=1, epoch_digest=0)
             ids = [torch.tensor(batch) for batch in batches]
             log.add(step=0, epoch=0, position=0, loss=torch.tensor(0.0), lr=0.0, sample_ids=ids)
-            digest = log.flush()[0]["samples"]
+            digest = flushed_from(log)[0]["samples"]
         return digest
 
     whole = samples([[0, 5, 9, 1281166]])
@@ -149,8 +170,8 @@ def test_the_epochs_digest_goes_on_after_a_resume_and_tells_the_set_of_samples()
             tensors = [torch.tensor(ids)]
             log.add(step=step, epoch=3, position=step, loss=torch.tensor(0.0), lr=0.0, sample_ids=tensors)
             if log.is_full:
-                log.flush()
-        log.flush()
+                flushed_from(log)
+        flushed_from(log)
         return log.epoch_digest
 
     epoch = [[4, 9], [0, 7], [1281166, 3], [5, 6], [2, 8]]
@@ -169,11 +190,11 @@ def test_step_log_keeps_what_is_no_number_and_the_gradients_norm() -> None:
     for step, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
         fields = {"loss": torch.tensor(loss), "grad_norm": torch.tensor(norm)}
         log.add(step=step, epoch=0, position=0, lr=0.0, **fields)
-    flushed = log.flush()
+    flushed = flushed_from(log)
     np.testing.assert_array_equal([line["loss"] for line in flushed], losses)
     assert [line["grad_norm"] for line in flushed] == list(norms)
     log.add(step=3, epoch=0, position=0, lr=0.0, loss=torch.tensor(1.0))
-    assert not {"grad_norm", "gpu_memory_gb"} & set(log.flush()[0])
+    assert not {"grad_norm", "gpu_memory_gb"} & set(flushed_from(log)[0])
 
 
 def _write_validation(log: MetricsLog) -> None:

@@ -91,7 +91,7 @@ def test_a_failed_step_is_told_though_its_state_cannot_be_written(
         raise OSError(28, "No space left on device")
 
     feed: Any = OneBatch()
-    failure = Failure(tmp_path, WORLD, dict)
+    failure = Failure(tmp_path, WORLD, dict, {})
     failure.all_is_well()
     monkeypatch.setattr(checkpoint, "save", full)
     error = failure.at_step(feed, "the loss is nan", step=3, epoch=0, start=6)

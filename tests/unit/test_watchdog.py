@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from training import watchdog
 from training.distributed import Notices, World, _fresh_store, lost_rank
 from training.watchdog import EXIT_CODE, Watchdog
 
@@ -120,6 +121,27 @@ def test_data_that_come_do_not_excuse_other_stages() -> None:
         assert ended.came.wait(10)
 
 
+@pytest.fixture
+def compiling_s(monkeypatch: pytest.MonkeyPatch) -> float:
+    """How much longer compiling may take, here."""
+    monkeypatch.setattr(watchdog, "COMPILING_S", 4 * TIMEOUT_S)
+    return 4 * TIMEOUT_S
+
+
+def test_compiling_may_take_longer_but_not_forever(compiling_s: float) -> None:
+    ended, stages = Ended(), []
+    with Watchdog(world(), TIMEOUT_S, ended) as watch:
+        for number, _ in enumerate(watch.each(range(3), "training", compiling=1)):
+            stages.append(watch._mark.stage)
+            if number == 0:
+                time.sleep(compiling_s)
+                assert ended.lines == []
+        watch._in(stages[0])
+        assert ended.came.wait(10)
+    assert stages == ["training, compiling", "training", "training"]
+    assert ended.lines[0].endswith(": training, compiling")
+
+
 # Ranks played by threads, each with a connection of its own to one store.
 
 
@@ -148,6 +170,21 @@ def test_ranks_wait_for_one_whose_data_come(store: dist.TCPStore) -> None:
         slow._received = lambda: 0
         assert ended[0].came.wait(10)
     assert "it waits for rank 1, which hangs in step 0: training, waiting for data" in ended[0].lines[0]
+
+
+def test_ranks_wait_for_one_that_compiles(store: dist.TCPStore, compiling_s: float) -> None:
+    dogs, ended = watchdogs(store, 2)
+    for dog in dogs:
+        dog._in("training, compiling")
+    dogs[0]._in("training")
+    with dogs[0], dogs[1]:
+        assert not ended[0].came.wait(compiling_s)
+        assert ended[1].came.wait(10)
+        dogs[1]._over.set()  # it ends, and is silent then
+        dogs[1]._thread.join()
+        assert ended[0].came.wait(10)
+    assert ended[1].lines[0].endswith(": training, compiling")
+    assert "rank 1" in ended[0].lines[0]
 
 
 def test_a_validation_with_more_batches_on_one_rank_leaves_both_as_far(store: dist.TCPStore) -> None:
