@@ -14,7 +14,6 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import simplejpeg  # type: ignore[import-untyped]
 
 from shard_tools.format import INFO_FILE
 from shard_tools.workers import num_cpus
@@ -103,6 +102,8 @@ def write_images(root: Path, split: str, shapes: np.ndarray, pool: Executor) -> 
 
 def jpeg(texture: np.ndarray, shape: np.ndarray, split: str, row: int) -> bytes:
     """An image of `shape` (width, height), a function of its split and row."""
+    import simplejpeg  # type: ignore[import-untyped]
+
     rng = np.random.default_rng([row, *split.encode()])
     width, height = shape.tolist()
     pixels = picture(texture, width, height, rng)

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import simplejpeg  # type: ignore[import-untyped]
 from PIL import Image, UnidentifiedImageError
 
 from shard_tools.jpeg import SCALES, SOI, Header, check_pixels, decode, has_end, read_header
@@ -178,6 +177,8 @@ def _check_size(height: int, width: int, config: EncodeConfig) -> None:
 
 def _write(pixels: np.ndarray, size: tuple[int, int], kind: str, quality: int, subsampling: str) -> Encoded:
     """`pixels`: (height, width, 1 gray or 4 RGBX) uint8."""
+    import simplejpeg  # type: ignore[import-untyped]  # here: training on packed shards never needs it
+
     if pixels.shape[:2] != size:
         pixels = resize(pixels, *size)
     colours, subsampling = ("gray", "gray") if pixels.shape[2] == 1 else ("rgbx", subsampling)

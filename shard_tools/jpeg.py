@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import simplejpeg  # type: ignore[import-untyped]
 
 SOI, EOI = b"\xff\xd8", b"\xff\xd9"
 STANDALONE = range(0xD0, 0xDA)  # RSTn, SOI, EOI: markers without a length
@@ -109,6 +108,8 @@ def decode(data: bytes, header: Header, scale: int = 1) -> np.ndarray:
 
 
 def _decode(data: bytes, scale: int, colours: str, strict: bool = True) -> np.ndarray:
+    import simplejpeg  # type: ignore[import-untyped]  # here: training on packed shards never needs it
+
     if scale == 1:
         return simplejpeg.decode_jpeg(data, colours, strict=strict)
     height, width, *_ = simplejpeg.decode_jpeg_header(data, strict=False)

@@ -1,0 +1,73 @@
+"""Stages of the part `decode` that ask how fast the loader is: by the GPU engines' share, threads, prefetch, shards."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from benchmarks import images, programs
+from benchmarks.gpu import data
+from benchmarks.gpu.expected import LOADER_AMBITION, LOADER_GOAL
+from benchmarks.gpu.stage import Job
+from benchmarks.measure import in_turn
+from pipeline.build import threads_per_rank
+from shard_tools.format import ShardSet
+
+ROOT = Path(__file__).parents[2]
+
+
+def originals(job: Job) -> ShardSet:
+    """JPEGs as heavy as ImageNet's, as `bench.py --data synthetic:469x401` makes and keeps them."""
+    folder = job.work if job.rehearse else ROOT / images.FOLDER
+    return ShardSet.open(images.ensure(job.scale.jpegs, folder))
+
+
+def sweep(job: Job, variants: Mapping[str, tuple[ShardSet, tuple[str, ...]]], goal: float | None = LOADER_GOAL) -> str:
+    """images/s of the loader in variants, in turn: name → the set, and what is laid over the recipe. Returns the name
+    of the fastest, which alone is held against the goal."""
+    size, scale = job.scale.batch_sizes[0], job.scale
+    built = []
+    for name, (dataset, sets) in variants.items():
+        with job.report.attempt(name):
+            program = programs.build("loader", "dali", job.resnet(*sets), dataset, job.world, size)
+            program.name = name
+            first = program.run(scale.turn_s).images_per_s  # is something, should the rest end in a crash
+            job.report.row(f"{name}: first turn", first, "images/s", shown=False)
+            built.append(program)
+    rates = {
+        name: [sample.images_per_s for sample in samples]
+        for name, samples in in_turn(built, scale.turn_s, scale.turns).items()
+    }
+    fastest = max(rates, key=lambda name: max(rates[name]))
+    for name, found in rates.items():
+        bar = goal if name == fastest else None
+        text = f"fastest; the ambition is {LOADER_AMBITION:,}" if name == fastest and goal else ""
+        job.report.row(name, found, "images/s", at_least=bar, text=text, batch_size=size)
+    for program in built:
+        program.close()
+    return fastest
+
+
+def hw_load(job: Job) -> None:
+    dataset = originals(job)
+    sweep(job, {f"load {load:g}": (dataset, (f"data.hw_decoder_load={load}",)) for load in job.scale.fine_loads})
+
+
+def threads(job: Job) -> None:
+    dataset, most = originals(job), 2 * threads_per_rank(0, 1)
+    counts = [count for count in reversed(job.scale.threads) if count <= most]
+    sweep(job, {f"{count} threads": (dataset, (f"data.threads={count}",)) for count in counts})
+
+
+def prefetch(job: Job) -> None:
+    dataset = originals(job)
+    sweep(job, {f"prefetch {count}": (dataset, (f"data.prefetch={count}",)) for count in job.scale.prefetches})
+
+
+def shards(job: Job) -> None:
+    """Images as they are, with the shorter side 256, with the longer 500 (both at quality 90); and those of --data."""
+    source = originals(job)
+    made = data.repacked
+    side = {"short-side 256": {"short_side": 256}, "max-side 500": {"max_side": 500}}
+    sets = {name: made(source.root, job.work / name.replace(" ", "-"), **encode) for name, encode in side.items()}
+    given = {f"--data {job.data.name}": ShardSet.open(job.data)} if job.data else {}
+    every = {"original sizes": source, **sets, **given}
+    sweep(job, {name: (dataset, ()) for name, dataset in every.items()})

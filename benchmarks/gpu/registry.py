@@ -1,0 +1,68 @@
+"""Every stage, part by part; in a part the most valuable first, since its time may run out."""
+
+from benchmarks.gpu import check, compute, decode, device, kernels, loading, training
+from benchmarks.gpu.stage import Stage
+
+PARTS = ("check", "compute", "decode", "train")
+
+STAGES = [
+    Stage(name="device", part="check", limit_s=60, run=device.device,
+          expected="copy 3.0 TB/s on an H100, 4.3 on an H200; bf16 matmul 790 TFLOP/s; which BatchNorm"),
+    Stage(name="run", part="check", limit_s=120, run=check.run,
+          expected="train.py killed or stopped, and resumed: the same samples, the same weights to the bit"),
+    Stage(name="recipes", part="check", limit_s=160, run=check.recipes,
+          expected="every recipe trains, validates and reports"),
+    Stage(name="h2d", part="check", limit_s=40, run=device.h2d, needs=("gpu",),
+          expected="pinned near PCIe's rate: 50 GB/s and more on an H100"),
+    Stage(name="tests", part="check", limit_s=100, run=check.tests, needs=("dali", "pytest", "gpu"),
+          expected="tests/gpu passes"),
+
+    Stage(name="eager", part="compute", limit_s=110, run=compute.eager,
+          expected="3,500 images/s on an H100, 5,000 on an H200; which of bf16 and fp16 is faster"),
+    Stage(name="compiled", part="compute", limit_s=150, run=compute.default,
+          expected="4,300 images/s on an H100, 6,150 on an H200"),
+    Stage(name="profile", part="compute", limit_s=100, run=kernels.profile_step,
+          expected="ms by class of kernel; the bytes allow 6,290 images/s eager, 8,380 fused at 3.0 TB/s"),
+    Stage(name="syncs", part="compute", limit_s=60, run=compute.syncs,
+          expected="no wait for the GPU in a step, some in each flush of the log"),
+    Stage(name="bare", part="compute", limit_s=70, run=compute.bare,
+          expected="0.97 of a bare loop and more"),
+    Stage(name="reduce-overhead", part="compute", limit_s=90, run=compute.reduce_overhead,
+          expected="as compiled: at batch 256 launching is no limit"),
+    Stage(name="max-autotune-no-cudagraphs", part="compute", limit_s=240, run=compute.autotune,
+          expected="as compiled or faster; seconds to compile"),
+    Stage(name="compiled-large", part="compute", limit_s=150, run=compute.default_large,
+          expected="batch 512: a few percent over 256"),
+    Stage(name="max-autotune", part="compute", limit_s=150, run=compute.autotune_graphs,
+          expected="as without CUDA graphs"),
+    Stage(name="cudnn", part="compute", limit_s=60, run=compute.cudnn,
+          expected="cudnn.benchmark off: slower than the stage eager"),
+
+    Stage(name="whole-fancy", part="decode", limit_s=140, run=decode.whole_fancy, needs=("dali",),
+          expected="nvJPEG decodes; pixels as the CPU's at every load, under other work"),
+    Stage(name="hw-load", part="decode", limit_s=80, run=loading.hw_load, needs=("dali", "simplejpeg"),
+          expected="8,000 images/s of originals on 16 cores; the ambition is 19,000"),
+    Stage(name="threads", part="decode", limit_s=80, run=loading.threads, needs=("dali", "simplejpeg"),
+          expected="how many cores 8,000 images/s take"),
+    Stage(name="region-plain", part="decode", limit_s=110, run=decode.region_plain, needs=("dali",),
+          expected="may crash (nvImageCodec issue 55), or be faster"),
+    Stage(name="shards", part="decode", limit_s=80, run=loading.shards, needs=("dali", "simplejpeg"),
+          expected="smaller shards are faster"),
+    Stage(name="whole-plain", part="decode", limit_s=110, run=decode.whole_plain, needs=("dali",),
+          expected="pixels a little off where chroma is subsampled"),
+    Stage(name="region-fancy", part="decode", limit_s=110, run=decode.region_fancy, needs=("dali",),
+          expected="before nvJPEG 13.2 refused by the GPU's decoders: the CPU decodes"),
+    Stage(name="prefetch", part="decode", limit_s=50, run=loading.prefetch, needs=("dali", "simplejpeg"),
+          expected="2 is enough"),
+
+    Stage(name="end-to-end", part="train", limit_s=180, run=training.end_to_end, needs=("dali", "simplejpeg"),
+          expected="4,300 images/s on an H100; 0.97 of made-up batches and more, waiting under 1 %"),
+    Stage(name="resume", part="train", limit_s=90, run=training.resume, needs=("dali",),
+          expected="killed or stopped, and resumed: the same samples; the audit proves it"),
+    Stage(name="cifar10", part="train", limit_s=240, run=training.cifar, needs=("dali", "cifar"),
+          expected="top-1 0.95 in less than 10 minutes"),
+    Stage(name="dali-example", part="train", limit_s=100, run=training.dali_example, needs=("dali", "simplejpeg"),
+          expected="1.3 times DALI's example settings, which may crash (nvImageCodec issue 55)"),
+    Stage(name="dali-whole", part="train", limit_s=100, run=training.dali_whole, needs=("dali", "simplejpeg"),
+          expected="1.3 times the example with whole images decoded"),
+]  # fmt: skip

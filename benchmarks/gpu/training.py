@@ -1,0 +1,122 @@
+"""Stages of the part `train`: the loader and the step together."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from benchmarks import programs
+from benchmarks.gpu import check, compute, data, example, loading, runs
+from benchmarks.gpu.expected import CIFAR_TOP1, OF_SYNTHETIC, OVER_DALI_EXAMPLE, TOLERANCE, TRAIN_GOAL
+from benchmarks.gpu.stage import Job
+from benchmarks.measure import Sample, in_turn, ratio
+from benchmarks.programs import BatchProgram
+from engine.learner import build_learner
+from engine.step import train_step
+from pipeline.batch import Batch
+from pipeline.build import threads_per_rank
+from recipes import Recipe
+from shard_tools.format import ShardSet
+from training import environment
+from training.audit import audit
+
+
+def end_to_end(job: Job) -> None:
+    """`bench.py train` with DALI beside itself with made-up batches, in turn, as the recipe is: compiled on a GPU."""
+    environment.choose_kernels()
+    recipe, dataset, size = job.resnet(), job.data, job.scale.batch_sizes[0]
+    opened = ShardSet.open(dataset) if dataset else loading.originals(job)
+    built = [programs.build("train", name, recipe, opened, job.world, size) for name in ("dali", "synthetic")]
+    samples = timed(job, built)
+    rates = {name: [sample.images_per_s for sample in taken] for name, taken in samples.items()}
+    goal = TOLERANCE * TRAIN_GOAL if job.bounds else None
+    job.report.row("with DALI", rates["dali"], "images/s", at_least=goal, batch_size=size)
+    job.report.row("made-up batches", rates["synthetic"], "images/s")
+    job.report.row("waiting for data", [sample.data_wait for sample in samples["dali"]], "of the time", at_most=0.01)
+    found = ratio(rates["dali"], rates["synthetic"])
+    job.report.row("DALI / made up", found.median, "times", at_least=OF_SYNTHETIC,
+                   text=f"[{found.min:.3f}–{found.max:.3f}]", **found._asdict())  # fmt: skip
+
+
+def timed(job: Job, built: list[BatchProgram]) -> dict[str, list[Sample]]:
+    try:
+        return in_turn(built, job.scale.seconds, job.scale.repeats)
+    finally:
+        for program in built:
+            program.close()
+
+
+def dali_example(job: Job) -> None:
+    beside_the_example(job, whole=False)
+
+
+def dali_whole(job: Job) -> None:
+    beside_the_example(job, whole=True)
+
+
+def beside_the_example(job: Job, whole: bool) -> None:
+    """This project's graph beside the example's, in turn: batches thrown away, and eager steps on them."""
+    environment.choose_kernels()
+    dataset, size = loading.originals(job), job.scale.batch_sizes[0]
+    recipe, threads = job.resnet("model.compile=false"), threads_per_rank(0, 1)
+    paths, labels = example.write_files(dataset.split("train"), job.work / "files")
+
+    def theirs() -> Iterator[Batch]:
+        return example.batches(
+            paths, labels, recipe.data, batch_size=size, threads=threads, device=job.device, whole=whole
+        )
+
+    for kind, work, what in (
+        ("loader", next, "batches alone"), ("train", step_of(recipe, dataset, job), "eager steps"),
+    ):  # fmt: skip
+        ours = programs.build(kind, "dali", recipe, dataset, job.world, size)  # type: ignore[arg-type]
+        other = BatchProgram("example", theirs(), work, job.device)
+        samples = timed(job, [ours, other])
+        rates = {name: [sample.images_per_s for sample in taken] for name, taken in samples.items()}
+        job.report.row(f"ours, {what}", rates["dali"], "images/s")
+        job.report.row(f"DALI's example, {what}", rates["example"], "images/s")
+        found = ratio(rates["dali"], rates["example"])
+        bar = OVER_DALI_EXAMPLE if kind == "loader" else None
+        job.report.row(f"ours / DALI's example, {what}", found.median, "times", at_least=bar,
+                       text=f"[{found.min:.3f}–{found.max:.3f}]", **found._asdict())  # fmt: skip
+        del ours, other
+        compute.free()
+
+
+def step_of(recipe: Recipe, dataset: ShardSet, job: Job) -> Callable[[Iterator[Batch]], object]:
+    """The project's step, on whatever batches come; those of the example are made channels-last by it."""
+    learner = build_learner(recipe, len(dataset.classes), job.world)
+    learner.net.train()
+
+    def channels_last(batches: Iterator[Batch]) -> Iterator[Batch]:
+        images, labels, ids = next(batches)
+        yield Batch(images.to(memory_format=torch.channels_last), labels, ids)
+
+    return lambda batches: train_step(learner, channels_last(batches), recipe.train)
+
+
+def cifar(job: Job) -> None:
+    """The recipe cifar10-rn18 to its end, by train.py; in a rehearsal a short one on a small set."""
+    dataset = job.cifar or data.packed(job.work, "444", num_train=256, num_val=64, num_classes=10, side=32).root
+    run_dir, log = job.work / "cifar", job.work / "cifar.log"
+    arguments = ["--data", str(dataset), "--recipe", "cifar10-rn18", "--run-dir", str(run_dir)]
+    arguments += ["--device", job.device.type, "--no-machine-config"]
+    arguments += [part for value in job.scale.cifar_sets for part in ("--set", value)]
+    job.report.settings(arguments=arguments)
+    for line in runs.evaluated(job, arguments, log, run_dir):
+        ema = line.get("ema_top1")
+        job.report.row(f"epoch {line['epoch']}", line["top1"], "top-1", shown=False, ema_top1=ema)
+    (end,) = runs.lines(run_dir, "end")
+    job.report.row("top-1", max(end["top1"], end.get("ema_top1", 0.0)), "", at_least=CIFAR_TOP1)
+    job.report.row("time", end["seconds"], "s", at_most=600.0)
+    job.report.row("in training", end["images_per_s"], "images/s", text=f"waiting for data {end['data_wait']:.1%}")
+
+
+def resume(job: Job) -> None:
+    """As `check run`, on batches that DALI makes: killed, stopped, resumed; and the audit of each run."""
+    dataset = check.small_set(job)
+    check.stop_and_resume(job, dataset, "dali", "demo", ())
+    for name in ("undisturbed", "killed", "SIGTERM"):
+        epochs = audit(job.work / "run-dali" / name)
+        wrong = next((f"epoch {epoch.epoch}: {epoch.deviation}" for epoch in epochs if epoch.deviation), "")
+        text = wrong or f"{len(epochs)} epochs, {sum(epoch.samples for epoch in epochs):,} samples as planned"
+        job.report.row(f"audit of {name}", text=text, right=not wrong)
