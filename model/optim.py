@@ -31,8 +31,8 @@ class OptimizerConfig:
     alpha: of rmsprop, the average's decay.
     trust_coefficient: of lars, η in its paper. Norms and biases keep the plain lr in LARS and LAMB (as in MLPerf's and
         NVIDIA's).
-    fused: one kernel for all parameters; unset means where torch has one for the device (CPU and CUDA do). rmsprop and
-        timm's have none.
+    fused: one kernel for all parameters; unset means where torch has one for the device: on CPU and CUDA, adagrad's on
+        CPU only. rmsprop and timm's have none.
     """
 
     name: Name = "sgd"
@@ -111,7 +111,8 @@ def _sgd(groups: list[Group], config: OptimizerConfig) -> optim.Optimizer:
 
 
 def _adagrad(groups: list[Group], config: OptimizerConfig) -> optim.Optimizer:
-    return optim.Adagrad(groups, config.lr, fused=_fused(groups, config), **_given(config, "eps"))
+    fused = _fused(groups, config, devices=("cpu",))  # torch 2.11 has no such kernel for CUDA
+    return optim.Adagrad(groups, config.lr, fused=fused, **_given(config, "eps"))
 
 
 def _rmsprop(groups: list[Group], config: OptimizerConfig) -> optim.Optimizer:
@@ -179,10 +180,10 @@ def _given(config: OptimizerConfig, *names: str) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names if getattr(config, name) is not None}
 
 
-def _fused(groups: list[Group], config: OptimizerConfig) -> bool:
+def _fused(groups: list[Group], config: OptimizerConfig, devices: tuple[str, ...] = ("cpu", "cuda")) -> bool:
     if config.fused is not None:
         return config.fused
-    return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for g in groups for p in g["params"])
+    return all(p.device.type in devices and p.is_floating_point() for g in groups for p in g["params"])
 
 
 def _adapted(groups: list[Group]) -> list[Group]:
