@@ -20,9 +20,9 @@ def originals(job: Job) -> ShardSet:
     return ShardSet.open(images.ensure(job.scale.jpegs, folder))
 
 
-def sweep(job: Job, variants: Mapping[str, tuple[ShardSet, tuple[str, ...]]], goal: float | None = LOADER_GOAL) -> str:
-    """images/s of the loader in variants, in turn: name → the set, and what is laid over the recipe. Returns the name
-    of the fastest, which alone is held against the goal."""
+def sweep(job: Job, variants: Mapping[str, tuple[ShardSet, tuple[str, ...]]]) -> None:
+    """images/s of the loader in variants, in turn: name → the set, and what is laid over the recipe. The fastest alone
+    is held against the goal."""
     size, scale = job.scale.batch_sizes[0], job.scale
     built = []
     for name, (dataset, sets) in variants.items():
@@ -32,18 +32,19 @@ def sweep(job: Job, variants: Mapping[str, tuple[ShardSet, tuple[str, ...]]], go
             first = program.run(scale.turn_s).images_per_s  # is something, should the rest end in a crash
             job.report.row(f"{name}: first turn", first, "images/s", shown=False)
             built.append(program)
+    if not built:  # the rows say why
+        return
     rates = {
         name: [sample.images_per_s for sample in samples]
         for name, samples in in_turn(built, scale.turn_s, scale.turns).items()
     }
     fastest = max(rates, key=lambda name: max(rates[name]))
     for name, found in rates.items():
-        bar = goal if name == fastest else None
-        text = f"fastest; the ambition is {LOADER_AMBITION:,}" if name == fastest and goal else ""
-        job.report.row(name, found, "images/s", at_least=bar, text=text, batch_size=size)
+        best = name == fastest
+        text = f"fastest; the ambition is {LOADER_AMBITION:,}" if best else ""
+        job.report.row(name, found, "images/s", at_least=LOADER_GOAL if best else None, text=text, batch_size=size)
     for program in built:
         program.close()
-    return fastest
 
 
 def hw_load(job: Job) -> None:
