@@ -36,7 +36,6 @@ class Failure:
 
     def all_is_well(self) -> None:
         """The state is good as it is now: what a failure after this is replayed from."""
-        self._kept.clear()
         self._good = snapshot(self._capture())
 
     def keep(self, net: nn.Module) -> None:

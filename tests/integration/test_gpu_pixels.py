@@ -282,13 +282,19 @@ def test_inputs_live_until_they_are_read(dataset: ShardSet, baseline: Rows, pref
 
 def test_inputs_of_the_gpu_live_until_it_has_made_their_batch(dataset: ShardSet) -> None:
     """However far ahead the CPU is: an event, recorded where the batch is handed over, says when."""
-    loader, made = make_loader(dataset), [False] * 30
+    loader, made = make_loader(dataset), [False] * 31
+    waited: list[int] = []
+
+    def event(batch: int) -> Any:
+        return SimpleNamespace(query=lambda: made[batch], synchronize=lambda: waited.append(batch))
+
     for batch in range(30):
-        loader._hold((batch,), SimpleNamespace(query=lambda batch=batch: made[batch]))  # type: ignore[arg-type]
+        loader._hold((batch,), event(batch))
     assert [inputs for _, inputs in loader._used] == [(batch,) for batch in range(30)]
     made[:20] = [True] * 20
     made[25] = True
-    loader._hold((30,), SimpleNamespace(query=lambda: False))  # type: ignore[arg-type]
+    loader._hold((30,), event(30))
     assert [inputs for _, inputs in loader._used] == [(batch,) for batch in range(20, 31)]
     loader.close()
+    assert waited == list(range(20, 31))
     assert not loader._used

@@ -178,7 +178,15 @@ def deferred(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_figures_that_come_late_are_the_same(
     dataset_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And at a checkpoint all are there, since a resume goes on behind it."""
     settings = {"train__log_every": 2, "train__checkpoint_every": 5, "ema__decay": 0.9}
+    save = checkpoint.Writer.save
+
+    def all_told(writer: checkpoint.Writer, step: int, *arguments: Any) -> None:
+        assert [line["step"] for line in lines(tmp_path / "late", "step")] == list(range(step))
+        save(writer, step, *arguments)
+
+    monkeypatch.setattr(checkpoint.Writer, "save", all_told)
     assert run(dataset_dir, tmp_path / "late", **settings).exit_code == 0
     monkeypatch.undo()
     assert run(dataset_dir, tmp_path / "at-once", **settings).exit_code == 0
