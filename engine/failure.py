@@ -23,7 +23,8 @@ class Failure:
     """Keeps a copy of the run's state from the last time that all was well: once a log interval, on the device.
 
     The losses are looked at once an interval, so the copy is of a step before the failed one; the steps between are
-    made again by the replay, from the plan. Nothing here waits for the device but `is_well`.
+    made again by the replay, from the plan. Nothing here waits for the device but `is_well`, and in fp16 the loss
+    scaler, whose state is read as numbers.
     """
 
     def __init__(

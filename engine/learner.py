@@ -79,6 +79,7 @@ def build_learner(
         say(load_pretrained(net, recipe.model))
     _check_sizes(net, recipe)
     net = net.to(world.device)
+    _check_graphs(recipe, world.device)
     compiled = _is_compiled(recipe, world.device, say)
     static_graph = recipe.train.accumulation == 1 and not compiled
     net, model = distributed.wrap(net, world, sync_batch_norm=recipe.model.sync_batch_norm, static_graph=static_graph)
@@ -107,6 +108,17 @@ def _is_compiled(recipe: Recipe, device: torch.device, say: Callable[[str], None
         say(f"not compiled: {lacking}")
         return False
     raise ValueError(f"model.compile: {lacking}; install one, or set it to false")
+
+
+def _check_graphs(recipe: Recipe, device: torch.device) -> None:
+    """Raises ValueError where CUDA graphs would overwrite gradients that are still to be added to (pytorch issue
+    169545): each batch of an accumulated step replays the graph that owns their memory."""
+    mode = recipe.model.compile_mode
+    if device.type == "cuda" and recipe.train.accumulation > 1 and mode in ("reduce-overhead", "max-autotune"):
+        raise ValueError(
+            f"model.compile_mode: {mode} records CUDA graphs, which overwrite the gradients that train.accumulation = "
+            f"{recipe.train.accumulation} adds up; use default or max-autotune-no-cudagraphs, or accumulation = 1"
+        )
 
 
 def _check_sizes(net: nn.Module, recipe: Recipe) -> None:

@@ -13,7 +13,7 @@ from recipes import FOLDER
 
 ROOT = Path(__file__).parents[2]
 RUN_BATCH = 32
-TESTS = "tests/gpu"
+TESTS = ROOT / "tests" / "gpu"
 
 
 def run(job: Job) -> None:
@@ -97,15 +97,29 @@ def recipes(job: Job) -> None:
 
 
 def tests(job: Job) -> None:
-    """tests/gpu, by pytest, in a process of its own."""
-    command = [sys.executable, "-m", "pytest", TESTS, "-rfE", "-p", "no:cacheprovider", "--color=no"]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    print(done.stdout)
-    lines = [line for line in done.stdout.splitlines() if line.strip()]
-    outcome = lines[-1].strip("= ") if lines else "no output"
-    for line in lines:
-        if line.startswith(("FAILED", "ERROR")):
-            job.report.row(line[:100], right=False)
-    if done.returncode == 0 and not re.search(r"\d+ passed", outcome):
-        raise Skipped(outcome)
-    job.report.row(TESTS, text=outcome, right=done.returncode == 0)
+    """tests/gpu, by pytest, a file in a process of its own: one that crashes costs itself."""
+    skipped = []
+    for file in sorted(TESTS.glob("test_*.py")):
+        command = [sys.executable, "-m", "pytest", "-v", "-rfE", "-p", "no:cacheprovider", "--color=no", str(file)]
+        log = job.work / f"{file.stem}.log"
+        with open(log, "w") as stream:
+            done = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            assert done.stdout
+            for line in done.stdout:  # into the stage's log too, as it comes
+                stream.write(line)
+                print(line, end="", flush=True)
+        code = done.wait()
+        lines = [line for line in log.read_text().splitlines() if line.strip()]
+        outcome = lines[-1].strip("= ") if lines else "no output"
+        for line in lines:
+            if line.startswith(("FAILED", "ERROR")):
+                job.report.row(line[:100], right=False)
+        if code == 0 and not re.search(r"\d+ passed", outcome):
+            skipped.append(outcome)
+        elif code < 0:
+            last = next((line for line in reversed(lines) if "::" in line), outcome)  # -v names a test before it runs
+            job.report.row(file.name, judged=f"failed ({signal.Signals(-code).name})", text=last[-80:])
+        else:
+            job.report.row(file.name, text=outcome, right=code == 0)
+    if skipped and not job.report.result["figures"]:
+        raise Skipped(skipped[0])

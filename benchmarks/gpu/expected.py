@@ -15,7 +15,6 @@ TOLERANCE = 0.9  # of what is published or was measured elsewhere
 # One H100 in PyTorch: 3,500 images/s is good in eager mode, 4,300 compiled; as shares of their roofs at 3.0 TB/s.
 GOOD_SHARE = {"eager": 3500 / 6290, "fused": 4300 / 8380}
 LOADER_GOAL, LOADER_AMBITION = 8_000, 19_000  # images/s of original JPEGs; the ambition is DALI's own bar on a Hopper
-TRAIN_GOAL = 4_300  # images/s, end to end
 OVER_DALI_EXAMPLE, OF_SYNTHETIC, OF_BARE_LOOP = 1.3, 0.97, 0.97
 CIFAR_TOP1 = 0.95
 

@@ -4,7 +4,7 @@ A kernel's class is told by the operator that launched it, where the profiler li
 """
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,6 +30,7 @@ CLASSES: tuple[tuple[str, str, str], ...] = (
     ("relu, addition, other elementwise", r"elementwise|relu|triton_poi|vectorized", r"relu|add|mul|threshold|div|sub"),
 )  # fmt: skip
 OTHER = "other"
+ROUNDING_MS = 1e-6
 PROFILED_S = 0.1  # of launching: some steps
 
 
@@ -43,23 +44,34 @@ def class_of(kernel: str, operator: str = "") -> str:
 
 
 def by_class(events: Iterable[Any], on_gpu: bool) -> tuple[Counter[str], dict[str, Counter[str]]]:
-    """Milliseconds of a profile by class, and of each class by kernel. On the CPU an operator's own time is it."""
-    events = list(events)
-    launched_by: dict[str, str] = {}
-    for event in events:
-        for kernel in getattr(event, "kernels", ()):
-            launched_by.setdefault(kernel.name, event.name)
+    """Milliseconds of a profile by class, and of each class by kernel. On the CPU an operator's own time is it.
+
+    An operator knows the kernels that it launched and how long each took: several operators share a kernel's name, a
+    convolution's forward pass and its gradient too. What no operator claims is told by its name.
+    """
     total: Counter[str] = Counter()
     kernels: dict[str, Counter[str]] = {}
+
+    def add(name: str, operator: str, ms: Any) -> None:  # typeshed's Counter holds whole numbers
+        kind = class_of(name if on_gpu else "", operator)
+        total[kind] += ms
+        kernels.setdefault(kind, Counter())[name[:90]] += ms
+
+    unclaimed: dict[str, float] = defaultdict(float)
     for event in events:
-        if is_cpu(event) == on_gpu or getattr(event, "is_user_annotation", False):
-            continue  # an annotation is a span over kernels that count by themselves
-        if on_gpu:
-            ms, name = event.time_range.elapsed_us() / 1e3, class_of(event.name, launched_by.get(event.name, ""))
-        else:
-            ms, name = event.self_cpu_time_total / 1e3, class_of("", event.name)
-        total[name] += ms
-        kernels.setdefault(name, Counter())[event.name[:90]] += ms
+        if getattr(event, "is_user_annotation", False):
+            continue  # a span over kernels that count by themselves
+        if not on_gpu and is_cpu(event):
+            add(event.name, event.name, event.self_cpu_time_total / 1e3)
+        elif on_gpu and is_cpu(event):
+            for kernel in event.kernels:
+                add(kernel.name, event.name, kernel.duration / 1e3)
+                unclaimed[kernel.name] -= kernel.duration / 1e3
+        elif on_gpu:
+            unclaimed[event.name] += event.time_range.elapsed_us() / 1e3
+    for name, ms in unclaimed.items():
+        if ms > ROUNDING_MS:
+            add(name, "", ms)
     return total, kernels
 
 

@@ -83,7 +83,7 @@ def difference(ours: Iterator[Batch], theirs: list[Batch], config: DataConfig, d
         means.append(apart.mean(dim=(1, 2, 3)))
         blocks.append(avg_pool2d(apart.mean(dim=1, keepdim=True), BLOCK).amax())
         pixels.append(apart.amax())
-        del batch  # its memory is free for the next one while the work on it is still queued
+        del batch  # its memory is soon another batch's, while the work on it is still queued
     image = torch.cat(means)
     return Difference(float(image.mean()), float(image.max()), float(torch.stack(blocks).max()),
                       float(torch.stack(pixels).max()))  # fmt: skip

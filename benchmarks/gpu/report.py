@@ -65,21 +65,28 @@ class Report:
         text: str = "",
         judged: str | None = None,
         shown: bool = True,
+        again: bool = False,
         **more: Any,
     ) -> None:
         """One figure, or the repeats of one: then their median, least and most are kept.
 
         at_least, at_most: its bar. right: whether what was found is as it must be. text: what was found, in words.
         judged: the verdict, where it is not to be worked out of these. shown: in the table at the end too.
+        again: in place of the row of that name before, which had fewer repeats; a line is not printed for it.
         """
         row: dict[str, Any] = {"what": what, "figure": figure, "unit": unit, "text": text, "shown": shown, **more}
         if isinstance(figure, Sequence):
             row |= {"figure": median(figure), "min": min(figure), "max": max(figure), "repeats": list(figure)}
         row["expected"] = expected_text(at_least, at_most)
         row["verdict"] = judged or verdict(row["figure"], at_least, at_most, right, self._rehearsed)
-        self.result["figures"].append(row)
+        places = [i for i, earlier in enumerate(self.result["figures"]) if again and earlier["what"] == what]
+        if places:
+            self.result["figures"][places[-1]] = row
+        else:
+            self.result["figures"].append(row)
         self.write()
-        self.say(described(row))
+        if not places:
+            self.say(described(row))
 
     @contextmanager
     def attempt(self, what: str) -> Iterator[None]:

@@ -27,7 +27,7 @@ from benchmarks.gpu.report import FORMAT, NOT_ENDED, Report, Skipped, write_json
 from benchmarks.gpu.stage import Job, Stage, describe
 
 PART_LIMIT_S = 480.0
-LEAST_S = 10.0  # with less left of a part's time no stage is begun
+LEAST_SHARE = 0.5  # of a stage's limit: with less left of the part's time it is not begun, but perhaps a shorter one
 GRACE_S = 3.0  # between SIGTERM and SIGKILL
 TAIL_LINES = 40
 DESCRIBE_S = 120.0
@@ -59,7 +59,7 @@ def run_part(part: str, stages: Sequence[Stage], job: Job, limit_s: float = PART
         left = end - time.monotonic()
         if why:
             result = not_run(stage, job, f"skipped: {why}")
-        elif left < min(LEAST_S, stage.limit_s):
+        elif left < LEAST_SHARE * stage.limit_s:
             result = not_run(stage, job, f"not run: no time, of the part's {limit_s:g} s {max(0, left):.0f} are left")
         else:
             result = run_stage(stage, job, min(stage.limit_s, left))

@@ -46,7 +46,7 @@ class Scale:
     jpeg_batch: int = 64
     jpeg_side: int = 469
     loads: tuple[float, ...] = (0.0, 0.3, 0.65, 1.0)
-    fine_loads: tuple[float, ...] = (0.0, 0.06, 0.12, 0.2, 0.3, 0.5, 0.65, 0.8, 1.0)
+    fine_loads: tuple[float, ...] = (0.65, 0.0, 0.12, 0.3, 0.5, 1.0)
     kinds: tuple[str, ...] = ("420", "444", "gray", "progressive", "mixed")
     prefetches: tuple[int, ...] = (1, 2, 4, 8)
     threads: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)  # up to twice the cores

@@ -1,0 +1,88 @@
+"""Whether a network is compiled, and how torch is asked for it; nothing is compiled here."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from engine.learner import build_learner
+from model.networks import ModelConfig
+from recipes import Recipe, TrainConfig
+from tests.unit.fake_cuda import WORLD, fake_cuda
+from training.distributed import World
+
+CPU = World(0, 0, 1, 1, torch.device("cpu"))
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What `torch.compile` is called with."""
+    calls: list[dict[str, Any]] = []
+
+    def compile_it(net: nn.Module, **settings: Any) -> nn.Module:
+        calls.append(settings)
+        net._orig_mod = net.get_submodule("")  # type: ignore[assignment]  # as its wrapper has
+        return net
+
+    monkeypatch.setattr(torch, "compile", compile_it)
+    return calls
+
+
+def recipe(compile_it: Any, mode: Any = "default") -> Recipe:
+    model = ModelConfig(name="cifar_resnet8", compile=compile_it, compile_mode=mode)
+    return Recipe(model=model, train=TrainConfig(precision="fp32"))
+
+
+def is_compiled(compile_it: Any, world: World, said: list[str] | None = None) -> bool:
+    if world is CPU:
+        return build_learner(recipe(compile_it), 10, CPU, (said if said is not None else []).append).is_compiled
+    with fake_cuda():
+        return build_learner(recipe(compile_it), 10, world, (said if said is not None else []).append).is_compiled
+
+
+@pytest.mark.parametrize(
+    ("compile_it", "world", "expected"),
+    [
+        (False, WORLD, False),
+        (True, WORLD, True),
+        ("auto", WORLD, True),
+        (False, CPU, False),
+        (True, CPU, True),
+        ("auto", CPU, False),
+    ],
+)
+def test_auto_is_for_gpus(asked: list[dict[str, Any]], compile_it: Any, world: World, expected: bool) -> None:
+    assert is_compiled(compile_it, world) is expected
+    assert len(asked) == expected
+
+
+def test_each_size_is_compiled_for_itself(asked: list[dict[str, Any]]) -> None:
+    """A phase's new image size would otherwise make the shapes symbolic, and the kernels slower."""
+    build_learner(recipe(True, "max-autotune-no-cudagraphs"), 10, CPU)
+    assert asked == [{"mode": "max-autotune-no-cudagraphs", "dynamic": False}]
+
+
+@pytest.mark.usefixtures("asked")
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+def test_cuda_graphs_do_not_add_gradients_up(mode: str) -> None:
+    several = replace(recipe(True, mode), train=TrainConfig(precision="fp32", accumulation=2))
+    with fake_cuda(), pytest.raises(ValueError, match=f"compile_mode: {mode} records CUDA graphs"):
+        build_learner(several, 10, WORLD)
+    assert build_learner(several, 10, CPU).is_compiled, "there are none on a CPU"
+
+
+@pytest.mark.usefixtures("asked")
+@pytest.mark.parametrize(("world", "names"), [(WORLD, "gcc, clang, cc"), (CPU, "g++, clang++, c++")])
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, world: World, names: str) -> None:
+    monkeypatch.setenv("PATH", "")
+    for variable in ("CC", "CXX"):
+        monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(ValueError, match=r"model\.compile: torch\.compile needs one of") as error:
+        is_compiled(True, world)
+    assert names in str(error.value)
+    said: list[str] = []
+    assert not is_compiled("auto", world, said)
+    assert len(said) == (world is WORLD)
+    assert all(line.startswith("not compiled: torch.compile needs one of gcc") for line in said)
