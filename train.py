@@ -79,6 +79,7 @@ def train(
     failure = Failure(run_dir, world, lambda: capture(learner, at), told)
     loader: Loader | None = None
     in_force = recipe
+    compiled: set[tuple[int, int]] = set()  # image and batch sizes
 
     def elapsed_s() -> float:
         """Of the whole run, by rank 0's clock."""
@@ -188,7 +189,10 @@ def train(
             failure.all_is_well()
             loader.quarantine |= distributed.union(loader.quarantine, world)
             batches = mixer.mixed(steps.timed(loader.iter_epoch(at.epoch, at.position)), loader)
-            batches = watch.each(batches, "training", compiling=now.train.accumulation if learner.is_compiled else 0)
+            shape = now.data.image_size, now.train.global_batch_size
+            compiling = learner.is_compiled and shape not in compiled
+            compiled.add(shape)
+            batches = watch.each(batches, "training", compiling=now.train.accumulation * compiling)
             if not num_images:
                 batches = show_first(batches, metrics, now.data, dataset, at.step)
             while at.position + global_batch_size <= num_train and at.step < last_step and at.schedule_epoch < epochs:
