@@ -5,7 +5,7 @@ whatever looks into a tensor. What fake tensors cannot do is put in their place 
 gives gradients of the parameters' layout, fused optimizers check what they are given, streams and events do nothing.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
@@ -79,10 +79,10 @@ class Event:
 
 
 class Gpu:
-    """`mode`: the fake tensors'. `watch`: the operations'."""
+    """What a loader puts on it. `watch` sees the operations."""
 
-    def __init__(self, mode: FakeTensorMode, watch: Watch) -> None:
-        self.mode, self.watch = mode, watch
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
 
     def images(self, n: int, side: int, dtype: torch.dtype = torch.float16) -> Tensor:
         return torch.empty(n, 3, side, side, device=DEVICE, dtype=dtype, memory_format=torch.channels_last)
@@ -105,7 +105,7 @@ def fake_cuda() -> Iterator[Gpu]:
             (torch._C, "_select_conv_backend", lambda *_, **__: torch._C._ConvBackend.Cudnn),  # it asks the driver
             (torch.distributions.Distribution, "_validate_args", False),  # it looks into its parameters
             (FakeTensorMode, "__deepcopy__", lambda self, memo: self),
-            (nn.Module, "to", _moved(mode)),
+            (nn.Module, "to", _moved),
             (Tensor, "backward", _backward),
             *((torch, name, _fused) for name in FUSED),
         ]
@@ -113,30 +113,27 @@ def fake_cuda() -> Iterator[Gpu]:
             stack.enter_context(mock.patch.object(owner, name, value, create=name == "__deepcopy__"))
         stack.enter_context(mode)
         stack.enter_context(watch)
-        yield Gpu(mode, watch)
+        yield Gpu(watch)
 
 
-def _moved(mode: FakeTensorMode) -> Callable[..., nn.Module]:
+def _moved(net: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
     """`nn.Module.to` by new parameters: the original swaps tensors, which fake ones do not take."""
+    device, dtype, _, memory_format = torch._C._nn._parse_to(*args, **kwargs)
+    assert dtype is None
 
-    def to(net: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
-        device, dtype, _, memory_format = torch._C._nn._parse_to(*args, **kwargs)
-        assert dtype is None
+    def changed(tensor: Tensor) -> Tensor:
+        on = device or tensor.device
+        new = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=on)
+        return new.contiguous(memory_format=memory_format) if memory_format and tensor.dim() == 4 else new
 
-        def changed(tensor: Tensor) -> Tensor:
-            new = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device or tensor.device)
-            return new.contiguous(memory_format=memory_format) if memory_format and tensor.dim() == 4 else new
-
-        for module in net.modules():
-            for name, parameter in module._parameters.items():
-                if parameter is not None:
-                    module._parameters[name] = nn.Parameter(changed(parameter), parameter.requires_grad)
-            for name, buffer in module._buffers.items():
-                if buffer is not None:
-                    module._buffers[name] = changed(buffer)
-        return net
-
-    return to
+    for module in net.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = nn.Parameter(changed(parameter), parameter.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = changed(buffer)
+    return net
 
 
 def _backward(loss: Tensor, *_: Any, **__: Any) -> None:
