@@ -16,7 +16,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def originals(job: Job) -> ShardSet:
-    """JPEGs as heavy as ImageNet's, as `bench.py --data synthetic:469x401` makes and keeps them."""
+    """Those of --data, or JPEGs as heavy as ImageNet's, as `bench.py --data synthetic:469x401` makes and keeps them."""
+    if job.data:
+        return ShardSet.open(job.data)
     folder = job.work if job.rehearse else ROOT / images.FOLDER
     return ShardSet.open(images.ensure(job.scale.jpegs, folder))
 
@@ -62,11 +64,9 @@ def prefetch(job: Job) -> None:
 
 
 def shards(job: Job) -> None:
-    """Images as they are, with the shorter side 256, with the longer 500 (both at quality 90); and those of --data."""
+    """Images as they are, with the shorter side 256, with the longer 500 (both at quality 90)."""
     source = originals(job)
     made = data.repacked
     side = {"short-side 256": {"short_side": 256}, "max-side 500": {"max_side": 500}}
     sets = {name: made(source.root, job.work / name.replace(" ", "-"), **encode) for name, encode in side.items()}
-    given = {f"--data {job.data.name}": ShardSet.open(job.data)} if job.data else {}
-    every = {"original sizes": source, **sets, **given}
-    sweep(job, {name: (dataset, ()) for name, dataset in every.items()})
+    sweep(job, {name: (dataset, ()) for name, dataset in {"original sizes": source, **sets}.items()})

@@ -59,6 +59,8 @@ STAGES = [
           expected="4,300 images/s on an H100; 0.97 of made-up batches and more, waiting under 1 %"),
     Stage(name="cifar10", part="train", limit_s=400, run=training.cifar, needs=("dali", "cifar"),
           expected="top-1 0.95 in less than 10 minutes"),
+    Stage(name="cifar10-cpu", part="train", limit_s=200, run=training.cifar_fast, needs=("dali", "cifar"),
+          expected="top-1 0.90: seconds, images/s"),
     Stage(name="resume", part="train", limit_s=120, run=training.resume, needs=("dali",),
           expected="killed or stopped, and resumed: the same samples; the audit proves it"),
     Stage(name="dali-example", part="train", limit_s=100, run=training.dali_example, needs=("dali", "simplejpeg"),
