@@ -20,6 +20,7 @@ from torch import Tensor
 from pipeline.augment import AugmentParams, centre_crop_params
 from pipeline.config import DataConfig
 from pipeline.graph import build_graph, encoded, graph_inputs
+from pipeline.gray import with_unit_factor
 from pipeline.holes import GRAY, GRAY_SIDE
 from pipeline.probe import bad_header, find_bad
 from shard_tools.encode import BadImage, Encoded, encode
@@ -117,7 +118,8 @@ def decode_chunks(
     def next_inputs() -> tuple[Any, ...]:
         chunk = next(chunks)  # its StopIteration ends the graph's epoch
         arrays = graph_inputs(chunk.params(config), config, on_gpu=gpu is not None)
-        inputs = encoded(chunk.jpegs), *arrays.values()
+        jpegs = chunk.jpegs if gpu is None else [with_unit_factor(jpeg) for jpeg in chunk.jpegs]
+        inputs = encoded(jpegs), *arrays.values()
         in_flight.append((chunk, inputs))
         return inputs
 

@@ -20,6 +20,7 @@ from pipeline.augment import AugmentParams
 from pipeline.batch import NO_SAMPLE, Batch
 from pipeline.feed import Feed, PlannedBatch
 from pipeline.graph import build_graph, encoded, graph_inputs
+from pipeline.gray import with_unit_factor
 from pipeline.holes import GRAY, BadSample, blank
 from pipeline.probe import bad_header, find_bad
 from pipeline.reader import open_reader
@@ -63,6 +64,7 @@ class DaliLoader:
         self._planned: Iterator[PlannedBatch] = iter(())
         self._in_flight: deque[tuple[PlannedBatch, tuple[Any, ...], list[BadSample]]] = deque()
         self._parsed = np.zeros(len(feed.split), bool)  # whose headers are good: memory only where it is touched
+        self._scaled = np.zeros(len(feed.split), bool)  # which a GPU's decoder would scramble: `pipeline/gray.py`
         self._used: deque[tuple[torch.cuda.Event, Any]] = deque()  # inputs that the GPU may still be reading, uncopied
         self._turn = object()  # of the epoch under way: a loader runs one at a time
 
@@ -187,6 +189,8 @@ class DaliLoader:
             if sample_id in self._out or planned.span.start + place in self._holes
         ] if self._out or self._holes else []  # fmt: skip
         found = self._bad_headers(planned, views, known)
+        for place in np.flatnonzero(self._scaled[planned.sample_ids]).tolist():
+            views[place] = with_unit_factor(views[place])  # a copy, which lives as long as what `encoded` makes of it
         bad = known + [sample.position - planned.span.start for sample in found]
         if bad:
             planned = blank(planned, bad)
@@ -210,6 +214,8 @@ class DaliLoader:
                 found.append(self._bad_sample(planned, place, reason))
             else:
                 self._parsed[sample_id] = True
+                if self._gpu is not None and with_unit_factor(views[place]) is not views[place]:
+                    self._scaled[sample_id] = True
         return found
 
     def _bad_sample(self, planned: PlannedBatch, place: int, reason: str) -> BadSample:

@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.augment import AugmentParams
 from pipeline.config import DataConfig
 from pipeline.graph import decode, inputs, new_pipeline
+from pipeline.gray import with_unit_factor
 
 
 def bad_header(view: np.ndarray, height: int, width: int) -> str | None:
@@ -65,6 +66,8 @@ def _decode_alone(
     Args:
         data: (size,) uint8; anchor, shape: (2,) int32, row and column.
     """
+    if gpu is not None:
+        data = with_unit_factor(data)
     pipe = new_pipeline(replace(config, prefetch=1), batch_size=1, threads=1, gpu=gpu)
     with pipe:
         jpegs, region = inputs(lambda: ([data], [anchor], [shape]), ("anchor", "shape"))

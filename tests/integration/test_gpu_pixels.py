@@ -9,6 +9,7 @@ Everywhere else they are at most a level apart, two for the wider filters.
 
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from pipeline.augment import AugmentConfig
 from pipeline.augment_graph import OPERATIONS
 from pipeline.batch import IGNORE_LABEL, NO_SAMPLE
 from pipeline.feed import Feed
+from pipeline.gray import with_unit_factor
 from pipeline.holes import BadSample
 from pipeline.loader import DaliLoader
 from pipeline.reference import ReferenceLoader
@@ -278,6 +280,28 @@ def test_inputs_live_until_they_are_read(dataset: ShardSet, baseline: Rows, pref
     for _ in range(2):
         assert same_rows(by_position(loader.iter_epoch(1), loader.feed), baseline)
     loader.close()
+
+
+@pytest.mark.usefixtures("operators")
+def test_mended_gray_jpegs_live_until_they_are_read(dataset: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copies that a loader on a GPU makes (`pipeline/gray.py`), in two epochs; their pixels are the same."""
+    feed = replace(make_feed(dataset, batch_size=6, prefetch=8), global_batch_size=30)  # none of the 90 is left out
+    graph, expected, mended = loader_module.build_graph, by_operators(feed), list[int]()
+
+    def mend(view: np.ndarray) -> np.ndarray:
+        found = with_unit_factor(view)
+        if found is view:
+            return view
+        mended.append(len(view))
+        return mortal(found)
+
+    monkeypatch.setattr(loader_module, "with_unit_factor", mend)
+    monkeypatch.setattr(loader_module, "build_graph", lambda *args, **kw: graph(*args, **kw | {"gpu": None}))
+    monkeypatch.setattr(DaliLoader, "_gpu", 0)
+    loader = DaliLoader(feed, device=CPU, threads=2)
+    assert torch.equal(images(loader), expected)
+    assert torch.equal(images(loader), expected)
+    assert len(mended) == 2 * 3  # two images, each found once and mended in both epochs
 
 
 def test_inputs_of_the_gpu_live_until_it_has_made_their_batch(dataset: ShardSet) -> None:
