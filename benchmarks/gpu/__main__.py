@@ -13,10 +13,12 @@ import click
 from benchmarks.gpu.expected import is_bad
 from benchmarks.gpu.registry import PARTS, STAGES
 from benchmarks.gpu.report import write_json
-from benchmarks.gpu.run import PART_LIMIT_S, described, preload, run_part
+from benchmarks.gpu.run import PART_LIMIT_S, described, earlier, preload, run_part
 from benchmarks.gpu.stage import FULL, SMALL, Job, Stage
 from benchmarks.gpu.table import summary, table
+from recipes import Recipe
 from shard_tools.format import ShardSet
+from training import config
 
 DATASET = click.Path(path_type=Path, file_okay=False, exists=True)
 
@@ -28,10 +30,18 @@ DATASET = click.Path(path_type=Path, file_okay=False, exists=True)
 @click.option("--cifar", type=DATASET, metavar="DIR", help="CIFAR-10, packed: cifar10-rn18 runs on it to the end.")
 @click.option("--rehearse", is_flag=True, help="Every stage in small on the CPU: nothing is measured.")
 @click.option("--only", metavar="STAGE,…", default="", help="These stages of the part alone.")
+@click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="Laid over a stage's recipe, but where train.py runs.",
+)
 @click.option("--list", "list_stages", is_flag=True, help="Print the stages, their limits and what is expected; end.")
 def main(
-    part: str, out: Path, data: Path | None, cifar: Path | None, rehearse: bool, only: str, list_stages: bool
-) -> None:
+    part: str, out: Path, data: Path | None, cifar: Path | None, rehearse: bool, only: str, sets: tuple[str, ...],
+    list_stages: bool,
+) -> None:  # fmt: skip
     """Measure what only a GPU can show, each stage in a process of its own, each part in 8 minutes at most.
 
     \b
@@ -41,7 +51,8 @@ def main(
     train     end to end, DALI's example beside, CIFAR-10, killed and resumed
 
     OUT gets PART.json with all of a part's results, one file a stage, PART.log and summary.json, each as soon as a
-    stage ends. `check` and `compute` need no DALI. Exit status 1 where a stage failed or is wrong.
+    stage ends; what earlier calls found of other stages stays there. `check` and `compute` need no DALI. Exit status
+    1 where a stage failed or is wrong.
     """
     try:
         stages = chosen(part, only)
@@ -50,7 +61,8 @@ def main(
             return
         for folder in filter(None, (data, cifar)):
             ShardSet.open(folder)
-        results = run(stages, out, data, cifar, rehearse)
+        config.load_config(Recipe, None, sets)
+        results = run(stages, out, data, cifar, rehearse, sets)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:
@@ -75,13 +87,16 @@ def listed(stages: list[Stage]) -> str:
     return "\n".join([*lines, f"A part takes {PART_LIMIT_S:.0f} s at most: what comes later is not run then."])
 
 
-def run(stages: list[Stage], out: Path, data: Path | None, cifar: Path | None, rehearse: bool) -> list[dict[str, Any]]:
+def run(
+    stages: list[Stage], out: Path, data: Path | None, cifar: Path | None, rehearse: bool, sets: tuple[str, ...] = ()
+) -> list[dict[str, Any]]:
     """The results of stages, part by part. Raises ValueError where there is no GPU and this is no rehearsal."""
     signal.signal(signal.SIGTERM, _ended)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="penstock-gpu-") as folder:
         job = Job(out=out.absolute(), work=Path(folder), scale=SMALL if rehearse else FULL, rehearse=rehearse,
-                  on_gpu=not rehearse, data=data and data.absolute(), cifar=cifar and cifar.absolute())  # fmt: skip
+                  on_gpu=not rehearse, data=data and data.absolute(), cifar=cifar and cifar.absolute(),
+                  sets=sets)  # fmt: skip
         env = described(job)
         if env["bad_fork"]:
             job = replace(job, start_method="spawn")
@@ -92,8 +107,9 @@ def run(stages: list[Stage], out: Path, data: Path | None, cifar: Path | None, r
         job = replace(job, env=env)
         results: list[dict[str, Any]] = []
         for part in dict.fromkeys(stage.part for stage in stages):
-            results += run_part(part, [stage for stage in stages if stage.part == part], job)
-            write_json(out / "summary.json", summary(results))
+            order = [stage.name for stage in STAGES if stage.part == part]
+            results += run_part(part, [stage for stage in stages if stage.part == part], job, order=order)
+            write_json(out / "summary.json", summary([one for name in PARTS for one in earlier(job, name).values()]))
         return results
 
 

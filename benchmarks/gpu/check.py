@@ -35,7 +35,7 @@ def stop_and_resume(job: Job, dataset: Path, loader: str, recipe: str, sets: tup
     folder, report = job.work / f"run-{loader}", job.report
     steps_per_epoch = job.scale.run_images // RUN_BATCH
     values = (f"data.loader={loader}", f"train.epochs={job.scale.run_epochs}", "schedule.warmup_epochs=1",
-              f"train.global_batch_size={RUN_BATCH}", f"train.eval_every={job.scale.run_eval_every}",
+              f"train.global_batch_size={RUN_BATCH}", f"train.eval_every={job.scale.run_epochs}",
               "train.log_every=2", f"train.checkpoint_every={max(2, steps_per_epoch // 3)}", *sets)  # fmt: skip
     common = ["--data", str(dataset), "--recipe", recipe, "--device", job.device.type, "--deterministic"]
     common += ["--no-machine-config", *(part for value in values for part in ("--set", value))]

@@ -31,6 +31,7 @@ from training import environment
 
 ROOT = Path(__file__).parents[2]
 BARE_LOOP = ROOT / "benchmarks" / "studies" / "bare_loop.py"
+OFTEN = 0.5  # waits a step
 
 
 def dataset_of(job: Job) -> ShardSet:
@@ -197,29 +198,41 @@ def bare(job: Job) -> None:
 
 
 def syncs(job: Job) -> None:
-    """train.py for some steps, every wait for the device noted with the line of ours that it comes from.
-
-    What waits once a step, or once a few, is wrong; the flush of the log may, once an interval."""
+    """train.py for some steps, and for twice as many, every wait for the device noted with the line of ours that it
+    comes from. What the second run has more of comes with the steps: a place that waits in every other step, or more
+    often, is wrong; the flush of the log may, once an interval."""
     import train
 
     steps = job.scale.sync_steps
     sets = ["data.loader=synthetic", f"train.global_batch_size={job.scale.batch_sizes[0] if job.on_gpu else 8}",
             f"train.log_every={steps}", f"model.name={job.scale.network}", "model.compile=false",
             f"data.image_size={job.scale.image_size}", "ema.decay=0.999", "train.clip_grad_norm=1.0"]  # fmt: skip
-    num_train = steps * int(sets[1].partition("=")[2])
+    num_train = 2 * steps * int(sets[1].partition("=")[2])  # so that both runs end in the first epoch
     dataset = data.packed(job.work, "444", num_train=num_train, num_val=8, num_classes=10, side=32)
-    arguments = ["--data", str(dataset.root), "--recipe", "rn50-90ep", "--run-dir", str(job.work / "syncs")]
-    arguments += ["--max-steps", str(steps), "--device", job.device.type, "--no-machine-config"]
-    with waits(job) as found:
-        train.main([*arguments, *(part for value in sets for part in ("--set", value))], standalone_mode=False)
-    job.report.settings(arguments=arguments, sets=sets)
-    for place, count in found.most_common():
-        each_step = count >= steps // 2
-        job.report.row(place, float(count), f"waits in {steps} steps", shown=each_step,
-                       right=False if each_step and job.on_gpu else None)  # fmt: skip
-    often = [place for place, count in found.items() if count >= steps // 2]
+    arguments = ["--data", str(dataset.root), "--recipe", "rn50-90ep", "--device", job.device.type]
+    arguments += ["--no-machine-config", *(part for value in sets for part in ("--set", value))]
+    job.report.settings(arguments=arguments)
+
+    def waits_of(count: int) -> Counter[str]:
+        run = ["--run-dir", str(job.work / f"syncs-{count}"), "--max-steps", str(count)]
+        with waits(job) as found:
+            train.main([*arguments, *run], standalone_mode=False)
+        return found
+
+    some, twice, often = waits_of(steps), waits_of(2 * steps), list[str]()
+    for place, rate in a_step(some, twice, steps).items():
+        wrong = rate >= OFTEN
+        often += [place] * wrong
+        job.report.row(place, rate, "waits a step", shown=wrong, right=False if wrong and job.on_gpu else None,
+                       text=f"{some[place]} in {steps} steps, {twice[place]} in {2 * steps}")  # fmt: skip
     job.report.row("waits once a step or so", float(len(often)), "places", text=", ".join(often),
                    right=not often if job.on_gpu else None)  # fmt: skip
+
+
+def a_step(some: Counter[str], twice: Counter[str], steps: int) -> dict[str, float]:
+    """By place the waits that each step has, the most first: what the run of twice as many steps has more of."""
+    rates = {place: max(0.0, (twice[place] - some[place]) / steps) for place in twice | some}
+    return dict(sorted(rates.items(), key=lambda one: -one[1]))
 
 
 @contextlib.contextmanager

@@ -4,24 +4,24 @@ A way is (whole image or region) × (fancy upsampling or not), a stage each, sin
 (nvImageCodec's issue 55). In a stage every kind of JPEG is decoded at every `hw_decoder_load`.
 """
 
-import itertools
 import json
 import os
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
-from benchmarks import programs
 from benchmarks.gpu import data, pixels
 from benchmarks.gpu.report import write_json
 from benchmarks.gpu.stage import Job
+from benchmarks.programs import BatchProgram, endless
+from pipeline.batch import Batch, Loader
 from pipeline.build import threads_per_rank
 from pipeline.decoders_used import LOG_LEVEL, decoders_used
 from recipes import Recipe
 from shard_tools.format import ShardSet
 
 ON_GPU = ("nvjpeg_hw_decoder", "nvjpeg_cuda_decoder")
-LOGGED_BATCHES = 2
-RATE_BATCH = 128
 
 
 def whole_fancy(job: Job) -> None:
@@ -45,9 +45,8 @@ def recipe_of(job: Job, way: str, fancy: bool, *sets: str) -> Recipe:
 
 
 def jpegs(job: Job, kind: str) -> ShardSet:
-    scale = job.scale
-    num_train = scale.jpeg_batches * scale.jpeg_batch
-    return data.packed(job.work, kind, num_train=num_train, num_val=8, num_classes=8, side=scale.jpeg_side)
+    num_train, side = job.scale.jpeg_images, job.scale.jpeg_side
+    return data.packed(job.work, kind, num_train=num_train, num_val=8, num_classes=8, side=side)
 
 
 def matrix(job: Job, way: str, fancy: bool) -> None:
@@ -58,13 +57,14 @@ def matrix(job: Job, way: str, fancy: bool) -> None:
     for kind in scale.kinds:
         dataset, found = jpegs(job, kind), dict[float, float]()
         plain = recipe_of(job, way, fancy)
-        theirs = pixels.oracle(plain, dataset, scale.jpeg_batch, job.device, threads)
+        theirs = pixels.oracle(plain, dataset, scale.jpeg_batch, scale.jpeg_batches, job.device, threads)
         for load in scale.loads:
             with job.report.attempt(f"{kind}, load {load:g}"):
                 recipe = recipe_of(job, way, fancy, f"data.hw_decoder_load={load}")
-                ours = pixels.batches(recipe, dataset, "dali", scale.jpeg_batch, job.device, threads)
-                apart = pixels.difference(ours, theirs, recipe.data, job.device)
-                rate, right = speed(job, recipe, dataset), apart.fits(fancy)
+                with closing(opened(job, recipe, dataset)) as loader:  # one for both: to open it takes longest
+                    ours = endless(loader)
+                    apart = pixels.difference(ours, theirs, recipe.data, job.device)
+                    rate, right = speed(job, ours), apart.fits(fancy)
                 counts = used.get(f"{kind} {load:g}", Counter())
                 job.report.row(f"{kind}, load {load:g}", rate, "images/s", right=right, shown=False, decoders=counts,
                                text=f"{named(counts)}; {apart}", **apart._asdict())  # fmt: skip
@@ -82,15 +82,15 @@ def named(counts: Counter[str]) -> str:
     return ", ".join(f"{name.removesuffix('_decoder')} {count / total:.0%}" for name, count in counts.items()) or "?"
 
 
-def speed(job: Job, recipe: Recipe, dataset: ShardSet) -> float:
+def opened(job: Job, recipe: Recipe, dataset: ShardSet) -> Loader:
+    return pixels.open_loader(recipe, dataset, "dali", job.scale.jpeg_batch, job.device, threads_per_rank(0, 1))
+
+
+def speed(job: Job, batches: Iterator[Batch]) -> float:
     """images/s of a loader, a turn after half a turn of warm-up: enough to tell decoders apart."""
-    size = RATE_BATCH if job.on_gpu else job.scale.jpeg_batch
-    program = programs.build("loader", "dali", recipe, dataset, job.world, size)
-    try:
-        program.run(job.scale.turn_s / 2)
-        return program.run(job.scale.turn_s).images_per_s
-    finally:
-        program.close()
+    program = BatchProgram("dali", batches, next, job.device)
+    program.run(job.scale.turn_s / 2)
+    return program.run(job.scale.turn_s).images_per_s
 
 
 def logged(job: Job, way: str, fancy: bool) -> dict[str, Counter[str]]:
@@ -118,10 +118,7 @@ def _log_decoders(job: Job, way: str, fancy: bool, answer: Path) -> None:
                 os.dup2(descriptor, number)
             os.close(descriptor)
             recipe = recipe_of(job, way, fancy, f"data.hw_decoder_load={load}", "data.prefetch=1")
-            dataset, size = jpegs(job, kind), job.scale.jpeg_batch
-            for _ in itertools.islice(
-                pixels.batches(recipe, dataset, "dali", size, job.device, threads_per_rank(0, 1)), LOGGED_BATCHES
-            ):
-                pass
+            with closing(opened(job, recipe, jpegs(job, kind))) as loader:
+                next(loader.iter_epoch(0))
             found[f"{kind} {load:g}"] = decoders_used(log.read_text(errors="replace"))
             write_json(answer, found)

@@ -6,12 +6,14 @@ written, shows as a block that is wrong altogether: so the largest difference of
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import NamedTuple
 
 import torch
 from torch.nn.functional import avg_pool2d
 
-from pipeline.batch import Batch
+from benchmarks.programs import MIN_BATCHES, repeated
+from pipeline.batch import Batch, Loader
 from pipeline.build import build_loader
 from pipeline.config import DataConfig
 from pipeline.feed import Feed
@@ -41,40 +43,39 @@ class Difference(NamedTuple):
         return f"off by {self.mean:.2f}, an image {self.worst_image:.2f}, a block {self.worst_block:.1f}"
 
 
-def feed_of(recipe: Recipe, dataset: ShardSet, loader: str, batch_size: int) -> Feed:
-    return Feed(
-        split=dataset.split("train"), config=replace(recipe.data, loader=loader), augment=recipe.augment,  # type: ignore[arg-type]
-        batch_size=batch_size, global_batch_size=batch_size, seed=recipe.train.seed,
+def open_loader(
+    recipe: Recipe, dataset: ShardSet, name: str, batch_size: int, device: torch.device, threads: int
+) -> Loader:
+    """Of the training split, repeated to an epoch that is long enough to be timed."""
+    feed = Feed(
+        split=repeated(dataset.split("train"), MIN_BATCHES * batch_size),
+        config=replace(recipe.data, loader=name),  # type: ignore[arg-type]
+        augment=recipe.augment, batch_size=batch_size, global_batch_size=batch_size, seed=recipe.train.seed,
     )  # fmt: skip
-
-
-def batches(
-    recipe: Recipe, dataset: ShardSet, loader: str, batch_size: int, device: torch.device, threads: int
-) -> Iterator[Batch]:
-    """An epoch of a loader, which is closed at its end."""
     dtype = torch.float16 if device.type == "cuda" else torch.float32
-    built = build_loader(feed_of(recipe, dataset, loader, batch_size), device=device, threads=threads, dtype=dtype)
-    try:
-        yield from built.iter_epoch(0)
-    finally:
-        built.close()
+    return build_loader(feed, device=device, threads=threads, dtype=dtype)
 
 
-def oracle(recipe: Recipe, dataset: ShardSet, batch_size: int, device: torch.device, threads: int) -> list[Batch]:
-    """The same batches from the CPU: DALI's decoder there; where this is a CPU, Pillow's and torchvision's."""
-    name = "dali" if device.type == "cuda" else "reference"
-    workers = threads if device.type == "cuda" else 0
-    return list(batches(recipe, dataset, name, batch_size, torch.device("cpu"), workers))
+def oracle(
+    recipe: Recipe, dataset: ShardSet, batch_size: int, num_batches: int, device: torch.device, threads: int
+) -> list[Batch]:
+    """The same batches, the first of epoch 0, from the CPU: DALI's decoder there; where this is a CPU, Pillow's and
+    torchvision's."""
+    name, workers = ("dali", threads) if device.type == "cuda" else ("reference", 0)
+    loader = open_loader(recipe, dataset, name, batch_size, torch.device("cpu"), workers)
+    found = list(islice(loader.iter_epoch(0), num_batches))
+    loader.close()
+    return found
 
 
 def difference(ours: Iterator[Batch], theirs: list[Batch], config: DataConfig, device: torch.device) -> Difference:
-    """Compare batch by batch, each behind other work that is queued before it. Raises ValueError where the samples, or
-    the number of batches, differ."""
+    """Compare batch by batch, each behind other work that is queued before it. Takes as many of `ours` as there are of
+    `theirs`. Raises ValueError where the samples differ, or `ours` ends before."""
     std = torch.tensor(config.std, device=device)[:, None, None]
     side = BUSY_SIDE if device.type == "cuda" else 64
     busy = torch.randn(side, side, device=device, dtype=torch.bfloat16)
     means, blocks, pixels = [], [], []
-    for batch, expected in zip(ours, theirs, strict=True):
+    for batch, expected in zip(islice(ours, len(theirs)), theirs, strict=True):
         if not torch.equal(batch.sample_ids, expected.sample_ids):
             raise ValueError("the two loaders' samples differ")
         for _ in range(BUSY_PRODUCTS):

@@ -38,7 +38,7 @@ STAGES = [
     Stage(name="cudnn", part="compute", limit_s=60, run=compute.cudnn,
           expected="cudnn.benchmark off: slower than the stage eager"),
 
-    Stage(name="whole-fancy", part="decode", limit_s=140, run=decode.whole_fancy, needs=("dali",),
+    Stage(name="whole-fancy", part="decode", limit_s=120, run=decode.whole_fancy, needs=("dali",),
           expected="nvJPEG decodes; pixels as the CPU's at every load, under other work"),
     Stage(name="hw-load", part="decode", limit_s=120, run=loading.hw_load, needs=("dali", "simplejpeg"),
           expected="8,000 images/s of originals on 16 cores; the ambition is 19,000"),

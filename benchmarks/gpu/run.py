@@ -50,10 +50,14 @@ NEEDS: dict[str, Callable[[Job], str]] = {
 }
 
 
-def run_part(part: str, stages: Sequence[Stage], job: Job, limit_s: float = PART_LIMIT_S) -> list[dict[str, Any]]:
-    """Run a part's stages in order, until its time is over. Returns their results, which are in OUT too."""
+def run_part(
+    part: str, stages: Sequence[Stage], job: Job, limit_s: float = PART_LIMIT_S, order: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Run some of a part's stages in order, until its time is over. Returns their results. PART.json in OUT has them
+    too, beside those of other stages that were there, in the `order` of stages' names."""
     end = time.monotonic() + limit_s
     results = []
+    kept = earlier(job, part)
     for stage in stages:
         why = next((why for need in stage.needs if (why := NEEDS[need](job))), "")
         left = end - time.monotonic()
@@ -64,8 +68,21 @@ def run_part(part: str, stages: Sequence[Stage], job: Job, limit_s: float = PART
         else:
             result = run_stage(stage, job, min(stage.limit_s, left))
         results.append(result)
-        write_json(job.out / f"{part}.json", results)
+        kept[stage.name] = result
+        names = [*(name for name in order if name in kept), *(name for name in kept if name not in order)]
+        write_json(part_path(job, part), [kept[name] for name in names])
     return results
+
+
+def part_path(job: Job, part: str) -> Path:
+    return job.out / f"{part}.json"
+
+
+def earlier(job: Job, part: str) -> dict[str, dict[str, Any]]:
+    """A part's results in OUT by their stage, rehearsed ones for a rehearsal, others for none."""
+    path = part_path(job, part)
+    found = json.loads(path.read_text()) if path.exists() else []
+    return {result["stage"]: result for result in found if result["rehearsed"] == job.rehearse}
 
 
 def about(stage: Stage, job: Job) -> dict[str, Any]:

@@ -32,20 +32,20 @@ class Scale:
     turns: int = 3
     copy_bytes: int = 4 << 30
     matmul_side: int = 8192
-    run_images: int = 4096  # training images of the small set that train.py runs on
-    run_epochs: int = 4
-    run_eval_every: int = 1
+    run_images: int = 2048  # training images of the small set that train.py runs on
+    run_epochs: int = 2
     recipes: tuple[str, ...] = ()  # none: all
     recipe_steps: int = 10
     recipe_sets: tuple[str, ...] = ("train.global_batch_size=64",)
     compiled_recipe: str = "cifar10-rn18"
     bare_steps: int = 60
-    sync_steps: int = 20
+    sync_steps: int = 20  # of a run; another has twice as many
     jpegs: str = "synthetic:469x401"
-    jpeg_batches: int = 4  # of a kind of JPEG, compared pixel by pixel
-    jpeg_batch: int = 64
+    jpeg_images: int = 256  # of a kind of JPEG
+    jpeg_batches: int = 4  # compared pixel by pixel
+    jpeg_batch: int = 128
     jpeg_side: int = 469
-    loads: tuple[float, ...] = (0.0, 0.3, 0.65, 1.0)
+    loads: tuple[float, ...] = (0.0, 0.65, 1.0)
     fine_loads: tuple[float, ...] = (0.65, 0.0, 0.12, 0.3, 0.5, 1.0)
     kinds: tuple[str, ...] = ("420", "444", "gray", "progressive", "mixed")
     prefetches: tuple[int, ...] = (1, 2, 4, 8)
@@ -68,8 +68,6 @@ SMALL = Scale(
     copy_bytes=1 << 22,
     matmul_side=128,
     run_images=256,
-    run_epochs=2,
-    run_eval_every=2,
     recipes=("rn50-16ep", "rn50-a3"),
     recipe_steps=2,
     recipe_sets=(
@@ -80,6 +78,7 @@ SMALL = Scale(
     bare_steps=4,
     sync_steps=4,
     jpegs="synthetic:64x48",
+    jpeg_images=16,
     jpeg_batches=2,
     jpeg_batch=8,
     jpeg_side=64,
@@ -98,6 +97,7 @@ class Job:
 
     work: a folder that the stages of this call share, gone at its end. env: the facts of the machine, as in results.
     start_method: of processes, as in `multiprocessing`. data, cifar: packed datasets, where the user gave them.
+    sets: the user's `section.key=value`.
     """
 
     out: Path
@@ -109,6 +109,7 @@ class Job:
     start_method: Literal["fork", "spawn"] = "fork"
     data: Path | None = None
     cifar: Path | None = None
+    sets: tuple[str, ...] = ()
     report: Report = field(default=None, repr=False)  # type: ignore[assignment]  # the stage's process makes it
 
     def process(self, target: Callable[..., object], *arguments: Any) -> BaseProcess:
@@ -130,8 +131,11 @@ class Job:
         return bounds_of(self.env.get("gpu")) if self.on_gpu else None
 
     def recipe(self, name: str, *sets: str) -> Recipe:
-        """A recipe of recipes/ with `section.key=value` laid over it."""
-        return config.load_config(Recipe, recipe_file(name), sets)
+        """A recipe of recipes/ with `section.key=value` laid over it: the user's, which the result then names, and over
+        those the stage's own."""
+        if self.sets:
+            self.report.settings(set=self.sets)
+        return config.load_config(Recipe, recipe_file(name), (*self.sets, *sets))
 
     def resnet(self, *sets: str) -> Recipe:
         """ResNet-50 as the standard recipe trains it; in a rehearsal something small in its place."""

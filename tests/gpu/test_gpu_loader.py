@@ -56,11 +56,18 @@ def on_cpu(batches: list[Batch]) -> list[Batch]:
     return [Batch(batch.images.cpu(), batch.labels.cpu(), batch.sample_ids) for batch in batches]
 
 
-def same(a: list[Batch], b: list[Batch]) -> bool:
+def same(a: list[Batch], b: list[Batch], apart: float = 0.0) -> bool:
+    """Whether the samples and labels agree, and the images to the bit, or each to `apart` grey levels in the mean."""
     return len(a) == len(b) and all(
-        torch.equal(x.images, y.images) and torch.equal(x.labels, y.labels) and torch.equal(x.sample_ids, y.sample_ids)
+        torch.equal(x.labels, y.labels) and torch.equal(x.sample_ids, y.sample_ids)
+        and (torch.equal(x.images, y.images) or per_image(x.images, y.images).max() < apart)
         for x, y in zip(a, b, strict=True)
-    )
+    )  # fmt: skip
+
+
+def per_image(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Of each image the mean difference in grey levels."""
+    return (gray_levels(a) - gray_levels(b)).abs().mean(dim=(1, 2, 3))
 
 
 @pytest.mark.parametrize("hw_decoder_load", [0.0, 0.65, 1.0])
@@ -80,11 +87,11 @@ def test_the_gpu_makes_the_cpus_batches(
         assert ours.images.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(ours.sample_ids, theirs.sample_ids)
         assert torch.equal(ours.labels.cpu(), theirs.labels)
-        differences.append((gray_levels(ours.images) - gray_levels(theirs.images)).abs().mean(dim=(1, 2, 3)))
-    per_image = torch.cat(differences)
-    print(f"mean {per_image.mean():.3f}, largest {per_image.max():.3f} grey levels")
-    assert per_image.mean() < 1
-    assert per_image.max() < 2
+        differences.append(per_image(ours.images, theirs.images))
+    apart = torch.cat(differences)
+    print(f"mean {apart.mean():.3f}, largest {apart.max():.3f} grey levels")
+    assert apart.mean() < 1
+    assert apart.max() < 2
     gpu.close()
     cpu.close()
 
@@ -97,19 +104,22 @@ def test_float32_on_the_gpu(dataset: ShardSet) -> None:
     loader.close()
 
 
-def test_resume_and_abandon(dataset: ShardSet) -> None:
-    loader = make_loader(dataset, augment=JITTER)
+@pytest.mark.parametrize(("hw_decoder_load", "apart"), [(0.0, 0.0), (1.0, 0.0), (0.65, 0.5)])
+def test_resume_and_abandon(dataset: ShardSet, hw_decoder_load: float, apart: float) -> None:
+    """Where both of the GPU's decoders work, which of them takes an image is not the same in each run. Of ImageNet's
+    images their pixels are 0.03 grey levels apart in the mean, 3 at most (an H200)."""
+    loader = make_loader(dataset, augment=JITTER, hw_decoder_load=hw_decoder_load)
     whole = on_cpu(list(loader.iter_epoch(1)))
     for batches_taken in (1, 3):
         epoch = loader.iter_epoch(0)
         for _ in range(batches_taken):
             next(epoch)
         epoch.close()
-        assert same(on_cpu(list(loader.iter_epoch(1, 24))), whole[2:])
+        assert same(on_cpu(list(loader.iter_epoch(1, 24))), whole[2:], apart)
         assert loader.state == (1, 72)
     loader.close()
-    again = make_loader(dataset, augment=JITTER)
-    assert same(on_cpu(list(again.iter_epoch(1))), whole)
+    again = make_loader(dataset, augment=JITTER, hw_decoder_load=hw_decoder_load)
+    assert same(on_cpu(list(again.iter_epoch(1))), whole, apart)
     again.close()
 
 

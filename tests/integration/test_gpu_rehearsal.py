@@ -85,7 +85,7 @@ def test_compute_decode_and_train(tmp_path: Path) -> None:
     assert set(results) == set(names)
     check(printed, results, tmp_path / "out", NEEDS_A_GPU)
     decoded = [row for row in results["whole-fancy"]["figures"] if "decoders" in row]
-    assert [row["decoders"] for row in decoded] == [{"libjpeg_turbo_decoder": 16}] * 2
+    assert [row["decoders"] for row in decoded] == [{"libjpeg_turbo_decoder": 8}] * 2
     assert all(0 < row["mean"] < 1 for row in decoded)
     audits = [row["text"] for row in results["resume"]["figures"] if "audit" in row["what"]]
     assert audits == ["2 epochs, 512 samples as planned"] * 3

@@ -5,7 +5,10 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +17,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks.gpu import check, expected, kernels, pixels
+from benchmarks.gpu import check, compute, expected, kernels, pixels
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.registry import PARTS, STAGES
 from benchmarks.gpu.report import Skipped
@@ -146,6 +149,65 @@ def test_a_file_of_tests_that_crashes_costs_itself(job: Job, monkeypatch: pytest
     assert "test_a.py::test_it" in result["figures"][0]["text"], "the test that crashed"
 
 
+def test_stages_run_again_replace_their_own_results_alone(job: Job) -> None:
+    def found(figure: float, name: str) -> Stage:
+        return stage(lambda job: job.report.row("figure", figure), name=name)
+
+    def kept() -> list[tuple[str, float]]:
+        return [(one["stage"], one["figures"][0]["figure"]) for one in json.loads((job.out / "check.json").read_text())]
+
+    order = ["a", "b", "c"]
+    run_part("check", [found(1.0, "b"), found(2.0, "c")], job, order=order)
+    results = run_part("check", [found(3.0, "b"), found(4.0, "a")], job, order=order)
+    assert [result["stage"] for result in results] == ["b", "a"], "those of this call"
+    assert kept() == [("a", 4.0), ("b", 3.0), ("c", 2.0)]
+    run_part("check", [found(5.0, "x")], replace(job, rehearse=True), order=order)
+    assert kept() == [("x", 5.0)], "a rehearsal measures nothing, and is no place for what was measured"
+
+
+@pytest.mark.parametrize("compiled", [(), ("model.compile=false",)])
+def test_what_is_set_lies_under_what_the_stage_sets(job: Job, compiled: tuple[str, ...]) -> None:
+    def build(job: Job) -> None:
+        recipe = job.resnet(*compiled)
+        job.report.row("load", recipe.data.hw_decoder_load, compiled=recipe.model.compile)
+
+    sets = ("data.hw_decoder_load=0.25", "model.compile=true")
+    result = run_stage(stage(build), replace(job, sets=sets), limit_s=30.0)
+    assert (result["figures"][0]["figure"], result["figures"][0]["compiled"]) == (0.25, not compiled)
+    assert result["settings"] == {"set": list(sets)} == on_disk(job)["settings"]
+    assert run_stage(stage(build), job, limit_s=30.0)["settings"] == {}
+    assert run_stage(stage(lambda job: None), replace(job, sets=sets), limit_s=30.0)["settings"] == {}, (
+        "it has no recipe"
+    )
+
+
+def test_waits_are_those_that_come_with_the_steps(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of n steps and one of 2n: what is built first, or written last, waits as often in both."""
+    ran: list[int] = []
+
+    def main(arguments: list[str], **_: Any) -> None:
+        ran.append(int(arguments[arguments.index("--max-steps") + 1]))
+
+    @contextmanager
+    def waits(job: Job) -> Iterator[Counter[str]]:
+        found: Counter[str] = Counter()
+        yield found
+        found.update({"built": 320, "each": 3 + ran[-1], "half": ran[-1] // 2, "fourth": ran[-1] // 4})
+        found.update({"first run": 9} if len(ran) == 1 else {})
+
+    monkeypatch.setattr("train.main", main)
+    monkeypatch.setattr(compute, "waits", waits)
+    result = run_stage(stage(compute.syncs), job, limit_s=60.0)
+    rows = {row["what"]: (row["figure"], row["unit"], row["verdict"]) for row in result["figures"]}
+    places = [("each", 1.0, "wrong"), ("half", 0.5, "wrong"), ("fourth", 0.25, "measured"), ("built", 0.0, "measured")]
+    for place, rate, verdict in [*places, ("first run", 0.0, "measured")]:
+        assert rows.pop(place) == (rate, "waits a step", verdict)
+    assert rows == {"waits once a step or so": (2.0, "places", "wrong")}
+    assert result["figures"][-1]["text"] == "each, half"
+    assert {row["what"]: row["text"] for row in result["figures"]}["built"] == "320 in 4 steps, 320 in 8"
+    assert result["verdict"] == "wrong"
+
+
 def test_skipped_and_the_parts_deadline(job: Job) -> None:
     def skip(job: Job) -> None:
         raise Skipped("it is too small")
@@ -242,7 +304,7 @@ def test_every_stage_of_the_plan_is_there() -> None:
         "prefetch",
         "shards",
     } == set(names["decode"])
-    assert set(names["train"]) == {"end-to-end", "dali-example", "dali-whole", "cifar10", "resume"}
+    assert set(names["train"]) == {"end-to-end", "dali-example", "dali-whole", "cifar10", "cifar10-cpu", "resume"}
     assert len({(stage.part, stage.name) for stage in STAGES}) == len(STAGES)
     for one in STAGES:
         assert one.limit_s <= 400
@@ -265,6 +327,8 @@ def test_without_a_gpu_one_line_names_the_rehearsal(tmp_path: Path) -> None:
         (["check", "--only", "nothing"], "--only nothing: no such stage; check has device, run"),
         (["train", "--cifar", "tests"], "no packed dataset here"),
         (["all", "--list"], "compute max-autotune-no-cudagraphs   240 s"),
+        (["train", "--set", "data.hw_decoder_laod=1"], "--set data.hw_decoder_laod=1: "),
+        (["train", "--set", "data.hw_decoder_load=1.5"], "hw_decoder_load: 1.5 must lie in 0 to 1"),
     ],
 )
 def test_what_the_command_says(arguments: list[str], message: str) -> None:
@@ -332,3 +396,6 @@ def test_a_block_that_is_wrong_is_found_in_an_image_that_is_nearly_right() -> No
         pixels.difference(iter([Batch(images, ids, ids + 1)]), theirs, DataConfig(), cpu)
     with pytest.raises(ValueError, match="zip"):
         pixels.difference(iter([]), theirs, DataConfig(), cpu)
+    going_on = iter([Batch(images, ids, ids), *theirs])
+    assert pixels.difference(going_on, theirs, DataConfig(), cpu).worst_pixel == 0
+    assert next(going_on) is theirs[0], "what comes after those that are compared is left"
