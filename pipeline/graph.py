@@ -139,8 +139,13 @@ def finish(
     augmented = any(map(is_step, params))
     one_pass = in_one_pass(on_gpu)
     normalised = one_pass and not half and not augmented
+    mirror: dict[str, Any] = {}
     if not one_pass:
         images = _resize(images, params, image_size, config)
+        if augmented or "flip_vertical" in params:
+            images = _flip(images, params)
+        elif "mirror" in params:  # in the last operator, one kernel for all images; `fn.flip` has a kernel for each
+            mirror = {"mirror": params["mirror"]}
     else:
         from pipeline.resize import resize
 
@@ -155,6 +160,7 @@ def finish(
         output_layout="HWC",
         mean=list(config.mean),
         std=list(config.std),
+        **mirror,
     )
 
 
@@ -169,6 +175,12 @@ def _resize(images: Node, params: dict[str, Node], image_size: int, config: Data
     images = fn.resize(images, size=side, **interpolation, **roi)
     if "shift" in params:
         images = fn.slice(images, start=params["shift"], shape=side, axes=[0, 1], out_of_bounds_policy="pad")
-    if "mirror" in params:
-        images = fn.flip(images, horizontal=params["mirror"], vertical=params.get("flip_vertical", 0))
     return images
+
+
+def _flip(images: Node, params: dict[str, Node]) -> Node:
+    from nvidia.dali import fn
+
+    if "mirror" not in params:
+        return images
+    return fn.flip(images, horizontal=params["mirror"], vertical=params.get("flip_vertical", 0))

@@ -120,6 +120,19 @@ def test_every_filter(dataset: ShardSet, crop: str, interpolation: Any, antialia
     assert arguments(resize)["antialias"] is antialias
 
 
+def test_crops_are_mirrored_by_the_last_operator(dataset: ShardSet) -> None:
+    """`fn.flip` runs a kernel for each image, so only what needs it has it: vertical flips, and augmentation."""
+
+    def has_flip(name: str) -> bool:
+        return "Flip" in {schema(op) for op in gpu_graph(feed_of(dataset, AUGMENTS[name], DataConfig(**SMALL)))}
+
+    assert {name: has_flip(name) for name in ("crop pad", "crop random_resized", "validation")} == {
+        "crop pad": False, "crop random_resized": False, "validation": False
+    }  # fmt: skip
+    assert has_flip("flips in turn")
+    assert has_flip("auto rand")
+
+
 @pytest.mark.parametrize("fancy", [True, False])
 @pytest.mark.parametrize("gpu_decode", get_args(get_type_hints(DataConfig)["gpu_decode"]))
 @pytest.mark.parametrize("augment", [AugmentConfig(), None], ids=["training", "validation"])
