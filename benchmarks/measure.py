@@ -24,6 +24,7 @@ class Sample(NamedTuple):
 
     images_per_s: float
     data_wait: float = 0.0  # share of the time spent waiting for data, 0 to 1
+    ahead: float = 0.0  # batches' worth of work that a GPU had still to do when the CPU had asked for the last of it
 
 
 class Program(Protocol):

@@ -33,7 +33,10 @@ MIN_BATCHES = 200  # an epoch's length at least, so that filling the pipeline at
 
 
 class Stopwatch:
-    """Seconds since it was made: of the CPU, and on a GPU those between two events. `wait_s` is of what was `timed`."""
+    """Seconds since it was made: of the CPU, and on a GPU those between two events. `wait_s` and `num_batches` are of
+    what was `timed`; `left_s` is how long a GPU still had to work when it was asked for the last `lap`."""
+
+    left_s = 0.0
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._started, self._begin = device, time.perf_counter(), clock.mark(device)
@@ -45,8 +48,10 @@ class Stopwatch:
 
     def lap(self) -> float:
         """When all that was asked of the device is done."""
-        end = clock.mark(self._device)
+        asked, end = time.perf_counter(), clock.mark(self._device)
         clock.wait_for(end)
+        if self._device.type == "cuda":
+            self.left_s = time.perf_counter() - asked
         return clock.seconds(self._begin, end)
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -56,6 +61,10 @@ class Stopwatch:
             batch = next(batches)
             self._waits.append((begin, clock.mark(self._device)))
             yield batch
+
+    @property
+    def num_batches(self) -> int:
+        return len(self._waits)
 
     @property
     def wait_s(self) -> float:
@@ -106,7 +115,8 @@ class BatchProgram:
             while watch.running() < seconds:
                 self._work(batches)
             elapsed = watch.lap()
-        return Sample(num_images / elapsed, watch.wait_s / elapsed)
+        ahead = watch.left_s * watch.num_batches / elapsed
+        return Sample(num_images / elapsed, watch.wait_s / elapsed, ahead)
 
     def _steps(self, batches: Iterator[Batch], watch: Stopwatch, seconds: float, world: World) -> float:
         """As many steps on each rank as take `seconds` on rank 0, to a tenth. Returns the seconds taken."""

@@ -15,7 +15,7 @@ from training.distributed import World
 
 
 class Together:
-    """Every rank runs its program. A sample is of all: the sum of the ranks' images/s, the mean of their waiting."""
+    """Every rank runs its program. A sample is of all: the sum of the ranks' images/s, the means of the rest."""
 
     def __init__(self, program: Program, world: World) -> None:
         self.name, self._program, self._world = program.name, program, world
@@ -25,7 +25,8 @@ class Together:
         distributed.of_main(0.0, self._world)  # begin together
         sample = self._program.run(seconds)
         self.per_rank.append(_gathered(sample.images_per_s, self._world))
-        return Sample(sum(self.per_rank[-1]), statistics.fmean(_gathered(sample.data_wait, self._world)))
+        wait, ahead = (statistics.fmean(_gathered(one, self._world)) for one in (sample.data_wait, sample.ahead))
+        return Sample(sum(self.per_rank[-1]), wait, ahead)
 
     def close(self) -> None:
         self._program.close()

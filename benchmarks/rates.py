@@ -3,7 +3,7 @@
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +13,14 @@ from typing import Any
 import click
 
 from benchmarks import noise, programs, record
-from benchmarks.measure import Program, Ratio, in_turn, ratio, ratio_of_medians
+from benchmarks.measure import Program, Ratio, Sample, in_turn, ratio, ratio_of_medians
 from benchmarks.options import Opened
 from benchmarks.processes import memory_mb, stats, tree
 from benchmarks.programs import BatchProgram, Kind
 from benchmarks.ranks import Alone, Together, shared_clock
 from training import environment
+
+LEAST_AHEAD, MOST_WAIT = 0.5, 0.1  # steps; of the time, beyond which the loader limits
 
 
 def measure_rates(
@@ -46,7 +48,24 @@ def measure_rates(
             linear = [world.world_size * rate for rate in rates[one]]
             ratios[f"{name} / ({world.world_size} × {one})"] = ratio(rates[name], linear)
     lines = [*warnings, *noise.spread_warnings(rates)]
+    if benchmark in ("compute", "train"):
+        lines += launch_warnings(samples)
     return record.build(benchmark, settings, samples, ratios, lines, details)
+
+
+def launch_warnings(samples: Mapping[str, Sequence[Sample]]) -> list[str]:
+    """A line for each program whose GPU waits for the CPU to launch its kernels: when the CPU asks for the last step's
+    last kernel, less than half a step is still to be done. Where the GPU limits, it is behind by what its queue holds.
+    """
+    found = []
+    for name, taken in samples.items():
+        ahead, wait = (statistics.median(values) for values in ((s.ahead for s in taken), (s.data_wait for s in taken)))
+        if 0 < ahead < LEAST_AHEAD and wait < MOST_WAIT:  # on a CPU 0
+            found.append(
+                f"{name}: launching its kernels limits, for the CPU is only {ahead:.2f} steps ahead of the GPU: try "
+                "model.compile=true, then model.compile_mode=reduce-overhead (CUDA graphs); fewer data.threads"
+            )
+    return found
 
 
 def _details(program: Program, repeats: int) -> dict[str, Any]:

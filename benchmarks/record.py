@@ -37,6 +37,7 @@ def build(
         name: {
             "images_per_s": [one.images_per_s for one in taken],
             "data_wait": [one.data_wait for one in taken],
+            **({"ahead": [one.ahead for one in taken]} if any(one.ahead for one in taken) else {}),
             **(more or {}).get(name, {}),
         }
         for name, taken in samples.items()

@@ -25,9 +25,10 @@ class DataConfig:
     mean, std: per-channel, in grey levels 0–255, RGB (ImageNet's by default).
     cache: "encoded" reads the shards into memory when the run starts, once a rank: for a slow or shared disk and a set
         that fits. More is not offered: decoded, an image takes ten times the bytes, and each crop is used once.
-    affinity: on the GPU, keep the decode threads on the cores near it, each on one (DALI's `set_affinity`, and `affine`
-        of its decoder; the environment variable DALI_AFFINITY_MASK names others).
-    hw_decoder_load: share of a batch given to the GPU's JPEG engines, 0 to 1; it matters on the GPU only.
+    affinity: on the GPU, keep the decode threads on the cores near it (DALI's `set_affinity`, and `affine` of its
+        decoder), or each on the one that the environment variable DALI_AFFINITY_MASK names for it.
+    hw_decoder_load: share of a batch given to the GPU's JPEG engines, 0 to 1; it matters on the GPU only. Between 0
+        and 1 which images they take is chance; under `--deterministic` they then take all that they can.
     gpu_decode: on the GPU, "whole" decodes the image and cuts the crop out on the device; "region" has the decoder
         decode no more than the crop. Whole, since with fancy_upsampling the GPU's decoders refuse a region before
         nvJPEG 13.2, which leaves it to the CPU, and a region is reported to crash on H100 (nvImageCodec's issue 55).

@@ -10,6 +10,7 @@ it comes (`quarantine`), which ranks agree on between epochs: so an epoch is the
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -138,10 +139,14 @@ class DaliLoader:
             self._used.popleft()
 
     def _build_pipe(self, names: tuple[str, ...], image_size: int) -> Any:
+        config = self.feed.config
+        if config.hw_decoder_load and torch.are_deterministic_algorithms_enabled():
+            # Between 0 and 1 which of the GPU's decoders takes an image is chance, and they round differently.
+            config = replace(config, hw_decoder_load=1.0)
         return build_graph(
             self._next_inputs,
             names,
-            self.feed.config,
+            config,
             image_size=image_size,
             batch_size=self.feed.batch_size,
             threads=self.threads,

@@ -57,6 +57,10 @@ STAGES = [
 
     Stage(name="end-to-end", part="train", limit_s=180, run=training.end_to_end, needs=("dali", "simplejpeg"),
           expected="4,300 images/s on an H100; 0.97 of made-up batches and more, waiting under 1 %"),
+    Stage(name="end-to-end-graphs", part="train", limit_s=180, run=training.with_graphs, needs=("dali", "simplejpeg"),
+          expected="as end-to-end where launching is no limit; faster where it is"),
+    Stage(name="end-to-end-threads", part="train", limit_s=180, run=training.by_threads, needs=("dali", "simplejpeg"),
+          expected="fewer threads are faster as long as the loader is"),
     Stage(name="cifar10", part="train", limit_s=400, run=training.cifar, needs=("dali", "cifar"),
           expected="top-1 0.95 in less than 10 minutes"),
     Stage(name="cifar10-cpu", part="train", limit_s=200, run=training.cifar_fast, needs=("dali", "cifar"),

@@ -1,12 +1,14 @@
 """Stages of the part `train`: the loader and the step together."""
 
 from collections.abc import Callable, Iterator
+from statistics import median
 
 import torch
 
 from benchmarks import programs
 from benchmarks.gpu import check, compute, data, example, loading, runs
 from benchmarks.gpu.expected import CIFAR_FAST_TOP1, CIFAR_TOP1, OF_SYNTHETIC, OVER_DALI_EXAMPLE, TOLERANCE, step_goal
+from benchmarks.gpu.report import Skipped
 from benchmarks.gpu.stage import Job
 from benchmarks.measure import Sample, in_turn, ratio
 from benchmarks.programs import BatchProgram
@@ -21,9 +23,20 @@ from training.audit import audit
 
 
 def end_to_end(job: Job) -> None:
-    """`bench.py train` with DALI beside itself with made-up batches, in turn, as the recipe is: compiled on a GPU."""
+    """As the recipe is: compiled on a GPU."""
+    beside_made_up(job)
+
+
+def with_graphs(job: Job) -> None:
+    if not job.on_gpu:
+        raise Skipped("needs a GPU (a CPU has no CUDA graphs)")
+    beside_made_up(job, "model.compile=true", "model.compile_mode=reduce-overhead")
+
+
+def beside_made_up(job: Job, *sets: str) -> None:
+    """`bench.py train` with DALI beside itself with made-up batches, in turn."""
     environment.choose_kernels()
-    recipe, dataset, size = job.resnet(), loading.originals(job), job.scale.batch_sizes[0]
+    recipe, dataset, size = job.resnet(*sets), loading.originals(job), job.scale.batch_sizes[0]
     built = [programs.build("train", name, recipe, dataset, job.world, size) for name in ("dali", "synthetic")]
     samples = timed(job, built)
     rates = {name: [sample.images_per_s for sample in taken] for name, taken in samples.items()}
@@ -31,9 +44,27 @@ def end_to_end(job: Job) -> None:
     job.report.row("with DALI", rates["dali"], "images/s", at_least=goal and TOLERANCE * goal, batch_size=size)
     job.report.row("made-up batches", rates["synthetic"], "images/s")
     job.report.row("waiting for data", [sample.data_wait for sample in samples["dali"]], "of the time", at_most=0.01)
+    for name, taken in samples.items():  # below a half the GPU waits for launches: `benchmarks.rates.launch_warnings`
+        job.report.row(f"{name}: the CPU ahead of the GPU", [sample.ahead for sample in taken], "steps")
     found = ratio(rates["dali"], rates["synthetic"])
     job.report.row("DALI / made up", found.median, "times", at_least=OF_SYNTHETIC,
                    text=f"[{found.min:.3f}–{found.max:.3f}]", **found._asdict())  # fmt: skip
+
+
+def by_threads(job: Job) -> None:
+    """Training with DALI by its threads, in turn: they take the CPU from the thread that launches the step's kernels,
+    and each call of theirs to CUDA waits for it."""
+    environment.choose_kernels()
+    dataset, size, most = loading.originals(job), job.scale.batch_sizes[0], threads_per_rank(0, 1)
+    built = []
+    for count in sorted({max(1, most // share) for share in (1, 2, 4, 8)}):
+        program = programs.build("train", "dali", job.resnet(f"data.threads={count}"), dataset, job.world, size)
+        program.name = f"{count} threads"
+        built.append(program)
+    for name, taken in timed(job, built).items():
+        wait, ahead = (median(values) for values in ((one.data_wait for one in taken), (one.ahead for one in taken)))
+        job.report.row(name, [one.images_per_s for one in taken], "images/s",
+                       text=f"waiting for data {wait:.1%}, the CPU {ahead:.2f} steps ahead")  # fmt: skip
 
 
 def timed(job: Job, built: list[BatchProgram]) -> dict[str, list[Sample]]:

@@ -562,6 +562,22 @@ def test_a_smaller_image_than_the_table_says_is_bad(dataset_copy: Path, damage: 
     loader.close()
 
 
+@pytest.mark.parametrize(("deterministic", "load", "taken"), [(True, 0.65, 1.0), (True, 0.0, 0.0), (False, 0.65, 0.65)])
+def test_one_decoder_takes_all_where_runs_must_agree(
+    dataset: ShardSet, monkeypatch: pytest.MonkeyPatch, deterministic: bool, load: float, taken: float
+) -> None:
+    """An H200's two decoders are 0.03 grey levels apart, and a resumed run was not the same to the bit."""
+    seen: list[DataConfig] = []
+
+    def build_graph(source: Any, names: Any, config: DataConfig, **_: Any) -> None:
+        seen.append(config)
+
+    monkeypatch.setattr("pipeline.loader.build_graph", build_graph)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
+    make_loader(dataset, hw_decoder_load=load)._build_pipe((), 40)
+    assert [config.hw_decoder_load for config in seen] == [taken]
+
+
 def test_shards_in_memory(dataset_copy: Path, baseline: dict[int, tuple[int, int, torch.Tensor]]) -> None:
     loader = make_loader(ShardSet.open(dataset_copy), augment=JITTER, cache="encoded")
     for shard in dataset_copy.glob("train-*.tar"):

@@ -4,6 +4,7 @@ import json
 import mmap
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -136,6 +137,18 @@ def test_rules_give_what_the_model_says() -> None:
     assert third["--set data.cache=encoded"].factors["read"][0] == pytest.approx(0.1 / 5)
     assert "--set model.compile=true" in third
     assert "--set model.compile=true" not in first, "on a CPU no rule knows"
+
+
+def test_a_compiled_network_that_limits_a_gpu_is_tried_with_graphs() -> None:
+    slow = COSTS | {"compute": Cost(9 * MS, 9 * MS)}
+
+    def tried(on_gpu: bool, compile_it: bool) -> list[str]:
+        recipe = replace(Recipe(), model=ModelConfig(compile=compile_it))
+        known = facts(Model(slow, 2, on_gpu), recipe, precision="bf16")
+        return [change.option for change in advice.trials(known) if "compile" in change.option]
+
+    assert tried(on_gpu=True, compile_it=True) == ["--set model.compile_mode=reduce-overhead"]
+    assert tried(on_gpu=False, compile_it=True) == tried(on_gpu=True, compile_it=False) == []
 
 
 def test_what_leaves_the_training_as_it_is_comes_first() -> None:

@@ -16,6 +16,7 @@ import torch
 
 from benchmarks import measure, noise, processes, record
 from benchmarks.measure import Ratio, Sample
+from benchmarks.rates import launch_warnings
 from training import environment
 
 
@@ -65,6 +66,18 @@ def test_warm_up_ends_at_the_limit_with_a_warning() -> None:
     with pytest.warns(measure.Unsteady, match="for ever: not steady after 5 s.*108, 109, 110"):
         rates = measure.warm_up(for_ever, turn_s=0.5, limit_s=5, clock=clock)
     assert len(rates) == 11, "the first turn, which builds and compiles, is no part of the limit"
+
+
+def test_who_waits_for_launches_is_told() -> None:
+    """0.1 steps: ResNet-50, compiled, beside DALI on an H200, whose GPU idled a third of the time."""
+    samples = {
+        "launching": [Sample(5082, 0.03, ahead) for ahead in (0.04, 0.1, 0.9)],
+        "computing": [Sample(6146, 0.0, ahead) for ahead in (1.1, 0.98, 1.2)],
+        "waiting for data": [Sample(3000, 0.5, 0.1)] * 3,
+        "on the CPU": [Sample(30, 0.0)] * 3,
+    }
+    (line,) = launch_warnings(samples)
+    assert line.startswith("launching: launching its kernels limits, for the CPU is only 0.10 steps ahead of the GPU")
 
 
 def test_programs_are_repeated_in_turn() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import options
+from benchmarks import options, programs
 from benchmarks.programs import BatchProgram
 from training import environment
 
@@ -36,6 +36,16 @@ def test_mixing_is_work_and_no_wait_for_data() -> None:
              BatchProgram("", batches(0.02), next, CPU).run(0.3).data_wait]  # fmt: skip
     assert waits[0] < 0.45
     assert waits[1] > 0.8
+
+
+@pytest.mark.parametrize(("left_s", "device"), [(0.1, "cuda"), (0.0, "cuda"), (0.1, "cpu")])
+def test_how_far_the_cpu_is_ahead(monkeypatch: pytest.MonkeyPatch, left_s: float, device: str) -> None:
+    """In steps: of what a GPU still has to do when the last of its work is asked for; a second, in ten steps here."""
+    marks = SimpleNamespace(mark=lambda device: None, wait_for=lambda mark: time.sleep(left_s), seconds=lambda *_: 1.0)
+    monkeypatch.setattr(programs, "clock", marks)
+    found = BatchProgram("", batches(0.0), lambda taken: [next(taken), time.sleep(0.03)], torch.device(device)).run(0.3)
+    num_steps = found.images_per_s / 4
+    assert found.ahead == pytest.approx(left_s * num_steps if device == "cuda" else 0, rel=0.3, abs=0.05)
 
 
 @pytest.fixture
