@@ -86,15 +86,23 @@ def _mean_rate(content: Mapping[str, Any]) -> float:
 def page(folder: Path = RESULTS) -> str:
     """The whole text, from the results in a folder."""
     skipped: list[str] = []
-    results = read(list(folder.glob("*.json")), skipped.append)
+    on_gpus = sorted(folder.glob("gpu-*.json"))  # of `benchmarks.gpu`, in a format of its own
+    files = [path for path in sorted(folder.glob("*.json")) if path not in on_gpus]
+    results = read(files, skipped.append)
     pictures = figures(results)
     parts = [HEAD]
     for benchmark in sorted({result.content["benchmark"] for result in results}):
         parts.append(section(benchmark, [one for one in results if one.content["benchmark"] == benchmark], pictures))
     if skipped:
-        names = ", ".join(f"`{path.name}`" for path in sorted(folder.glob("*.json")) if _is_in(path, skipped))
+        names = _names([path for path in files if _is_in(path, skipped)])
         parts.append(f"Not shown, being of an older format or of scripts in [studies/](studies/): {names}.\n")
+    if on_gpus:
+        parts.append(f"Of `python -m benchmarks.gpu`, in tables in [docs/gpu.md](../docs/gpu.md): {_names(on_gpus)}.\n")
     return "\n".join(parts)
+
+
+def _names(paths: Sequence[Path]) -> str:
+    return ", ".join(f"`{path.name}`" for path in paths)
 
 
 def _is_in(path: Path, lines: Sequence[str]) -> bool:
