@@ -118,8 +118,9 @@ def decode_chunks(
     def next_inputs() -> tuple[Any, ...]:
         chunk = next(chunks)  # its StopIteration ends the graph's epoch
         arrays = graph_inputs(chunk.params(config), config, on_gpu=gpu is not None)
-        jpegs = chunk.jpegs if gpu is None else [with_unit_factor(jpeg) for jpeg in chunk.jpegs]
-        inputs = encoded(jpegs), *arrays.values()
+        if gpu is not None:
+            chunk.jpegs = [with_unit_factor(jpeg) for jpeg in chunk.jpegs]
+        inputs = encoded(chunk.jpegs), *arrays.values()
         in_flight.append((chunk, inputs))
         return inputs
 

@@ -44,7 +44,7 @@ class Learner(NamedTuple):
 
     @property
     def is_compiled(self) -> bool:
-        """Whether the first step of each image size compiles the network, which takes minutes."""
+        """Whether the first step of each image size compiles the network, which takes a minute or more."""
         return hasattr(self.model, "_orig_mod")  # as torch.compile's wrapper has it
 
 

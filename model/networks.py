@@ -41,7 +41,7 @@ class ModelConfig:
     pretrained: weights to start from: a file, or one of torchvision's names (model/pretrained.py).
     channels_last: keep weights and activations in NHWC order.
     compile, compile_mode: `torch.compile` the network, "auto" on GPUs only. The first step of each image size then
-        takes minutes. `reduce-overhead` records CUDA graphs, as does `max-autotune`, which also times more kernels.
+        takes a minute. `reduce-overhead` records CUDA graphs, as does `max-autotune`, which also times more kernels.
     sync_batch_norm: BatchNorm over the batches of all ranks, for those too small each.
     """
 

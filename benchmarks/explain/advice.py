@@ -175,8 +175,9 @@ def trials(facts: Facts) -> list[Change]:
         found.append(_set("train.precision", facts.best_precision, why, {"h2d": (0.5, 1.0)}))
     if bottleneck == "compute" and facts.precision in HALF and not facts.model.on_gpu:
         found.append(_set("train.precision", "fp32", "half precision may lack fast kernels on a CPU", {}))
-    model = facts.recipe.model
-    if bottleneck == "compute" and facts.model.on_gpu and model.compile and model.compile_mode == "default":
+    recipe = facts.recipe  # graphs do not go with accumulation
+    plain = recipe.model.compile and recipe.model.compile_mode == "default" and recipe.train.accumulation == 1
+    if bottleneck == "compute" and facts.model.on_gpu and plain:
         found.append(_set("model.compile_mode", "reduce-overhead", "a step is launched as CUDA graphs", {}))
     if bottleneck == "decode" and facts.model.on_gpu:
         loads = [load for load in (0.4, 0.8, 1.0) if load != data.hw_decoder_load]

@@ -26,7 +26,7 @@ DATASET = click.Path(path_type=Path, file_okay=False, exists=True)
 @click.command(context_settings={"show_default": True, "max_content_width": 110})
 @click.argument("part", type=click.Choice([*PARTS, "all"]))
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="runs/gpu", help="Results go here.")
-@click.option("--data", type=DATASET, metavar="DIR", help="A packed dataset whose loading is measured too.")
+@click.option("--data", type=DATASET, metavar="DIR", help="What loaders read, packed, instead of made-up JPEGs.")
 @click.option("--cifar", type=DATASET, metavar="DIR", help="CIFAR-10, packed: cifar10-rn18 runs on it to the end.")
 @click.option("--rehearse", is_flag=True, help="Every stage in small on the CPU: nothing is measured.")
 @click.option("--only", metavar="STAGE,…", default="", help="These stages of the part alone.")
@@ -97,6 +97,8 @@ def run(
         job = Job(out=out.absolute(), work=Path(folder), scale=SMALL if rehearse else FULL, rehearse=rehearse,
                   on_gpu=not rehearse, data=data and data.absolute(), cifar=cifar and cifar.absolute(),
                   sets=sets)  # fmt: skip
+        for name in PARTS:
+            earlier(job, name)  # before any work
         env = described(job)
         if env["bad_fork"]:
             job = replace(job, start_method="spawn")

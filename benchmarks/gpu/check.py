@@ -29,9 +29,7 @@ def small_set(job: Job) -> Path:
 
 
 def stop_and_resume(job: Job, dataset: Path, loader: str, recipe: str, sets: tuple[str, ...]) -> None:
-    """Rows of the three runs above, with any loader. Where the GPU's decoders make the pixels, which of them takes an
-    image is not the same in each run, so that the weights may differ a little."""
-    exact = loader == "synthetic" or not job.on_gpu
+    """Rows of the three runs above, with any loader."""
     folder, report = job.work / f"run-{loader}", job.report
     steps_per_epoch = job.scale.run_images // RUN_BATCH
     values = (f"data.loader={loader}", f"train.epochs={job.scale.run_epochs}", "schedule.warmup_epochs=1",
@@ -62,8 +60,8 @@ def stop_and_resume(job: Job, dataset: Path, loader: str, recipe: str, sets: tup
                 f"{name} at step {at}, resumed",
                 apart,
                 "largest difference of the weights",
-                at_most=0.0 if exact else None,
-                right=same and (apart == 0 or not exact),
+                at_most=0.0,
+                right=same and apart == 0,
                 text=f"samples {'the same' if same else 'DIFFER'}",
             )
 

@@ -219,6 +219,7 @@ def syncs(job: Job) -> None:
             train.main([*arguments, *run], standalone_mode=False)
         return found
 
+    waits_of(1)  # what waits in a process's first run only would be missing in the difference
     some, twice, often = waits_of(steps), waits_of(2 * steps), list[str]()
     for place, rate in a_step(some, twice, steps).items():
         wrong = rate >= OFTEN

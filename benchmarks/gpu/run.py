@@ -54,7 +54,8 @@ def run_part(
     part: str, stages: Sequence[Stage], job: Job, limit_s: float = PART_LIMIT_S, order: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
     """Run some of a part's stages in order, until its time is over. Returns their results. PART.json in OUT has them
-    too, beside those of other stages that were there, in the `order` of stages' names."""
+    too, beside those of other stages that were there, in the `order` of stages' names; what has figures is not replaced
+    by what was not run."""
     end = time.monotonic() + limit_s
     results = []
     kept = earlier(job, part)
@@ -68,7 +69,8 @@ def run_part(
         else:
             result = run_stage(stage, job, min(stage.limit_s, left))
         results.append(result)
-        kept[stage.name] = result
+        if result["figures"] or not kept.get(stage.name, {}).get("figures"):
+            kept[stage.name] = result
         names = [*(name for name in order if name in kept), *(name for name in kept if name not in order)]
         write_json(part_path(job, part), [kept[name] for name in names])
     return results
@@ -79,10 +81,14 @@ def part_path(job: Job, part: str) -> Path:
 
 
 def earlier(job: Job, part: str) -> dict[str, dict[str, Any]]:
-    """A part's results in OUT by their stage, rehearsed ones for a rehearsal, others for none."""
+    """A part's results in OUT by their stage. Raises ValueError where they are rehearsed and these shall not be, or the
+    other way round."""
     path = part_path(job, part)
     found = json.loads(path.read_text()) if path.exists() else []
-    return {result["stage"]: result for result in found if result["rehearsed"] == job.rehearse}
+    for result in found:
+        if result["rehearsed"] != job.rehearse:
+            raise ValueError(f"{path} holds {'measured' if job.rehearse else 'rehearsed'} results: give another --out")
+    return {result["stage"]: result for result in found}
 
 
 def about(stage: Stage, job: Job) -> dict[str, Any]:

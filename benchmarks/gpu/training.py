@@ -44,7 +44,7 @@ def beside_made_up(job: Job, *sets: str) -> None:
     job.report.row("with DALI", rates["dali"], "images/s", at_least=goal and TOLERANCE * goal, batch_size=size)
     job.report.row("made-up batches", rates["synthetic"], "images/s")
     job.report.row("waiting for data", [sample.data_wait for sample in samples["dali"]], "of the time", at_most=0.01)
-    for name, taken in samples.items():  # below a half the GPU waits for launches: `benchmarks.rates.launch_warnings`
+    for name, taken in samples.items():  # of a small one `benchmarks.rates.launch_warnings` says more
         job.report.row(f"{name}: the CPU ahead of the GPU", [sample.ahead for sample in taken], "steps")
     found = ratio(rates["dali"], rates["synthetic"])
     job.report.row("DALI / made up", found.median, "times", at_least=OF_SYNTHETIC,
@@ -52,8 +52,7 @@ def beside_made_up(job: Job, *sets: str) -> None:
 
 
 def by_threads(job: Job) -> None:
-    """Training with DALI by its threads, in turn: they take the CPU from the thread that launches the step's kernels,
-    and each call of theirs to CUDA waits for it."""
+    """Training with DALI by its threads, in turn: they share the CPU with the one that launches the step's kernels."""
     environment.choose_kernels()
     dataset, size, most = loading.originals(job), job.scale.batch_sizes[0], threads_per_rank(0, 1)
     built = []

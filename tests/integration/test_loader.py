@@ -566,7 +566,7 @@ def test_a_smaller_image_than_the_table_says_is_bad(dataset_copy: Path, damage: 
 def test_one_decoder_takes_all_where_runs_must_agree(
     dataset: ShardSet, monkeypatch: pytest.MonkeyPatch, deterministic: bool, load: float, taken: float
 ) -> None:
-    """An H200's two decoders are 0.03 grey levels apart, and a resumed run was not the same to the bit."""
+    """On an H200 two loaders did not give the same bits where both of its decoders worked."""
     seen: list[DataConfig] = []
 
     def build_graph(source: Any, names: Any, config: DataConfig, **_: Any) -> None:

@@ -223,6 +223,32 @@ def test_what_only_dali_rejects_is_taken_out_too(
         assert found == pytest.approx(expected[str(files[i])], abs=2e-6)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_gray_files_are_mended_for_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    """As the loader mends them (`pipeline.gray`), and kept as long as the chunk is."""
+    Image.new("L", (40, 30), 90).save(tmp_path / "gray.jpg", subsampling=2)
+    taken: list[bytes] = []
+
+    class Pipe:
+        def __init__(self, source: Any, *_: Any, **__: Any) -> None:
+            self.source = source
+
+        def run(self, stream: Any) -> None:
+            images, *_ = self.source()
+            taken.append(bytes(np.asarray(images[0])))
+            raise StopIteration
+
+    monkeypatch.setattr(engine.image_files, "build_graph", Pipe)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    (chunk,) = read_chunks([str(tmp_path / "gray.jpg")], 4, 1)
+    settings: dict[str, Any] = {"batch_size": 4, "threads": 1, "half": False}
+    assert not list(decode_chunks(iter([chunk]), Recipe().data, device=torch.device(device), **settings))
+    (data,) = taken
+    frame = data.index(b"\xff\xc0")
+    assert data[frame + 11] == (0x11 if device == "cuda" else 0x22)
+    assert data == chunk.jpegs[0].tobytes()
+
+
 def test_files_stream(trained: Path, tmp_path: Path) -> None:
     file, asked = str(save(tmp_path / "a.jpg", smooth(1))), 0
 

@@ -25,7 +25,7 @@ from benchmarks.options import Opened
 from model.networks import ModelConfig, list_networks
 from pipeline.augment import AugmentConfig
 from pipeline.config import DataConfig
-from recipes import Recipe
+from recipes import Recipe, TrainConfig
 from shard_tools.format import ShardSet
 from tests.conftest import picture
 from training import config, distributed
@@ -142,13 +142,14 @@ def test_rules_give_what_the_model_says() -> None:
 def test_a_compiled_network_that_limits_a_gpu_is_tried_with_graphs() -> None:
     slow = COSTS | {"compute": Cost(9 * MS, 9 * MS)}
 
-    def tried(on_gpu: bool, compile_it: bool) -> list[str]:
-        recipe = replace(Recipe(), model=ModelConfig(compile=compile_it))
+    def tried(on_gpu: bool, compile_it: bool, accumulation: int = 1) -> list[str]:
+        recipe = replace(Recipe(), model=ModelConfig(compile=compile_it), train=TrainConfig(accumulation=accumulation))
         known = facts(Model(slow, 2, on_gpu), recipe, precision="bf16")
         return [change.option for change in advice.trials(known) if "compile" in change.option]
 
     assert tried(on_gpu=True, compile_it=True) == ["--set model.compile_mode=reduce-overhead"]
     assert tried(on_gpu=False, compile_it=True) == tried(on_gpu=True, compile_it=False) == []
+    assert tried(on_gpu=True, compile_it=True, accumulation=2) == [], "which CUDA graphs do not go with"
 
 
 def test_what_leaves_the_training_as_it_is_comes_first() -> None:

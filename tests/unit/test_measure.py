@@ -8,16 +8,18 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import measure, noise, processes, record
+from benchmarks import measure, noise, processes, rates, record
 from benchmarks.measure import Ratio, Sample
-from benchmarks.rates import launch_warnings
+from benchmarks.ranks import Together
 from training import environment
+from training.distributed import World
 
 
 class Clock:
@@ -69,15 +71,34 @@ def test_warm_up_ends_at_the_limit_with_a_warning() -> None:
 
 
 def test_who_waits_for_launches_is_told() -> None:
-    """0.1 steps: ResNet-50, compiled, beside DALI on an H200, whose GPU idled a third of the time."""
+    """0.04 and 0.1 steps: ResNet-50, compiled, on an H200, beside DALI and without. The others are made up."""
     samples = {
         "launching": [Sample(5082, 0.03, ahead) for ahead in (0.04, 0.1, 0.9)],
         "computing": [Sample(6146, 0.0, ahead) for ahead in (1.1, 0.98, 1.2)],
         "waiting for data": [Sample(3000, 0.5, 0.1)] * 3,
         "on the CPU": [Sample(30, 0.0)] * 3,
     }
-    (line,) = launch_warnings(samples)
-    assert line.startswith("launching: launching its kernels limits, for the CPU is only 0.10 steps ahead of the GPU")
+    (line,) = rates.launch_warnings(samples)
+    assert line.startswith(
+        "launching: perhaps launching kernels limits, for the CPU is only 0.10 steps ahead of the GPU"
+    )
+
+
+class Launching(Fake):
+    def run(self, seconds: float) -> Sample:
+        return super().run(seconds)._replace(data_wait=0.0, ahead=0.05)
+
+
+@pytest.mark.parametrize("kind", ["train", "compute", "loader"])
+def test_a_result_says_how_far_the_cpu_was_ahead(kind: str) -> None:
+    """And warns of it, but for a loader alone, which has no step."""
+    world = World(0, 0, 1, 1, torch.device("cpu"))
+    on: Any = SimpleNamespace(world=world, settings={})
+    built = [Together(Launching("a", Clock(), [100.0]), world), Fake("b", Clock(), [100.0])]
+    result = rates.measure_rates(kind, built, on, 0.01, 2, {})
+    assert result["programs"]["a"]["ahead"] == [0.05] * 2
+    assert "ahead" not in result["programs"]["b"]
+    assert sum("launching kernels" in line for line in result["warnings"]) == (kind != "loader")
 
 
 def test_programs_are_repeated_in_turn() -> None:
@@ -255,8 +276,8 @@ def test_what_is_no_result_is_named(text: str, what: str, tmp_path: Path) -> Non
 
 def test_rates_that_are_none_are_named(tmp_path: Path) -> None:
     file = tmp_path / "odd.json"
-    for rates in ([], [0], ["x"], None):
-        record.write(file, result() | {"programs": {"a": {"images_per_s": rates}}})
+    for values in ([], [0], ["x"], None):
+        record.write(file, result() | {"programs": {"a": {"images_per_s": values}}})
         with pytest.raises(ValueError, match="images_per_s of 'a'"):
             record.read(file)
 
