@@ -142,10 +142,10 @@ def finish(
     mirror: dict[str, Any] = {}
     if not one_pass:
         images = _resize(images, params, image_size, config)
-        if augmented or "flip_vertical" in params:
-            images = _flip(images, params)
-        elif "mirror" in params:  # in the last operator, one kernel for all images; `fn.flip` has a kernel for each
-            mirror = {"mirror": params["mirror"]}
+        if "mirror" in params and not augmented and "flip_vertical" not in params:
+            mirror = {"mirror": params["mirror"]}  # in the last operator, in its one kernel; `fn.flip` has one an image
+        elif "mirror" in params:
+            images = fn.flip(images, horizontal=params["mirror"], vertical=params.get("flip_vertical", 0))
     else:
         from pipeline.resize import resize
 
@@ -176,11 +176,3 @@ def _resize(images: Node, params: dict[str, Node], image_size: int, config: Data
     if "shift" in params:
         images = fn.slice(images, start=params["shift"], shape=side, axes=[0, 1], out_of_bounds_policy="pad")
     return images
-
-
-def _flip(images: Node, params: dict[str, Node]) -> Node:
-    from nvidia.dali import fn
-
-    if "mirror" not in params:
-        return images
-    return fn.flip(images, horizontal=params["mirror"], vertical=params.get("flip_vertical", 0))

@@ -54,8 +54,8 @@ def run_part(
     part: str, stages: Sequence[Stage], job: Job, limit_s: float = PART_LIMIT_S, order: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
     """Run some of a part's stages in order, until its time is over. Returns their results. PART.json in OUT has them
-    too, beside those of other stages that were there, in the `order` of stages' names; what has figures is not replaced
-    by what was not run."""
+    too, beside those of other stages that were there, in the `order` of stages' names; figures that are there are not
+    replaced by a stage that was not run."""
     end = time.monotonic() + limit_s
     results = []
     kept = earlier(job, part)
@@ -69,8 +69,9 @@ def run_part(
         else:
             result = run_stage(stage, job, min(stage.limit_s, left))
         results.append(result)
-        if result["figures"] or not kept.get(stage.name, {}).get("figures"):
+        if not result["verdict"].startswith(("skipped", "not run")) or not kept.get(stage.name, {}).get("figures"):
             kept[stage.name] = result
+            write_json(result_path(stage, job), result)
         names = [*(name for name in order if name in kept), *(name for name in kept if name not in order)]
         write_json(part_path(job, part), [kept[name] for name in names])
     return results
@@ -103,9 +104,7 @@ def result_path(stage: Stage, job: Job) -> Path:
 
 
 def not_run(stage: Stage, job: Job, why: str) -> dict[str, Any]:
-    result = about(stage, job) | {"settings": {}, "figures": [], "verdict": why}
-    write_json(result_path(stage, job), result)
-    return result
+    return about(stage, job) | {"settings": {}, "figures": [], "verdict": why}
 
 
 def run_stage(stage: Stage, job: Job, limit_s: float) -> dict[str, Any]:

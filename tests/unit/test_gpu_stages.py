@@ -163,6 +163,11 @@ def test_stages_run_again_replace_their_own_results_alone(job: Job) -> None:
     assert kept() == [("a", 4.0), ("b", 3.0), ("c", 2.0)]
     run_part("check", [found(5.0, "a")], job, limit_s=0, order=order)
     assert kept() == [("a", 4.0), ("b", 3.0), ("c", 2.0)], "a stage that is not run has nothing to put in their place"
+    assert json.loads((job.out / "check-a.json").read_text())["figures"][0]["figure"] == 4.0
+    run_part("check", [stage(lambda job: os.abort(), name="c")], job, order=order)
+    (crashed,) = (one for one in json.loads((job.out / "check.json").read_text()) if one["stage"] == "c")
+    assert crashed["verdict"] == "failed (SIGABRT)", "a crash is a result"
+    run_part("check", [found(2.0, "c")], job, order=order)
     with pytest.raises(ValueError, match=r"check.json holds measured results: give another --out"):
         run_part("check", [found(5.0, "x")], replace(job, rehearse=True), order=order)
     assert kept() == [("a", 4.0), ("b", 3.0), ("c", 2.0)]
