@@ -22,7 +22,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from shard_tools.sources.base import Place, Source, SourceImage
+from shard_tools.format import escape
+from shard_tools.sources.base import Place, Source, SourceImage, Unusable
 from shard_tools.sources.naming import some, split_rank
 from shard_tools.subset import Subset, choose
 
@@ -122,6 +123,8 @@ def write_listing(
         for number, image in enumerate(_readable(source, work, where)):
             if number % CHUNK == 0:
                 progress(number)
+            if isinstance(image, Unusable):
+                raise ValueError(f"{where}: {escape(image.name)}: {image.reason}")
             if subset.only_classes and image.key not in subset.only_classes:
                 continue
             if image.split not in streams:
@@ -154,7 +157,7 @@ def write_listing(
     return Listing(root, tuple(keys), num_images, size_bytes, digest.hexdigest())
 
 
-def _readable(source: Source, work: Path, where: str) -> Iterator[SourceImage]:
+def _readable(source: Source, work: Path, where: str) -> Iterator[SourceImage | Unusable]:
     """The source's images; what cannot be read is told from what cannot be written."""
     try:
         yield from source.images(work)

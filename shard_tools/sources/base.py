@@ -42,17 +42,28 @@ class SourceImage(NamedTuple):
     place: Place
 
 
+class Unusable(NamedTuple):
+    """What the source lists as an image and `pack` cannot take: a missing file, a row without a label …
+
+    name: as `SourceImage.name`. reason: why, in a few words, without the name.
+    """
+
+    split: str
+    name: str
+    reason: str
+
+
 class Source(Protocol):
-    """Input of `pack`. `open_source` finds the right one for a path."""
+    """Input of `pack`. `open_source` finds the right one for a path.
+
+    explained: one line for people: what was recognised, and how it will be read.
+    """
 
     format: str
+    explained: str
 
-    @property
-    def explained(self) -> str:
-        """One line for people: what was recognised, and how it will be read."""
-
-    def images(self, work: Path) -> Iterator[SourceImage]:
-        """Every image once, in an order that is the same each time, grouped XX.
+    def images(self, work: Path) -> Iterator[SourceImage | Unusable]:
+        """Every image once, in an order that is the same each time.
 
         `work`: an existing directory for what cannot be read in place; it lives as long as the packing does and is kept
         when that is killed.
@@ -63,9 +74,20 @@ class Source(Protocol):
 
     def class_names(self) -> dict[str, str]:
         """Class key → readable name, as far as the source knows; complete only after `images` has run through."""
+        return {}
 
     def ignored(self) -> list[str]:
         """What `images` met and left out as being no image of a class: at most 1,000 names."""
+        return []
+
+    def fixed_classes(self) -> list[str] | None:
+        """The class keys by label, where the source fixes the labels: label i is the i-th, whether it has images or
+        not. None: the labels are the places of the sorted keys met. Complete only after `images` has run through."""
+        return None
+
+    def notes(self) -> list[str]:
+        """Lines for people about what `images` met and `pack` took for granted; none if there is nothing to say."""
+        return []
 
 
 class ByteReader:

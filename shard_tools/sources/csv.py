@@ -7,12 +7,12 @@ this order. Labels that are all numbers keep their order (class keys 000000, 000
 import csv
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
-from shard_tools.sources.base import Place, SourceImage
+from shard_tools.sources.base import Place, Source, SourceImage
 from shard_tools.sources.naming import SPLIT_WORDS, numbered_key
 
 LAYOUT = "a .csv or .tsv file with the columns path, label and perhaps split"
@@ -29,7 +29,7 @@ def recognise(path: Path) -> bool:
 
 
 @dataclass
-class Csv:
+class Csv(Source):
     """The `Source`. Columns are names, or numbers from 1; "" is found out."""
 
     path: Path
@@ -37,16 +37,14 @@ class Csv:
     label_column: str = ""
     split_column: str = ""
     format: str = "csv"
+    explained: str = field(init=False)
 
     def __post_init__(self) -> None:
         if not self.path.is_file():
             raise ValueError(f"{self.path}: not a file; give {LAYOUT}")
-
-    @property
-    def explained(self) -> str:
         header, columns = self._columns
         what = ", ".join(f"{role} in column {header[i] if header else i + 1}" for role, i in columns.items())
-        return f"a table {'with' if header else 'without'} a header: {what}"
+        self.explained = f"a table {'with' if header else 'without'} a header: {what}"
 
     def images(self, work: Path) -> Iterator[SourceImage]:
         """In the file's order; its splits may alternate."""
@@ -84,12 +82,6 @@ class Csv:
                 size,
                 Place("file", file),
             )
-
-    def class_names(self) -> dict[str, str]:
-        return {}
-
-    def ignored(self) -> list[str]:
-        return []
 
     def _rows(self) -> Iterator[tuple[int, list[str]]]:
         """(line number, cells) of every row that is not blank."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from shard_tools.sources.base import Place, SourceImage
+from shard_tools.sources.base import Place, Source, SourceImage
 from shard_tools.sources.imagenet import imagenet_classes, imagenet_names
 from shard_tools.sources.matfile import read_structs
 from shard_tools.sources.naming import Ignored, is_image, some
@@ -30,7 +30,7 @@ def recognise(path: Path) -> bool:
 
 
 @dataclass
-class Ilsvrc:
+class Ilsvrc(Source):
     """The `Source`. `num_classes` and `val_per_class` are checked; they are 1000 and 50 in the real archives."""
 
     root: Path

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shard_tools.sources.base import Place, SourceImage
+from shard_tools.sources.base import Place, Source, SourceImage
 from shard_tools.sources.naming import EXTENSIONS, SPLIT_WORDS, Ignored, is_image, some, split_rank
 
 LAYOUT = "a directory with train/CLASS/IMAGE and val/CLASS/IMAGE, or CLASS/IMAGE"
@@ -16,21 +16,19 @@ def recognise(path: Path) -> bool:
 
 
 @dataclass
-class ImageFolder:
+class ImageFolder(Source):
     """The `Source`. Raises ValueError if the tree contradicts itself."""
 
     root: Path
     format: str = "imagefolder"
+    explained: str = field(init=False)
     _ignored: Ignored = field(default_factory=Ignored)
 
     def __post_init__(self) -> None:
         if not self.root.is_dir():
             raise ValueError(f"{self.root}: not a directory; give {LAYOUT}")
-
-    @property
-    def explained(self) -> str:
         splits = self._splits()
-        return f"a directory tree: {', '.join(f'{d}/CLASS/IMAGE' for d in splits.values()) or 'CLASS/IMAGE'}"
+        self.explained = f"a directory tree: {', '.join(f'{d}/CLASS/IMAGE' for d in splits.values()) or 'CLASS/IMAGE'}"
 
     def images(self, work: Path) -> Iterator[SourceImage]:
         """By split, then in the order of the directories' and files' names."""
@@ -54,9 +52,6 @@ class ImageFolder:
                 )
             if empty and split == next(iter(splits), split):
                 raise ValueError(f"{self.root}: no images in class {some(empty)} of {split}; add some or remove it")
-
-    def class_names(self) -> dict[str, str]:
-        return {}
 
     def ignored(self) -> list[str]:
         return self._ignored

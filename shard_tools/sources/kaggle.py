@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from shard_tools.sources.base import Place, SourceImage, read_bytes
+from shard_tools.sources.base import Place, Source, SourceImage, read_bytes
 from shard_tools.sources.naming import Ignored, is_image, some
 from shard_tools.sources.zipmembers import iterate_zip, place
 
@@ -31,7 +31,7 @@ def recognise(path: Path) -> bool:
 
 
 @dataclass
-class Kaggle:
+class Kaggle(Source):
     """The `Source`."""
 
     root: Path

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from shard_tools.format import atomic_write
-from shard_tools.sources.base import Place, SourceImage
+from shard_tools.sources.base import Place, Source, SourceImage
 from shard_tools.sources.naming import Ignored, numbered_classes, numbered_key, split_of, split_rank
 
 LAYOUT = "a directory with SPLIT-00000-of-000NN.parquet files (or in data/), columns image and label"
@@ -41,7 +41,7 @@ def _pyarrow() -> Any:
 
 
 @dataclass
-class Parquet:
+class Parquet(Source):
     """The `Source`. Column names "" are found in the schema."""
 
     root: Path

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shard_tools.sources.base import Place, SourceImage
+from shard_tools.sources.base import Place, Source, SourceImage
 from shard_tools.sources.naming import Ignored, is_image
 
 ANNOTATIONS = "val/val_annotations.txt"
@@ -20,7 +20,7 @@ def recognise(path: Path) -> bool:
 
 
 @dataclass
-class TinyImageNet:
+class TinyImageNet(Source):
     """The `Source`."""
 
     root: Path

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shard_tools.format import INFO_FILE, ShardSet
-from shard_tools.sources.base import Place, SourceImage
+from shard_tools.sources.base import Place, Source, SourceImage
 from shard_tools.sources.naming import (
     EXTENSIONS,
     SPLIT_WORDS,
@@ -115,7 +115,7 @@ def names_beside(root: Path) -> dict[str, str]:
 
 
 @dataclass
-class WebDataset:
+class WebDataset(Source):
     """The `Source`."""
 
     root: Path

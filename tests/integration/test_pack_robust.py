@@ -16,7 +16,7 @@ from packing import cli, finished_shards, hashes, write_source
 
 from shard_tools import workers
 from shard_tools.resume import work_dir
-from shard_tools.sources.base import Place, SourceImage
+from shard_tools.sources.base import Place, Source, SourceImage
 from shard_tools.writer import pack
 
 
@@ -43,7 +43,7 @@ from pathlib import Path
 from packing import finished_shards, hashes
 from shard_tools import workers
 from shard_tools.resume import work_dir
-from shard_tools.sources.base import Place, SourceImage
+from shard_tools.sources.base import Place, Source, SourceImage
 from shard_tools.writer import pack
 
 def run(source, out):
@@ -144,7 +144,7 @@ except KeyboardInterrupt:
     assert (result.stdout, result.stderr) == ("ended\n", "")
 
 
-class OneFile:
+class OneFile(Source):
     """A source whose one image is at a place that may not be read."""
 
     format, explained = "made", "made up"
@@ -154,12 +154,6 @@ class OneFile:
 
     def images(self, work):
         yield self.image
-
-    def class_names(self):
-        return {}
-
-    def ignored(self):
-        return []
 
 
 def test_what_cannot_be_read_is_one_line(tmp_path):

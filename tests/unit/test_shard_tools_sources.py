@@ -14,7 +14,7 @@ from shard_tools.encode import EncodeConfig
 from shard_tools.listing import CHUNK, Images, Listing, write_listing
 from shard_tools.shard import plan_shards, shuffled
 from shard_tools.sources import SOURCES, SourceOptions, open_source
-from shard_tools.sources.base import ByteReader, Place, SourceImage
+from shard_tools.sources.base import ByteReader, Place, Source, SourceImage
 from shard_tools.subset import Subset, parse_fractions
 
 
@@ -38,7 +38,7 @@ def listed(source, work: Path, subset: Subset | None = None, seed: int = 0) -> t
     return listing, found
 
 
-class Made:
+class Made(Source):
     """A source of `splits[name][key]` images that are not there."""
 
     format, explained = "made", "made up"
@@ -52,12 +52,6 @@ class Made:
                 for i in range(count):
                     name = f"{split}/{key}/{i}.jpg"
                     yield SourceImage(split, key, name, self.size, Place("file", f"/nowhere/{name}"))
-
-    def class_names(self):
-        return {}
-
-    def ignored(self):
-        return []
 
 
 def test_splits_classes_and_order(tmp_path):
