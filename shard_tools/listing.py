@@ -3,6 +3,7 @@
     DIR/SPLIT.records   a RECORD an image, in the source's order; DIR/SPLIT.sizes: their sizes alone, u4
     DIR/names           the images' names, one after the other
     DIR/files.json      the containers, and the directories of files
+    DIR/unusable        what the source lists and cannot give: lines of OUT/rejected.tsv
 
 So neither the packing process nor its workers hold an object an image, and a shard's job is a few numbers. Memory-maps
 would count as memory once they are touched all over, as a shuffle does; records are read one by one instead (1 µs).
@@ -22,7 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from shard_tools.format import escape
+from shard_tools.rejected import Rejected, RejectedRows, refusal
 from shard_tools.sources.base import Place, Source, SourceImage, Unusable
 from shard_tools.sources.naming import some, split_rank
 from shard_tools.subset import Subset, choose
@@ -36,6 +37,7 @@ RECORD = np.dtype(
 )
 PACKED = struct.Struct("<IBiQQQQI")  # a RECORD
 CHUNK = 1 << 16  # records in memory at once
+REMEDY = "leave them out with --on-bad skip, which lists all of them in OUT/rejected.tsv, or mend them"
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ class Listing:
     num_images: dict[str, int]
     size_bytes: dict[str, int]
     fingerprint: str  # of the images' names, labels and sizes, in order
+    rejected: Rejected = field(default_factory=Rejected)  # what `unusable` lists
+
+    @property
+    def unusable(self) -> Path:
+        return self.root / "unusable"
 
     def sizes(self, split: str) -> np.ndarray:
         """(num_images,) uint32 bytes of each image, memory-mapped."""
@@ -96,6 +103,7 @@ class _Pass:
     files: dict[str, int] = field(default_factory=dict)
     num_images: dict[str, int] = field(default_factory=dict)  # of the source's splits
     per_class: dict[str, list[int]] = field(default_factory=dict)  # images of each number
+    unusable: dict[str, Unusable] = field(default_factory=dict)  # the first of each split
     name_at: int = 0
 
 
@@ -107,31 +115,26 @@ def write_listing(
     seed: int,
     where: str,
     progress: Callable[[int], None] = lambda listed: None,
+    on_bad: str = "fail",
 ) -> Listing:
     """List `source` into the new directory `root`. `work` is for the source; `where` names it in messages;
     `progress` is told the number of images so far.
 
     Raises:
+        BadImages: `on_bad` is "fail" and the source lists images that it cannot give.
         ValueError: the source contradicts itself or has not what `subset` asks for. OSError: `root` cannot be written.
     """
     shutil.rmtree(root, ignore_errors=True)  # of a killed run
     root.mkdir(parents=True)
     found = _Pass()
+    rejected = _meet(root, source, work, subset, where, progress, found)
+    if rejected.count and on_bad == "fail":
+        total = rejected.count + sum(found.num_images.values())
+        raise refusal(f"{where}: {rejected.count} of {total} image(s)", rejected, "", REMEDY)
+    for split, (_, name, reason, _) in found.unusable.items():
+        if split and split not in found.num_images:
+            raise ValueError(f"{where}: none of the images of {split} can be used (first {name!r}: {reason})")
     digest = hashlib.sha256()
-    with open(root / "names", "wb", 1 << 20) as names, ExitStack() as stack:
-        streams: dict[str, BinaryIO] = {}
-        for number, image in enumerate(_readable(source, work, where)):
-            if number % CHUNK == 0:
-                progress(number)
-            if isinstance(image, Unusable):
-                raise ValueError(f"{where}: {escape(image.name)}: {image.reason}")
-            if subset.only_classes and image.key not in subset.only_classes:
-                continue
-            if image.split not in streams:
-                _check_split(image.split, where)
-                streams[image.split] = stack.enter_context(open(root / f"{image.split}.met", "wb", 1 << 20))
-                found.num_images[image.split], found.per_class[image.split] = 0, []
-            streams[image.split].write(_record(image, found, names))
     here = Path.cwd()  # workers may have another
     (root / "files.json").write_text(json.dumps([file and os.path.join(here, file) for file in found.files]))
     with open(root / "names", "rb") as stream:
@@ -154,7 +157,40 @@ def write_listing(
                 raise ValueError(f"{where}: no image is left for the split {name}; choose larger parts or more classes")
         (root / f"{split}.met").unlink()
     digest.update("\0".join(keys).encode())
-    return Listing(root, tuple(keys), num_images, size_bytes, digest.hexdigest())
+    if rejected.count:
+        with open(root / "unusable", "rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return Listing(root, tuple(keys), num_images, size_bytes, digest.hexdigest(), rejected)
+
+
+def _meet(
+    root: Path,
+    source: Source,
+    work: Path,
+    subset: Subset,
+    where: str,
+    progress: Callable[[int], None],
+    found: _Pass,
+) -> Rejected:
+    """The pass: SPLIT.met with the records of each split, names, unusable; and `found`."""
+    with open(root / "names", "wb", 1 << 20) as names, open(root / "unusable", "wb") as table, ExitStack() as stack:
+        rejected = RejectedRows(table)
+        streams: dict[str, BinaryIO] = {}
+        for number, image in enumerate(_readable(source, work, where)):
+            if number % CHUNK == 0:
+                progress(number)
+            if subset.only_classes and image.key and image.key not in subset.only_classes:
+                continue
+            if isinstance(image, Unusable):
+                found.unusable.setdefault(image.split, image)
+                rejected.add(image.name, image.reason)
+                continue
+            if image.split not in streams:
+                _check_split(image.split, where)
+                streams[image.split] = stack.enter_context(open(root / f"{image.split}.met", "wb", 1 << 20))
+                found.num_images[image.split], found.per_class[image.split] = 0, []
+            streams[image.split].write(_record(image, found, names))
+    return rejected.rejected()
 
 
 def _readable(source: Source, work: Path, where: str) -> Iterator[SourceImage | Unusable]:

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 from shard_tools.duplicates import DUPLICATES_FILE
 from shard_tools.execute import Progress
-from shard_tools.writer import REJECTED_FILE, Packed
+from shard_tools.rejected import REJECTED_FILE
+from shard_tools.writer import Packed
 
 
 @contextmanager
