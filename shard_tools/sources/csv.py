@@ -138,7 +138,7 @@ class Csv(Source):
         try:
             return self._labels.key(label, f"line {line}")
         except ValueError as error:
-            raise ValueError(f"{self.path}: {error}") from None
+            raise ValueError(f"{self.path}: line {line}: {error}") from None
 
     def _splits_without_labels(self) -> Counter[str]:
         """Number of rows of each such split; the first split is none, as there would be nothing to train on."""

@@ -50,13 +50,13 @@ class LabelKinds:
         self._first: tuple[int | str, str] | None = None
 
     def key(self, label: int | str, where: str) -> str:
-        """Its class key. `where` names its place in messages. Raises ValueError if it is of the other kind."""
+        """Its class key. Raises ValueError if it is of the other kind; `where` names this place for later ones."""
         if self._first is None:
             self._first = label, where
         first, there = self._first
         if isinstance(label, int) != isinstance(first, int):
             raise ValueError(
-                f"{where} has the label {label!r}, {there} has {first!r}: numbers and names are mixed; use one kind"
+                f"the label {label!r} follows {first!r} ({there}): numbers and names are mixed; use one kind"
             )
         if isinstance(label, str):
             return label

@@ -183,7 +183,7 @@ def test_numbers_as_labels_keep_their_order(tmp_path):
         ("path,label\n1.jpg,cat\nnone.jpg,dog\n", "1 of 2 image.s. cannot be used:\n  none.jpg: line 3: no such file"),
         ("path,label\n1.jpg,cat\n1.jpg,\n", "1.jpg: line 3: has no label"),
         ("path,label\n1.jpg,cat\n\n1.jpg\n", "1.jpg: line 4: has no label"),
-        ("path,label\n1.jpg,cat\n1.jpg,7\n", "line 3 has the label 7, line 2 has 'cat': numbers"),
+        ("path,label\n1.jpg,cat\n1.jpg,7\n", "line 3: the label 7 follows 'cat' .line 2.: numbers"),
         ("path,name\n1.jpg,cat\n", "no column for the label in its first line path, name; .*--label-column"),
         ("path,split,name\n1.jpg,train,cat\n", "no column for the label"),
         ('path,label\n"1.jpg,cat\n', "line 2 is no such row"),

@@ -210,7 +210,7 @@ def test_a_missing_image_does_not_move_the_numbers(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("label", "message"),
     [("1.5", "'1.5' is a number, but not a whole one"), ("-2", "-2 is below 0"), ("1000000", "id1000000"),
-     ("1e300", "not a class number"), ("cat", "line 3 has the label 'cat', line 2 has 0: .*mixed")],
+     ("1e300", "not a class number"), ("cat", "the label 'cat' follows 0 .line 2.: .*mixed")],
 )  # fmt: skip
 def test_labels_that_are_none(folder: Path, label: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
