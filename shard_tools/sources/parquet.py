@@ -122,7 +122,7 @@ class Parquet(Source):
         columns = choose_columns(reader.schema_arrow, self.image_column, self.label_column)
         if columns.label:
             batches = reader.iter_batches(batch_size=1 << 16, columns=[columns.label])
-            for row, label in enumerate(label for batch in batches for label in labels(batch.column(0))):
+            for row, label in enumerate(label for batch in batches for label in labels(batch.column(columns.label))):
                 first_rows.setdefault(label, row)
         found = FileLabels(str(path), split, columns.names, first_rows)
         return _File(split, path, name, reader.metadata.num_rows, columns, found)

@@ -6,11 +6,12 @@
 A folder or file name tells its split by a word of `SPLIT_WORDS`; files without one are of train.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from shard_tools.sources.naming import SPLIT_WORDS, some, split_of, split_rank
+from shard_tools.sources.naming import SPLIT_WORDS, is_image, some, split_of, split_rank
 
 LAYOUT = (
     "a .parquet file, or a directory with SPLIT-00000-of-000NN.parquet or SPLIT/*.parquet (or in data/ or one other "
@@ -20,8 +21,8 @@ LAYOUT = (
 
 def recognise(path: Path) -> bool:
     if path.is_file():
-        return path.suffix.lower() == ".parquet"
-    return any(any(folder.glob("*.parquet")) for folder in _folders(path))
+        return _is_parquet(path.name)
+    return path.is_dir() and any(True for _ in _all_files(path))
 
 
 def find_files(source: Path) -> tuple[Path, dict[str, list[Path]]]:
@@ -30,13 +31,12 @@ def find_files(source: Path) -> tuple[Path, dict[str, list[Path]]]:
     Raises:
         ValueError: there are none, a numbered part is missing, or they are of several configurations.
     """
-    if source.is_file():
+    if not source.is_dir():
         return source.parent, {split_of(source.stem): [source]}
     configs: dict[str, dict[str, list[Path]]] = {}
-    for path in sorted(path for folder in _folders(source) for path in folder.glob("*.parquet")):
-        if not path.name.startswith("."):
-            config, split = _place(path.relative_to(source))
-            configs.setdefault(config, {}).setdefault(split, []).append(path)
+    for path in sorted(_all_files(source)):
+        config, split = _place(path.relative_to(source))
+        configs.setdefault(config, {}).setdefault(split, []).append(path)
     if not configs:
         raise ValueError(f"{source}: has no .parquet files; give {LAYOUT}")
     if len(configs) > 1:
@@ -55,18 +55,33 @@ def part_of(path: Path) -> tuple[str, int, int] | None:
     return (match[1], int(match[2]), int(match[3])) if match else None
 
 
-def _folders(root: Path) -> Iterator[Path]:
-    """Those that may hold the files: `root`, its folders, and the splits' folders in these. Costs one look at each."""
-    if root.is_dir():
-        yield root
-        for folder in _below(root):
-            yield folder
-            yield from (inner for inner in _below(folder) if _split_word(inner.name))
+def _all_files(root: Path) -> Iterator[Path]:
+    """The files of `root`, of its folders, and of the splits' folders in these. Costs one look into each.
+
+    Folders of images are passed over, unless their name is a usual one: a class may have a table beside its images.
+    """
+    files, folders = _look(root)
+    yield from (root / name for name in files if _is_parquet(name))
+    for folder in folders:
+        files, inner = _look(root / folder)
+        if folder == "data" or _split_word(folder) or not any(map(is_image, files)):
+            yield from (root / folder / name for name in files if _is_parquet(name))
+        for split in filter(_split_word, inner):
+            yield from (root / folder / split / name for name in _look(root / folder / split)[0] if _is_parquet(name))
 
 
-def _below(folder: Path) -> list[Path]:
-    """The directories in a folder, by name, without hidden ones."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_dir())
+def _look(folder: Path) -> tuple[list[str], list[str]]:
+    """The names of files and of directories in a folder, without hidden ones."""
+    names: tuple[list[str], list[str]] = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.name.startswith("."):
+                names[entry.is_dir()].append(entry.name)
+    return names
+
+
+def _is_parquet(name: str) -> bool:
+    return name.lower().endswith(".parquet")
 
 
 def _split_word(name: str) -> bool:

@@ -1,6 +1,7 @@
 """Parquet tables as people have them: columns of many types, class lists that differ, layouts; written with pyarrow."""
 
 import json
+import os
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -367,10 +368,10 @@ def test_val_labels_are_right_end_to_end(tmp_path: Path) -> None:
     ("files", "splits"),
     [
         (["default/train/0000.parquet", "default/train/0001.parquet", "default/test/0000.parquet"], "train train test"),
-        (["data/train/0000.parquet", "data/validation/0000.parquet", "README.md"], "train val"),
+        (["data/train/0000.parquet", "data/validation/0000.parquet"], "train val"),
         (["train/0000.parquet", "Test/0000.parquet"], "train test"),
         (["plain_text/train-00000-of-00001.parquet", "plain_text/test-00000-of-00001.parquet"], "train test"),
-        (["train.parquet", "test.parquet", ".cache/huggingface/x.parquet"], "train test"),
+        (["train.parquet", "test.parquet", ".cache/train/x.parquet", ".git/x.parquet", ".x.parquet"], "train test"),
         (["train-00000-of-00002-abcdef.parquet", "train-00001-of-00002-0123456789abcdef.parquet"], "train train"),
         (["test_set/data.parquet", "train_set/data.parquet"], "train test"),
         (["my.dataset.parquet"], "train"),
@@ -379,14 +380,33 @@ def test_val_labels_are_right_end_to_end(tmp_path: Path) -> None:
 def test_layouts(tmp_path: Path, files: list[str], splits: str) -> None:
     root = tmp_path / "s"
     for number, name in enumerate(files):
-        labelled(root / name, [0]) if name.endswith("t") else (root / name).write_text("")
-        if name.endswith("t"):
-            save(root / name, [str(number).encode()], [0])
+        save(root / name, [str(number).encode()], [0])
+        os.utime(root / name, (1, 1))
     source = open_source(root)
     assert source.format == "parquet"
     seen, _ = read(source, tmp_path)
     assert [split for split, *_ in seen] == splits.split()
     assert len({content for _, content, _ in seen}) == len(seen)  # each from its own copy
+
+
+def test_tables_beside_images_make_no_parquet_set(tmp_path: Path) -> None:
+    """A class may hold a table; a split may hold one that lists its images."""
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat/1.jpg").write_bytes(jpeg(1))
+    labelled(tmp_path / "cat/features.parquet", [0])
+    assert open_source(tmp_path).format == "imagefolder"
+    (tmp_path / "cat").rename(tmp_path / "train")
+    (tmp_path / "train/features.parquet").unlink()
+    pq.write_table(pa.table({"file_name": ["1.jpg"], "label": ["cat"]}), tmp_path / "train/metadata.parquet")
+    assert read(tmp_path, tmp_path) == ([("train", jpeg(1), "cat")], [])
+
+
+def test_names_of_columns_with_dots(tmp_path: Path) -> None:
+    columns = {"label.x": [5], "label": [0], "my.image": [{"bytes": b"i", "path": None}], "image.x": [b"x"]}
+    pq.write_table(pa.table(columns), tmp_path / "train.parquet")
+    for column, content in (("my.image", b"i"), ("image.x", b"x")):
+        source = open_source(tmp_path, options=SourceOptions(image_column=column))
+        assert read(source, tmp_path)[0] == [("train", content, "000000")]
 
 
 def test_several_configurations_are_one_line(tmp_path: Path) -> None:
