@@ -10,6 +10,7 @@ from shard_tools.format import atomic_write, escape, tsv_line
 
 REJECTED_FILE = "rejected.tsv"
 SHOWN = 10  # images in a message
+MAX_NAME = 500  # characters: a column that is taken for paths may hold whole images as text
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class RejectedRows:
     _first: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, name: str, reason: str) -> None:
+        name = name if len(name) <= MAX_NAME else name[:MAX_NAME] + "…"
         self.stream.write(tsv_line(name, reason))
         self._count += 1
         if len(self._first) < SHOWN:

@@ -204,7 +204,9 @@ class Csv(Source):
             column = self._column(role, asked[role], names if header else [], first)
             if column >= 0:
                 columns[role] = column
-        return _Table(separator, first if header else [], columns, files, len(known) >= 2 or any(there))
+        return _Table(
+            separator, [cell.strip() for cell in first] if header else [], columns, files, len(known) >= 2 or any(there)
+        )
 
     def _column(self, role: str, asked: str, names: list[str], first: list[str]) -> int:
         """The place of one column; -1 for no split. `names`: of the header, as `_plain` makes them, [] without one."""

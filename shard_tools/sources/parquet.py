@@ -112,6 +112,10 @@ class Parquet(Source):
                     with _reading(file.path) as reader:
                         raise ValueError(f"{no_label(reader.schema_arrow, self.label_column)}")
             kept += files
+        if any(file.name.startswith("partial-") for file in kept):  # what Hugging Face converts of a large set
+            self._notes.append(
+                f"{self.root}: has a part of the data set only (partial-…); get the original files for all"
+            )
         part = part_of(self.root) if self.root.is_file() else None
         if part and part[2] > 1:
             self._notes.append(f"{self.root.name} is one of {part[2]} files; give the directory for all of them")

@@ -11,7 +11,7 @@ from packing import cli, hashes, write_source
 from shard_tools.execute import Progress
 from shard_tools.format import ShardSet
 from shard_tools.listing import write_listing
-from shard_tools.rejected import BadImages
+from shard_tools.rejected import BadImages, RejectedRows
 from shard_tools.sources import open_source
 from shard_tools.sources.base import Source, SourceImage, Unusable
 from shard_tools.subset import Subset
@@ -92,6 +92,14 @@ def test_other_holes_are_another_dataset(root: Path, tmp_path: Path) -> None:
     assert (
         0 < write_listing(tmp_path / "x", Holes(root), tmp_path, subset, 0, "here", on_bad="skip").rejected.count < 24
     )
+
+
+def test_an_image_as_text_is_cut_short(tmp_path: Path) -> None:
+    with open(tmp_path / "rows", "wb") as stream:
+        rows = RejectedRows(stream)
+        rows.add("/9j/4AAQ" * 10_000, "file name too long")
+    assert (tmp_path / "rows").stat().st_size < 600
+    assert len(rows.rejected().first[0][0]) < 600
 
 
 class Nothing(Source):

@@ -428,6 +428,13 @@ def test_one_file(tmp_path: Path) -> None:
         open_source(path.parent)
 
 
+def test_a_set_that_was_converted_in_part(tmp_path: Path) -> None:
+    labelled(tmp_path / "default/partial-train/0000.parquet", [0])
+    source = open_source(tmp_path)
+    assert [split for split, *_ in read(source, tmp_path)[0]] == ["train"]
+    assert "has a part of the data set only" in source.notes()[0]
+
+
 def test_a_split_without_labels(tmp_path: Path) -> None:
     """It is left out, if it is not the first; also where it has no label column."""
     root = tmp_path / "s"
