@@ -115,11 +115,11 @@ def command(
         if not num_images:
             raise ValueError(f"{', '.join(map(str, paths))}: no images here ({', '.join(EXTENSIONS)})")
     except ValueError as error:
-        raise click.ClickException(_printable(str(error))) from None
+        raise click.ClickException(str(error)) from None
     except OSError as error:
-        raise click.ClickException(_printable(f"{error.filename or checkpoint}: {error.strerror or error}")) from None
+        raise click.ClickException(f"{error.filename or checkpoint}: {error.strerror or error}") from None
     if ignored:
-        click.echo(f"left out, not named as images: {some([_printable(file) for file in ignored])}", err=True)
+        click.echo(f"left out, not named as images: {some(ignored)}", err=True)
     if num_bad:
         click.echo(f"{num_bad} of {num_images} files could not be decoded", err=True)
         sys.exit(1)
@@ -128,7 +128,7 @@ def command(
 def _show(predictions: list[Prediction], classes: tuple[ClassInfo, ...], as_json: bool, header: bool) -> None:
     for prediction in predictions:
         if prediction.error:
-            click.echo(f"{_printable(prediction.file)}: {prediction.error}", err=True)
+            click.echo(f"{escape(prediction.file)}: {prediction.error}", err=True)
     if as_json:
         click.echo("\n".join(_json_line(prediction, classes) for prediction in predictions))
     elif any(prediction.classes for prediction in predictions):
@@ -158,12 +158,7 @@ def _table(predictions: list[Prediction], classes: tuple[ClassInfo, ...], header
         table.add_column("name", width=min(longest, console.width // 3), overflow="fold")
     for prediction in predictions:
         for place, (label, probability) in enumerate(prediction.classes):
-            file = _printable(prediction.file) if place == 0 else ""
+            file = escape(prediction.file) if place == 0 else ""
             cells = [file, f"{probability:.4f}", classes[label].wnid, *[classes[label].name] * named]
             table.add_row(*map(Text, cells), style="bold" if place == 0 else None)
     return table
-
-
-def _printable(text: str) -> str:
-    """On one line, and without bytes that no terminal takes: file names may hold both."""
-    return escape(text).encode("utf-8", "backslashreplace").decode()

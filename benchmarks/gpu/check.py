@@ -100,14 +100,15 @@ def tests(job: Job) -> None:
     for file in sorted(TESTS.glob("test_*.py")):
         command = [sys.executable, "-m", "pytest", "-v", "-rfE", "-p", "no:cacheprovider", "--color=no", str(file)]
         log = job.work / f"{file.stem}.log"
-        with open(log, "w") as stream:
-            done = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        with open(log, "w", encoding="utf-8") as stream:
+            done = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                    encoding="utf-8", errors="backslashreplace")  # fmt: skip
             assert done.stdout
             for line in done.stdout:  # into the stage's log too, as it comes
                 stream.write(line)
                 print(line, end="", flush=True)
         code = done.wait()
-        lines = [line for line in log.read_text().splitlines() if line.strip()]
+        lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
         outcome = lines[-1].strip("= ") if lines else "no output"
         for line in lines:
             if line.startswith(("FAILED", "ERROR")):

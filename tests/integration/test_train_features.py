@@ -14,7 +14,8 @@ from click.testing import CliRunner
 
 import train
 from engine.step import train_step
-from model.ema import Ema, EmaConfig
+from model.config import EmaConfig
+from model.ema import Ema
 from tests.integration.test_train import NUM_VAL, STEPS_PER_EPOCH, arguments, by_step, lines, run, start
 from training import checkpoint
 from training.step_log import StepLog

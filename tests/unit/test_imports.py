@@ -18,7 +18,7 @@ ALLOWED = {
     "shard_tools": (),
     "pipeline": SHARED,
     "model": (),
-    "training": (),
+    "training": ("shard_tools.terminal",),
     "engine": ("shard_tools", "pipeline", "model", "training", "recipes"),  # all but the scripts
 }
 # who looks elsewhere, inside functions: `preview --augment` at training, the audit of a run at the plan
