@@ -64,33 +64,11 @@ def predict(
         ]
 
 
-@click.command("predict", context_settings={"show_default": True, "max_content_width": 110})
-@click.argument("checkpoint", metavar="CHECKPOINT|RUN", type=click.Path(path_type=Path))
-@click.argument(
-    "paths", metavar="IMAGE|FOLDER...", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path)
-)
-@click.option("--top-k", type=click.IntRange(min=1), default=5, metavar="K", help="How many classes of each image.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, in place of the table.")
-@click.option("--weights", type=click.Choice(["auto", "raw", "ema"]), default="auto", help="auto: EMA if there is one.")
-@click.option("--flip/--no-flip", default=None, help="Mean of image and mirror image.  [default: train.val_flip]")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="auto: CUDA if it is there.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=64, metavar="N", help="Images at once.")
-@click.option("--threads", type=click.IntRange(min=0), default=0, metavar="N", help="That decode; 0: one a core.")
-def command(
+def run(
     checkpoint: Path, paths: tuple[Path, ...], top_k: int, as_json: bool, weights: Any, flip: bool | None, device: Any,
     batch_size: int, threads: int,
 ) -> None:  # fmt: skip
-    """Name the classes of image files, and of all images below folders.
-
-    CHECKPOINT is a .pt file; of a run's directory it is the best checkpoint, else the last. Images are resized and
-    cropped as in the run's validation. JPEG, PNG, WebP and BMP are taken, in colour, gray or CMYK. A file that cannot
-    be decoded is named on stderr (with --json also in its place, as an "error"), and the exit status is then 1.
-
-    \b
-    Examples:
-      python train.py predict runs/demo-20261124-030029 cat.jpg photos/
-      python train.py predict model.pt photos/ --top-k 1 --json > classes.jsonl
-    """
+    """What `train.py predict` does; its options are in engine/commands.py."""
     try:
         on = distributed.start(device).device
         environment.choose_kernels()

@@ -14,6 +14,7 @@ from pipeline.config import DataConfig
 from recipes.phases import PhasesConfig
 
 FOLDER = Path(__file__).parent
+DEMO_DATA = "data/demo"  # what the demo recipe names; made where it is missing
 
 
 @dataclass(frozen=True, kw_only=True)
