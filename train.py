@@ -5,9 +5,14 @@ metrics.jsonl, TensorBoard curves and reports. Where a run stands is two integer
 (`pipeline/plan.py`) tells the rest, for any number of ranks.
 """
 
+if __name__ == "__main__":
+    # Before the imports below, which take ten seconds and which --help and a misspelt option can do without. When
+    # training starts the command imports this file again, as the module `train`.
+    from engine.command_line import main
+
+    main()
+
 import math
-import signal
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,24 +21,20 @@ from typing import Any
 import click
 import torch
 
-from engine.commands import LazyGroup
 from engine.evaluate import evaluate
 from engine.failure import Failure, out_of_memory
-from engine.learner import about, autocast_dtype, build_learner, capture, start_or_resume
-from engine.loaders import count_steps, eval_loader, open_dataset, train_loader
-from engine.machine import load_recipe
+from engine.learner import about, build_learner, capture, start_or_resume
+from engine.loaders import count_steps, eval_loader, train_loader
 from engine.seeing import show_first, show_worst
 from engine.step import train_step
 from model.optim import set_lr
 from model.schedule import lr_at
 from pipeline.batch import Loader
 from pipeline.mixing import Mixer
-from recipes import Recipe, recipe_file
+from recipes import Recipe
 from recipes.phases import recipe_at
-from shard_tools.demo import ensure_demo
 from shard_tools.format import ShardSet
-from shard_tools.remote import received_bytes
-from training import checkpoint, config, distributed, environment, quarantine
+from training import checkpoint, config, distributed, quarantine
 from training import run_dir as run_dirs
 from training.budget import Budget
 from training.distributed import Interrupted, StopFlag, World
@@ -41,17 +42,17 @@ from training.metrics import MetricsLog
 from training.progress import Progress
 from training.report import write_report
 from training.step_log import StepLog
-from training.watchdog import EXIT_CODE, Watchdog
+from training.watchdog import Watchdog
 
-DEMO_DATA = "data/demo"
 SMALLER = "lower train.global_batch_size or raise train.accumulation"
 
 
 def train(
-    recipe: Recipe, dataset: ShardSet, world: World, run_dir: Path, resume_from: list[Path],
+    recipe: Recipe, dataset: ShardSet, world: World, claim: run_dirs.Claim, resume_from: list[Path], *,
     max_steps: int | None, max_minutes: float | None, stop: StopFlag, watch: Watchdog,
 ) -> None:  # fmt: skip
     """Train from where `resume_from` left off, or from scratch, to the end of the recipe, `max_steps` or the time."""
+    run_dir = claim.run_dir
     epochs, num_train = recipe.train.epochs, len(dataset.split(recipe.data.train_split))
     val_loader = eval_loader(recipe, dataset, world, recipe.data.val_split)
     if recipe.data.test_split:
@@ -67,8 +68,11 @@ def train(
     learner = build_learner(built, num_classes, world, progress.print)
     nets = {"": learner.net} | ({"ema_": learner.ema.net} if learner.ema else {})
     at = start_or_resume(resume_from, recipe, dataset, learner, world, progress.print)
-    if world.is_main:  # not before it is known that the run goes on
-        run_dirs.note(run_dir, config.to_toml(recipe), config.to_toml(Recipe()))
+    run_dirs.check_place(run_dir, need_bytes=sum(t.nbytes for net in nets.values() for t in net.state_dict().values()))
+    notes = run_dirs.notes(config.to_toml(recipe), config.to_toml(Recipe())) if world.is_main else {}
+    if aside := claim.take(resume_from[0] if resume_from else None, notes):  # not before all is checked
+        progress.print(f"the earlier run there is now {aside}")
+    distributed.barrier()  # no rank writes there before
     started, elapsed_before, num_images = time.perf_counter(), at.elapsed_s, 0
     out = quarantine.read(run_dir, before_epoch=at.epoch)
     metrics = MetricsLog(run_dir, enabled=world.is_main, wandb=recipe.train.wandb)
@@ -170,6 +174,7 @@ def train(
             finished = at.schedule_epoch >= epochs or at.step >= last_step or (budget and budget.is_over(elapsed_s()))
             due = at.position == 0 and at.epoch > 0 and at.epoch % recipe.train.eval_every == 0
             if (finished or due) and not at.validation:
+                claim.settle()
                 validate()
             if finished:
                 break
@@ -182,6 +187,7 @@ def train(
                     loader.close()
                 loader, in_force = train_loader(now, dataset, world, run_dir, out), now
                 mixer = Mixer(now.augment, num_classes, seed=now.train.seed, rank=world.rank)
+                claim.settle()
             global_batch_size = now.train.global_batch_size
             steps_per_epoch = num_train // global_batch_size
             learner.net.train()
@@ -257,92 +263,3 @@ def train(
 def described(figures: dict[str, Any]) -> str:
     ema = f", of the average {figures['ema_top1']:.4f}" if "ema_top1" in figures else ""
     return f"top-1 {figures['top1']:.4f}{ema}, loss {figures['loss']:.3f}"
-
-
-@click.group(
-    cls=LazyGroup, invoke_without_command=True, context_settings={"show_default": True, "max_content_width": 110}
-)
-@click.option("--data", metavar="DIR|URL", help="Packed dataset; without it the recipe's data.path (demo: own images).")
-@click.option("--recipe", "recipe_name", default="demo", metavar="NAME|FILE", help="A file of recipes/, or a path.")
-@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a recipe's value.")
-@click.option("--run-dir", metavar="DIR", type=click.Path(path_type=Path), help="[default: runs/RECIPE-TIME]")
-@click.option("--resume", default="auto", metavar="auto|never|PATH", help="auto: if --run-dir has a checkpoint.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="auto: CUDA if it is there.")
-@click.option("--max-steps", type=click.IntRange(min=0), metavar="N", help="End after N steps of the whole run.")
-@click.option("--max-minutes", type=click.FloatRange(min=0, min_open=True), metavar="M",
-              help="End in time: the schedule is fitted to M minutes where the recipe takes longer.")  # fmt: skip
-@click.option("--deterministic", is_flag=True, help="Deterministic kernels on the GPU too; the CPU's always are.")
-@click.option("--no-machine-config", is_flag=True, help="Leave out the machine.toml of `bench.py tune` in this folder.")
-@click.option("--show-config", is_flag=True, help="Print all settings as TOML, and end.")
-@click.option("--show-schedule", is_flag=True, help="Plot learning rate and sizes over the epochs, and end.")
-@click.pass_context
-def main(
-    context: click.Context, data: str | None, recipe_name: str, overrides: tuple[str, ...], run_dir: Path | None,
-    resume: str, device: Any, max_steps: int | None, max_minutes: float | None, deterministic: bool,
-    no_machine_config: bool, show_config: bool, show_schedule: bool,
-) -> None:  # fmt: skip
-    """Train a classifier from packed shards; or run a command on what was trained.
-
-    \b
-    python train.py                                    the demo: makes its own images, 3 minutes on 2 cores
-    python train.py --data DIR --recipe cifar10-cpu    DIR comes from: python -m shard_tools pack SOURCE DIR
-    torchrun --nproc-per-node 8 train.py --data DIR --recipe rn50-90ep
-
-    Ctrl-C and SIGTERM write a checkpoint; the same command with the same --run-dir goes on there, on any number of
-    GPUs that divides the global batch. The last lines say top-1, images/s and where the report lies.
-    """
-    if context.invoked_subcommand:
-        return
-    try:
-        file = recipe_file(recipe_name)
-        recipe, of_machine = load_recipe(file, overrides, device=device, use=not no_machine_config)
-        recipe = replace(recipe, data=replace(recipe.data, path=data or recipe.data.path))
-        if show_config:
-            click.echo(config.to_toml(recipe), nl=False)
-            return
-        if show_schedule:
-            from engine.show import schedule_chart
-
-            click.echo(schedule_chart(recipe))
-            return
-        if not recipe.data.path:
-            raise ValueError(f"recipe {recipe_name} names no data: give --data DIR")
-        world = distributed.start(device, timeout_s=recipe.train.timeout_s)
-        with StopFlag() as stop, Watchdog(world, recipe.train.timeout_s, received=received_bytes) as watch:
-            environment.choose_kernels(deterministic)
-            if recipe.data.path == DEMO_DATA and world.local_rank == 0:
-                ensure_demo(Path(DEMO_DATA))
-            now = distributed.first_start(world)  # also a barrier
-            dataset = open_dataset(recipe)  # before a run directory is made for nothing
-            run_dir = run_dir or Path("runs") / time.strftime(f"{file.stem}-%Y%m%d-%H%M%S", time.localtime(now))
-            resume_from = run_dirs.find_checkpoints(resume, run_dir)
-            distributed.barrier()
-            if world.is_main:
-                aside, _lock = run_dirs.prepare(run_dir, resume_from[0] if resume_from else None)
-                dtype = str(autocast_dtype(recipe, world.device) or torch.float32).removeprefix("torch.")
-                hardware = f"{world.world_size} × {environment.device_name(world.device)}, {dtype}"
-                click.echo(f"recipe {file.stem}, data {recipe.data.path}, {hardware}, run directory {run_dir}")
-                if of_machine:
-                    click.echo(of_machine)
-                if aside:
-                    click.echo(f"the earlier run there is now {aside}")
-            distributed.barrier()
-            train(recipe, dataset, world, run_dir, resume_from, max_steps, max_minutes, stop, watch)
-    except Interrupted as stopped:
-        click.echo(f"{stopped}: the same command with --run-dir {run_dir} goes on from the last checkpoint", err=True)
-        sys.exit(128 + signal.Signals[str(stopped)].value)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from None
-    except RuntimeError as error:
-        if not (why := distributed.lost_rank(error)):
-            raise
-        click.echo(f"another rank has gone ({why}); the same command goes on from the last checkpoint", err=True)
-        sys.exit(EXIT_CODE)
-    except OSError as error:
-        raise click.ClickException(f"{error.filename or run_dir}: {error.strerror or error}") from None
-    finally:
-        distributed.finish()
-
-
-if __name__ == "__main__":
-    main()

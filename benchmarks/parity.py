@@ -17,9 +17,7 @@ from torch import Tensor, nn
 from engine.learner import build_learner
 from engine.load import load_network
 from engine.step import train_step
-from model.ema import EmaConfig
-from model.losses import LossConfig
-from model.networks import ModelConfig
+from model.config import EmaConfig, LossConfig, ModelConfig
 from pipeline.batch import Loader
 from pipeline.build import build_loader
 from pipeline.feed import Feed

@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks import programs
 from benchmarks.measure import Program, Unsteady, in_turn
-from benchmarks.options import Opened
+from benchmarks.options import TUNE_TURNS, Opened
 from benchmarks.ranks import Together, shared_clock
 from engine.machine import Machine
 from pipeline.build import threads_per_rank
@@ -25,7 +25,6 @@ from training import config
 
 MIN_GAIN = 1.03
 HOPELESS = 0.9  # of the incumbent, after two turns: the rest of the turns are saved
-TURNS = 5
 BATCH_SIZES = [16, 32, 64, 128, 256, 512]
 
 Settings = dict[str, Any]  # name in [data], or batch_size → value
@@ -68,7 +67,7 @@ def search(
     versus: Versus,
     time_left: Callable[[], bool],
     report: Callable[[Trial], None] = lambda trial: None,
-    turns: int = TURNS,
+    turns: int = TUNE_TURNS,
 ) -> Found:
     """Search from `start`.
 

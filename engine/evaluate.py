@@ -73,26 +73,11 @@ def predict_logits(net: nn.Module, images: Tensor, flip: bool) -> Tensor:
     return (logits + net(images.flip(3)).float()) / 2 if flip else logits
 
 
-@click.command(context_settings={"show_default": True})
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--data", metavar="DIR|URL", help="Packed dataset; by default the one that the run was trained on.")
-@click.option("--split", metavar="NAME", help="[default: the recipe's data.val_split]")
-@click.option("--weights", type=click.Choice(["auto", "raw", "ema"]), default="auto", help="auto: EMA where there is.")
-@click.option("--image-size", type=click.IntRange(min=1), metavar="S", help="[default: the recipe's val_image_size]")
-@click.option("--resize-size", type=click.IntRange(min=1), metavar="S", help="[default: in the recipe's proportion]")
-@click.option("--flip/--no-flip", default=None, help="Mean with the mirror image's. [default: the recipe's]")
-@click.option("--batch-size", type=click.IntRange(min=1), default=128, metavar="B", help="Images a GPU takes at once.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="auto: CUDA if there.")
-@click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
-def command(
+def run(
     checkpoint: Path, data: str | None, split: str | None, weights: Any, image_size: int | None,
     resize_size: int | None, flip: bool | None, batch_size: int, device: Any, as_json: bool,
 ) -> None:  # fmt: skip
-    """Score CHECKPOINT, a .pt file or a run's directory, on every image of a split, once. Runs under torchrun, too.
-
-    \b
-    python train.py eval runs/NAME --data DIR --image-size 288
-    """
+    """What `train.py eval` does; its options are in engine/commands.py."""
     try:
         world = distributed.start(device)
         environment.choose_kernels()

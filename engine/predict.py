@@ -64,33 +64,11 @@ def predict(
         ]
 
 
-@click.command("predict", context_settings={"show_default": True, "max_content_width": 110})
-@click.argument("checkpoint", metavar="CHECKPOINT|RUN", type=click.Path(path_type=Path))
-@click.argument(
-    "paths", metavar="IMAGE|FOLDER...", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path)
-)
-@click.option("--top-k", type=click.IntRange(min=1), default=5, metavar="K", help="How many classes of each image.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, in place of the table.")
-@click.option("--weights", type=click.Choice(["auto", "raw", "ema"]), default="auto", help="auto: EMA if there is one.")
-@click.option("--flip/--no-flip", default=None, help="Mean of image and mirror image.  [default: train.val_flip]")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="auto: CUDA if it is there.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=64, metavar="N", help="Images at once.")
-@click.option("--threads", type=click.IntRange(min=0), default=0, metavar="N", help="That decode; 0: one a core.")
-def command(
+def run(
     checkpoint: Path, paths: tuple[Path, ...], top_k: int, as_json: bool, weights: Any, flip: bool | None, device: Any,
     batch_size: int, threads: int,
 ) -> None:  # fmt: skip
-    """Name the classes of image files, and of all images below folders.
-
-    CHECKPOINT is a .pt file; of a run's directory it is the best checkpoint, else the last. Images are resized and
-    cropped as in the run's validation. JPEG, PNG, WebP and BMP are taken, in colour, gray or CMYK. A file that cannot
-    be decoded is named on stderr (with --json also in its place, as an "error"), and the exit status is then 1.
-
-    \b
-    Examples:
-      python train.py predict runs/demo-20261124-030029 cat.jpg photos/
-      python train.py predict model.pt photos/ --top-k 1 --json > classes.jsonl
-    """
+    """What `train.py predict` does; its options are in engine/commands.py."""
     try:
         on = distributed.start(device).device
         environment.choose_kernels()
@@ -115,11 +93,11 @@ def command(
         if not num_images:
             raise ValueError(f"{', '.join(map(str, paths))}: no images here ({', '.join(EXTENSIONS)})")
     except ValueError as error:
-        raise click.ClickException(_printable(str(error))) from None
+        raise click.ClickException(str(error)) from None
     except OSError as error:
-        raise click.ClickException(_printable(f"{error.filename or checkpoint}: {error.strerror or error}")) from None
+        raise click.ClickException(f"{error.filename or checkpoint}: {error.strerror or error}") from None
     if ignored:
-        click.echo(f"left out, not named as images: {some([_printable(file) for file in ignored])}", err=True)
+        click.echo(f"left out, not named as images: {some(ignored)}", err=True)
     if num_bad:
         click.echo(f"{num_bad} of {num_images} files could not be decoded", err=True)
         sys.exit(1)
@@ -128,7 +106,7 @@ def command(
 def _show(predictions: list[Prediction], classes: tuple[ClassInfo, ...], as_json: bool, header: bool) -> None:
     for prediction in predictions:
         if prediction.error:
-            click.echo(f"{_printable(prediction.file)}: {prediction.error}", err=True)
+            click.echo(f"{escape(prediction.file)}: {prediction.error}", err=True)
     if as_json:
         click.echo("\n".join(_json_line(prediction, classes) for prediction in predictions))
     elif any(prediction.classes for prediction in predictions):
@@ -158,12 +136,7 @@ def _table(predictions: list[Prediction], classes: tuple[ClassInfo, ...], header
         table.add_column("name", width=min(longest, console.width // 3), overflow="fold")
     for prediction in predictions:
         for place, (label, probability) in enumerate(prediction.classes):
-            file = _printable(prediction.file) if place == 0 else ""
+            file = escape(prediction.file) if place == 0 else ""
             cells = [file, f"{probability:.4f}", classes[label].wnid, *[classes[label].name] * named]
             table.add_row(*map(Text, cells), style="bold" if place == 0 else None)
     return table
-
-
-def _printable(text: str) -> str:
-    """On one line, and without bytes that no terminal takes: file names may hold both."""
-    return escape(text).encode("utf-8", "backslashreplace").decode()

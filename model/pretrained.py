@@ -14,7 +14,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from model.networks import OWN_NETWORKS, ModelConfig
+from model.config import ModelConfig
+from model.networks import OWN_NETWORKS
 
 CHECKPOINT_FORMAT = "penstock-checkpoint-1"
 # Under one of these keys other programs (torchvision's references, timm, Lightning) keep the state dict.

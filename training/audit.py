@@ -19,6 +19,7 @@ import click
 import numpy as np
 import torch
 
+from shard_tools.terminal import Command
 from training import quarantine
 from training.config import load_config
 from training.metrics import read_metrics
@@ -197,7 +198,7 @@ def _without(ids: np.ndarray, start: int, epoch: int, out: list[quarantine.Recor
     return ids
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
 @click.option("--data", metavar="DIR|URL", help="Where the dataset is now.  [default: where the run had it]")
 def main(run_dir: Path, data: str | None) -> None:

@@ -6,9 +6,10 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
+if TYPE_CHECKING:  # torch is imported when it is asked: who only names this module needs none
+    import torch
 
 PACKAGES = (
     "torch",
@@ -37,6 +38,8 @@ def choose_kernels(deterministic: bool = False) -> None:
     cuDNN times its algorithms for each new shape; float32 products use TF32. `deterministic`: neither times nor
     anything else changes a result. cuBLAS then needs a workspace of one size, which it reads when it is first used.
     """
+    import torch
+
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = not deterministic
@@ -46,6 +49,8 @@ def choose_kernels(deterministic: bool = False) -> None:
 
 def describe() -> dict[str, Any]:
     """JSON-serializable facts that a measured figure depends on."""
+    import torch
+
     return {
         "git_commit": _git("rev-parse", "HEAD"),
         "git_changed": _git_changed(),
@@ -68,18 +73,22 @@ def describe() -> dict[str, Any]:
     }
 
 
-def device_name(device: torch.device) -> str:
+def device_name(device: "torch.device") -> str:
     """For people: the GPU's name, or the processor's and how many cores this process may use."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.get_device_name(device)
     return f"{cpu_model() or 'CPU'} ({_cores()} cores)"
 
 
-def best_precision(device: torch.device) -> Literal["bf16", "fp16", "fp32"]:
+def best_precision(device: "torch.device") -> Literal["bf16", "fp16", "fp32"]:
     """The half precision that the device has instructions for, bf16 first, which needs no loss scaling; whether fp16 is
     faster on a GPU, `benchmarks.gpu` measures. Without AVX512-BF16 or AMX a CPU computes bf16 5 to 10 times slower than
     fp32, which it then is."""
     if device.type == "cuda":
+        import torch
+
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     try:
         flags = next(
@@ -185,6 +194,8 @@ def _quota_cores(cgroup: Path) -> float | None:
 
 
 def gpu_name() -> str | None:
+    import torch
+
     try:
         return torch.cuda.get_device_name() if torch.cuda.is_available() else None
     except (RuntimeError, AssertionError):

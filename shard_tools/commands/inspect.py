@@ -39,16 +39,16 @@ def verify_command(out: Path, decode: bool, as_json: bool, fix: bool, workers: i
             click.echo(json.dumps([finding._asdict() for finding in findings], indent=1))
         else:
             for finding in findings:
-                click.echo(_printable(str(finding)))
+                click.echo(str(finding))
         return len(findings)
 
     left = check()
     if left and fix:
         try:
             for line in repair(out, workers):
-                click.echo(_printable(line), err=True)
+                click.echo(line, err=True)
         except ValueError as error:
-            raise click.ClickException(_printable(str(error))) from None
+            raise click.ClickException(str(error)) from None
         click.echo("checking again", err=True)
         left = check()
     if left:
@@ -68,12 +68,12 @@ def info_command(out: Path | str, as_json: bool) -> None:
     try:
         shard_set = ShardSet.open(out)
     except ValueError as error:
-        raise click.ClickException(_printable(str(error))) from None
+        raise click.ClickException(str(error)) from None
     information = describe(shard_set)
     if as_json:
         click.echo(json.dumps(information, indent=1))
     else:
-        click.echo(_printable(f"{summary(information)}\n\n{histograms(information)}"))
+        click.echo(f"{summary(information)}\n\n{histograms(information)}")
 
 
 @click.command("preview")
@@ -98,18 +98,13 @@ def preview_command(out: Path, file: Path, split: str, num: int, seed: int, augm
     try:
         preview(out, file, split, num, seed, augment)
     except ValueError as error:
-        raise click.ClickException(_printable(str(error))) from None
-    click.echo(_printable(str(file)))
+        raise click.ClickException(str(error)) from None
+    click.echo(str(file))
 
 
 def _show_progress(done: int, shards: int) -> None:
     if sys.stderr.isatty():
         click.echo(f"\r{done}/{shards} shards" if done < shards else "\r\033[K", nl=False, err=True)
-
-
-def _printable(text: str) -> str:
-    """File names may hold bytes that no terminal takes."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 COMMANDS = (verify_command, info_command, preview_command)

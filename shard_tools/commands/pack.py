@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from shard_tools.commands.running import LocalPath, PathOrUrl, printable, run
+from shard_tools.commands.running import LocalPath, PathOrUrl, run
 from shard_tools.encode import CHECKS, MAX_PIXELS, SUBSAMPLINGS, EncodeConfig
 from shard_tools.sources import SOURCES, SourceOptions
 from shard_tools.subset import Subset, parse_fractions
@@ -126,7 +126,7 @@ def pack_command(
             only_classes=_class_keys(only_classes),
         )
     except (ValueError, OSError) as error:
-        raise click.ClickException(printable(str(error))) from None
+        raise click.ClickException(str(error)) from None
     run(
         lambda progress: pack(
             source,
@@ -135,7 +135,7 @@ def pack_command(
             subset=subset,
             encode=encode,
             progress=progress,
-            say=lambda line: click.echo(printable(line)),
+            say=click.echo,
             workers=workers,
             scheduler=scheduler,
             class_file=classes,
@@ -213,7 +213,7 @@ def index_command(directory: Path, on_bad: str, workers: int | None) -> None:
     try:
         shard_set = index(directory, on_bad=on_bad, workers=workers)
     except ValueError as error:
-        raise click.ClickException(printable(str(error))) from None
+        raise click.ClickException(str(error)) from None
     click.echo(summary(describe(shard_set)))
 
 

@@ -16,9 +16,10 @@ from rich.console import Console
 from torchvision.transforms import v2
 
 import engine.image_files
+from engine.commands import predict_command as command
 from engine.image_files import decode_chunks, find_images, read_chunks
 from engine.load import load_network
-from engine.predict import Prediction, _table, command, predict
+from engine.predict import Prediction, _table, predict
 from pipeline.feed import Feed
 from pipeline.loader import DaliLoader
 from recipes import Recipe

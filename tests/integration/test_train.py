@@ -17,6 +17,7 @@ import torch
 from click.testing import CliRunner, Result
 
 import train
+from engine import command_line
 from shard_tools.format import ShardSet
 from shard_tools.writer import pack
 from tests.conftest import LONG
@@ -38,7 +39,7 @@ def arguments(data: Path, run_dir: Path, *more: str, **overrides: Any) -> list[s
 
 def run(data: Path, run_dir: Path, *more: str, **overrides: Any) -> Result:
     """A run in this process."""
-    return CliRunner().invoke(train.main, arguments(data, run_dir, *more, **overrides))
+    return CliRunner().invoke(command_line.main, arguments(data, run_dir, *more, **overrides))
 
 
 def start(data: Path, run_dir: Path, *more: str, ranks: int = 1, **overrides: Any) -> subprocess.Popen[str]:
@@ -272,6 +273,6 @@ def test_bad_input_gets_one_clear_line(case: str, dataset_dir: Path, tmp_path: P
 @pytest.mark.parametrize("words", [["predict", "run", "images"], ["export", "run", "net.pt"], ["replay", "step.pt"]])
 def test_what_runs_in_one_process_refuses_torchrun(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    result = CliRunner().invoke(train.main, words)
+    result = CliRunner().invoke(command_line.main, words)
     assert result.exit_code == 1
     assert result.output == f"Error: {words[0]} runs in one process; start it without torchrun\n"

@@ -22,7 +22,8 @@ from benchmarks.explain.model import LOADING, Cost, Model
 from benchmarks.explain.network import Network
 from benchmarks.measure import Sample
 from benchmarks.options import Opened
-from model.networks import ModelConfig, list_networks
+from model.config import ModelConfig
+from model.networks import list_networks
 from pipeline.augment import AugmentConfig
 from pipeline.config import DataConfig
 from recipes import Recipe, TrainConfig

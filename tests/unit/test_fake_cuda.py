@@ -19,8 +19,9 @@ from engine.failure import Failure, finite
 from engine.learner import Learner, Standing, build_learner, capture
 from engine.loaders import image_dtype
 from engine.step import train_step
-from model.losses import LOSSES, LossConfig, build_loss
-from model.optim import OPTIMIZERS, OptimizerConfig, build_optimizer, set_lr
+from model.config import LossConfig, OptimizerConfig
+from model.losses import LOSSES, build_loss
+from model.optim import OPTIMIZERS, build_optimizer, set_lr
 from pipeline.augment import AugmentConfig
 from pipeline.batch import Batch
 from pipeline.mixing import Mixer

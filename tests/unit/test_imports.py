@@ -18,12 +18,13 @@ ALLOWED = {
     "shard_tools": (),
     "pipeline": SHARED,
     "model": (),
-    "training": (),
+    "training": ("shard_tools.terminal",),
     "engine": ("shard_tools", "pipeline", "model", "training", "recipes"),  # all but the scripts
 }
 # who looks elsewhere, inside functions: `preview --augment` at training, the audit of a run at the plan
 EXCEPTIONS = {
     "shard_tools/preview.py": ("pipeline.feed", "pipeline.loader", "recipes", "training.config"),
+    "engine/command_line.py": ("train",),  # which it starts
     "training/audit.py": ("pipeline.feed", "pipeline.plan", "recipes", "shard_tools.format"),
 }
 

@@ -11,7 +11,8 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from model.networks import ModelConfig, build_model
+from model.config import ModelConfig
+from model.networks import build_model
 from model.pretrained import load_pretrained
 from training import checkpoint
 

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import click
 
+from shard_tools.terminal import Command
 from training.report import COMPARISON_FILE, write_comparison, write_report
 
 
-@click.command(context_settings={"max_content_width": 110})
+@click.command(cls=Command, context_settings={"max_content_width": 110})
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN…")
 @click.option(
     "--out",

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from training.inspection import WORST_FILE
-from training.metrics import read_metrics
+from training.metrics import WORST_FILE, read_metrics
 from training.quarantine import QUARANTINE_FILE
 
 Line = dict[str, Any]
