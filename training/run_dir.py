@@ -35,6 +35,8 @@ def config_of_run(resume: str, run_dir: Path | None) -> Path | None:
     for folder in (path, path.parent, path.parent.parent):  # a run, RUN/failed-step-N.pt, RUN/checkpoints/last.pt
         if (folder / CONFIG_FILE).is_file():
             return folder / CONFIG_FILE
+    if path.is_dir() and not (path / "checkpoints").is_dir():
+        raise _no_checkpoint(resume)
     raise ValueError(f"--resume {resume}: lies in no run directory, whose {CONFIG_FILE} would be taken: give --recipe")
 
 
@@ -105,15 +107,15 @@ class Claim:
         self.taken = True
         if not self._enabled:
             return None
+        if self._lock is None and (self.run_dir / LOCK_FILE).exists():
+            raise self._came_later()
         goes_on = resume_from is not None and self.run_dir.resolve() in resume_from.resolve().parents
         aside = None if goes_on or not (self.run_dir / CONFIG_FILE).exists() else self._move_aside()
         self._make_directory()
         if self._lock is None:
             self._lock = self._new_lock()
-        self._lock.truncate(0)
-        self._lock.seek(0)
-        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-        self._lock.flush()
+        self._undo.callback(_overwrite, self._lock, self._lock.read())
+        _overwrite(self._lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
         for name, text in files.items():
             self._write(self.run_dir / name, text.encode())
         return aside
@@ -160,11 +162,14 @@ class Claim:
         try:
             stream = path.open("xb+")
         except FileExistsError:
-            raise ValueError(f"{self.run_dir}: another run has begun there meanwhile; give another --run-dir") from None
+            raise self._came_later() from None
         self._undo.callback(path.unlink, missing_ok=True)
         with suppress(OSError):  # a file system without locks
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return stream
+
+    def _came_later(self) -> ValueError:
+        return ValueError(f"{self.run_dir}: another run has begun there meanwhile; give another --run-dir")
 
     def _write(self, path: Path, content: bytes) -> None:
         """Whole or not at all."""
@@ -185,6 +190,13 @@ def notes(config_toml: str, defaults_toml: str) -> dict[str, str]:
 
     facts = json.dumps(environment.describe(), indent=1) + "\n"
     return {CONFIG_FILE: config_toml, DEFAULTS_FILE: defaults_toml, ENVIRONMENT_FILE: facts}
+
+
+def _overwrite(stream: BinaryIO, content: bytes) -> None:
+    stream.seek(0)
+    stream.truncate()
+    stream.write(content)
+    stream.flush()
 
 
 def _clear(folder: Path) -> None:
