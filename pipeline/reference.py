@@ -66,7 +66,14 @@ class ReferenceLoader:
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
         )
-        for span, item in zip(spans, loader, strict=True):
+        try:
+            items = iter(loader)
+        except OSError as error:
+            raise ValueError(
+                f"/dev/shm: the reference loader's processes need it ({error.strerror}); make it writable, or choose "
+                "another loader"
+            ) from None
+        for span, item in zip(spans, items, strict=True):
             if isinstance(item, str):
                 raise ValueError(item)
             images, labels, sample_ids = item
