@@ -19,6 +19,7 @@ class SourceOptions:
     image_column: str = ""  # a name, or for csv a number from 1
     label_column: str = ""
     split_column: str = ""
+    split_dirs: str = ""  # of a tree: "train=DIRECTORY,val=DIRECTORY" or "none", see `layout.given_layout`
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,10 @@ SOURCES: dict[str, SourceKind] = {  # `auto` takes the first that recognises the
         ("image_column", "label_column", "split_column"),
     ),
     "imagefolder": SourceKind(
-        imagefolder.recognise, lambda path, options: imagefolder.ImageFolder(path), imagefolder.LAYOUT
+        imagefolder.recognise,
+        lambda path, options: imagefolder.ImageFolder(path, options.split_dirs),
+        imagefolder.LAYOUT,
+        ("split_dirs",),
     ),
 }
 
