@@ -10,6 +10,7 @@ from pathlib import Path
 
 from shard_tools.sources import csv, ilsvrc, imagefolder, kaggle, parquet, tiny_imagenet, webdataset
 from shard_tools.sources.base import Source
+from shard_tools.sources.elsewhere import instead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +85,8 @@ def open_source(
             raise ValueError(f"{path}: no such file or directory")
         if format == "auto":
             format = next((name for name, kind in SOURCES.items() if kind.recognise(path)), "")
+            if format in ("", "imagefolder") and not options.split_dirs and (line := instead(path)):
+                raise ValueError(line)
             if not format:
                 raise ValueError(f"{path}: not a directory or file of a kind that is known; give {_layouts()}")
         kind = SOURCES[format]
