@@ -19,6 +19,14 @@ from shard_tools.sources.naming import EXTENSIONS, Ignored, is_image, some
 MAX_SUBDIRS = 100  # of a class, remembered to see whether they repeat
 
 
+@dataclass
+class Fork:
+    """The first place below a class directory with several directories, and the first of their names."""
+
+    directory: str = ""
+    names: list[str] = field(default_factory=list)
+
+
 def recognise(path: Path) -> bool:
     return path.is_dir()
 
@@ -63,17 +71,16 @@ class ImageFolder(Source):
         """One split's images."""
         root = str(self.root)
         empty: list[str] = []
-        subdirs: dict[str, list[str]] = {}
+        forks: dict[str, Fork] = {}
         found = False
         for key, directory in layout.class_dirs(self.root, split).items():
-            subdirs[key], count = [], 0
-            for name, size in self._walk(directory, frozenset(), layout, subdirs[key]):
+            forks[key], count = Fork(), 0
+            for name, size in self._walk(directory, frozenset(), layout, forks[key]):
                 if size is None:
                     self._ignored.append(name)
                 else:
                     count += 1
                     yield SourceImage(split.split, key, name, size, Place("file", f"{root}/{name}"))
-            del subdirs[key][MAX_SUBDIRS:]
             found |= count > 0
             if not count:
                 empty.append(key)
@@ -85,28 +92,30 @@ class ImageFolder(Source):
         if empty and split == layout.splits[0]:
             raise ValueError(f"{self.root}: no images in class {some(empty)} of {split.split}; add some or remove it")
         if not layout.given:
-            self._check_repeated(layout, split, subdirs)
+            self._check_repeated(layout, forks)
 
     def _walk(
-        self, directory: str, above: frozenset[str], layout: Layout, subdirs: list[str]
+        self, directory: str, above: frozenset[str], layout: Layout, fork: Fork
     ) -> Iterator[tuple[str, int | None]]:
-        """(name, bytes) of every file below; bytes is None for what is not an image. The names of its directories are
-        added to `subdirs`."""
+        """(name, bytes) of every file below; bytes is None for what is not an image. Fills `fork` if it is empty."""
         here = os.path.realpath(self.root / directory)
         if here in above:  # a link to a directory that contains it
             return
-        for name, entry in visible(self.root / directory).items():
+        entries = visible(self.root / directory)
+        subdirs = [name for name, entry in entries.items() if entry.is_dir() and not entry.is_symlink()]
+        if not layout.given and len(set(split_words(subdirs).values())) > 1:
+            raise self._unclear_below(directory, subdirs, layout)
+        if len(subdirs) > 1 and not fork.names:
+            fork.directory, fork.names = directory, subdirs[:MAX_SUBDIRS]
+        for name, entry in entries.items():
             path = f"{directory}/{name}"
             if entry.is_symlink() and self._links and (place := self._links.read_anyway(path)):
                 yield f"{path} (a link to {place})", None
             elif entry.is_dir():
-                subdirs.append(name)
-                yield from self._walk(path, above | {here}, layout, [])
+                yield from self._walk(path, above | {here}, layout, fork)
             else:
                 is_file = is_image(name) and (entry.is_file() or entry.is_symlink())  # a broken link is an error, below
                 yield path, entry.stat().st_size if is_file else None
-        if not layout.given and len(set(split_words(subdirs).values())) > 1:
-            raise self._unclear_below(directory, subdirs, layout)
 
     def _unclear_below(self, directory: str, subdirs: list[str], layout: Layout) -> ValueError:
         """Directories below a class are named as splits."""
@@ -120,17 +129,17 @@ class ImageFolder(Source):
             readings.append((spec(inner), f"the splits lie in the class directories, {key} and others"))
         return unclear(self.root, f"{directory}/ has {some(list(words))}, which can be splits by name", *readings)
 
-    def _check_repeated(self, layout: Layout, split: SplitDir, subdirs: dict[str, list[str]]) -> None:
+    def _check_repeated(self, layout: Layout, forks: dict[str, Fork]) -> None:
         """The same directories in most of the classes may be the classes, and those the splits."""
-        counts = Counter(name for names in subdirs.values() for name in set(names))
-        repeated = [name for name, count in sorted(counts.items()) if count > max(1, len(subdirs) // 2)]
+        counts = Counter(name for fork in forks.values() for name in fork.names)
+        repeated = [name for name, count in sorted(counts.items()) if count > max(1, len(forks) // 2)]
         if len(repeated) < 2:
             return
-        first, second = [key for key, names in subdirs.items() if set(repeated) & set(names)][:2]
-        others = spec([SplitDir("train", f"{split.before}{first}/"), SplitDir("val", f"{split.before}{second}/")])
+        places = [f"{fork.directory}/" for fork in forks.values() if not set(repeated).isdisjoint(fork.names)]
+        others = spec([SplitDir(split, place) for split, place in zip(("train", "val"), places, strict=False)])
         raise unclear(
             self.root,
-            f"{some(repeated)} repeat in {some([f'{split.before}{key}/' for key in subdirs])}",
+            f"{some(repeated)} repeat in {some(places)}",
             _as_read(layout),
             (others, f"or the like: {some(repeated)} are the classes"),
         )

@@ -109,6 +109,7 @@ REFUSED = {
     "splits deep in classes": (["cat/x/{train,val}/a/1.jpg", "dog/1.jpg"], "cat/x/ has 'train', 'val'"),
     "splits of other words": (["{Lernen,Pruefung}/{a,b}/1.jpg"], "'a', 'b' repeat in 'Lernen/', 'Pruefung/'"),
     "the like, not all": (["{x,y,z}/{a,b}/1.jpg", "z/c/1.jpg", "w/1.jpg"], "'a', 'b' repeat"),
+    "the like, deeper": (["{x,y}/images/{a,b}/1.jpg"], "'a', 'b' repeat in 'x/images/', 'y/images/'"),
     "repeated in splits": (["{train,val}/{x,y}/{a,b}/1.jpg"], "'a', 'b' repeat in 'train/x/', 'train/y/'"),
     "images beside classes": (["{1,2,3}.jpg", "{a,b}/1.jpg"], "it has 3 images beside its directories"),
     "images beside classes of a split": (["train/{a,b}/1.jpg", "train/{1,2,3}.jpg"], "train/ has 3 images beside"),
