@@ -55,7 +55,7 @@ POSITIVE = click.IntRange(min=1)
     "--split-dirs",
     default="",
     metavar="SPLIT=DIR,…",
-    help='imagefolder: "train=Training_Set,val=Val" (its classes are in a *: "train=*/train"); none: no splits.',
+    help='imagefolder: the directories of the splits, "train=Training_Set,val=Val"; none: all are classes.',
 )
 @click.option("--classes", type=click.Path(path_type=Path), help="Readable names: lines KEY NAME, or JSON.")
 @click.option("--split", default="", help="Split a source that has one split: train=0.8,val=0.1,test=0.1.")

@@ -70,7 +70,7 @@ class Layout:
             if not entry.is_dir():
                 yield path
             elif f"{path}/" == self.unlabelled:
-                yield f"{path}/ (no labels)"
+                yield described(root, path).removesuffix(")") + ", no labels)"
             elif self._leads_to_a_split(path):
                 yield from self.beside(root, f"{path}/")
             elif not here:

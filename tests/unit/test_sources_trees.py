@@ -184,7 +184,7 @@ def test_test_images_without_labels_are_left_out_with_a_line(tmp_path: Path) -> 
         for option in ("", "train=train,val=val,test=Test") if name == "flat" else ("",):
             found, ignored, explained = read(make(tmp_path / name, names), option)
             assert found == {"train": AB, "val": AB}, name
-            assert ignored == ["Test/ (no labels)"]
+            assert ignored == ["Test/ (2 images, no labels)"]
             assert explained.endswith("Test/ has no class directories and is left out")
     with pytest.raises(ValueError, match="val: images without class directories"):
         read(make(tmp_path / "val", ["{train,test}/{a,b}/1.jpg", "val/images/1.jpg"]))
