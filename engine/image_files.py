@@ -24,13 +24,14 @@ from pipeline.gray import with_unit_factor
 from pipeline.holes import GRAY, GRAY_SIDE
 from pipeline.probe import bad_header, find_bad
 from shard_tools.encode import BadImage, Encoded, encode
-from shard_tools.sources.naming import is_image
+from shard_tools.sources.naming import is_image, is_junk
 
 
 def find_images(paths: Iterable[Path], ignored: list[str]) -> Iterator[str]:
     """The files among `paths`, and those below its folders that are named as images, by name within each folder.
 
-    Hidden files are left out. So are others that are not named as images, and these are added to `ignored`.
+    Hidden files and those that systems leave behind are left out. So are others that are not named as images, and these
+    are added to `ignored`.
     """
     for path in paths:
         if path.is_dir():
@@ -44,7 +45,7 @@ def _walk(folder: str, ignored: list[str], above: frozenset[str]) -> Iterator[st
     if here in above:  # a link to a folder that contains it
         return
     with os.scandir(folder) as entries:
-        visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+        visible = sorted((entry for entry in entries if not is_junk(entry.name)), key=lambda entry: entry.name)
     for entry in visible:
         if entry.is_dir():
             yield from _walk(entry.path, ignored, above | {here})

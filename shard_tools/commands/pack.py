@@ -51,6 +51,12 @@ POSITIVE = click.IntRange(min=1)
 )
 @click.option("--label-column", default="", help="csv, parquet: the column of the classes.")
 @click.option("--split-column", default="", help="csv: the column of the splits.")
+@click.option(
+    "--split-dirs",
+    default="",
+    metavar="SPLIT=DIR,…",
+    help='imagefolder: the directories of the splits, "train=Training_Set,val=Val"; none: all are classes.',
+)
 @click.option("--classes", type=click.Path(path_type=Path), help="Readable names: lines KEY NAME, or JSON.")
 @click.option("--split", default="", help="Split a source that has one split: train=0.8,val=0.1,test=0.1.")
 @click.option("--per-class", type=POSITIVE, help="At most so many images of each class in each split.")
@@ -91,6 +97,7 @@ def pack_command(
     image_column: str,
     label_column: str,
     split_column: str,
+    split_dirs: str,
     workers: int | None,
     scheduler: str | None,
     **settings: Any,
@@ -118,7 +125,9 @@ def pack_command(
         if workers and scheduler:
             raise ValueError("--workers and --scheduler: choose one; a Dask cluster has its own workers")
         encode = encoding({name: settings.pop(name) for name in ENCODING})
-        options = SourceOptions(image_column=image_column, label_column=label_column, split_column=split_column)
+        options = SourceOptions(
+            image_column=image_column, label_column=label_column, split_column=split_column, split_dirs=split_dirs
+        )
         subset = Subset(
             fractions=parse_fractions(split) if split else (),
             per_class=per_class,

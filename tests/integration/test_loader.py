@@ -1,7 +1,9 @@
 """`DaliLoader` on generated shards: pixels against PIL and torchvision, laws 1 to 4, and what broken input says."""
 
+import errno
 import io
 import itertools
+import multiprocessing.synchronize
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -291,6 +293,16 @@ def test_training_pixels_are_torchvisions(dataset: ShardSet, image_tree: Path) -
             assert difference.max() <= 24, name
     assert 20 < flips < 52
     loader.close()
+
+
+def test_the_reference_loader_names_what_its_processes_lack(dataset: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(multiprocessing.synchronize._multiprocessing, "SemLock", fail)
+    loader = ReferenceLoader(make_feed(dataset, augment=None), device=CPU, workers=1)
+    with pytest.raises(ValueError, match=r"/dev/shm: .*Read-only file system.*make it writable"):
+        next(loader.iter_epoch(0))
 
 
 @pytest.mark.parametrize("augment", [CROPS, AugmentConfig(crop="pad"), None])

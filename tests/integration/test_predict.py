@@ -132,6 +132,25 @@ def smooth(seed: int, size: tuple[int, int] = (90, 70)) -> Image.Image:
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
 
+def test_what_systems_leave_in_folders_is_not_predicted(tmp_path: Path) -> None:
+    names = [
+        "a.jpg",
+        "x/b.JPG",
+        "._a.jpg",
+        "Thumbs.db",
+        "__MACOSX/x.jpg",
+        "x/@eaDir/b.JPG/thumb.jpg",
+        ".c/d.jpg",
+        "e.txt",
+    ]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    ignored: list[str] = []
+    assert list(find_images([tmp_path], ignored)) == [str(tmp_path / "a.jpg"), str(tmp_path / "x/b.JPG")]
+    assert ignored == [str(tmp_path / "e.txt")]
+
+
 def test_every_kind_of_file_is_what_pillow_and_torchvision_make_of_it(tmp_path: Path) -> None:
     folder, config = tmp_path, recipe_of().data
     save(folder / "a.JPEG", smooth(1), quality=95)
