@@ -11,6 +11,7 @@ import pytest
 
 from shard_tools.classes import class_infos, read_class_file
 from shard_tools.encode import EncodeConfig
+from shard_tools.format import ClassInfo, key_name
 from shard_tools.listing import CHUNK, Images, Listing, write_listing
 from shard_tools.shard import plan_shards, shuffled
 from shard_tools.sources import SOURCES, SourceOptions, open_source
@@ -301,3 +302,18 @@ def test_names_of_classes(tmp_path):
         (tmp_path / "bad").write_text(text)
         with pytest.raises(ValueError, match=message):
             read_class_file(tmp_path / "bad", keys)
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (["n01440764", "n15075141"], "wnid"),
+        (["n01440764", "unknown"], "class"),
+        (["000010"], "class"),
+        (["n0144076"], "class"),
+        (["n014407641"], "class"),
+        (["n0144076\u0664"], "class"),
+    ],
+)
+def test_only_wordnet_ids_are_called_wnids(keys, expected):
+    assert key_name([ClassInfo(key, "a name") for key in keys]) == expected
