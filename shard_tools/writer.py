@@ -133,10 +133,19 @@ def pack(
     say(f"{where}: {source.explained} ({source.format})")
     with work_dir(out) as work:
         listing = write_listing(
-            work / LISTING_DIR, source, work / SOURCE_DIR, subset, seed, where, lambda n: progress(Progress(listed=n))
+            work / LISTING_DIR,
+            source,
+            work / SOURCE_DIR,
+            subset,
+            seed,
+            where,
+            lambda n: progress(Progress(listed=n)),
+            class_file,
         )
+        for note in (*source.notes(), *listing.notes):
+            say(f"{where}: {note}")
         given = read_class_file(class_file, listing.keys) if class_file else {}
-        classes = class_infos(listing.keys, source.class_names(), given)
+        classes = class_infos(listing.keys, source.class_names(), given, listing.numbered)
         made = {
             "source": source.format,
             "num_classes": len(classes),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from shard_tools.sources import csv, ilsvrc, imagefolder, kaggle, parquet, tiny_imagenet, webdataset
 from shard_tools.sources.base import Source
+from shard_tools.sources.tarsamples import Fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,8 @@ class SourceOptions:
     image_column: str = ""  # a name, or for csv a number from 1
     label_column: str = ""
     split_column: str = ""
+    image_field: str = ""  # of webdataset's samples, e.g. "input.jpg"
+    label_field: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,10 @@ SOURCES: dict[str, SourceKind] = {  # `auto` takes the first that recognises the
         ("image_column", "label_column"),
     ),
     "webdataset": SourceKind(
-        webdataset.recognise, lambda path, options: webdataset.WebDataset(path), webdataset.LAYOUT
+        webdataset.recognise,
+        lambda path, options: webdataset.WebDataset(path, Fields(options.image_field, options.label_field)),
+        webdataset.LAYOUT,
+        ("image_field", "label_field"),
     ),
     "csv": SourceKind(
         csv.recognise,
