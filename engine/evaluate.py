@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.class_map import lines, map_classes, relabelled
 from engine.learner import autocast_of
 from engine.load import load_network
 from engine.loaders import eval_loader, open_dataset
@@ -77,6 +78,10 @@ def predict_logits(net: nn.Module, images: Tensor, flip: bool) -> Tensor:
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--data", metavar="DIR|URL", help="Packed dataset; by default the one that the run was trained on.")
 @click.option("--split", metavar="NAME", help="[default: the recipe's data.val_split]")
+@click.option(
+    "--class-map", type=click.Path(path_type=Path), metavar="FILE",
+    help="Which class is which: lines KEY-OF-THE-NETWORK KEY-OF-THE-DATASET, or JSON.  [default: by key]",
+)  # fmt: skip
 @click.option("--weights", type=click.Choice(["auto", "raw", "ema"]), default="auto", help="auto: EMA where there is.")
 @click.option("--image-size", type=click.IntRange(min=1), metavar="S", help="[default: the recipe's val_image_size]")
 @click.option("--resize-size", type=click.IntRange(min=1), metavar="S", help="[default: in the recipe's proportion]")
@@ -85,10 +90,12 @@ def predict_logits(net: nn.Module, images: Tensor, flip: bool) -> Tensor:
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="auto: CUDA if there.")
 @click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
 def command(
-    checkpoint: Path, data: str | None, split: str | None, weights: Any, image_size: int | None,
+    checkpoint: Path, data: str | None, split: str | None, class_map: Path | None, weights: Any, image_size: int | None,
     resize_size: int | None, flip: bool | None, batch_size: int, device: Any, as_json: bool,
 ) -> None:  # fmt: skip
     """Score CHECKPOINT, a .pt file or a run's directory, on every image of a split, once. Runs under torchrun, too.
+
+    The dataset may have some of the network's classes, in any order; numbers and wnids of ImageNet fit together.
 
     \b
     python train.py eval runs/NAME --data DIR --image-size 288
@@ -102,12 +109,13 @@ def command(
         resized = resize_size or round(size * recipe.data.val_resize_size / recipe.data.val_image_size)
         path = data or recipe.data.path
         recipe = replace(recipe, data=replace(recipe.data, path=path, val_image_size=size, val_resize_size=resized))
-        dataset = open_dataset(recipe)
-        if [c.wnid for c in dataset.classes] != [c.wnid for c in loaded.classes]:
-            raise ValueError(
-                f"{path}: has other classes than {checkpoint} was trained on; give the dataset of its kind"
-            )
-        loader = eval_loader(recipe, dataset, world, split or recipe.data.val_split, batch_size)
+        dataset, split = open_dataset(recipe), split or recipe.data.val_split
+        found = map_classes(loaded.classes, dataset.classes, class_map)
+        mapped = relabelled(dataset, split, loaded.classes, found, checkpoint)
+        if world.is_main:
+            for line in lines(loaded.classes, dataset, split, found):
+                click.echo(line, err=True)
+        loader = eval_loader(recipe, mapped, world, split, batch_size)
         flip = recipe.train.val_flip if flip is None else flip
         autocast = autocast_of(recipe, world.device)
         scored = evaluate({"": loaded.net}, loader, world.device, autocast, num_classes=len(loaded.classes), flip=flip)
