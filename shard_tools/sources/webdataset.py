@@ -147,7 +147,9 @@ class WebDataset(Source):
         self._ignored = Ignored()
         beside = names_beside(self.root)
         if not beside and (self.root / INFO_FILE).is_file():
-            beside = {info.wnid: info.name for info in ShardSet.open(self.root).classes}
+            packed = ShardSet.open(self.root)
+            if not packed.made.get("indexed"):  # the labels of tars made by others are their own
+                beside = {info.wnid: info.name for info in packed.classes}
         self._met = LabelsMet(beside)
         self._left_out = ""
         found = tars(self.root)

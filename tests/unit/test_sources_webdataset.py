@@ -243,6 +243,14 @@ def test_fields_are_what_is_asked_for(tmp_path: Path, fields: Fields, image: byt
     assert [(each.key, each.place.offset) for each in found if isinstance(each, SourceImage)] == [(key, row["offset"])]
 
 
+def test_an_index_does_not_change_what_is_packed(tmp_path: Path) -> None:
+    root = tmp_path / "wds"
+    shard(root / "train-0.tar", ("a", FIELDS))
+    assert [info.wnid for info in indexed(root, fields=Fields("img", "label.txt")).classes] == ["three"]
+    options = SourceOptions(image_field="img", label_field="output.cls")
+    assert [info.wnid for info in packed(root, tmp_path / "out", options=options).classes] == ["000000", "000001"]
+
+
 def test_mending_keeps_fields_and_names(tmp_path: Path) -> None:
     root = tmp_path / "wds"
     shard(root / "train-0.tar", ("a", FIELDS))
