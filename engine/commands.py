@@ -34,6 +34,9 @@ IN_ONE_PROCESS = ("predict", "export", "replay")
 @CHECKPOINT
 @click.option("--data", metavar="DIR|URL", help="Packed dataset; by default the one that the run was trained on.")
 @click.option("--split", metavar="NAME", help="[default: the recipe's data.val_split]")
+@click.option("--class-map", type=click.Path(path_type=Path), metavar="FILE",
+              help="Which class is which: lines KEY-OF-THE-NETWORK KEY-OF-THE-DATASET, or JSON.  [default: by key]",
+              )  # fmt: skip
 @WEIGHTS
 @click.option("--image-size", type=click.IntRange(min=1), metavar="S", help="[default: the recipe's val_image_size]")
 @click.option("--resize-size", type=click.IntRange(min=1), metavar="S", help="[default: in the recipe's proportion]")
@@ -43,6 +46,8 @@ IN_ONE_PROCESS = ("predict", "export", "replay")
 @click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
 def evaluate_command(**given: Any) -> None:
     """Score CHECKPOINT, a .pt file or a run's directory, on every image of a split, once. Runs under torchrun, too.
+
+    The dataset may have some of the network's classes, in any order; numbers and wnids of ImageNet fit together.
 
     \b
     python train.py eval runs/NAME --data DIR --image-size 288
@@ -59,6 +64,8 @@ def evaluate_command(**given: Any) -> None:
 )
 @click.option("--top-k", type=click.IntRange(min=1), default=5, metavar="K", help="How many classes of each image.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, in place of the table.")
+@click.option("--classes", "class_file", type=click.Path(path_type=Path), metavar="FILE",
+              help="Readable names of the network's classes: lines KEY NAME, or JSON.")  # fmt: skip
 @WEIGHTS
 @click.option("--flip/--no-flip", default=None, help="Mean of image and mirror image.  [default: train.val_flip]")
 @DEVICE

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.class_map import lines, map_classes, relabelled
 from engine.learner import autocast_of
 from engine.load import load_network
 from engine.loaders import eval_loader, open_dataset
@@ -74,7 +75,7 @@ def predict_logits(net: nn.Module, images: Tensor, flip: bool) -> Tensor:
 
 
 def run(
-    checkpoint: Path, data: str | None, split: str | None, weights: Any, image_size: int | None,
+    checkpoint: Path, data: str | None, split: str | None, class_map: Path | None, weights: Any, image_size: int | None,
     resize_size: int | None, flip: bool | None, batch_size: int, device: Any, as_json: bool,
 ) -> None:  # fmt: skip
     """What `train.py eval` does; its options are in engine/commands.py."""
@@ -87,12 +88,13 @@ def run(
         resized = resize_size or round(size * recipe.data.val_resize_size / recipe.data.val_image_size)
         path = data or recipe.data.path
         recipe = replace(recipe, data=replace(recipe.data, path=path, val_image_size=size, val_resize_size=resized))
-        dataset = open_dataset(recipe)
-        if [c.wnid for c in dataset.classes] != [c.wnid for c in loaded.classes]:
-            raise ValueError(
-                f"{path}: has other classes than {checkpoint} was trained on; give the dataset of its kind"
-            )
-        loader = eval_loader(recipe, dataset, world, split or recipe.data.val_split, batch_size)
+        dataset, split = open_dataset(recipe), split or recipe.data.val_split
+        found = map_classes(loaded.classes, dataset.classes, class_map)
+        mapped = relabelled(dataset, split, loaded.classes, found, checkpoint)
+        if world.is_main:
+            for line in lines(loaded.classes, dataset, split, found):
+                click.echo(line, err=True)
+        loader = eval_loader(recipe, mapped, world, split, batch_size)
         flip = recipe.train.val_flip if flip is None else flip
         autocast = autocast_of(recipe, world.device)
         scored = evaluate({"": loaded.net}, loader, world.device, autocast, num_classes=len(loaded.classes), flip=flip)

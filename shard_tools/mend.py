@@ -15,7 +15,7 @@ import simplejpeg  # type: ignore[import-untyped]
 from shard_tools.encode import BadImage, EncodeConfig, encode
 from shard_tools.format import SAMPLE_DTYPE, ShardInfo, atomic_write, file_sha256, index_path
 from shard_tools.sources.naming import Ignored
-from shard_tools.sources.webdataset import iterate_samples
+from shard_tools.sources.tarsamples import iterate_samples
 from shard_tools.tarindex import Member, read_index
 from shard_tools.tarwriter import TarWriter
 

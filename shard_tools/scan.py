@@ -13,8 +13,17 @@ from PIL import Image, UnidentifiedImageError
 from shard_tools.encode import FORMATS, MAX_SIDE
 from shard_tools.format import SAMPLE_DTYPE, ShardInfo, atomic_write, index_path, inside
 from shard_tools.jpeg import SOI, has_end, read_header
-from shard_tools.sources.naming import Ignored
-from shard_tools.sources.webdataset import image_of, iterate_samples, label_of
+from shard_tools.sources.classnames import NamesMet
+from shard_tools.sources.naming import MAX_CLASSES, Ignored
+from shard_tools.sources.tarsamples import (
+    FIND_OUT,
+    Fields,
+    Unlabelled,
+    image_of,
+    iterate_samples,
+    no_image,
+    read_label,
+)
 
 
 @dataclass
@@ -25,23 +34,26 @@ class Scanned:
     rows: np.ndarray  # (num_samples,) SAMPLE_DTYPE
     names: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
-    numbered: str = ""  # name of the first sample whose label is a number
+    numbered: str = ""  # name of the sample with the largest label that is a number
+    highest: int = -1  # this label
+    class_names: NamesMet = field(default_factory=NamesMet)
     kinds: Counter[str] = field(default_factory=Counter)
     extensions: set[str] = field(default_factory=set)
     bad: list[tuple[str, str]] = field(default_factory=list)  # name, reason
     ignored: Ignored = field(default_factory=Ignored)  # members that belong to no sample
 
 
-def scan_shard(path: Path) -> Scanned:
+def scan_shard(path: Path, fields: Fields = FIND_OUT) -> Scanned:
     """Read one shard once, and write its .idx.
 
     Raises:
-        ValueError: it is no whole tar, or a link out of its directory; a sample has no label or two images; a name
-            cannot stand in an .idx.
+        ValueError: it is no whole tar, or a link out of its directory; a sample has two images or labels to choose
+            from; a name cannot stand in an .idx.
     """
     rows: list[tuple[int, ...]] = []
     lines: list[str] = []
     texts: dict[str, int] = {}
+    labels: list[int] = []
     with open(inside(path.parent, path.name), "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
         scanned = Scanned(ShardInfo(path.name, 0, path.stat().st_size, digest), np.empty(0, SAMPLE_DTYPE))
@@ -53,23 +65,30 @@ def scan_shard(path: Path) -> Scanned:
                         "pack the directory instead"
                     )
             lines.append(" ".join(f"{m.extension} {m.offset} {m.size} {m.name}" for m in sample))
-            image = image_of(sample, path)
+            image = image_of(sample, path, fields)
+            name = f"{path.name}/{(image or sample[0]).name}"
             if image is None:
-                scanned.bad.append((f"{path.name}/{sample[0].name}", "its sample has no image"))
+                scanned.bad.append((name, no_image(sample, fields)))
                 continue
-            name = f"{path.name}/{image.name}"
-            label = label_of(sample, stream, path)
+            try:
+                label, about = read_label(sample, stream, path, fields)
+            except Unlabelled as error:
+                scanned.bad.append((name, str(error)))
+                continue
             stream.seek(image.offset)
             try:
                 height, width, kind = examine(stream.read(image.size))
             except ValueError as error:
                 scanned.bad.append((name, str(error)))
                 continue
+            scanned.class_names.add(label, about, image.name)
             if isinstance(label, int):
-                scanned.numbered = scanned.numbered or name
+                if label > scanned.highest:
+                    scanned.highest, scanned.numbered = label, name
             else:
                 label = texts.setdefault(label, len(texts))
-            rows.append((0, image.offset, image.size, label, height, width))
+            labels.append(label)
+            rows.append((0, image.offset, image.size, 0, height, width))
             scanned.names.append(name)
             scanned.kinds[kind] += 1
             scanned.extensions.add(image.extension)
@@ -77,6 +96,8 @@ def scan_shard(path: Path) -> Scanned:
         out.write("".join(f"{line}\n" for line in (f"v1.2 {len(lines)}", *lines)).encode())
     scanned.info = ShardInfo(path.name, len(rows), scanned.info.bytes, digest)
     scanned.rows = np.array(rows, SAMPLE_DTYPE)
+    if scanned.highest < MAX_CLASSES:  # else `LabelsMet` refuses it
+        scanned.rows["label"] = labels
     scanned.texts = list(texts)
     return scanned
 

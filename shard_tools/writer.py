@@ -117,10 +117,20 @@ def pack(
     with work_dir(out) as work:
         listed = work / LISTING_DIR
         listing = write_listing(
-            listed, source, work / SOURCE_DIR, subset, seed, where, lambda n: progress(Progress(listed=n)), on_bad
+            listed,
+            source,
+            work / SOURCE_DIR,
+            subset,
+            seed,
+            where,
+            lambda n: progress(Progress(listed=n)),
+            on_bad,
+            class_file,
         )
+        for note in (*source.notes(), *listing.notes):
+            say(f"{where}: {note}")
         given = read_class_file(class_file, listing.keys) if class_file else {}
-        classes = class_infos(listing.keys, source.class_names(), given)
+        classes = class_infos(listing.keys, source.class_names(), given, listing.numbered)
         made = {
             "source": source.format,
             "num_classes": len(classes),

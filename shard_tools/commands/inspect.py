@@ -37,7 +37,7 @@ def verify_command(out: Path, decode: bool, as_json: bool, fix: bool, workers: i
         try:
             findings = verify(out, decode or fix, workers or num_cpus(), _show_progress)
         except ValueError as error:
-            raise click.ClickException(_printable(str(error))) from None
+            raise click.ClickException(str(error)) from None
         if as_json:
             click.echo(json.dumps([finding._asdict() for finding in findings], indent=1))
         else:

@@ -9,6 +9,7 @@ import click
 from shard_tools.commands.running import LocalPath, PathOrUrl, run
 from shard_tools.encode import CHECKS, MAX_PIXELS, SUBSAMPLINGS, EncodeConfig
 from shard_tools.sources import SOURCES, SourceOptions
+from shard_tools.sources.tarsamples import Fields
 from shard_tools.subset import Subset, parse_fractions
 from shard_tools.writer import SAMPLES_PER_SHARD, pack
 
@@ -39,6 +40,18 @@ ON_BAD = click.option(
     show_default=True,
     help="What to do about unusable images: stop, or leave them out and list them in OUT/rejected.tsv.",
 )
+CLASSES = click.option(
+    "--classes", type=click.Path(path_type=Path), help="Readable names of classes: lines KEY NAME, or JSON."
+)
+IMAGE_FIELD = click.option(
+    "--image-field", default="", metavar="EXT", help="webdataset: which member is the image, e.g. input.jpg."
+)
+LABEL_FIELD = click.option(
+    "--label-field",
+    default="",
+    metavar="EXT",
+    help="webdataset: which member is the label, e.g. output.cls; json.KEY for a key of a .json.",
+)
 POSITIVE = click.IntRange(min=1)
 
 
@@ -51,13 +64,15 @@ POSITIVE = click.IntRange(min=1)
 )
 @click.option("--label-column", default="", help="csv, parquet: the column of the classes.")
 @click.option("--split-column", default="", help="csv: the column of the splits.")
+@IMAGE_FIELD
+@LABEL_FIELD
 @click.option(
     "--split-dirs",
     default="",
     metavar="SPLIT=DIR,…",
     help='imagefolder: the directories of the splits, "train=Training_Set,val=Val"; none: all are classes.',
 )
-@click.option("--classes", type=click.Path(path_type=Path), help="Readable names: lines KEY NAME, or JSON.")
+@CLASSES
 @click.option("--split", default="", help="Split a source that has one split: train=0.8,val=0.1,test=0.1.")
 @click.option("--per-class", type=POSITIVE, help="At most so many images of each class in each split.")
 @click.option("--limit", type=POSITIVE, help="At most so many images in each split.")
@@ -98,6 +113,8 @@ def pack_command(
     label_column: str,
     split_column: str,
     split_dirs: str,
+    image_field: str,
+    label_field: str,
     workers: int | None,
     scheduler: str | None,
     **settings: Any,
@@ -126,7 +143,12 @@ def pack_command(
             raise ValueError("--workers and --scheduler: choose one; a Dask cluster has its own workers")
         encode = encoding({name: settings.pop(name) for name in ENCODING})
         options = SourceOptions(
-            image_column=image_column, label_column=label_column, split_column=split_column, split_dirs=split_dirs
+            image_column=image_column,
+            label_column=label_column,
+            split_column=split_column,
+            split_dirs=split_dirs,
+            image_field=image_field,
+            label_field=label_field,
         )
         subset = Subset(
             fractions=parse_fractions(split) if split else (),
@@ -207,20 +229,33 @@ def demo_command(out: Path, workers: int | None, num_train: int, num_val: int, s
 
 @click.command("index")
 @click.argument("directory", type=LocalPath())
+@IMAGE_FIELD
+@LABEL_FIELD
+@CLASSES
 @ON_BAD
 @WORKERS
-def index_command(directory: Path, on_bad: str, workers: int | None) -> None:
+def index_command(
+    directory: Path, image_field: str, label_field: str, classes: Path | None, on_bad: str, workers: int | None
+) -> None:
     """Make the WebDataset tars in DIRECTORY trainable as they are: index and tables are written beside them.
 
     \b
-    Example:
+    Examples:
       python -m shard_tools index data/imagenet-wds
+      python -m shard_tools index data/pairs --image-field input.jpg --label-field output.cls --classes names.txt
     """
     from shard_tools.describe import describe, summary
     from shard_tools.index import index
 
     try:
-        shard_set = index(directory, on_bad=on_bad, workers=workers)
+        shard_set = index(
+            directory,
+            on_bad=on_bad,
+            class_file=classes,
+            fields=Fields(image_field, label_field),
+            workers=workers,
+            say=lambda line: click.echo(f"{directory}: {line}"),
+        )
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     click.echo(summary(describe(shard_set)))

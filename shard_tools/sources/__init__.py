@@ -11,6 +11,7 @@ from pathlib import Path
 from shard_tools.sources import csv, ilsvrc, imagefolder, kaggle, parquet, tiny_imagenet, webdataset
 from shard_tools.sources.base import Source
 from shard_tools.sources.elsewhere import instead
+from shard_tools.sources.tarsamples import Fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,8 @@ class SourceOptions:
     label_column: str = ""
     split_column: str = ""
     split_dirs: str = ""  # of a tree: "train=DIRECTORY,val=DIRECTORY" or "none", see `layout.given_layout`
+    image_field: str = ""  # of webdataset's samples, e.g. "input.jpg"
+    label_field: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,10 @@ SOURCES: dict[str, SourceKind] = {  # `auto` takes the first that recognises the
         ("image_column", "label_column"),
     ),
     "webdataset": SourceKind(
-        webdataset.recognise, lambda path, options: webdataset.WebDataset(path), webdataset.LAYOUT
+        webdataset.recognise,
+        lambda path, options: webdataset.WebDataset(path, Fields(options.image_field, options.label_field)),
+        webdataset.LAYOUT,
+        ("image_field", "label_field"),
     ),
     "csv": SourceKind(
         csv.recognise,

@@ -99,8 +99,6 @@ class Csv(Source):
             key = self._key(line, label)
             found = self._table.files.find(path)
             if isinstance(found, Found):
-                if isinstance(label, int):
-                    self._labels.with_image.add(label)
                 yield SourceImage(split, key, found.name, found.size_bytes, Place("file", found.file))
             else:
                 yield Unusable(split, path, f"line {line}: {found}", key)
@@ -109,11 +107,10 @@ class Csv(Source):
         return self._labels.fixed_classes()
 
     def notes(self) -> list[str]:
-        left_out = [
+        return [
             f"{split}: none of its {count:,} rows has a label, so it is left out"
             for split, count in self._unlabelled.items()
         ]
-        return left_out + self._labels.notes()
 
     def _rows(self) -> Iterator[tuple[int, list[str]]]:
         """The rows after the header."""

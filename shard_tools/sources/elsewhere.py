@@ -32,7 +32,8 @@ def instead(path: Path) -> str:
     inner, alone = path, dirs
     while len(alone) == 1:
         inner = alone[0]
-        if any(kind.recognise(inner) for kind in (*PUBLISHED, parquet, webdataset)):
+        containers = () if holds_images(inner) else (parquet, webdataset)  # a class may hold a table of its images
+        if any(kind.recognise(inner) for kind in (*PUBLISHED, *containers)):
             return f"{path}: the data set lies in a directory of it; give {inner}"
         alone = [inner / name for name, entry in visible(inner).items() if entry.is_dir()]
     if holds_images(path):

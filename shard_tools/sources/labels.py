@@ -3,12 +3,7 @@
 Numbers keep their values: label i is the i-th class, whether it has images or not. Text is a class's name.
 """
 
-from collections.abc import Iterable
-
-from shard_tools.sources.naming import numbered_key
-
-MAX_LABEL = 999_999  # six digits, as `numbered_key` writes them: larger ones would not sort as numbers do
-SHOWN = 10
+from shard_tools.sources.naming import MAX_CLASSES, numbered_key
 
 
 def read_label(text: str) -> int | str | None:
@@ -33,9 +28,9 @@ def class_number(value: int) -> int | None:
     """A label that is a number; None for -1, which says that there is none. Raises ValueError if it is out of range."""
     if value < -1:
         raise ValueError(f"the label {value} is below 0, which is not a class number")
-    if value > MAX_LABEL:
+    if value >= MAX_CLASSES:
         raise ValueError(
-            f"the label {value} is above {MAX_LABEL}, which is not a class number; if it is an identifier, "
+            f"the label {value} is above {MAX_CLASSES - 1}, which is not a class number; if it is an identifier, "
             f"write it as a name: id{value}"
         )
     return None if value == -1 else value
@@ -46,7 +41,6 @@ class LabelKinds:
 
     def __init__(self) -> None:
         self.highest = -1
-        self.with_image: set[int] = set()
         self._first: tuple[int | str, str] | None = None
 
     def key(self, label: int | str, where: str) -> str:
@@ -65,16 +59,3 @@ class LabelKinds:
 
     def fixed_classes(self) -> list[str] | None:
         return [numbered_key(label) for label in range(self.highest + 1)] or None
-
-    def notes(self) -> list[str]:
-        return gaps(self.highest + 1, self.with_image)
-
-
-def gaps(num_classes: int, with_image: Iterable[int]) -> list[str]:
-    """The line that says which of the labels 0 … num_classes - 1 have no image; none if all have."""
-    empty = sorted(set(range(num_classes)) - set(with_image))
-    if not empty:
-        return []
-    shown = ", ".join(map(str, empty[:SHOWN])) + (", …" if len(empty) > SHOWN else "")
-    have = "1 of them has" if len(empty) == 1 else f"{len(empty):,} of them have"
-    return [f"labels 0 to {num_classes - 1}: {have} no image ({shown})"]

@@ -6,6 +6,7 @@ from shard_tools.sources.imagenet import wnids_of
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MAX_IGNORED = 1000
+MAX_CLASSES = 1_000_000  # the keys of numbers have six digits
 SPLIT_WORDS = {
     "train": "train", "training": "train", "trn": "train", "trainval": "train",
     "val": "val", "valid": "val", "validation": "val", "dev": "val", "eval": "val", "evaluation": "val",
@@ -79,12 +80,26 @@ def numbered_key(label: int) -> str:
     return f"{label:06d}"
 
 
+def numbered_keys(count: int) -> list[str]:
+    """The class keys of labels 0 … count − 1."""
+    return [numbered_key(label) for label in range(count)]
+
+
+def check_number(label: int, where: str) -> None:
+    """Raises ValueError for a label that would make more classes than any network has: an id, not a place."""
+    if label >= MAX_CLASSES:
+        raise ValueError(
+            f"{where}: label {str(label)[:20]} would make more than {MAX_CLASSES:,} classes: number them from 0, or "
+            "give their names as labels"
+        )
+
+
 def numbered_classes(names: list[str]) -> dict[str, str]:
     """Class key → readable name of labels 0, 1, …: wnids if these are ImageNet-1k's names, else `numbered_key`s.
 
     Either way the sorted keys keep the numbers that the source gave its labels, which names would not.
     """
-    return dict(zip(wnids_of(names) or map(numbered_key, range(len(names))), names, strict=True))
+    return dict(zip(wnids_of(names) or numbered_keys(len(names)), names, strict=True))
 
 
 def some(names: list[str]) -> str:

@@ -92,7 +92,7 @@ class Parquet(Source):
         return self._classes.fixed_classes()
 
     def notes(self) -> list[str]:
-        return self._notes + self._classes.notes()
+        return self._notes + self._classes.notes
 
     def _survey(self) -> list[_File]:
         """The files with their labels, without those of the splits that have none; reads the label columns only."""
@@ -152,7 +152,6 @@ class Parquet(Source):
                 place = Place("stored", str(spool), offset, size)
                 if isinstance(found, Found):
                     place, size = Place("file", found.file), found.size_bytes
-                self._classes.with_image.add(key)
                 yield SourceImage(file.split, key, name, size, place)
             else:
                 yield Unusable(file.split, name, f"has no bytes, and its path: {found}" if inner else found, key)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from shard_tools.sources.imagenet import imagenet_classes, wnids_of
-from shard_tools.sources.labels import LabelKinds, class_number, gaps, read_label
+from shard_tools.sources.labels import LabelKinds, class_number, read_label
 from shard_tools.sources.naming import numbered_classes, some
 
 
@@ -29,20 +29,15 @@ class FileLabels:
 @dataclass
 class ClassMap:
     """keys: for each file, in order, label → class key, None for no label. names: class key → readable name, by label;
-    {} if nothing names the classes. `with_image` is to be told the keys of the images."""
+    {} if nothing names the classes. notes: lines for people."""
 
     keys: list[dict[int | str | None, str | None]]
     names: dict[str, str]
-    with_image: set[str] = field(default_factory=set)
-    _notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     _unnamed: list[str] | None = None  # keys of numbers that have no names
 
     def fixed_classes(self) -> list[str] | None:
         return list(self.names) or self._unnamed
-
-    def notes(self) -> list[str]:
-        keys = self.fixed_classes() or []
-        return self._notes + gaps(len(keys), [label for label, key in enumerate(keys) if key in self.with_image])
 
 
 def map_classes(files: Sequence[FileLabels]) -> ClassMap:
@@ -53,7 +48,7 @@ def map_classes(files: Sequence[FileLabels]) -> ClassMap:
     """
     mapper = _Mapper(files)
     keys = [mapper.keys(file) for file in files]
-    return ClassMap(keys, mapper.classes, set(), mapper.notes(), mapper.kinds.fixed_classes())
+    return ClassMap(keys, mapper.classes, mapper.notes(), mapper.kinds.fixed_classes())
 
 
 class _Mapper:

@@ -19,7 +19,7 @@ import engine.image_files
 from engine.commands import predict_command as command
 from engine.image_files import decode_chunks, find_images, read_chunks
 from engine.load import load_network
-from engine.predict import Prediction, _table, predict
+from engine.predict import Prediction, _least_width, _table, predict
 from pipeline.feed import Feed
 from pipeline.loader import DaliLoader
 from recipes import Recipe
@@ -328,6 +328,43 @@ def test_a_narrow_terminal_folds_names_and_loses_none() -> None:
     for character in "/some/where/a-picture-with-a-name.jpg" + "0.75000.2500n00000001" + "or another".replace(" ", ""):
         assert character in words
     assert "".join(line[: lines[0].index("p ")].strip() for line in lines[1:]) == predictions[0].file
+
+
+@pytest.mark.parametrize("width", [20, 44, 80, 200])
+def test_keys_are_whole_and_names_wrap_at_words(width: int) -> None:
+    key = "a key of many characters, " + "with blanks and a longwordthatgoeson"
+    classes = ClassInfo(key, "unbelievably-long-word in a name of several words"), ClassInfo("x\n", "short")
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    console.width = max(width, _least_width(classes))
+    console.print(_table([Prediction("/a/picture.jpg", [(0, 0.75), (1, 0.25)], None)], classes, True, console))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    at = lines[next(i for i, line in enumerate(lines) if "class" in line)].index("class")
+    assert [line for line in lines if line[at:].startswith(key)] == [lines[1 if "image" in lines[0] else 2]]
+    assert sum("x\\n" in line for line in lines) == 1
+    shown = [word for line in lines for word in line[at + len(key) :].split()]
+    assert shown == ["name", *classes[0].name.split(), "short"]
+    assert "".join(line[: at - 8].strip() for line in lines) == "image/a/picture.jpg"
+
+
+def test_keys_that_are_no_wnids_are_not_called_so(tmp_path: Path) -> None:
+    classes = [{"wnid": key, "name": key} for key in ("000000", "n01440764", "cat")]
+    write_checkpoint(tmp_path / "a.pt", recipe_of(), classes=classes)
+    image = save(tmp_path / "a.jpg", smooth(1))
+    (found,) = map(json.loads, run(tmp_path / "a.pt", image, "--json").stdout.splitlines())
+    assert {guess["class"] for guess in found["classes"]} == {"000000", "n01440764", "cat"}
+    assert all(guess.keys() == {"class", "name", "probability"} for guess in found["classes"])
+
+
+def test_classes_are_called_as_a_file_says(tmp_path: Path) -> None:
+    numbers = [{"wnid": f"{i:06d}", "name": str(i)} for i in range(3)]
+    write_checkpoint(tmp_path / "a.pt", recipe_of(), classes=numbers)
+    image = save(tmp_path / "a.jpg", smooth(1))
+    for text, names in (("cat\ngreat dane\nfox\n", {"cat", "great dane", "fox"}), ("1 dog\n", {"0", "dog", "2"})):
+        (tmp_path / "names.txt").write_text(text)
+        result = run(tmp_path / "a.pt", image, "--json", "--classes", tmp_path / "names.txt")
+        guesses = {guess["class"]: guess["name"] for guess in json.loads(result.stdout)["classes"]}
+        assert set(guesses.values()) == names
+        assert guesses["000001"] in ("great dane", "dog")
 
 
 def test_wnids_alone_are_shown_once(tmp_path: Path) -> None:

@@ -139,7 +139,6 @@ def test_what_dali_cannot_take_is_found(root: Path) -> None:
     ("members", "message"),
     [
         ([("a b.jpg", jpeg(1)), ("a b.cls", b"1")], "the name 'a b.jpg' has white space"),
-        ([("a.jpg", jpeg(1))], "has no label"),
         ([("a.jpg", jpeg(1)), ("a.cls", b"cat")], "has a number as its label and .* a text"),
     ],
 )

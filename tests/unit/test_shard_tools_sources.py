@@ -11,6 +11,7 @@ import pytest
 
 from shard_tools.classes import class_infos, read_class_file
 from shard_tools.encode import EncodeConfig
+from shard_tools.format import ClassInfo, key_name
 from shard_tools.listing import CHUNK, Images, Listing, write_listing
 from shard_tools.rejected import BadImages
 from shard_tools.shard import plan_shards, shuffled
@@ -251,6 +252,28 @@ def test_subsets(tmp_path):
         listed(source, tmp_path / "w", Subset(only_classes=frozenset("ax")))
 
 
+def test_fixed_classes_keep_their_labels(tmp_path):
+    """In the source's order, with or without images; what is chosen of them is numbered anew."""
+    source = Made({"train": {"c": 2, "a": 1}, "val": {"a": 1, "d": 3}})
+    source.fixed_classes = lambda: ["d", "c", "b", "a"]
+    listing, found = listed(source, tmp_path / "w")
+    assert listing.keys == ("d", "c", "b", "a")
+    assert [key for _, key in found["train"]] == ["c", "c", "a"]
+    assert [key for _, key in found["val"]] == ["a", "d", "d", "d"]
+    assert listing.notes == (
+        "1 of 4 classes without images, which keep their labels: 'b'",
+        "classes with images in val and none in train: 1, 'd'",
+    )
+    listing, found = listed(source, tmp_path / "w", Subset(only_classes=frozenset("ad"), per_class=2))
+    assert listing.keys == ("d", "a")
+    assert Counter(key for _, key in found["val"]) == {"d": 2, "a": 1}
+    assert "labels are numbered anew, 0 … 1 ('d', 'a')" in listing.notes[0]
+    source.splits = {"train": {"c": 7, "a": 5}}
+    listing, found = listed(source, tmp_path / "w", Subset(fractions=parse_fractions("train=0.6,val=0.4")))
+    assert listing.keys == ("d", "c", "b", "a")
+    assert Counter(key for split in found.values() for _, key in split) == {"c": 7, "a": 5}
+
+
 def test_a_listing_longer_than_its_chunks(tmp_path):
     """Chosen rows, sizes and shards across the border of a chunk, against plain Python."""
     source = Made({"train": {"b": CHUNK - 10, "a": 30}}, size=700)
@@ -305,3 +328,18 @@ def test_names_of_classes(tmp_path):
         (tmp_path / "bad").write_text(text)
         with pytest.raises(ValueError, match=message):
             read_class_file(tmp_path / "bad", keys)
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (["n01440764", "n15075141"], "wnid"),
+        (["n01440764", "unknown"], "class"),
+        (["000010"], "class"),
+        (["n0144076"], "class"),
+        (["n014407641"], "class"),
+        (["n0144076\u0664"], "class"),
+    ],
+)
+def test_only_wordnet_ids_are_called_wnids(keys, expected):
+    assert key_name([ClassInfo(key, "a name") for key in keys]) == expected

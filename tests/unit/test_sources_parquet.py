@@ -210,12 +210,10 @@ def test_numbers_keep_their_values(tmp_path: Path) -> None:
     source = open_source(labelled(tmp_path / "train.parquet", [10, 2, 0, 2]))
     assert [key for *_, key in read(source, tmp_path)[0]] == ["000010", "000002", "000000", "000002"]
     assert source.fixed_classes() == [f"{label:06d}" for label in range(11)]
-    assert source.notes() == ["labels 0 to 10: 8 of them have no image (1, 3, 4, 5, 6, 7, 8, 9)"]
     assert source.class_names() == {}
     source = open_source(labelled(tmp_path / "train.parquet", [2, 0], NAMES))
     read(source, tmp_path)
     assert source.fixed_classes() == ["000000", "000001", "000002"]
-    assert source.notes() == ["labels 0 to 2: 1 of them has no image (1)"]
     source = open_source(labelled(tmp_path / "train.parquet", ["a", "b"]))
     read(source, tmp_path)
     assert source.fixed_classes() is None

@@ -221,12 +221,6 @@ def test_webdataset_text_labels_and_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ([("a.jpg", b"x")], "sample a.jpg has no label .members jpg."),
-        ([("a.jpg", b"x"), ("a.cls", b"")], "has no label"),
-        ([("a.jpg", b"x"), ("a.cls", b"-1")], "has no label"),
-        ([("a.jpg", b"x"), ("a.json", b"[1]")], "has no label"),
-        ([("a.jpg", b"x"), ("a.json", b'{"label": -1}')], "has no label"),
-        ([("a.jpg", b"x"), ("a.json", b'{"label": true}')], "has no label"),
         ([("a.jpg", b"x"), ("a.png", b"x"), ("a.cls", b"1")], "a.jpg and a.png are images of one sample"),
         ([("a.jpg", b"x"), ("a.cls", b"1"), ("b.jpg", b"x"), ("b.cls", b"cat")], "has a number as its label"),
         ([("a.jpg", b"x"), ("a.cls", b"7")], "label 7 is beyond the 3 classes"),
