@@ -2,7 +2,8 @@
 
 Input: a directory with *.tar. Output, there: .idx files as DALI's wds2idx writes them, sample tables, source names and
 dataset.json (see `format`), whose `made` says {"indexed": true, "image_extensions": […], …}. Samples, labels and splits
-are told as `sources.webdataset` tells them. An image is checked by its header; `verify --decode` checks the rest.
+are told as `sources.webdataset` tells them. An ordinary JPEG is checked by its header, and `verify --decode` checks the
+rest; what DALI may decode otherwise than Pillow is decoded by both (`trainable`).
 """
 
 import json
@@ -106,7 +107,7 @@ def _write(
     kinds: Counter[str] = Counter()
     extensions: set[str] = set()
     bad: list[tuple[str, str]] = []
-    ignored = 0
+    ignored = unturned = 0
     label_kinds: dict[type, str] = {}
     texts: dict[str, int] = {}  # class → number as met
     tables: dict[str, np.ndarray] = {}
@@ -130,6 +131,7 @@ def _write(
                 infos[split].append(scanned.info)
                 parts.append(rows)
                 kinds += scanned.kinds
+                unturned += scanned.unturned
                 extensions |= scanned.extensions
                 bad += scanned.bad
                 ignored += len(scanned.ignored)
@@ -151,6 +153,7 @@ def _write(
         "indexed": True,
         "image_extensions": sorted(extensions),
         "kinds": dict(sorted(kinds.items())),
+        "unturned": unturned,
         "rejected": len(bad),
         "ignored": ignored,
     }

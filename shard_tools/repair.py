@@ -34,8 +34,9 @@ from shard_tools.format import (
     write_info,
     write_split,
 )
-from shard_tools.index import index
+from shard_tools.index import REJECTED_FILE, index
 from shard_tools.mend import LENIENT, Mended, image_bytes, mend
+from shard_tools.trainable import check_trains
 
 
 def repair(root: str | os.PathLike[str], workers: int | None = None) -> list[str]:
@@ -164,14 +165,18 @@ def _repair_foreign(root: Path, workers: int | None) -> list[str]:
     """Index anew, then take out what does not decode."""
     shard_set = index(root, on_bad="skip", workers=workers)
     lines = [f"{root}: indexed anew"]
+    if rejected := shard_set.made["rejected"]:
+        lines.append(f"{root}: {rejected:,} image(s) left out that do not train as they are, see {REJECTED_FILE}")
     files = dict(shard_set.files)
     infos = {name: list(split.shards) for name, split in shard_set.splits.items()}
     removed = 0
     for name, split in shard_set.splits.items():
         keep = np.ones(len(split), bool)
         for i, row in enumerate(split.samples):
+            data = image_bytes(split.shard_path(int(row["shard"])), row)
             try:
-                encode(image_bytes(split.shard_path(int(row["shard"])), row), LENIENT)
+                encoded = encode(data, LENIENT)
+                check_trains(data, encoded.height, encoded.width, compare=False)  # as the index did
             except BadImage as error:
                 keep[i] = False
                 lines.append(f"{split.where(i)}: taken out: {error}")
