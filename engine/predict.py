@@ -18,6 +18,7 @@ from engine.image_files import decode_chunks, find_images, read_chunks
 from engine.learner import autocast_dtype, autocast_of
 from engine.load import Loaded, load_network
 from pipeline.build import threads_per_rank
+from shard_tools.encode import EncodeConfig
 from shard_tools.format import ClassInfo, escape
 from shard_tools.sources.naming import EXTENSIONS, Ignored, some
 from training import distributed, environment
@@ -52,7 +53,7 @@ def predict(
     half = device.type == "cuda" and autocast_dtype(loaded.recipe, device) is not None
     autocast = autocast_of(loaded.recipe, device)
     shared: dict[str, Any] = {"batch_size": batch_size, "threads": threads}
-    chunks = read_chunks(files, **shared)
+    chunks = read_chunks(files, **shared, config=EncodeConfig(apply_orientation=loaded.oriented))
     for chunk, images in decode_chunks(chunks, loaded.recipe.data, device=device, half=half, **shared):
         with autocast:
             logits = predict_logits(loaded.net, images, flip)
@@ -83,8 +84,9 @@ def command(
     """Name the classes of image files, and of all images below folders.
 
     CHECKPOINT is a .pt file; of a run's directory it is the best checkpoint, else the last. Images are resized and
-    cropped as in the run's validation. JPEG, PNG, WebP and BMP are taken, in colour, gray or CMYK. A file that cannot
-    be decoded is named on stderr (with --json also in its place, as an "error"), and the exit status is then 1.
+    cropped as in the run's validation, and turned as their EXIF orientation says if the dataset was packed with
+    --apply-orientation. JPEG, PNG, WebP and BMP are taken, in colour, gray or CMYK. A file that cannot be decoded is
+    named on stderr (with --json also in its place, as an "error"), and the exit status is then 1.
 
     \b
     Examples:

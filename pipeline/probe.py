@@ -27,8 +27,8 @@ def bad_header(view: np.ndarray, height: int, width: int) -> str | None:
     try:
         stream = CodeStream(view)
         found = stream.height, stream.width
-    except RuntimeError as error:
-        return f"nvImageCodec: {str(error).splitlines()[0]}"
+    except Exception as error:  # RuntimeError, as far as seen
+        return f"nvImageCodec: {(str(error) or type(error).__name__).splitlines()[0]}"
     return None if found == (height, width) else f"is {found[0]}×{found[1]} pixels, the table says {height}×{width}"
 
 

@@ -83,7 +83,7 @@ def summary(info: dict[str, Any]) -> str:
     details += [f"rejected: {made['rejected']}"] if made.get("rejected") else []
     details += [f"members of no sample: {made['ignored']}"] if made.get("ignored") else []
     lines += [f"  made with {'; '.join(details)}"] if details else []
-    lines += [f"  {made['unturned']:,} {UNTURNED}; pack --apply-orientation turns them"] if made.get("unturned") else []
+    lines += [f"  {made['unturned']} {UNTURNED}; pack --apply-orientation turns them"] if made.get("unturned") else []
     return "\n".join(lines)
 
 

@@ -109,24 +109,32 @@ def encode(data: bytes, config: EncodeConfig = EncodeConfig()) -> Encoded:
     """
     try:
         return _encode(data, config)
-    except BadImage:
-        raise
-    except (OSError, ValueError, SyntaxError, EOFError) as error:  # Pillow's and libjpeg's words
-        raise BadImage((str(error).strip() or type(error).__name__).splitlines()[0]) from None
-    except Exception as error:  # whatever it is, it is this image's: the others must not suffer for it
-        raise BadImage(named(error)) from None
+    except Exception as error:
+        raise BadImage(reason(data, error)) from None
 
 
-def named(error: Exception) -> str:
-    """An error that nobody foresaw, in one line with its type."""
-    return f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
+def reason(data: bytes, error: Exception) -> str:
+    """Why a file cannot be used, in one line: our words, Pillow's or libjpeg's; an error nobody foresaw has its type.
 
-
-def unknown(data: bytes) -> str:
-    """What to say of a file that Pillow does not open."""
+    Whatever it is, it is this image's: the others must not suffer for it.
+    """
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, BadImage):
+        return said
     if not data:
         return "empty file"
-    return why_not(data) if data.startswith(SOI) else f"not a JPEG, PNG, WebP or BMP image (starts with {data[:8]!r})"
+    if data.startswith(SOI) and isinstance(error, OSError | SyntaxError) and (unusual := why_not(data)):
+        return unusual
+    if isinstance(error, UnidentifiedImageError):
+        is_jpeg = data.startswith(SOI)
+        return (
+            "a JPEG with a damaged header"
+            if is_jpeg
+            else f"not a JPEG, PNG, WebP or BMP image (starts with {data[:8]!r})"
+        )
+    return (
+        said if isinstance(error, OSError | ValueError | SyntaxError | EOFError) else f"{type(error).__name__}: {said}"
+    )
 
 
 def _encode(data: bytes, config: EncodeConfig) -> Encoded:
@@ -169,23 +177,20 @@ def _from_other(data: bytes, header: Header | None, config: EncodeConfig) -> Enc
 
     Of a JPEG without a `header` libjpeg's warnings are not seen: it may be damaged, but is not cut short.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # broken EXIF blocks and the like do not concern the pixels
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                width, height = image.size
-                _check_size(height, width, config)
-                kind = (image.format or "").lower()
-                if data.startswith(SOI):
-                    kind = "cmyk" if image.mode == "CMYK" else "odd-jpeg"
-                    if header:
-                        check_pixels(data, header)
-                elif getattr(image, "n_frames", 1) > 1:
-                    raise BadImage(f"animated {kind} with {getattr(image, 'n_frames', 1)} frames")
-                pixels = np.array(_rgb(image).convert("RGBX"))
-                orientation = orientation_of(image)
-    except UnidentifiedImageError:
-        raise BadImage(unknown(data)) from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # broken EXIF blocks and the like do not concern the pixels
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            _check_size(height, width, config)
+            kind = (image.format or "").lower()
+            if data.startswith(SOI):
+                kind = "cmyk" if image.mode == "CMYK" else "odd-jpeg"
+                if header:
+                    check_pixels(data, header)
+            elif getattr(image, "n_frames", 1) > 1:
+                raise BadImage(f"animated {kind} with {getattr(image, 'n_frames', 1)} frames")
+            pixels = np.array(_rgb(image).convert("RGBX"))
+            orientation = orientation_of(image)
     new = config.size(height, width)
     return _write(pixels, new, kind, orientation, config, asked=new != (height, width) or config.reencode)
 

@@ -72,7 +72,7 @@ def _is_common(factors: bytes, components: int) -> bool:
 
 
 def why_not(data: bytes) -> str:
-    """Why a JPEG file that libjpeg does not open is none for us, as far as its frame header tells."""
+    """Why a JPEG file that libjpeg does not read is none for us, if its frame header tells; else an empty string."""
     try:
         for marker, start, _ in _segments(data):
             if marker in FRAMES:
@@ -90,7 +90,7 @@ def why_not(data: bytes) -> str:
                 break
     except (struct.error, IndexError):
         pass
-    return "a JPEG with a damaged header"
+    return ""
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:

@@ -1,6 +1,7 @@
 """EXIF orientation: an image file → how its pixels lie, as Pillow's `getexif` reads it; pixels → the same, upright."""
 
 import io
+import warnings
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -13,7 +14,9 @@ UPRIGHT = 1  # as the pixels are stored; 5 to 8 exchange height and width
 def orientation_of(image: Image.Image) -> int:
     """1 to 8; 1 also where there is none, another number, or metadata that cannot be read."""
     try:
-        value = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
         return int(value) if value in range(1, 9) else UPRIGHT
     except Exception:  # whatever Pillow's parsers run into: metadata do not concern the pixels
         return UPRIGHT

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from shard_tools.encode import FORMATS, MAX_SIDE, BadImage, named, unknown
+from shard_tools.encode import FORMATS, MAX_SIDE, BadImage, reason
 from shard_tools.format import SAMPLE_DTYPE, ShardInfo, atomic_write, index_path, inside
 from shard_tools.jpeg import SOI, has_end, read_header
 from shard_tools.orientation import UPRIGHT, jpeg_orientation, orientation_of
@@ -108,26 +108,19 @@ def examine(data: bytes) -> Examined:
         if not has_end(data, header):
             raise BadImage("truncated: no end marker")
         return Examined(header.height, header.width, "jpeg", jpeg_orientation(data, header) != UPRIGHT)
-    except BadImage:
-        raise
-    except Exception as error:  # Pillow raises whatever its parsers run into
-        raise BadImage(named(error)) from None
+    except Exception as error:
+        raise BadImage(reason(data, error)) from None
 
 
 def _examine_other(data: bytes) -> Examined:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                width, height = image.size
-                frames, kind = getattr(image, "n_frames", 1), (image.format or "").lower()
-                if data.startswith(SOI):
-                    frames, kind = 1, "cmyk" if image.mode == "CMYK" else "odd-jpeg"
-                unturned = orientation_of(image) != UPRIGHT
-    except UnidentifiedImageError:
-        raise BadImage(unknown(data)) from None
-    except Exception as error:
-        raise BadImage(f"unreadable header ({named(error)})") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            frames, kind = getattr(image, "n_frames", 1), (image.format or "").lower()
+            if data.startswith(SOI):
+                frames, kind = 1, "cmyk" if image.mode == "CMYK" else "odd-jpeg"
+            unturned = orientation_of(image) != UPRIGHT
     if frames > 1:
         raise BadImage(f"animated {kind} with {frames} frames")
     if not 0 < min(height, width) <= max(height, width) <= MAX_SIDE:

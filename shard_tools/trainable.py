@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from shard_tools.encode import FORMATS, BadImage, named
+from shard_tools.encode import FORMATS, BadImage, reason
 
 TOLERANCE = 2  # grey levels of 255. What is right differs by rounding: CMYK and 16-bit colour by 1, all else by 0.
 _lock = threading.Lock()  # the decoder holds one image
@@ -41,10 +41,8 @@ def check_trains(data: bytes, height: int, width: int, compare: bool) -> None:
             raise BadImage(f"DALI does not decode it ({error}){'; pack converts it' if compare else ''}") from None
         if expected is not None:
             _compare(pixels, expected, mode)
-    except BadImage:
-        raise
-    except Exception as error:  # whatever it is, it is this image's
-        raise BadImage(named(error)) from None
+    except Exception as error:
+        raise BadImage(reason(data, error)) from None
 
 
 @cache
