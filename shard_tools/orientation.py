@@ -14,9 +14,7 @@ UPRIGHT = 1  # as the pixels are stored; 5 to 8 exchange height and width
 def orientation_of(image: Image.Image) -> int:
     """1 to 8; 1 also where there is none, another number, or metadata that cannot be read."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            value = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+        value = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
         return int(value) if value in range(1, 9) else UPRIGHT
     except Exception:  # whatever Pillow's parsers run into: metadata do not concern the pixels
         return UPRIGHT
@@ -27,8 +25,10 @@ def jpeg_orientation(data: bytes, header: Header) -> int:
     if not header.tagged:
         return UPRIGHT
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-            return orientation_of(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of broken EXIF
+            with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+                return orientation_of(image)
     except Exception:
         return UPRIGHT
 

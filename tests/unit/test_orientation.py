@@ -66,6 +66,8 @@ def test_images_are_turned_where_asked_and_counted_where_not(kind: str, orientat
     assert not result.getexif()
     assert result.mode == ("L" if kind == "gray" else "RGB")
     assert {layer[1:3] for layer in result.layer} == {(1, 1)}  # type: ignore[attr-defined]
+    as_converted = Image.open(io.BytesIO(saved(smooth(), "JPEG", quality=95)))
+    assert result.quantization[0] == as_converted.quantization[0]  # type: ignore[attr-defined]
     assert encode(encoded.jpeg, APPLY).kind == "jpeg"
 
 
