@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from shard_tools.jpeg import SCALES, SOI, Header, check_pixels, decode, has_end, read_header, why_not
+from shard_tools.jpeg import SCALES, SOI, Header, check_odd, check_pixels, decode, has_end, read_header, why_not
 from shard_tools.orientation import UPRIGHT, jpeg_orientation, orientation_of, sides, upright
 from shard_tools.resize import resize
 
@@ -175,7 +175,7 @@ def _from_jpeg(data: bytes, header: Header, config: EncodeConfig) -> Encoded:
 def _from_other(data: bytes, header: Header | None, config: EncodeConfig) -> Encoded:
     """By way of Pillow: what is no JPEG, CMYK and YCCK, and JPEGs that not every decoder takes.
 
-    Of a JPEG without a `header` libjpeg's warnings are not seen: it may be damaged, but is not cut short.
+    In a JPEG whose sampling TurboJPEG does not name, Pillow sees that it is cut short, but no other damage.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # broken EXIF blocks and the like do not concern the pixels
@@ -185,8 +185,7 @@ def _from_other(data: bytes, header: Header | None, config: EncodeConfig) -> Enc
             kind = (image.format or "").lower()
             if data.startswith(SOI):
                 kind = "cmyk" if image.mode == "CMYK" else "odd-jpeg"
-                if header:
-                    check_pixels(data, header)
+                check_pixels(data, header) if header else check_odd(data)
             elif getattr(image, "n_frames", 1) > 1:
                 raise BadImage(f"animated {kind} with {getattr(image, 'n_frames', 1)} frames")
             pixels = np.array(_rgb(image).convert("RGBX"))

@@ -70,8 +70,20 @@ def test_odd_samplings_are_converted_by_way_of_pillow(factors, options) -> None:
     assert (small.kind, small.height, small.width) == ("odd-jpeg", 32, 40)
     assert np.abs(rgb(small.jpeg) - np.asarray(smooth(size=(40, 32)))).mean() < 5
     assert examine(data) == (64, 80, "odd-jpeg", False)  # DALI sees what Pillow sees
-    with pytest.raises(BadImage, match="truncated"):
+    with pytest.raises(BadImage, match=r"truncated|Premature end"):
         encode(data[: len(data) // 2])
+
+
+def test_damage_is_seen_where_turbojpeg_reads_the_sampling() -> None:
+    data = sampled(smooth(), ODD[0], restart_marker_blocks=2)
+    scan = data.rindex(b"\xff\xda")
+    second = data.index(b"\xff\xd1", scan)
+    for broken, reason in (
+        (data[: scan + (len(data) - scan) // 2] + b"\xff\xd9", "premature end"),
+        (data[: second + 1] + b"\xd4" + data[second + 2 :], "instead of RST"),
+    ):
+        with pytest.raises(BadImage, match=reason):
+            encode(broken)
 
 
 def test_odd_samplings_of_cmyk() -> None:
