@@ -32,9 +32,9 @@ def check_trains(data: bytes, height: int, width: int, compare: bool) -> None:
     try:
         mode, expected = _pillow(data) if compare else ("", None)
         view = np.frombuffer(data, np.uint8)
-        if complaint := bad_header(view, height, width):
-            raise BadImage(f"DALI does not decode it ({complaint})")
         try:
+            if complaint := bad_header(view, height, width):
+                raise ValueError(complaint)
             with _lock:
                 pixels = _decoder().pixels(view, height, width)
         except ValueError as error:
