@@ -35,7 +35,8 @@ def description(loaded: Loaded) -> dict[str, Any]:
         "weights": loaded.weights,
         "input": "images: (N, 3, image_size, image_size) float32, RGB, (pixel / 255 - mean) / std",
         "output": f"logits: (N, {len(loaded.classes)}) float32; probabilities by {loaded.activation}",
-        "resize": "the shorter side to resize_size, then the centre image_size square; EXIF orientation not applied",
+        "resize": "the shorter side to resize_size, then the centre image_size square; EXIF orientation "
+        + ("applied" if loaded.oriented else "not applied"),
         "resize_size": data.val_resize_size,
         "image_size": data.val_image_size,
         "interpolation": data.interpolation,

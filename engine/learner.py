@@ -157,9 +157,11 @@ def capture(learner: Learner, at: Standing) -> dict[str, Any]:
 
 def about(recipe: Recipe, dataset: ShardSet) -> dict[str, Any]:
     """What a checkpoint holds besides: the same for the whole run, so made once (6 ms for ImageNet's classes)."""
+    encode = dataset.made.get("encode")
     return {
         "recipe": config.to_toml(recipe),
         "dataset": dataset.fingerprint,
+        "oriented": isinstance(encode, dict) and bool(encode.get("apply_orientation")),  # so `predict` turns its images
         "splits": {name: len(split) for name, split in dataset.splits.items()},
         "classes": [asdict(c) for c in dataset.classes],
     }

@@ -20,6 +20,7 @@ from engine.learner import autocast_dtype, autocast_of
 from engine.load import Loaded, load_network
 from pipeline.build import threads_per_rank
 from shard_tools.classes import class_infos, read_class_file
+from shard_tools.encode import EncodeConfig
 from shard_tools.format import ClassInfo, escape, key_name
 from shard_tools.sources.naming import EXTENSIONS, Ignored, some
 from training import distributed, environment
@@ -55,7 +56,7 @@ def predict(
     half = device.type == "cuda" and autocast_dtype(loaded.recipe, device) is not None
     autocast = autocast_of(loaded.recipe, device)
     shared: dict[str, Any] = {"batch_size": batch_size, "threads": threads}
-    chunks = read_chunks(files, **shared)
+    chunks = read_chunks(files, **shared, config=EncodeConfig(apply_orientation=loaded.oriented))
     for chunk, images in decode_chunks(chunks, loaded.recipe.data, device=device, half=half, **shared):
         with autocast:
             logits = predict_logits(loaded.net, images, flip)

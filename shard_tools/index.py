@@ -2,7 +2,8 @@
 
 Input: a directory with *.tar. Output, there: .idx files as DALI's wds2idx writes them, sample tables, source names and
 dataset.json (see `format`), whose `made` says {"indexed": true, "image_extensions": […], …}. Samples, labels and splits
-are told as `sources.webdataset` tells them. An image is checked by its header; `verify --decode` checks the rest.
+are told as `sources.webdataset` tells them. An ordinary JPEG is checked by its header, and `verify --decode` checks the
+rest; what DALI may decode otherwise than Pillow is decoded by both (`trainable`).
 """
 
 import json
@@ -147,6 +148,7 @@ def _write(
         "indexed": True,
         "image_extensions": sorted(set[str]().union(*(part.extensions for part in merged.values()))),
         "kinds": dict(sorted(sum((part.kinds for part in merged.values()), Counter[str]()).items())),
+        "unturned": sum(part.unturned for part in merged.values()),
         "rejected": len(bad),
         "ignored": sum(part.ignored for part in merged.values()),
     } | {f"{name}_field": value for name, value in vars(fields).items() if value}
@@ -165,6 +167,7 @@ class _Split:
     extensions: set[str] = field(default_factory=set)
     bad: list[tuple[str, str]] = field(default_factory=list)
     ignored: int = 0
+    unturned: int = 0
 
     def add(self, scanned: Scanned, directory: Path, met: LabelsMet, texts: dict[str, int]) -> None:
         """Add a shard. Its labels that are text become the numbers in `texts`: the order in which they were met."""
@@ -184,6 +187,7 @@ class _Split:
         self.extensions |= scanned.extensions
         self.bad += scanned.bad
         self.ignored += len(scanned.ignored)
+        self.unturned += scanned.unturned
         self.sources.writelines(f"{escape(name)}\n".encode("utf-8", "surrogateescape") for name in scanned.names)
 
 

@@ -34,9 +34,10 @@ from shard_tools.format import (
     write_info,
     write_split,
 )
-from shard_tools.index import index
+from shard_tools.index import REJECTED_FILE, index
 from shard_tools.mend import LENIENT, Mended, image_bytes, mend
 from shard_tools.sources.tarsamples import Fields
+from shard_tools.trainable import check_trains
 
 
 def repair(root: str | os.PathLike[str], workers: int | None = None) -> list[str]:
@@ -166,6 +167,8 @@ def _repair_foreign(root: Path, workers: int | None, classes: list[ClassInfo], m
     fields = Fields(str(made.get("image_field", "")), str(made.get("label_field", "")))
     lines = [f"{root}: indexed anew"]
     shard_set = index(root, on_bad="skip", fields=fields, workers=workers, say=lines.append)
+    if rejected := shard_set.made["rejected"]:
+        lines.append(f"{root}: {rejected:,} image(s) left out that do not train as they are, see {REJECTED_FILE}")
     keys = [info.wnid for info in shard_set.classes]
     if [info.wnid for info in classes[: len(keys)]] != keys:
         classes = list(shard_set.classes)
@@ -175,8 +178,10 @@ def _repair_foreign(root: Path, workers: int | None, classes: list[ClassInfo], m
     for name, split in shard_set.splits.items():
         keep = np.ones(len(split), bool)
         for i, row in enumerate(split.samples):
+            data = image_bytes(split.shard_path(int(row["shard"])), row)
             try:
-                encode(image_bytes(split.shard_path(int(row["shard"])), row), LENIENT)
+                encoded = encode(data, LENIENT)
+                check_trains(data, encoded.height, encoded.width, compare=False)  # as the index did
             except BadImage as error:
                 keep[i] = False
                 lines.append(f"{split.where(i)}: taken out: {error}")

@@ -6,13 +6,15 @@ import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from shard_tools.encode import FORMATS, MAX_SIDE
+from shard_tools.encode import FORMATS, MAX_SIDE, BadImage, reason
 from shard_tools.format import SAMPLE_DTYPE, ShardInfo, atomic_write, index_path, inside
 from shard_tools.jpeg import SOI, has_end, read_header
+from shard_tools.orientation import UPRIGHT, jpeg_orientation, orientation_of
 from shard_tools.sources.classnames import NamesMet
 from shard_tools.sources.naming import MAX_CLASSES, Ignored
 from shard_tools.sources.tarsamples import (
@@ -24,6 +26,7 @@ from shard_tools.sources.tarsamples import (
     no_image,
     read_label,
 )
+from shard_tools.trainable import check_trains
 
 
 @dataclass
@@ -38,6 +41,7 @@ class Scanned:
     highest: int = -1  # this label
     class_names: NamesMet = field(default_factory=NamesMet)
     kinds: Counter[str] = field(default_factory=Counter)
+    unturned: int = 0  # images with an EXIF orientation other than 1
     extensions: set[str] = field(default_factory=set)
     bad: list[tuple[str, str]] = field(default_factory=list)  # name, reason
     ignored: Ignored = field(default_factory=Ignored)  # members that belong to no sample
@@ -77,7 +81,7 @@ def scan_shard(path: Path, fields: Fields = FIND_OUT) -> Scanned:
                 continue
             stream.seek(image.offset)
             try:
-                height, width, kind = examine(stream.read(image.size))
+                found = examine(stream.read(image.size))
             except ValueError as error:
                 scanned.bad.append((name, str(error)))
                 continue
@@ -88,9 +92,10 @@ def scan_shard(path: Path, fields: Fields = FIND_OUT) -> Scanned:
             else:
                 label = texts.setdefault(label, len(texts))
             labels.append(label)
-            rows.append((0, image.offset, image.size, 0, height, width))
+            rows.append((0, image.offset, image.size, 0, found.height, found.width))
             scanned.names.append(name)
-            scanned.kinds[kind] += 1
+            scanned.kinds[found.kind] += 1
+            scanned.unturned += found.unturned
             scanned.extensions.add(image.extension)
     with atomic_write(index_path(path)) as out:
         out.write("".join(f"{line}\n" for line in (f"v1.2 {len(lines)}", *lines)).encode())
@@ -102,32 +107,44 @@ def scan_shard(path: Path, fields: Fields = FIND_OUT) -> Scanned:
     return scanned
 
 
-def examine(data: bytes) -> tuple[int, int, str]:
-    """Height, width and kind of an image that DALI decodes as Pillow does, judged by its header.
+class Examined(NamedTuple):
+    """unturned: it has an EXIF orientation other than 1, which nobody applies."""
+
+    height: int
+    width: int
+    kind: str
+    unturned: bool
+
+
+def examine(data: bytes) -> Examined:
+    """What is known of an image that DALI decodes as Pillow does: ordinary JPEGs by their header, others by decoding.
 
     Raises:
-        ValueError: it is none; says why.
+        BadImage: it is none; says why.
     """
-    if data.startswith(SOI) and (header := read_header(data)):
-        if not has_end(data, header):
-            raise ValueError("truncated: no end marker")
-        return header.height, header.width, "cmyk" if header.components == 4 else "jpeg"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                width, height = image.size
-                frames, kind, mode = getattr(image, "n_frames", 1), (image.format or "").lower(), image.mode
-    except UnidentifiedImageError:
-        raise ValueError(f"not a JPEG, PNG, WebP or BMP image (starts with {data[:8]!r})") from None
-    except Exception as error:  # Pillow raises whatever its parsers run into
-        raise ValueError(f"unreadable header ({type(error).__name__}: {error})".splitlines()[0]) from None
-    if data.startswith(SOI):
-        raise ValueError("a JPEG that not every decoder takes; pack converts it")
+        header = read_header(data)
+        if not header or header.components == 4:
+            return _examine_other(data)
+        if not has_end(data, header):
+            raise BadImage("truncated: no end marker")
+        return Examined(header.height, header.width, "jpeg", jpeg_orientation(data, header) != UPRIGHT)
+    except Exception as error:
+        raise BadImage(reason(data, error)) from None
+
+
+def _examine_other(data: bytes) -> Examined:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            frames, kind = getattr(image, "n_frames", 1), (image.format or "").lower()
+            if data.startswith(SOI):
+                frames, kind = 1, "cmyk" if image.mode == "CMYK" else "odd-jpeg"
+            unturned = orientation_of(image) != UPRIGHT
     if frames > 1:
-        raise ValueError(f"animated {kind} with {frames} frames")
-    if mode.startswith(("I", "F")):
-        raise ValueError(f"{kind} with 16 bits, which DALI and Pillow see differently; pack converts it")
+        raise BadImage(f"animated {kind} with {frames} frames")
     if not 0 < min(height, width) <= max(height, width) <= MAX_SIDE:
-        raise ValueError(f"has {width}×{height} pixels; a side has 1 to {MAX_SIDE}")
-    return height, width, kind
+        raise BadImage(f"has {width}×{height} pixels; a side has 1 to {MAX_SIDE}")
+    check_trains(data, height, width, compare=True)
+    return Examined(height, width, kind, unturned)

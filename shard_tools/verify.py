@@ -20,6 +20,7 @@ from shard_tools.shard import WORK_DIR
 from shard_tools.sources.naming import Ignored
 from shard_tools.sources.tarsamples import Fields, image_of, iterate_samples, read_label
 from shard_tools.tarindex import Member, read_index
+from shard_tools.trainable import check_trains
 from shard_tools.workers import LOST, process_pool
 
 MAX_FINDINGS_PER_SHARD = 5  # of one kind: a shifted table is wrong in every row
@@ -59,7 +60,7 @@ def verify(
     workers: int = 1,
     progress: Callable[[int, int], None] = lambda done, shards: None,
 ) -> list[Finding]:
-    """All that is wrong with the dataset at `root`; with `decode`, also every image that cannot be decoded.
+    """All that is wrong with the dataset at `root`; with `decode`, also every image that does not train as it is.
 
     Reads every shard once, in `workers` processes, with one shard's index in memory each. What cannot be opened at all
     is a finding too: nothing is raised for a broken dataset.
@@ -203,8 +204,10 @@ def _sample(
     if not check.decode:
         return
     stream.seek(image.offset)
+    data = stream.read(image.size)
     try:
-        encoded = encode(stream.read(image.size), DECODE)
+        encoded = encode(data, DECODE)
+        check_trains(data, encoded.height, encoded.width, compare=encoded.kind != "jpeg")
     except BadImage as error:
         yield "decode", str(error)
         return

@@ -185,9 +185,11 @@ def _finish(
     parts: list[PartFile] = []
     kinds: Counter[str] = Counter()
     samples: Counter[str] = Counter()
+    unturned = 0
     for job in jobs:
         part = read_part(job.part_path)
         kinds.update(part.kinds)
+        unturned += part.unturned
         if part.info is not None:
             parts.append(PartFile(job.part_path, job.split, samples[job.split], part.samples))
             samples[job.split] += part.samples
@@ -201,6 +203,7 @@ def _finish(
     duplicates = find_duplicates(out, parts, [info.wnid for info in classes])
     made |= {
         "converted": {kind: count for kind, count in sorted(kinds.items()) if kind != "jpeg"},
+        "unturned": unturned,
         "rejected": rejected,
         "duplicates": {name: getattr(duplicates, name) for name in ("copies", "label_conflicts", "split_conflicts")},
     }

@@ -7,13 +7,14 @@ from pathlib import Path
 import click
 
 from shard_tools.commands.running import LocalPath, PathOrUrl
+from shard_tools.describe import UNTURNED
 from shard_tools.format import ShardSet
 from shard_tools.workers import num_cpus
 
 
 @click.command("verify")
 @click.argument("out", type=LocalPath())
-@click.option("--decode", is_flag=True, help="Also decode every image and check its height and width.")
+@click.option("--decode", is_flag=True, help="Also decode every image, as training does.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as one JSON list.")
 @click.option(
     "--fix", is_flag=True, help="Mend what can be mended, take out the samples that cannot; implies --decode."
@@ -57,8 +58,11 @@ def verify_command(out: Path, decode: bool, as_json: bool, fix: bool, workers: i
     if left:
         sys.exit(1)
     if not as_json:
-        splits = ShardSet.open(out).splits.values()
+        shard_set = ShardSet.open(out)
+        splits = shard_set.splits.values()
         click.echo(f"OK: {sum(map(len, splits))} samples, {sum(len(split.shards) for split in splits)} shards")
+        if shard_set.made.get("unturned"):
+            click.echo(f"{shard_set.made['unturned']} {UNTURNED}")
 
 
 @click.command("info")

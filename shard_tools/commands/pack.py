@@ -82,6 +82,7 @@ POSITIVE = click.IntRange(min=1)
 @click.option("--short-side", type=POSITIVE, help="Scale images down to this shorter side.")
 @click.option("--reencode", is_flag=True, help="Write every image anew at its size.")
 @click.option("--baseline", is_flag=True, help="Write progressive JPEGs anew, as hardware decoders want them.")
+@click.option("--apply-orientation", is_flag=True, help="Turn images as their EXIF orientation says.")
 @click.option("--quality", type=click.IntRange(1, 100), help="Of JPEGs written anew.  [default: 90]")
 @click.option("--subsampling", type=click.Choice(SUBSAMPLINGS), help="Of JPEGs written anew.  [default: 420]")
 @click.option("--max-pixels", type=POSITIVE, default=MAX_PIXELS, show_default=True, help="More make an image bad.")
@@ -124,7 +125,7 @@ def pack_command(
     SOURCE is a directory with train/CLASS/IMAGE and val/CLASS/IMAGE, or just CLASS/IMAGE; a .csv or .tsv of paths and
     labels; ImageNet's official archives, Kaggle's layout or zip, Tiny-ImageNet, Parquet files, WebDataset tars: see
     docs/sharding.md. Gray and colour JPEGs are copied untouched once they are seen to decode; anything else becomes an
-    RGB JPEG. EXIF orientation is never applied, as in PIL and torchvision.
+    RGB JPEG. EXIF orientation is not applied, as in PIL and torchvision, but with --apply-orientation.
 
     OUT gets SPLIT-000000.tar with an .idx for DALI, SPLIT.samples.npy, SPLIT.sources.txt, and dataset.json when all
     is done. Any WebDataset reader reads the tars. A shard is full at --samples-per-shard or --shard-size, whichever
@@ -176,7 +177,17 @@ def pack_command(
     )
 
 
-ENCODING = ("check", "max_side", "short_side", "quality", "subsampling", "reencode", "baseline", "max_pixels")
+ENCODING = (
+    "check",
+    "max_side",
+    "short_side",
+    "quality",
+    "subsampling",
+    "reencode",
+    "baseline",
+    "apply_orientation",
+    "max_pixels",
+)
 
 
 def encoding(settings: dict[str, Any]) -> EncodeConfig:
@@ -191,8 +202,8 @@ def encoding(settings: dict[str, Any]) -> EncodeConfig:
     for name in ("quality", "subsampling"):
         if settings[name] and not anew:
             raise ValueError(
-                f"--{name} is of JPEGs that are written anew, and none is: add --reencode, --max-side, --short-side "
-                "or --baseline, or leave it out"
+                f"--{name} is of JPEGs that are scaled or re-encoded, and none is: add --reencode, --max-side, "
+                "--short-side or --baseline, or leave it out"
             )
     return EncodeConfig(**{name: value for name, value in settings.items() if value is not None})
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 from checkpoints import CLASSES, opinionated, recipe_of, write_checkpoint
 from click.testing import CliRunner, Result
-from PIL import Image
+from PIL import Image, ImageOps
 from rich.console import Console
 from torchvision.transforms import v2
 
 import engine.image_files
+import shard_tools.encode
 from engine.commands import predict_command as command
 from engine.image_files import decode_chunks, find_images, read_chunks
 from engine.load import load_network
@@ -23,8 +24,9 @@ from engine.predict import Prediction, _least_width, _table, predict
 from pipeline.feed import Feed
 from pipeline.loader import DaliLoader
 from recipes import Recipe
-from shard_tools.encode import Encoded
+from shard_tools.encode import EncodeConfig, Encoded
 from shard_tools.format import ClassInfo, ShardSet
+from tests.odd_jpegs import oriented, sampled, with_frame
 
 CPU = torch.device("cpu")
 WNIDS = [info["wnid"] for info in CLASSES]
@@ -181,6 +183,36 @@ def test_every_kind_of_file_is_what_pillow_and_torchvision_make_of_it(tmp_path: 
     assert seen == list("abcdjefghik")
 
 
+def test_odd_jpegs_are_predicted_and_the_unforeseen_costs_one_file(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "images"
+    save(folder / "a.jpg", smooth(1))
+    (folder / "b.jpg").write_bytes(sampled(smooth(2), ((1, 4), (1, 1), (1, 1))))
+    (folder / "c.jpg").write_bytes(with_frame((folder / "a.jpg").read_bytes(), 0xC1, bits=12))
+    assert len(answers(trained, folder / "a.jpg", folder / "b.jpg")) == 2
+    broken = (folder / "a.jpg").read_bytes()
+    original = shard_tools.encode.read_header
+    monkeypatch.setattr(shard_tools.encode, "read_header", lambda data: {}[6] if data == broken else original(data))
+    result = run(trained, folder, "--json")
+    lines = {Path(line["file"]).name: line for line in map(json.loads, result.stdout.splitlines())}
+    assert lines["a.jpg"]["error"] == "KeyError: 6"
+    assert len(lines["b.jpg"]["classes"]) == 5
+    assert "12 bits a sample" in lines["c.jpg"]["error"]
+
+
+def test_images_are_turned_if_the_dataset_was(tmp_path: Path) -> None:
+    (tmp_path / "turned.png").write_bytes(oriented(smooth(1), 6, "PNG"))
+    with Image.open(tmp_path / "turned.png") as image:
+        save(tmp_path / "upright.png", ImageOps.exif_transpose(image).convert("RGB"))
+    found = {}
+    for name in (False, True):
+        write_checkpoint(tmp_path / "a.pt", recipe_of(), oriented=name)
+        first, second = answers(tmp_path / "a.pt", tmp_path / "turned.png", tmp_path / "upright.png").values()
+        found[name] = max(abs(first[wnid] - second[wnid]) for wnid in WNIDS)
+    assert found[True] < 1e-6 < 1e-2 < found[False]
+
+
 def test_a_file_that_cannot_be_decoded_costs_one_line_and_the_exit_status(trained: Path, tmp_path: Path) -> None:
     folder = tmp_path / "images"
     good = [save(folder / name, smooth(i)) for i, name in enumerate(["a.jpg", "c.jpg", "g.png"])]
@@ -223,7 +255,7 @@ def test_what_only_dali_rejects_is_taken_out_too(
     expected = answers(trained, *files)
     data = files[0].read_bytes()
 
-    def lenient(data: bytes) -> Encoded:
+    def lenient(data: bytes, config: EncodeConfig) -> Encoded:
         """No check at all, as if libjpeg had found nothing wrong."""
         return Encoded(data, 70, 90, "jpeg")
 

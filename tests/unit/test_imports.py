@@ -21,8 +21,10 @@ ALLOWED = {
     "training": ("shard_tools.terminal",),
     "engine": ("shard_tools", "pipeline", "model", "training", "recipes"),  # all but the scripts
 }
-# who looks elsewhere, inside functions: `preview --augment` at training, the audit of a run at the plan
+# who looks elsewhere, inside functions: `preview --augment` at training, the audit of a run at the plan, and the check
+# whether an image trains as it is at the decoder that decides it
 EXCEPTIONS = {
+    "shard_tools/trainable.py": ("pipeline.config", "pipeline.probe"),
     "shard_tools/preview.py": ("pipeline.feed", "pipeline.loader", "recipes", "training.config"),
     "engine/command_line.py": ("train",),  # which it starts
     "training/audit.py": ("pipeline.feed", "pipeline.plan", "recipes", "shard_tools.format"),
