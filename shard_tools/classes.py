@@ -10,7 +10,7 @@ import numpy as np
 
 from shard_tools.format import ClassInfo
 from shard_tools.sources.imagenet import imagenet_names
-from shard_tools.sources.naming import check_number, numbered_keys, some
+from shard_tools.sources.naming import check_number, is_text, numbered_keys, some
 
 
 def class_infos(
@@ -111,6 +111,6 @@ def _json_entries(found: Any, path: Path) -> dict[str, str]:
     """From an object of names, or of lists that end in one (`{"0": ["n01440764", "tench"]}`), or from a list."""
     entries = dict(enumerate(found)) if isinstance(found, list) else found
     names = {str(key): value[-1] if isinstance(value, list) and value else value for key, value in entries.items()}
-    if not all(isinstance(name, str) for name in names.values()):
+    if not all(isinstance(name, str) and is_text(name) for name in names.values()):
         raise ValueError(f'{path}: must give each class a text, as {{"n01440764": "tench"}}')
     return names

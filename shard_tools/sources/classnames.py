@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from shard_tools.sources.imagenet import imagenet_classes
-from shard_tools.sources.naming import EXTENSIONS
+from shard_tools.sources.naming import EXTENSIONS, is_text
 
 NAMES = (  # the surer first
     "class_name", "classname", "label_name", "label_text", "category_name", "class", "category", "wnid", "synset",
@@ -87,7 +87,7 @@ def _tells_apart(names: list[str]) -> bool:
 
 def _name(value: object) -> str:
     """A class's name or wnid; "" for what can be none: numbers, names of image files, captions."""
-    if not isinstance(value, str) or len(value) > MAX_NAME or value.lower().endswith(EXTENSIONS):
+    if not isinstance(value, str) or len(value) > MAX_NAME or not is_text(value) or value.lower().endswith(EXTENSIONS):
         return ""
     name = " ".join(value.split())
     return "" if re.fullmatch(r"[+-]?[0-9.]+", name) else name

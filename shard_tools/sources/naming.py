@@ -75,6 +75,15 @@ def is_junk(name: str) -> bool:
     return name.startswith(".") or name.lower() in JUNK
 
 
+def is_text(value: str) -> bool:
+    """Whether it can be written as UTF-8; JSON may hold halves of characters."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def numbered_key(label: int) -> str:
     """The class key of label `label` where there is no better one; sorted keys are in the order of the numbers."""
     return f"{label:06d}"

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from shard_tools.sources.naming import EXTENSIONS, Ignored, is_junk
+from shard_tools.sources.naming import EXTENSIONS, Ignored, is_junk, is_text
 from shard_tools.sources.tarmembers import iterate_tar
 from shard_tools.tarindex import Member
 
@@ -133,7 +133,7 @@ def as_label(value: object) -> int | str | None:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
         return None
-    return value if isinstance(value, str) or value >= 0 else None
+    return value if (is_text(value) if isinstance(value, str) else value >= 0) else None
 
 
 def _named(sample: list[Member], names: str) -> Iterator[tuple[Member, str]]:
@@ -184,7 +184,8 @@ def _json_object(sample: list[Member], stream: BinaryIO) -> dict[str, object]:
 def _no_label(sample: list[Member], about: dict[str, object], fields: Fields, value: object) -> str:
     named = f" called {fields.label}" if fields.label else ""
     was = "" if value is None else f", but {str(value)[:40]!r}"
-    of_json = f"; of its .json: {', '.join(map(str, [*about][:10]))}" if about else ""
+    keys = [key for key in about if is_text(key)][:10]
+    of_json = f"; of its .json: {', '.join(keys)}" if keys else ""
     return (
         f"{NO_LABEL}{named}{was} (fields {_list(sample)}{of_json}); one is a number from 0 or a name, in a .cls, as "
         '"label" in a .json, or in the field that --label-field names'

@@ -16,7 +16,7 @@ from source_images import jpeg, write_tar
 
 from shard_tools.__main__ import main
 from shard_tools.describe import describe, histograms, summary
-from shard_tools.format import INFO_FILE, ClassInfo, ShardSet
+from shard_tools.format import INFO_FILE, ClassInfo, ShardSet, unescape
 from shard_tools.index import index
 from shard_tools.repair import repair
 from shard_tools.sources import SourceOptions, open_source
@@ -153,7 +153,7 @@ NAMED = [
     ({"wnid": "n99999999"}, {"wnid": "n99999998"}, ("n99999999", "n99999998")),
     ({"class_name": "thing", "name": "ten.jpg"}, {"class_name": "thing", "name": "two.jpg"}, ("10", "2")),  # of no use
     ({"wnid": IMAGENET[10]}, {"wnid": IMAGENET[10]}, ("10", "2")),
-    ({"class_name": 10}, {"class_name": ""}, ("10", "2")),
+    ({"class_name": 10}, {"class_name": "\ud800"}, ("10", "2")),
 ]
 
 
@@ -298,6 +298,7 @@ BAD = {
     "hidden": ({"jpg": jpeg(2), "cls": b"-1"}, "no label, but '-1'"),
     "list": ({"jpg": jpeg(2), "json": b"[1]"}, "no label, but '[1]'"),
     "minus": ({"jpg": jpeg(2), "json": b'{"label": -1}'}, "no label, but '-1'"),
+    "half a character": ({"jpg": jpeg(2), "json": b'{"label": "\\ud800", "\\ud800": 1}'}, "no label, but '\\ud800'"),
     "truth": ({"jpg": jpeg(2), "json": b'{"label": true}'}, "no label, but 'True'"),
     "no image": ({"tif": b"x", "cls": b"1"}, "its sample has no image (fields tif, cls)"),
 }
@@ -317,7 +318,8 @@ def test_samples_that_cannot_be_used(tmp_path: Path, case: str) -> None:
     assert reason in result.output
     shard_set = indexed(root, on_bad="skip")
     assert len(shard_set.splits["train"]) == 2
-    assert (root / "rejected.tsv").read_text().splitlines()[1:] == [f"{bad.name}\t{bad.reason}"]
+    (line,) = (root / "rejected.tsv").read_text().splitlines()[1:]
+    assert unescape(line) == f"{bad.name}\t{bad.reason}"
     assert verify(root, decode=True) == []
 
 
