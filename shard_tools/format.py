@@ -33,10 +33,19 @@ SAMPLE_DTYPE = np.dtype(
 
 @dataclass(frozen=True)
 class ClassInfo:
-    """One class; its label is its place in `ShardSet.classes`, which is sorted by `wnid`."""
+    """One class; its label is its place in `ShardSet.classes`. `wnid` is its key, also where that is no wnid: the field
+    is called as in dataset.json and in checkpoints."""
 
     wnid: str
     name: str
+
+
+def key_name(classes: Iterable[ClassInfo]) -> str:
+    """What the field of these classes' keys is called in JSON for people: "wnid" if all are WordNet ids, else "class".
+
+    One name for all of a dataset's classes, so that a reader of the JSON needs no more than one.
+    """
+    return "wnid" if all(re.fullmatch(r"n[0-9]{8}", info.wnid) for info in classes) else "class"
 
 
 @dataclass(frozen=True)
