@@ -27,21 +27,21 @@ TOLERANCE = 1e-4  # of the largest logit: float32 sums in another order differ b
 
 
 def description(loaded: Loaded) -> dict[str, Any]:
-    """What a user of the weights has to know; plain values, in units of 0 … 1 for mean and std."""
+    """What a user of the weights has to know; plain values, mean and std in a recipe's unit, grey levels 0 … 255."""
     data = loaded.recipe.data
     return {
         "penstock": _version(),
         "network": loaded.recipe.model.name,
         "weights": loaded.weights,
-        "input": "images: (N, 3, image_size, image_size) float32, RGB, (pixel / 255 - mean) / std",
+        "input": "images: (N, 3, image_size, image_size) float32, RGB, (pixel - mean) / std, pixels from 0 to 255",
         "output": f"logits: (N, {len(loaded.classes)}) float32; probabilities by {loaded.activation}",
         "resize": "the shorter side to resize_size, then the centre image_size square; EXIF orientation not applied",
         "resize_size": data.val_resize_size,
         "image_size": data.val_image_size,
         "interpolation": data.interpolation,
         "antialias": data.antialias,
-        "mean": [round(level / 255, 6) for level in data.mean],
-        "std": [round(level / 255, 6) for level in data.std],
+        "mean": list(data.mean),
+        "std": list(data.std),
         "classes": [{"wnid": info.wnid, "name": info.name} for info in loaded.classes],
     }
 

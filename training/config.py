@@ -39,7 +39,8 @@ def load_config(schema: type[T], recipe_file: Path | None, overrides: Sequence[s
 
     Raises ValueError, naming the file or the override, for a missing or malformed file, an unknown section or key
     (with the nearest valid one), a value of the wrong type, a required key that nobody gave, and whatever a
-    dataclass's own `__post_init__` refuses.
+    dataclass's own `__post_init__` refuses, and its `check_given`, if it has one: slips that a run of an earlier
+    version may have been trained with, so that `from_toml` lets them pass.
     """
     given: dict[str, _Given] = {}  # by dotted key
     if recipe_file is not None:
@@ -52,7 +53,7 @@ def load_config(schema: type[T], recipe_file: Path | None, overrides: Sequence[s
         if key not in _leaf_types(schema):
             raise _unknown_key(schema, key, where)
         given[key] = _Given(_parse_override(text), where, text)
-    return _build(schema, None, "", given)
+    return _build(schema, None, "", given, check_given=True)
 
 
 def to_toml(config: Any) -> str:
@@ -137,9 +138,9 @@ def _nearest(word: str, words: list[str]) -> list[str]:
     return get_close_matches(word, words, n=1)
 
 
-def _build(schema: Any, default: Any, prefix: str, given: dict[str, _Given]) -> Any:
+def _build(schema: Any, default: Any, prefix: str, given: dict[str, _Given], check_given: bool = False) -> Any:
     """An instance of `schema`: what is `given` under `prefix`, over its preset if one is given, over `default`, over
-    the fields' own defaults."""
+    the fields' own defaults. `check_given`: have it checked for slips."""
     values: dict[str, Any] = {}
     if f"{prefix}preset" in given:  # a field of a schema whose attribute `presets` has the values of each
         chosen = _coerce_given(given[f"{prefix}preset"], _field_types(schema)["preset"], f"{prefix}preset")
@@ -147,7 +148,7 @@ def _build(schema: Any, default: Any, prefix: str, given: dict[str, _Given]) -> 
     for field in dataclasses.fields(schema):
         kind, key = _field_types(schema)[field.name], prefix + field.name
         if _is_section(kind):
-            values[field.name] = _build(kind, _default_of(field, default), f"{key}.", given)
+            values[field.name] = _build(kind, _default_of(field, default), f"{key}.", given, check_given)
         elif key in given:
             values[field.name] = _coerce_given(given[key], kind, key)
         elif default is not None:
@@ -155,7 +156,10 @@ def _build(schema: Any, default: Any, prefix: str, given: dict[str, _Given]) -> 
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ValueError(f"{key} has no default: give it in the recipe or with --set {key}=…")
     try:
-        return schema(**values)
+        built = schema(**values)
+        if check_given and hasattr(built, "check_given"):
+            built.check_given()
+        return built
     except ValueError as error:
         raise ValueError(f"{prefix.rstrip('.')}: {error}" if prefix else str(error)) from None
 

@@ -18,7 +18,7 @@ from model.schedule import lr_at
 from pipeline.augment import AugmentConfig
 from recipes import FOLDER, Recipe
 from recipes.phases import PhasesConfig, recipe_at
-from training.config import diff, load_config
+from training.config import diff, from_toml, load_config
 
 FILES = {file.stem: file for file in sorted(FOLDER.glob("*.toml"))}
 TABLES = {name: tomllib.loads(file.read_text(encoding="utf-8")) for name, file in FILES.items()}
@@ -280,3 +280,47 @@ def test_phases_scale_the_augmentation() -> None:
     phases = PhasesConfig(start_epochs=(0, 4), augment_strength=(0.5, 1.0))
     recipe = Recipe(augment=FULL, phases=phases)
     assert [recipe_at(recipe, epoch).augment.mixup for epoch in (0, 3, 4, 9)] == [0.4, 0.4, 0.8, 0.8]
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [
+        (
+            "[0.485, 0.456, 0.406]",
+            "[0.229, 0.224, 0.225]",
+            "255 times that is mean = [123.675, 116.28, 103.53], std = [58.395, 57.12, 57.375]",
+        ),
+        ("[0.5, 0.5, 0.5]", "[0.5, 0.5, 0.5]", "is mean = [127.5, 127.5, 127.5], std = [127.5, 127.5, 127.5]"),
+        ("[0.5, 0.5, 0.5]", "[127.5, 127.5, 127.5]", "that is mean = [127.5, 127.5, 127.5]"),
+        ("[123.675, 116.28, 103.53]", "[0.229, 0.224, 0.225]", "that is std = [58.395, 57.12, 57.375]"),
+        ("[0, 0, 0]", "[1, 1, 1]", "that is std = [255.0, 255.0, 255.0]"),
+        ("[0.5, 0.5, 0.5]", "[1, 1, 1]", "is mean = [127.5, 127.5, 127.5], std = [255.0, 255.0, 255.0]"),
+        ("[124, 116, 104]", "[0.229, 57, 57]", "that is std = [58.395, 57.0, 57.0]"),
+        ("[124, 116, 104]", "[58, 0, 57]", "std: (58.0, 0.0, 57.0) must be above 0"),
+        ("[124, 116, 104]", "[58, -57, 57]", "std: (58.0, -57.0, 57.0) must be above 0"),
+        ("[124, 116, 104]", "[58, 57, inf]", "std: [58.0, 57.0, inf] must be in grey levels, 1 to 255"),
+        ("[124, -116, 104]", "[58, 57, 57]", "mean: [124.0, -116.0, 104.0] must be in grey levels, 0 to 255"),
+        ("[31537.1, 29651.4, 26400.2]", "[58, 57, 57]", "must be in grey levels, 0 to 255"),
+        ("[124, 116]", "[58, 57, 57]", "data.mean = [124, 116]: expected an array of 3"),
+        ("0.5", "[58, 57, 57]", "--set data.mean=0.5: data.mean = 0.5: expected an array of 3"),
+    ],
+)
+def test_mean_and_std_are_grey_levels(mean: str, std: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as refused:
+        load_config(Recipe, None, [f"data.mean={mean}", f"data.std={std}"])
+    assert "\n" not in str(refused.value)
+    pasted = re.findall(r"(mean|std) = (\[.*?\])", message.partition("255 times")[2])
+    if pasted:
+        again = {"mean": mean, "std": std} | dict(pasted)
+        load_config(Recipe, None, [f"data.{name}={values}" for name, values in again.items()])
+
+
+@pytest.mark.parametrize(("mean", "std"), [("[0, 0, 0]", "[255, 255, 255]"), ("[104, 117, 123]", "[1, 1, 1]")])
+def test_any_grey_levels_are_taken(mean: str, std: str) -> None:
+    load_config(Recipe, None, [f"data.mean={mean}", f"data.std={std}"])
+
+
+def test_what_an_earlier_version_trained_with_is_read_back() -> None:
+    """Such a network expects the images that it was trained on, whatever its recipe meant."""
+    old = "[data]\nmean = [0.485, 0.456, 0.406]\nstd = [0.229, 0.224, 0.225]\n"
+    assert from_toml(Recipe, old, "checkpoint").data.std == (0.229, 0.224, 0.225)
