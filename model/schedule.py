@@ -18,14 +18,15 @@ class ScheduleConfig:
         by `gamma` at each of `milestones`, or every `step_epochs`, both counted from the run's start. "polynomial" is
         (1 − progress) ** power. "one_cycle" rises along a cosine, too, as torch's OneCycleLR (Smith & Topin 2018; the
         momentum is not cycled): `warmup_epochs` is its rise, pct_start · epochs there, 1 / start_factor its div_factor.
-    warmup_epochs: may be a fraction. start_factor: of base_lr, where the warm-up begins. The rise is linear.
+    warmup_epochs: may be a fraction; unset, 5, or a fifth of a run shorter than 25. start_factor: of base_lr, where the
+        warm-up begins. The rise is linear.
     decay_after_warmup: whether the decay begins where the warm-up ends (Goyal et al. 2017); false lets it run from the
         run's start, under the warm-up, after which the learning rate falls at once to where the decay is (timm's way).
     final_lr: where the decay ends; a learning rate, not a factor.
     """
 
     name: Literal["cosine", "linear", "constant", "step", "polynomial", "one_cycle"] = "cosine"
-    warmup_epochs: float = 5.0
+    warmup_epochs: float | None = None
     start_factor: float = 0.01
     decay_after_warmup: bool = True
     final_lr: float = 0.0
@@ -38,7 +39,7 @@ class ScheduleConfig:
         if self.name not in DECAYS:
             raise ValueError(f"name: unknown schedule {self.name!r}: {', '.join(DECAYS)}")
         for name in ("warmup_epochs", "final_lr", "step_epochs"):
-            if not getattr(self, name) >= 0:
+            if getattr(self, name) is not None and not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: {getattr(self, name)} must be 0 or more")
         if not 0 <= self.start_factor <= 1:
             raise ValueError(f"start_factor: {self.start_factor} must be in [0, 1]")
@@ -52,8 +53,20 @@ class ScheduleConfig:
                 raise ValueError(f'{field.name}: has no effect with name = "{self.name}"; leave it out')
         if self.name == "step" and bool(self.milestones) == bool(self.step_epochs):
             raise ValueError('milestones: name = "step" needs either milestones or step_epochs')
-        if not self.decay_after_warmup and not self.warmup_epochs:
+        if not self.decay_after_warmup and self.warmup_epochs == 0:
             raise ValueError("decay_after_warmup: has no effect with warmup_epochs = 0; leave it out")
+
+
+def warmup_of(config: ScheduleConfig, epochs: float) -> float:
+    """How many of a run's `epochs` are warm-up. Raises ValueError where it does not end before the run does."""
+    if config.warmup_epochs is None:
+        return min(5.0, epochs / 5)
+    if config.warmup_epochs >= epochs:
+        raise ValueError(
+            f"schedule.warmup_epochs = {config.warmup_epochs:g} of train.epochs = {epochs:g}: the warm-up must end "
+            "before the run does; lower it, leave it out or train longer"
+        )
+    return config.warmup_epochs
 
 
 def lr_at(epoch: float, *, epochs: float, base_lr: float, config: ScheduleConfig) -> float:
@@ -64,12 +77,7 @@ def lr_at(epoch: float, *, epochs: float, base_lr: float, config: ScheduleConfig
 
     Raises ValueError where the warm-up does not end before the run does.
     """
-    warmup = config.warmup_epochs
-    if warmup >= epochs:
-        raise ValueError(
-            f"schedule.warmup_epochs = {warmup:g} of train.epochs = {epochs:g}: the warm-up must end before the run "
-            "does; lower it or train longer"
-        )
+    warmup = warmup_of(config, epochs)
     if epoch < warmup:
         rise = epoch / warmup
         if config.name == "one_cycle":

@@ -4,7 +4,7 @@ Each section is declared beside the code that reads it; this module only joins t
 fills the tree from defaults, a recipe file and `--set`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +12,7 @@ from model.ema import EmaConfig
 from model.losses import LossConfig
 from model.networks import ModelConfig
 from model.optim import OptimizerConfig
-from model.schedule import ScheduleConfig
+from model.schedule import ScheduleConfig, warmup_of
 from pipeline.augment import AugmentConfig
 from pipeline.config import DataConfig
 from recipes.phases import PhasesConfig
@@ -66,7 +66,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All settings of one run."""
+    """All settings of one run. What a setting is by default, where that depends on others, is filled in."""
 
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -77,6 +77,10 @@ class Recipe:
     ema: EmaConfig = field(default_factory=EmaConfig)
     phases: PhasesConfig = field(default_factory=PhasesConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        warmup = warmup_of(self.schedule, self.train.epochs)  # raises where it is too long
+        object.__setattr__(self, "schedule", replace(self.schedule, warmup_epochs=warmup))
 
 
 def recipe_file(name: str) -> Path:
