@@ -12,9 +12,10 @@ import json
 import tomllib
 import types
 from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from training.config_names import unknown_key, unknown_section
 
 T = TypeVar("T")
 
@@ -51,7 +52,7 @@ def load_config(schema: type[T], recipe_file: Path | None, overrides: Sequence[s
         if not equals:
             raise ValueError(f"{where}: expected section.key=value")
         if key not in _leaf_types(schema):
-            raise _unknown_key(schema, key, where)
+            raise unknown_key(key, keys(schema), where)
         given[key] = _Given(_parse_override(text), where, text)
     return _build(schema, None, "", given, check_given=True)
 
@@ -83,6 +84,11 @@ def diff(a: Any, b: Any) -> list[str]:
     return lines
 
 
+def keys(schema: Any) -> list[str]:
+    """The dotted keys of all settings, in the order of declaration."""
+    return list(_leaf_types(schema))
+
+
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -108,34 +114,12 @@ def _collect(schema: type, table: dict[str, Any], prefix: str, where: str, given
         if key in leaves:
             given[key] = _Given(value, where)
         elif not any(leaf.startswith(f"{key}.") for leaf in leaves):
-            raise _unknown_key(schema, key, where)
+            unknown = unknown_section if isinstance(value, dict) else unknown_key
+            raise unknown(key, list(leaves), where)
         elif isinstance(value, dict):
             _collect(schema, value, f"{key}.", where, given)
         else:
             raise ValueError(f"{where}: {key} = {value!r}: expected a section, [{key}]")
-
-
-def _unknown_key(schema: type, key: str, where: str) -> ValueError:
-    leaves = list(_leaf_types(schema))
-    section, _, name = key.rpartition(".")
-    in_section = [leaf for leaf in leaves if leaf.rpartition(".")[0] == section]
-    namesakes = [leaf for leaf in leaves if leaf.rpartition(".")[2] == name]  # `lr` for `optimizer.lr`
-    if any(leaf.startswith(f"{key}.") for leaf in leaves):
-        return ValueError(f"{where}: {key} is a section: expected {key}.key=value")
-    # Within a section compare the last words only: the common prefix would make every key look near.
-    same_section = [f"{section}.{near}" for near in _nearest(name, [leaf.rpartition(".")[2] for leaf in in_section])]
-    near = namesakes or (same_section if section and in_section else _nearest(key, leaves))
-    if near:
-        hint = f"did you mean {' or '.join(near)}?"
-    elif section and in_section:
-        hint = f"valid keys are {', '.join(in_section)}"
-    else:
-        hint = f"valid sections are {', '.join(dict.fromkeys(leaf.partition('.')[0] for leaf in leaves))}"
-    return ValueError(f"{where}: unknown key {key}: {hint}")
-
-
-def _nearest(word: str, words: list[str]) -> list[str]:
-    return get_close_matches(word, words, n=1)
 
 
 def _build(schema: Any, default: Any, prefix: str, given: dict[str, _Given], check_given: bool = False) -> Any:

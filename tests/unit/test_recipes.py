@@ -11,14 +11,17 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from timm.scheduler import CosineLRScheduler
 
+import train
 from model.networks import build_model
 from model.schedule import lr_at
 from pipeline.augment import AugmentConfig
 from recipes import FOLDER, Recipe
 from recipes.phases import PhasesConfig, recipe_at
-from training.config import diff, from_toml, load_config
+from training.config import diff, from_toml, keys, load_config
+from training.config_names import SECTIONS, SYNONYMS, keys_like
 
 FILES = {file.stem: file for file in sorted(FOLDER.glob("*.toml"))}
 TABLES = {name: tomllib.loads(file.read_text(encoding="utf-8")) for name, file in FILES.items()}
@@ -324,3 +327,66 @@ def test_what_an_earlier_version_trained_with_is_read_back() -> None:
     """Such a network expects the images that it was trained on, whatever its recipe meant."""
     old = "[data]\nmean = [0.485, 0.456, 0.406]\nstd = [0.229, 0.224, 0.225]\n"
     assert from_toml(Recipe, old, "checkpoint").data.std == (0.229, 0.224, 0.225)
+
+
+KEYS_OF_ALL = keys(Recipe)
+
+
+@pytest.mark.parametrize("key", SYNONYMS)
+def test_what_other_trainers_call_a_key_is_told_to_be_it(key: str) -> None:
+    assert key in KEYS_OF_ALL
+    for name in SYNONYMS[key].split():
+        for given in (name, name.upper().replace("_", "-")):
+            assert key in keys_like(given, KEYS_OF_ALL)
+    assert key.rpartition(".")[2] not in SYNONYMS[key].split()
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("[optimizer]\nlearning_rate = 0.1", "unknown key optimizer.learning_rate: did you mean optimizer.lr?"),
+        ("learning_rate = 0.1", "did you mean optimizer.lr?"),
+        ("[train]\nbatch_size = 32", "did you mean train.global_batch_size?"),
+        ("[data]\nbatch_size = 32", "did you mean train.global_batch_size?"),
+        ("[train]\nworkers = 8", "did you mean data.threads?"),
+        ("[train]\nlr = 0.1", "did you mean optimizer.lr?"),
+        ("[optimizer]\ndecay = 0.1", "did you mean optimizer.weight_decay?"),
+        ("warmup = 3", "did you mean schedule.warmup_epochs or ema.warmup?"),
+        ("[augmentation]\nmixup = 0.2", "unknown key augmentation: did you mean the section [augment]?"),
+        ("[Model]\nname = 'resnet18'", "did you mean the section [model]?"),
+        ("[scheduler]\nname = 'step'", "did you mean the section [schedule]?"),
+        ("[zzz]\nname = 1", "valid sections are data, augment, model"),
+        ("model = 'resnet50'", "expected a section, [model]"),
+    ],
+)
+def test_names_of_other_trainers_in_a_file(text: str, meant: str, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=re.escape(meant)) as refused:
+        load_config(Recipe, file)
+    assert str(refused.value).startswith(f"{file}: ")
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_synonyms_of_sections_are_of_a_section_and_no_section(section: str) -> None:
+    sections = {key.partition(".")[0] for key in KEYS_OF_ALL}
+    assert section in sections
+    assert not sections & set(SECTIONS[section].split())
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [
+        ("--pretrained=DEFAULT", "give --set model.pretrained=…"),
+        ("--learning-rate=1", "give --set optimizer.lr=…"),
+        ("-b", "give --set train.global_batch_size=…"),
+        ("--output-dir=runs", "give --run-dir"),
+        ("--config=a.toml", "give --recipe"),
+        ("--recipes=demo", "Did you mean '--recipe'?"),
+        ("--zzz", "No such option '--zzz'."),
+    ],
+)
+def test_options_of_other_trainers(option: str, meant: str) -> None:
+    result = CliRunner().invoke(train.main, [option])
+    assert result.exit_code == 2
+    assert meant in result.stderr.splitlines()[-1]
