@@ -36,6 +36,7 @@ from shard_tools.remote import received_bytes
 from training import checkpoint, config, distributed, environment, quarantine
 from training import run_dir as run_dirs
 from training.budget import Budget
+from training.config_text import commented_toml
 from training.distributed import Interrupted, StopFlag, World
 from training.metrics import MetricsLog
 from training.progress import Progress
@@ -273,7 +274,7 @@ def described(figures: dict[str, Any]) -> str:
               help="End in time: the schedule is fitted to M minutes where the recipe takes longer.")  # fmt: skip
 @click.option("--deterministic", is_flag=True, help="Deterministic kernels on the GPU too; the CPU's always are.")
 @click.option("--no-machine-config", is_flag=True, help="Leave out the machine.toml of `bench.py tune` in this folder.")
-@click.option("--show-config", is_flag=True, help="Print all settings as TOML, and end.")
+@click.option("--show-config", is_flag=True, help="Print all settings as TOML, with what each means, and end.")
 @click.option("--show-schedule", is_flag=True, help="Plot learning rate and sizes over the epochs, and end.")
 @click.pass_context
 def main(
@@ -298,7 +299,7 @@ def main(
         recipe, of_machine = load_recipe(file, overrides, device=device, use=not no_machine_config)
         recipe = replace(recipe, data=replace(recipe.data, path=data or recipe.data.path))
         if show_config:
-            click.echo(config.to_toml(recipe), nl=False)
+            click.echo(commented_toml(recipe), nl=False)
             return
         if show_schedule:
             from engine.show import schedule_chart

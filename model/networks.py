@@ -30,6 +30,7 @@ AUXILIARY_HEADS = ("googlenet", "inception_v3")
 class ModelConfig:
     """Which network, and how it runs. Unset (none) means as the network is published.
 
+    name: torchvision's of any of its classification networks, or one of this project's.
     stem: `imagenet` is the network as published; `small` gives a ResNet a 3×3 stride-1 stem without max-pooling.
     zero_init_residual: start residual branches at zero (Goyal et al. 2017, section 5.1); unset means wherever the
         network has the option.

@@ -17,7 +17,9 @@ class DataConfig:
     train_split, val_split: names in dataset.json. test_split: one more, scored once, at the end; empty for none.
     image_size: pixels, the side of a training image. val_image_size, val_resize_size: validation resizes the shorter
         side to val_resize_size and crops the centre val_image_size.
-    order, block_size, window_blocks: see `pipeline.plan.EpochPlan`.
+    order: of an epoch's samples: "global" is a permutation of all; "block", for disks and object stores, shuffles
+        blocks of consecutive ones and what is in a window of blocks; "sequential" is the order of the shards.
+    block_size, window_blocks: samples of a block, blocks of a window; of `order = "block"`.
     threads: decode threads a rank; 0 takes the cores this process may use, divided by the ranks on this machine.
     prefetch: batches decoded ahead. read_ahead: batches asked of the kernel before they are decoded, 0 for none; in
         `block` order a window at a time is.

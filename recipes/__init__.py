@@ -24,6 +24,7 @@ FOLDER = Path(__file__).parent
 class TrainConfig:
     """How `train.py` loops.
 
+    epochs: passes over the training split.
     global_batch_size: samples of one optimizer step over all ranks; a rank's batch is global_batch_size /
         (ranks × accumulation) and must come out whole.
     accumulation: batches a rank runs through before it steps.

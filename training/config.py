@@ -127,10 +127,10 @@ def _build(schema: Any, default: Any, prefix: str, given: dict[str, _Given], che
     the fields' own defaults. `check_given`: have it checked for slips."""
     values: dict[str, Any] = {}
     if f"{prefix}preset" in given:  # a field of a schema whose attribute `presets` has the values of each
-        chosen = _coerce_given(given[f"{prefix}preset"], _field_types(schema)["preset"], f"{prefix}preset")
+        chosen = _coerce_given(given[f"{prefix}preset"], field_types(schema)["preset"], f"{prefix}preset")
         default = schema(**schema.presets[chosen])
     for field in dataclasses.fields(schema):
-        kind, key = _field_types(schema)[field.name], prefix + field.name
+        kind, key = field_types(schema)[field.name], prefix + field.name
         if _is_section(kind):
             values[field.name] = _build(kind, _default_of(field, default), f"{key}.", given, check_given)
         elif key in given:
@@ -223,12 +223,12 @@ def _describe(kind: Any) -> str:
 def _leaf_types(schema: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted key → type of every field that is not a section, in the order of declaration."""
     leaves: dict[str, Any] = {}
-    for name, kind in _field_types(schema).items():
+    for name, kind in field_types(schema).items():
         leaves |= _leaf_types(kind, f"{prefix}{name}.") if _is_section(kind) else {prefix + name: kind}
     return leaves
 
 
-def _field_types(schema: Any) -> dict[str, Any]:
+def field_types(schema: Any) -> dict[str, Any]:
     hints = get_type_hints(schema)
     return {field.name: hints[field.name] for field in dataclasses.fields(schema)}
 
@@ -257,13 +257,13 @@ def _toml_lines(config: Any, prefix: str) -> Iterator[str]:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field not in sections and (value is not None or field.default is not None):
-            yield f"{field.name} = {_toml_value(value)}"
+            yield f"{field.name} = {toml_value(value)}"
     for field in sections:
         yield f"\n[{prefix}{field.name}]"
         yield from _toml_lines(getattr(config, field.name), f"{prefix}{field.name}.")
 
 
-def _toml_value(value: Any) -> str:
+def toml_value(value: Any) -> str:
     match value:
         case None:
             return '"none"'
@@ -274,5 +274,5 @@ def _toml_value(value: Any) -> str:
         case str() | Path():
             return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
         case tuple() | list():
-            return f"[{', '.join(_toml_value(item) for item in value)}]"
+            return f"[{', '.join(toml_value(item) for item in value)}]"
     raise TypeError(f"no TOML for {value!r}")

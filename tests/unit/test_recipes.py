@@ -3,7 +3,7 @@
 import math
 import re
 import tomllib
-from dataclasses import fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -22,6 +22,7 @@ from recipes import FOLDER, Recipe
 from recipes.phases import PhasesConfig, recipe_at
 from training.config import diff, from_toml, keys, load_config
 from training.config_names import SECTIONS, SYNONYMS, keys_like
+from training.config_text import commented_toml, told
 
 FILES = {file.stem: file for file in sorted(FOLDER.glob("*.toml"))}
 TABLES = {name: tomllib.loads(file.read_text(encoding="utf-8")) for name, file in FILES.items()}
@@ -390,3 +391,54 @@ def test_options_of_other_trainers(option: str, meant: str) -> None:
     result = CliRunner().invoke(train.main, [option])
     assert result.exit_code == 2
     assert meant in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_show_config_prints_is_the_recipe_with_every_key(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "shown.toml"
+    shown = CliRunner().invoke(train.main, ["--recipe", name, "--show-config", "--no-machine-config"])
+    assert shown.exit_code == 0
+    file.write_text(shown.stdout, encoding="utf-8")
+    assert load_config(Recipe, file) == _recipe(name)
+    table = tomllib.loads(shown.stdout)
+    assert [f"{section}.{key}" for section in table for key in table[section]] == KEYS_OF_ALL
+    for key in ("# passes over the training split.", "# mean, std: of each channel, RGB, in grey levels 0 … 255"):
+        assert f"\n{key}" in shown.stdout
+
+
+@pytest.mark.parametrize("section", [field.name for field in fields(Recipe)])
+def test_every_key_is_described_in_its_dataclass(section: str) -> None:
+    schema = get_type_hints(Recipe)[section]
+    about = told(schema)
+    assert {name for name, text in about.fields.items() if text} == {field.name for field in fields(schema)}
+
+
+def test_comments_are_the_docstrings_first_sentences() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Section:
+        """What it is. In two sentences.
+
+        low, high: the range, e.g. of Szegedy et al. 2016, over
+            two lines. A second sentence. kind: which. `mode` is told here: by `"a"`. Never this.
+        """
+
+        low: int = 0
+        high: int | None = None
+        kind: Literal["x", "y"] = "x"
+        mode: Literal["a", "b"] = "a"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Tree:
+        section: Section = field(default_factory=Section)
+
+    assert commented_toml(Tree()).splitlines() == [
+        "[section]",
+        "# What it is. In two sentences.",
+        "# low, high: the range, e.g. of Szegedy et al. 2016, over two lines.",
+        "low = 0",
+        'high = "none"',
+        '# which. One of "x", "y".',
+        'kind = "x"',
+        '# `mode` is told here: by `"a"`. One of "a", "b".',
+        'mode = "a"',
+    ]
