@@ -49,4 +49,4 @@ def _is_named(info: ClassInfo) -> bool:
 
 def _first(name: str) -> str:
     """Of "tench, Tinca tinca" the first name."""
-    return name.partition(",")[0].strip().lower()
+    return name.partition(",")[0].strip().lower().replace("_", " ")

@@ -23,7 +23,7 @@ ALLOWED = {
 }
 # who looks elsewhere, inside functions: `preview --augment` at training, the audit of a run at the plan
 EXCEPTIONS = {
-    "shard_tools/preview.py": ("pipeline.feed", "pipeline.loader", "recipes", "training.config"),
+    "shard_tools/preview.py": ("pipeline.feed", "pipeline.loader", "pipeline.mixing", "recipes", "training.config"),
     "training/audit.py": ("pipeline.feed", "pipeline.plan", "recipes", "shard_tools.format"),
 }
 
