@@ -65,7 +65,7 @@ def train(
     progress = Progress(world.is_main, last_step, num_epochs=epochs)
     pretrained = "" if resume_from else recipe.model.pretrained  # a checkpoint has the weights
     built = replace(recipe, model=replace(recipe.model, pretrained=pretrained))
-    learner = build_learner(built, num_classes, world, progress.print)
+    learner = build_learner(built, num_classes, world, progress.print, dataset.classes)
     nets = {"": learner.net} | ({"ema_": learner.ema.net} if learner.ema else {})
     at = start_or_resume(resume_from, recipe, dataset, learner, world, progress.print)
     run_dirs.check_place(run_dir, need_bytes=sum(t.nbytes for net in nets.values() for t in net.state_dict().values()))

@@ -26,7 +26,16 @@ from shard_tools import terminal
 from shard_tools.format import ShardSet
 from training import config
 from training import run_dir as run_dirs
+from training.config_names import keys_like
+from training.config_text import commented_toml
 
+# What other trainers call the options of train.py; for settings see training.config_names.
+OPTIONS = {
+    "--data": "data_dir data_path dataset root",
+    "--recipe": "c cfg config config_file hparams",
+    "--resume": "ckpt checkpoint resume_from resume_from_checkpoint",
+    "--run-dir": "experiment exp_dir log_dir logdir out output output_dir save_dir",
+}
 RANK_0_SPEAKS_S = 30.0  # by then its launcher has ended the other ranks, where they all met the same
 
 
@@ -70,10 +79,28 @@ class Group(terminal.Group):
 class Commands(Group):
     """Those of `train.py`."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            raise meant(error, ctx) from None
+
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name in IN_ONE_PROCESS and int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise Refused(f"{name} runs in one process; start it without torchrun")
         return super().get_command(ctx, name)
+
+
+def meant(error: click.NoSuchOption, context: click.Context) -> click.NoSuchOption:
+    """The error with what somebody means by an option that there is not: `--lr`, `--output-dir`."""
+    word = error.option_name.lstrip("-").lower().replace("-", "_")
+    found = [option for option, names in OPTIONS.items() if word in names.split()]
+    found = found or [f"--set {key}=…" for key in keys_like(word, config.keys(Recipe))]
+    if not found:
+        return error
+    return click.NoSuchOption(
+        error.option_name, f"No such option {error.option_name!r}: give {' or '.join(found)}", ctx=context
+    )
 
 
 class Chosen(NamedTuple):
@@ -105,7 +132,7 @@ class Chosen(NamedTuple):
 )
 @click.option("--deterministic", is_flag=True, help="Deterministic kernels on the GPU too; the CPU's always are.")
 @click.option("--no-machine-config", is_flag=True, help="Leave out the machine.toml of `bench.py tune` in this folder.")
-@click.option("--show-config", is_flag=True, help="Print all settings as TOML, and end.")
+@click.option("--show-config", is_flag=True, help="Print all settings as TOML, with what each means, and end.")
 @click.option("--show-schedule", is_flag=True, help="Plot learning rate and sizes over the epochs, and end.")
 @click.pass_context
 def main(
@@ -128,7 +155,7 @@ def main(
     with refusing():
         chosen = choose_recipe(recipe_name, resume, run_dir, overrides, data, device, not no_machine_config)
     if show_config:
-        click.echo(config.to_toml(chosen.recipe), nl=False)
+        click.echo(commented_toml(chosen.recipe), nl=False)
         return
     if show_schedule:
         from engine.show import schedule_chart

@@ -8,6 +8,7 @@ import io
 import json
 import tomllib
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +21,22 @@ from torch.nn import functional as F
 from engine.load import Loaded, load_network
 from engine.onnx_graph import onnx_bytes, onnx_runner, require_packages
 from model.networks import AUXILIARY_HEADS, OWN_NETWORKS
-from shard_tools.format import atomic_write
+from shard_tools.format import atomic_write, key_name
 
 FORMATS = {".pt": "torch", ".pth": "torch", ".safetensors": "safetensors", ".onnx": "onnx"}
+# What of [model] changes how a network begins or runs, and not what it is.
+RUNNING = ("zero_init_residual", "pretrained", "channels_last", "compile", "compile_mode", "sync_batch_norm")
 TOLERANCE = 1e-4  # of the largest logit: float32 sums in another order differ by 1e-6 to 1e-5
 
 
 def description(loaded: Loaded) -> dict[str, Any]:
-    """What a user of the weights has to know; plain values, in units of 0 … 1 for mean and std."""
-    data = loaded.recipe.data
+    """What a user of the weights has to know; plain values, mean and std in a recipe's unit, grey levels 0 … 255."""
+    data, key = loaded.recipe.data, key_name(loaded.classes)
     return {
         "penstock": _version(),
         "network": loaded.recipe.model.name,
         "weights": loaded.weights,
-        "input": "images: (N, 3, image_size, image_size) float32, RGB, (pixel / 255 - mean) / std",
+        "input": "images: (N, 3, image_size, image_size) float32, RGB, (pixel - mean) / std, pixels from 0 to 255",
         "output": f"logits: (N, {len(loaded.classes)}) float32; probabilities by {loaded.activation}",
         "resize": "the shorter side to resize_size, then the centre image_size square; EXIF orientation "
         + ("applied" if loaded.oriented else "not applied"),
@@ -41,32 +44,31 @@ def description(loaded: Loaded) -> dict[str, Any]:
         "image_size": data.val_image_size,
         "interpolation": data.interpolation,
         "antialias": data.antialias,
-        "mean": [round(level / 255, 6) for level in data.mean],
-        "std": [round(level / 255, 6) for level in data.std],
-        "classes": [{"wnid": info.wnid, "name": info.name} for info in loaded.classes],
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "classes": [{key: info.wnid, "name": info.name} for info in loaded.classes],
     }
 
 
 def export_torch(loaded: Loaded, out: Path) -> str:
     """Write a plain state dict, and its description beside it, its name with .json added. Says what loads it."""
-    call, problem = torchvision_call(loaded)
-    facts = description(loaded) | {"torchvision": None if problem else call}
+    facts, said = building(loaded)
     sidecar = out.with_name(f"{out.name}.json")
-    _write(sidecar, json.dumps(facts, indent=1, ensure_ascii=False).encode() + b"\n")
+    _write(sidecar, json.dumps(description(loaded) | facts, indent=1, ensure_ascii=False).encode() + b"\n")
     stream = io.BytesIO()
     torch.save(state_dict(loaded.net), stream)
     _write(out, stream.getvalue())
-    loads = problem or f"{call} loads it and gives the same logits"
-    return f"{loads}; {sidecar} says how images are prepared"
+    return f"{said}; {sidecar} says how images are prepared"
 
 
 def export_safetensors(loaded: Loaded, out: Path) -> str:
     """Write the state dict as safetensors, the description as its metadata: text, and JSON of what is no text."""
     import safetensors.torch
 
-    metadata = {"format": "pt"} | _texts(description(loaded))
+    facts, said = building(loaded)
+    metadata = {"format": "pt"} | _texts(description(loaded) | facts)
     _write(out, safetensors.torch.save(state_dict(loaded.net), metadata))
-    return "its metadata say how images are prepared"
+    return f"{said}; its metadata say how images are prepared"
 
 
 def export_onnx(loaded: Loaded, out: Path, *, opset: int | None, dynamic_batch: bool) -> str:
@@ -112,6 +114,29 @@ def compare(net: nn.Module, run: Callable[[Tensor], Tensor], batches: Iterable[T
         largest = max(largest, expected.abs().max().item())
         difference = max(difference, (found - expected).abs().nan_to_num(nan=torch.inf).max().item())
     return largest, difference
+
+
+def building(loaded: Loaded) -> tuple[dict[str, Any], str]:
+    """What makes the network that takes the weights, for the description, and in words.
+
+    torchvision: its call, None where that makes another network. build: Python for this program's own folder.
+    """
+    model, num_classes = loaded.recipe.model, len(loaded.classes)
+    given = {"name": model.name} | {
+        field.name: getattr(model, field.name)
+        for field in fields(model)
+        if field.name not in RUNNING and getattr(model, field.name) != field.default
+    }
+    arguments = ", ".join(f"{name}={value!r}" for name, value in given.items())
+    made = f"net = build_model(ModelConfig({arguments}), {num_classes})"
+    build = f"from model.config import ModelConfig; from model.networks import build_model; {made}"
+    call, problem = torchvision_call(loaded)
+    said = (
+        f"{problem}; in this program's folder it is: {build}"
+        if problem
+        else f"{call} loads it and gives the same logits"
+    )
+    return {"torchvision": None if problem else call, "build": build}, said
 
 
 def torchvision_call(loaded: Loaded) -> tuple[str, str | None]:

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +16,11 @@ from model.ema import Ema
 from model.losses import Loss, build_loss
 from model.networks import build_model
 from model.optim import build_optimizer
-from model.pretrained import load_pretrained
+from model.pretrained import Rows, load_pretrained
+from model.weight_files import Classes
 from recipes import Recipe
-from shard_tools.format import ShardSet
+from shard_tools.class_match import match_classes
+from shard_tools.format import ClassInfo, ShardSet
 from training import checkpoint, config, distributed, environment
 from training.distributed import World
 
@@ -70,13 +73,21 @@ class Standing:
 
 
 def build_learner(
-    recipe: Recipe, num_classes: int, world: World, say: Callable[[str], None] = lambda line: None
+    recipe: Recipe,
+    num_classes: int,
+    world: World,
+    say: Callable[[str], None] = lambda line: None,
+    classes: Sequence[ClassInfo] = (),
 ) -> Learner:
-    """A fresh learner, with the recipe's pretrained weights if it has any: `say` gets a line about what they fit."""
+    """A fresh learner, with the recipe's pretrained weights if it has any: `say` gets a line about what they fit.
+
+    classes: the dataset's, so that pretrained weights of a head are taken only for the same classes; without them their
+    number decides.
+    """
     torch.manual_seed(recipe.train.seed)
     net = build_model(recipe.model, num_classes)
     if recipe.model.pretrained:
-        say(load_pretrained(net, recipe.model))
+        say(load_pretrained(net, recipe.model, partial(_rows_of, classes) if classes else None))
     _check_sizes(net, recipe)
     net = net.to(world.device)
     _check_graphs(recipe, world.device)
@@ -94,6 +105,12 @@ def build_learner(
         autocast=autocast_of(recipe, world.device),
         ema=Ema(net, recipe.ema) if recipe.ema.decay else None,
     )
+
+
+def _rows_of(classes: Sequence[ClassInfo], theirs: Classes) -> Rows:
+    """The rows of a head for the classes `theirs` that are those of `classes`."""
+    match = match_classes(classes, [ClassInfo(key, name) for key, name in theirs])
+    return Rows(match.labels, "known by their numbers alone, as they have no names" if match.by_number else "")
 
 
 def _is_compiled(recipe: Recipe, device: torch.device, say: Callable[[str], None]) -> bool:

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import groupby
 
-from model.schedule import lr_at
+from model.schedule import lr_at, warmup_of
 from recipes import Recipe
 from recipes.phases import recipe_at
 
@@ -27,7 +27,7 @@ def schedule_chart(recipe: Recipe, width: int | None = None) -> str:
     width = max(MIN_WIDTH, min(width or shutil.get_terminal_size().columns, MAX_WIDTH))
     columns, epochs = width - _GUTTER, recipe.train.epochs
     grid = [epochs * i / (columns * _SAMPLES) for i in range(columns * _SAMPLES + 1)]
-    curve = {epoch: _lr(recipe, epoch) for epoch in sorted({*grid, recipe.schedule.warmup_epochs})}
+    curve = {epoch: _lr(recipe, epoch) for epoch in sorted({*grid, warmup_of(recipe.schedule, epochs)})}
     tops = [max(curve[e] for e in grid[i * _SAMPLES : (i + 1) * _SAMPLES + 1]) for i in range(columns)]
     peak = max(curve, key=lambda epoch: curve[epoch])
     lines = ["learning rate".rjust(_GUTTER + len("learning rate")), *_curve(tops, curve[peak]), _axis(columns, epochs)]

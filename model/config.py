@@ -20,6 +20,7 @@ OWN_NAMES = ("airbench94", *(f"cifar_resnet{depth}" for depth in (8, 14, 20, 32,
 class ModelConfig:
     """Which network, and how it runs. Unset (none) means as the network is published.
 
+    name: torchvision's of any of its classification networks, or one of this project's.
     stem: `imagenet` is the network as published; `small` gives a ResNet a 3×3 stride-1 stem without max-pooling.
     zero_init_residual: start residual branches at zero (Goyal et al. 2017, section 5.1); unset means wherever the
         network has the option.
@@ -158,14 +159,15 @@ class ScheduleConfig:
         by `gamma` at each of `milestones`, or every `step_epochs`, both counted from the run's start. "polynomial" is
         (1 − progress) ** power. "one_cycle" rises along a cosine, too, as torch's OneCycleLR (Smith & Topin 2018; the
         momentum is not cycled): `warmup_epochs` is its rise, pct_start · epochs there, 1 / start_factor its div_factor.
-    warmup_epochs: may be a fraction. start_factor: of base_lr, where the warm-up begins. The rise is linear.
+    warmup_epochs: may be a fraction; unset, 5, or a fifth of a run shorter than 25. start_factor: of base_lr, where the
+        warm-up begins. The rise is linear.
     decay_after_warmup: whether the decay begins where the warm-up ends (Goyal et al. 2017); false lets it run from the
         run's start, under the warm-up, after which the learning rate falls at once to where the decay is (timm's way).
     final_lr: where the decay ends; a learning rate, not a factor.
     """
 
     name: Literal["cosine", "linear", "constant", "step", "polynomial", "one_cycle"] = "cosine"
-    warmup_epochs: float = 5.0
+    warmup_epochs: float | None = None
     start_factor: float = 0.01
     decay_after_warmup: bool = True
     final_lr: float = 0.0
@@ -177,7 +179,7 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         _known(self, "schedule")
         for name in ("warmup_epochs", "final_lr", "step_epochs"):
-            if not getattr(self, name) >= 0:
+            if getattr(self, name) is not None and not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: {getattr(self, name)} must be 0 or more")
         if not 0 <= self.start_factor <= 1:
             raise ValueError(f"start_factor: {self.start_factor} must be in [0, 1]")
@@ -189,7 +191,7 @@ class ScheduleConfig:
         _all_read(self, SCHEDULES_READ)
         if self.name == "step" and bool(self.milestones) == bool(self.step_epochs):
             raise ValueError('milestones: name = "step" needs either milestones or step_epochs')
-        if not self.decay_after_warmup and not self.warmup_epochs:
+        if not self.decay_after_warmup and self.warmup_epochs == 0:
             raise ValueError("decay_after_warmup: has no effect with warmup_epochs = 0; leave it out")
 
 

@@ -1,25 +1,18 @@
 """Weights to start from: a network and `ModelConfig.pretrained` → the network with them, and one line that says so.
 
-A source is a file (a checkpoint of this program, a torch state dict, a .safetensors file) or the name of weights that
-torchvision publishes for the network (`DEFAULT`, `IMAGENET1K_V2` …), which torch.hub downloads once and keeps. For
-another number of classes the body is kept and the head starts anew. Nothing in a file can run: `weights_only=True`.
+`model.weight_files` reads them. For other classes the body is kept and the head starts anew.
 """
 
-import pickle
 import re
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.networks import OWN_NETWORKS
+from model.weight_files import Classes, read_weights
 
-CHECKPOINT_FORMAT = "penstock-checkpoint-1"
-# Under one of these keys other programs (torchvision's references, timm, Lightning) keep the state dict.
-NESTED_UNDER = ("model", "state_dict")
 AUXILIARY_PREFIXES = ("AuxLogits.", "aux1.", "aux2.")  # children of torchvision's Inception v3 and GoogLeNet
 # What DDP and torch.compile put before a name; and names in torchvision's published files that its code has changed
 # since (torchvision.models.densenet._load_state_dict, vision_transformer.MLPBlock._load_from_state_dict).
@@ -31,28 +24,48 @@ RENAMED = (
 )
 
 
-def load_pretrained(net: nn.Module, config: ModelConfig) -> str:
+class Rows(NamedTuple):
+    """Which rows of a source's head are the network's classes, in their order; None for a class that it lacks.
+    assumed: what is taken for granted in that, in words."""
+
+    labels: Sequence[int | None]
+    assumed: str = ""
+
+
+def load_pretrained(net: nn.Module, config: ModelConfig, rows_of: Callable[[Classes], Rows] | None = None) -> str:
     """Load `config.pretrained` into `net`, which `build_model(config, …)` made, and say in one line what was loaded.
 
-    A head (the last linear layer or 1×1 convolution, of the network and of each auxiliary classifier) with another
-    number of classes than the source's keeps its fresh initialisation, as do auxiliary classifiers that the source
-    lacks; those that `net` lacks are left out. Every other tensor must be there, and fit.
+    A head is the last linear layer or 1×1 convolution, of the network and of each auxiliary classifier. Where the
+    source says which classes its rows are (a checkpoint or an export of this program, torchvision's weights),
+    `rows_of` tells which of them are the network's: if they are all there, their rows are taken, in the network's
+    order; else the head keeps its fresh initialisation. Where the source does not say, as many rows are taken to be
+    the same classes.
+
+    Auxiliary classifiers that the source lacks start anew, those that `net` lacks are left out. Every other tensor must
+    be there, and fit.
 
     Raises ValueError where the source is neither a file nor weights of this network, cannot be downloaded or read, or
     does not fit, naming the first few tensors.
     """
-    origin, weights = _read(config)
+    origin, weights, classes = read_weights(config)
     weights = {_own_name(name): tensor for name, tensor in weights.items()}
     state = dict(net.state_dict())
+    rows = rows_of(classes) if rows_of and classes else None
     notes = []
     for prefix, head in _heads(net).items():
         theirs, ours = weights.get(f"{head}.weight"), state[f"{head}.weight"]
         if theirs is None and prefix:
             notes.append(f"{prefix[:-1]} starts anew, they have none")
             weights |= {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
-        elif isinstance(theirs, Tensor) and theirs.shape[1:] == ours.shape[1:] and len(theirs) != len(ours):
-            notes.append(f"{head} starts anew, {len(theirs)} → {len(ours)} classes")
-            weights |= {name: tensor for name, tensor in state.items() if name.startswith(f"{head}.")}
+        elif isinstance(theirs, Tensor) and theirs.ndim > 1 and theirs.shape[1:] == ours.shape[1:]:
+            known = rows if classes and len(classes) == len(theirs) else None
+            kept, note = _kept_rows(known, len(theirs), len(ours))
+            if rows_of and not known and kept:
+                note = (
+                    f"is kept, as if its {len(theirs)} classes, which are not named there, were the dataset's, in order"
+                )
+            notes += [f"{head} {note}"] * bool(note)
+            weights |= _head_weights(head, weights, state, kept)
     for prefix in AUXILIARY_PREFIXES:
         if not any(name.startswith(prefix) for name in state) and any(name.startswith(prefix) for name in weights):
             notes.append(f"{prefix[:-1]} is left out")
@@ -67,58 +80,40 @@ def load_pretrained(net: nn.Module, config: ModelConfig) -> str:
     return "; ".join([f"pretrained weights: {origin}", *notes])
 
 
-def _read(config: ModelConfig) -> tuple[str, dict[str, Any]]:
-    """Where the weights come from, in words, and what is there."""
-    source = config.pretrained
-    published: dict[str, Any] = {}
-    if config.name not in OWN_NETWORKS:
-        published = dict(torchvision.models.get_model_weights(config.name).__members__)
-    name = source.rpartition(".")[2]  # also ResNet50_Weights.IMAGENET1K_V2
-    if name in published and source in (name, f"{type(published[name]).__name__}.{name}"):
-        return str(published[name]), _download(published[name], source)
-    path = Path(source)
-    if path.is_file():
-        return _read_file(path)
-    if not published:
-        raise ValueError(f"pretrained = {source}: no such file; torchvision publishes no weights of {config.name}")
-    raise ValueError(
-        f"pretrained = {source}: neither a file nor one of torchvision's weights of {config.name} "
-        f"({', '.join(published)})"
-    )
+def _kept_rows(rows: Rows | None, num_theirs: int, num_ours: int) -> tuple[list[int] | None, str]:
+    """Which of a source's rows make the head, None for one that starts anew; and what to say of it.
+
+    rows: None where nothing is known of the classes but how many there are.
+    """
+    every = [*range(num_theirs)]
+    if rows is None:
+        return (every, "") if num_theirs == num_ours else (None, f"starts anew, {num_theirs} → {num_ours} classes")
+    found = [label for label in rows.labels if label is not None]
+    if len(found) < num_ours:
+        known = f"only {len(found)}" if found else "none"
+        return None, f"starts anew, {num_theirs} → {num_ours} classes, {known} of which it knows"
+    note = "keeps the rows of the dataset's classes"
+    if num_theirs > num_ours:
+        note += f", {num_ours} of {num_theirs}"
+    elif found != every:
+        note += ", which has them in another order"
+    elif not rows.assumed:
+        return found, ""
+    return found, f"{note}{rows.assumed and ', '}{rows.assumed}"
 
 
-def _download(published: Any, source: str) -> dict[str, Any]:
-    advice = f"download {published.url} elsewhere and give the file's path"
-    try:
-        weights: dict[str, Any] = published.get_state_dict(
-            progress=True, check_hash=True, map_location="cpu", weights_only=True
-        )
-    except OSError as error:
-        raise ValueError(f"pretrained = {source}: no download ({getattr(error, 'reason', error)}): {advice}") from None
-    except Exception as error:  # torch raises many kinds for a damaged file, RuntimeError for a wrong hash
-        raise ValueError(f"pretrained = {source}: {_first_line(error)}: empty torch.hub's cache, or {advice}") from None
-    return weights
-
-
-def _read_file(path: Path) -> tuple[str, dict[str, Any]]:
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return str(path), dict(load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and safetensors raise many kinds, by the byte at which a file breaks
-        raise ValueError(f"{path}: cannot be read as weights: {_first_line(error)}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds a {type(content).__name__}, not a state dict")
-    if content.get("format") == CHECKPOINT_FORMAT:
-        state = content["state"]
-        average = state.get("ema")
-        return (f"{path} (moving average)", average) if average is not None else (str(path), state["net"])
-    for key in NESTED_UNDER:
-        if isinstance(content.get(key), dict):
-            return f"{path} ({key})", content[key]
-    return str(path), content
+def _head_weights(
+    head: str, weights: dict[str, Any], state: dict[str, Tensor], kept: list[int] | None
+) -> dict[str, Any]:
+    """The head's tensors: the `kept` rows of `weights`, or those of `state` where it starts anew."""
+    names = [name for name in (f"{head}.weight", f"{head}.bias") if name in (state if kept is None else weights)]
+    if kept is None:
+        return {name: state[name] for name in names}
+    rows = len(weights[f"{head}.weight"])
+    return {
+        name: tensor[kept] if isinstance(tensor := weights[name], Tensor) and tensor.shape[:1] == (rows,) else tensor
+        for name in names
+    }
 
 
 def _own_name(name: str) -> str:
@@ -155,9 +150,3 @@ def _require_fit(weights: dict[str, Any], state: dict[str, Tensor], where: str) 
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise ValueError(f"{where}: {'; '.join(faults[:3])}{more}")
-
-
-def _first_line(error: Exception) -> str:
-    if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to allow code to run
-        return "it holds more than tensors and plain values, or is no torch file"
-    return str(error).strip().partition("\n")[0] or type(error).__name__

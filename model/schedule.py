@@ -12,6 +12,18 @@ from collections.abc import Callable
 from model.config import ScheduleConfig
 
 
+def warmup_of(config: ScheduleConfig, epochs: float) -> float:
+    """How many of a run's `epochs` are warm-up. Raises ValueError where it does not end before the run does."""
+    if config.warmup_epochs is None:
+        return min(5.0, epochs / 5)
+    if config.warmup_epochs >= epochs:
+        raise ValueError(
+            f"schedule.warmup_epochs = {config.warmup_epochs:g} of train.epochs = {epochs:g}: the warm-up must end "
+            "before the run does; lower it, leave it out or train longer"
+        )
+    return config.warmup_epochs
+
+
 def lr_at(epoch: float, *, epochs: float, base_lr: float, config: ScheduleConfig) -> float:
     """The learning rate of a step that begins when `epoch` of `epochs` are done: 0 is the first step, `epochs` the end.
 
@@ -20,12 +32,7 @@ def lr_at(epoch: float, *, epochs: float, base_lr: float, config: ScheduleConfig
 
     Raises ValueError where the warm-up does not end before the run does.
     """
-    warmup = config.warmup_epochs
-    if warmup >= epochs:
-        raise ValueError(
-            f"schedule.warmup_epochs = {warmup:g} of train.epochs = {epochs:g}: the warm-up must end before the run "
-            "does; lower it or train longer"
-        )
+    warmup = warmup_of(config, epochs)
     if epoch < warmup:
         rise = epoch / warmup
         if config.name == "one_cycle":

@@ -17,12 +17,15 @@ class DataConfig:
     train_split, val_split: names in dataset.json. test_split: one more, scored once, at the end; empty for none.
     image_size: pixels, the side of a training image. val_image_size, val_resize_size: validation resizes the shorter
         side to val_resize_size and crops the centre val_image_size.
-    order, block_size, window_blocks: see `pipeline.plan.EpochPlan`.
+    order: of an epoch's samples: "global" is a permutation of all; "block", for disks and object stores, shuffles
+        blocks of consecutive ones and what is in a window of blocks; "sequential" is the order of the shards.
+    block_size, window_blocks: samples of a block, blocks of a window; of `order = "block"`.
     threads: decode threads a rank; 0 takes the cores this process may use, divided by the ranks on this machine.
     prefetch: batches decoded ahead. read_ahead: batches asked of the kernel before they are decoded, 0 for none; in
         `block` order a window at a time is.
     interpolation, antialias: the filter of every resize; antialias stretches it where an image shrinks, as Pillow does.
-    mean, std: per-channel, in grey levels 0–255, RGB (ImageNet's by default).
+    mean, std: of each channel, RGB, in grey levels 0 … 255 (ImageNet's by default): images are (pixel − mean) / std.
+        This is the one unit, in recipes, checkpoints and exports. Others write shares of 1: 0.485 is 123.675 here.
     cache: "encoded" reads the shards into memory when the run starts, once a rank: for a slow or shared disk and a set
         that fits. More is not offered: decoded, an image takes ten times the bytes, and each crop is used once.
     affinity: on the GPU, keep the decode threads on the cores near it (DALI's `set_affinity`, and `affine` of its
@@ -93,3 +96,30 @@ class DataConfig:
         for name in ("hw_decoder_load", "max_bad_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: {getattr(self, name)} must lie in 0 to 1")
+
+    def check_given(self) -> None:
+        """Raises ValueError for a mean and a std that can only be meant in another unit, with these in grey levels.
+
+        `training.config` asks where somebody gives the values, not where it reads back what a run was trained with.
+        """
+        given = {"mean": self.mean, "std": self.std}
+        levels = {
+            name: [round(255 * value, 4) if self._is_share(name, value) else value for value in values]
+            for name, values in given.items()
+        }
+        wrong = [name for name, values in given.items() if levels[name] != list(values)]
+        if wrong:
+            raise ValueError(
+                f"{', '.join(f'{name}: {list(given[name])}' for name in wrong)}: cannot be in grey levels, which reach "
+                f"from 0 to 255; 255 times that is {', '.join(f'{name} = {levels[name]}' for name in wrong)}"
+            )
+        for name, low in (("mean", 0), ("std", 1)):
+            if not all(low <= value <= 255 for value in given[name]):
+                raise ValueError(f"{name}: {list(given[name])} must be in grey levels, {low} to 255")
+
+    def _is_share(self, name: str, value: float) -> bool:
+        """Whether this value of mean or std can only be a share of 1. A std of 1 may be a grey level's beside a mean
+        that is in grey levels (Caffe's networks had it so)."""
+        if name == "mean":
+            return value > 0 and max(self.mean) <= 1
+        return 0 < value < 1 or (max(self.std) <= 1 and max(self.mean) <= 1)

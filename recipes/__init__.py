@@ -4,11 +4,12 @@ Each section is declared beside the code that reads it; this module only joins t
 fills the tree from defaults, a recipe file and `--set`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from model.config import EmaConfig, LossConfig, ModelConfig, OptimizerConfig, ScheduleConfig
+from model.schedule import warmup_of
 from pipeline.augment import AugmentConfig
 from pipeline.config import DataConfig
 from recipes.phases import PhasesConfig
@@ -21,6 +22,7 @@ DEMO_DATA = "data/demo"  # what the demo recipe names; made where it is missing
 class TrainConfig:
     """How `train.py` loops.
 
+    epochs: passes over the training split.
     global_batch_size: samples of one optimizer step over all ranks; a rank's batch is global_batch_size /
         (ranks × accumulation) and must come out whole.
     accumulation: batches a rank runs through before it steps.
@@ -63,7 +65,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All settings of one run."""
+    """All settings of one run. What a setting is by default, where that depends on others, is filled in."""
 
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -74,6 +76,10 @@ class Recipe:
     ema: EmaConfig = field(default_factory=EmaConfig)
     phases: PhasesConfig = field(default_factory=PhasesConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        warmup = warmup_of(self.schedule, self.train.epochs)  # raises where it is too long
+        object.__setattr__(self, "schedule", replace(self.schedule, warmup_epochs=warmup))
 
 
 def recipe_file(name: str) -> Path:

@@ -1,11 +1,11 @@
-"""A contact sheet: a dataset → a .png of samples under their class names, as stored or as training sees them.
+"""A contact sheet: a dataset → a .png of samples over their class names, as stored or as training sees them.
 
 This is the one place of shard_tools that knows `pipeline` and `recipes`, inside a function: `--augment` shows what the
-very loader of a training run makes of the samples.
+very loader and mixer of a training run make of the samples.
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,17 +15,20 @@ from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from shard_tools.format import ShardSet, Split, atomic_write
 
 CELL = 160  # pixels, the side of a picture
-TEXT = 16  # pixels, the height of the line under it
+TEXT = 16  # pixels, the height of a line of text
 GAP = 6
 COLUMNS = 8
 VIEWS = 7  # augmentations of each sample, beside the sample itself
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
+Cell = tuple[Image.Image, str]  # a picture and the text under it
 
 
 def preview(
     root: Path, file: Path, split: str = "train", num: int = 24, seed: int = 0, augment: str | None = None
 ) -> None:
     """Draw `num` samples of a split, chosen by `seed`, into `file`; with a recipe, each in a row with augmentations.
+
+    Where the recipe mixes, the augmented samples are mixed with each other, and the text is the share of each class.
 
     Raises:
         ValueError: there is no such dataset, split or recipe; an image cannot be decoded; the file cannot be written.
@@ -38,33 +41,45 @@ def preview(
     ids = np.sort(np.random.default_rng(seed).permutation(len(chosen))[:num])
     if not len(ids):
         raise ValueError(f"{root}: split {split!r} has no samples")
-    cells = [(_stored(chosen, int(i)), names[chosen.samples["label"][i]]) for i in ids]
-    columns = COLUMNS
+    pictures = [_stored(chosen, int(i)) for i in ids]
+    classes = [names[label] for label in chosen.samples["label"][ids]]
+    cells, columns, headings = list(zip(pictures, classes, strict=True)), min(COLUMNS, len(ids)), list[str]()
     if augment is not None:
-        columns = 1 + VIEWS
-        views = list(_augmented(chosen, ids, augment, seed))
-        cells = [cell for i, first in enumerate(cells) for cell in (first, *((epoch[i], "") for epoch in views))]
+        views = list(_augmented(chosen, ids, augment, seed, names))
+        firsts = [(cell[0], f"{cell[1]}\nsample {i:,}") for cell, i in zip(cells, ids, strict=True)]
+        cells = [cell for row in zip(firsts, *views, strict=True) for cell in row]
+        headings = ["original", *(f"augmented {number}" for number in range(1, VIEWS + 1))]
+        columns = len(headings)
     try:
         with atomic_write(file) as stream:
-            sheet(cells, min(columns, len(cells))).save(stream, "PNG")
+            sheet(cells, columns, headings).save(stream, "PNG")
     except OSError as error:
         raise ValueError(f"{file}: cannot be written ({error.strerror})") from None
 
 
-def sheet(cells: list[tuple[Image.Image, str]], columns: int) -> Image.Image:
-    """Pictures with a line of text under each, `columns` in a row. RGB."""
-    rows = -(-len(cells) // columns)
-    page = Image.new("RGB", (GAP + columns * (CELL + GAP), GAP + rows * (CELL + TEXT + GAP)), WHITE)
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(12)
+def sheet(cells: list[Cell], columns: int, headings: Sequence[str] = ()) -> Image.Image:
+    """Pictures, `columns` in a row, each over its text; one line of headings over the columns, if any. RGB."""
+    top = GAP + TEXT * bool(headings)
+    height = CELL + TEXT * max(text.count("\n") + 1 for _, text in cells) + GAP
+    page = Image.new("RGB", (GAP + columns * (CELL + GAP), top + -(-len(cells) // columns) * height), WHITE)
+    for column, heading in enumerate(headings):
+        _write(page, GAP + column * (CELL + GAP), GAP // 2, heading)
     for i, (image, text) in enumerate(cells):
-        x, y = GAP + i % columns * (CELL + GAP), GAP + i // columns * (CELL + TEXT + GAP)
+        x, y = GAP + i % columns * (CELL + GAP), top + i // columns * height
         scale = CELL / max(image.size)
         small = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
         page.paste(small, (x + (CELL - small.width) // 2, y + (CELL - small.height) // 2))
-        while text and draw.textlength(text, font) > CELL:
-            text = text.removesuffix("…")[:-1] + "…" if len(text) > 1 else ""
-        draw.text((x, y + CELL), text, BLACK, font)
+        _write(page, x, y + CELL, text)
     return page
+
+
+def _write(page: Image.Image, x: int, y: int, text: str) -> None:
+    """Lines of text, each cut to the width of a picture."""
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(12)
+    for number, line in enumerate(text.split("\n")):
+        while line and draw.textlength(line, font) > CELL:
+            line = line.removesuffix("…")[:-1] + "…" if len(line) > 1 else ""
+        draw.text((x, y + number * TEXT), line, BLACK, font)
 
 
 def _stored(split: Split, sample_id: int) -> Image.Image:
@@ -79,12 +94,15 @@ def _stored(split: Split, sample_id: int) -> Image.Image:
         raise ValueError(f"{split.where(sample_id)}: cannot be decoded ({error}); {remedy}") from None
 
 
-def _augmented(split: Split, ids: np.ndarray, recipe_name: str, seed: int) -> Iterator[list[Image.Image]]:
-    """VIEWS times the samples `ids` as an epoch of the recipe's training augments them."""
+def _augmented(
+    split: Split, ids: np.ndarray, recipe_name: str, seed: int, names: Sequence[str]
+) -> Iterator[list[Cell]]:
+    """VIEWS times the samples `ids` as an epoch of the recipe's training augments and mixes them."""
     import torch
 
     from pipeline.feed import Feed
     from pipeline.loader import DaliLoader
+    from pipeline.mixing import Mixer
     from recipes import Recipe, recipe_file
     from training.config import load_config
 
@@ -100,11 +118,23 @@ def _augmented(split: Split, ids: np.ndarray, recipe_name: str, seed: int) -> It
         seed=seed,
     )
     loader = DaliLoader(feed, device=torch.device("cpu"), threads=1)
+    mixer = Mixer(recipe.augment, len(names), seed=seed)
     mean, std = np.array(config.mean), np.array(config.std)
     try:
         for epoch in range(VIEWS):
-            (batch,) = loader.iter_epoch(epoch)
+            (batch,) = mixer.mixed(loader.iter_epoch(epoch), loader)
             pixels = batch.images.permute(0, 2, 3, 1).float().numpy() * std + mean
-            yield [Image.fromarray(image) for image in pixels.round().clip(0, 255).astype(np.uint8)]
+            images = [Image.fromarray(image) for image in pixels.round().clip(0, 255).astype(np.uint8)]
+            is_mixed = batch.labels.ndim == 2
+            yield [
+                (image, _shares(label.numpy(), names) if is_mixed else "")
+                for image, label in zip(images, batch.labels, strict=True)
+            ]
     finally:
         loader.close()
+
+
+def _shares(label: np.ndarray, names: Sequence[str]) -> str:
+    """A line for each class in a mixed image, the larger share first. label: (C,), the share of each."""
+    there = sorted(np.flatnonzero(label).tolist(), key=lambda i: -label[i])
+    return "\n".join(f"{label[i]:.0%} {names[i]}".replace("%", " %", 1) for i in there)

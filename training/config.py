@@ -12,9 +12,10 @@ import json
 import tomllib
 import types
 from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from training.config_names import unknown_key, unknown_section
 
 T = TypeVar("T")
 
@@ -39,7 +40,8 @@ def load_config(schema: type[T], recipe_file: Path | None, overrides: Sequence[s
 
     Raises ValueError, naming the file or the override, for a missing or malformed file, an unknown section or key
     (with the nearest valid one), a value of the wrong type, a required key that nobody gave, and whatever a
-    dataclass's own `__post_init__` refuses.
+    dataclass's own `__post_init__` refuses, and its `check_given`, if it has one: slips that a run of an earlier
+    version may have been trained with, so that `from_toml` lets them pass.
     """
     given: dict[str, _Given] = {}  # by dotted key
     if recipe_file is not None:
@@ -50,9 +52,9 @@ def load_config(schema: type[T], recipe_file: Path | None, overrides: Sequence[s
         if not equals:
             raise ValueError(f"{where}: expected section.key=value")
         if key not in _leaf_types(schema):
-            raise _unknown_key(schema, key, where)
+            raise unknown_key(key, keys(schema), where)
         given[key] = _Given(_parse_override(text), where, text)
-    return _build(schema, None, "", given)
+    return _build(schema, None, "", given, check_given=True)
 
 
 def to_toml(config: Any) -> str:
@@ -82,6 +84,11 @@ def diff(a: Any, b: Any) -> list[str]:
     return lines
 
 
+def keys(schema: Any) -> list[str]:
+    """The dotted keys of all settings, in the order of declaration."""
+    return list(_leaf_types(schema))
+
+
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -107,47 +114,25 @@ def _collect(schema: type, table: dict[str, Any], prefix: str, where: str, given
         if key in leaves:
             given[key] = _Given(value, where)
         elif not any(leaf.startswith(f"{key}.") for leaf in leaves):
-            raise _unknown_key(schema, key, where)
+            unknown = unknown_section if isinstance(value, dict) else unknown_key
+            raise unknown(key, list(leaves), where)
         elif isinstance(value, dict):
             _collect(schema, value, f"{key}.", where, given)
         else:
             raise ValueError(f"{where}: {key} = {value!r}: expected a section, [{key}]")
 
 
-def _unknown_key(schema: type, key: str, where: str) -> ValueError:
-    leaves = list(_leaf_types(schema))
-    section, _, name = key.rpartition(".")
-    in_section = [leaf for leaf in leaves if leaf.rpartition(".")[0] == section]
-    namesakes = [leaf for leaf in leaves if leaf.rpartition(".")[2] == name]  # `lr` for `optimizer.lr`
-    if any(leaf.startswith(f"{key}.") for leaf in leaves):
-        return ValueError(f"{where}: {key} is a section: expected {key}.key=value")
-    # Within a section compare the last words only: the common prefix would make every key look near.
-    same_section = [f"{section}.{near}" for near in _nearest(name, [leaf.rpartition(".")[2] for leaf in in_section])]
-    near = namesakes or (same_section if section and in_section else _nearest(key, leaves))
-    if near:
-        hint = f"did you mean {' or '.join(near)}?"
-    elif section and in_section:
-        hint = f"valid keys are {', '.join(in_section)}"
-    else:
-        hint = f"valid sections are {', '.join(dict.fromkeys(leaf.partition('.')[0] for leaf in leaves))}"
-    return ValueError(f"{where}: unknown key {key}: {hint}")
-
-
-def _nearest(word: str, words: list[str]) -> list[str]:
-    return get_close_matches(word, words, n=1)
-
-
-def _build(schema: Any, default: Any, prefix: str, given: dict[str, _Given]) -> Any:
+def _build(schema: Any, default: Any, prefix: str, given: dict[str, _Given], check_given: bool = False) -> Any:
     """An instance of `schema`: what is `given` under `prefix`, over its preset if one is given, over `default`, over
-    the fields' own defaults."""
+    the fields' own defaults. `check_given`: have it checked for slips."""
     values: dict[str, Any] = {}
     if f"{prefix}preset" in given:  # a field of a schema whose attribute `presets` has the values of each
-        chosen = _coerce_given(given[f"{prefix}preset"], _field_types(schema)["preset"], f"{prefix}preset")
+        chosen = _coerce_given(given[f"{prefix}preset"], field_types(schema)["preset"], f"{prefix}preset")
         default = schema(**schema.presets[chosen])
     for field in dataclasses.fields(schema):
-        kind, key = _field_types(schema)[field.name], prefix + field.name
+        kind, key = field_types(schema)[field.name], prefix + field.name
         if _is_section(kind):
-            values[field.name] = _build(kind, _default_of(field, default), f"{key}.", given)
+            values[field.name] = _build(kind, _default_of(field, default), f"{key}.", given, check_given)
         elif key in given:
             values[field.name] = _coerce_given(given[key], kind, key)
         elif default is not None:
@@ -155,7 +140,10 @@ def _build(schema: Any, default: Any, prefix: str, given: dict[str, _Given]) -> 
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ValueError(f"{key} has no default: give it in the recipe or with --set {key}=…")
     try:
-        return schema(**values)
+        built = schema(**values)
+        if check_given and hasattr(built, "check_given"):
+            built.check_given()
+        return built
     except ValueError as error:
         raise ValueError(f"{prefix.rstrip('.')}: {error}" if prefix else str(error)) from None
 
@@ -235,12 +223,12 @@ def _describe(kind: Any) -> str:
 def _leaf_types(schema: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted key → type of every field that is not a section, in the order of declaration."""
     leaves: dict[str, Any] = {}
-    for name, kind in _field_types(schema).items():
+    for name, kind in field_types(schema).items():
         leaves |= _leaf_types(kind, f"{prefix}{name}.") if _is_section(kind) else {prefix + name: kind}
     return leaves
 
 
-def _field_types(schema: Any) -> dict[str, Any]:
+def field_types(schema: Any) -> dict[str, Any]:
     hints = get_type_hints(schema)
     return {field.name: hints[field.name] for field in dataclasses.fields(schema)}
 
@@ -269,13 +257,13 @@ def _toml_lines(config: Any, prefix: str) -> Iterator[str]:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field not in sections and (value is not None or field.default is not None):
-            yield f"{field.name} = {_toml_value(value)}"
+            yield f"{field.name} = {toml_value(value)}"
     for field in sections:
         yield f"\n[{prefix}{field.name}]"
         yield from _toml_lines(getattr(config, field.name), f"{prefix}{field.name}.")
 
 
-def _toml_value(value: Any) -> str:
+def toml_value(value: Any) -> str:
     match value:
         case None:
             return '"none"'
@@ -286,5 +274,5 @@ def _toml_value(value: Any) -> str:
         case str() | Path():
             return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
         case tuple() | list():
-            return f"[{', '.join(_toml_value(item) for item in value)}]"
+            return f"[{', '.join(toml_value(item) for item in value)}]"
     raise TypeError(f"no TOML for {value!r}")

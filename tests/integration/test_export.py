@@ -14,6 +14,8 @@ import torchvision
 from checkpoints import CLASSES, opinionated, recipe_of, write_checkpoint
 from click.testing import CliRunner, Result
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torchvision.transforms import v2
 
 import engine.export
@@ -73,7 +75,7 @@ def test_the_description_is_all_that_it_takes_to_predict(
             v2.Resize(facts["resize_size"], interpolation, antialias=facts["antialias"]),
             v2.CenterCrop(facts["image_size"]),
             v2.PILToTensor(),
-            v2.ToDtype(torch.float32, scale=True),
+            v2.ToDtype(torch.float32),
             v2.Normalize(facts["mean"], facts["std"]),
         ]
     )
@@ -89,18 +91,42 @@ def test_the_description_is_all_that_it_takes_to_predict(
     assert max(found.values()) > 0.3
 
 
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
         (("model.blurpool=true",), "resnet18(num_classes=7) loads it but computes something else"),
         (("model.stem=small",), "resnet18(num_classes=7) has other weights"),
         (("model.name=cifar_resnet8",), "cifar_resnet8 is not one of torchvision's networks"),
+        (("model.stem=small", "model.blurpool=true", "model.dropout=none"), "has other weights"),
     ],
 )
-def test_it_says_where_torchvision_has_not_this_network(settings: tuple[str, ...], says: str, tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "a.pt", recipe_of("model.name=resnet18", *settings))
-    assert says in exported(tmp_path / "a.pt", tmp_path / "out" / "model.pt")
-    assert json.loads((tmp_path / "out" / "model.pt.json").read_text())["torchvision"] is None
+def test_it_says_where_torchvision_has_not_this_network_and_how_to_build_it(
+    settings: tuple[str, ...], says: str, suffix: str, tmp_path: Path
+) -> None:
+    net = write_checkpoint(tmp_path / "a.pt", recipe_of("model.name=resnet18", *settings)).eval()
+    path = (tmp_path / "out" / "model").with_suffix(suffix)
+    said = exported(tmp_path / "a.pt", path)
+    assert says in said
+    if suffix == ".pt":
+        facts, state = json.loads((tmp_path / "out" / "model.pt.json").read_text()), torch.load(path, weights_only=True)
+    else:
+        with safe_open(path, "pt") as file:
+            facts, state = file.metadata(), load_file(path)
+    assert facts["torchvision"] in (None, "null")
+    assert facts["build"] in said
+    made: dict[str, Any] = {}
+    exec(facts["build"], made)
+    made["net"].eval().load_state_dict(state)
+    torch.testing.assert_close(made["net"](IMAGES), net(IMAGES), rtol=0, atol=1e-3)
+
+
+def test_the_classes_key_is_called_what_it_is(tmp_path: Path) -> None:
+    animals = [{"wnid": word, "name": word.title()} for word in ("cat", "dog")]
+    write_checkpoint(tmp_path / "a.pt", recipe_of(), classes=animals)
+    exported(tmp_path / "a.pt", tmp_path / "out" / "model.pt")
+    facts = json.loads((tmp_path / "out" / "model.pt.json").read_text())
+    assert facts["classes"] == [{"class": "cat", "name": "Cat"}, {"class": "dog", "name": "Dog"}]
 
 
 def test_an_auxiliary_head_and_inceptions_own_normalisation_are_in_the_call(tmp_path: Path) -> None:
@@ -120,8 +146,6 @@ def test_an_auxiliary_head_and_inceptions_own_normalisation_are_in_the_call(tmp_
 def test_safetensors_hold_the_same_and_say_how_to_use_it(
     resnet18: tuple[Path, torch.nn.Module], tmp_path: Path
 ) -> None:
-    from safetensors import safe_open
-
     exported(resnet18[0], tmp_path / "model.safetensors")
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -130,8 +154,8 @@ def test_safetensors_hold_the_same_and_say_how_to_use_it(
     assert set(tensors) == set(state)
     assert all(torch.equal(tensors[name], state[name]) for name in state)
     assert json.loads(metadata["classes"]) == CLASSES
-    assert json.loads(metadata["mean"]) == pytest.approx([10 / 255, 200 / 255, 90 / 255], abs=1e-6)
-    assert json.loads(metadata["std"]) == pytest.approx([0.229, 0.224, 0.225])
+    assert json.loads(metadata["mean"]) == [10, 200, 90]  # as the recipe has them, and takes them again
+    assert json.loads(metadata["std"]) == [58.395, 57.12, 57.375]
     sizes = {name: metadata[name] for name in ("resize_size", "image_size", "network", "format", "weights")}
     assert sizes == {"resize_size": "72", "image_size": "64", "network": "resnet18", "format": "pt", "weights": "raw"}
     pyproject = (Path(engine.export.__file__).parents[1] / "pyproject.toml").read_text()

@@ -25,7 +25,7 @@ ALLOWED = {
 # whether an image trains as it is at the decoder that decides it
 EXCEPTIONS = {
     "shard_tools/trainable.py": ("pipeline.config", "pipeline.probe"),
-    "shard_tools/preview.py": ("pipeline.feed", "pipeline.loader", "recipes", "training.config"),
+    "shard_tools/preview.py": ("pipeline.feed", "pipeline.loader", "pipeline.mixing", "recipes", "training.config"),
     "engine/command_line.py": ("train",),  # which it starts
     "training/audit.py": ("pipeline.feed", "pipeline.plan", "recipes", "shard_tools.format"),
 }

@@ -1,5 +1,7 @@
 """Pretrained weights, through every kind of file and through torch.hub's cache, against the network they came from."""
 
+import json
+import re
 import socket
 import subprocess
 from pathlib import Path
@@ -11,10 +13,16 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from model.config import ModelConfig
+from engine.learner import build_learner
+from model.config import EmaConfig, ModelConfig
 from model.networks import build_model
 from model.pretrained import load_pretrained
+from model.weight_files import Source
+from recipes import Recipe, TrainConfig
+from shard_tools.format import ClassInfo
+from shard_tools.sources.imagenet import imagenet_classes
 from training import checkpoint
+from training.distributed import World
 
 SMALL = "squeezenet1_1"  # the smallest of torchvision's files
 
@@ -115,7 +123,7 @@ def test_heads_are_found_in_every_family(name: str, heads: list[str], monkeypatc
     with torch.device("meta"):
         donor = fresh(name, 10, **options).state_dict()
         net = fresh(name, 4, **options)
-    monkeypatch.setattr("model.pretrained._read", lambda config: ("memory", donor))
+    monkeypatch.setattr("model.pretrained.read_weights", lambda config: Source("memory", donor))
     _, *notes = load(net, name, "-").split("; ")
     assert notes == [f"{head} starts anew, 10 → 4 classes" for head in heads]
     different = {key for key, tensor in net.state_dict().items() if tensor.shape != donor[key].shape}
@@ -262,6 +270,126 @@ def test_what_does_not_fit_is_an_error_with_the_first_few_names(donor: nn.Module
     assert error_of(state | {"fc.bias": 3}) == "fc.bias is no tensor"
     del state["fc.weight"]
     assert error_of(state) == "fc.weight is missing"
+
+
+TEN = [ClassInfo(f"n{i:08}", f"name {i}") for i in range(10)]
+
+
+def of_program(kind: str, net: nn.Module, folder: Path, classes: list[ClassInfo] = TEN) -> Path:
+    """The weights in a file that knows its classes, as a checkpoint and the exports do."""
+    listed = [{"class" if kind == "safetensors" else "wnid": info.wnid, "name": info.name} for info in classes]
+    path = folder / "model.pt"
+    match kind:
+        case "checkpoint":
+            checkpoint.save(path, {"net": net.state_dict(), "ema": None, "classes": listed})
+        case "safetensors":
+            path = path.with_suffix(".safetensors")
+            state = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
+            save_file(state, path, {"format": "pt", "classes": json.dumps(listed)})
+        case "export":
+            torch.save(net.state_dict(), path)
+            (folder / "model.pt.json").write_text(json.dumps({"classes": listed}))
+        case "bare":
+            torch.save(net.state_dict(), path)
+            (folder / "model.pt.json").write_text('{"classes": ["a", "b"]}')  # another program's
+    return path
+
+
+def learnt(path: Path, classes: list[ClassInfo], name: str = "cifar_resnet8", **options: Any) -> tuple[Any, str]:
+    """The learner that starts from the file's weights, and what was said."""
+    said: list[str] = []
+    model = ModelConfig(name=name, pretrained=str(path), **options)
+    recipe = Recipe(model=model, ema=EmaConfig(decay=0.9), train=TrainConfig(precision="fp32"))
+    world = World(0, 0, 1, 1, torch.device("cpu"))
+    learner = build_learner(recipe, len(classes), world, said.append, classes)
+    (line,) = said
+    return learner, line.partition("; ")[2]
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "safetensors", "export"])
+@pytest.mark.parametrize(
+    ("labels", "note"),
+    [
+        ([*range(10)], ""),
+        ([3, 2, 1, 0, *range(4, 10)], "fc keeps the rows of the dataset's classes, which has them in another order"),
+        ([7, 2], "fc keeps the rows of the dataset's classes, 2 of 10"),
+    ],
+)
+def test_a_file_that_knows_its_classes_gives_the_rows_of_the_datasets(
+    kind: str, labels: list[int], note: str, donor: nn.Module, tmp_path: Path
+) -> None:
+    classes = [TEN[label] for label in labels]
+    learner, said = learnt(of_program(kind, donor, tmp_path), classes)
+    images = torch.randn(4, 3, 32, 32)
+    expected = donor.eval()(images)[:, labels]
+    for net in (learner.net.eval(), learner.ema.net):
+        torch.testing.assert_close(net(images), expected)
+    assert said == note
+
+
+@pytest.mark.parametrize(
+    ("classes", "note"),
+    [
+        ([ClassInfo(f"other {i}", "") for i in range(10)], "fc starts anew, 10 → 10 classes, none of which it knows"),
+        ([*TEN[:4], ClassInfo("x", "x")], "fc starts anew, 10 → 5 classes, only 4 of which it knows"),
+        ([*TEN, ClassInfo("x", "x")], "fc starts anew, 10 → 11 classes, only 10 of which it knows"),
+    ],
+)
+def test_other_classes_start_a_new_head_even_as_many(
+    classes: list[ClassInfo], note: str, donor: nn.Module, tmp_path: Path
+) -> None:
+    learner, said = learnt(of_program("checkpoint", donor, tmp_path), classes)
+    untouched = fresh("cifar_resnet8", len(classes), seed=0)
+    assert_same(learner.net, donor, except_for="fc.")
+    torch.testing.assert_close(learner.net.fc.weight, untouched.fc.weight, rtol=0, atol=0)
+    torch.testing.assert_close(learner.net.fc.bias, untouched.fc.bias, rtol=0, atol=0)
+    assert_same(learner.ema.net, learner.net)
+    assert said == note
+
+
+def test_what_is_assumed_is_said(donor: nn.Module, tmp_path: Path) -> None:
+    letters = [ClassInfo(letter, letter) for letter in "abcdefghij"]
+    learner, said = learnt(of_program("bare", donor, tmp_path), letters)
+    assert_same(learner.net, donor)
+    assert said == "fc is kept, as if its 10 classes, which are not named there, were the dataset's, in order"
+    numbers = [ClassInfo(f"{i:06}", f"{i:06}") for i in range(10)]
+    _, said = learnt(of_program("checkpoint", donor, tmp_path, numbers), [ClassInfo(str(i), str(i)) for i in range(10)])
+    assert said == "fc keeps the rows of the dataset's classes, known by their numbers alone, as they have no names"
+
+
+def test_auxiliary_heads_and_convolutions_are_mapped_too(tmp_path: Path) -> None:
+    for name, heads in (("googlenet", ("fc", "aux1.fc2", "aux2.fc2")), ("squeezenet1_1", ("classifier.1",))):
+        options = {"aux_logits": True} if name == "googlenet" else {}
+        donor = fresh(name, 10, seed=7, **options)
+        learner, said = learnt(of_program("checkpoint", donor, tmp_path), [TEN[4], TEN[1]], name, **options)
+        for head in heads:
+            for part in ("weight", "bias"):
+                theirs = donor.get_parameter(f"{head}.{part}")[[4, 1]]
+                torch.testing.assert_close(learner.net.get_parameter(f"{head}.{part}"), theirs, rtol=0, atol=0)
+        assert said == "; ".join(f"{head} keeps the rows of the dataset's classes, 2 of 10" for head in heads)
+
+
+@pytest.mark.parametrize("how", ["name", "file"])
+def test_torchvisions_rows_are_imagenets_sorted_wnids(how: str, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the name of the weights, and from the file that torchvision publishes; any other file's rows are not known."""
+    donor = fresh(SMALL, 1000, seed=7)
+    published = torchvision.models.SqueezeNet1_1_Weights.DEFAULT
+    path = hub / published.url.rpartition("/")[2]
+    torch.save(donor.state_dict(), path)
+    monkeypatch.setattr("model.weight_files._sha256", lambda file: re.findall(r"-(\w+)\.pth", published.url)[0])
+    source = path if how == "file" else Path("DEFAULT")
+    wnids = list(imagenet_classes().items())
+    goldfish, tench = (ClassInfo(*wnids[i]) for i in (1, 0))
+    learner, said = learnt(source, [goldfish, tench], SMALL)
+    torch.testing.assert_close(learner.net.classifier[1].weight, donor.classifier[1].weight[[1, 0]], rtol=0, atol=0)
+    assert said == "classifier.1 keeps the rows of the dataset's classes, 2 of 1000"
+    numbered = [ClassInfo(f"{i:06}", name) for i, (_, name) in enumerate(wnids)]
+    assert_same(learnt(source, numbered, SMALL)[0].net, donor)
+    others = [ClassInfo(f"class {i}", f"class {i}") for i in range(1000)]
+    assert learnt(source, others, SMALL)[1] == "classifier.1 starts anew, 1000 → 1000 classes, none of which it knows"
+    if how == "file":
+        monkeypatch.undo()  # whatever the file's name says, it is another
+        assert "is kept, as if its 1000 classes" in learnt(source, others, SMALL)[1]
 
 
 class Harmful:

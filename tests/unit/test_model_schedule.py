@@ -12,6 +12,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from model.config import ScheduleConfig
 from model.schedule import DECAYS, lr_at
+from recipes import Recipe
+from training.config import load_config
 
 BASE_LR, STEPS_PER_EPOCH, EPOCHS = 0.7, 10, 10
 TOTAL = STEPS_PER_EPOCH * EPOCHS
@@ -116,7 +118,7 @@ LAST = {"cosine": 0.05, "linear": 0.05, "polynomial": 0.05, "one_cycle": 0.05, "
 def test_start_peak_end_and_after(name: str) -> None:
     final_lr = 0.05 if LAST[name] == 0.05 else 0.0
     milestones = (8.0,) if name == "step" else ()
-    config = ScheduleConfig(name=name, final_lr=final_lr, milestones=milestones)  # type: ignore[arg-type]
+    config = ScheduleConfig(name=name, warmup_epochs=5, final_lr=final_lr, milestones=milestones)  # type: ignore[arg-type]
     values = {epoch: lr_at(epoch, epochs=10, base_lr=BASE_LR, config=config) for epoch in (0, 5, 10, 100)}
     assert values == pytest.approx({0: 0.01 * BASE_LR, 5: BASE_LR, 10: LAST[name], 100: LAST[name]})
 
@@ -135,7 +137,17 @@ def test_fewer_steps_an_epoch_follow_the_same_curve() -> None:
 
 def test_a_warm_up_as_long_as_the_run_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"warmup_epochs = 5 of train.epochs = 5: the warm-up must end before"):
-        lr_at(0, epochs=5, base_lr=1.0, config=ScheduleConfig())
+        lr_at(0, epochs=5, base_lr=1.0, config=ScheduleConfig(warmup_epochs=5))
+
+
+@pytest.mark.parametrize(("epochs", "warmup"), [(300, 5), (90, 5), (25, 5), (10, 2), (5, 1), (1, 0.2)])
+def test_the_default_warm_up_fits_into_every_run(epochs: int, warmup: float) -> None:
+    curve = {e: lr_at(e, epochs=epochs, base_lr=1.0, config=ScheduleConfig()) for e in (0, warmup / 2, warmup, epochs)}
+    assert curve == pytest.approx({0: 0.01, warmup / 2: 0.505, warmup: 1.0, epochs: 0.0})
+    assert load_config(Recipe, None, [f"train.epochs={epochs}"]).schedule.warmup_epochs == warmup
+    given = f"schedule.warmup_epochs={epochs}"
+    with pytest.raises(ValueError, match=f"warmup_epochs = {epochs} of train.epochs = {epochs}: .*leave it out"):
+        load_config(Recipe, None, [f"train.epochs={epochs}", given])
 
 
 @pytest.mark.parametrize(

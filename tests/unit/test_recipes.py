@@ -3,7 +3,7 @@
 import math
 import re
 import tomllib
-from dataclasses import fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -11,14 +11,18 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from timm.scheduler import CosineLRScheduler
 
+import train
 from model.networks import build_model
 from model.schedule import lr_at
 from pipeline.augment import AugmentConfig
 from recipes import FOLDER, Recipe
 from recipes.phases import PhasesConfig, recipe_at
-from training.config import diff, load_config
+from training.config import diff, from_toml, keys, load_config
+from training.config_names import SECTIONS, SYNONYMS, keys_like
+from training.config_text import commented_toml, told
 
 FILES = {file.stem: file for file in sorted(FOLDER.glob("*.toml"))}
 TABLES = {name: tomllib.loads(file.read_text(encoding="utf-8")) for name, file in FILES.items()}
@@ -280,3 +284,161 @@ def test_phases_scale_the_augmentation() -> None:
     phases = PhasesConfig(start_epochs=(0, 4), augment_strength=(0.5, 1.0))
     recipe = Recipe(augment=FULL, phases=phases)
     assert [recipe_at(recipe, epoch).augment.mixup for epoch in (0, 3, 4, 9)] == [0.4, 0.4, 0.8, 0.8]
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [
+        (
+            "[0.485, 0.456, 0.406]",
+            "[0.229, 0.224, 0.225]",
+            "255 times that is mean = [123.675, 116.28, 103.53], std = [58.395, 57.12, 57.375]",
+        ),
+        ("[0.5, 0.5, 0.5]", "[0.5, 0.5, 0.5]", "is mean = [127.5, 127.5, 127.5], std = [127.5, 127.5, 127.5]"),
+        ("[0.5, 0.5, 0.5]", "[127.5, 127.5, 127.5]", "that is mean = [127.5, 127.5, 127.5]"),
+        ("[123.675, 116.28, 103.53]", "[0.229, 0.224, 0.225]", "that is std = [58.395, 57.12, 57.375]"),
+        ("[0, 0, 0]", "[1, 1, 1]", "that is std = [255.0, 255.0, 255.0]"),
+        ("[0.5, 0.5, 0.5]", "[1, 1, 1]", "is mean = [127.5, 127.5, 127.5], std = [255.0, 255.0, 255.0]"),
+        ("[124, 116, 104]", "[0.229, 57, 57]", "that is std = [58.395, 57.0, 57.0]"),
+        ("[124, 116, 104]", "[58, 0, 57]", "std: (58.0, 0.0, 57.0) must be above 0"),
+        ("[124, 116, 104]", "[58, -57, 57]", "std: (58.0, -57.0, 57.0) must be above 0"),
+        ("[124, 116, 104]", "[58, 57, inf]", "std: [58.0, 57.0, inf] must be in grey levels, 1 to 255"),
+        ("[124, -116, 104]", "[58, 57, 57]", "mean: [124.0, -116.0, 104.0] must be in grey levels, 0 to 255"),
+        ("[31537.1, 29651.4, 26400.2]", "[58, 57, 57]", "must be in grey levels, 0 to 255"),
+        ("[124, 116]", "[58, 57, 57]", "data.mean = [124, 116]: expected an array of 3"),
+        ("0.5", "[58, 57, 57]", "--set data.mean=0.5: data.mean = 0.5: expected an array of 3"),
+    ],
+)
+def test_mean_and_std_are_grey_levels(mean: str, std: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as refused:
+        load_config(Recipe, None, [f"data.mean={mean}", f"data.std={std}"])
+    assert "\n" not in str(refused.value)
+    pasted = re.findall(r"(mean|std) = (\[.*?\])", message.partition("255 times")[2])
+    if pasted:
+        again = {"mean": mean, "std": std} | dict(pasted)
+        load_config(Recipe, None, [f"data.{name}={values}" for name, values in again.items()])
+
+
+@pytest.mark.parametrize(("mean", "std"), [("[0, 0, 0]", "[255, 255, 255]"), ("[104, 117, 123]", "[1, 1, 1]")])
+def test_any_grey_levels_are_taken(mean: str, std: str) -> None:
+    load_config(Recipe, None, [f"data.mean={mean}", f"data.std={std}"])
+
+
+def test_what_an_earlier_version_trained_with_is_read_back() -> None:
+    """Such a network expects the images that it was trained on, whatever its recipe meant."""
+    old = "[data]\nmean = [0.485, 0.456, 0.406]\nstd = [0.229, 0.224, 0.225]\n"
+    assert from_toml(Recipe, old, "checkpoint").data.std == (0.229, 0.224, 0.225)
+
+
+KEYS_OF_ALL = keys(Recipe)
+
+
+@pytest.mark.parametrize("key", SYNONYMS)
+def test_what_other_trainers_call_a_key_is_told_to_be_it(key: str) -> None:
+    assert key in KEYS_OF_ALL
+    for name in SYNONYMS[key].split():
+        for given in (name, name.upper().replace("_", "-")):
+            assert key in keys_like(given, KEYS_OF_ALL)
+    assert key.rpartition(".")[2] not in SYNONYMS[key].split()
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("[optimizer]\nlearning_rate = 0.1", "unknown key optimizer.learning_rate: did you mean optimizer.lr?"),
+        ("learning_rate = 0.1", "did you mean optimizer.lr?"),
+        ("[train]\nbatch_size = 32", "did you mean train.global_batch_size?"),
+        ("[data]\nbatch_size = 32", "did you mean train.global_batch_size?"),
+        ("[train]\nworkers = 8", "did you mean data.threads?"),
+        ("[train]\nlr = 0.1", "did you mean optimizer.lr?"),
+        ("[optimizer]\ndecay = 0.1", "did you mean optimizer.weight_decay?"),
+        ("warmup = 3", "did you mean schedule.warmup_epochs or ema.warmup?"),
+        ("[augmentation]\nmixup = 0.2", "unknown key augmentation: did you mean the section [augment]?"),
+        ("[Model]\nname = 'resnet18'", "did you mean the section [model]?"),
+        ("[scheduler]\nname = 'step'", "did you mean the section [schedule]?"),
+        ("[zzz]\nname = 1", "valid sections are data, augment, model"),
+        ("model = 'resnet50'", "expected a section, [model]"),
+    ],
+)
+def test_names_of_other_trainers_in_a_file(text: str, meant: str, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=re.escape(meant)) as refused:
+        load_config(Recipe, file)
+    assert str(refused.value).startswith(f"{file}: ")
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_synonyms_of_sections_are_of_a_section_and_no_section(section: str) -> None:
+    sections = {key.partition(".")[0] for key in KEYS_OF_ALL}
+    assert section in sections
+    assert not sections & set(SECTIONS[section].split())
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [
+        ("--pretrained=DEFAULT", "give --set model.pretrained=…"),
+        ("--learning-rate=1", "give --set optimizer.lr=…"),
+        ("-b", "give --set train.global_batch_size=…"),
+        ("--output-dir=runs", "give --run-dir"),
+        ("--config=a.toml", "give --recipe"),
+        ("--recipes=demo", "Did you mean '--recipe'?"),
+        ("--zzz", "No such option '--zzz'."),
+    ],
+)
+def test_options_of_other_trainers(option: str, meant: str) -> None:
+    result = CliRunner().invoke(train.main, [option])
+    assert result.exit_code == 2
+    assert meant in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_show_config_prints_is_the_recipe_with_every_key(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "shown.toml"
+    shown = CliRunner().invoke(train.main, ["--recipe", name, "--show-config", "--no-machine-config"])
+    assert shown.exit_code == 0
+    file.write_text(shown.stdout, encoding="utf-8")
+    assert load_config(Recipe, file) == _recipe(name)
+    table = tomllib.loads(shown.stdout)
+    assert [f"{section}.{key}" for section in table for key in table[section]] == KEYS_OF_ALL
+    for key in ("# passes over the training split.", "# mean, std: of each channel, RGB, in grey levels 0 … 255"):
+        assert f"\n{key}" in shown.stdout
+
+
+@pytest.mark.parametrize("section", [field.name for field in fields(Recipe)])
+def test_every_key_is_described_in_its_dataclass(section: str) -> None:
+    schema = get_type_hints(Recipe)[section]
+    about = told(schema)
+    assert {name for name, text in about.fields.items() if text} == {field.name for field in fields(schema)}
+
+
+def test_comments_are_the_docstrings_first_sentences() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Section:
+        """What it is. In two sentences.
+
+        low, high: the range, e.g. of Szegedy et al. 2016, over
+            two lines. A second sentence. kind: which. `mode` is told here: by `"a"`. Never this.
+        """
+
+        low: int = 0
+        high: int | None = None
+        kind: Literal["x", "y"] = "x"
+        mode: Literal["a", "b"] = "a"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Tree:
+        section: Section = field(default_factory=Section)
+
+    assert commented_toml(Tree()).splitlines() == [
+        "[section]",
+        "# What it is. In two sentences.",
+        "# low, high: the range, e.g. of Szegedy et al. 2016, over two lines.",
+        "low = 0",
+        'high = "none"',
+        '# which. One of "x", "y".',
+        'kind = "x"',
+        '# `mode` is told here: by `"a"`. One of "a", "b".',
+        'mode = "a"',
+    ]

@@ -1,0 +1,138 @@
+"""Weights from elsewhere: `ModelConfig.pretrained`, a file or a name → the tensors, and what their head's classes are.
+
+A source is a file (a checkpoint of this program, a torch state dict, a .safetensors file) or the name of weights that
+torchvision publishes for the network (`DEFAULT`, `IMAGENET1K_V2` …), which torch.hub downloads once and keeps.
+Nothing in a file can run: `weights_only=True`.
+"""
+
+import hashlib
+import json
+import pickle
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torchvision
+
+from model.config import ModelConfig
+from model.networks import OWN_NETWORKS
+
+CHECKPOINT_FORMAT = "penstock-checkpoint-1"
+Classes = tuple[tuple[str, str], ...]  # of a head's rows: key and readable name
+# Under one of these keys other programs (torchvision's references, timm, Lightning) keep the state dict.
+NESTED_UNDER = ("model", "state_dict")
+
+
+class Source(NamedTuple):
+    """origin: where the weights come from, in words. classes: those of the head's rows, None where nothing says."""
+
+    origin: str
+    weights: dict[str, Any]
+    classes: Classes | None = None
+
+
+def read_weights(config: ModelConfig) -> Source:
+    """What `config.pretrained` names, read or downloaded.
+
+    Raises ValueError where it is neither a file nor weights of this network, or cannot be downloaded or read.
+    """
+    source = config.pretrained
+    published: dict[str, Any] = {}
+    if config.name not in OWN_NETWORKS:
+        published = dict(torchvision.models.get_model_weights(config.name).__members__)
+    name = source.rpartition(".")[2]  # also ResNet50_Weights.IMAGENET1K_V2
+    if name in published and source in (name, f"{type(published[name]).__name__}.{name}"):
+        return Source(str(published[name]), _download(published[name], source), _categories(published[name]))
+    path = Path(source)
+    if path.is_file():
+        read = _read_file(path)
+        same = next((one for one in published.values() if _is_download(path, one.url)), None)
+        return read._replace(origin=f"{path} ({same})", classes=_categories(same)) if same else read
+    if not published:
+        raise ValueError(f"pretrained = {source}: no such file; torchvision publishes no weights of {config.name}")
+    raise ValueError(
+        f"pretrained = {source}: neither a file nor one of torchvision's weights of {config.name} "
+        f"({', '.join(published)})"
+    )
+
+
+def _categories(published: Any) -> Classes:
+    return tuple((str(label), name) for label, name in enumerate(published.meta["categories"]))
+
+
+def _is_download(path: Path, url: str) -> bool:
+    """Whether the file is what torchvision publishes at `url`, whose last word has the first digits of its sha256."""
+    name = url.rpartition("/")[2]
+    digits = re.search(r"-([0-9a-f]{8,})\.", name)
+    return path.name == name and digits is not None and _sha256(path).startswith(digits[1])
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _download(published: Any, source: str) -> dict[str, Any]:
+    advice = f"download {published.url} elsewhere and give the file's path"
+    try:
+        weights: dict[str, Any] = published.get_state_dict(
+            progress=True, check_hash=True, map_location="cpu", weights_only=True
+        )
+    except OSError as error:
+        raise ValueError(f"pretrained = {source}: no download ({getattr(error, 'reason', error)}): {advice}") from None
+    except Exception as error:  # torch raises many kinds for a damaged file, RuntimeError for a wrong hash
+        raise ValueError(f"pretrained = {source}: {_first_line(error)}: empty torch.hub's cache, or {advice}") from None
+    return weights
+
+
+def _read_file(path: Path) -> Source:
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return Source(str(path), weights, _classes_of(_json(metadata.get("classes", ""))))
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and safetensors raise many kinds, by the byte at which a file breaks
+        raise ValueError(f"{path}: cannot be read as weights: {_first_line(error)}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds a {type(content).__name__}, not a state dict")
+    if content.get("format") == CHECKPOINT_FORMAT:
+        state = content["state"]
+        classes = _classes_of(state.get("classes"))
+        if (average := state.get("ema")) is not None:
+            return Source(f"{path} (moving average)", average, classes)
+        return Source(str(path), state["net"], classes)
+    for key in NESTED_UNDER:
+        if isinstance(content.get(key), dict):
+            return Source(f"{path} ({key})", content[key])
+    beside = path.with_name(f"{path.name}.json")  # an export's description
+    description = _json(beside.read_bytes()) if beside.is_file() else None
+    return Source(
+        str(path), content, _classes_of(description.get("classes") if isinstance(description, dict) else None)
+    )
+
+
+def _json(text: str | bytes) -> Any:
+    """What the text says, None where it is no JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _classes_of(listed: Any) -> Classes | None:
+    """Those that a checkpoint or an export lists; None where it lists none, or something else."""
+    try:
+        return tuple((str(info["wnid" if "wnid" in info else "class"]), str(info["name"])) for info in listed) or None
+    except (TypeError, KeyError):
+        return None
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to allow code to run
+        return "it holds more than tensors and plain values, or is no torch file"
+    return str(error).strip().partition("\n")[0] or type(error).__name__
