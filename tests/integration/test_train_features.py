@@ -10,15 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import write_checkpoint
 from click.testing import CliRunner
 
 import train
 from engine import command_line
+from engine.load import load_network
 from engine.step import train_step
 from model.config import EmaConfig
 from model.ema import Ema
 from recipes import Recipe
-from tests.integration.test_train import NUM_VAL, STEPS_PER_EPOCH, arguments, by_step, lines, run, start
+from shard_tools.format import ShardSet
+from tests.integration.test_train import NUM_VAL, SMALL, STEPS_PER_EPOCH, arguments, by_step, lines, run, start
 from training import checkpoint
 from training.config import load_config
 from training.step_log import StepLog
@@ -388,3 +391,24 @@ def test_epochs_have_the_digest_of_their_steps(dataset_dir: Path, tmp_path: Path
         steps = {line["step"]: line for line in lines(tmp_path / "run", "step") if line["epoch"] == epoch["epoch"]}
         assert len(steps) == STEPS_PER_EPOCH
         assert int(epoch["samples"], 16) == sum(int(line["samples"], 16) for line in steps.values()) % 2**63
+
+
+def test_a_run_starts_from_the_weights_and_says_what_became_of_the_head(dataset_dir: Path, tmp_path: Path) -> None:
+    """A dataset's own classes are scored as the checkpoint scored them; those of another checkpoint are learnt anew."""
+    own = [{"wnid": info.wnid, "name": info.name} for info in ShardSet.open(dataset_dir).classes]
+    recipe = load_config(Recipe, None, [f"{key}={value}" for key, value in SMALL.items()])
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for name, classes, told in (
+        ("own", own, ""),
+        ("turned", own[::-1], "; fc keeps the rows of the dataset's classes, which has them in another order"),
+        ("others", [{"wnid": word, "name": word} for word in "abc"], "; fc starts anew, 3 → 3 classes, none of which"),
+    ):
+        net = write_checkpoint(tmp_path / f"{name}.pt", recipe, classes=classes).eval()
+        run_dir = tmp_path / name
+        result = run(dataset_dir, run_dir, "--max-steps", "0", model__pretrained=tmp_path / f"{name}.pt")
+        assert result.exit_code == 0, result.output
+        (line,) = [line for line in result.output.splitlines() if line.startswith("pretrained weights: ")]
+        assert line.startswith(f"pretrained weights: {tmp_path}/{name}.pt{told}")
+        logits = load_network(run_dir, device=torch.device("cpu")).net(images)
+        expected = net(images)[:, [2, 1, 0] if name == "turned" else [0, 1, 2]]
+        assert torch.equal(logits, expected) == (name != "others")
