@@ -20,6 +20,7 @@ from engine.load import Loaded, load_network
 from pipeline.build import threads_per_rank
 from shard_tools.format import ClassInfo, escape
 from shard_tools.sources.naming import EXTENSIONS, Ignored, some
+from shard_tools.terminal import as_shown
 from training import distributed, environment
 
 PIPED_WIDTH = 10_000  # columns of a table that no terminal shows: nothing is folded
@@ -136,7 +137,7 @@ def _table(predictions: list[Prediction], classes: tuple[ClassInfo, ...], header
         table.add_column("name", width=min(longest, console.width // 3), overflow="fold")
     for prediction in predictions:
         for place, (label, probability) in enumerate(prediction.classes):
-            file = escape(prediction.file) if place == 0 else ""
+            file = as_shown(escape(prediction.file)) if place == 0 else ""
             cells = [file, f"{probability:.4f}", classes[label].wnid, *[classes[label].name] * named]
             table.add_row(*map(Text, cells), style="bold" if place == 0 else None)
     return table
