@@ -163,7 +163,7 @@ def main(
         click.echo(schedule_chart(chosen.recipe))
         return
     with refusing():
-        dataset = check(chosen, resume, run_dir)
+        dataset = check(chosen, data, resume, run_dir)
 
     import train
     from engine.start import start
@@ -189,7 +189,7 @@ def choose_recipe(
     return Chosen(recipe, name, said)
 
 
-def check(chosen: Chosen, resume: str, run_dir: Path | None) -> ShardSet | None:
+def check(chosen: Chosen, data: str | None, resume: str, run_dir: Path | None) -> ShardSet | None:
     """All that can be checked without torch. Answers the dataset, or None for the demo's, which is still to be made.
 
     Raises ValueError for what is wrong, in one line.
@@ -208,4 +208,7 @@ def check(chosen: Chosen, resume: str, run_dir: Path | None) -> ShardSet | None:
     run_dirs.check_place(run_dir or Path("runs"))
     if recipe.data.path == DEMO_DATA:
         return None
-    return ShardSet.open(recipe.data.path, recipe.data.cache_dir, recipe.data.store_timeout_s)
+    try:
+        return ShardSet.open(recipe.data.path, recipe.data.cache_dir, recipe.data.store_timeout_s)
+    except ValueError as error:
+        raise ValueError(f"{error}; if it is elsewhere: --data DIR" if not data else str(error)) from None

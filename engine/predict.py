@@ -23,6 +23,7 @@ from shard_tools.classes import class_infos, read_class_file
 from shard_tools.encode import EncodeConfig
 from shard_tools.format import ClassInfo, escape, key_name
 from shard_tools.sources.naming import EXTENSIONS, Ignored, some
+from shard_tools.terminal import as_shown
 from training import distributed, environment
 
 PIPED_WIDTH = 10_000  # columns of a table that no terminal shows: nothing is folded
@@ -147,7 +148,7 @@ def _table(predictions: list[Prediction], classes: tuple[ClassInfo, ...], header
     table.add_column("class", width=_key_width(classes), no_wrap=True)
     named = _are_named(classes)
     if named:
-        longest = max(cell_len(escape(info.name)) for info in classes)
+        longest = max(cell_len(_cell(info.name)) for info in classes)
         room = _word_width(classes) + console.width - _least_width(classes)
         width = max(_word_width(classes), min(longest, console.width // 3, room))
         table.add_column("name", width=width, overflow="fold")
@@ -155,7 +156,7 @@ def _table(predictions: list[Prediction], classes: tuple[ClassInfo, ...], header
         for place, (label, probability) in enumerate(prediction.classes):
             file = prediction.file if place == 0 else ""
             cells = [file, f"{probability:.4f}", classes[label].wnid, *[classes[label].name] * named]
-            table.add_row(*(Text(escape(cell)) for cell in cells), style="bold" if place == 0 else None)
+            table.add_row(*(Text(_cell(cell)) for cell in cells), style="bold" if place == 0 else None)
     return table
 
 
@@ -170,9 +171,14 @@ def _are_named(classes: tuple[ClassInfo, ...]) -> bool:
 
 
 def _key_width(classes: tuple[ClassInfo, ...]) -> int:
-    return max(len("class"), *(cell_len(escape(info.wnid)) for info in classes))
+    return max(len("class"), *(cell_len(_cell(info.wnid)) for info in classes))
 
 
 def _word_width(classes: tuple[ClassInfo, ...]) -> int:
-    words = (word for info in classes for word in escape(info.name).split())
+    words = (word for info in classes for word in _cell(info.name).split())
     return min(MOST_WORD, max(map(cell_len, words), default=0))
+
+
+def _cell(text: str) -> str:
+    """What a terminal shows of it, on one line: columns are as wide as that."""
+    return as_shown(escape(text))

@@ -46,6 +46,12 @@ codecs.register_error(ERRORS, plain)
 codecs.register(_find)
 
 
+def as_shown(text: str) -> str:
+    """What stdout makes of it: for tables, whose columns must be as wide."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, ERRORS).decode(encoding)
+
+
 class _Output(io.TextIOWrapper):
     """stdout or stderr of this process; where it cannot be written to any more the program ends, with 1."""
 
