@@ -36,7 +36,8 @@ def evaluate(
     """Score each of `nets` in one pass over the loader's split.
 
     `nets`: prefix of its figures → network; with {"": net, "ema_": average} the figures are top1, top5 (fractions),
-    loss (mean cross-entropy) and ema_top1, ema_top5, ema_loss, with num_images. The second dict is what
+    loss (mean cross-entropy) and ema_top1, ema_top5, ema_loss, with num_images; where the loader feeds a choice of its
+    split, split_images has how many that has. The second dict is what
     `EvalInspection` saw of the last of the nets. flip: the mean of the logits of an image and of its mirror image.
     `should_stop` is asked equally often on every rank; None where it said yes. `watched` hands on
     the batches (`Watchdog.each`).
@@ -45,10 +46,10 @@ def evaluate(
     """
     for net in nets.values():
         net.eval()
-    split, world_size = loader.feed.split, loader.feed.world_size
+    feed, world_size = loader.feed, loader.feed.world_size
     inspection = EvalInspection(num_classes, device)
     sums = torch.zeros(len(nets), 4, dtype=torch.float64, device=device)
-    whole_rounds = len(split) // (loader.feed.batch_size * world_size)  # every rank has so many batches, some one more
+    whole_rounds = feed.num_samples // (feed.batch_size * world_size)  # every rank has so many batches, some one more
     for i, (images, labels, sample_ids) in enumerate(watched(loader.iter_epoch(0))):
         for row, net in zip(sums, nets.values(), strict=True):
             with autocast:
@@ -60,11 +61,13 @@ def evaluate(
             return None
     figures: dict[str, Any] = {}
     for prefix, (top1, top5, loss_sum, num_images) in zip(nets, distributed.sum_tensor(sums).tolist(), strict=True):
-        if num_images != len(split):
-            raise RuntimeError(f"validation counted {num_images:.0f} of {len(split)} images")
+        if num_images != feed.num_samples:
+            raise RuntimeError(f"validation counted {num_images:.0f} of {feed.num_samples} images")
         means = {"top1": top1 / num_images, "top5": top5 / num_images, "loss": loss_sum / num_images}
         figures |= {prefix + name: value for name, value in means.items()} | {"num_images": int(num_images)}
-    return figures, inspection.reduced(distributed.sum_tensor, rank=loader.feed.rank, world_size=world_size)
+    if feed.num_samples < len(feed.split):
+        figures["split_images"] = len(feed.split)
+    return figures, inspection.reduced(distributed.sum_tensor, rank=feed.rank, world_size=world_size)
 
 
 def predict_logits(net: nn.Module, images: Tensor, flip: bool) -> Tensor:

@@ -16,12 +16,30 @@ from recipes import Recipe
 from recipes.phases import recipe_at
 from shard_tools.format import ShardSet
 from training import quarantine
+from training.budget import Work
 from training.distributed import World
 
 
 def open_dataset(recipe: Recipe, path: str | None = None) -> ShardSet:
     """The recipe's packed dataset, or the one at `path`: a directory or a URL."""
     return ShardSet.open(path or recipe.data.path, recipe.data.cache_dir, recipe.data.store_timeout_s)
+
+
+def validates(recipe: Recipe) -> bool:
+    """Whether the recipe has a validation split: `data.val_split` may be none."""
+    return recipe.data.val_split not in ("", "none")
+
+
+def check_splits(recipe: Recipe, dataset: ShardSet) -> None:
+    """Raises ValueError, with the way out, where the dataset lacks a split that the recipe names."""
+    if validates(recipe) and recipe.data.val_split not in dataset.splits:
+        raise ValueError(
+            f"{dataset.root}: no split {recipe.data.val_split!r} to validate on; it has {', '.join(dataset.splits)}. "
+            "Pack one (python -m shard_tools pack SOURCE OUT --split train=0.9,val=0.1), name another (--set "
+            "data.val_split=NAME), or train without validation (--set data.val_split=none)"
+        )
+    for name in filter(None, (recipe.data.train_split, recipe.data.test_split)):
+        dataset.split(name)
 
 
 def train_loader(recipe: Recipe, dataset: ShardSet, world: World, run_dir: Path, out: set[int]) -> Loader:
@@ -45,15 +63,24 @@ def train_loader(recipe: Recipe, dataset: ShardSet, world: World, run_dir: Path,
     return build_loader(feed, on_bad=on_bad, quarantine=set(out), **_running(recipe, world))
 
 
-def eval_loader(recipe: Recipe, dataset: ShardSet, world: World, split: str, batch_size: int | None = None) -> Loader:
-    """Every sample of a split once over all ranks, resized and centre-cropped; by default in training's batch size."""
+def eval_loader(
+    recipe: Recipe, dataset: ShardSet, world: World, split: str, batch_size: int | None = None, at_most: int = 0
+) -> Loader:
+    """Every sample of a split once over all ranks, resized and centre-cropped; by default in training's batch size.
+    `at_most`: of so many samples instead, a fixed choice (`Feed`)."""
     feed = Feed(
         split=dataset.split(split),
         augment=None,
         batch_size=batch_size or rank_batch_size(recipe, world),
+        at_most=at_most,
         **_share(recipe, world),
     )
     return build_loader(feed, **_running(recipe, world))
+
+
+def val_loader_of(recipe: Recipe, dataset: ShardSet, world: World, at_most: int) -> Loader | None:
+    """That of the recipe's validation split, if it has one."""
+    return eval_loader(recipe, dataset, world, recipe.data.val_split, at_most=at_most) if validates(recipe) else None
 
 
 def rank_batch_size(recipe: Recipe, world: World) -> int:
@@ -81,6 +108,27 @@ def count_steps(recipe: Recipe, num_train: int, world: World) -> int:
             )
         total += num_train // now.train.global_batch_size
     return total
+
+
+def work_of(recipe: Recipe, dataset: ShardSet, *, last_step: int, at_most: int, num_nets: int, compiles: bool) -> Work:
+    """What a run up to `last_step` has to do, for its clock. `num_nets` are scored in each validation, on `at_most`
+    images (0 for all)."""
+    each_epoch = [recipe_at(recipe, epoch) for epoch in range(recipe.train.epochs)]
+    scored = [recipe.data.val_split if validates(recipe) else "", recipe.data.test_split]
+    num_val, num_test = (len(dataset.split(name)) if name else 0 for name in scored)
+    passes = num_nets * (2 if recipe.train.val_flip else 1)
+    return Work(
+        image_sizes=tuple(now.data.image_size for now in each_epoch),
+        batch_sizes=tuple(now.train.global_batch_size for now in each_epoch),
+        num_train=len(dataset.split(recipe.data.train_split)),
+        last_step=last_step,
+        eval_every=recipe.train.eval_every,
+        num_val=min(num_val, at_most or num_val),
+        num_test=min(num_test, at_most or num_test),
+        val_image_size=recipe.data.val_image_size,
+        val_cost=max(passes / 3, 0.5),  # a training step is a pass forwards and two backwards; and images are decoded
+        compiles=compiles,
+    )
 
 
 def image_dtype(recipe: Recipe, world: World) -> torch.dtype:

@@ -80,9 +80,9 @@ def _lock(run_dir: Path) -> BinaryIO:
     return stream
 
 
-def note(run_dir: Path, config_toml: str, defaults_toml: str) -> None:
-    """Write down the settings of the run that begins or goes on, and the environment."""
+def note(run_dir: Path, config_toml: str, defaults_toml: str, dataset: dict[str, Any] | None = None) -> None:
+    """Write down the settings of the run that begins or goes on, the environment, and what tells its `dataset`."""
     (run_dir / CONFIG_FILE).write_text(config_toml, encoding="utf-8")
     (run_dir / DEFAULTS_FILE).write_text(defaults_toml, encoding="utf-8")
-    facts: dict[str, Any] = environment.describe()
+    facts = environment.describe() | (dataset or {})
     (run_dir / ENVIRONMENT_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
