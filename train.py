@@ -17,7 +17,7 @@ import click
 import torch
 
 from engine.commands import LazyGroup
-from engine.evaluate import evaluate
+from engine.evaluate import evaluate, time_validation
 from engine.failure import Failure, out_of_memory
 from engine.learner import about, autocast_dtype, build_learner, capture, known_by, start_or_resume
 from engine.loaders import check_splits, count_steps, eval_loader, open_dataset, train_loader, val_loader_of, work_of
@@ -61,6 +61,7 @@ def train(
     last_step = total_steps if max_steps is None else min(total_steps, max_steps)
 
     progress = Progress(world.is_main, num_epochs=epochs)
+    progress.print("" if val_loader else "data.val_split is none: no validation, and no best.pt")
     pretrained = "" if resume_from else recipe.model.pretrained  # a checkpoint has the weights
     built = replace(recipe, model=replace(recipe.model, pretrained=pretrained))
     learner = build_learner(built, num_classes, world, progress.print)
@@ -71,7 +72,11 @@ def train(
     elapsed_before, num_images = at.elapsed_s, 0
     work = work_of(recipe, dataset, last_step=last_step, at_most=max_val_images, num_nets=len(nets),
                    compiles=learner.is_compiled)  # fmt: skip
-    budget = Budget(work, 60 * max_minutes if max_minutes else math.inf)
+    budget = Budget(work, 60 * max_minutes if max_minutes else math.inf, started_s=time.perf_counter() - began)
+    if budget.is_limited and val_loader:
+        watch.at("timing a validation", at.step)
+        val_image_s = time_validation(nets, recipe, dataset, world, learner.autocast)
+        progress.print(budget.expect(val_image_s, at.elapsed_s + time.perf_counter() - began))
     out = quarantine.read(run_dir, before_epoch=at.epoch)
     metrics = MetricsLog(run_dir, enabled=world.is_main, wandb=recipe.train.wandb)
     steps = StepLog(recipe.train.log_every, device=world.device, world_size=world.world_size,
@@ -112,7 +117,7 @@ def train(
         at.pace = budget.pace(at, now)
         rest = budget.rest(at, now)
         progress.update(last, total_steps=at.step + rest.steps, remaining_s=rest.seconds,
-                        schedule=at.schedule_epoch / epochs if at.pace > 1 else None)  # fmt: skip
+                        schedule=at.schedule_epoch / epochs if at.is_fitted else None)  # fmt: skip
 
     def failed(why: str, *, step: int, end: int, alone: bool = False) -> ValueError:
         assert loader is not None

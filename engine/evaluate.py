@@ -1,6 +1,7 @@
 """Scoring networks on a split, each image exactly once over all ranks. `train.py eval` is its command."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -9,16 +10,24 @@ from typing import Any
 
 import click
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.learner import autocast_of
 from engine.load import load_network
-from engine.loaders import eval_loader, open_dataset
+from engine.loaders import eval_loader, open_dataset, validates
 from model.metrics import topk_correct
 from pipeline.batch import Batch, Loader
+from recipes import Recipe
+from shard_tools.format import ShardSet
 from training import distributed, environment
+from training.distributed import World
+from training.figures import count
 from training.inspection import EvalInspection
+from training.progress import Progress
+
+TIMED = 64  # images of a rank's batch
 
 
 @torch.inference_mode()
@@ -70,6 +79,27 @@ def evaluate(
     return figures, inspection.reduced(distributed.sum_tensor, rank=feed.rank, world_size=world_size)
 
 
+def time_validation(
+    nets: dict[str, nn.Module], recipe: Recipe, dataset: ShardSet, world: World, autocast: AbstractContextManager[Any]
+) -> float:
+    """Seconds an image of a validation takes, over all ranks, by a few of them; those of the first batch, in which
+    pipelines start, do not count where there are more."""
+    loader = eval_loader(recipe, dataset, world, recipe.data.val_split, TIMED, at_most=3 * TIMED * world.world_size)
+    came: list[float] = []
+
+    def watched(batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            came.append(time.perf_counter())
+            yield batch
+
+    num_classes, num_images = len(dataset.classes), loader.feed.num_samples
+    evaluate(nets, loader, world.device, autocast, num_classes=num_classes, flip=recipe.train.val_flip, watched=watched)
+    loader.close()
+    uncounted = min(len(came) - 1, 1)
+    seconds = time.perf_counter() - came[uncounted] if came else 0.0  # rank 0 always has some
+    return distributed.of_main(seconds / (num_images - uncounted * TIMED * world.world_size), world)
+
+
 def predict_logits(net: nn.Module, images: Tensor, flip: bool) -> Tensor:
     """images (N, 3, S, S) → logits (N, C) float32; with `flip` the mean with those of the mirror images."""
     logits: Tensor = net(images).float()
@@ -85,11 +115,13 @@ def predict_logits(net: nn.Module, images: Tensor, flip: bool) -> Tensor:
 @click.option("--resize-size", type=click.IntRange(min=1), metavar="S", help="[default: in the recipe's proportion]")
 @click.option("--flip/--no-flip", default=None, help="Mean with the mirror image's. [default: the recipe's]")
 @click.option("--batch-size", type=click.IntRange(min=1), default=128, metavar="B", help="Images a GPU takes at once.")
+@click.option("--max-val-images", type=click.IntRange(min=1), metavar="N", help="N images, as train.py chooses them.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="auto: CUDA if there.")
 @click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
 def command(
     checkpoint: Path, data: str | None, split: str | None, weights: Any, image_size: int | None,
-    resize_size: int | None, flip: bool | None, batch_size: int, device: Any, as_json: bool,
+    resize_size: int | None, flip: bool | None, batch_size: int,
+    max_val_images: int | None, device: Any, as_json: bool,
 ) -> None:  # fmt: skip
     """Score CHECKPOINT, a .pt file or a run's directory, on every image of a split, once. Runs under torchrun, too.
 
@@ -110,16 +142,22 @@ def command(
             raise ValueError(
                 f"{path}: has other classes than {checkpoint} was trained on; give the dataset of its kind"
             )
-        loader = eval_loader(recipe, dataset, world, split or recipe.data.val_split, batch_size)
+        if not split and not validates(recipe):
+            raise ValueError(f"{checkpoint}: trained with data.val_split = none; name the split to score with --split")
+        name = split or recipe.data.val_split
+        loader = eval_loader(recipe, dataset, world, name, batch_size, at_most=max_val_images or 0)
         flip = recipe.train.val_flip if flip is None else flip
         autocast = autocast_of(recipe, world.device)
-        scored = evaluate({"": loaded.net}, loader, world.device, autocast, num_classes=len(loaded.classes), flip=flip)
+        with Progress(world.is_main, console=Console(stderr=True, highlight=False)) as progress:
+            scored = evaluate({"": loaded.net}, loader, world.device, autocast, num_classes=len(loaded.classes),
+                              flip=flip, watched=lambda batches: progress.each(batches, name, loader.feed))  # fmt: skip
         loader.close()
         assert scored is not None
         if world.is_main:
             figures = scored[0]
             text = f"top-1 {figures['top1']:.4f}  top-5 {figures['top5']:.4f}  loss {figures['loss']:.4f}"
-            click.echo(json.dumps(figures) if as_json else f"{text}  on {figures['num_images']} images")
+            images = count(figures["num_images"], figures.get("split_images", figures["num_images"]))
+            click.echo(json.dumps(figures) if as_json else f"{text}  on {images} images")
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:

@@ -70,6 +70,11 @@ class Standing:
     best_images: int = 0  # that it was scored on
     validation: dict[str, Any] | None = None  # of the net as it is now
 
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the schedule runs ahead of the data."""
+        return self.pace > 1 or self.schedule_epoch > self.epoch + 1
+
     def stepped(self, position: int, *, steps_per_epoch: int, global_batch_size: int) -> None:
         """One more step is done, which ends at `position`. What the schedule is ahead of the data, it stays."""
         ahead = self.schedule_epoch - (self.epoch + self.position // global_batch_size / steps_per_epoch)

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-# Drawing the report and leaving the process: 3 s on two cores of 2023, more on a busy machine.
-CLOSING_S = 3.5
+# Drawing the report and leaving the process take about as long as getting there, within these bounds.
+CLOSING_S = 4.0, 8.0
+SHOWING_S = 1.5  # a validation's pictures and checkpoint
 # Speeds are measured so often in a budget, and forgotten over so much of it.
 LOOKS, FORGET = 60, 0.1
 # So much of a budget may be left at the end; a validation may make the schedule so much faster: else it is left out.
@@ -40,8 +41,8 @@ class Work:
     """What a run has to do.
 
     image_sizes, batch_sizes: of each epoch of the schedule, in pixels a side and in samples over all ranks.
-    num_val: images of a validation, 0 for none; num_test: of the test split. val_cost: what one of them costs where no
-    validation has been timed yet, in training images of `val_image_size`. compiles: each new size costs what the first
+    num_val: images of a validation, 0 for none; num_test: of the test split. val_cost: what one of them is thought to
+    cost where none was timed, in training images of `val_image_size`. compiles: each new size costs what the first
     one did before its first step.
     """
 
@@ -89,11 +90,13 @@ class _Speed:
 
 
 class Budget:
-    """A run's clock. `total_s`: the time it has, over its restarts; infinite where nothing limits it."""
+    """A run's clock. `total_s`: the time it has, over its restarts; infinite where nothing limits it. `started_s`: how
+    long it took this process to get here."""
 
-    def __init__(self, work: Work, total_s: float = math.inf) -> None:
+    def __init__(self, work: Work, total_s: float = math.inf, *, started_s: float = 0.0) -> None:
         self.work, self.total_s = work, total_s
-        self.validation_s: float | None = None  # how long the last one took, with its pictures and checkpoint
+        self.closing_s = min(max(started_s, CLOSING_S[0]), CLOSING_S[1])
+        self._validation_s: float | None = None  # of all its images, with its pictures and checkpoint
         self._speeds: dict[tuple[int, int], _Speed] = {}
         self._last: tuple[int, int] | None = None  # the size measured last, beyond its first interval if any is
         self._start_s = 0.0  # what the first interval took longer than its steps
@@ -125,7 +128,19 @@ class Budget:
 
     def validated(self, seconds: float, now: float) -> None:
         """A validation has taken `seconds`, and training goes on from here."""
-        self.validation_s, self._since, self._asked_for = seconds, now, 0
+        self._validation_s, self._since, self._asked_for = seconds, now, 0
+
+    def expect(self, val_image_s: float, now: float) -> str:
+        """A validation will take so long an image, as timed on a few. Returns what to say where the scoring at the end
+        leaves little of the time for training, else ""."""
+        self._validation_s = val_image_s * self.work.num_val + SHOWING_S
+        ends_s, left_s = self._scoring_s(self.work.num_val + self.work.num_test), self.total_s - now - self.closing_s
+        if ends_s <= left_s / 2:
+            return ""
+        return (
+            f"--max-minutes {self.total_s / 60:g}: scoring at the end takes about {ends_s:.0f} s of the {left_s:.0f} s "
+            "that are left; give more, or --max-val-images N"
+        )
 
     def is_due(self, step: int) -> bool:
         """Whether to measure after `step` steps: in a budget more often than the log is written."""
@@ -212,7 +227,7 @@ class Budget:
                 epoch, position = epoch + 1, 0
                 validations += epoch % work.eval_every == 0
         scored = work.num_val * (1 + max(validations - left_out, 0)) + work.num_test
-        return Rest(seconds + self._scoring_s(scored) + CLOSING_S, steps, validations if work.num_val else 0)
+        return Rest(seconds + self._scoring_s(scored) + self.closing_s, steps, validations if work.num_val else 0)
 
     def _image_s(self, size: int, batch: int) -> float:
         """Seconds a training image: as measured, else in proportion to the pixels from what was measured last."""
@@ -223,8 +238,8 @@ class Budget:
         return self._speeds[self._last].image_s * (size / self._last[0]) ** 2
 
     def _scoring_s(self, num_images: int) -> float:
-        if self.validation_s is not None:
-            return self.validation_s * num_images / self.work.num_val
+        if self._validation_s is not None:
+            return self._validation_s * num_images / self.work.num_val
         return num_images and self.work.val_cost * num_images * self._image_s(self.work.val_image_size, 0)
 
     def _steps_per_epoch(self, at: Place) -> int:

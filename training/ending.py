@@ -8,7 +8,7 @@ def ending(*, step: int, total_steps: int, epochs: int, schedule_epoch: float, d
     was gone through to its end on fewer images, `data_epochs` of them. total_steps: of the recipe."""
     in_full = "max_minutes" if data_epochs < epochs - 1e-6 else "recipe"
     ended_by = "max_steps" if schedule_epoch < epochs else in_full
-    return {"ended_by": ended_by, "total_steps": total_steps, "epochs": epochs, "data_epochs": round(data_epochs, 4)}
+    return {"ended_by": ended_by, "total_steps": total_steps, "epochs": epochs, "data_epochs": round(data_epochs, 3)}
 
 
 def how_it_ended(end: dict[str, Any]) -> str:
@@ -17,6 +17,6 @@ def how_it_ended(end: dict[str, Any]) -> str:
     if by == "max_steps":
         return f"Ended by --max-steps after {step} of {total} steps"
     if by == "max_minutes":
-        epochs, data_epochs = end.get("epochs"), end.get("data_epochs", 0.0)
-        return f"Finished after step {step}: --max-minutes fitted the {epochs} epochs to {data_epochs:.3g} of images"
+        fitted = f"{end.get('epochs')} epochs to {end.get('data_epochs')} of images"
+        return f"Finished after step {step}: --max-minutes fitted the {fitted}"
     return f"Finished after step {step}"

@@ -99,8 +99,8 @@ class Progress:
             self._console.print(Text("  ".join(fields)), soft_wrap=True)
 
     def print(self, text: str) -> None:
-        """A line that stays, above the bar."""
-        if self._console is not None:
+        """A line that stays, above the bar; none for ""."""
+        if self._console is not None and text:
             self._console.print(Text(text), soft_wrap=True)
 
 
