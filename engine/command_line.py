@@ -19,6 +19,7 @@ import click
 
 from engine.commands import COMMANDS, CONTEXT, DEVICE, IN_ONE_PROCESS
 from engine.machine import load_recipe
+from engine.splits import check_splits
 from model.config import check_network
 from model.schedule import lr_at
 from recipes import DEMO_DATA, Recipe, recipe_file
@@ -130,6 +131,8 @@ class Chosen(NamedTuple):
     metavar="M",
     help="End in time: the schedule is fitted to M minutes where the recipe takes longer.",
 )
+@click.option("--max-val-images", type=click.IntRange(min=1), metavar="N",
+              help="Validate on N images, for trials: always the same ones, chosen at random.")  # fmt: skip
 @click.option("--deterministic", is_flag=True, help="Deterministic kernels on the GPU too; the CPU's always are.")
 @click.option("--no-machine-config", is_flag=True, help="Leave out the machine.toml of `bench.py tune` in this folder.")
 @click.option("--show-config", is_flag=True, help="Print all settings as TOML, with what each means, and end.")
@@ -137,8 +140,8 @@ class Chosen(NamedTuple):
 @click.pass_context
 def main(
     context: click.Context, data: str | None, recipe_name: str | None, overrides: tuple[str, ...], run_dir: Path | None,
-    resume: str, device: Any, max_steps: int | None, max_minutes: float | None, deterministic: bool,
-    no_machine_config: bool, show_config: bool, show_schedule: bool,
+    resume: str, device: Any, max_steps: int | None, max_minutes: float | None, max_val_images: int | None,
+    deterministic: bool, no_machine_config: bool, show_config: bool, show_schedule: bool,
 ) -> None:  # fmt: skip
     """Train a classifier from packed shards; or run a command on what was trained.
 
@@ -152,6 +155,7 @@ def main(
     """
     if context.invoked_subcommand:
         return
+    began = context.obj or time.perf_counter()
     with refusing():
         chosen = choose_recipe(recipe_name, resume, run_dir, overrides, data, device, not no_machine_config)
     if show_config:
@@ -168,7 +172,7 @@ def main(
     import train
     from engine.start import start
 
-    limits = {"max_steps": max_steps, "max_minutes": max_minutes}
+    limits = {"began": began, "max_steps": max_steps, "max_minutes": max_minutes, "max_val_images": max_val_images or 0}
     start(train.train, *chosen, dataset, run_dir, resume, device, deterministic, limits)
 
 
@@ -209,6 +213,8 @@ def check(chosen: Chosen, data: str | None, resume: str, run_dir: Path | None) -
     if recipe.data.path == DEMO_DATA:
         return None
     try:
-        return ShardSet.open(recipe.data.path, recipe.data.cache_dir, recipe.data.store_timeout_s)
+        dataset = ShardSet.open(recipe.data.path, recipe.data.cache_dir, recipe.data.store_timeout_s)
     except ValueError as error:
         raise ValueError(f"{error}; if it is elsewhere: --data DIR" if not data else str(error)) from None
+    check_splits(recipe, dataset)
+    return dataset

@@ -42,6 +42,7 @@ IN_ONE_PROCESS = ("predict", "export", "replay")
 @click.option("--resize-size", type=click.IntRange(min=1), metavar="S", help="[default: in the recipe's proportion]")
 @click.option("--flip/--no-flip", default=None, help="Mean with the mirror image's. [default: the recipe's]")
 @click.option("--batch-size", type=click.IntRange(min=1), default=128, metavar="B", help="Images a GPU takes at once.")
+@click.option("--max-val-images", type=click.IntRange(min=1), metavar="N", help="N images, as train.py chooses them.")
 @DEVICE
 @click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
 def evaluate_command(**given: Any) -> None:

@@ -13,6 +13,7 @@ import torch
 from engine.command_line import Refused
 from engine.learner import autocast_dtype
 from engine.loaders import open_dataset
+from engine.splits import check_splits
 from recipes import DEMO_DATA, Recipe
 from shard_tools.demo import ensure_demo
 from shard_tools.format import ShardSet
@@ -41,6 +42,7 @@ def start(
                 ensure_demo(Path(DEMO_DATA))
             now = distributed.first_start(world)  # also a barrier
             dataset = dataset or open_dataset(recipe)
+            check_splits(recipe, dataset)
             run_dir = run_dir or Path("runs") / time.strftime(f"{name}-%Y%m%d-%H%M%S", time.localtime(now))
             with Claim(run_dir, enabled=world.is_main) as claim:
                 distributed.barrier()  # no rank reads there before it is locked

@@ -13,7 +13,7 @@ import socket
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self
 
 CONFIG_FILE = "config.toml"
 DEFAULTS_FILE = "defaults.toml"  # for the report, which marks what differs
@@ -184,11 +184,11 @@ class Claim:
         temporary.replace(path)
 
 
-def notes(config_toml: str, defaults_toml: str) -> dict[str, str]:
-    """The files that tell of a run's settings and environment: name → text."""
+def notes(config_toml: str, defaults_toml: str, dataset: dict[str, Any]) -> dict[str, str]:
+    """The files that tell of a run's settings, environment, and `dataset` (what tells it): name → text."""
     from training import environment  # here: it takes torch
 
-    facts = json.dumps(environment.describe(), indent=1) + "\n"
+    facts = json.dumps(environment.describe() | dataset, indent=1) + "\n"
     return {CONFIG_FILE: config_toml, DEFAULTS_FILE: defaults_toml, ENVIRONMENT_FILE: facts}
 
 

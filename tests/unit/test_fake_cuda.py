@@ -162,7 +162,9 @@ class Loader:
 
     def __init__(self, gpu: Gpu, recipe: Recipe) -> None:
         self._batches = batches_of(gpu, recipe, recipe.data.val_image_size)
-        self.feed = SimpleNamespace(split=range(2 * BATCH), batch_size=BATCH, rank=0, world_size=1)
+        self.feed = SimpleNamespace(
+            split=range(2 * BATCH), num_samples=2 * BATCH, batch_size=BATCH, rank=0, world_size=1
+        )
 
     def iter_epoch(self, epoch: int) -> Iterator[Batch]:
         return (next(self._batches) for _ in range(2))

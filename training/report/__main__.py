@@ -1,5 +1,6 @@
 """`python -m training.report RUN…`"""
 
+import os
 from pathlib import Path
 
 import click
@@ -12,9 +13,11 @@ from training.report import COMPARISON_FILE, write_comparison, write_report
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN…")
 @click.option(
     "--out",
+    "-o",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help=f"The page; the picture lies beside it as .png. [default: RUN/report.html; of several runs {COMPARISON_FILE}]",
+    help="The page; the picture lies beside it as .png. [default: RUN/report.html; of several runs "
+    f"{COMPARISON_FILE} beside the first one]",
 )
 def main(runs: tuple[Path, ...], out: Path | None) -> None:
     """Write report.png and report.html of a run directory, finished or not.
@@ -25,7 +28,8 @@ def main(runs: tuple[Path, ...], out: Path | None) -> None:
         if len(runs) == 1:
             written = [write_report(runs[0], out)]
         else:
-            written = [write_report(run) for run in runs] + [write_comparison(runs, out or Path(COMPARISON_FILE))]
+            out = out or Path(os.path.relpath(runs[0].resolve().parent / COMPARISON_FILE))
+            written = [write_report(run) for run in runs] + [write_comparison(runs, out)]
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:
