@@ -3,6 +3,8 @@
 This file has the commands; what they do is in `benchmarks/`. It runs under `python` and `torchrun`.
 """
 
+import shard_tools.folders  # noqa: F401, I001 - first: torch wants a directory for temporary files
+
 import time
 from dataclasses import asdict
 from importlib import import_module

@@ -5,6 +5,8 @@ metrics.jsonl, TensorBoard curves and reports. Where a run stands is two integer
 (`pipeline/plan.py`) tells the rest, for any number of ranks.
 """
 
+import shard_tools.folders  # noqa: F401, I001 - first: torch wants a directory for temporary files
+
 import math
 import signal
 import sys

@@ -1,5 +1,7 @@
 """The commands: `python -m shard_tools pack|verify|info|…`. Input: the command line; errors are one line, exit 1."""
 
+import shard_tools.folders  # noqa: F401, I001 - before what wants a directory for temporary files
+
 import click
 
 from shard_tools.commands import inspect, pack
