@@ -19,6 +19,7 @@ from benchmarks import tune as tune_benchmark
 from benchmarks.options import COMMON, LOADERS, TIMING, opened, with_options
 from benchmarks.programs import Kind
 from benchmarks.ranks import Together
+from benchmarks.text import shown_rate, wrapped
 from engine.machine import FILE, this_machine
 from training import config, distributed, environment
 
@@ -102,6 +103,7 @@ def measure(
     kind: Kind, loader: str | None, against: str | None, seconds: float, repeats: int, earlier_file: Path | None,
     force: bool, json_file: Path | None, out: Path | None, **common: Any,
 ) -> None:  # fmt: skip
+    record.require_writable(json_file, out)
     earlier = compare_first(earlier_file, force)
     on = opened(**common)
     loader = loader or ("synthetic" if kind == "compute" else on.recipe.data.loader)
@@ -144,6 +146,7 @@ def h2d(
 ) -> None:  # fmt: skip
     """Copies of a batch from the CPU to the GPU, from pinned and from pageable memory: images/s and GB/s."""
     programs.require_gpu(common["device"])
+    record.require_writable(json_file, out)
     earlier = compare_first(earlier_file, force)
     on = opened(**common)
     copies = programs.build_copies(on.recipe, on.dataset, on.world, on.batch_size)
@@ -167,6 +170,7 @@ def parity(
     On a GPU also the GPU's images against the CPU's. Nothing is timed. Writes parity.json (or --json) and, for each
     line of the table, a picture of the worst image: ours, theirs, and eight times the difference.
     """
+    record.require_writable(json_file, out)
     on = opened(**common)
     if on.world.world_size > 1:
         raise ValueError("parity compares images in one process; start it without torchrun")
@@ -203,6 +207,8 @@ def tune(seconds: float, turn: float, repeats: int, out: Path, json_file: Path |
     Decode threads, prefetch, read_ahead and, on a GPU, hw_decoder_load; then batch sizes, which are only told: the
     batch size is the recipe's. Under torchrun all ranks search together.
     """
+    started = time.monotonic()
+    record.require_writable(out, json_file)
     on = opened(**common)
 
     def say(line: str, **to: Any) -> None:
@@ -211,13 +217,14 @@ def tune(seconds: float, turn: float, repeats: int, out: Path, json_file: Path |
 
     def report(trial: tune_benchmark.Trial) -> None:
         say(
-            f"  {trial.setting} = {trial.value:<5} {trial.images_per_s:>9,.0f} images/s   "
-            f"{trial.ratio:.3f} times the incumbent{', taken' if trial.accepted else ''}"
+            f"  {trial.setting} = {trial.value:<5} {shown_rate(trial.images_per_s):>9} images/s   "
+            f"{trial.ratio:.3f} times the incumbent{tune_benchmark.outcome(trial)}"
         )
 
     say(f"batches of {on.batch_size} × {on.recipe.data.image_size} px from {on.recipe.data.path}, {on.threads} threads")
     with noise.watched(on.world.device) as warnings:
-        found, batches = tune_benchmark.search_machine(on, seconds, turn, repeats, report)
+        left = seconds - (time.monotonic() - started)
+        found, batches = tune_benchmark.search_machine(on, left, turn, repeats, report)
     machine = this_machine(on.world.device.type)
     advice = tune_benchmark.batch_advice(batches, on.batch_size)
     about = {
@@ -235,9 +242,10 @@ def tune(seconds: float, turn: float, repeats: int, out: Path, json_file: Path |
         more = {"found": found.settings, "finished": found.finished, "trials": trials}
         record.write(json_file, record.build("tune", settings, {}, {}, warnings) | more)
     for line in warnings:
-        say(f"  warning: {line}", err=True)
+        say("\n".join(wrapped(f"  warning: {line}")), err=True)
     ended = "" if found.finished else " (time was up before the search ended; --seconds gives it more)"
-    say(f"{advice}\nwrote {out}{ended}; elsewhere use: {tune_benchmark.options(found.settings)}")
+    say("\n".join([*wrapped(advice), *wrapped(f"wrote {out}{ended}; elsewhere use:")]))
+    say(f"  {tune_benchmark.options(found.settings)}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ metrics.jsonl, TensorBoard curves and reports. Where a run stands is two integer
 """
 
 import shard_tools.folders  # noqa: F401, I001 - first: torch wants a directory for temporary files
-
 import math
 import signal
 import sys
@@ -245,10 +244,11 @@ def train(
         loader.close()
     val_loader.close()
     if world.is_main:
+        shared = "; decoding shares the cores, too" if world.device.type == "cpu" else ""
         click.echo(
             f"{described(at.validation)} ({at.validation['num_images']}/{num_val} images)\n"
             f"images/s          {images_per_s:,.0f} in training, {world.world_size} rank(s), {seconds:.0f} s in all\n"
-            f"waiting for data  {data_wait:.1%} of the training time\n"
+            f"waiting for data  {data_wait:.1%} of the training time{shared}\n"
             f"checkpoint        {checkpoint.last_path(run_dir)}\n"
             f"report            {write_report(run_dir)[1]}"
         )

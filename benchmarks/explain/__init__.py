@@ -17,6 +17,7 @@ from benchmarks.explain.measuring import DTYPES, Findings
 from benchmarks.explain.model import LOADING
 from benchmarks.measure import Ratio
 from benchmarks.options import COMMON, Opened, opened, with_options
+from benchmarks.text import wrapped
 from training import config
 
 TIMING = [
@@ -38,6 +39,7 @@ def command(
     Reading, decoding, resizing, copying to the GPU, computing and communication run each alone, in turn with the
     loader and with training, which always take DALI's loader. Limits of the machine and of the network stand beside.
     """
+    record.require_writable(json_file, out)
     on = opened(**common)
     done = None
     with noise.watched(on.world.device) as warnings:
@@ -53,7 +55,7 @@ def command(
     rates = {name: [one.images_per_s for one in taken] for name, taken in findings.samples.items()}
     warnings += noise.spread_warnings(rates)
     for line in warnings:
-        click.echo(f"  warning: {line}", err=True)
+        click.echo("\n".join(wrapped(f"  warning: {line}")), err=True)
     settings = on.settings | {"seconds": seconds, "repeats": repeats, "model": on.recipe.model.name}
     settings["precision"] = findings.precision
     more = {name: {"cpu_s": cost} for name, cost in findings.cpu_s.items()}
