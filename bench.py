@@ -218,7 +218,7 @@ def tune(seconds: float, turn: float, repeats: int, out: Path, json_file: Path |
     def report(trial: tune_benchmark.Trial) -> None:
         say(
             f"  {trial.setting} = {trial.value:<5} {shown_rate(trial.images_per_s):>9} images/s   "
-            f"{trial.ratio:.3f} times the incumbent{tune_benchmark.outcome(trial)}"
+            f"{trial.ratio:.3f} times the incumbent in {trial.turns} turn(s){tune_benchmark.outcome(trial)}"
         )
 
     say(f"batches of {on.batch_size} × {on.recipe.data.image_size} px from {on.recipe.data.path}, {on.threads} threads")

@@ -155,7 +155,7 @@ def search_machine(
         program.settle_batches = changed.data.prefetch + 1  # what lies decoded, and the one under way
         return Together(program, world) if world.world_size > 1 else program
 
-    turns = Turns(built, clock, seconds=turn_s, number=number)
+    turns = Turns(built, clock, seconds=turn_s, number=number, batch_size=on.batch_size)
     turns.deadline = end - BATCH_SHARE * seconds
     values = ladders(threads_per_rank(0, world.local_world_size), world.device.type == "cuda")
     start = {name: getattr(recipe.data, name) for name in values} | {"threads": on.threads}
@@ -169,7 +169,7 @@ def batch_advice(found: Found, batch_size: int) -> str:
     """A line about the loader's best batch size beside the one that was given."""
     best = found.settings["batch_size"]
     if best == batch_size:
-        tried = "none was" if not found.trials else ", ".join(str(trial.value) for trial in found.trials)
+        tried = ", ".join(str(trial.value) for trial in found.trials if trial.decided) or "none was"
         return f"batch size: {batch_size}; of others ({tried} tried) none is faster in the loader"
     gain = statistics.median([trial.ratio for trial in found.trials if trial.value == best])
     return (

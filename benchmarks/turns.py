@@ -18,8 +18,8 @@ class Turns:
     """`turns(ours, theirs)` gives (our, their) images/s, turn by turn; it ends with its number or with the time.
 
     Both programs are made anew for each pair, so that both begin with the same samples: one that was further on would
-    read what no program has read yet. A first run of each, which makes and compiles what it needs, is not counted. Who
-    begins changes from turn to turn.
+    read what no program has read yet. What they throw away before they count (`BatchProgram`) is their warm-up, which
+    also makes and compiles what they need. Who begins changes from turn to turn.
     """
 
     def __init__(
@@ -29,34 +29,33 @@ class Turns:
         *,
         seconds: float,
         number: int,
+        batch_size: int = 1,
     ) -> None:
-        """seconds: of a turn of full length, of each program. number: of turns, at most."""
+        """seconds: of a turn of full length, of each program. number: of turns, at most. batch_size: where the settings
+        have none."""
         self._build, self._clock, self._seconds, self._number = build, clock, seconds, number
+        self._batch_size = batch_size
         self.deadline = float("inf")  # by the clock
-        self._start_s = 0.0  # to make two programs and run them once, the last time
-        self._beside_s = 0.0  # what a turn took beside its seconds, the last time
+        # an image of their batches: what a pair's first turn took beside its seconds the last time, and another turn
+        self._beside_s = [0.0, 0.0]
         self._counted = 0
 
     def __call__(self, ours: Settings, theirs: Settings) -> Iterator[tuple[float, float]]:
         lengths = [self._seconds / max(1, SHORTEST >> turn) for turn in range(self._number)]
         if self._number < 3:
             lengths = [self._seconds] * self._number
-        if not self._fits(self._start_s + 2 * lengths[0] + self._beside_s):
-            return
+        size = sum(settings.get("batch_size", self._batch_size) for settings in (ours, theirs))
         with ExitStack() as stack:
-            begun = self._clock()
-            pair = []
-            for settings in (ours, theirs):
-                pair.append(stack.enter_context(closing(self._build(settings))))
-                pair[-1].run(lengths[0])
-            self._start_s = self._clock() - begun
+            pair: list[Program] = []
             for turn, seconds in enumerate(lengths):
-                if not self._fits(2 * seconds + self._beside_s):
+                if not self._fits(2 * seconds + size * self._beside_s[min(turn, 1)]):
                     return
                 begun, rates = self._clock(), [0.0, 0.0]
+                if not pair:
+                    pair = [stack.enter_context(closing(self._build(settings))) for settings in (ours, theirs)]
                 for place in (0, 1) if turn % 2 == 0 else (1, 0):
                     rates[place] = pair[place].run(seconds).images_per_s
-                self._beside_s = self._clock() - begun - 2 * seconds
+                self._beside_s[min(turn, 1)] = (self._clock() - begun - 2 * seconds) / size
                 self._counted += 1
                 yield rates[0], rates[1]
 

@@ -77,7 +77,7 @@ def test_a_clear_loser_costs_one_short_turn() -> None:
     found = tune.search({**START, "threads": 2}, {"threads": [1, 2]}, turns)
     (trial,) = found.trials
     assert (trial.turns, trial.accepted, trial.decided) == (1, False, True)
-    assert machine.now == pytest.approx(4 * 0.25), "a first run of both, and a turn"
+    assert machine.now == pytest.approx(2 * 0.25), "a quarter of a turn of both"
 
 
 def test_turns_grow_and_who_begins_changes() -> None:
@@ -86,9 +86,24 @@ def test_turns_grow_and_who_begins_changes() -> None:
     ends = []
     for _ in turns(START, START | {"threads": 3}):
         ends.append(machine.now)
-    assert [b - a for a, b in itertools.pairwise([0.5, *ends])] == pytest.approx([0.5, 1, 2, 2])
+    assert [b - a for a, b in itertools.pairwise([0.0, *ends])] == pytest.approx([0.5, 1, 2, 2])
     ours, theirs = str(START), str(START | {"threads": 3})
-    assert machine.begun[2:] == [ours, theirs, theirs, ours, ours, theirs, theirs, ours]
+    assert machine.begun == [ours, theirs, theirs, ours, ours, theirs, theirs, ours]
+
+
+def test_larger_batches_take_longer() -> None:
+    """What lies beside a turn is batches: of twice as many images it is twice as long."""
+    machine = Machine(0.0, 0.0)
+
+    def build(settings: tune.Settings) -> Any:
+        machine.beside_s = settings["batch_size"] / 100
+        return Fake(machine, settings | START)
+
+    turns = Turns(build, machine.clock, seconds=1.0, number=1)
+    assert list(turns({"batch_size": 100}, {"batch_size": 100}))
+    turns.deadline = machine.now + 5
+    assert not list(turns({"batch_size": 200}, {"batch_size": 200})), "2 × 1 s and 2 × 2 s"
+    assert list(turns({"batch_size": 100}, {"batch_size": 100}))
 
 
 def test_however_short_the_time_one_turn_is_made() -> None:
