@@ -30,6 +30,7 @@ AGREED = 3  # turns that are all above MIN_GAIN
 TURNS = 5
 BATCH_SIZES = [16, 32, 64, 128, 256, 512]
 BATCH_SHARE = 0.2  # of the time, for the batch size; what the settings leave comes to it
+TRIAL_SHARE = 0.2  # of the time, at most, for one trial
 
 Versus = Callable[[Settings, Settings], Iterator[tuple[float, float]]]
 
@@ -37,7 +38,7 @@ Versus = Callable[[Settings, Settings], Iterator[tuple[float, float]]]
 @dataclass(frozen=True)
 class Trial:
     """A candidate beside the incumbent, one setting changed: medians over the turns, of both rates and their ratio.
-    decided: False where the time was up before that."""
+    decided: False where its time was up before that."""
 
     setting: str
     value: Any
@@ -101,15 +102,13 @@ def search(
                         return found
                     found.trials.append(trial)
                     report(trial)
-                    if not trial.decided:
-                        return found
                     if not trial.accepted:
                         break
                     found.settings, climbed = candidate, True
                 changed |= climbed
                 if climbed:
                     break  # what lies below is where it came from
-    found.finished = True
+    found.finished = all(trial.decided for trial in found.trials)
     return found
 
 
@@ -156,7 +155,7 @@ def search_machine(
         return Together(program, world) if world.world_size > 1 else program
 
     turns = Turns(built, clock, seconds=turn_s, number=number, batch_size=on.batch_size)
-    turns.deadline = end - BATCH_SHARE * seconds
+    turns.deadline, turns.most_s = end - BATCH_SHARE * seconds, TRIAL_SHARE * seconds
     values = ladders(threads_per_rank(0, world.local_world_size), world.device.type == "cuda")
     start = {name: getattr(recipe.data, name) for name in values} | {"threads": on.threads}
     found = search(start, values, turns, report, number)
@@ -180,7 +179,7 @@ def batch_advice(found: Found, batch_size: int) -> str:
 def outcome(trial: Trial) -> str:
     """How a trial ended, to stand behind its figures."""
     if not trial.decided:
-        return ", undecided when the time was up"
+        return ", undecided in its time"
     return ", taken" if trial.accepted else ""
 
 

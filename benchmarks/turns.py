@@ -36,7 +36,8 @@ class Turns:
         self._build, self._clock, self._seconds, self._number = build, clock, seconds, number
         self._batch_size = batch_size
         self.deadline = float("inf")  # by the clock
-        # an image of their batches: what a pair's first turn took beside its seconds the last time, and another turn
+        self.most_s = float("inf")  # for one pair: what is close must not take the time of all
+        # an image of their batches: what a pair's first turn took beside its seconds at most, and another turn
         self._beside_s = [0.0, 0.0]
         self._counted = 0
 
@@ -45,17 +46,20 @@ class Turns:
         if self._number < 3:
             lengths = [self._seconds] * self._number
         size = sum(settings.get("batch_size", self._batch_size) for settings in (ours, theirs))
+        end = self._clock() + self.most_s
         with ExitStack() as stack:
             pair: list[Program] = []
             for turn, seconds in enumerate(lengths):
-                if not self._fits(2 * seconds + size * self._beside_s[min(turn, 1)]):
+                expected_s = 2 * seconds + size * self._beside_s[min(turn, 1)]
+                if not self._fits(expected_s) or (turn and self._clock() + expected_s > end):
                     return
                 begun, rates = self._clock(), [0.0, 0.0]
                 if not pair:
                     pair = [stack.enter_context(closing(self._build(settings))) for settings in (ours, theirs)]
                 for place in (0, 1) if turn % 2 == 0 else (1, 0):
                     rates[place] = pair[place].run(seconds).images_per_s
-                self._beside_s[min(turn, 1)] = (self._clock() - begun - 2 * seconds) / size
+                beside_s = (self._clock() - begun - 2 * seconds) / size
+                self._beside_s[min(turn, 1)] = max(self._beside_s[min(turn, 1)], beside_s)
                 self._counted += 1
                 yield rates[0], rates[1]
 

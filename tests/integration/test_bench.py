@@ -171,7 +171,7 @@ def test_tuning_climbs_to_the_best_and_ignores_noise() -> None:
 
 
 def test_tuning_stops_when_its_time_is_up() -> None:
-    """Before a trial, or in it: then what it has found is shown, and decides nothing."""
+    """Before a trial, or in it: then what it has found is shown, and decides nothing, and the search goes on."""
     left = iter([5, 2, 0])
     found = tune.search(START, LADDERS, lambda ours, theirs: islice(versus(ours, theirs), next(left)))
     assert not found.finished
