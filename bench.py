@@ -110,6 +110,9 @@ def measure(
     kind: "Kind", loader: str | None, against: str | None, seconds: float, repeats: int, earlier_file: Path | None,
     force: bool, json_file: Path | None, out: Path | None, **common: Any,
 ) -> None:  # fmt: skip
+    from benchmarks import record
+
+    record.require_writable(json_file, out)
     earlier = compare_first(earlier_file, force)
     on = opened(**common)
 
@@ -154,10 +157,11 @@ def h2d(
     **common: Any,
 ) -> None:  # fmt: skip
     """Copies of a batch from the CPU to the GPU, from pinned and from pageable memory: images/s and GB/s."""
-    from benchmarks import programs, rates
+    from benchmarks import programs, rates, record
     from benchmarks.ranks import Together
 
     programs.require_gpu(common["device"])
+    record.require_writable(json_file, out)
     earlier = compare_first(earlier_file, force)
     on = opened(**common)
     copies = programs.build_copies(on.recipe, on.dataset, on.world, on.batch_size)
@@ -181,9 +185,11 @@ def parity(
     On a GPU also the GPU's images against the CPU's. Nothing is timed. Writes parity.json (or --json) and, for each
     line of the table, a picture of the worst image: ours, theirs, and eight times the difference.
     """
+    from benchmarks import record
+
+    record.require_writable(json_file, out)
     on = opened(**common)
 
-    from benchmarks import record
     from benchmarks.parity import measure as compare
     from benchmarks.parity import table
     from training import environment
@@ -223,10 +229,13 @@ def tune_command(seconds: float, turn: float, repeats: int, out: Path, json_file
     Decode threads, prefetch, read_ahead and, on a GPU, hw_decoder_load; then batch sizes, which are only told: the
     batch size is the recipe's. Under torchrun all ranks search together.
     """
-    on = opened(**common)
-
+    started = time.monotonic()
     from benchmarks import noise, record, tune
+    from benchmarks.text import shown_rate, wrapped
     from training import environment
+
+    record.require_writable(out, json_file)
+    on = opened(**common)
 
     def say(line: str, **to: Any) -> None:
         if on.world.is_main:
@@ -234,13 +243,14 @@ def tune_command(seconds: float, turn: float, repeats: int, out: Path, json_file
 
     def report(trial: "Trial") -> None:
         say(
-            f"  {trial.setting} = {trial.value:<5} {trial.images_per_s:>9,.0f} images/s   "
-            f"{trial.ratio:.3f} times the incumbent{', taken' if trial.accepted else ''}"
+            f"  {trial.setting} = {trial.value:<5} {shown_rate(trial.images_per_s):>9} images/s   "
+            f"{trial.ratio:.3f} times the incumbent in {trial.turns} turn(s){tune.outcome(trial)}"
         )
 
     say(f"batches of {on.batch_size} × {on.recipe.data.image_size} px from {on.recipe.data.path}, {on.threads} threads")
     with noise.watched(on.world.device) as warnings:
-        found, batches = tune.search_machine(on, seconds, turn, repeats, report)
+        left = seconds - (time.monotonic() - started)
+        found, batches = tune.search_machine(on, left, turn, repeats, report)
     machine = this_machine(on.world.device.type)
     advice = tune.batch_advice(batches, on.batch_size)
     about = {
@@ -258,9 +268,10 @@ def tune_command(seconds: float, turn: float, repeats: int, out: Path, json_file
         more = {"found": found.settings, "finished": found.finished, "trials": trials}
         record.write(json_file, record.build("tune", settings, {}, {}, warnings) | more)
     for line in warnings:
-        say(f"  warning: {line}", err=True)
+        say("\n".join(wrapped(f"  warning: {line}")), err=True)
     ended = "" if found.finished else " (time was up before the search ended; --seconds gives it more)"
-    say(f"{advice}\nwrote {out}{ended}; elsewhere use: {tune.options(found.settings)}")
+    say("\n".join([*wrapped(advice), *wrapped(f"wrote {out}{ended}; elsewhere use:")]))
+    say(f"  {tune.options(found.settings)}")
 
 
 if __name__ == "__main__":

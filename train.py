@@ -257,6 +257,6 @@ def train(
         opened.close()
     if world.is_main:
         report = write_report(run_dir)[1]
-        click.echo(summary(end, world_size=world.world_size, run_dir=run_dir, report=report))
+        click.echo(summary(end, world=world, run_dir=run_dir, report=report))
     if writer.failed:
         raise ValueError(writer.failed)

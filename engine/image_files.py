@@ -23,7 +23,7 @@ from pipeline.config import DataConfig
 from pipeline.graph import build_graph, encoded, graph_inputs
 from pipeline.gray import with_unit_factor
 from pipeline.holes import GRAY, GRAY_SIDE
-from pipeline.probe import bad_header, find_bad
+from pipeline.probe import bad_header, find_bad, raised_by_dali
 from shard_tools.encode import BadImage, EncodeConfig, Encoded, encode
 from shard_tools.sources.naming import is_image, is_junk
 
@@ -150,6 +150,8 @@ def decode_chunks(
         except StopIteration:
             return
         except RuntimeError as error:  # an image that libjpeg takes and DALI does not; the pipeline is lost with it
+            if not raised_by_dali(error):
+                raise
             waiting = [chunk for chunk, _ in in_flight]
             in_flight.clear()
             _take_out_bad(waiting, config, gpu, error)

@@ -5,6 +5,7 @@ from typing import Any
 
 from engine.learner import Standing
 from training import checkpoint
+from training.distributed import World
 from training.ending import ending, how_it_ended
 from training.figures import rate
 from training.step_log import StepLog
@@ -37,14 +38,15 @@ def end_of(
     return {"epoch": at.epoch, "step": at.step, "position": at.position} | (at.validation or {}) | rates | how
 
 
-def summary(end: dict[str, Any], *, world_size: int, run_dir: Path, report: Path) -> str:
+def summary(end: dict[str, Any], *, world: World, run_dir: Path, report: Path) -> str:
     """The lines at the end of a run. `end`: the fields of `metrics.jsonl`'s "end"."""
+    shared = "; decoding shares the cores, too" if world.device.type == "cpu" else ""
     return (
         f"{described(end) if 'top1' in end else 'no validation (data.val_split is none)'}\n"
         f"{how_it_ended(end)}\n"
-        f"images/s          {rate(end['images_per_s'])} in training, {world_size} rank(s), "
+        f"images/s          {rate(end['images_per_s'])} in training, {world.world_size} rank(s), "
         f"{end['seconds']:.0f} s in all\n"
-        f"waiting for data  {end['data_wait']:.1%} of the training time\n"
+        f"waiting for data  {end['data_wait']:.1%} of the training time{shared}\n"
         f"checkpoint        {checkpoint.last_path(run_dir)}\n"
         f"report            {report}"
     )

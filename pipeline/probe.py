@@ -32,6 +32,14 @@ def bad_header(view: np.ndarray, height: int, width: int) -> str | None:
     return None if found == (height, width) else f"is {found[0]}×{found[1]} pixels, the table says {height}×{width}"
 
 
+def raised_by_dali(error: RuntimeError) -> bool:
+    """Whether DALI raised this while it made or ran a graph; not what it calls (reader, compiler) or who calls it."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("nvidia.dali")
+
+
 def find_bad(views: list[np.ndarray], params: AugmentParams, config: DataConfig, gpu: int | None) -> dict[int, str]:
     """The places in a batch whose planned region DALI does not decode, and its complaint about each in one line.
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import click
 
+from shard_tools import folders
+
 # What the project's own lines hold beyond ASCII; other characters become \N, \xNN or \uNNNN.
 PLAIN = {"…": "...", "→": "->", "–": "-", "—": "-", "×": "x", "·": ".", "≥": ">=", "≤": "<=", "µ": "u", "²": "2",
          "³": "3", "°": " degrees", "√": "sqrt", "━": "-", "─": "-", "│": "|", "█": "#", "▶": ">"}  # fmt: skip
@@ -77,7 +79,9 @@ class _Output(io.TextIOWrapper):
 
 
 def prepare() -> None:
-    """Make stdout and stderr what the module's docstring says. To be called again does no harm."""
+    """Make stdout and stderr what the module's docstring says, and see to what a container may lack (`folders`), before
+    a command imports torch. To be called again does no harm."""
+    folders.settle()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if not isinstance(stream, io.TextIOWrapper):

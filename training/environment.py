@@ -1,5 +1,6 @@
 """Where a run ran: versions, processor, GPU → a dict for `env.json`. Never fails; what is unknown is None."""
 
+import ctypes
 import os
 import platform
 import subprocess
@@ -30,6 +31,37 @@ GPU_QUERY = {  # nvidia-smi's name → ours
     "clocks.max.memory": "gpu_max_memory_clock_mhz",
     "power.limit": "gpu_power_limit_w",
 }
+
+
+DALI = {"nvidia-dali-cuda130": 13, "nvidia-dali-cuda120": 12}  # package → the CUDA it is built for
+
+
+def too_old_driver() -> str | None:
+    """What to do where the GPU's driver is for an older CUDA than torch or DALI are built for, in a line; else None.
+
+    A driver runs what is built for its CUDA's major version or an earlier one (CUDA Compatibility, "minor version").
+    """
+    if (driver := driver_cuda()) is None:
+        return None
+    built = {"torch": int((torch.version.cuda or "0").partition(".")[0])}
+    built["DALI"] = max((cuda for package, cuda in DALI.items() if _version(package)), default=0)
+    newer = " and ".join(f"{name} for {cuda}" for name, cuda in built.items() if cuda > driver[0])
+    if not newer:
+        return None
+    return (
+        f"the GPU's driver is for CUDA {driver[0]}.{driver[1]}, {newer}: "
+        'install a newer driver, or torch and DALI for CUDA 12 (README, "CUDA")'
+    )
+
+
+def driver_cuda() -> tuple[int, int] | None:
+    """The CUDA version of the GPU's driver; None where there is none."""
+    version = ctypes.c_int()
+    try:
+        failed = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except (OSError, AttributeError):
+        return None
+    return None if failed or not version.value else (version.value // 1000, version.value % 1000 // 10)
 
 
 def choose_kernels(deterministic: bool = False) -> None:

@@ -14,6 +14,7 @@ import click
 from benchmarks import record
 from benchmarks.measure import Ratio
 from benchmarks.options import COMMON, Opened, opened, with_options
+from benchmarks.text import wrapped
 from training import config
 
 if TYPE_CHECKING:  # what takes torch is imported when the command runs
@@ -38,6 +39,7 @@ def command(
     Reading, decoding, resizing, copying to the GPU, computing and communication run each alone, in turn with the
     loader and with training, which always take DALI's loader. Limits of the machine and of the network stand beside.
     """
+    record.require_writable(json_file, out)
     on = opened(**common)
 
     from benchmarks import noise
@@ -57,7 +59,7 @@ def command(
     rates = {name: [one.images_per_s for one in taken] for name, taken in findings.samples.items()}
     warnings += noise.spread_warnings(rates)
     for line in warnings:
-        click.echo(f"  warning: {line}", err=True)
+        click.echo("\n".join(wrapped(f"  warning: {line}")), err=True)
     settings = on.settings | {"seconds": seconds, "repeats": repeats, "model": on.recipe.model.name}
     settings["precision"] = findings.precision
     more = {name: {"cpu_s": cost} for name, cost in findings.cpu_s.items()}

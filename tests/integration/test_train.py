@@ -177,7 +177,7 @@ def test_a_choice_of_validation_images_is_the_same_on_any_number_of_ranks(datase
         (line,) = lines(tmp_path / name, "eval")
         assert (line["num_images"], line["split_images"]) == (CHOSEN, NUM_VAL)
     scored = CliRunner().invoke(
-        train.main, ["eval", str(tmp_path / "one"), "--max-val-images", str(CHOSEN), "--json", "--device", "cpu"]
+        command_line.main, ["eval", str(tmp_path / "one"), "--max-val-images", str(CHOSEN), "--json", "--device", "cpu"]
     )
     assert scored.exit_code == 0, scored.output
     figures = json.loads(scored.output)
@@ -200,10 +200,10 @@ def test_training_without_a_validation_split(whole: Path, dataset_dir: Path, tmp
     assert not (tmp_path / "run/checkpoints/best.pt").exists()
     assert (tmp_path / "run/report.html").is_file()
     score = ["eval", str(tmp_path / "run"), "--device", "cpu"]
-    refused = CliRunner().invoke(train.main, score)
+    refused = CliRunner().invoke(command_line.main, score)
     assert refused.exit_code == 1
     assert "--split" in refused.output
-    assert CliRunner().invoke(train.main, [*score, "--split", "val"]).exit_code == 0
+    assert CliRunner().invoke(command_line.main, [*score, "--split", "val"]).exit_code == 0
 
 
 def test_accumulation_sees_the_same_samples(whole: Path, dataset_dir: Path, tmp_path: Path) -> None:

@@ -13,7 +13,13 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("shard_tools", "pipeline", "model", "training", "engine")
 SCRIPTS = ("train", "bench", "recipes", "tests")
 # what a package may import of the project's own, besides itself
-SHARED = ("shard_tools.format", "shard_tools.permutation", "shard_tools.remote", "shard_tools.cache")
+SHARED = (
+    "shard_tools.format",
+    "shard_tools.permutation",
+    "shard_tools.remote",
+    "shard_tools.cache",
+    "shard_tools.compiling",
+)
 ALLOWED = {
     "shard_tools": (),
     "pipeline": SHARED,
