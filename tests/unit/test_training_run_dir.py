@@ -1,5 +1,6 @@
 """The run directory: who may write there, what is moved aside; and a run's small files when a write was cut off."""
 
+import fcntl
 import os
 import time
 from contextlib import suppress
@@ -75,22 +76,20 @@ def test_an_earlier_run_is_moved_aside_and_both_stay_locked(tmp_path: Path, monk
 def test_the_lock_of_a_run_that_is_moved_aside_is_not_taken_for_the_new_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who waits for it has opened the file that goes aside."""
-    monkeypatch.setattr(run_dir, "LOCK_WAIT_S", 5.0)
-    path = tmp_path / "run"
+    """Who comes meanwhile has opened the file that goes aside, and locks it when nobody holds it any more."""
+    monkeypatch.setattr(run_dir, "LOCK_WAIT_S", 0.2)
+    path, flock = tmp_path / "run", fcntl.flock
     with begin(path)[1]:
         pass
     mover = Claim(path)
 
-    def move(seconds: float) -> None:  # while the other waits
-        if not mover.taken:
-            mover.take(None, FILES)
-            mover.settle()
-        else:
-            monkeypatch.setattr(run_dir, "LOCK_WAIT_S", -99.0)
-            monkeypatch.setattr(time, "monotonic", lambda: 1e18)
+    def moved_before(stream: Any, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        mover.take(None, FILES)
+        mover.settle()
+        flock(stream, how)
 
-    monkeypatch.setattr(time, "sleep", move)
+    monkeypatch.setattr(fcntl, "flock", moved_before)
     with pytest.raises(ValueError, match="another run writes there"):
         Claim(path)
     with mover:
