@@ -301,9 +301,12 @@ def test_replay_of_another_file_is_one_line(make: Any, expected: str, dataset_di
 
 
 def test_a_time_budget_goes_through_the_whole_schedule(dataset_dir: Path, tmp_path: Path) -> None:
+    assert (
+        run(dataset_dir, tmp_path / "first", "--max-steps", "1").exit_code == 0
+    )  # what is imported late is then there
     run_dir = tmp_path / "run"
     began = time.perf_counter()
-    result = run(dataset_dir, run_dir, "--max-minutes", "0.25", train__epochs=1000, schedule__warmup_epochs=5)
+    result = run(dataset_dir, run_dir, "--max-minutes", "0.4", train__epochs=1000, schedule__warmup_epochs=5)
     assert result.exit_code == 0, result.output
     assert time.perf_counter() - began < 120, "on a busy machine, too"
     rates = [line["lr"] for line in lines(run_dir, "step")]
@@ -312,7 +315,10 @@ def test_a_time_budget_goes_through_the_whole_schedule(dataset_dir: Path, tmp_pa
     assert rates[-1] < max(rates), "how far down depends on how even the machine is"
     assert rates[peak:] == sorted(rates[peak:], reverse=True)
     assert lines(run_dir, "eval")[-1]["num_images"] == NUM_VAL
-    assert lines(run_dir, "end")[0]["epoch"] < 1000
+    (end,) = lines(run_dir, "end")
+    assert end["epoch"] < 1000
+    assert (end["ended_by"], end["epochs"]) == ("max_minutes", 1000)
+    assert f"Finished after step {end['step']}: --max-minutes fitted the 1000 epochs to " in result.output
 
 
 def test_a_budget_that_is_enough_changes_nothing(dataset_dir: Path, tmp_path: Path) -> None:

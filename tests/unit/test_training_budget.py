@@ -238,8 +238,8 @@ def test_a_run_that_goes_on_has_the_time_that_is_left() -> None:
 
 
 def test_each_size_to_come_is_compiled_as_the_first_was() -> None:
-    phases = work(90, phases={0: 128, 30: 192}, num_train=1_281_167, batch=1024, num_val=50_000, compiles=1)
-    run = Machine(phases, 1800, by_pixels(1 / 50_000), 20, phase_s=60, is_gpu=True).run()
+    phases = work(90, phases={0: 128, 30: 192}, eval_every=90, compiles=1)
+    run = Machine(phases, 400, by_pixels(1 / 50_000), 20, phase_s=60, is_gpu=True).run()
     assert set(run.sizes) == {128, 192}
     for share in (0.25, 0.5, 0.75):
         assert run.schedule_at(share, of="steps") == pytest.approx(share, abs=0.02)

@@ -446,6 +446,10 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = CliRunner().invoke(main, ["../b", str(odd)])
     assert done.output.splitlines()[-1] == "../comparison.html", "beside the runs, not where one happens to be"
     assert (tmp_path / "comparison.html").is_file()
+    monkeypatch.chdir(tmp_path / "b")
+    done = CliRunner().invoke(main, [".", "../b"])
+    assert done.output.splitlines()[-1] == str(tmp_path / "comparison.html")
+    monkeypatch.chdir(tmp_path / "elsewhere")
     done = CliRunner().invoke(main, ["../b", str(odd), "-o", "here.html"])
     assert sorted(path.name for path in Path().iterdir()) == ["here.html", "here.png"]
     monkeypatch.chdir(tmp_path)

@@ -1,6 +1,5 @@
 """`python -m training.report RUN…`"""
 
-import os
 from pathlib import Path
 
 import click
@@ -28,7 +27,8 @@ def main(runs: tuple[Path, ...], out: Path | None) -> None:
         if len(runs) == 1:
             written = [write_report(runs[0], out)]
         else:
-            out = out or Path(os.path.relpath(runs[0].resolve().parent / COMPARISON_FILE))
+            first = runs[0] if runs[0].name not in ("", "..") else runs[0].resolve()  # "." has no parent by its name
+            out = out or first.parent / COMPARISON_FILE
             written = [write_report(run) for run in runs] + [write_comparison(runs, out)]
     except ValueError as error:
         raise click.ClickException(str(error)) from None
