@@ -104,15 +104,15 @@ def build_learner(
     say: Callable[[str], None] = lambda line: None,
     classes: Sequence[ClassInfo] = (),
 ) -> Learner:
-    """A fresh learner, with the recipe's pretrained weights if it has any: `say` gets a line about what they fit.
+    """A fresh learner; for a run, whose `classes` are given, with the recipe's pretrained weights if it has any.
 
-    classes: the dataset's, so that pretrained weights of a head are taken only for the same classes; without them their
-    number decides.
+    `say` gets a line about what of them fits the classes. Without classes the weights are fresh: a benchmark needs no
+    others, and a replay has its own.
     """
     torch.manual_seed(recipe.train.seed)
     net = build_model(recipe.model, num_classes)
-    if recipe.model.pretrained:
-        say(load_pretrained(net, recipe.model, partial(_rows_of, classes) if classes else None))
+    if recipe.model.pretrained and classes:
+        say(load_pretrained(net, recipe.model, partial(_rows_of, classes)))
     _check_sizes(net, recipe)
     net = net.to(world.device)
     _check_graphs(recipe, world.device)

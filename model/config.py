@@ -29,7 +29,7 @@ class ModelConfig:
     dropout: the probability of the network's dropout: before the head in convolutional networks.
     aux_logits: GoogLeNet and Inception v3 train with their auxiliary heads, Inception v3 then on 299 px and more;
         validation sees the main head alone.
-    pretrained: weights to start from: a file, or one of torchvision's names (model/pretrained.py).
+    pretrained: weights to start from: a file, a run, or one of torchvision's names (model/pretrained.py).
     channels_last: keep weights and activations in NHWC order.
     compile, compile_mode: `torch.compile` the network, "auto" on GPUs only. The first step of each image size then
         takes a minute. `reduce-overhead` records CUDA graphs, as does `max-autotune`, which also times more kernels.

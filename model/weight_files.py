@@ -1,6 +1,7 @@
 """Weights from elsewhere: `ModelConfig.pretrained`, a file or a name → the tensors, and what their head's classes are.
 
-A source is a file (a checkpoint of this program, a torch state dict, a .safetensors file) or the name of weights that
+A source is a file (a checkpoint of this program, a torch state dict, a .safetensors file), a run's directory (its best
+checkpoint, else its last) or the name of weights that
 torchvision publishes for the network (`DEFAULT`, `IMAGENET1K_V2` …), which torch.hub downloads once and keeps.
 Nothing in a file can run: `weights_only=True`.
 """
@@ -35,7 +36,7 @@ class Source(NamedTuple):
 def read_weights(config: ModelConfig) -> Source:
     """What `config.pretrained` names, read or downloaded.
 
-    Raises ValueError where it is neither a file nor weights of this network, or cannot be downloaded or read.
+    Raises ValueError where it is neither such a file nor weights of this network, or cannot be downloaded or read.
     """
     source = config.pretrained
     published: dict[str, Any] = {}
@@ -45,6 +46,8 @@ def read_weights(config: ModelConfig) -> Source:
     if name in published and source in (name, f"{type(published[name]).__name__}.{name}"):
         return Source(str(published[name]), _download(published[name], source), _categories(published[name]))
     path = Path(source)
+    if path.is_dir():  # of a run
+        path = next(filter(Path.is_file, (path / "checkpoints" / name for name in ("best.pt", "last.pt"))), path)
     if path.is_file():
         read = _read_file(path)
         same = next((one for one in published.values() if _is_download(path, one.url)), None)

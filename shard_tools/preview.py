@@ -135,6 +135,6 @@ def _augmented(
 
 
 def _shares(label: np.ndarray, names: Sequence[str]) -> str:
-    """A line for each class in a mixed image, the larger share first. label: (C,), the share of each."""
-    there = sorted(np.flatnonzero(label).tolist(), key=lambda i: -label[i])
+    """A line for each class in a mixed image, the larger share first, down to half a percent. label: (C,), of each."""
+    there = sorted(np.flatnonzero(label >= 0.005).tolist(), key=lambda i: -label[i])
     return "\n".join(f"{label[i]:.0%} {names[i]}".replace("%", " %", 1) for i in there)

@@ -145,7 +145,9 @@ def _build(schema: Any, default: Any, prefix: str, given: dict[str, _Given], che
             built.check_given()
         return built
     except ValueError as error:
-        raise ValueError(f"{prefix.rstrip('.')}: {error}" if prefix else str(error)) from None
+        of = given.get(prefix + str(error).partition(":")[0])  # errors begin with the field's name
+        section = f"{prefix.rstrip('.')}: " if prefix else ""
+        raise ValueError(f"{f'{of.where}: ' if of else ''}{section}{error}") from None
 
 
 def _coerce_given(given: _Given, kind: Any, key: str) -> Any:

@@ -92,6 +92,16 @@ def test_every_kind_of_file_gives_the_donors_weights(kind: str, donor: nn.Module
     assert net.conv1.weight.requires_grad
 
 
+def test_a_runs_directory_stands_for_its_best_checkpoint(donor: nn.Module, tmp_path: Path) -> None:
+    other = {name: torch.full_like(tensor, 9) for name, tensor in donor.state_dict().items()}
+    checkpoint.save(checkpoint.last_path(tmp_path), {"net": other})
+    load(fresh("cifar_resnet8", 10), "cifar_resnet8", tmp_path)
+    checkpoint.save(checkpoint.best_path(tmp_path), {"net": donor.state_dict()})
+    net = fresh("cifar_resnet8", 10)
+    assert str(checkpoint.best_path(tmp_path)) in load(net, "cifar_resnet8", tmp_path)
+    assert_same(net, donor)
+
+
 @pytest.mark.parametrize("num_classes", [3, 12])
 def test_another_number_of_classes_keeps_the_body(num_classes: int, donor: nn.Module, tmp_path: Path) -> None:
     net, untouched = fresh("cifar_resnet8", num_classes), fresh("cifar_resnet8", num_classes)

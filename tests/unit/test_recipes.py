@@ -324,6 +324,15 @@ def test_any_grey_levels_are_taken(mean: str, std: str) -> None:
     load_config(Recipe, None, [f"data.mean={mean}", f"data.std={std}"])
 
 
+def test_a_value_that_its_section_refuses_is_told_with_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("[data]\nmean = [0.485, 0.456, 0.406]\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"^{file}: data: mean: .* is mean = \[123.675, 116.28, 103.53\]$"):
+        load_config(Recipe, file)
+    with pytest.raises(ValueError, match=r"^--set augment.hue=2: augment: hue: 2.0 must be in 0 to 0.5"):
+        load_config(Recipe, None, ["augment.hue=2"])
+
+
 def test_what_an_earlier_version_trained_with_is_read_back() -> None:
     """Such a network expects the images that it was trained on, whatever its recipe meant."""
     old = "[data]\nmean = [0.485, 0.456, 0.406]\nstd = [0.229, 0.224, 0.225]\n"
