@@ -3,22 +3,24 @@
 This file has the commands; what they do is in `benchmarks/`. It runs under `python` and `torchrun`.
 """
 
+import sys
 import time
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from benchmarks import noise, programs, rates, record
-from benchmarks import parity as parity_benchmark
-from benchmarks import tune as tune_benchmark
-from benchmarks.options import COMMON, LOADERS, TIMING, opened, with_options
-from benchmarks.programs import Kind
-from benchmarks.ranks import Together
+from benchmarks.options import COMMON, LOADERS, TIMING, TUNE_TURNS, opened, with_options
+from engine.command_line import Group
 from engine.machine import FILE, this_machine
-from training import config, distributed, environment
+from training import config
+
+# What takes torch is imported when a command runs: --help and a misspelt option need none.
+if TYPE_CHECKING:
+    from benchmarks.programs import Kind
+    from benchmarks.tune import Trial
 
 LAZY = {  # commands in modules of their own, imported when one is called: `command` there
     "explain": "benchmarks.explain",
@@ -27,7 +29,7 @@ LAZY = {  # commands in modules of their own, imported when one is called: `comm
 }
 
 
-class Commands(click.Group):
+class Commands(Group):
     """A group whose commands tell users what is wrong in one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -47,7 +49,10 @@ class Commands(click.Group):
         except OSError as error:
             raise click.ClickException(f"{error.filename}: {error.strerror or error}") from None
         finally:
-            distributed.finish()
+            if "torch" in sys.modules:
+                from training import distributed
+
+                distributed.finish()
 
 
 @click.group(cls=Commands, context_settings={"show_default": True, "max_content_width": 110})
@@ -79,6 +84,9 @@ def compare_first(earlier_file: Path | None, force: bool) -> dict[str, Any] | No
     """The earlier result, refused before anything is measured."""
     if earlier_file is None:
         return None
+    from benchmarks import record
+    from training import environment
+
     earlier = record.read(earlier_file)
     record.same_device({"env": environment.describe()}, earlier, force)
     return earlier
@@ -89,6 +97,8 @@ def finish(
     out: Path | None,
 ) -> None:  # fmt: skip
     """Print the result and write it, once."""
+    from benchmarks import rates
+
     if earlier_file is not None and earlier is not None:
         result["warnings"] += rates.compared(result, earlier_file, earlier)
     if on.world.is_main:
@@ -97,11 +107,17 @@ def finish(
 
 
 def measure(
-    kind: Kind, loader: str | None, against: str | None, seconds: float, repeats: int, earlier_file: Path | None,
+    kind: "Kind", loader: str | None, against: str | None, seconds: float, repeats: int, earlier_file: Path | None,
     force: bool, json_file: Path | None, out: Path | None, **common: Any,
 ) -> None:  # fmt: skip
+    from benchmarks import record
+
+    record.require_writable(json_file, out)
     earlier = compare_first(earlier_file, force)
     on = opened(**common)
+
+    from benchmarks import rates
+
     loader = loader or ("synthetic" if kind == "compute" else on.recipe.data.loader)
     if against == loader:
         raise ValueError(f"--against {against}: is what is measured already; name another loader")
@@ -141,7 +157,11 @@ def h2d(
     **common: Any,
 ) -> None:  # fmt: skip
     """Copies of a batch from the CPU to the GPU, from pinned and from pageable memory: images/s and GB/s."""
+    from benchmarks import programs, rates, record
+    from benchmarks.ranks import Together
+
     programs.require_gpu(common["device"])
+    record.require_writable(json_file, out)
     earlier = compare_first(earlier_file, force)
     on = opened(**common)
     copies = programs.build_copies(on.recipe, on.dataset, on.world, on.batch_size)
@@ -165,10 +185,18 @@ def parity(
     On a GPU also the GPU's images against the CPU's. Nothing is timed. Writes parity.json (or --json) and, for each
     line of the table, a picture of the worst image: ours, theirs, and eight times the difference.
     """
+    from benchmarks import record
+
+    record.require_writable(json_file, out)
     on = opened(**common)
+
+    from benchmarks.parity import measure as compare
+    from benchmarks.parity import table
+    from training import environment
+
     if on.world.world_size > 1:
         raise ValueError("parity compares images in one process; start it without torchrun")
-    differences, verdicts = parity_benchmark.measure(
+    differences, verdicts = compare(
         on.recipe,
         on.dataset,
         on.world.device,
@@ -180,7 +208,7 @@ def parity(
         out=out,
     )
     click.echo(f"grey levels of 255, {on.recipe.data.path}, {environment.device_name(on.world.device)}")
-    click.echo(parity_benchmark.table(differences, verdicts))
+    click.echo(table(differences, verdicts))
     settings = on.settings | {"recipe": config.to_toml(on.recipe), "steps": steps, "num_images": num_images}
     settings["checkpoint"] = str(checkpoint_file) if checkpoint_file else None
     found = {"differences": list(map(asdict, differences)), "top1": list(map(asdict, verdicts))}
@@ -189,35 +217,42 @@ def parity(
     click.echo(f"  report     {file}")
 
 
-@main.command()
+@main.command("tune")
 @with_options(COMMON)
 @click.option("--seconds", type=click.FloatRange(min=1), default=180.0, metavar="T", help="Time for the search.")
 @click.option("--turn", type=click.FloatRange(min=0.1), default=1.0, metavar="T", help="Seconds of one measurement.")
-@click.option("--repeats", type=click.IntRange(min=1), default=tune_benchmark.TURNS, help="Turns of a trial, at most.")
+@click.option("--repeats", type=click.IntRange(min=1), default=TUNE_TURNS, help="Turns of a trial, at most.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=str(FILE), help="What to write.")
-def tune(seconds: float, turn: float, repeats: int, out: Path, json_file: Path | None, **common: Any) -> None:
+def tune_command(seconds: float, turn: float, repeats: int, out: Path, json_file: Path | None, **common: Any) -> None:
     """Search the loader's fastest settings on this machine, and write machine.toml, which train.py takes.
 
     Decode threads, prefetch, read_ahead and, on a GPU, hw_decoder_load; then batch sizes, which are only told: the
     batch size is the recipe's. Under torchrun all ranks search together.
     """
+    started = time.monotonic()
+    from benchmarks import noise, record, tune
+    from benchmarks.text import shown_rate, wrapped
+    from training import environment
+
+    record.require_writable(out, json_file)
     on = opened(**common)
 
     def say(line: str, **to: Any) -> None:
         if on.world.is_main:
             click.echo(line, **to)
 
-    def report(trial: tune_benchmark.Trial) -> None:
+    def report(trial: "Trial") -> None:
         say(
-            f"  {trial.setting} = {trial.value:<5} {trial.images_per_s:>9,.0f} images/s   "
-            f"{trial.ratio:.3f} times the incumbent{', taken' if trial.accepted else ''}"
+            f"  {trial.setting} = {trial.value:<5} {shown_rate(trial.images_per_s):>9} images/s   "
+            f"{trial.ratio:.3f} times the incumbent in {trial.turns} turn(s){tune.outcome(trial)}"
         )
 
     say(f"batches of {on.batch_size} × {on.recipe.data.image_size} px from {on.recipe.data.path}, {on.threads} threads")
     with noise.watched(on.world.device) as warnings:
-        found, batches = tune_benchmark.search_machine(on, seconds, turn, repeats, report)
+        left = seconds - (time.monotonic() - started)
+        found, batches = tune.search_machine(on, left, turn, repeats, report)
     machine = this_machine(on.world.device.type)
-    advice = tune_benchmark.batch_advice(batches, on.batch_size)
+    advice = tune.batch_advice(batches, on.batch_size)
     about = {
         "measured": time.strftime("%Y-%m-%d"),
         "data": f"{on.recipe.data.path}, {on.batch_size} × {on.recipe.data.image_size} px",
@@ -226,16 +261,17 @@ def tune(seconds: float, turn: float, repeats: int, out: Path, json_file: Path |
     if not on.world.is_main:
         return
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(tune_benchmark.to_toml(found, machine, about), encoding="utf-8")
+    out.write_text(tune.to_toml(found, machine, about), encoding="utf-8")
     if json_file:
         settings = on.settings | {"seconds": seconds, "turn": turn, "repeats": repeats}
         trials = [asdict(trial) for trial in (*found.trials, *batches.trials)]
         more = {"found": found.settings, "finished": found.finished, "trials": trials}
         record.write(json_file, record.build("tune", settings, {}, {}, warnings) | more)
     for line in warnings:
-        say(f"  warning: {line}", err=True)
+        say("\n".join(wrapped(f"  warning: {line}")), err=True)
     ended = "" if found.finished else " (time was up before the search ended; --seconds gives it more)"
-    say(f"{advice}\nwrote {out}{ended}; elsewhere use: {tune_benchmark.options(found.settings)}")
+    say("\n".join([*wrapped(advice), *wrapped(f"wrote {out}{ended}; elsewhere use:")]))
+    say(f"  {tune.options(found.settings)}")
 
 
 if __name__ == "__main__":

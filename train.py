@@ -5,9 +5,15 @@ metrics.jsonl, TensorBoard curves and reports. Where a run stands is two integer
 (`pipeline/plan.py`) tells the rest, for any number of ranks.
 """
 
+if __name__ == "__main__":
+    # Before the imports below, which take ten seconds and which --help and a misspelt option can do without. When
+    # training starts the command imports this file again, as the module `train`.
+    from engine.command_line import main
+    from training.budget import command_began
+
+    main(obj=command_began())
+
 import math
-import signal
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,61 +22,67 @@ from typing import Any
 import click
 import torch
 
-from engine.commands import LazyGroup
-from engine.evaluate import evaluate
+from engine.evaluate import evaluate, time_validation
 from engine.failure import Failure, out_of_memory
-from engine.learner import about, autocast_dtype, build_learner, capture, start_or_resume
-from engine.loaders import count_steps, eval_loader, open_dataset, train_loader
-from engine.machine import load_recipe
+from engine.learner import about, build_learner, capture, known_by, start_or_resume
+from engine.loaders import count_steps, eval_loader, train_loader, val_loader_of, work_of
+from engine.results import described, end_of, summary
 from engine.seeing import show_first, show_worst
 from engine.step import train_step
 from model.optim import set_lr
 from model.schedule import lr_at
 from pipeline.batch import Loader
 from pipeline.mixing import Mixer
-from recipes import Recipe, recipe_file
+from recipes import Recipe
 from recipes.phases import recipe_at
-from shard_tools.demo import ensure_demo
 from shard_tools.format import ShardSet
-from shard_tools.remote import received_bytes
-from training import checkpoint, config, distributed, environment, quarantine
+from training import checkpoint, config, distributed, quarantine
 from training import run_dir as run_dirs
 from training.budget import Budget
-from training.config_text import commented_toml
 from training.distributed import Interrupted, StopFlag, World
 from training.metrics import MetricsLog
 from training.progress import Progress
 from training.report import write_report
 from training.step_log import StepLog
-from training.watchdog import EXIT_CODE, Watchdog
+from training.watchdog import Watchdog
 
-DEMO_DATA = "data/demo"
 SMALLER = "lower train.global_batch_size or raise train.accumulation"
 
 
 def train(
-    recipe: Recipe, dataset: ShardSet, world: World, run_dir: Path, resume_from: list[Path],
-    max_steps: int | None, max_minutes: float | None, stop: StopFlag, watch: Watchdog,
+    recipe: Recipe, dataset: ShardSet, world: World, claim: run_dirs.Claim, resume_from: list[Path], *,
+    stop: StopFlag, watch: Watchdog, began: float, max_steps: int | None = None, max_minutes: float | None = None,
+    max_val_images: int = 0,
 ) -> None:  # fmt: skip
-    """Train from where `resume_from` left off, or from scratch, to the end of the recipe, `max_steps` or the time."""
+    """Train from where `resume_from` left off, or from scratch, to the end of the recipe, `max_steps` or the time.
+    `began`: when the command did, by `time.perf_counter`."""
+    run_dir = claim.run_dir
     epochs, num_train = recipe.train.epochs, len(dataset.split(recipe.data.train_split))
-    val_loader = eval_loader(recipe, dataset, world, recipe.data.val_split)
-    if recipe.data.test_split:
-        dataset.split(recipe.data.test_split)  # raises now, not at the end
-    num_val, num_classes = len(val_loader.feed.split), len(dataset.classes)
+    val_loader, num_classes = val_loader_of(recipe, dataset, world, max_val_images), len(dataset.classes)
     total_steps = count_steps(recipe, num_train, world)
     last_step = total_steps if max_steps is None else min(total_steps, max_steps)
-    budget = Budget(60 * max_minutes, epochs, num_val) if max_minutes else None
 
-    progress = Progress(world.is_main, last_step, num_epochs=epochs)
+    progress = Progress(world.is_main, num_epochs=epochs)
+    progress.print("" if val_loader else "data.val_split is none: no validation, and no best.pt")
     pretrained = "" if resume_from else recipe.model.pretrained  # a checkpoint has the weights
     built = replace(recipe, model=replace(recipe.model, pretrained=pretrained))
     learner = build_learner(built, num_classes, world, progress.print, dataset.classes)
     nets = {"": learner.net} | ({"ema_": learner.ema.net} if learner.ema else {})
     at = start_or_resume(resume_from, recipe, dataset, learner, world, progress.print)
-    if world.is_main:  # not before it is known that the run goes on
-        run_dirs.note(run_dir, config.to_toml(recipe), config.to_toml(Recipe()))
-    started, elapsed_before, num_images = time.perf_counter(), at.elapsed_s, 0
+    run_dirs.check_place(run_dir, need_bytes=sum(t.nbytes for net in nets.values() for t in net.state_dict().values()))
+    facts = config.to_toml(recipe), config.to_toml(Recipe()), known_by(dataset)
+    notes = run_dirs.notes(*facts) if world.is_main else {}
+    if aside := claim.take(resume_from[0] if resume_from else None, notes):  # not before all is checked
+        progress.print(f"the earlier run there is now {aside}")
+    distributed.barrier()  # no rank writes there before
+    elapsed_before, num_images = at.elapsed_s, 0
+    work = work_of(recipe, dataset, last_step=last_step, at_most=max_val_images, num_nets=len(nets),
+                   compiles=learner.is_compiled)  # fmt: skip
+    budget = Budget(work, 60 * max_minutes if max_minutes else math.inf, started_s=time.perf_counter() - began)
+    if budget.is_limited and val_loader:
+        watch.at("timing a validation", at.step)
+        val_image_s = time_validation(nets, recipe, dataset, world, learner.autocast)
+        progress.print(budget.expect(val_image_s, at.elapsed_s + time.perf_counter() - began))
     out = quarantine.read(run_dir, before_epoch=at.epoch)
     metrics = MetricsLog(run_dir, enabled=world.is_main, wandb=recipe.train.wandb)
     steps = StepLog(recipe.train.log_every, device=world.device, world_size=world.world_size,
@@ -83,8 +95,9 @@ def train(
     compiled: set[tuple[int, int]] = set()  # image and batch sizes
 
     def elapsed_s() -> float:
-        """Of the whole run, by rank 0's clock."""
-        return distributed.of_main(elapsed_before + time.perf_counter() - started, world)
+        """Of the whole run; in a budget by rank 0's clock."""
+        elapsed = elapsed_before + time.perf_counter() - began
+        return distributed.of_main(elapsed, world) if budget.is_limited else elapsed
 
     def log_steps(wait: bool = True) -> None:
         """End the interval of steps, and tell of it: now, or without `wait` on a GPU once the next one ends."""
@@ -105,11 +118,12 @@ def train(
                 raise failed(f"the loss is {line['loss']}", step=line["step"], end=line["position"])
         if not failure.is_well():
             raise failed("its weights are not finite", step=lines[-1]["step"], end=lines[-1]["position"])
-        shown = ("epoch", "loss", "lr", "images_per_s", "data_wait")
-        progress.update(step=lines[-1]["step"] + 1, **{name: lines[-1][name] for name in shown})
-        if budget:
-            rate = distributed.of_main(lines[-1]["images_per_s"], world)
-            at.pace = budget.pace(at.schedule_epoch, elapsed_s(), rate, num_train)
+        now, last = elapsed_s(), lines[-1]
+        budget.trained(at, len(lines), now, asked_for=at.step - last["step"] - 1)
+        at.pace = budget.pace(at, now)
+        rest = budget.rest(at, now)
+        progress.update(last, total_steps=at.step + rest.steps, remaining_s=rest.seconds,
+                        schedule=at.schedule_epoch / epochs if at.is_fitted else None)  # fmt: skip
 
     def failed(why: str, *, step: int, end: int, alone: bool = False) -> ValueError:
         assert loader is not None
@@ -133,45 +147,48 @@ def train(
         try:
             with out_of_memory():
                 scored = evaluate(nets, loader, world.device, learner.autocast, num_classes=num_classes,
-                                  flip=recipe.train.val_flip, should_stop=stop.agreed,
-                                  watched=lambda batches: watch.each(batches, stage))  # fmt: skip
+                                  flip=recipe.train.val_flip, should_stop=stop.agreed, watched=lambda batches:
+                                  progress.each(watch.each(batches, stage), stage, loader.feed))  # fmt: skip
         except MemoryError as error:
             raise ValueError(f"step {at.step}, {stage}: out of memory ({error}); {SMALLER}") from None
         if scored is None:
             raise interrupted()
         return scored
 
-    def validate() -> None:
+    def validate(loader: Loader) -> None:
         if at.position:  # at an epoch's end there is a checkpoint of this step
             save()
-        began = time.perf_counter()
+        since = elapsed_s()
         watch.at("validation", at.step)
         distributed.broadcast_buffers(nets.values())
-        at.validation, seen = score(val_loader, "validation")
-        metrics.eval(step=at.step, epoch=at.epoch, position=at.position, **at.validation)
-        top1 = at.validation.get("ema_top1", at.validation["top1"])
-        progress.print(f"step {at.step}: {described(at.validation)} on {at.validation['num_images']}/{num_val} images")
-        is_best, at.best_top1 = top1 > at.best_top1, max(top1, at.best_top1)
-        save(is_best)
-        if budget:
-            budget.validation_s = distributed.of_main(time.perf_counter() - began, world)
+        figures, seen = score(loader, "validation")
+        metrics.eval(step=at.step, epoch=at.epoch, position=at.position, **figures)
+        progress.print(f"step {at.step}: {described(figures)}")
+        save(is_best=at.validated(figures))
         if world.is_main:
-            show_worst(run_dir, metrics, dataset, val_loader.feed, seen, at.step)
+            show_worst(run_dir, metrics, dataset, loader.feed, seen, at.step)
+        now = elapsed_s()
+        budget.validated(now - since, now)
+        at.pace = budget.pace(at, now)
 
     def test() -> None:
         """Score the test split, this once."""
-        test_loader = eval_loader(recipe, dataset, world, recipe.data.test_split)
+        test_loader = eval_loader(recipe, dataset, world, recipe.data.test_split, at_most=max_val_images)
         figures, _ = score(test_loader, "test split")
         test_loader.close()
         metrics.eval(kind="test", step=at.step, epoch=at.epoch, position=at.position, **figures)
-        progress.print(f"test split: {described(figures)} on {figures['num_images']} images")
+        progress.print(f"test split: {described(figures)}")
 
     with metrics, progress, writer:
         while True:
-            finished = at.schedule_epoch >= epochs or at.step >= last_step or (budget and budget.is_over(elapsed_s()))
+            finished = at.schedule_epoch >= epochs or at.step >= last_step
             due = at.position == 0 and at.epoch > 0 and at.epoch % recipe.train.eval_every == 0
-            if (finished or due) and not at.validation:
-                validate()
+            if val_loader and (finished or due) and not at.is_validated_on(val_loader.feed.num_samples):
+                if finished or budget.affords_validation(at, elapsed_s()):
+                    claim.settle()
+                    validate(val_loader)
+                else:
+                    progress.print(f"step {at.step}: not validated, which would leave too little of --max-minutes")
             if finished:
                 break
             if at.position == 0:
@@ -183,6 +200,7 @@ def train(
                     loader.close()
                 loader, in_force = train_loader(now, dataset, world, run_dir, out), now
                 mixer = Mixer(now.augment, num_classes, seed=now.train.seed, rank=world.rank)
+                claim.settle()
             global_batch_size = now.train.global_batch_size
             steps_per_epoch = num_train // global_batch_size
             learner.net.train()
@@ -209,15 +227,13 @@ def train(
                     raise failed(why, step=at.step, end=at.position + global_batch_size, alone=True) from None
                 if learner.ema:
                     learner.ema.update(learner.net, at.step)
-                at.position, at.validation = loader.state[1], None
-                steps.add(step=at.step, epoch=at.epoch, position=at.position, loss=loss, lr=lr, sample_ids=sample_ids,
-                          grad_norm=grad_norm)  # fmt: skip
-                at.step, num_images, stop.armed = at.step + 1, num_images + global_batch_size, True
-                pure = at.epoch + at.position // global_batch_size / steps_per_epoch
-                at.schedule_epoch = at.schedule_epoch + at.pace / steps_per_epoch if budget else pure
+                at.stepped(loader.state[1], steps_per_epoch=steps_per_epoch, global_batch_size=global_batch_size)
+                steps.add(step=at.step - 1, epoch=at.epoch, position=at.position, loss=loss, lr=lr,
+                          sample_ids=sample_ids, grad_norm=grad_norm)  # fmt: skip
+                num_images, stop.armed = num_images + global_batch_size, True
                 save_now = recipe.train.checkpoint_every and at.step % recipe.train.checkpoint_every == 0
                 stop_now = stop.agreed()
-                if steps.is_full or save_now or stop_now:
+                if steps.is_full or budget.is_due(at.step) or save_now or stop_now:
                     log_steps(wait=bool(save_now) or stop_now)
                 if save_now or stop_now:
                     save()
@@ -231,119 +247,16 @@ def train(
                               global_batch_size=global_batch_size)  # fmt: skip
                 at.epoch, at.position = at.epoch + 1, 0
                 save()
-        assert at.validation is not None
         writer.wait()
-        seconds = time.perf_counter() - started
-        images_per_s = num_images / steps.total_s if steps.total_s else 0.0
-        data_wait = steps.total_wait_s / steps.total_s if steps.total_s else 0.0
-        summary = at.validation | {"images_per_s": images_per_s, "data_wait": data_wait, "seconds": seconds}
-        metrics.write("end", epoch=at.epoch, step=at.step, position=at.position, **summary)
+        end = end_of(at, steps, num_images=num_images, num_train=num_train, total_steps=total_steps, epochs=epochs,
+                     seconds=time.perf_counter() - began)  # fmt: skip
+        metrics.write("end", **end)
         if recipe.data.test_split:
             test()
-    if loader:
-        loader.close()
-    val_loader.close()
+    for opened in filter(None, (loader, val_loader)):
+        opened.close()
     if world.is_main:
-        click.echo(
-            f"{described(at.validation)} ({at.validation['num_images']}/{num_val} images)\n"
-            f"images/s          {images_per_s:,.0f} in training, {world.world_size} rank(s), {seconds:.0f} s in all\n"
-            f"waiting for data  {data_wait:.1%} of the training time\n"
-            f"checkpoint        {checkpoint.last_path(run_dir)}\n"
-            f"report            {write_report(run_dir)[1]}"
-        )
+        report = write_report(run_dir)[1]
+        click.echo(summary(end, world=world, run_dir=run_dir, report=report))
     if writer.failed:
         raise ValueError(writer.failed)
-
-
-def described(figures: dict[str, Any]) -> str:
-    ema = f", of the average {figures['ema_top1']:.4f}" if "ema_top1" in figures else ""
-    return f"top-1 {figures['top1']:.4f}{ema}, loss {figures['loss']:.3f}"
-
-
-@click.group(
-    cls=LazyGroup, invoke_without_command=True, context_settings={"show_default": True, "max_content_width": 110}
-)
-@click.option("--data", metavar="DIR|URL", help="Packed dataset; without it the recipe's data.path (demo: own images).")
-@click.option("--recipe", "recipe_name", default="demo", metavar="NAME|FILE", help="A file of recipes/, or a path.")
-@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a recipe's value.")
-@click.option("--run-dir", metavar="DIR", type=click.Path(path_type=Path), help="[default: runs/RECIPE-TIME]")
-@click.option("--resume", default="auto", metavar="auto|never|PATH", help="auto: if --run-dir has a checkpoint.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="auto: CUDA if it is there.")
-@click.option("--max-steps", type=click.IntRange(min=0), metavar="N", help="End after N steps of the whole run.")
-@click.option("--max-minutes", type=click.FloatRange(min=0, min_open=True), metavar="M",
-              help="End in time: the schedule is fitted to M minutes where the recipe takes longer.")  # fmt: skip
-@click.option("--deterministic", is_flag=True, help="Deterministic kernels on the GPU too; the CPU's always are.")
-@click.option("--no-machine-config", is_flag=True, help="Leave out the machine.toml of `bench.py tune` in this folder.")
-@click.option("--show-config", is_flag=True, help="Print all settings as TOML, with what each means, and end.")
-@click.option("--show-schedule", is_flag=True, help="Plot learning rate and sizes over the epochs, and end.")
-@click.pass_context
-def main(
-    context: click.Context, data: str | None, recipe_name: str, overrides: tuple[str, ...], run_dir: Path | None,
-    resume: str, device: Any, max_steps: int | None, max_minutes: float | None, deterministic: bool,
-    no_machine_config: bool, show_config: bool, show_schedule: bool,
-) -> None:  # fmt: skip
-    """Train a classifier from packed shards; or run a command on what was trained.
-
-    \b
-    python train.py                                    the demo: makes its own images, 3 minutes on 2 cores
-    python train.py --data DIR --recipe cifar10-cpu    DIR comes from: python -m shard_tools pack SOURCE DIR
-    torchrun --nproc-per-node 8 train.py --data DIR --recipe rn50-90ep
-
-    Ctrl-C and SIGTERM write a checkpoint; the same command with the same --run-dir goes on there, on any number of
-    GPUs that divides the global batch. The last lines say top-1, images/s and where the report lies.
-    """
-    if context.invoked_subcommand:
-        return
-    try:
-        file = recipe_file(recipe_name)
-        recipe, of_machine = load_recipe(file, overrides, device=device, use=not no_machine_config)
-        recipe = replace(recipe, data=replace(recipe.data, path=data or recipe.data.path))
-        if show_config:
-            click.echo(commented_toml(recipe), nl=False)
-            return
-        if show_schedule:
-            from engine.show import schedule_chart
-
-            click.echo(schedule_chart(recipe))
-            return
-        if not recipe.data.path:
-            raise ValueError(f"recipe {recipe_name} names no data: give --data DIR")
-        world = distributed.start(device, timeout_s=recipe.train.timeout_s)
-        with StopFlag() as stop, Watchdog(world, recipe.train.timeout_s, received=received_bytes) as watch:
-            environment.choose_kernels(deterministic)
-            if recipe.data.path == DEMO_DATA and world.local_rank == 0:
-                ensure_demo(Path(DEMO_DATA))
-            now = distributed.first_start(world)  # also a barrier
-            dataset = open_dataset(recipe)  # before a run directory is made for nothing
-            run_dir = run_dir or Path("runs") / time.strftime(f"{file.stem}-%Y%m%d-%H%M%S", time.localtime(now))
-            resume_from = run_dirs.find_checkpoints(resume, run_dir)
-            distributed.barrier()
-            if world.is_main:
-                aside, _lock = run_dirs.prepare(run_dir, resume_from[0] if resume_from else None)
-                dtype = str(autocast_dtype(recipe, world.device) or torch.float32).removeprefix("torch.")
-                hardware = f"{world.world_size} × {environment.device_name(world.device)}, {dtype}"
-                click.echo(f"recipe {file.stem}, data {recipe.data.path}, {hardware}, run directory {run_dir}")
-                if of_machine:
-                    click.echo(of_machine)
-                if aside:
-                    click.echo(f"the earlier run there is now {aside}")
-            distributed.barrier()
-            train(recipe, dataset, world, run_dir, resume_from, max_steps, max_minutes, stop, watch)
-    except Interrupted as stopped:
-        click.echo(f"{stopped}: the same command with --run-dir {run_dir} goes on from the last checkpoint", err=True)
-        sys.exit(128 + signal.Signals[str(stopped)].value)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from None
-    except RuntimeError as error:
-        if not (why := distributed.lost_rank(error)):
-            raise
-        click.echo(f"another rank has gone ({why}); the same command goes on from the last checkpoint", err=True)
-        sys.exit(EXIT_CODE)
-    except OSError as error:
-        raise click.ClickException(f"{error.filename or run_dir}: {error.strerror or error}") from None
-    finally:
-        distributed.finish()
-
-
-if __name__ == "__main__":
-    main()

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.text import shown_rate
 from training.report.curves import FAINT, INK, PALETTE
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -113,7 +114,7 @@ def _draw_bars(axes: Any, figure: Figure) -> None:
         )
         axes.plot([min(rates), max(rates)], [place, place], color=INK, linewidth=1, marker="|")
         axes.annotate(
-            f"{middle:,.0f}", (max(rates), place), (5, 0), textcoords="offset points", va="center", fontsize=8
+            shown_rate(middle), (max(rates), place), (5, 0), textcoords="offset points", va="center", fontsize=8
         )
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()

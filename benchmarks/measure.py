@@ -13,6 +13,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from benchmarks.text import shown_rate
+
 STEADY_TURNS = 3
 STEADY = 0.05  # how far the last turns may lie from their median
 RESAMPLED = 10_000
@@ -74,7 +76,7 @@ def warm_up(
     started = clock()
     while not is_steady(rates):
         if clock() - started >= limit_s:
-            last = ", ".join(f"{rate:,.0f}" for rate in rates[-STEADY_TURNS:])
+            last = ", ".join(shown_rate(rate) for rate in rates[-STEADY_TURNS:])
             message = f"{program.name}: not steady after {limit_s:g} s of warm-up (last turns: {last} images/s)"
             warnings.warn(message, Unsteady, stacklevel=2)
             break

@@ -4,22 +4,21 @@ import functools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from benchmarks import images
-from engine.loaders import open_dataset
+from engine.command_line import refusing
 from engine.machine import load_recipe
-from pipeline.build import threads_per_rank
-from recipes import Recipe, recipe_file
-from shard_tools.demo import ensure_demo
+from model.config import check_network
+from recipes import DEMO_DATA, Recipe, recipe_file
 from shard_tools.format import ShardSet
-from train import DEMO_DATA
-from training import distributed, environment
-from training.distributed import World
+
+if TYPE_CHECKING:  # what takes torch is imported when a benchmark is opened: --help and a misspelt option need none
+    from training.distributed import World
 
 MAX_DEFAULT_BATCH = 256
+TUNE_TURNS = 5  # of a trial of `tune`, at most
 
 LOADERS = click.Choice(["dali", "reference", "synthetic"])
 COMMON = [
@@ -54,12 +53,14 @@ class Opened(NamedTuple):
 
     recipe: Recipe
     dataset: ShardSet
-    world: World
+    world: "World"
     batch_size: int
     settings: dict[str, Any]
 
     @property
     def threads(self) -> int:
+        from pipeline.build import threads_per_rank
+
         return threads_per_rank(self.recipe.data.threads, self.world.local_world_size)
 
 
@@ -72,16 +73,28 @@ def opened(
 
     Raises ValueError for what is wrong, in one line.
     """
-    if data and data.startswith(images.PREFIX):
-        images.parse(data)  # a wrong one is told before anything starts
-    name = recipe_name or ("rn50-90ep" if data else "demo")
-    recipe, of_machine = load_recipe(recipe_file(name), overrides, device=device, use=not no_machine_config)
+    from benchmarks import images
+
+    with refusing():  # before anything starts
+        if data and data.startswith(images.PREFIX):
+            images.parse(data)
+        name = recipe_name or ("rn50-90ep" if data else "demo")
+        recipe, of_machine = load_recipe(recipe_file(name), overrides, device=device, use=not no_machine_config)
+        check_network(recipe.model.name)
+        path = data or recipe.data.path or DEMO_DATA
+        if path != DEMO_DATA and not path.startswith(images.PREFIX):
+            ShardSet.open(path, recipe.data.cache_dir, recipe.data.store_timeout_s)
+
+    from engine.loaders import open_dataset
+    from pipeline.build import threads_per_rank
+    from shard_tools.demo import ensure_demo
+    from training import distributed, environment
+
     world = distributed.start(device, timeout_s=recipe.train.timeout_s)
     environment.choose_kernels()
     say: Callable[[str], None] = functools.partial(click.echo, err=True) if world.is_main else lambda line: None
     if of_machine:
         say(of_machine)
-    path = data or recipe.data.path or DEMO_DATA
     if world.local_rank == 0 and path == DEMO_DATA:
         ensure_demo(Path(path), say)
     if path.startswith(images.PREFIX):

@@ -14,12 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from benchmarks.text import fitted
 from engine.learner import build_learner
 from engine.load import load_network
 from engine.step import train_step
-from model.ema import EmaConfig
-from model.losses import LossConfig
-from model.networks import ModelConfig
+from model.config import EmaConfig, LossConfig, ModelConfig
 from pipeline.batch import Loader
 from pipeline.build import build_loader
 from pipeline.feed import Feed
@@ -233,14 +232,17 @@ def measure(
 
 def table(differences: list[Difference], verdicts: list[Verdict]) -> str:
     """For people: a line each."""
-    lines = [
-        f"  {d.split:<10}  {d.ours + ' − ' + d.theirs:<22}  {d.num_images} images: mean {d.mean:.3f}, "
-        f"99 % ≤ {d.p99:.2f}, max {d.max:.1f}; worst {d.worst_mean:.3f} ({d.worst_image})"
-        for d in differences
-    ]
-    lines += [
-        f"  top-1       {v.ours + ' − ' + v.theirs:<22}  {v.num_images} images: agreement {v.top1_agreement:.4f}, "
-        f"logits differ by {v.logit_difference:.2e} of their spread, {v.num_predicted} classes predicted"
-        for v in verdicts
-    ]
+    lines = []
+    for d in differences:
+        lines += fitted(
+            f"  {d.split:<10}  {d.ours + ' − ' + d.theirs:<22}  ",
+            [f"{d.num_images} images: mean {d.mean:.3f}, 99 % ≤ {d.p99:.2f}, max {d.max:.1f};",
+             f"worst {d.worst_mean:.3f} ({d.worst_image})"],
+        )  # fmt: skip
+    for v in verdicts:
+        lines += fitted(
+            f"  top-1       {v.ours + ' − ' + v.theirs:<22}  ",
+            [f"{v.num_images} images: agreement {v.top1_agreement:.4f},",
+             f"logits differ by {v.logit_difference:.2e} of their spread,", f"{v.num_predicted} classes predicted"],
+        )  # fmt: skip
     return "\n".join(lines)

@@ -78,10 +78,12 @@ class BatchProgram:
     mixed: what is done to the batches first, which is work too, and no waiting for data.
     tied: the world whose ranks work in step, as DDP's do; rank 0 says how many steps a repeat has, so that none waits
         for a step that another does not make.
+    settle_batches: taken before each repeat; None for SETTLE_BATCHES.
     first_batch_s: what it took to build the loader and get its first batch; None before there was one.
     """
 
     first_batch_s: float | None = None
+    settle_batches: int | None = None
 
     def __init__(
         self,
@@ -98,7 +100,7 @@ class BatchProgram:
         self._step_s = 0.0  # of the repeat before
 
     def run(self, seconds: float) -> Sample:
-        for _ in range(SETTLE_BATCHES):
+        for _ in range(SETTLE_BATCHES if self.settle_batches is None else self.settle_batches):
             next(self._batches)
         num_images, watch = 0, Stopwatch(self._device)
 

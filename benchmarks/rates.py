@@ -18,6 +18,7 @@ from benchmarks.options import Opened
 from benchmarks.processes import memory_mb, stats, tree
 from benchmarks.programs import BatchProgram, Kind
 from benchmarks.ranks import Alone, Together, shared_clock
+from benchmarks.text import fitted, shown_rate, wrapped
 from training import environment
 
 LEAST_AHEAD, MOST_WAIT = 0.2, 0.1  # steps; of the time, beyond which the loader limits
@@ -124,37 +125,44 @@ def show(result: dict[str, Any], on: Opened) -> None:
     """For people: a line a program and a line a ratio, then the warnings."""
     settings, world = result["settings"], on.world
     on_each = f"{world.world_size} ranks, " if world.world_size > 1 else ""
-    click.echo(
+    head = (
         f"{result['benchmark']}, {on_each}{on.batch_size} × {settings['image_size']} px, {on.threads} threads, "
         f"{environment.device_name(world.device)}; median [range] of {settings['repeats']} × {settings['seconds']:g} s"
     )
+    click.echo("\n".join(wrapped(head)))
     width = max(10, *map(len, result["programs"]))
     for name, figures in result["programs"].items():
-        click.echo(f"  {name:<{width}} {_program_line(figures)}")
+        click.echo("\n".join(fitted(f"  {name:<{width}} ", program_parts(figures))))
+    if result["benchmark"] == "train" and world.device.type == "cpu":
+        click.echo(
+            "  on a CPU decoding shares the cores: it slows training also where that waits for no data (`explain`)"
+        )
     for name, values in result["ratios"].items():
         what = "scaling efficiency " if " × " in name else ""
-        click.echo(f"  {what}{name}: {shown_ratio(Ratio(**values))}")
+        click.echo("\n".join(fitted(f"  {what}{name}: ", shown_ratio(Ratio(**values)))))
     for line in result["warnings"]:
-        click.echo(f"  warning: {line}", err=True)
+        click.echo("\n".join(wrapped(f"  warning: {line}")), err=True)
 
 
-def _program_line(figures: dict[str, Any]) -> str:
+def program_parts(figures: dict[str, Any]) -> list[str]:
     rates = figures["images_per_s"]
-    line = f"{statistics.median(rates):>9,.0f} images/s [{min(rates):,.0f}–{max(rates):,.0f}]"
+    parts = [f"{shown_rate(statistics.median(rates)):>9} images/s [{shown_rate(min(rates))}–{shown_rate(max(rates))}]"]
     if "gigabytes_per_s" in figures:
-        return f"{line}   {statistics.median(figures['gigabytes_per_s']):.2f} GB/s"
-    line += f"   waiting for data {statistics.median(figures['data_wait']):.1%}"
+        return [*parts, f"{statistics.median(figures['gigabytes_per_s']):.2f} GB/s"]
+    parts.append(f"waiting for data {statistics.median(figures['data_wait']):.1%}")
     if "first_batch_s" in figures:
-        line += f"   first batch {figures['first_batch_s']:.2f} s"
+        parts.append(f"first batch {figures['first_batch_s']:.2f} s")
     if "memory_mb" in figures:
-        line += f"   memory {figures['memory_mb']:,.0f} MB"
+        parts.append(f"memory {figures['memory_mb']:,.0f} MB")
     if by_rank := figures.get("images_per_s_of_rank"):
-        line += "   a rank: " + ", ".join(f"{statistics.median(one):,.0f}" for one in by_rank)
-    return line
+        ranks = [shown_rate(statistics.median(one)) for one in by_rank]
+        parts += [f"{'' if number else 'a rank: '}{one}" for number, one in enumerate(ranks)]
+    return parts
 
 
-def shown_ratio(found: Ratio) -> str:
-    return f"{found.median:.2f}, 95 % interval {found.low:.2f}–{found.high:.2f} [{found.min:.2f}–{found.max:.2f}]"
+def shown_ratio(found: Ratio) -> list[str]:
+    """Its parts."""
+    return [f"{found.median:.2f}, 95 % interval {found.low:.2f}–{found.high:.2f}", f"[{found.min:.2f}–{found.max:.2f}]"]
 
 
 def add_bytes(result: dict[str, Any], image_bytes: int) -> None:

@@ -62,6 +62,14 @@ def command() -> str:
     return f"{launcher} {shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}"
 
 
+def require_writable(*paths: Path | None) -> None:
+    """Before minutes of measuring: raises ValueError where one of the files or folders could not be written after."""
+    for path in filter(None, paths):
+        there = next((one for one in (path.absolute(), *path.absolute().parents) if one.exists()), path)
+        if not os.access(there, os.W_OK) or (there != path.absolute() and not there.is_dir()):
+            raise ValueError(f"{path}: cannot be written; name another place for it")
+
+
 def write(path: Path, result: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -2,39 +2,42 @@
 
 A coordinate search: each setting climbs its ladder from where it stands, up while that pays, else down. A candidate is
 measured in turn with the incumbent, since a machine's speed drifts, and replaces it only where it is faster by
-`MIN_GAIN` in the median and faster at all in every turn but one. Rounds go over all settings until one changes nothing,
-or the time is spent. Then the loader's best batch size is looked for in the same way, which is only told: in training
-it is the recipe's.
+`MIN_GAIN` in the median and faster at all in every turn but one. It is given up as soon as it cannot become that, or is
+clearly slower in a first short turn, and taken at once where three turns agree. Rounds go over all settings until one
+changes nothing, or the time is spent. Then the loader's best batch size is looked for in the same way, which is only
+told: in training it is the recipe's.
 """
 
 import statistics
-import warnings
-from collections.abc import Callable
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any
 
 from benchmarks import programs
-from benchmarks.measure import Program, Unsteady, in_turn
-from benchmarks.options import Opened
+from benchmarks.measure import Program
+from benchmarks.options import TUNE_TURNS, Opened
 from benchmarks.ranks import Together, shared_clock
+from benchmarks.text import shown_rate
+from benchmarks.turns import Settings, Turns
 from engine.machine import Machine
 from pipeline.build import threads_per_rank
-from training import config
+from training import config, distributed
 
 MIN_GAIN = 1.03
-HOPELESS = 0.9  # of the incumbent, after two turns: the rest of the turns are saved
-TURNS = 5
+HOPELESS = 0.75  # of the incumbent, in the first turn
+AGREED = 3  # turns that are all above MIN_GAIN
 BATCH_SIZES = [16, 32, 64, 128, 256, 512]
+BATCH_SHARE = 0.2  # of the time, for the batch size; what the settings leave comes to it
+TRIAL_SHARE = 0.2  # of the time, at most, for one trial
 
-Settings = dict[str, Any]  # name in [data], or batch_size → value
-Versus = Callable[[Settings, Settings, int], list[tuple[float, float]]]
+Versus = Callable[[Settings, Settings], Iterator[tuple[float, float]]]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate beside the incumbent, one setting changed: medians over the turns, of both rates and their ratio."""
+    """A candidate beside the incumbent, one setting changed: medians over the turns, of both rates and their ratio.
+    decided: False where its time was up before that."""
 
     setting: str
     value: Any
@@ -42,6 +45,8 @@ class Trial:
     incumbent_images_per_s: float
     ratio: float
     accepted: bool
+    turns: int
+    decided: bool
 
 
 @dataclass
@@ -66,15 +71,14 @@ def search(
     start: Settings,
     ladders: dict[str, list[Any]],
     versus: Versus,
-    time_left: Callable[[], bool],
     report: Callable[[Trial], None] = lambda trial: None,
-    turns: int = TURNS,
+    turns: int = TUNE_TURNS,
 ) -> Found:
     """Search from `start`.
 
     Args:
-        versus: measures two settings in turn so many times: (first, second) images/s of each turn.
-        time_left: False once the budget is spent; the trial under way is still counted.
+        versus: two settings in turn: (first, second) images/s of each turn, as many as are asked for; it ends when the
+            time does.
         report: told of each trial.
         turns: of a trial at the most.
     """
@@ -91,10 +95,10 @@ def search(
                     candidate = found.settings | {name: values[place]}
                     if tuple(sorted(candidate.items())) in known:
                         break
-                    if not time_left():
-                        return found
                     known.add(tuple(sorted(candidate.items())))
-                    trial = _trial(found.settings, candidate, name, versus, turns)
+                    trial = _trial(name, values[place], versus(candidate, found.settings), turns)
+                    if trial is None:
+                        return found
                     found.trials.append(trial)
                     report(trial)
                     if not trial.accepted:
@@ -103,66 +107,79 @@ def search(
                 changed |= climbed
                 if climbed:
                     break  # what lies below is where it came from
-    found.finished = True
+    found.finished = all(trial.decided for trial in found.trials)
     return found
 
 
-def _trial(incumbent: Settings, candidate: Settings, name: str, versus: Versus, turns: int) -> Trial:
-    pairs = versus(candidate, incumbent, min(2, turns))
-    if turns > 2 and statistics.median(a / b for a, b in pairs) > HOPELESS:
-        pairs += versus(candidate, incumbent, turns - 2)
-    ratios = sorted(a / b for a, b in pairs)
-    ratio = statistics.median(ratios)
-    ours, theirs = (statistics.median(rates) for rates in zip(*pairs, strict=True))
-    second_worst = ratios[min(1, len(ratios) - 1)]
-    return Trial(name, candidate[name], ours, theirs, ratio, ratio > MIN_GAIN and second_worst > 1)
+def _trial(name: str, value: Any, measured: Iterator[tuple[float, float]], turns: int) -> Trial | None:
+    """None where there was no time for a single turn."""
+    pairs: list[tuple[float, float]] = []
+    accepted = None
+    while accepted is None and (pair := next(measured, None)):
+        pairs.append(pair)
+        accepted = verdict([a / b for a, b in pairs], turns)
+    if isinstance(measured, Generator):
+        measured.close()
+    if not pairs:
+        return None
+    ours, theirs, ratio = (statistics.median(one) for one in zip(*((a, b, a / b) for a, b in pairs), strict=True))
+    return Trial(name, value, ours, theirs, ratio, bool(accepted), len(pairs), accepted is not None)
+
+
+def verdict(ratios: Sequence[float], turns: int) -> bool | None:
+    """Whether a candidate with these ratios to the incumbent is taken, of `turns` at the most; None: not known yet."""
+    slower, small = (sum(ratio <= bound for ratio in ratios) for bound in (1, MIN_GAIN))
+    if slower > min(1, turns - 1) or 2 * small > turns or ratios[0] < HOPELESS:
+        return False
+    if len(ratios) >= AGREED and min(ratios) > MIN_GAIN:
+        return True
+    return statistics.median(ratios) > MIN_GAIN if len(ratios) >= turns else None
 
 
 def search_machine(
-    on: Opened, seconds: float, turn_s: float, turns: int, report: Callable[[Trial], None]
+    on: Opened, seconds: float, turn_s: float, number: int, report: Callable[[Trial], None]
 ) -> tuple[Found, Found]:
     """Search the loader's settings, then its batch size, `seconds` in all, in turns of `turn_s`. Over several ranks a
     rate is that of all of them."""
     recipe, world = on.recipe, on.world
     clock = shared_clock(world) if world.world_size > 1 else monotonic
-    deadline = clock() + seconds
+    end = clock() + distributed.of_main(seconds, world)
 
     def built(settings: Settings) -> Program:
         data = {name: value for name, value in settings.items() if name != "batch_size"}
         changed = replace(recipe, data=replace(recipe.data, **data))
         batch_size = settings.get("batch_size", on.batch_size)
         program = programs.build("loader", "dali", changed, on.dataset, world, batch_size)
-        program.name = options(settings)
+        program.settle_batches = changed.data.prefetch + 1  # what lies decoded, and the one under way
         return Together(program, world) if world.world_size > 1 else program
 
-    def versus(ours: Settings, theirs: Settings, turns: int) -> list[tuple[float, float]]:
-        with ExitStack() as stack, warnings.catch_warnings():
-            warnings.simplefilter("ignore", Unsteady)  # an uneven trial is decided by its turns, as any
-            pair = [stack.enter_context(closing(built(settings))) for settings in (ours, theirs)]
-            samples = in_turn(pair, turn_s, turns, clock)
-        rates = [[one.images_per_s for one in samples[program.name]] for program in pair]
-        return list(zip(*rates, strict=True))
-
-    def time_left() -> bool:
-        return clock() < deadline
-
+    turns = Turns(built, clock, seconds=turn_s, number=number, batch_size=on.batch_size)
+    turns.deadline, turns.most_s = end - BATCH_SHARE * seconds, TRIAL_SHARE * seconds
     values = ladders(threads_per_rank(0, world.local_world_size), world.device.type == "cuda")
     start = {name: getattr(recipe.data, name) for name in values} | {"threads": on.threads}
-    found = search(start, values, versus, time_left, report, turns)
+    found = search(start, values, turns, report, number)
+    turns.deadline = end
     start = found.settings | {"batch_size": on.batch_size}
-    return found, search(start, {"batch_size": BATCH_SIZES}, versus, time_left, report, turns)
+    return found, search(start, {"batch_size": BATCH_SIZES}, turns, report, number)
 
 
 def batch_advice(found: Found, batch_size: int) -> str:
     """A line about the loader's best batch size beside the one that was given."""
     best = found.settings["batch_size"]
     if best == batch_size:
-        tried = "none was" if not found.trials else ", ".join(str(trial.value) for trial in found.trials)
+        tried = ", ".join(str(trial.value) for trial in found.trials if trial.decided) or "none was"
         return f"batch size: {batch_size}; of others ({tried} tried) none is faster in the loader"
     gain = statistics.median([trial.ratio for trial in found.trials if trial.value == best])
     return (
         f"batch size: {best} is {gain:.2f} times as fast in the loader as the one before; it is the recipe's to choose"
     )
+
+
+def outcome(trial: Trial) -> str:
+    """How a trial ended, to stand behind its figures."""
+    if not trial.decided:
+        return ", undecided in its time"
+    return ", taken" if trial.accepted else ""
 
 
 def options(settings: Settings) -> str:
@@ -183,8 +200,8 @@ def to_toml(found: Found, machine: Machine, about: dict[str, Any]) -> str:
         f"trials: {len(found.trials)}, each in turn with the incumbent, and taken above {MIN_GAIN:g}",
         "",
         *(
-            f"{t.setting} = {t.value}: {t.images_per_s:,.0f} images/s, {t.ratio:.3f} times the "
-            f"{t.incumbent_images_per_s:,.0f} before{', taken' if t.accepted else ''}"
+            f"{t.setting} = {t.value}: {shown_rate(t.images_per_s)} images/s, {t.ratio:.3f} times the "
+            f"{shown_rate(t.incumbent_images_per_s)} before{outcome(t)}"
             for t in found.trials
         ),
     ]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.load import Loaded, load_network
-from engine.onnx_graph import MIN_OPSET, onnx_bytes, onnx_runner, require_packages
+from engine.onnx_graph import onnx_bytes, onnx_runner, require_packages
 from model.networks import AUXILIARY_HEADS, OWN_NETWORKS
 from shard_tools.format import atomic_write, key_name
 
@@ -38,7 +38,8 @@ def description(loaded: Loaded) -> dict[str, Any]:
         "weights": loaded.weights,
         "input": "images: (N, 3, image_size, image_size) float32, RGB, (pixel - mean) / std, pixels from 0 to 255",
         "output": f"logits: (N, {len(loaded.classes)}) float32; probabilities by {loaded.activation}",
-        "resize": "the shorter side to resize_size, then the centre image_size square; EXIF orientation not applied",
+        "resize": "the shorter side to resize_size, then the centre image_size square; EXIF orientation "
+        + ("applied" if loaded.oriented else "not applied"),
         "resize_size": data.val_resize_size,
         "image_size": data.val_image_size,
         "interpolation": data.interpolation,
@@ -128,7 +129,7 @@ def building(loaded: Loaded) -> tuple[dict[str, Any], str]:
     }
     arguments = ", ".join(f"{name}={value!r}" for name, value in given.items())
     made = f"net = build_model(ModelConfig({arguments}), {num_classes})"
-    build = f"from model.networks import ModelConfig, build_model; {made}"
+    build = f"from model.config import ModelConfig; from model.networks import build_model; {made}"
     call, problem = torchvision_call(loaded)
     said = (
         f"{problem}; in this program's folder it is: {build}"
@@ -181,32 +182,10 @@ def _version() -> str:
     return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
 
 
-@click.command("export", context_settings={"show_default": True, "max_content_width": 110})
-@click.argument("checkpoint", metavar="CHECKPOINT|RUN", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
-@click.option(
-    "--format", "kind", type=click.Choice(["torch", "safetensors", "onnx"]), help="[default: by OUT's suffix]"
-)
-@click.option("--weights", type=click.Choice(["auto", "raw", "ema"]), default="auto", help="auto: EMA if there is one.")
-@click.option("--opset", type=click.IntRange(min=MIN_OPSET), metavar="N", help="ONNX: version of its operators.")
-@click.option("--dynamic-batch/--static", default=None, help="ONNX: any number of images, or one.  [default: any]")
-def command(
+def run(
     checkpoint: Path, out: Path, kind: str | None, weights: Any, opset: int | None, dynamic_batch: bool | None
 ) -> None:
-    """Write a trained network to OUT, for use elsewhere.
-
-    CHECKPOINT is a .pt file; of a run's directory it is the best checkpoint, else the last. OUT's suffix is the format:
-
-    \b
-      .pt, .pth      a state dict with torchvision's names; OUT.json says how images are prepared
-      .safetensors   the same tensors; the metadata say how images are prepared
-      .onnx          a graph, checked against torch by onnxruntime before it is written; needs: uv sync --extra onnx
-
-    \b
-    Examples:
-      python train.py export runs/demo-20261124-030029 model.safetensors
-      python train.py export runs/imagenet/checkpoints/last.pt model.onnx --weights raw
-    """
+    """What `train.py export` does; its options are in engine/commands.py."""
     try:
         kind = kind or FORMATS.get(out.suffix.lower())
         if kind is None:

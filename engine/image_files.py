@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,18 @@ from pipeline.config import DataConfig
 from pipeline.graph import build_graph, encoded, graph_inputs
 from pipeline.gray import with_unit_factor
 from pipeline.holes import GRAY, GRAY_SIDE
-from pipeline.probe import bad_header, find_bad
-from shard_tools.encode import BadImage, Encoded, encode
-from shard_tools.sources.naming import is_image
+from pipeline.probe import bad_header, find_bad, raised_by_dali
+from shard_tools.encode import BadImage, EncodeConfig, Encoded, encode
+from shard_tools.sources.naming import is_image, is_junk
+
+UNTOUCHED = EncodeConfig()
 
 
 def find_images(paths: Iterable[Path], ignored: list[str]) -> Iterator[str]:
     """The files among `paths`, and those below its folders that are named as images, by name within each folder.
 
-    Hidden files are left out. So are others that are not named as images, and these are added to `ignored`.
+    Hidden files and those that systems leave behind are left out. So are others that are not named as images, and these
+    are added to `ignored`.
     """
     for path in paths:
         if path.is_dir():
@@ -44,7 +48,7 @@ def _walk(folder: str, ignored: list[str], above: frozenset[str]) -> Iterator[st
     if here in above:  # a link to a folder that contains it
         return
     with os.scandir(folder) as entries:
-        visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+        visible = sorted((entry for entry in entries if not is_junk(entry.name)), key=lambda entry: entry.name)
     for entry in visible:
         if entry.is_dir():
             yield from _walk(entry.path, ignored, above | {here})
@@ -75,14 +79,16 @@ class Chunk:
         return centre_crop_params(self.heights, self.widths, config.val_image_size, config.val_resize_size)
 
 
-def read_chunks(files: Iterable[str], batch_size: int, threads: int) -> Iterator[Chunk]:
-    """The files' bytes, checked."""
-    files = iter(files)
+def read_chunks(
+    files: Iterable[str], batch_size: int, threads: int, config: EncodeConfig = UNTOUCHED
+) -> Iterator[Chunk]:
+    """The files' bytes, checked, and made JPEGs as `config` says."""
+    files, read = iter(files), partial(_read, config=config)
     with ThreadPoolExecutor(threads) as executor:
         while names := list(islice(files, batch_size)):
             sides = np.zeros((2, len(names)), np.int64)
             chunk = Chunk(names, [GRAY] * len(names), sides[0], sides[1], [None] * len(names))
-            for place, found in enumerate(executor.map(_read, names)):
+            for place, found in enumerate(executor.map(read, names)):
                 if isinstance(found, str):
                     chunk.take_out(place, found)
                     continue
@@ -93,10 +99,10 @@ def read_chunks(files: Iterable[str], batch_size: int, threads: int) -> Iterator
             yield chunk
 
 
-def _read(file: str) -> Encoded | str:
+def _read(file: str, config: EncodeConfig) -> Encoded | str:
     """A file as packing would store it, or why it cannot be."""
     try:
-        return encode(Path(file).read_bytes())
+        return encode(Path(file).read_bytes(), config)
     except BadImage as error:
         return str(error)
     except OSError as error:
@@ -144,6 +150,8 @@ def decode_chunks(
         except StopIteration:
             return
         except RuntimeError as error:  # an image that libjpeg takes and DALI does not; the pipeline is lost with it
+            if not raised_by_dali(error):
+                raise
             waiting = [chunk for chunk, _ in in_flight]
             in_flight.clear()
             _take_out_bad(waiting, config, gpu, error)

@@ -17,6 +17,7 @@ from model.losses import Loss, build_loss
 from model.networks import build_model
 from model.optim import build_optimizer
 from model.pretrained import Rows, load_pretrained
+from model.schedule import lr_at
 from model.weight_files import Classes
 from recipes import Recipe
 from shard_tools.class_match import match_classes
@@ -69,7 +70,31 @@ class Standing:
     elapsed_s: float = 0.0  # of the whole run, over its restarts
     epoch_digest: int = 0  # of the sample ids of this epoch (`training.step_log.sample_digest`)
     best_top1: float = -1.0
+    best_images: int = 0  # that it was scored on
     validation: dict[str, Any] | None = None  # of the net as it is now
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the schedule runs ahead of the data."""
+        return self.pace > 1 or self.schedule_epoch > self.epoch + 1
+
+    def stepped(self, position: int, *, steps_per_epoch: int, global_batch_size: int) -> None:
+        """One more step is done, which ends at `position`. What the schedule is ahead of the data, it stays."""
+        ahead = self.schedule_epoch - (self.epoch + self.position // global_batch_size / steps_per_epoch)
+        ahead += (self.pace - 1.0) / steps_per_epoch
+        self.step, self.position, self.validation = self.step + 1, position, None
+        self.schedule_epoch = self.epoch + position // global_batch_size / steps_per_epoch + ahead
+
+    def validated(self, figures: dict[str, Any]) -> bool:
+        """Keep a validation's figures. Returns whether they are the best so far, on as many images."""
+        top1, num_images = figures.get("ema_top1", figures["top1"]), figures["num_images"]
+        is_best = top1 > self.best_top1 or self.best_images not in (0, num_images)
+        self.validation, self.best_images = figures, num_images
+        self.best_top1 = top1 if is_best else self.best_top1
+        return is_best
+
+    def is_validated_on(self, num_images: int) -> bool:
+        return self.validation is not None and self.validation["num_images"] == num_images
 
 
 def build_learner(
@@ -174,12 +199,18 @@ def capture(learner: Learner, at: Standing) -> dict[str, Any]:
 
 def about(recipe: Recipe, dataset: ShardSet) -> dict[str, Any]:
     """What a checkpoint holds besides: the same for the whole run, so made once (6 ms for ImageNet's classes)."""
+    encode = dataset.made.get("encode")
     return {
         "recipe": config.to_toml(recipe),
-        "dataset": dataset.fingerprint,
-        "splits": {name: len(split) for name, split in dataset.splits.items()},
+        **known_by(dataset),
+        "oriented": isinstance(encode, dict) and bool(encode.get("apply_orientation")),  # so `predict` turns its images
         "classes": [asdict(c) for c in dataset.classes],
     }
+
+
+def known_by(dataset: ShardSet) -> dict[str, Any]:
+    """What tells a dataset from another, and how many images it has."""
+    return {"dataset": dataset.fingerprint, "splits": {name: len(split) for name, split in dataset.splits.items()}}
 
 
 def _difference(state: dict[str, Any], dataset: ShardSet) -> str:
@@ -221,6 +252,8 @@ def restore(
     again = "undo that, or --resume never"
     changes = config.diff(config.from_toml(Recipe, state["recipe"], str(path)), recipe)
     changes = [line for line in changes if line.partition(":")[0] not in FREE_ON_RESUME]
+    longer = next((line for line in changes if line.startswith("train.epochs:")), "")
+    changes = [line for line in changes if line != longer]
     if changes:
         raise ValueError(f"{path}: made by another recipe ({'; '.join(changes)}); {again}")
     if state["dataset"] != dataset.fingerprint:
@@ -232,7 +265,18 @@ def restore(
         what = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(f"{path}: does not fit this network ({what}); {again}") from None
     say(f"resuming from {path}, step {at.step}")
+    if longer:
+        say(_other_length(longer, path, recipe, at))
     return at
+
+
+def _other_length(change: str, path: Path, recipe: Recipe, at: Standing) -> str:
+    """What it means that the recipe now has another number of epochs. Raises ValueError where they are done already."""
+    epoch, epochs = at.schedule_epoch, recipe.train.epochs
+    if epoch >= epochs:
+        raise ValueError(f"{path}: has done {epoch:.4g} epochs, and {change}; give more, or --resume never")
+    lr = lr_at(epoch, epochs=epochs, base_lr=recipe.optimizer.lr, config=recipe.schedule)
+    return f"{change}: goes on at epoch {epoch:.4g} of the new schedule, whose learning rate is {lr:.3g} there"
 
 
 def start_or_resume(

@@ -25,13 +25,15 @@ ACTIVATIONS = {"cross_entropy": "softmax", "bce": "sigmoid", "mse": "clip"}
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
     """net: in evaluation mode, on the device asked for, in float32. recipe: what it was trained with. classes: that of
-    label i is `classes[i]`. path: the checkpoint's file. weights: which of its weights these are."""
+    label i is `classes[i]`. path: the checkpoint's file. weights: which of its weights these are. oriented: it was
+    trained on images packed with --apply-orientation."""
 
     net: nn.Module
     recipe: Recipe
     classes: tuple[ClassInfo, ...]
     path: Path
     weights: Literal["raw", "ema"]
+    oriented: bool = False
 
     @property
     def activation(self) -> str:
@@ -77,6 +79,7 @@ def load_network(path: Path, *, weights: Weights = "auto", device: torch.device)
         classes=classes,
         path=file,
         weights="raw" if chosen is state["net"] else "ema",
+        oriented=bool(state.get("oriented")),
     )
 
 

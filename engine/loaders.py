@@ -8,6 +8,7 @@ import click
 import torch
 
 from engine.learner import autocast_dtype
+from engine.splits import validates
 from pipeline.batch import Loader
 from pipeline.build import build_loader, threads_per_rank
 from pipeline.feed import Feed
@@ -16,6 +17,7 @@ from recipes import Recipe
 from recipes.phases import recipe_at
 from shard_tools.format import ShardSet
 from training import quarantine
+from training.budget import Work
 from training.distributed import World
 
 
@@ -45,15 +47,24 @@ def train_loader(recipe: Recipe, dataset: ShardSet, world: World, run_dir: Path,
     return build_loader(feed, on_bad=on_bad, quarantine=set(out), **_running(recipe, world))
 
 
-def eval_loader(recipe: Recipe, dataset: ShardSet, world: World, split: str, batch_size: int | None = None) -> Loader:
-    """Every sample of a split once over all ranks, resized and centre-cropped; by default in training's batch size."""
+def eval_loader(
+    recipe: Recipe, dataset: ShardSet, world: World, split: str, batch_size: int | None = None, at_most: int = 0
+) -> Loader:
+    """Every sample of a split once over all ranks, resized and centre-cropped; by default in training's batch size.
+    `at_most`: of so many samples instead, a fixed choice (`Feed`)."""
     feed = Feed(
         split=dataset.split(split),
         augment=None,
         batch_size=batch_size or rank_batch_size(recipe, world),
+        at_most=at_most,
         **_share(recipe, world),
     )
     return build_loader(feed, **_running(recipe, world))
+
+
+def val_loader_of(recipe: Recipe, dataset: ShardSet, world: World, at_most: int) -> Loader | None:
+    """That of the recipe's validation split, if it has one."""
+    return eval_loader(recipe, dataset, world, recipe.data.val_split, at_most=at_most) if validates(recipe) else None
 
 
 def rank_batch_size(recipe: Recipe, world: World) -> int:
@@ -81,6 +92,27 @@ def count_steps(recipe: Recipe, num_train: int, world: World) -> int:
             )
         total += num_train // now.train.global_batch_size
     return total
+
+
+def work_of(recipe: Recipe, dataset: ShardSet, *, last_step: int, at_most: int, num_nets: int, compiles: bool) -> Work:
+    """What a run up to `last_step` has to do, for its clock. `num_nets` are scored in each validation, on `at_most`
+    images (0 for all)."""
+    each_epoch = [recipe_at(recipe, epoch) for epoch in range(recipe.train.epochs)]
+    scored = [recipe.data.val_split if validates(recipe) else "", recipe.data.test_split]
+    num_val, num_test = (len(dataset.split(name)) if name else 0 for name in scored)
+    passes = num_nets * (2 if recipe.train.val_flip else 1)
+    return Work(
+        image_sizes=tuple(now.data.image_size for now in each_epoch),
+        batch_sizes=tuple(now.train.global_batch_size for now in each_epoch),
+        num_train=len(dataset.split(recipe.data.train_split)),
+        last_step=last_step,
+        eval_every=recipe.train.eval_every,
+        num_val=min(num_val, at_most or num_val),
+        num_test=min(num_test, at_most or num_test),
+        val_image_size=recipe.data.val_image_size,
+        val_cost=max(passes / 3, 0.5),  # a training step is a pass forwards and two backwards; and images are decoded
+        compiles=compiles,
+    )
 
 
 def image_dtype(recipe: Recipe, world: World) -> torch.dtype:

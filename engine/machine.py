@@ -12,11 +12,9 @@ import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-import torch
-
 from pipeline.config import DataConfig
 from recipes import Recipe
-from training import config, environment
+from training import config
 
 FILE = Path("machine.toml")
 KEYS = ("threads", "prefetch", "read_ahead", "hw_decoder_load", "affinity")  # of [data]
@@ -43,6 +41,10 @@ class MachineFile:
 
 def this_machine(device: str) -> Machine:
     """`device`: as the commands take it; with "cpu" the machine's GPU does not count."""
+    import torch  # here: a recipe is read, and what is wrong with it told, without
+
+    from training import environment
+
     return Machine(
         cpu=environment.cpu_model() or "",
         cores=float(environment.cores_allowed() or 0),

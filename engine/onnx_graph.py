@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 LIMIT_BYTES = 2_000_000_000  # protobuf's limit for one file is 2^31, graph and weights together
-MIN_OPSET = 18  # torch's exporter writes this one and later ones itself; to earlier ones it would have to convert
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -28,7 +27,7 @@ def onnx_bytes(
     """An ONNX model from `images` (N, 3, S, S) to `logits` (N, C), float32, weights and metadata inside.
 
     images: an example; with `dynamic_batch` it has at least 2, and any number can be given later, else just as many.
-    opset: version of ONNX's operators, at least MIN_OPSET; None for torch's default.
+    opset: version of ONNX's operators, at least `commands.MIN_OPSET`; None for torch's default.
 
     Raises ValueError where torch cannot export the network, or not with this opset, or it is too large for one file.
     """

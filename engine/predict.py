@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +19,15 @@ from engine.image_files import decode_chunks, find_images, read_chunks
 from engine.learner import autocast_dtype, autocast_of
 from engine.load import Loaded, load_network
 from pipeline.build import threads_per_rank
-from shard_tools.format import ClassInfo, escape
+from shard_tools.classes import class_infos, read_class_file
+from shard_tools.encode import EncodeConfig
+from shard_tools.format import ClassInfo, escape, key_name
 from shard_tools.sources.naming import EXTENSIONS, Ignored, some
+from shard_tools.terminal import as_shown
 from training import distributed, environment
 
 PIPED_WIDTH = 10_000  # columns of a table that no terminal shows: nothing is folded
+LEAST_IMAGE, MOST_WORD = 8, 40  # columns of a terminal: for files' names, and for a word that is not folded
 
 
 class Prediction(NamedTuple):
@@ -52,7 +57,7 @@ def predict(
     half = device.type == "cuda" and autocast_dtype(loaded.recipe, device) is not None
     autocast = autocast_of(loaded.recipe, device)
     shared: dict[str, Any] = {"batch_size": batch_size, "threads": threads}
-    chunks = read_chunks(files, **shared)
+    chunks = read_chunks(files, **shared, config=EncodeConfig(apply_orientation=loaded.oriented))
     for chunk, images in decode_chunks(chunks, loaded.recipe.data, device=device, half=half, **shared):
         with autocast:
             logits = predict_logits(loaded.net, images, flip)
@@ -64,37 +69,17 @@ def predict(
         ]
 
 
-@click.command("predict", context_settings={"show_default": True, "max_content_width": 110})
-@click.argument("checkpoint", metavar="CHECKPOINT|RUN", type=click.Path(path_type=Path))
-@click.argument(
-    "paths", metavar="IMAGE|FOLDER...", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path)
-)
-@click.option("--top-k", type=click.IntRange(min=1), default=5, metavar="K", help="How many classes of each image.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, in place of the table.")
-@click.option("--weights", type=click.Choice(["auto", "raw", "ema"]), default="auto", help="auto: EMA if there is one.")
-@click.option("--flip/--no-flip", default=None, help="Mean of image and mirror image.  [default: train.val_flip]")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="auto: CUDA if it is there.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=64, metavar="N", help="Images at once.")
-@click.option("--threads", type=click.IntRange(min=0), default=0, metavar="N", help="That decode; 0: one a core.")
-def command(
-    checkpoint: Path, paths: tuple[Path, ...], top_k: int, as_json: bool, weights: Any, flip: bool | None, device: Any,
-    batch_size: int, threads: int,
+def run(
+    checkpoint: Path, paths: tuple[Path, ...], top_k: int, as_json: bool, class_file: Path | None, weights: Any,
+    flip: bool | None, device: Any, batch_size: int, threads: int,
 ) -> None:  # fmt: skip
-    """Name the classes of image files, and of all images below folders.
-
-    CHECKPOINT is a .pt file; of a run's directory it is the best checkpoint, else the last. Images are resized and
-    cropped as in the run's validation. JPEG, PNG, WebP and BMP are taken, in colour, gray or CMYK. A file that cannot
-    be decoded is named on stderr (with --json also in its place, as an "error"), and the exit status is then 1.
-
-    \b
-    Examples:
-      python train.py predict runs/demo-20261124-030029 cat.jpg photos/
-      python train.py predict model.pt photos/ --top-k 1 --json > classes.jsonl
-    """
+    """What `train.py predict` does; its options are in engine/commands.py."""
     try:
         on = distributed.start(device).device
         environment.choose_kernels()
         loaded = load_network(checkpoint, weights=weights, device=on)
+        if class_file:
+            loaded = replace(loaded, classes=named(loaded.classes, class_file))
         ignored = Ignored()
         batches = predict(
             loaded,
@@ -115,55 +100,85 @@ def command(
         if not num_images:
             raise ValueError(f"{', '.join(map(str, paths))}: no images here ({', '.join(EXTENSIONS)})")
     except ValueError as error:
-        raise click.ClickException(_printable(str(error))) from None
+        raise click.ClickException(str(error)) from None
     except OSError as error:
-        raise click.ClickException(_printable(f"{error.filename or checkpoint}: {error.strerror or error}")) from None
+        raise click.ClickException(f"{error.filename or checkpoint}: {error.strerror or error}") from None
     if ignored:
-        click.echo(f"left out, not named as images: {some([_printable(file) for file in ignored])}", err=True)
+        click.echo(f"left out, not named as images: {some(ignored)}", err=True)
     if num_bad:
         click.echo(f"{num_bad} of {num_images} files could not be decoded", err=True)
         sys.exit(1)
 
 
+def named(classes: tuple[ClassInfo, ...], class_file: Path) -> tuple[ClassInfo, ...]:
+    """The classes with the file's names, where it has them. Raises what `read_class_file` does."""
+    keys = [info.wnid for info in classes]
+    return tuple(class_infos(keys, {info.wnid: info.name for info in classes}, read_class_file(class_file, keys)))
+
+
 def _show(predictions: list[Prediction], classes: tuple[ClassInfo, ...], as_json: bool, header: bool) -> None:
     for prediction in predictions:
         if prediction.error:
-            click.echo(f"{_printable(prediction.file)}: {prediction.error}", err=True)
+            click.echo(f"{escape(prediction.file)}: {prediction.error}", err=True)
     if as_json:
         click.echo("\n".join(_json_line(prediction, classes) for prediction in predictions))
     elif any(prediction.classes for prediction in predictions):
         console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH, highlight=False)
+        console.width = max(console.width, _least_width(classes))  # the terminal wraps what is wider than itself
         console.print(_table(predictions, classes, header, console))
 
 
 def _json_line(prediction: Prediction, classes: tuple[ClassInfo, ...]) -> str:
     if prediction.error:
         return json.dumps({"file": prediction.file, "error": prediction.error})
+    key = key_name(classes)
     found = [
-        {"wnid": classes[label].wnid, "name": classes[label].name, "probability": float(f"{probability:.6g}")}
+        {key: classes[label].wnid, "name": classes[label].name, "probability": float(f"{probability:.6g}")}
         for label, probability in prediction.classes
     ]
     return json.dumps({"file": prediction.file, "classes": found})
 
 
 def _table(predictions: list[Prediction], classes: tuple[ClassInfo, ...], header: bool, console: Console) -> Table:
-    """A row for each class of each image. On a terminal the columns are as wide in every batch."""
+    """A row for each class of each image. On a terminal the columns are as wide in every batch. Keys are whole, names
+    are wrapped at words, files' names are folded."""
     table = Table(box=None, pad_edge=False, show_header=header, expand=console.is_terminal)
     table.add_column("image", ratio=1, overflow="fold")
     table.add_column("p", width=6)
-    table.add_column("class", width=max(cell_len(info.wnid) for info in classes))
-    named = any(info.name != info.wnid for info in classes)
+    table.add_column("class", width=_key_width(classes), no_wrap=True)
+    named = _are_named(classes)
     if named:
-        longest = max(cell_len(info.name) for info in classes)
-        table.add_column("name", width=min(longest, console.width // 3), overflow="fold")
+        longest = max(cell_len(_cell(info.name)) for info in classes)
+        room = _word_width(classes) + console.width - _least_width(classes)
+        width = max(_word_width(classes), min(longest, console.width // 3, room))
+        table.add_column("name", width=width, overflow="fold")
     for prediction in predictions:
         for place, (label, probability) in enumerate(prediction.classes):
-            file = _printable(prediction.file) if place == 0 else ""
+            file = prediction.file if place == 0 else ""
             cells = [file, f"{probability:.4f}", classes[label].wnid, *[classes[label].name] * named]
-            table.add_row(*map(Text, cells), style="bold" if place == 0 else None)
+            table.add_row(*(Text(_cell(cell)) for cell in cells), style="bold" if place == 0 else None)
     return table
 
 
-def _printable(text: str) -> str:
-    """On one line, and without bytes that no terminal takes: file names may hold both."""
-    return escape(text).encode("utf-8", "backslashreplace").decode()
+def _least_width(classes: tuple[ClassInfo, ...]) -> int:
+    """Columns below which a table would have to cut keys, or names inside words."""
+    widths = [LEAST_IMAGE, 6, _key_width(classes), *[_word_width(classes)] * _are_named(classes)]
+    return sum(widths) + 2 * (len(widths) - 1)
+
+
+def _are_named(classes: tuple[ClassInfo, ...]) -> bool:
+    return any(info.name != info.wnid for info in classes)
+
+
+def _key_width(classes: tuple[ClassInfo, ...]) -> int:
+    return max(len("class"), *(cell_len(_cell(info.wnid)) for info in classes))
+
+
+def _word_width(classes: tuple[ClassInfo, ...]) -> int:
+    words = (word for info in classes for word in _cell(info.name).split())
+    return min(MOST_WORD, max(map(cell_len, words), default=0))
+
+
+def _cell(text: str) -> str:
+    """What a terminal shows of it, on one line: columns are as wide as that."""
+    return as_shown(escape(text))

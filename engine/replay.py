@@ -27,16 +27,8 @@ from training import checkpoint, config, distributed, environment, quarantine
 from training.distributed import World
 
 
-@click.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--data", metavar="DIR", help="The packed dataset, if it has moved.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-def command(file: Path, data: str | None, device: Any) -> None:
-    """Make a failed step again from FILE, the failed-step-N.pt of a run, and say what went wrong first.
-
-    \b
-    python train.py replay runs/NAME/failed-step-00001234.pt
-    """
+def run(file: Path, data: str | None, device: Any) -> None:
+    """What `train.py replay` does; its options are in engine/commands.py."""
     try:
         environment.choose_kernels()
         for line in replay(file, data, distributed.start(device)):

@@ -4,23 +4,11 @@ Input: the network after a step. Output: `Ema.net`, a network of the same kind t
 """
 
 import copy
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-
-@dataclass(frozen=True, kw_only=True)
-class EmaConfig:
-    """decay: of one step; 0 switches the average off. warmup: decay (1 + t) / (10 + t) while that is less, so that a
-    short run forgets its first weights (as in Inception's training, TensorFlow's `num_updates`)."""
-
-    decay: float = 0.0
-    warmup: bool = True
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"decay: {self.decay} must be in [0, 1)")
+from model.config import EmaConfig
 
 
 class Ema:

@@ -1,12 +1,12 @@
 """Losses by setting: what a network answers and labels, (N,) or (N, C) → one scalar. One entry in `LOSSES` each."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from model.config import LossConfig
 
 IGNORED_LABEL = -100  # what a sample that was taken out of the batch has for a label; torch's own default
 
@@ -14,37 +14,6 @@ IGNORED_LABEL = -100  # what a sample that was taken out of the batch has for a 
 # GoogLeNetOutputs), None for a head that is not there
 Output = Tensor | tuple[Tensor | None, ...]
 Loss = Callable[[Output, Tensor], Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """name: "cross_entropy" of the softmax; "bce", binary cross-entropy of each class's sigmoid; "mse", squared
-        distance of the logits themselves to the target shares (Hui & Belkin 2021, without their rescaling). The last
-        two are means over the classes, as in torch and timm, not sums.
-    label_smoothing: s of the target 1 − s + s / C for the class and s / C for the others (Szegedy et al. 2016,
-        section 7).
-    bce_target_threshold: targets above it become 1, the others 0, after smoothing; so an image made by mixup or CutMix
-        shows each of its classes in full (Wightman et al. 2021, "ResNet strikes back"; timm's `--bce-target-thresh`).
-    aux_weight: of each auxiliary head's loss beside the main head's (0.4 for Inception v3, 0.3 for GoogLeNet).
-    """
-
-    name: Literal["cross_entropy", "bce", "mse"] = "cross_entropy"
-    label_smoothing: float = 0.1
-    bce_target_threshold: float | None = None
-    aux_weight: float = 0.4
-
-    def __post_init__(self) -> None:
-        if self.name not in LOSSES:
-            raise ValueError(f"name: unknown loss {self.name!r}: {', '.join(LOSSES)}")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing: {self.label_smoothing} must be in [0, 1)")
-        if not self.aux_weight >= 0:
-            raise ValueError(f"aux_weight: {self.aux_weight} must be 0 or more")
-        if self.bce_target_threshold is not None:
-            if self.name != "bce":
-                raise ValueError('bce_target_threshold: has no effect unless name = "bce"; leave it out')
-            if not 0 <= self.bce_target_threshold < 1:
-                raise ValueError(f"bce_target_threshold: {self.bce_target_threshold} must be in [0, 1)")
 
 
 def build_loss(config: LossConfig) -> Loss:

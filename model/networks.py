@@ -1,14 +1,13 @@
 """Networks by name: `ModelConfig` → `nn.Module` that maps images (N, 3, S, S) to logits (N, num_classes).
 
 Every classification network of torchvision with torchvision's own parameter names, so that state dicts are
-interchangeable, and our own for small images. A new network is one entry in `OWN_NETWORKS`.
+interchangeable, and our own for small images. A new network is one entry in `OWN_NETWORKS` and a name in
+`model/config.py`.
 """
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Any
 
 import torchvision
 from torch import nn
@@ -16,6 +15,7 @@ from torch import nn
 from model.airbench import AIRBENCHES
 from model.blurpool import MIN_CHANNELS, use_blurpool
 from model.cifar_resnet import CIFAR_RESNETS
+from model.config import ModelConfig, unknown_network
 from model.layout import use_channels_last
 from model.stochastic_depth import add_stochastic_depth, rescale_stochastic_depth
 
@@ -24,48 +24,6 @@ OWN_NETWORKS: dict[str, Callable[..., nn.Module]] = {**AIRBENCHES, **CIFAR_RESNE
 
 # Their heads on inner layers make forward return a named tuple in training, the main logits first.
 AUXILIARY_HEADS = ("googlenet", "inception_v3")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Which network, and how it runs. Unset (none) means as the network is published.
-
-    name: torchvision's of any of its classification networks, or one of this project's.
-    stem: `imagenet` is the network as published; `small` gives a ResNet a 3×3 stride-1 stem without max-pooling.
-    zero_init_residual: start residual branches at zero (Goyal et al. 2017, section 5.1); unset means wherever the
-        network has the option.
-    blurpool: blur before strided convolutions with 16 channels and more, as the FFCV recipes do (model/blurpool.py).
-    stochastic_depth: the probability that the last residual branch is dropped in training (model/stochastic_depth.py).
-    dropout: the probability of the network's dropout: before the head in convolutional networks.
-    aux_logits: GoogLeNet and Inception v3 train with their auxiliary heads, Inception v3 then on 299 px and more;
-        validation sees the main head alone.
-    pretrained: weights to start from: a file, a run, or one of torchvision's names (model/pretrained.py).
-    channels_last: keep weights and activations in NHWC order.
-    compile, compile_mode: `torch.compile` the network, "auto" on GPUs only. The first step of each image size then
-        takes a minute. `reduce-overhead` records CUDA graphs, as does `max-autotune`, which also times more kernels.
-    sync_batch_norm: BatchNorm over the batches of all ranks, for those too small each.
-    """
-
-    name: str = "resnet50"
-    stem: Literal["imagenet", "small"] = "imagenet"
-    zero_init_residual: bool | None = None
-    blurpool: bool = False
-    stochastic_depth: float | None = None
-    dropout: float | None = None
-    aux_logits: bool = False
-    pretrained: str = ""
-    channels_last: bool = True
-    compile: Literal[False, True, "auto"] = False
-    compile_mode: Literal["default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune"] = "default"
-    sync_batch_norm: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("stochastic_depth", "dropout"):
-            probability = getattr(self, name)
-            if probability is not None and not 0 <= probability < 1:
-                raise ValueError(f"{name}: {probability} must be in [0, 1)")
-        if self.compile_mode != "default" and not self.compile:
-            raise ValueError(f"compile_mode = {self.compile_mode} does nothing without compile = true")
 
 
 def list_networks() -> list[str]:
@@ -85,9 +43,7 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
     """
     name = config.name
     if name not in list_networks():
-        near = get_close_matches(name, list_networks(), n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else "model.networks.list_networks() has the names"
-        raise ValueError(f"unknown network {name!r}: {hint}")
+        raise unknown_network(name, list_networks())
     if num_classes < 1:
         raise ValueError(f"a network needs at least 1 class, not {num_classes}")
 

@@ -8,53 +8,8 @@ in `DECAYS`.
 import math
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Literal
 
-
-@dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
-    """name: the decay after the warm-up. With a warm-up from 0, "linear" is ffcv-imagenet's triangle. "step" multiplies
-        by `gamma` at each of `milestones`, or every `step_epochs`, both counted from the run's start. "polynomial" is
-        (1 − progress) ** power. "one_cycle" rises along a cosine, too, as torch's OneCycleLR (Smith & Topin 2018; the
-        momentum is not cycled): `warmup_epochs` is its rise, pct_start · epochs there, 1 / start_factor its div_factor.
-    warmup_epochs: may be a fraction; unset, 5, or a fifth of a run shorter than 25. start_factor: of base_lr, where the
-        warm-up begins. The rise is linear.
-    decay_after_warmup: whether the decay begins where the warm-up ends (Goyal et al. 2017); false lets it run from the
-        run's start, under the warm-up, after which the learning rate falls at once to where the decay is (timm's way).
-    final_lr: where the decay ends; a learning rate, not a factor.
-    """
-
-    name: Literal["cosine", "linear", "constant", "step", "polynomial", "one_cycle"] = "cosine"
-    warmup_epochs: float | None = None
-    start_factor: float = 0.01
-    decay_after_warmup: bool = True
-    final_lr: float = 0.0
-    milestones: tuple[float, ...] = ()
-    step_epochs: float = 0.0
-    gamma: float = 0.1
-    power: float = 2.0
-
-    def __post_init__(self) -> None:
-        if self.name not in DECAYS:
-            raise ValueError(f"name: unknown schedule {self.name!r}: {', '.join(DECAYS)}")
-        for name in ("warmup_epochs", "final_lr", "step_epochs"):
-            if getattr(self, name) is not None and not getattr(self, name) >= 0:
-                raise ValueError(f"{name}: {getattr(self, name)} must be 0 or more")
-        if not 0 <= self.start_factor <= 1:
-            raise ValueError(f"start_factor: {self.start_factor} must be in [0, 1]")
-        for name in ("gamma", "power"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: {getattr(self, name)} must be above 0")
-        if any(a >= b for a, b in zip((0.0, *self.milestones), self.milestones, strict=False)):
-            raise ValueError(f"milestones: {list(self.milestones)} must be above 0 and grow")
-        for field in fields(self):
-            if getattr(self, field.name) != field.default and self.name not in _READ_WITH.get(field.name, DECAYS):
-                raise ValueError(f'{field.name}: has no effect with name = "{self.name}"; leave it out')
-        if self.name == "step" and bool(self.milestones) == bool(self.step_epochs):
-            raise ValueError('milestones: name = "step" needs either milestones or step_epochs')
-        if not self.decay_after_warmup and self.warmup_epochs == 0:
-            raise ValueError("decay_after_warmup: has no effect with warmup_epochs = 0; leave it out")
+from model.config import ScheduleConfig
 
 
 def warmup_of(config: ScheduleConfig, epochs: float) -> float:
@@ -105,13 +60,4 @@ DECAYS: dict[str, Callable[[float, float, ScheduleConfig], float]] = {
     "step": _step,
     "polynomial": lambda progress, epoch, config: float((1.0 - progress) ** config.power),
     "one_cycle": lambda progress, epoch, config: _half_cosine(progress),
-}
-# setting → the schedules that read it
-_READ_WITH: dict[str, tuple[str, ...]] = {
-    "decay_after_warmup": ("cosine", "linear", "polynomial"),
-    "final_lr": ("cosine", "linear", "polynomial", "one_cycle"),
-    "milestones": ("step",),
-    "step_epochs": ("step",),
-    "gamma": ("step",),
-    "power": ("polynomial",),
 }

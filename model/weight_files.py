@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import torch
 import torchvision
 
-from model.networks import OWN_NETWORKS, ModelConfig
+from model.config import ModelConfig
+from model.networks import OWN_NETWORKS
 
 CHECKPOINT_FORMAT = "penstock-checkpoint-1"
 Classes = tuple[tuple[str, str], ...]  # of a head's rows: key and readable name

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 
 import numpy as np
@@ -33,6 +34,8 @@ class Feed:
     augment: the training augmentation; None makes this the validation feed: stored order, centre crop, every sample
     once over all ranks. global_batch_size: samples of one optimizer step over all ranks (training only).
     local_world_size: ranks on this machine, which share what is fetched; 0 for all.
+    at_most: validation only: feed so many of the split's samples; 0 for all. They are the first of a fixed random
+        order, the same in every run and on any number of ranks, and a smaller choice is part of a larger one.
     """
 
     split: Split
@@ -44,6 +47,7 @@ class Feed:
     world_size: int = 1
     local_world_size: int = 0
     seed: int = 0
+    at_most: int = 0
 
     def __post_init__(self) -> None:
         if not len(self.split):
@@ -59,6 +63,18 @@ class Feed:
         next(self.spans(0), None)  # raises now, not at the first batch, where the sizes do not divide
 
     @property
+    def num_samples(self) -> int:
+        """That an epoch chooses from."""
+        return len(self.split) if self._chosen is None else len(self._chosen)
+
+    @cached_property
+    def _chosen(self) -> np.ndarray | None:
+        """The samples of `at_most`, in stored order: (n,) int64; None for all of the split."""
+        if self.augment or not 0 < self.at_most < len(self.split):
+            return None
+        return np.sort(EpochPlan(num_samples=len(self.split)).sample_ids(0, self.at_most))
+
+    @property
     def image_size(self) -> int:
         return self.config.image_size if self.augment else self.config.val_image_size
 
@@ -66,7 +82,7 @@ class Feed:
         config = self.config
         order = config.order if self.augment else "sequential"
         return EpochPlan(
-            num_samples=len(self.split),
+            num_samples=self.num_samples,
             seed=self.seed,
             epoch=epoch,
             order=order,
@@ -78,7 +94,7 @@ class Feed:
         share = {"batch_size": self.batch_size, "rank": self.rank, "world_size": self.world_size}
         if self.augment:
             return train_spans(len(self.split), position, global_batch_size=self.global_batch_size, **share)
-        return eval_spans(len(self.split), position, **share)
+        return eval_spans(self.num_samples, position, **share)
 
     def __len__(self) -> int:
         """Batches of this rank in a whole epoch."""
@@ -88,7 +104,7 @@ class Feed:
                 // self.global_batch_size
                 * (self.global_batch_size // (self.batch_size * self.world_size))
             )
-        rounds, rest = divmod(len(self.split), self.batch_size * self.world_size)
+        rounds, rest = divmod(self.num_samples, self.batch_size * self.world_size)
         return rounds + (rest > self.rank * self.batch_size)
 
     def batch(self, epoch: int, span: Span, image_size: int) -> PlannedBatch:
@@ -117,7 +133,11 @@ class Feed:
             distinct = self.global_batch_size // self.augment.repeats
             batch, place = divmod(places, self.global_batch_size)
             places = batch * distinct + place % distinct
-        return self.plan(epoch).ids_at(places)
+        return self._ids_at(epoch, places)
+
+    def _ids_at(self, epoch: int, places: np.ndarray) -> np.ndarray:
+        ids = self.plan(epoch).ids_at(places)
+        return ids if self._chosen is None else self._chosen[ids]
 
     def batches(self, epoch: int, position: int, image_size: int, done: int = 0) -> Iterator[PlannedBatch]:
         """This rank's batches from a position on, without those that end at `done` or before it."""
@@ -140,7 +160,7 @@ class Feed:
         stride, local = self.batch_size * self.world_size, self.local_world_size or self.world_size
         whole = self.global_batch_size if self.augment else 1  # only whole global batches are read
         copies = self.augment.repeats if self.augment else 1
-        end = (position + (len(self.split) - position) // whole * whole) // copies
+        end = (position + (self.num_samples - position) // whole * whole) // copies
         done = max(position, done)
         begin = done if copies == 1 else done // whole * (whole // copies)
         for start in range(begin // self.window_size * self.window_size, end, self.window_size):
@@ -150,7 +170,7 @@ class Feed:
                 batch, place = divmod(places, whole // copies)
                 places = batch * whole + place + np.arange(copies) * (whole // copies)
             ranks = (places - position) % stride // self.batch_size
-            yield self.plan(epoch).ids_at(order[(ranks // local == self.rank // local).any(axis=1)])
+            yield self._ids_at(epoch, order[(ranks // local == self.rank // local).any(axis=1)])
 
     def resize_size(self, image_size: int) -> int:
         """What validation resizes the shorter side to before it crops `image_size`, in pixels."""

@@ -23,7 +23,7 @@ from pipeline.feed import Feed, PlannedBatch
 from pipeline.graph import build_graph, encoded, graph_inputs
 from pipeline.gray import with_unit_factor
 from pipeline.holes import GRAY, BadSample, blank
-from pipeline.probe import bad_header, find_bad
+from pipeline.probe import bad_header, find_bad, raised_by_dali
 from pipeline.reader import open_reader
 
 
@@ -92,6 +92,8 @@ class DaliLoader:
                 yield from self._run(epoch, image_size, turn)
                 return
             except RuntimeError as error:
+                if not raised_by_dali(error):
+                    raise
                 self._take_out_bad(error)
                 self._drop_pipe()
 
@@ -243,7 +245,8 @@ class DaliLoader:
             if found:
                 break
         if not found:
-            raise ValueError(f"DALI failed, though every sample decodes alone: {_one_line(error)}") from error
+            when = "though every sample decodes alone" if self._in_flight else "before it had a sample"
+            raise ValueError(f"DALI failed, {when}: {_one_line(error)}") from error
         self._report(found)
         self._holes |= {bad.position for bad in found}
 

@@ -1,6 +1,7 @@
 """`ReferenceLoader`: the same plan executed by PIL and torchvision. The oracle for `DaliLoader`, and a peer to beat."""
 
 import io
+import multiprocessing
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -58,6 +59,8 @@ class ReferenceLoader:
 
     def iter_epoch(self, epoch: int, position: int = 0, image_size: int | None = None) -> Iterator[Batch]:
         self._state = (epoch, position)
+        if self.workers:
+            _check_shared_memory()
         size = image_size or self.feed.image_size
         spans = list(self.feed.spans(position))
         loader = DataLoader(
@@ -79,6 +82,16 @@ class ReferenceLoader:
 
     def close(self) -> None:
         """Nothing is held between epochs."""
+
+
+def _check_shared_memory() -> None:
+    try:
+        multiprocessing.Lock()
+    except OSError as error:
+        raise ValueError(
+            f"/dev/shm: the reference loader's processes need it ({error.strerror}); make it writable, or choose "
+            "another loader"
+        ) from None
 
 
 class _PlannedBatches(Dataset[Any]):

@@ -9,7 +9,7 @@ import functools
 from typing import Any
 
 import numpy as np
-from numba import carray, cfunc, njit, types
+from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -31,6 +31,7 @@ from pipeline.resize_kernel import (
     TOP,
     resize_image,
 )
+from shard_tools.compiling import compiled, compiled_callback
 
 
 def geometry(
@@ -72,7 +73,7 @@ _RUN = types.void(_ADDRESS, _ADDRESS, _ADDRESS, _COUNT, _ADDRESS, _ADDRESS, _ADD
 _SETUP = types.void(_ADDRESS, _ADDRESS, _COUNT, _ADDRESS, _ADDRESS, _COUNT, _COUNT)
 
 
-@njit(cache=True)
+@compiled()
 def _arguments(outs, out_shapes, ins, in_shapes):  # type: ignore[no-untyped-def]
     """What the operator is called with, for one output and the inputs (image, geometry)."""
     ins, in_shapes = carray(_pointer(ins), 2, np.uint64), carray(_pointer(in_shapes), 2, np.uint64)
@@ -82,14 +83,14 @@ def _arguments(outs, out_shapes, ins, in_shapes):  # type: ignore[no-untyped-def
     return image, in_shape, carray(_pointer(ins[1]), (GEOMETRY_COLUMNS,), np.float64), outs[0], out_shape
 
 
-@cfunc(_RUN, cache=True)
+@compiled_callback(_RUN)
 def _run_normalised(outs, out_shapes, out_ndims, num_outs, ins, in_shapes, in_ndims, num_ins):  # type: ignore[no-untyped-def]
     image, size, geometry, address, out_size = _arguments(outs, out_shapes, ins, in_shapes)
     out = carray(_pointer(address), (out_size[0] * out_size[1] * 3,), np.float32)
     resize_image(image, size[0], size[1], geometry, out, out_size[0], out_size[1])
 
 
-@cfunc(_RUN, cache=True)
+@compiled_callback(_RUN)
 def _run_levels(outs, out_shapes, out_ndims, num_outs, ins, in_shapes, in_ndims, num_ins):  # type: ignore[no-untyped-def]
     image, size, geometry, address, out_size = _arguments(outs, out_shapes, ins, in_shapes)
     out = carray(_pointer(address), (out_size[0] * out_size[1] * 3,), np.uint8)
@@ -100,7 +101,7 @@ def _run_levels(outs, out_shapes, out_ndims, num_outs, ins, in_shapes, in_ndims,
 def _setup(image_size: int) -> Any:
     """The function that tells DALI the output's shape."""
 
-    @cfunc(_SETUP, cache=True)
+    @compiled_callback(_SETUP)
     def setup(out_shapes, out_ndims, num_outs, in_shapes, in_ndims, num_ins, num_samples):  # type: ignore[no-untyped-def]
         for address in carray(_pointer(out_shapes), (num_samples,), np.uint64):
             shape = carray(_pointer(address), 3, np.int64)

@@ -1,4 +1,4 @@
-"""The arithmetic of the CPU's resize, compiled by Numba for the machine it runs on (once: it is cached on disk).
+"""The arithmetic of the CPU's resize, compiled by Numba for the machine it runs on (once, if it can be kept).
 
 One pass does the crop window, the filter, flips, the shift and the normalisation. The filters and the way they are
 sampled are Pillow's (`Resample.c`), and so torchvision's with antialias=True: the support is stretched by the scale
@@ -9,10 +9,11 @@ import math
 
 import numba
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import overload
 
 from pipeline.config import Interpolation
+from shard_tools.compiling import compiled
 
 INTERPOLATIONS: tuple[Interpolation, ...] = ("nearest", "linear", "cubic", "lanczos")
 _RADIUS = (0.5, 1.0, 2.0, 3.0)
@@ -31,7 +32,7 @@ _U = np.uintp  # an index known not to be negative: numba's support of negative 
 _1, _2, _3, _4, _5, _6, _7, _8, _9 = map(_U, range(1, 10))
 
 
-@njit(cache=True)
+@compiled()
 def _filter(kind: int, x: float) -> float:
     x = abs(x)
     if kind == 1:
@@ -48,7 +49,7 @@ def _filter(kind: int, x: float) -> float:
     return math.sin(x) / x * math.sin(x / 3) / (x / 3)
 
 
-@njit(cache=True)
+@compiled()
 def _taps(n_in, start, end, shift, flip, kind, antialias, num_taps, first, count, weights):  # type: ignore[no-untyped-def]
     """Which inputs make an output, and with which weights; no input makes it black.
 
@@ -90,7 +91,7 @@ def _taps(n_in, start, end, shift, flip, kind, antialias, num_taps, first, count
     return most
 
 
-@njit(cache=True, fastmath=_FAST, error_model="numpy")
+@compiled(fastmath=_FAST, error_model="numpy")
 def _vertical(image, width, first, count, weights, row):  # type: ignore[no-untyped-def]
     """One output row before the horizontal pass.
 
@@ -125,7 +126,7 @@ def _vertical(image, width, first, count, weights, row):  # type: ignore[no-unty
             row[j] += w0 * np.float32(image[r0 + j])
 
 
-@njit(cache=True, fastmath=_FAST, error_model="numpy")
+@compiled(fastmath=_FAST, error_model="numpy")
 def _horizontal(row, first, weights, most, line):  # type: ignore[no-untyped-def]
     """One output row. Four values are computed a pixel, three are meant: so each is one vector operation.
 
@@ -171,7 +172,7 @@ def _horizontal(row, first, weights, most, line):  # type: ignore[no-untyped-def
             o, p = o + _3, p + stride
 
 
-@njit(cache=True, fastmath=_FAST, error_model="numpy")
+@compiled(fastmath=_FAST, error_model="numpy")
 def resize_image(image, height, width, geometry, out, out_height, out_width):  # type: ignore[no-untyped-def]
     """One image.
 

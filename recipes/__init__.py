@@ -8,16 +8,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from model.ema import EmaConfig
-from model.losses import LossConfig
-from model.networks import ModelConfig
-from model.optim import OptimizerConfig
-from model.schedule import ScheduleConfig, warmup_of
+from model.config import EmaConfig, LossConfig, ModelConfig, OptimizerConfig, ScheduleConfig
+from model.schedule import warmup_of
 from pipeline.augment import AugmentConfig
 from pipeline.config import DataConfig
 from recipes.phases import PhasesConfig
 
 FOLDER = Path(__file__).parent
+DEMO_DATA = "data/demo"  # what the demo recipe names; made where it is missing
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,11 @@
 
 import click
 
+from shard_tools import terminal
 from shard_tools.commands import inspect, pack
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=terminal.Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 def main() -> None:
     """Turn images into tar shards for fast training, and look after such shards.
 

@@ -9,6 +9,7 @@ Locks are given back explicitly: a process that was forked meanwhile has the des
 The directory must lie on a file system with `flock`: any local disk.
 """
 
+import errno
 import fcntl
 import os
 import shutil
@@ -23,14 +24,23 @@ WAIT_S = 30.0  # for room, while all files are in use
 POLL_S = 0.02
 BULK_FILES = 64  # small files are removed so many at a time, since each time all are listed
 SMALL_BYTES = 64 << 20
+FULL = (errno.ENOSPC, errno.EDQUOT)
 FREE_SHARE = 0.9  # of the disk's free space, where no bound is given
 
 
 def cache_root(cache_dir: str | os.PathLike[str] = "") -> Path:
-    """`cache_dir`, or where the user's caches are ($XDG_CACHE_HOME, ~/.cache)."""
+    """`cache_dir`, or where the user's caches are ($XDG_CACHE_HOME, ~/.cache).
+
+    Raises:
+        ValueError: the user has no home.
+    """
     if cache_dir:
         return Path(cache_dir).absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "penstock"
+    try:
+        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        raise ValueError("there is no home directory to cache in; set data.cache_dir or XDG_CACHE_HOME") from None
+    return Path(caches).absolute() / "penstock"
 
 
 class Cache:
@@ -217,6 +227,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(
-            f"{path}: cannot be written ({error.strerror or error}); make room there, or set data.cache_dir"
-        ) from None
+        remedy = (
+            "make room there, or set data.cache_dir" if error.errno in FULL else "set data.cache_dir to another place"
+        )
+        raise ValueError(f"{path}: cannot be written ({error.strerror or error}); {remedy}") from None

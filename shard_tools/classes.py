@@ -1,43 +1,42 @@
-"""What classes are called: readable names from the source, from ImageNet's list, or from a file of the user's."""
+"""What classes are called, and how many there are: from the source, ImageNet's list, or a file of the user's."""
 
 import json
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from shard_tools.format import ClassInfo
 from shard_tools.sources.imagenet import imagenet_names
+from shard_tools.sources.naming import check_number, is_text, numbered_keys, some
 
 
-def class_infos(keys: tuple[str, ...], source_names: dict[str, str], given: dict[str, str]) -> list[ClassInfo]:
-    """One for each class key, in order. A name comes from `given`, the source, ImageNet's list, or else is the key."""
-    names = imagenet_names(keys) | source_names | given
+def class_infos(
+    keys: Sequence[str], source_names: dict[str, str], given: dict[str, str], numbered: bool = False
+) -> list[ClassInfo]:
+    """One for each class key, in order. A name comes from `given`, the source, ImageNet's list, or else is the key;
+    numbered: the source's labels are numbers, and a key that is no more than one is called by it."""
+    plain = {key: plain_key(key) for key in keys if numbered and re.fullmatch("[0-9]{6}", key)}
+    names = plain | imagenet_names(keys) | source_names | given
     return [ClassInfo(key, names.get(key) or key) for key in keys]
 
 
-def read_class_file(path: Path, keys: tuple[str, ...]) -> dict[str, str]:
+def read_class_file(path: Path, keys: Sequence[str]) -> dict[str, str]:
     """Class key → readable name from a file: lines `KEY NAME` (blank ones and those with # are skipped), or JSON
     `{"KEY": "NAME"}`. Keys that are numbers may be written with or without leading zeros. It may name more classes.
+
+    Where the classes are numbers and no line begins with one, line i (from 0) names class i (`NAME`, or `WNID NAME`),
+    as the i-th of a JSON list does.
 
     Raises:
         ValueError: it cannot be read, or names none of the classes.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    if text.lstrip().startswith("{"):
-        try:
-            names = dict(json.loads(text))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise ValueError(f"{path}: is no JSON object ({error})") from None
-    else:
-        lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-        names = dict(
-            (line.split(maxsplit=1) * 2)[:2] if len(line.split()) == 1 else line.split(maxsplit=1) for line in lines
-        )
-    if not all(isinstance(name, str) for name in names.values()):
-        raise ValueError(f'{path}: must give each class a text, as {{"n01440764": "tench"}}')
-    found = {key: names.get(key, names.get(_plain(key))) for key in keys}
-    known = {key: name.strip() for key, name in found.items() if name}
+    names = _entries(path, keys)
+    plain = {plain_key(key): name for key, name in names.items()}
+    found = {key: names.get(key, plain.get(plain_key(key))) for key in keys}
+    known = {key: name.strip() for key, name in found.items() if name and name.strip()}
     if not known:
         raise ValueError(
             f"{path}: names none of the classes {', '.join(keys[:3])} …; its lines are like: {keys[0]} NAME"
@@ -45,5 +44,73 @@ def read_class_file(path: Path, keys: tuple[str, ...]) -> dict[str, str]:
     return known
 
 
-def _plain(key: str) -> str:
-    return str(int(key)) if key.isascii() and key.isdecimal() else key
+def keys_with_file(keys: list[str], path: Path | None) -> list[str]:
+    """The class keys by label, with those that a class file adds where the classes are the numbers 0, 1, …: a list of
+    1,000 names makes 1,000 classes, though the labels met may end at 987. Raises what `read_class_file` does."""
+    if path is None or keys != numbered_keys(len(keys)):
+        return keys
+    numbers = [int(key) for key in _entries(path, keys) if re.fullmatch("[0-9]{1,4000}", key)]
+    for number in numbers:
+        check_number(number, str(path))
+    return numbered_keys(max(len(keys), *(number + 1 for number in numbers))) if numbers else keys
+
+
+def gap_lines(keys: Sequence[str], num_images: dict[str, np.ndarray]) -> Iterator[str]:
+    """Lines for people about classes without images. num_images: split → (num_classes,), the training split first."""
+    splits = list(num_images)
+    empty = np.flatnonzero(np.sum(list(num_images.values()), axis=0) == 0)
+    if len(empty):
+        yield f"{len(empty):,} of {len(keys):,} classes without images, which keep their labels: {_some(keys, empty)}"
+    for split in splits[1:]:
+        new = np.flatnonzero((num_images[split] > 0) & (num_images[splits[0]] == 0))
+        if len(new):
+            yield f"classes with images in {split} and none in {splits[0]}: {len(new):,}, {_some(keys, new)}"
+
+
+def _some(keys: Sequence[str], labels: np.ndarray) -> str:
+    return some([keys[label] for label in labels.tolist()])
+
+
+def plain_key(key: str) -> str:
+    """A number without its leading zeros; any other key as it is."""
+    return (key.lstrip("0") or "0") if key.isascii() and key.isdecimal() else key
+
+
+def _are_numbers(keys: Sequence[str]) -> bool:
+    return all(re.fullmatch("[0-9]{6}", key) for key in keys)
+
+
+def _entries(path: Path, keys: Sequence[str]) -> dict[str, str]:
+    """What the file names: key as it is written there → name."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeError) as error:
+        raise ValueError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    if text.lstrip().startswith("{") or (text.lstrip().startswith("[") and _are_numbers(keys)):
+        try:
+            return _json_entries(json.loads(text), path)
+        except (ValueError, RecursionError) as error:
+            if str(error).startswith(str(path)):
+                raise
+            raise ValueError(f"{path}: is no JSON object ({error})") from None
+    lines = [line.split(maxsplit=1) for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    if _are_numbers(keys) and not any(re.fullmatch("[0-9]+", words[0]) for words in lines):
+        wnids = all(len(words) == 2 and re.fullmatch("n[0-9]{8}", words[0]) for words in lines)
+        names = [words[1].strip() if wnids else " ".join(words).strip() for words in lines]
+        if len(names) <= max(map(int, keys)):
+            last = plain_key(max(keys))
+            raise ValueError(
+                f"{path}: its {len(names)} lines begin with no number, and are too few to name classes 0 … {last} in "
+                f"their order; write lines like: {last} NAME"
+            )
+        return dict(zip(map(str, range(len(names))), names, strict=True))
+    return {words[0]: words[-1] for words in lines}
+
+
+def _json_entries(found: Any, path: Path) -> dict[str, str]:
+    """From an object of names, or of lists that end in one (`{"0": ["n01440764", "tench"]}`), or from a list."""
+    entries = dict(enumerate(found)) if isinstance(found, list) else found
+    names = {str(key): value[-1] if isinstance(value, list) and value else value for key, value in entries.items()}
+    if not all(isinstance(name, str) and is_text(name) for name in names.values()):
+        raise ValueError(f'{path}: must give each class a text, as {{"n01440764": "tench"}}')
+    return names

@@ -23,7 +23,7 @@ from PIL import Image
 
 from shard_tools.execute import Progress
 from shard_tools.format import INFO_FILE
-from shard_tools.workers import num_cpus, process_pool
+from shard_tools.workers import missing_semaphores, num_cpus, process_pool
 from shard_tools.writer import Packed, pack
 
 NUM_IMAGES = {"train": 3000, "val": 1000}
@@ -203,7 +203,8 @@ def ensure_demo(out: Path, say: Callable[[str], None] = print) -> None:
         return
     say(f"making the demo's images in {out}, this once")
     search = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "shard_tools", "demo", str(out)]
+    workers = ["--workers", "1"] if missing_semaphores() else []  # a container without /dev/shm trains all the same
+    command = [sys.executable, "-m", "shard_tools", "demo", str(out), *workers]
     made = subprocess.run(command, env=os.environ | {"PYTHONPATH": search}, stdout=subprocess.DEVNULL, check=False)
     if made.returncode:
         raise ValueError(f"{out}: the demo's images could not be made")

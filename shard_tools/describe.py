@@ -10,6 +10,7 @@ from shard_tools.format import ShardSet
 QUANTILES = (0, 5, 50, 95, 100)
 BINS = 10
 BAR_WIDTH = 40  # characters
+UNTURNED = "image(s) have an EXIF orientation that is not applied, as in torchvision"
 EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
 
 
@@ -81,7 +82,9 @@ def summary(info: dict[str, Any]) -> str:
     details += [f"converted to JPEG: {converted}"] if converted else []
     details += [f"rejected: {made['rejected']}"] if made.get("rejected") else []
     details += [f"members of no sample: {made['ignored']}"] if made.get("ignored") else []
-    return "\n".join([*lines, *([f"  made with {'; '.join(details)}"] if details else [])])
+    lines += [f"  made with {'; '.join(details)}"] if details else []
+    lines += [f"  {made['unturned']} {UNTURNED}; pack --apply-orientation turns them"] if made.get("unturned") else []
+    return "\n".join(lines)
 
 
 def histograms(info: dict[str, Any]) -> str:

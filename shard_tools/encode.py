@@ -3,23 +3,23 @@
 Gray and colour JPEGs pass through untouched, unless `EncodeConfig` asks for another size or encoding; by default every
 one of their coefficients is decoded once. Everything else that Pillow reads as PNG, WebP, BMP or CMYK JPEG becomes an
 RGB JPEG, whatever its file name says: alpha is dropped, as torchvision's loader does, and 16 bits lose their low byte.
+CMYK is read as Adobe stores it, inverted, with its marker or without, as Pillow and torchvision do and DALI does not.
 A gray JPEG stays gray when it is written anew, a gray PNG becomes RGB; decoders give both as three equal channels.
 
-The one rule for EXIF orientation: it is never applied, neither here nor when training. Height and width are those
-of the stored pixels, as PIL and torchvision see them. JPEGs that are written carry no metadata at all.
+The one rule for EXIF orientation: training never applies it, and packing only if `EncodeConfig` asks for it. Height and
+width are those of the stored pixels, as PIL and torchvision see them. JPEGs that are written carry no metadata at all.
 """
 
 import io
-import struct
 import warnings
-import zlib
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from shard_tools.jpeg import SCALES, SOI, Header, check_pixels, decode, has_end, read_header
+from shard_tools.jpeg import SCALES, SOI, Header, check_odd, check_pixels, decode, has_end, read_header, why_not
+from shard_tools.orientation import UPRIGHT, jpeg_orientation, orientation_of, sides, upright
 from shard_tools.resize import resize
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
@@ -48,6 +48,7 @@ class EncodeConfig:
     quality, subsampling: of the JPEGs that are scaled or re-encoded. What is only converted (PNG and the like) gets
         quality 95 and 4:4:4, so that the conversion costs nothing visible.
     reencode: write every image anew, at its size. baseline: write progressive JPEGs anew as baseline JPEGs.
+    apply_orientation: turn the pixels where EXIF's orientation is not 1; if that is all, quality 95 and 4:4:4 as well.
     """
 
     check: Literal["decode", "header"] = "decode"
@@ -58,6 +59,7 @@ class EncodeConfig:
     subsampling: Literal["420", "422", "444"] = "420"
     reencode: bool = False
     baseline: bool = False
+    apply_orientation: bool = False
 
     def __post_init__(self) -> None:
         if self.check not in CHECKS:
@@ -86,14 +88,16 @@ class EncodeConfig:
 class Encoded:
     """A JPEG file, its size in pixels, and what it was made from.
 
-    kind: "jpeg" if untouched; else "png", "webp", "bmp", "cmyk" or "odd-jpeg" for what had to be converted, and
-        "resized", "progressive" or "reencoded" for a JPEG that was written anew for that reason.
+    kind: "jpeg" if untouched; else "oriented" for what was turned, "png", "webp", "bmp", "cmyk" or "odd-jpeg" for what
+        had to be converted, and "resized", "progressive" or "reencoded" for a JPEG written anew for that reason.
+    unturned: it has an EXIF orientation other than 1, which was not applied.
     """
 
     jpeg: bytes
     height: int
     width: int
     kind: str
+    unturned: bool = False
 
 
 def encode(data: bytes, config: EncodeConfig = EncodeConfig()) -> Encoded:
@@ -103,23 +107,53 @@ def encode(data: bytes, config: EncodeConfig = EncodeConfig()) -> Encoded:
         BadImage: it is empty, no image, of another format, truncated, damaged, animated, or has more than
             `config.max_pixels` pixels.
     """
+    try:
+        return _encode(data, config)
+    except Exception as error:
+        raise BadImage(reason(data, error)) from None
+
+
+def reason(data: bytes, error: Exception) -> str:
+    """Why a file cannot be used, in one line: our words, Pillow's or libjpeg's; an error nobody foresaw has its type.
+
+    Whatever it is, it is this image's: the others must not suffer for it.
+    """
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, BadImage):
+        return said
     if not data:
-        raise BadImage("empty file")
+        return "empty file"
+    if data.startswith(SOI) and isinstance(error, OSError | SyntaxError) and (unusual := why_not(data)):
+        return unusual
+    if isinstance(error, UnidentifiedImageError):
+        is_jpeg = data.startswith(SOI)
+        return (
+            "a JPEG with a damaged header"
+            if is_jpeg
+            else f"not a JPEG, PNG, WebP or BMP image (starts with {data[:8]!r})"
+        )
+    return (
+        said if isinstance(error, OSError | ValueError | SyntaxError | EOFError) else f"{type(error).__name__}: {said}"
+    )
+
+
+def _encode(data: bytes, config: EncodeConfig) -> Encoded:
     header = read_header(data)
-    if header and header.components < 4:
-        try:
-            return _from_jpeg(data, header, config)
-        except BadImage:
-            raise
-        except ValueError as error:
-            cut = "truncated: " if not has_end(data, header) else ""
-            raise BadImage(f"{cut}{error}") from None
-    return _from_other(data, header, config)
+    if not header or header.components == 4:
+        return _from_other(data, header, config)
+    try:
+        return _from_jpeg(data, header, config)
+    except BadImage:
+        raise
+    except ValueError as error:
+        cut = "truncated: " if not has_end(data, header) else ""
+        raise BadImage(f"{cut}{error}") from None
 
 
 def _from_jpeg(data: bytes, header: Header, config: EncodeConfig) -> Encoded:
     old = header.height, header.width
     _check_size(*old, config)
+    orientation = jpeg_orientation(data, header)
     new = config.size(*old)
     if new != old:
         kind = "resized"
@@ -127,43 +161,37 @@ def _from_jpeg(data: bytes, header: Header, config: EncodeConfig) -> Encoded:
         kind = "progressive"
     elif config.reencode:
         kind = "reencoded"
+    elif config.apply_orientation and orientation != UPRIGHT:
+        kind = "oriented"
     else:
         if config.check == "decode" or not has_end(data, header):
             check_pixels(data, header)
-        return Encoded(data, *old, "jpeg")
+        return Encoded(data, *old, "jpeg", orientation != UPRIGHT)
     # as Pillow's `draft`: the DCT does the powers of two, which costs nothing and reads less
     scale = next(s for s in SCALES if all(n >= s * m for n, m in zip(old, new, strict=True)))
-    return _write(decode(data, header, scale), new, kind, config.quality, config.subsampling)
+    return _write(decode(data, header, scale), new, kind, orientation, config, asked=kind != "oriented")
 
 
 def _from_other(data: bytes, header: Header | None, config: EncodeConfig) -> Encoded:
-    """By way of Pillow: what is no JPEG, CMYK and YCCK, and JPEGs that not every decoder takes."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # broken EXIF blocks and the like do not concern the pixels
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                width, height = image.size
-                _check_size(height, width, config)
-                kind = (image.format or "").lower()
-                if data.startswith(SOI):
-                    kind = "cmyk" if image.mode == "CMYK" else "odd-jpeg"
-                    if header:
-                        check_pixels(data, header)
-                elif getattr(image, "n_frames", 1) > 1:
-                    raise BadImage(f"animated {kind} with {getattr(image, 'n_frames', 1)} frames")
-                pixels = np.array(_rgb(image).convert("RGBX"))
-    except BadImage:
-        raise
-    except UnidentifiedImageError:
-        raise BadImage(f"not a JPEG, PNG, WebP or BMP image (starts with {data[:8]!r})") from None
-    except (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, OverflowError) as error:
-        raise BadImage(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
-    except (Image.DecompressionBombError, MemoryError, struct.error, zlib.error) as error:
-        raise BadImage(f"{type(error).__name__}: {error}") from None
+    """By way of Pillow: what is no JPEG, CMYK and YCCK, and JPEGs that not every decoder takes.
+
+    In a JPEG whose sampling TurboJPEG does not name, Pillow sees that it is cut short, but no other damage.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # broken EXIF blocks and the like do not concern the pixels
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            _check_size(height, width, config)
+            kind = (image.format or "").lower()
+            if data.startswith(SOI):
+                kind = "cmyk" if image.mode == "CMYK" else "odd-jpeg"
+                check_pixels(data, header) if header else check_odd(data)
+            elif getattr(image, "n_frames", 1) > 1:
+                raise BadImage(f"animated {kind} with {getattr(image, 'n_frames', 1)} frames")
+            pixels = np.array(_rgb(image).convert("RGBX"))
+            orientation = orientation_of(image)
     new = config.size(height, width)
-    if new != (height, width) or config.reencode:
-        return _write(pixels, new, kind, config.quality, config.subsampling)
-    return _write(pixels, new, kind, CONVERTED_QUALITY, CONVERTED_SUBSAMPLING)
+    return _write(pixels, new, kind, orientation, config, asked=new != (height, width) or config.reencode)
 
 
 def _check_size(height: int, width: int, config: EncodeConfig) -> None:
@@ -175,14 +203,25 @@ def _check_size(height: int, width: int, config: EncodeConfig) -> None:
         raise BadImage(f"has {width}×{height} pixels; a JPEG has at most {MAX_SIDE} a side")
 
 
-def _write(pixels: np.ndarray, size: tuple[int, int], kind: str, quality: int, subsampling: str) -> Encoded:
-    """`pixels`: (height, width, 1 gray or 4 RGBX) uint8."""
+def _write(
+    pixels: np.ndarray, size: tuple[int, int], kind: str, orientation: int, config: EncodeConfig, asked: bool
+) -> Encoded:
+    """`pixels`: (height, width, 1 gray or 4 RGBX) uint8 as they lie in the file; `size`: theirs, or a smaller one.
+
+    asked: the user wants it smaller or re-encoded, at the quality that goes with that; else it is only converted.
+    """
     import simplejpeg  # type: ignore[import-untyped]  # here: training on packed shards never needs it
 
+    turned = config.apply_orientation and orientation != UPRIGHT
+    if turned:
+        pixels, size, kind = upright(pixels, orientation), sides(*size, orientation), "oriented"
     if pixels.shape[:2] != size:
         pixels = resize(pixels, *size)
+    quality = config.quality if asked else CONVERTED_QUALITY
+    subsampling = config.subsampling if asked else CONVERTED_SUBSAMPLING
     colours, subsampling = ("gray", "gray") if pixels.shape[2] == 1 else ("rgbx", subsampling)
-    return Encoded(simplejpeg.encode_jpeg(pixels, quality, colours, subsampling), *size, kind)
+    jpeg = simplejpeg.encode_jpeg(pixels, quality, colours, subsampling)
+    return Encoded(jpeg, *size, kind, orientation != UPRIGHT and not turned)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

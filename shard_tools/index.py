@@ -2,7 +2,8 @@
 
 Input: a directory with *.tar. Output, there: .idx files as DALI's wds2idx writes them, sample tables, source names and
 dataset.json (see `format`), whose `made` says {"indexed": true, "image_extensions": […], …}. Samples, labels and splits
-are told as `sources.webdataset` tells them. An image is checked by its header; `verify --decode` checks the rest.
+are told as `sources.webdataset` tells them. An ordinary JPEG is checked by its header, and `verify --decode` checks the
+rest; what DALI may decode otherwise than Pillow is decoded by both (`trainable`).
 """
 
 import json
@@ -10,16 +11,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import IO
 
 import numpy as np
 
+from shard_tools.classes import class_infos, gap_lines, keys_with_file, read_class_file
 from shard_tools.format import (
     DAMAGED,
     INFO_FILE,
     SAMPLE_DTYPE,
-    ClassInfo,
     ShardInfo,
     ShardSet,
     atomic_write,
@@ -30,9 +34,8 @@ from shard_tools.format import (
     write_split,
 )
 from shard_tools.scan import Scanned, scan_shard
-from shard_tools.sources.imagenet import imagenet_names
-from shard_tools.sources.naming import numbered_key
-from shard_tools.sources.webdataset import check_label, names_beside, tars
+from shard_tools.sources.tarsamples import FIND_OUT, NO_LABEL, Fields, check_fields
+from shard_tools.sources.webdataset import LabelsMet, names_beside, tars, unlabelled_test
 from shard_tools.workers import LOST, num_cpus, process_pool
 
 REJECTED_FILE = "rejected.tsv"
@@ -46,14 +49,18 @@ def index(
     directory: Path,
     *,
     on_bad: str = "fail",
+    class_file: Path | None = None,
+    fields: Fields = FIND_OUT,
     workers: int | None = None,
     executor: Executor | None = None,
     progress: Callable[[int, int], None] = lambda done, shards: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> ShardSet:
     """Write what training needs beside the tars in `directory`. Doing it again gives the same files.
 
-    `on_bad`: "fail", or "skip" to leave unusable images out of the tables and list them in rejected.tsv. `executor`
-    scans the shards; without one, `workers` processes do. `progress` is told shards done and shards in all.
+    `on_bad`: "fail", or "skip" to leave unusable images out of the tables and list them in rejected.tsv. `class_file`:
+    readable names of classes, see `classes.read_class_file`. `executor` scans the shards; without one, `workers`
+    processes do. `progress` is told shards done and shards in all, `say` is given lines about labels and classes.
 
     Raises:
         Findings: `on_bad` is "fail" and there are some. ValueError: these are no shards, or cannot be read or written.
@@ -75,8 +82,10 @@ def index(
         )
     workers = min(workers or num_cpus(), len(paths))
     try:
+        check_fields(paths[0], fields)
         with nullcontext(executor) if executor else process_pool(workers) as pool:
-            return _write(directory, splits, pool.map(scan_shard, paths), on_bad, progress)
+            scans = pool.map(partial(scan_shard, fields=fields), paths)
+            return _write(directory, splits, scans, on_bad, class_file, fields, progress, say)
     except LOST:
         raise ValueError(
             f"{directory}: a worker process died (out of memory?); try again with fewer --workers"
@@ -99,78 +108,109 @@ def _write(
     splits: dict[str, list[Path]],
     scans: Iterator[Scanned],
     on_bad: str,
+    class_file: Path | None,
+    fields: Fields,
     progress: Callable[[int, int], None],
+    say: Callable[[str], None],
 ) -> ShardSet:
     """Merge the scans into tables, then write dataset.json."""
-    names = names_beside(directory)
-    kinds: Counter[str] = Counter()
-    extensions: set[str] = set()
-    bad: list[tuple[str, str]] = []
-    ignored = 0
-    label_kinds: dict[type, str] = {}
+    met = LabelsMet(names_beside(directory))
+    merged = {split: _Split() for split in splits}
     texts: dict[str, int] = {}  # class → number as met
-    tables: dict[str, np.ndarray] = {}
-    infos: dict[str, list[ShardInfo]] = {}
     done, shards = 0, sum(map(len, splits.values()))
     with ExitStack() as stack:
-        sources = {split: stack.enter_context(TemporaryFile("w+b")) for split in splits}
         for split, paths in splits.items():
-            parts = [np.empty(0, SAMPLE_DTYPE)]
+            merged[split].sources = stack.enter_context(TemporaryFile("w+b"))
             for _ in paths:
-                scanned = next(scans)
-                rows = scanned.rows
-                for text in scanned.texts:
-                    check_label(text, label_kinds, f"{directory}/{scanned.names[0]}", [])
-                    texts.setdefault(text, len(texts))
-                if scanned.numbered:
-                    check_label(int(rows["label"].max()), label_kinds, f"{directory}/{scanned.numbered}", list(names))
-                elif len(rows):
-                    rows["label"] = np.array([texts[text] for text in scanned.texts])[rows["label"]]
-                rows["shard"] = len(infos.setdefault(split, []))
-                infos[split].append(scanned.info)
-                parts.append(rows)
-                kinds += scanned.kinds
-                extensions |= scanned.extensions
-                bad += scanned.bad
-                ignored += len(scanned.ignored)
-                sources[split].writelines(
-                    f"{escape(name)}\n".encode("utf-8", "surrogateescape") for name in scanned.names
-                )
+                merged[split].add(next(scans), directory, met, texts)
                 done += 1
                 progress(done, shards)
-            tables[split] = np.concatenate(parts)
+        if unlabelled := _unlabelled(merged):
+            say(unlabelled)
+            merged.pop("test")
+        bad = [row for part in merged.values() for row in part.bad]
         _reject(directory, bad, on_bad)
-        classes = _classes(tables, texts, names)
-        files: dict[str, str] = {}
+        tables = {split: np.concatenate([np.empty(0, SAMPLE_DTYPE), *part.rows]) for split, part in merged.items()}
         for split, table in tables.items():
             if not len(table):
                 raise ValueError(f"{directory}: none of the images of {split} can be used (see {REJECTED_FILE})")
-            sources[split].seek(0)
-            files |= write_split(directory, split, table, sources[split])
+        keys = _keys(tables, met, texts, class_file)
+        given = read_class_file(class_file, keys) if class_file else {}
+        classes = class_infos(keys, met.class_names(), given, numbered=not texts)
+        counts = {split: np.bincount(table["label"], minlength=len(keys)) for split, table in tables.items()}
+        for line in (*met.notes(), *gap_lines(keys, counts)):
+            say(line)
+        files: dict[str, str] = {}
+        for split, part in merged.items():
+            part.sources.seek(0)
+            files |= write_split(directory, split, tables[split], part.sources)
     made = {
         "indexed": True,
-        "image_extensions": sorted(extensions),
-        "kinds": dict(sorted(kinds.items())),
+        "image_extensions": sorted(set[str]().union(*(part.extensions for part in merged.values()))),
+        "kinds": dict(sorted(sum((part.kinds for part in merged.values()), Counter[str]()).items())),
+        "unturned": sum(part.unturned for part in merged.values()),
         "rejected": len(bad),
-        "ignored": ignored,
-    }
-    write_info(directory, classes, infos, made, files)
+        "ignored": sum(part.ignored for part in merged.values()),
+    } | {f"{name}_field": value for name, value in vars(fields).items() if value}
+    write_info(directory, classes, {split: part.infos for split, part in merged.items()}, made, files)
     return ShardSet.open(directory)
 
 
-def _classes(tables: dict[str, np.ndarray], texts: dict[str, int], names: dict[str, str]) -> list[ClassInfo]:
-    """The classes by label. Labels that are text become positions in the sorted texts; numbers stay as they are."""
-    if texts:
-        keys = sorted(texts)
-        position = np.empty(len(keys), np.int32)
-        position[[texts[key] for key in keys]] = np.arange(len(keys))
-        for table in tables.values():
-            table["label"] = position[table["label"]]
-        return [ClassInfo(key, imagenet_names(keys).get(key, key)) for key in keys]
-    if names:
-        return [ClassInfo(key, name) for key, name in names.items()]
-    count = 1 + max((int(table["label"].max()) for table in tables.values() if len(table)), default=-1)
-    return [ClassInfo(numbered_key(label), str(label)) for label in range(count)]
+@dataclass
+class _Split:
+    """What the scans of one split's shards have found. sources: a file of the samples' names, a line each."""
+
+    sources: IO[bytes] = field(init=False)
+    rows: list[np.ndarray] = field(default_factory=list)
+    infos: list[ShardInfo] = field(default_factory=list)
+    kinds: Counter[str] = field(default_factory=Counter)
+    extensions: set[str] = field(default_factory=set)
+    bad: list[tuple[str, str]] = field(default_factory=list)
+    ignored: int = 0
+    unturned: int = 0
+
+    def add(self, scanned: Scanned, directory: Path, met: LabelsMet, texts: dict[str, int]) -> None:
+        """Add a shard. Its labels that are text become the numbers in `texts`: the order in which they were met."""
+        rows = scanned.rows
+        for text in scanned.texts:
+            met.add(text, f"{directory}/{scanned.names[0]}")
+            texts.setdefault(text, len(texts))
+        if scanned.numbered:
+            met.add(scanned.highest, f"{directory}/{scanned.numbered}")
+        elif len(rows):
+            rows["label"] = np.array([texts[text] for text in scanned.texts])[rows["label"]]
+        met.names.join(scanned.class_names)
+        rows["shard"] = len(self.infos)
+        self.rows.append(rows)
+        self.infos.append(scanned.info)
+        self.kinds += scanned.kinds
+        self.extensions |= scanned.extensions
+        self.bad += scanned.bad
+        self.ignored += len(scanned.ignored)
+        self.unturned += scanned.unturned
+        self.sources.writelines(f"{escape(name)}\n".encode("utf-8", "surrogateescape") for name in scanned.names)
+
+
+def _unlabelled(merged: dict[str, _Split]) -> str:
+    """A line, if there is a test split beside others and none of its images has a label."""
+    if "test" not in merged or len(merged) == 1:
+        return ""
+    test = merged["test"]
+    secret = test.bad and not any(map(len, test.rows)) and all(reason.startswith(NO_LABEL) for _, reason in test.bad)
+    return unlabelled_test(len(test.bad)) if secret else ""
+
+
+def _keys(tables: dict[str, np.ndarray], met: LabelsMet, texts: dict[str, int], class_file: Path | None) -> list[str]:
+    """The class keys by label. Labels that are text become positions in the sorted texts; numbers stay as they are."""
+    numbered = met.keys()
+    if numbered is not None:
+        return keys_with_file(numbered, class_file)
+    keys = sorted(texts)
+    position = np.empty(len(keys), np.int32)
+    position[[texts[key] for key in keys]] = np.arange(len(keys))
+    for table in tables.values():
+        table["label"] = position[table["label"]]
+    return keys
 
 
 def _reject(directory: Path, bad: list[tuple[str, str]], on_bad: str) -> None:

@@ -14,41 +14,89 @@ import numpy as np
 
 SOI, EOI = b"\xff\xd8", b"\xff\xd9"
 STANDALONE = range(0xD0, 0xDA)  # RSTn, SOI, EOI: markers without a length
-BASELINE, EXTENDED, PROGRESSIVE, DHT, SOS = 0xC0, 0xC1, 0xC2, 0xC4, 0xDA
+BASELINE, EXTENDED, PROGRESSIVE, DHT, SOS, APP1 = 0xC0, 0xC1, 0xC2, 0xC4, 0xDA, 0xE1
 METADATA = (*range(0xE0, 0xF0), 0xFE)  # APPn, COM
+FRAMES = {*range(0xC0, 0xD0)} - {DHT, 0xC8, 0xCC}  # SOFn; the others define tables or are reserved
+LOSSLESS, HIERARCHICAL = (0xC3, 0xCB), (0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF)
+# Factors of the brightness over those of both colours: 4:4:4, 4:2:2, 4:2:0, 4:4:0, 4:1:1, two of them in other words
+SAMPLINGS = {(0x11, 0x11), (0x21, 0x11), (0x22, 0x11), (0x12, 0x11), (0x41, 0x11), (0x22, 0x12), (0x22, 0x21)}
+SAMPLINGS |= {(factor, factor) for factor in (0x12, 0x13, 0x21, 0x31)}
+DAMAGE = re.compile("premature end|bad (huffman|arithmetic) code|instead of RST", re.IGNORECASE)
 HARMLESS = re.compile("extraneous bytes before marker 0xd9")  # and as it is the end marker, no warning can follow
 SCALES = (8, 4, 2, 1)
 
 
 class Header(NamedTuple):
-    """Sizes are in pixels; `scan` is the offset of the first scan's marker."""
+    """Sizes are in pixels; `scan` is the offset of the first scan's marker. tagged: it has EXIF or XMP metadata."""
 
     height: int
     width: int
     components: int
     progressive: bool
     scan: int
+    tagged: bool
 
 
 def read_header(data: bytes) -> Header | None:
     """What comes before the first scan, in 10 µs.
 
-    None unless it is what every decoder reads: baseline or progressive Huffman coding, 8 bits, 1, 3 or 4 components,
-    and nothing between the segments. DALI refuses files with a stray byte there, which libjpeg merely warns about.
+    None unless it is what every decoder reads: baseline or progressive Huffman coding, 8 bits, 1, 3 or 4 components
+    with one of the `SAMPLINGS`, and nothing between the segments. The TurboJPEG API names no other sampling (4:4:1 and
+    the like), which libjpeg reads. DALI refuses files with a stray byte there, which libjpeg merely warns about.
     """
     frame: tuple[int, int, int] | None = None
-    progressive = False
+    progressive = tagged = False
     try:
         for marker, start, _ in _segments(data):
             if marker in (BASELINE, EXTENDED, PROGRESSIVE):
                 bits, height, width, components = struct.unpack_from(">BHHB", data, start + 4)
-                if bits != 8 or components not in (1, 3, 4) or 0 in (height, width):
+                if bits != 8 or 0 in (height, width) or not _is_common(data[start + 11 :: 3][:components], components):
                     return None
                 frame, progressive = (height, width, components), marker == PROGRESSIVE
             elif marker == SOS:
-                return Header(*frame, progressive, start) if frame else None
+                return Header(*frame, progressive, start, tagged) if frame else None
             elif marker in STANDALONE or (marker < 0xD0 and marker != DHT):
                 return None
+            tagged |= marker == APP1
+    except (struct.error, IndexError):
+        pass
+    return None
+
+
+def _is_common(factors: bytes, components: int) -> bool:
+    """Whether every decoder takes these sampling factors, a byte a component; of a single one they mean nothing."""
+    if components == 1:
+        return len(factors) == 1
+    if len(factors) != components or components not in (3, 4) or (components == 4 and factors[3] != factors[0]):
+        return False
+    return factors[1] == factors[2] and (factors[0], factors[1]) in SAMPLINGS
+
+
+def why_not(data: bytes) -> str:
+    """Why a JPEG file that libjpeg does not read is none for us, if its frame header tells; else an empty string."""
+    if not (frame := _frame(data)):
+        return ""
+    marker, bits, height, components = frame
+    if marker in HIERARCHICAL:
+        return "a hierarchical JPEG, which no decoder here reads"
+    if bits != 8:
+        return f"a JPEG with {bits} bits a sample; only 8-bit JPEGs can be used, convert it first"
+    if marker in LOSSLESS:
+        return "a lossless JPEG of a kind that no decoder here reads, convert it first"
+    if height == 0:
+        return "a JPEG without a height in its frame header (it comes after the pixels, as DNL)"
+    if components not in (1, 3, 4):
+        return f"a JPEG with {components} components; only those with 1, 3 or 4 can be used"
+    return ""
+
+
+def _frame(data: bytes) -> tuple[int, int, int, int] | None:
+    """The frame header's marker, bits a sample, height in pixels and number of components, if it is found."""
+    try:
+        for marker, start, _ in _segments(data):
+            if marker in FRAMES:
+                bits, height, _, components = struct.unpack_from(">BHHB", data, start + 4)
+                return marker, bits, height, components
     except (struct.error, IndexError):
         pass
     return None
@@ -84,6 +132,22 @@ def check_pixels(data: bytes, header: Header) -> None:
         except ValueError as error:
             if not HARMLESS.search(str(error)):
                 raise
+
+
+def check_odd(data: bytes) -> None:
+    """`check_pixels` of a JPEG without a `Header`, as far as TurboJPEG goes: not where it does not name the sampling.
+
+    Its first warning is the only one, and may be about the oddity, so damage goes by its name. Lossless JPEGs are left
+    to Pillow: scaled down, libjpeg-turbo 3.1 ends the process with a segmentation fault at them.
+    """
+    frame = _frame(data)
+    if not frame or frame[0] not in (BASELINE, EXTENDED, PROGRESSIVE):
+        return
+    try:
+        _decode(data, 1, "gray")
+    except ValueError as error:
+        if DAMAGE.search(str(error)):
+            raise
 
 
 def has_end(data: bytes, header: Header) -> bool:

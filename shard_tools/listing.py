@@ -3,6 +3,7 @@
     DIR/SPLIT.records   a RECORD an image, in the source's order; DIR/SPLIT.sizes: their sizes alone, u4
     DIR/names           the images' names, one after the other
     DIR/files.json      the containers, and the directories of files
+    DIR/unusable        what the source lists and cannot give: lines of OUT/rejected.tsv
 
 So neither the packing process nor its workers hold an object an image, and a shard's job is a few numbers. Memory-maps
 would count as memory once they are touched all over, as a shuffle does; records are read one by one instead (1 µs).
@@ -16,15 +17,16 @@ import shutil
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from shard_tools.format import escape
+from shard_tools.classes import gap_lines, keys_with_file
+from shard_tools.rejected import Rejected, RejectedRows, refusal
 from shard_tools.sources.base import Place, Source, SourceImage, Unusable
-from shard_tools.sources.naming import some, split_rank
+from shard_tools.sources.naming import numbered_key, some, split_rank
 from shard_tools.subset import Subset, choose
 
 METHODS = ("file", "stored", "deflate", "joined")  # joined: a file whose path is its `files.json` entry and its name
@@ -36,6 +38,7 @@ RECORD = np.dtype(
 )
 PACKED = struct.Struct("<IBiQQQQI")  # a RECORD
 CHUNK = 1 << 16  # records in memory at once
+REMEDY = "leave them out with --on-bad skip, which lists all of them in OUT/rejected.tsv, or mend them"
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,17 @@ class Listing:
     """What `write_listing` found. `num_images` and `size_bytes` (of the source's files) are of each split."""
 
     root: Path
-    keys: tuple[str, ...]  # of the classes, sorted: a label is a place here
+    keys: tuple[str, ...]  # of the classes: a label is a place here
+    numbered: bool  # the source fixes the labels
     num_images: dict[str, int]
     size_bytes: dict[str, int]
     fingerprint: str  # of the images' names, labels and sizes, in order
+    notes: tuple[str, ...] = ()  # lines for people about the classes
+    rejected: Rejected = field(default_factory=Rejected)  # what `unusable` lists
+
+    @property
+    def unusable(self) -> Path:
+        return self.root / "unusable"
 
     def sizes(self, split: str) -> np.ndarray:
         """(num_images,) uint32 bytes of each image, memory-mapped."""
@@ -96,6 +106,7 @@ class _Pass:
     files: dict[str, int] = field(default_factory=dict)
     num_images: dict[str, int] = field(default_factory=dict)  # of the source's splits
     per_class: dict[str, list[int]] = field(default_factory=dict)  # images of each number
+    unusable: dict[str, Unusable] = field(default_factory=dict)  # the first of each split
     name_at: int = 0
 
 
@@ -107,39 +118,39 @@ def write_listing(
     seed: int,
     where: str,
     progress: Callable[[int], None] = lambda listed: None,
+    on_bad: str = "fail",
+    class_file: Path | None = None,
 ) -> Listing:
     """List `source` into the new directory `root`. `work` is for the source; `where` names it in messages;
-    `progress` is told the number of images so far.
+    `progress` is told the number of images so far. `class_file` may add classes, see `keys_with_file`.
 
     Raises:
+        BadImages: `on_bad` is "fail" and the source lists images that it cannot give.
         ValueError: the source contradicts itself or has not what `subset` asks for. OSError: `root` cannot be written.
     """
     shutil.rmtree(root, ignore_errors=True)  # of a killed run
     root.mkdir(parents=True)
+    asked = subset.only_classes
+    subset = replace(subset, only_classes=frozenset(form for key in asked for form in _forms(key)))
     found = _Pass()
+    rejected = _meet(root, source, work, subset, where, progress, found)
+    if rejected.count and on_bad == "fail":
+        total = rejected.count + sum(found.num_images.values())
+        raise refusal(f"{where}: {rejected.count} of {total} image(s)", rejected, "", REMEDY)
+    for split, (_, name, reason, _) in found.unusable.items():
+        if split and split not in found.num_images:
+            raise ValueError(f"{where}: none of the images of {split} can be used (first {name!r}: {reason})")
     digest = hashlib.sha256()
-    with open(root / "names", "wb", 1 << 20) as names, ExitStack() as stack:
-        streams: dict[str, BinaryIO] = {}
-        for number, image in enumerate(_readable(source, work, where)):
-            if number % CHUNK == 0:
-                progress(number)
-            if isinstance(image, Unusable):
-                raise ValueError(f"{where}: {escape(image.name)}: {image.reason}")
-            if subset.only_classes and image.key not in subset.only_classes:
-                continue
-            if image.split not in streams:
-                _check_split(image.split, where)
-                streams[image.split] = stack.enter_context(open(root / f"{image.split}.met", "wb", 1 << 20))
-                found.num_images[image.split], found.per_class[image.split] = 0, []
-            streams[image.split].write(_record(image, found, names))
     here = Path.cwd()  # workers may have another
     (root / "files.json").write_text(json.dumps([file and os.path.join(here, file) for file in found.files]))
     with open(root / "names", "rb") as stream:
         digest.update(hashlib.file_digest(stream, "sha256").digest())
     splits = sorted(found.num_images, key=split_rank)
-    keys = _classes(found, splits, subset, where)
-    new_label = np.empty(len(keys), np.int32)  # number as met → place among the sorted keys
-    new_label[[found.keys[key] for key in keys]] = np.arange(len(keys))
+    fixed = source.fixed_classes()
+    keys = _classes(found, splits, asked, where, keys_with_file(fixed, class_file) if fixed else None)
+    place = {key: label for label, key in enumerate(keys)}
+    new_label = np.array([place.get(key, -1) for key in found.keys], np.int32)  # number as met → label
+    notes = _notes(found, splits, subset, keys) if fixed else []
     if subset.fractions and splits != ["train"]:
         raise ValueError(f"{where}: has the splits {', '.join(splits)} already; leave out --split")
     num_images: dict[str, int] = {}
@@ -154,7 +165,40 @@ def write_listing(
                 raise ValueError(f"{where}: no image is left for the split {name}; choose larger parts or more classes")
         (root / f"{split}.met").unlink()
     digest.update("\0".join(keys).encode())
-    return Listing(root, tuple(keys), num_images, size_bytes, digest.hexdigest())
+    if rejected.count:
+        with open(root / "unusable", "rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return Listing(root, tuple(keys), bool(fixed), num_images, size_bytes, digest.hexdigest(), tuple(notes), rejected)
+
+
+def _meet(
+    root: Path,
+    source: Source,
+    work: Path,
+    subset: Subset,
+    where: str,
+    progress: Callable[[int], None],
+    found: _Pass,
+) -> Rejected:
+    """The pass: SPLIT.met with the records of each split, names, unusable; and `found`."""
+    with open(root / "names", "wb", 1 << 20) as names, open(root / "unusable", "wb") as table, ExitStack() as stack:
+        rejected = RejectedRows(table)
+        streams: dict[str, BinaryIO] = {}
+        for number, image in enumerate(_readable(source, work, where)):
+            if number % CHUNK == 0:
+                progress(number)
+            if subset.only_classes and image.key and image.key not in subset.only_classes:
+                continue
+            if isinstance(image, Unusable):
+                found.unusable.setdefault(image.split, image)
+                rejected.add(image.name, image.reason)
+                continue
+            if image.split not in streams:
+                _check_split(image.split, where)
+                streams[image.split] = stack.enter_context(open(root / f"{image.split}.met", "wb", 1 << 20))
+                found.num_images[image.split], found.per_class[image.split] = 0, []
+            streams[image.split].write(_record(image, found, names))
+    return rejected.rejected()
 
 
 def _readable(source: Source, work: Path, where: str) -> Iterator[SourceImage | Unusable]:
@@ -197,13 +241,34 @@ def _check_split(split: str, where: str) -> None:
         )
 
 
-def _classes(found: _Pass, splits: list[str], subset: Subset, where: str) -> list[str]:
-    """The class keys of the first split, sorted. Other splits may have fewer, never more."""
-    unknown = sorted(set(subset.only_classes) - set(found.keys))
+def _forms(key: str) -> set[str]:
+    """The class keys that are meant by one of `--only-classes`: 10 is 000010, too."""
+    return {key, numbered_key(int(key))} if re.fullmatch("[0-9]{1,6}", key) else {key}
+
+
+def _classes(found: _Pass, splits: list[str], asked: frozenset[str], where: str, fixed: list[str] | None) -> list[str]:
+    """The class keys by label: those of `fixed`, or of the first split, sorted; then other splits may have fewer, never
+    more. asked: by `--only-classes`, which chooses among them."""
+    unknown = sorted(key for key in asked if _forms(key).isdisjoint(found.keys) and _forms(key).isdisjoint(fixed or []))
     if unknown:
         raise ValueError(f"{where}: has no class {some(unknown)}, which --only-classes asks for")
     if not splits:
         raise ValueError(f"{where}: has no images")
+    if fixed is None:
+        keys = _met(found, splits, where)
+    else:
+        chosen = {form for key in asked for form in _forms(key)}
+        keys = [key for key in fixed if not asked or key in chosen]
+        assert set(found.keys) <= set(keys), "a source has images of classes that it does not fix"
+    for key in keys:
+        try:
+            key.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{where}: the class name {key!r} is not UTF-8; rename it") from None
+    return keys
+
+
+def _met(found: _Pass, splits: list[str], where: str) -> list[str]:
     members = {
         split: {key for key, n in found.keys.items() if any(found.per_class[split][n : n + 1])} for split in splits
     }
@@ -213,12 +278,19 @@ def _classes(found: _Pass, splits: list[str], subset: Subset, where: str) -> lis
             raise ValueError(
                 f"{where}: class {some(extra)} of {split} is not in {first}; add it there or remove it from {split}"
             )
-    for key in members[first]:
-        try:
-            key.encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"{where}: the class name {key!r} is not UTF-8; rename it") from None
     return sorted(members[first])
+
+
+def _notes(found: _Pass, splits: list[str], subset: Subset, keys: list[str]) -> list[str]:
+    """What `--only-classes` did to the labels, and which classes have no images."""
+    notes = []
+    if subset.only_classes:
+        notes.append(f"--only-classes: labels are numbered anew, 0 … {len(keys) - 1} ({some(keys)})")
+    num_images = {}
+    for split in splits:
+        by_number = dict(zip(found.keys, found.per_class[split], strict=False))
+        num_images[split] = np.array([by_number.get(key, 0) for key in keys])
+    return [*notes, *gap_lines(keys, num_images)]
 
 
 def _chunks(path: Path) -> Iterator[np.ndarray]:

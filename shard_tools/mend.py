@@ -15,9 +15,10 @@ import simplejpeg  # type: ignore[import-untyped]
 from shard_tools.encode import BadImage, EncodeConfig, encode
 from shard_tools.format import SAMPLE_DTYPE, ShardInfo, atomic_write, file_sha256, index_path
 from shard_tools.sources.naming import Ignored
-from shard_tools.sources.webdataset import iterate_samples
+from shard_tools.sources.tarsamples import iterate_samples
 from shard_tools.tarindex import Member, read_index
 from shard_tools.tarwriter import TarWriter
+from shard_tools.trainable import check_trains
 
 LENIENT = EncodeConfig(max_pixels=1 << 62)
 
@@ -131,7 +132,8 @@ def _complaint(path: Path, row: np.void, suspicious: bool) -> str | None:
         return "the shard ends before it"
     try:
         encoded = encode(data, LENIENT)
-        if suspicious:
+        check_trains(data, encoded.height, encoded.width, compare=encoded.kind != "jpeg")
+        if suspicious and encoded.kind == "jpeg":  # others are taken out anyway
             simplejpeg.decode_jpeg(data, "gray", min_height=1, min_width=1)
     except ValueError as error:
         return str(error)

@@ -25,6 +25,7 @@ class Part:
     samples: int
     kinds: dict[str, int]  # what the images were: "jpeg" or what was converted
     bad: list[list[str]]  # name, reason
+    unturned: int = 0  # images with an EXIF orientation other than 1 that was not applied
 
 
 def write_part(path: Path, part: Part, rows: bytes, names: bytes) -> None:

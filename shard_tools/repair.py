@@ -34,8 +34,10 @@ from shard_tools.format import (
     write_info,
     write_split,
 )
-from shard_tools.index import index
+from shard_tools.index import REJECTED_FILE, index
 from shard_tools.mend import LENIENT, Mended, image_bytes, mend
+from shard_tools.sources.tarsamples import Fields
+from shard_tools.trainable import check_trains
 
 
 def repair(root: str | os.PathLike[str], workers: int | None = None) -> list[str]:
@@ -58,7 +60,7 @@ def repair(root: str | os.PathLike[str], workers: int | None = None) -> list[str
         raise ValueError(f"{path}: cannot be mended ({error}); restore it from a copy, or pack again") from None
     try:
         if made.get("indexed"):
-            return _repair_foreign(root, workers)
+            return _repair_foreign(root, workers, classes, made)
         return _repair_packed(root, classes, splits, made, files, _is_intact(root))
     except OSError as error:
         raise ValueError(f"{error.filename or root}: cannot be mended ({error.strerror})") from None
@@ -160,18 +162,26 @@ def _names(root: Path, split: str, shards: list[Mended], lines: list[str]) -> It
                 yield unescape(line.rstrip(b"\n").decode("utf-8", "surrogateescape"))
 
 
-def _repair_foreign(root: Path, workers: int | None) -> list[str]:
-    """Index anew, then take out what does not decode."""
-    shard_set = index(root, on_bad="skip", workers=workers)
+def _repair_foreign(root: Path, workers: int | None, classes: list[ClassInfo], made: dict[str, Any]) -> list[str]:
+    """Index anew, as it was before, then take out what does not decode. The classes keep their names."""
+    fields = Fields(str(made.get("image_field", "")), str(made.get("label_field", "")))
     lines = [f"{root}: indexed anew"]
+    shard_set = index(root, on_bad="skip", fields=fields, workers=workers, say=lines.append)
+    if rejected := shard_set.made["rejected"]:
+        lines.append(f"{root}: {rejected:,} image(s) left out that do not train as they are, see {REJECTED_FILE}")
+    keys = [info.wnid for info in shard_set.classes]
+    if [info.wnid for info in classes[: len(keys)]] != keys:
+        classes = list(shard_set.classes)
     files = dict(shard_set.files)
     infos = {name: list(split.shards) for name, split in shard_set.splits.items()}
     removed = 0
     for name, split in shard_set.splits.items():
         keep = np.ones(len(split), bool)
         for i, row in enumerate(split.samples):
+            data = image_bytes(split.shard_path(int(row["shard"])), row)
             try:
-                encode(image_bytes(split.shard_path(int(row["shard"])), row), LENIENT)
+                encoded = encode(data, LENIENT)
+                check_trains(data, encoded.height, encoded.width, compare=False)  # as the index did
             except BadImage as error:
                 keep[i] = False
                 lines.append(f"{split.where(i)}: taken out: {error}")
@@ -184,7 +194,7 @@ def _repair_foreign(root: Path, workers: int | None) -> list[str]:
         ]
         names = [split.source_name(int(i)) for i in np.flatnonzero(keep)]
         files |= write_split(root, name, np.array(split.samples[keep]), names)
-    if removed:
-        made = shard_set.made | {"removed": shard_set.made.get("removed", 0) + removed}
-        write_info(root, shard_set.classes, infos, made, files)
+    if removed or classes != list(shard_set.classes):
+        made = shard_set.made | ({"removed": removed} if removed else {})
+        write_info(root, classes, infos, made, files)
     return lines

@@ -5,9 +5,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from shard_tools.describe import UNTURNED
 from shard_tools.duplicates import DUPLICATES_FILE
 from shard_tools.execute import Progress
-from shard_tools.writer import REJECTED_FILE, Packed
+from shard_tools.rejected import REJECTED_FILE
+from shard_tools.writer import Packed
 
 
 @contextmanager
@@ -82,6 +84,8 @@ def closing(packed: Packed, elapsed_s: float) -> str:
         lines.append(f"  {name}: {len(split):,} images in {len(split.shards):,} shard(s), {size / 1e6:,.1f} MB")
     if made["converted"]:
         lines.append("  written anew: " + ", ".join(f"{count:,} {kind}" for kind, count in made["converted"].items()))
+    if made["unturned"]:
+        lines.append(f"  {made['unturned']:,} {UNTURNED}; --apply-orientation turns them")
     if packed.rejected.count:
         lines.append(f"  skipped {packed.rejected.count:,} bad image(s), see {root}/{REJECTED_FILE}")
     found = packed.duplicates

@@ -32,12 +32,10 @@ def _transposed(pixels: np.ndarray) -> np.ndarray:
 @cache
 def _compiled() -> Callable[[np.ndarray, int], np.ndarray]:
     """`_combine_rows`, compiled at the first use: importing numba takes a second, which few jobs need."""
-    from numba import njit
+    from shard_tools.compiling import compiled
 
-    try:
-        return njit(cache=True, nogil=True)(_combine_rows)
-    except RuntimeError:  # nowhere to keep the compiled code
-        return njit(nogil=True)(_combine_rows)
+    found: Callable[[np.ndarray, int], np.ndarray] = compiled(nogil=True)(_combine_rows)
+    return found
 
 
 def _combine_rows(pixels: np.ndarray, num_rows: int) -> np.ndarray:

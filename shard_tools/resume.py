@@ -123,7 +123,9 @@ def _check_same(where: str, what: str, old: dict[str, Any], new: dict[str, Any],
     old, new = _flat(old), _flat(new)
     names = [name for name in [*new, *(set(old) - set(new))] if name in new or name.partition(".")[0] in new]
     changed = {
-        name: f"{name} was {old.get(name)}, is {new.get(name)}" for name in names if old.get(name) != new.get(name)
+        name: f"{name} was {old.get(name)}, is {new.get(name)}"
+        for name in names
+        if (old.get(name) or None) != (new.get(name) or None)  # what an earlier version did not know was off
     }
     if "class_names" in changed:
         changed["class_names"] = "the classes' readable names differ"

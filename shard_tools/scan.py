@@ -6,15 +6,27 @@ import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from shard_tools.encode import FORMATS, MAX_SIDE
+from shard_tools.encode import FORMATS, MAX_SIDE, BadImage, reason
 from shard_tools.format import SAMPLE_DTYPE, ShardInfo, atomic_write, index_path, inside
 from shard_tools.jpeg import SOI, has_end, read_header
-from shard_tools.sources.naming import Ignored
-from shard_tools.sources.webdataset import image_of, iterate_samples, label_of
+from shard_tools.orientation import UPRIGHT, jpeg_orientation, orientation_of
+from shard_tools.sources.classnames import NamesMet
+from shard_tools.sources.naming import MAX_CLASSES, Ignored
+from shard_tools.sources.tarsamples import (
+    FIND_OUT,
+    Fields,
+    Unlabelled,
+    image_of,
+    iterate_samples,
+    no_image,
+    read_label,
+)
+from shard_tools.trainable import check_trains
 
 
 @dataclass
@@ -25,23 +37,27 @@ class Scanned:
     rows: np.ndarray  # (num_samples,) SAMPLE_DTYPE
     names: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
-    numbered: str = ""  # name of the first sample whose label is a number
+    numbered: str = ""  # name of the sample with the largest label that is a number
+    highest: int = -1  # this label
+    class_names: NamesMet = field(default_factory=NamesMet)
     kinds: Counter[str] = field(default_factory=Counter)
+    unturned: int = 0  # images with an EXIF orientation other than 1
     extensions: set[str] = field(default_factory=set)
     bad: list[tuple[str, str]] = field(default_factory=list)  # name, reason
     ignored: Ignored = field(default_factory=Ignored)  # members that belong to no sample
 
 
-def scan_shard(path: Path) -> Scanned:
+def scan_shard(path: Path, fields: Fields = FIND_OUT) -> Scanned:
     """Read one shard once, and write its .idx.
 
     Raises:
-        ValueError: it is no whole tar, or a link out of its directory; a sample has no label or two images; a name
-            cannot stand in an .idx.
+        ValueError: it is no whole tar, or a link out of its directory; a sample has two images or labels to choose
+            from; a name cannot stand in an .idx.
     """
     rows: list[tuple[int, ...]] = []
     lines: list[str] = []
     texts: dict[str, int] = {}
+    labels: list[int] = []
     with open(inside(path.parent, path.name), "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
         scanned = Scanned(ShardInfo(path.name, 0, path.stat().st_size, digest), np.empty(0, SAMPLE_DTYPE))
@@ -53,60 +69,82 @@ def scan_shard(path: Path) -> Scanned:
                         "pack the directory instead"
                     )
             lines.append(" ".join(f"{m.extension} {m.offset} {m.size} {m.name}" for m in sample))
-            image = image_of(sample, path)
+            image = image_of(sample, path, fields)
+            name = f"{path.name}/{(image or sample[0]).name}"
             if image is None:
-                scanned.bad.append((f"{path.name}/{sample[0].name}", "its sample has no image"))
+                scanned.bad.append((name, no_image(sample, fields)))
                 continue
-            name = f"{path.name}/{image.name}"
-            label = label_of(sample, stream, path)
+            try:
+                label, about = read_label(sample, stream, path, fields)
+            except Unlabelled as error:
+                scanned.bad.append((name, str(error)))
+                continue
             stream.seek(image.offset)
             try:
-                height, width, kind = examine(stream.read(image.size))
+                found = examine(stream.read(image.size))
             except ValueError as error:
                 scanned.bad.append((name, str(error)))
                 continue
+            scanned.class_names.add(label, about, image.name)
             if isinstance(label, int):
-                scanned.numbered = scanned.numbered or name
+                if label > scanned.highest:
+                    scanned.highest, scanned.numbered = label, name
             else:
                 label = texts.setdefault(label, len(texts))
-            rows.append((0, image.offset, image.size, label, height, width))
+            labels.append(label)
+            rows.append((0, image.offset, image.size, 0, found.height, found.width))
             scanned.names.append(name)
-            scanned.kinds[kind] += 1
+            scanned.kinds[found.kind] += 1
+            scanned.unturned += found.unturned
             scanned.extensions.add(image.extension)
     with atomic_write(index_path(path)) as out:
         out.write("".join(f"{line}\n" for line in (f"v1.2 {len(lines)}", *lines)).encode())
     scanned.info = ShardInfo(path.name, len(rows), scanned.info.bytes, digest)
     scanned.rows = np.array(rows, SAMPLE_DTYPE)
+    if scanned.highest < MAX_CLASSES:  # else `LabelsMet` refuses it
+        scanned.rows["label"] = labels
     scanned.texts = list(texts)
     return scanned
 
 
-def examine(data: bytes) -> tuple[int, int, str]:
-    """Height, width and kind of an image that DALI decodes as Pillow does, judged by its header.
+class Examined(NamedTuple):
+    """unturned: it has an EXIF orientation other than 1, which nobody applies."""
+
+    height: int
+    width: int
+    kind: str
+    unturned: bool
+
+
+def examine(data: bytes) -> Examined:
+    """What is known of an image that DALI decodes as Pillow does: ordinary JPEGs by their header, others by decoding.
 
     Raises:
-        ValueError: it is none; says why.
+        BadImage: it is none; says why.
     """
-    if data.startswith(SOI) and (header := read_header(data)):
-        if not has_end(data, header):
-            raise ValueError("truncated: no end marker")
-        return header.height, header.width, "cmyk" if header.components == 4 else "jpeg"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                width, height = image.size
-                frames, kind, mode = getattr(image, "n_frames", 1), (image.format or "").lower(), image.mode
-    except UnidentifiedImageError:
-        raise ValueError(f"not a JPEG, PNG, WebP or BMP image (starts with {data[:8]!r})") from None
-    except Exception as error:  # Pillow raises whatever its parsers run into
-        raise ValueError(f"unreadable header ({type(error).__name__}: {error})".splitlines()[0]) from None
-    if data.startswith(SOI):
-        raise ValueError("a JPEG that not every decoder takes; pack converts it")
+        header = read_header(data)
+        if not header or header.components == 4:
+            return _examine_other(data)
+        if not has_end(data, header):
+            raise BadImage("truncated: no end marker")
+        return Examined(header.height, header.width, "jpeg", jpeg_orientation(data, header) != UPRIGHT)
+    except Exception as error:
+        raise BadImage(reason(data, error)) from None
+
+
+def _examine_other(data: bytes) -> Examined:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            frames, kind = getattr(image, "n_frames", 1), (image.format or "").lower()
+            if data.startswith(SOI):
+                frames, kind = 1, "cmyk" if image.mode == "CMYK" else "odd-jpeg"
+            unturned = orientation_of(image) != UPRIGHT
     if frames > 1:
-        raise ValueError(f"animated {kind} with {frames} frames")
-    if mode.startswith(("I", "F")):
-        raise ValueError(f"{kind} with 16 bits, which DALI and Pillow see differently; pack converts it")
+        raise BadImage(f"animated {kind} with {frames} frames")
     if not 0 < min(height, width) <= max(height, width) <= MAX_SIDE:
-        raise ValueError(f"has {width}×{height} pixels; a side has 1 to {MAX_SIDE}")
-    return height, width, kind
+        raise BadImage(f"has {width}×{height} pixels; a side has 1 to {MAX_SIDE}")
+    check_trains(data, height, width, compare=True)
+    return Examined(height, width, kind, unturned)

@@ -108,6 +108,7 @@ def write_shard(job: ShardJob) -> None:
     tar_path = job.out / shard_file(job.split, job.shard)
     rows, names, index = bytearray(), [], []
     kinds: Counter[str] = Counter()
+    unturned = 0
     bad: list[list[str]] = []
     reader = ByteReader()
     try:
@@ -128,6 +129,7 @@ def write_shard(job: ShardJob) -> None:
                 rows += ROW.pack(0, offset, len(jpeg), image.label, encoded.height, encoded.width, digest)
                 names.append(escape(image.name))
                 kinds[encoded.kind] += 1
+                unturned += encoded.unturned
             tar.close()
         info = None
         text = b""
@@ -140,7 +142,7 @@ def write_shard(job: ShardJob) -> None:
                 upload_shard(job.url, tar_path)
         else:
             tar_path.unlink()
-        part = Part(info, len(text), len(index), dict(sorted(kinds.items())), bad)
+        part = Part(info, len(text), len(index), dict(sorted(kinds.items())), bad, unturned)
         write_part(
             job.part_path, part, bytes(rows), "".join(f"{name}\n" for name in names).encode("utf-8", "surrogateescape")
         )

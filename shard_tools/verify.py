@@ -18,8 +18,9 @@ from shard_tools.encode import BadImage, EncodeConfig, encode
 from shard_tools.format import INFO_FILE, ShardInfo, ShardSet, file_sha256, index_path, inside
 from shard_tools.shard import WORK_DIR
 from shard_tools.sources.naming import Ignored
-from shard_tools.sources.webdataset import image_of, iterate_samples, label_of
+from shard_tools.sources.tarsamples import Fields, image_of, iterate_samples, read_label
 from shard_tools.tarindex import Member, read_index
+from shard_tools.trainable import check_trains
 from shard_tools.workers import LOST, process_pool
 
 MAX_FINDINGS_PER_SHARD = 5  # of one kind: a shifted table is wrong in every row
@@ -48,6 +49,7 @@ class ShardCheck:
     rows: np.ndarray
     classes: tuple[str, ...]
     foreign: bool
+    fields: Fields  # of foreign shards
     decode: bool
     others: dict[str, str]  # sha256 → the shard that should have it
 
@@ -58,7 +60,7 @@ def verify(
     workers: int = 1,
     progress: Callable[[int, int], None] = lambda done, shards: None,
 ) -> list[Finding]:
-    """All that is wrong with the dataset at `root`; with `decode`, also every image that cannot be decoded.
+    """All that is wrong with the dataset at `root`; with `decode`, also every image that does not train as it is.
 
     Reads every shard once, in `workers` processes, with one shard's index in memory each. What cannot be opened at all
     is a finding too: nothing is raised for a broken dataset.
@@ -96,8 +98,8 @@ def _description(shard_set: ShardSet) -> Iterator[Finding]:
     if not shard_set.intact:
         yield Finding("dataset", INFO_FILE, None, "was edited since it was written (checksum)")
     keys = [info.wnid for info in shard_set.classes]
-    if len(keys) != len(set(keys)) or (keys != sorted(keys) and not shard_set.made.get("indexed")):
-        yield Finding("dataset", INFO_FILE, None, "classes are not sorted or not unique")
+    if len(keys) != len(set(keys)):
+        yield Finding("dataset", INFO_FILE, None, "classes are not unique")
     for name, digest in shard_set.files.items():
         try:
             if file_sha256(inside(shard_set.root, name)) != digest:
@@ -115,12 +117,13 @@ def _checks(shard_set: ShardSet, decode: bool) -> Iterator[ShardCheck]:
     classes = tuple(info.wnid for info in shard_set.classes)
     others = {info.sha256: info.file for split in shard_set.splits.values() for info in split.shards}
     foreign = bool(shard_set.made.get("indexed"))
+    fields = Fields(str(shard_set.made.get("image_field", "")), str(shard_set.made.get("label_field", "")))
     for split in shard_set.splits.values():
         starts = np.searchsorted(split.samples["shard"], np.arange(len(split.shards) + 1))
         for shard, info in enumerate(split.shards):
             first, stop = int(starts[shard]), int(starts[shard + 1])
             rows = np.array(split.samples[first:stop])
-            yield ShardCheck(split.shard_path(shard), info, first, rows, classes, foreign, decode, others)
+            yield ShardCheck(split.shard_path(shard), info, first, rows, classes, foreign, fields, decode, others)
 
 
 def check_shard(check: ShardCheck) -> list[Finding]:
@@ -168,7 +171,8 @@ def _table(check: ShardCheck, samples: list[list[Member]]) -> Iterator[Finding]:
         for members in samples:
             extensions = [member.extension for member in members]
             try:
-                image = image_of(members, check.path) if check.foreign or sorted(extensions) == ["cls", "jpg"] else None
+                is_sample = check.foreign or sorted(extensions) == ["cls", "jpg"]
+                image = image_of(members, check.path, check.fields) if is_sample else None
             except ValueError as error:
                 yield Finding("table", file, None, str(error).removeprefix(f"{check.path}: "))
                 continue
@@ -192,7 +196,7 @@ def _sample(
     if image.size != row["size"]:
         yield "table", f"has {image.size} bytes, the table says {row['size']}"
     try:
-        label = label_of(members, stream, check.path)
+        label, _ = read_label(members, stream, check.path, check.fields)
         if label not in (row["label"], check.classes[row["label"]]):
             yield "label", f"its .cls is {label!r}, the table says {row['label']}"
     except ValueError as error:
@@ -200,8 +204,10 @@ def _sample(
     if not check.decode:
         return
     stream.seek(image.offset)
+    data = stream.read(image.size)
     try:
-        encoded = encode(stream.read(image.size), DECODE)
+        encoded = encode(data, DECODE)
+        check_trains(data, encoded.height, encoded.width, compare=encoded.kind != "jpeg")
     except BadImage as error:
         yield "decode", str(error)
         return

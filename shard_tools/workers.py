@@ -2,22 +2,29 @@
 
 `ProcessPoolExecutor` leaves its workers behind when the parent is killed, and lets them finish their shard when it is
 interrupted. Here each worker watches a pipe that closes with the parent, or when the `with` block ends, and exits.
+One worker is a thread of this process, which needs none of the semaphores of a pool.
 """
 
+import ctypes
+import errno
 import logging
 import multiprocessing
 import os
+import queue
 import signal
 import threading
-from collections.abc import Iterator
-from concurrent.futures import BrokenExecutor, CancelledError, Executor, ProcessPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
+from typing import ParamSpec, TypeVar
 
 CONNECT_S = 10
 LOST = (BrokenExecutor, EOFError, ConnectionError)  # what `submit` and `result` raise when processes were killed
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def num_cpus() -> int:
@@ -80,13 +87,26 @@ def dask_engine(address: str) -> Iterator[Engine]:
 
 
 @contextmanager
-def process_pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
-    """An executor of fresh processes (no threads or locks of the parent are forked into them)."""
+def process_pool(num_workers: int) -> Iterator[Executor]:
+    """An executor of fresh processes (no threads or locks of the parent are forked into them); of one, a thread.
+
+    Raises:
+        ValueError: this machine does not allow several processes; says why.
+    """
+    if num_workers == 1:
+        with OneThread() as thread:
+            yield thread
+        return
+    if complaint := missing_semaphores():
+        raise ValueError(complaint)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["shard_tools.shard"])
-    _start_forkserver()
-    alive, hold = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_watch, initargs=(alive,))
+    try:
+        _start_forkserver()
+        alive, hold = context.Pipe(duplex=False)
+        pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_watch, initargs=(alive,))
+    except OSError as error:  # no directory for temporary files, too many open files …
+        raise ValueError(f"worker processes cannot be started ({error.strerror or error}); use --workers 1") from None
     try:
         yield pool
     except BaseException:
@@ -103,6 +123,72 @@ def process_pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
     finally:
         hold.close()
         alive.close()
+
+
+def missing_semaphores() -> str:
+    """Why a pool cannot be made, and what to do; "" where it can.
+
+    Its queues need POSIX semaphores, which Linux keeps as files in /dev/shm.
+    """
+    try:
+        multiprocessing.get_context("forkserver").Lock()
+    except (OSError, ImportError) as error:  # ImportError: built where there were none
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return (
+            f"/dev/shm: no semaphores can be made there ({getattr(error, 'strerror', None) or error}), and several "
+            f"worker processes need them; use --workers 1, or make {'room there' if full else 'it writable'} "
+            "(docker: --shm-size 1g or --tmpfs /dev/shm)"
+        )
+    return ""
+
+
+class _Stopped(SystemExit):
+    """Ends what the thread of `OneThread` is doing; wherever it strikes, a thread's SystemExit prints nothing."""
+
+
+class OneThread(Executor):
+    """One worker, which is a thread, so that this one still shows progress and notices a Ctrl-C.
+
+    Leaving its `with` block with an exception ends the task under way at its next step in Python and drops the others.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def submit(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        future: Future[T] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                result = work(*args, **kwargs)
+            except BaseException as error:
+                future.set_exception(error)
+                if isinstance(error, _Stopped):
+                    raise
+            else:
+                future.set_result(result)
+
+        self._tasks.put(run)
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._tasks.put(None)
+        if wait:
+            self._thread.join()
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind and self._thread.ident:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread.ident), ctypes.py_object(_Stopped))
+        self.shutdown()
+
+    def _work(self) -> None:
+        with suppress(_Stopped):
+            while task := self._tasks.get():
+                task()
 
 
 def _start_forkserver() -> None:

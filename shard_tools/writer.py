@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +28,12 @@ from shard_tools.format import (
     ClassInfo,
     ShardInfo,
     ShardSet,
-    atomic_write,
-    escape,
-    tsv_line,
     write_info,
     write_split,
 )
 from shard_tools.listing import write_listing
 from shard_tools.part import read_names, read_part, read_rows
+from shard_tools.rejected import REJECTED_FILE, BadImages, Rejected, refusal, write_rejected
 from shard_tools.remote import is_url
 from shard_tools.resume import SOURCE_DIR, begin, complete, forget_lost, work_dir
 from shard_tools.shard import LISTING_DIR, ShardJob, plan_shards
@@ -45,19 +42,9 @@ from shard_tools.sources.base import Source
 from shard_tools.subset import Subset, parts_text
 from shard_tools.upload import clean, publish, staging_dir
 
-REJECTED_FILE = "rejected.tsv"
 SAMPLES_PER_SHARD = 10_000
 SHARD_SIZE = 1 << 30
-SHOWN = 10  # bad images in a message
 FIND_OUT, EVERYTHING, UNTOUCHED = SourceOptions(), Subset(), EncodeConfig()
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """The bad images: how many, and the first of them as (name, reason)."""
-
-    count: int = 0
-    first: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,10 +57,6 @@ class Packed:
     rejected: Rejected = field(default_factory=Rejected)
     duplicates: Duplicates = field(default_factory=Duplicates)
     ignored: tuple[str, ...] = ()  # entries of the source that are no images: the first thousand
-
-
-class BadImages(ValueError):
-    """Some images cannot be used and `on_bad` is "fail"."""
 
 
 def pack(
@@ -132,11 +115,22 @@ def pack(
         source = open_source(source, format, options)
     say(f"{where}: {source.explained} ({source.format})")
     with work_dir(out) as work:
+        listed = work / LISTING_DIR
         listing = write_listing(
-            work / LISTING_DIR, source, work / SOURCE_DIR, subset, seed, where, lambda n: progress(Progress(listed=n))
+            listed,
+            source,
+            work / SOURCE_DIR,
+            subset,
+            seed,
+            where,
+            lambda n: progress(Progress(listed=n)),
+            on_bad,
+            class_file,
         )
+        for note in (*source.notes(), *listing.notes):
+            say(f"{where}: {note}")
         given = read_class_file(class_file, listing.keys) if class_file else {}
-        classes = class_infos(listing.keys, source.class_names(), given)
+        classes = class_infos(listing.keys, source.class_names(), given, listing.numbered)
         made = {
             "source": source.format,
             "num_classes": len(classes),
@@ -167,7 +161,8 @@ def pack(
             forget_lost(url, jobs)
         state = Progress(0, sum(listing.num_images.values()), sum(listing.size_bytes.values()), len(jobs))
         finished = run_shards(jobs, engine_for(workers, scheduler, executor, len(jobs)), on_bad, state, progress)
-        rejected = _write_rejected(out, finished)
+        bad = ((name, reason) for job in finished for name, reason in read_part(job.part_path).bad)
+        rejected = write_rejected(out, listing.unusable, listing.rejected, bad)
         if rejected.count and on_bad == "fail":
             raise _bad_images(rejected, state, out)
         duplicates = _finish(out, list(listing.num_images), classes, jobs, made, rejected.count)
@@ -177,31 +172,9 @@ def pack(
 
 
 def _bad_images(rejected: Rejected, state: Progress, out: Path) -> BadImages:
-    lines = [f"{escape(name)}: {reason}" for name, reason in rejected.first]
-    if rejected.count > len(lines):
-        lines.append(f"… {rejected.count - len(lines)} more in {out / REJECTED_FILE}")
     checked = "" if state.done_images == state.images else f" among the {state.done_images} of {state.images} checked"
-    return BadImages(
-        f"{rejected.count} image(s){checked} cannot be used:\n  "
-        + "\n  ".join(lines)
-        + "\nleave them out with --on-bad skip (finished shards are kept), or mend them and pack into a new directory"
-    )
-
-
-def _write_rejected(out: Path, jobs: list[ShardJob]) -> Rejected:
-    """OUT/rejected.tsv, if there is anything to write."""
-    bad = ((name, reason) for job in jobs for name, reason in read_part(job.part_path).bad)
-    first = tuple(islice(bad, SHOWN))
-    if not first:
-        (out / REJECTED_FILE).unlink(missing_ok=True)
-        return Rejected()
-    count = 0
-    with atomic_write(out / REJECTED_FILE) as stream:
-        stream.write(tsv_line("name", "reason"))
-        for row in chain(first, bad):
-            stream.write(tsv_line(*row))
-            count += 1
-    return Rejected(count, first)
+    remedy = "leave them out with --on-bad skip (finished shards are kept), or mend them and pack into a new directory"
+    return refusal(f"{rejected.count} image(s){checked}", rejected, f" in {out / REJECTED_FILE}", remedy)
 
 
 def _finish(
@@ -212,9 +185,11 @@ def _finish(
     parts: list[PartFile] = []
     kinds: Counter[str] = Counter()
     samples: Counter[str] = Counter()
+    unturned = 0
     for job in jobs:
         part = read_part(job.part_path)
         kinds.update(part.kinds)
+        unturned += part.unturned
         if part.info is not None:
             parts.append(PartFile(job.part_path, job.split, samples[job.split], part.samples))
             samples[job.split] += part.samples
@@ -228,6 +203,7 @@ def _finish(
     duplicates = find_duplicates(out, parts, [info.wnid for info in classes])
     made |= {
         "converted": {kind: count for kind, count in sorted(kinds.items()) if kind != "jpeg"},
+        "unturned": unturned,
         "rejected": rejected,
         "duplicates": {name: getattr(duplicates, name) for name in ("copies", "label_conflicts", "split_conflicts")},
     }

@@ -8,6 +8,7 @@ that deviates.
 The one place of training that knows `pipeline`, `recipes` and the dataset, inside functions: the plan is theirs.
 """
 
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,10 +20,11 @@ import click
 import numpy as np
 import torch
 
+from shard_tools.terminal import Command
 from training import quarantine
 from training.config import load_config
 from training.metrics import read_metrics
-from training.run_dir import CONFIG_FILE
+from training.run_dir import CONFIG_FILE, ENVIRONMENT_FILE
 from training.step_log import sample_digest
 
 NO_SAMPLE = -1  # the id at a place whose sample was taken out, as loaders give it
@@ -64,16 +66,17 @@ class _Logged:
 def audit(run_dir: Path, data: str | None = None) -> list[Epoch]:
     """Every epoch that the metrics tell of, in order. `data`: where the dataset is now, if it was moved.
 
-    Raises ValueError where the run or the dataset cannot be read, or the metrics have no digests.
+    Raises ValueError where the run or the dataset cannot be read, the metrics have no digests, or the run used another
+    dataset.
     """
     from recipes import Recipe
     from shard_tools.format import ShardSet
 
     logged, last_step = _logged(run_dir)
     recipe = load_config(Recipe, run_dir / CONFIG_FILE)
-    split = ShardSet.open(data or recipe.data.path, recipe.data.cache_dir, recipe.data.store_timeout_s).split(
-        recipe.data.train_split
-    )
+    dataset = ShardSet.open(data or recipe.data.path, recipe.data.cache_dir, recipe.data.store_timeout_s)
+    split = dataset.split(recipe.data.train_split)
+    _check_dataset(run_dir, dataset, split, data)
     out = quarantine.records(run_dir)
     found: list[Epoch] = []
     for epoch in range(max(logged) + 1):
@@ -85,6 +88,24 @@ def audit(run_dir: Path, data: str | None = None) -> list[Epoch]:
     if last_step is not None and num_steps != last_step:
         found[-1].deviation = found[-1].deviation or f"the run ended after {last_step} steps, and {num_steps} are here"
     return found
+
+
+def _check_dataset(run_dir: Path, dataset: Any, split: Any, data: str | None) -> None:
+    """Raises ValueError where the run notes another dataset; one of an earlier version notes none."""
+    try:
+        noted = json.loads((run_dir / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
+        fingerprint, num_images = noted["dataset"], int(noted["splits"][split.name])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return
+    if fingerprint == dataset.fingerprint:
+        return
+    other = f"{len(split):,} images in {split.name}, the run had {num_images:,}"
+    same = f"as many images in {split.name}, but packed otherwise, or others"
+    difference = same if num_images == len(split) else other
+    raise ValueError(
+        f"{run_dir}: was trained on another dataset than {dataset.root} ({difference}); "
+        f"give its own with --data{'' if data else ', if it lies elsewhere now'}"
+    )
 
 
 def _logged(run_dir: Path) -> tuple[dict[int, _Logged], int | None]:
@@ -197,7 +218,7 @@ def _without(ids: np.ndarray, start: int, epoch: int, out: list[quarantine.Recor
     return ids
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
 @click.option("--data", metavar="DIR|URL", help="Where the dataset is now.  [default: where the run had it]")
 def main(run_dir: Path, data: str | None) -> None:

@@ -7,6 +7,7 @@ gradients go over NCCL on GPUs; the stop flag always goes over gloo, on the CPU,
 import datetime
 import os
 import signal
+import sys
 import time
 import uuid
 from collections.abc import Iterable
@@ -19,6 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from training import environment
 
 WATCHDOG_FIRST_S = 60.0  # by which a collective waits longer than the watchdog
 
@@ -72,6 +75,8 @@ def start(device: Literal["auto", "cpu", "cuda"] = "auto", timeout_s: float = 60
 def _choose_device(device: str, local_rank: int, local_world_size: int) -> torch.device:
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device {device!r}: expected auto, cpu or cuda")
+    if device != "cpu" and local_rank == 0 and (line := environment.too_old_driver()):
+        print(line, file=sys.stderr)
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():

@@ -1,14 +1,16 @@
 """Where a run ran: versions, processor, GPU → a dict for `env.json`. Never fails; what is unknown is None."""
 
+import ctypes
 import os
 import platform
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
+if TYPE_CHECKING:  # torch is imported when it is asked: who only names this module needs none
+    import torch
 
 PACKAGES = (
     "torch",
@@ -31,12 +33,45 @@ GPU_QUERY = {  # nvidia-smi's name → ours
 }
 
 
+DALI = {"nvidia-dali-cuda130": 13, "nvidia-dali-cuda120": 12}  # package → the CUDA it is built for
+
+
+def too_old_driver() -> str | None:
+    """What to do where the GPU's driver is for an older CUDA than torch or DALI are built for, in a line; else None.
+
+    A driver runs what is built for its CUDA's major version or an earlier one (CUDA Compatibility, "minor version").
+    """
+    if (driver := driver_cuda()) is None:
+        return None
+    built = {"torch": int((torch.version.cuda or "0").partition(".")[0])}
+    built["DALI"] = max((cuda for package, cuda in DALI.items() if _version(package)), default=0)
+    newer = " and ".join(f"{name} for {cuda}" for name, cuda in built.items() if cuda > driver[0])
+    if not newer:
+        return None
+    return (
+        f"the GPU's driver is for CUDA {driver[0]}.{driver[1]}, {newer}: "
+        'install a newer driver, or torch and DALI for CUDA 12 (README, "CUDA")'
+    )
+
+
+def driver_cuda() -> tuple[int, int] | None:
+    """The CUDA version of the GPU's driver; None where there is none."""
+    version = ctypes.c_int()
+    try:
+        failed = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except (OSError, AttributeError):
+        return None
+    return None if failed or not version.value else (version.value // 1000, version.value % 1000 // 10)
+
+
 def choose_kernels(deterministic: bool = False) -> None:
     """How torch picks kernels, the same for training and for benchmarks; before the first work on a GPU.
 
     cuDNN times its algorithms for each new shape; float32 products use TF32. `deterministic`: neither times nor
     anything else changes a result. cuBLAS then needs a workspace of one size, which it reads when it is first used.
     """
+    import torch
+
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = not deterministic
@@ -46,6 +81,8 @@ def choose_kernels(deterministic: bool = False) -> None:
 
 def describe() -> dict[str, Any]:
     """JSON-serializable facts that a measured figure depends on."""
+    import torch
+
     return {
         "git_commit": _git("rev-parse", "HEAD"),
         "git_changed": _git_changed(),
@@ -68,18 +105,22 @@ def describe() -> dict[str, Any]:
     }
 
 
-def device_name(device: torch.device) -> str:
+def device_name(device: "torch.device") -> str:
     """For people: the GPU's name, or the processor's and how many cores this process may use."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.get_device_name(device)
     return f"{cpu_model() or 'CPU'} ({_cores()} cores)"
 
 
-def best_precision(device: torch.device) -> Literal["bf16", "fp16", "fp32"]:
+def best_precision(device: "torch.device") -> Literal["bf16", "fp16", "fp32"]:
     """The half precision that the device has instructions for, bf16 first, which needs no loss scaling; whether fp16 is
     faster on a GPU, `benchmarks.gpu` measures. Without AVX512-BF16 or AMX a CPU computes bf16 5 to 10 times slower than
     fp32, which it then is."""
     if device.type == "cuda":
+        import torch
+
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     try:
         flags = next(
@@ -185,6 +226,8 @@ def _quota_cores(cgroup: Path) -> float | None:
 
 
 def gpu_name() -> str | None:
+    import torch
+
     try:
         return torch.cuda.get_device_name() if torch.cuda.is_available() else None
     except (RuntimeError, AssertionError):

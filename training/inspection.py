@@ -19,11 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from training.metrics import WORST_FILE
+
 IGNORE_LABEL = -100
 MAX_CONFUSION_CLASSES = 4096  # 134 MB of counts
 TOP_PAIRS = TOP_CLASSES = 20
 CONFUSION_CLASSES = 16
-WORST_FILE, WORST_FOLDER = "worst.json", "worst"
+WORST_FOLDER = "worst"
 THUMBNAIL_SIDE = 256
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from training.sheet import draw_sheet
 from training.trackers import TensorBoard, WeightsAndBiases
 
-METRICS_FILE = "metrics.jsonl"
+METRICS_FILE, WORST_FILE = "metrics.jsonl", "worst.json"
 _NOT_PLOTTED = ("step", "epoch", "position")
 
 

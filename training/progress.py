@@ -1,34 +1,46 @@
 """Progress on the terminal: a bar where there is one, else a line every few seconds. Silent on all ranks but 0."""
 
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Protocol, Self, TypeVar
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
 
+from training.figures import duration, rate
+
+T = TypeVar("T")
 LINE_EVERY_S = 5.0
 
 
+class Feed(Protocol):
+    """What is gone through: `num_samples` in batches of `batch_size` on each of `world_size` ranks."""
+
+    @property
+    def num_samples(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def world_size(self) -> int: ...
+
+
 class Progress:
-    """A context manager around the training loop. `update` is cheap: call it as often as there are new figures."""
+    """A context manager around the work. `update` is cheap: call it as often as there are new figures."""
 
     def __init__(
         self,
         enabled: bool,
-        total_steps: int,
         *,
         num_epochs: int | None = None,
         console: Console | None = None,
         line_every_s: float = LINE_EVERY_S,
     ) -> None:
         self._console = (console or Console(highlight=False)) if enabled else None
-        self._total_steps = total_steps
         self._num_epochs = num_epochs
         self._line_every_s = line_every_s
         self._last_line = float("-inf")
-        self._first: tuple[int, float] | None = None  # step and time of the first update, for the remaining time
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
@@ -42,41 +54,54 @@ class Progress:
             self._live.stop()
             self._live = None
 
-    def update(self, *, step: int, epoch: int, loss: float, lr: float, images_per_s: float, data_wait: float) -> None:
-        """Show the figures after `step` steps are done. `data_wait` is a fraction, 0 … 1."""
+    def update(
+        self, line: dict[str, Any], *, total_steps: int, remaining_s: float | None = None, schedule: float | None = None
+    ) -> None:
+        """Show the figures of a step, as `StepLog.take` gives them. `remaining_s` is to the end of all. `schedule`: the
+        fraction of the schedule that is done, where that is fitted to a time; `total_steps` is then an estimate, and
+        the recipe's epochs are not what ends the run."""
+        step = line["step"] + 1
+        of_epochs = f"/{self._num_epochs}" if self._num_epochs and schedule is None else ""
+        fields = [
+            f"epoch {line['epoch'] + 1}{of_epochs}",
+            f"step {step}/{'' if schedule is None else '~'}{total_steps}",
+            f"{rate(line['images_per_s'])} img/s",
+            f"loss {line['loss']:.3f}",
+            f"wait {line['data_wait']:.0%}",
+            f"eta {duration(remaining_s)}",
+            *([] if schedule is None else [f"schedule {schedule:.0%}"]),
+            f"lr {line['lr']:.3g}",
+        ]
+        self._show(step / max(total_steps, 1), fields)
+
+    def each(self, batches: Iterable[T], stage: str, feed: Feed) -> Iterator[T]:
+        """The same batches, with how many of the feed's images are done in `stage`, over all ranks. Without a terminal
+        a short stage has no line."""
+        images, total_images = feed.batch_size * feed.world_size, feed.num_samples
+        began = self._last_line = time.monotonic()
+        for number, batch in enumerate(batches):
+            if number:
+                done, seconds = min(number * images, total_images), max(time.monotonic() - began, 1e-9)
+                left_s = (total_images - done) * seconds / done
+                fields = [f"{stage} {done:,}/{total_images:,}", f"{rate(done / seconds)} img/s"]
+                self._show(done / total_images, [*fields, f"eta {duration(left_s)}"], keep=False)
+            yield batch
+
+    def _show(self, done: float, fields: list[str], *, keep: bool = True) -> None:
+        """`keep`: the last line of all, with everything done, is shown however soon it comes."""
         if self._console is None:
             return
         now = time.monotonic()
-        if self._live is None and now - self._last_line < self._line_every_s and step < self._total_steps:
-            return
-        self._first = self._first or (step, now)
-        fields = [
-            f"epoch {epoch + 1}" + (f"/{self._num_epochs}" if self._num_epochs else ""),
-            f"step {step}/{self._total_steps}",
-            f"{images_per_s:,.0f} img/s",
-            f"loss {loss:.3f}",
-            f"wait {data_wait:.0%}",
-            f"eta {_duration(self._remaining_s(step, now))}",
-            f"lr {lr:.3g}",
-        ]
         if self._live is not None:
-            self._live.update(_BarLine(step / self._total_steps, fields))
-        else:
+            self._live.update(_BarLine(done, fields))
+        elif now - self._last_line >= self._line_every_s or (keep and done >= 1):
             self._last_line = now
             self._console.print(Text("  ".join(fields)), soft_wrap=True)
 
     def print(self, text: str) -> None:
-        """A line that stays, above the bar."""
-        if self._console is not None:
+        """A line that stays, above the bar; none for ""."""
+        if self._console is not None and text:
             self._console.print(Text(text), soft_wrap=True)
-
-    def _remaining_s(self, step: int, now: float) -> float | None:
-        """From the rate since the first update: a resumed run's earlier steps were not made in this run's time."""
-        assert self._first is not None
-        first_step, first_time = self._first
-        if step <= first_step:
-            return None
-        return (now - first_time) / (step - first_step) * (self._total_steps - step)
 
 
 @dataclass(frozen=True)
@@ -101,11 +126,3 @@ def _bar_line(done: float, fields: list[str], width: int) -> Text:
         return Text(text, no_wrap=True)
     filled = round(bar_width * min(done, 1.0))
     return Text.assemble(("━" * filled, "green"), ("━" * (bar_width - filled), "bright_black"), " ", text, no_wrap=True)
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"

@@ -42,9 +42,9 @@ class TensorBoard:
             return
         try:
             write(self._opened(step))
-        except OSError as error:
+        except (OSError, UnicodeEncodeError) as error:  # it takes no file name that is no UTF-8
             self._failed = True
-            reason = error.strerror or str(error)
+            reason = getattr(error, "strerror", None) or str(error)
             click.echo(f"{self._folder}: {reason}; no more curves from here on, metrics.jsonl has them", err=True)
 
     def _opened(self, step: int) -> Any:

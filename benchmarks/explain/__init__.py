@@ -7,17 +7,18 @@ all, `advice` what could be changed, `report` shows it.
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from benchmarks import noise, record
-from benchmarks.explain import measuring, report
-from benchmarks.explain.measuring import DTYPES, Findings
-from benchmarks.explain.model import LOADING
+from benchmarks import record
 from benchmarks.measure import Ratio
 from benchmarks.options import COMMON, Opened, opened, with_options
+from benchmarks.text import wrapped
 from training import config
+
+if TYPE_CHECKING:  # what takes torch is imported when the command runs
+    from benchmarks.explain.measuring import Change, Findings
 
 TIMING = [
     click.option("--seconds", type=click.FloatRange(min=0.1), default=2.0, metavar="T", help="Length of a repeat."),
@@ -38,7 +39,12 @@ def command(
     Reading, decoding, resizing, copying to the GPU, computing and communication run each alone, in turn with the
     loader and with training, which always take DALI's loader. Limits of the machine and of the network stand beside.
     """
+    record.require_writable(json_file, out)
     on = opened(**common)
+
+    from benchmarks import noise
+    from benchmarks.explain import measuring, report
+
     done = None
     with noise.watched(on.world.device) as warnings:
         findings = measuring.measure(on, seconds, repeats)
@@ -53,7 +59,7 @@ def command(
     rates = {name: [one.images_per_s for one in taken] for name, taken in findings.samples.items()}
     warnings += noise.spread_warnings(rates)
     for line in warnings:
-        click.echo(f"  warning: {line}", err=True)
+        click.echo("\n".join(wrapped(f"  warning: {line}")), err=True)
     settings = on.settings | {"seconds": seconds, "repeats": repeats, "model": on.recipe.model.name}
     settings["precision"] = findings.precision
     more = {name: {"cpu_s": cost} for name, cost in findings.cpu_s.items()}
@@ -62,8 +68,11 @@ def command(
     keep(result, findings, on, json_file, out)
 
 
-def figures(findings: Findings) -> dict[str, Any]:
+def figures(findings: "Findings") -> dict[str, Any]:
     """What was found, for JSON. Seconds an image, bytes an image, bytes and FLOPs a second."""
+    from benchmarks.explain.measuring import DTYPES
+    from benchmarks.explain.model import LOADING
+
     model, network = findings.model, findings.network
     levels = {level: network.image_bytes(level, DTYPES[findings.precision]) for level in network.elements}
     return {
@@ -83,18 +92,20 @@ def figures(findings: Findings) -> dict[str, Any]:
     }
 
 
-def _applied(done: tuple[list[measuring.Change], float, Ratio] | None) -> dict[str, Any] | None:
+def _applied(done: "tuple[list[Change], float, Ratio] | None") -> dict[str, Any] | None:
     if done is None:
         return None
     changes, expected, seen = done
     return {"options": [change.option for change in changes], "expected": expected, "seen": seen._asdict()}
 
 
-def keep(result: dict[str, Any], findings: Findings, on: Opened, json_file: Path | None, out: Path | None) -> None:
+def keep(result: dict[str, Any], findings: "Findings", on: Opened, json_file: Path | None, out: Path | None) -> None:
     """Write the result and the chart where the options say."""
     if json_file:
         record.write(json_file, result)
     if out:
+        from benchmarks.explain import report
+
         stem = out / f"explain-{time.strftime('%Y%m%d-%H%M%S')}"
         record.write(stem.with_suffix(".json"), result)
         title = f"{on.recipe.model.name}, {on.batch_size} × {on.recipe.data.image_size} px, {on.threads} threads"

@@ -3,6 +3,7 @@
 Each rule says what becomes of the stages' costs:
 
     python -m shard_tools pack … --short-side   decoding by what libjpeg-turbo gains on re-encoded images, disk by bytes
+                                                (on a CPU at any bottleneck, for all stages share its cores)
     data.threads                                decode threads in inverse proportion, up to the cores
     data.cache = "encoded"                      reading waits for nothing more; its CPU time stays
     data.order = "block"                        reading waits as long as a sequential read takes
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.explain.limits import Shrunk
-from benchmarks.explain.model import Factors, Model
+from benchmarks.explain.model import LOADING, Factors, Model
 from benchmarks.explain.network import Network
 from recipes import Recipe
 
@@ -40,7 +41,8 @@ class Change:
     option: to be typed. why: what it does, in a few words. factors: as `Model.changed` takes them. settings: the
     recipe's, section.key → value; empty where that is not enough, because images are packed again or a variable of the
     environment is set. other_training: the trained network is another, or trained otherwise. instead: other options,
-    which do so in part of the training only.
+    which do so in part of the training only. shared_gain: on a CPU, what the rates that were measured let expect; it
+    stands where the model expects nothing.
     """
 
     option: str
@@ -49,13 +51,15 @@ class Change:
     settings: Mapping[str, Any] = field(default_factory=dict)
     other_training: bool = False
     instead: str = ""
+    shared_gain: float = 1.0
 
 
 @dataclass(frozen=True)
 class Facts:
     """What the rules know. Of a rank: batch_size, threads, torch_threads, cores. peak: FLOP/s by precision, with
     "fp32" at least; precision: the one that training runs in. sequential_s: an image's time in a sequential read, or
-    None; fits: all shards fit in memory. smaller: see `network.smaller`."""
+    None; fits: all shards fit in memory. smaller: see `network.smaller`. train_s: what an image takes in training, as
+    it was measured."""
 
     recipe: Recipe
     model: Model
@@ -75,6 +79,14 @@ class Facts:
     fits: bool = True
     smaller: Network | None = None
     num_train: int = 0
+    train_s: float = 0.0
+
+
+def short_side(recipe: Recipe) -> int:
+    """To which images can be packed: what validation resizes to, or twice the largest size that is trained, which is
+    more than random crops of it need, where that is less; in pixels."""
+    trained = max((recipe.data.image_size, *recipe.phases.image_size))
+    return max(trained, min(recipe.data.val_resize_size, 2 * trained))
 
 
 def changes(facts: Facts) -> list[Change]:
@@ -87,6 +99,7 @@ def best(model: Model, found: Sequence[Change], number: int = 2) -> list[tuple[C
     """The changes most worth making, with the gain expected of each alone: what leaves the training as it is first,
     then by gain. Those that gain less than 3 % are left out."""
     gains = [(change, model.gain(change.factors)) for change in found]
+    gains = [(change, gain if gain > WORTH else change.shared_gain) for change, gain in gains]
     gains = [(change, gain) for change, gain in gains if gain > WORTH]
     return sorted(gains, key=lambda pair: (pair[0].other_training, -pair[1]))[:number]
 
@@ -97,8 +110,11 @@ def _data(facts: Facts) -> list[Change]:
         decode, smaller = facts.shrunk
         command = f"python -m shard_tools pack SOURCE OUT --short-side {facts.short_side}"
         disk = 1.0 if facts.fits else smaller
-        why = f"whole decoding takes {decode:.2f} times as long, the shards {smaller:.2f} times the bytes"
-        found.append(Change(command, why, {"decode": (decode, decode), "read": (disk, 1.0)}))
+        why = f"whole decoding takes {decode:.2f} times as long, the shards {smaller:.2f} times the bytes; re-encoded"
+        if facts.short_side < data.val_resize_size:
+            why += f"; validation then enlarges images to data.val_resize_size = {data.val_resize_size}"
+        factors: Factors = {"decode": (decode, decode), "read": (disk, 1.0)}
+        found.append(Change(command, why, factors, shared_gain=_shared_gain(facts, factors)))
     if facts.threads < facts.cores:
         share = facts.threads / facts.cores
         factors = {"decode": (share, 1.0), "resize": (share, 1.0)}
@@ -113,6 +129,17 @@ def _data(facts: Facts) -> list[Change]:
         why = "reads of megabytes instead of single images; shuffles within windows"
         found.append(_set("data.order", "block", why, {"read": (min(1.0, left), 1.0)}))
     return found
+
+
+def _shared_gain(facts: Facts, factors: Factors) -> float:
+    """On a CPU training is slower than computing alone by what loading takes of the cores, also where the model has the
+    main thread for the limit. So much of this ends as loading needs less CPU time."""
+    model = facts.model
+    if model.on_gpu or not facts.train_s:
+        return 1.0
+    before, after = (sum(one.costs[stage].cpu_s for stage in LOADING) for one in (model, model.changed(factors)))
+    lost_s = max(0.0, facts.train_s - model.costs["compute"].clock_s)
+    return facts.train_s / (facts.train_s - lost_s * (1 - after / before))
 
 
 def _computing(facts: Facts) -> list[Change]:

@@ -61,7 +61,8 @@ class Shrunk(NamedTuple):
 
 
 def shrunk(views: list[np.ndarray], short_side: int) -> Shrunk:
-    """Re-encode some images as `pack --short-side` does, and decode both kinds with libjpeg-turbo in one thread."""
+    """Re-encode some images as `pack --short-side` does, and decode both kinds with libjpeg-turbo in one thread. Where
+    none is larger, the shares are 1."""
     least, most = SHRINK_IMAGES
     before, after, deadline = [], [], time.perf_counter() + SHRINK_S
     for view in views[:most]:
@@ -74,7 +75,7 @@ def shrunk(views: list[np.ndarray], short_side: int) -> Shrunk:
             after.append(small)
         if len(before) >= least and time.perf_counter() > deadline:
             break
-    if not before:
+    if before == after:
         return Shrunk(1.0, 1.0)
     cpu = torch.device("cpu")
 

@@ -82,6 +82,7 @@ def measure(on: Opened, seconds: float, repeats: int) -> Findings:
         recipe=recipe, model=model, network=net, batch_size=on.batch_size, world_size=world.world_size,
         threads=on.threads, torch_threads=torch.get_num_threads(), cores=threads_per_rank(0, world.local_world_size),
         peak=peak, precision=precision, best_precision=best, bandwidth=bandwidth, fits=fits, num_train=len(split),
+        train_s=1 / statistics.median(one.images_per_s for one in samples["train"]),
     )  # fmt: skip
     facts = _with_details(facts, on, held)
     found = advice.best(model, [*advice.changes(facts), *_tried(facts, on, held, seconds, repeats)])
@@ -150,12 +151,13 @@ def _model(samples: dict[str, list[Sample]], cpu_s: dict[str, float], fits: bool
 
 def _with_details(facts: Facts, on: Opened, held: Held) -> Facts:
     """What only the rules for this bottleneck need, and takes time to find out."""
-    data, split = on.recipe.data, page_cache.part(on.dataset.split(on.recipe.data.train_split))
+    split = page_cache.part(on.dataset.split(on.recipe.data.train_split))
     bottleneck = facts.model.bottleneck
-    if bottleneck in ("read", "decode"):
-        found = limits.shrunk(held.views[0], data.val_resize_size)
+    if bottleneck in ("read", "decode") or not facts.model.on_gpu:
+        short_side = advice.short_side(on.recipe)
+        found = limits.shrunk(held.views[0], short_side)
         shrunk = Shrunk(*(distributed.of_main(share, on.world) for share in found))
-        facts = replace(facts, short_side=data.val_resize_size, shrunk=shrunk)
+        facts = replace(facts, short_side=short_side, shrunk=shrunk)
     if bottleneck == "read" and not facts.fits and not split.url:
         facts = replace(facts, sequential_s=distributed.of_main(page_cache.sequential_s(split, on.world), on.world))
     if bottleneck == "compute":

@@ -28,7 +28,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.networks import ModelConfig, build_model
+from model.config import ModelConfig
+from model.networks import build_model
 
 BATCH = 5  # told apart from parameters by it: no weight of a network has 5 as its first size
 MATMULS = ("convolution", "mm", "bmm", "addmm", "baddbmm", "_scaled_dot_product")

@@ -3,9 +3,7 @@
 Bars in the terminal are linear and cut off at eight times the bottleneck's; in the picture the axis is logarithmic.
 """
 
-import shutil
 import statistics
-import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,10 +13,10 @@ from benchmarks.explain.model import LOADING
 from benchmarks.explain.reading import CACHED, DISK
 from benchmarks.measure import Ratio
 from benchmarks.options import Opened
+from benchmarks.text import columns, shown_rate, wrapped
 from training import environment
 
 LONGEST = 8.0  # bars, in units of the bottleneck's
-MAX_COLUMNS = 100
 COLOURS = {"bottleneck": "#d55e00", "stage": "#0072b2", "joined": "#009e73", "limit": "#7f7f7f"}  # Okabe and Ito
 HATCHES = {"bottleneck": "//", "stage": "", "joined": "..", "limit": "xx"}
 
@@ -53,21 +51,11 @@ def text(findings: Findings, on: Opened) -> list[str]:
         lines += [title, *(line for paragraph in paragraphs for line in wrapped(paragraph))]
     lines += ["", "most worth changing:"]
     for number, (change, gain) in enumerate(findings.found, 1):
-        another = " (this trains otherwise)" if change.other_training else ""
+        another = " (changes the result)" if change.other_training else ""
         lines += [f"  {number}. {change.option}", *wrapped(f"     expected {gain:.2f} times: {change.why}{another}")]
         if change.instead:
             lines.append(f"     in a part of the epochs only: {change.instead}")
     return lines if findings.found else [*lines, "  nothing that would gain 3 % by the model"]
-
-
-def columns() -> int:
-    """Of the terminal, but not too many; 80 without one."""
-    return min(shutil.get_terminal_size((80, 24)).columns, MAX_COLUMNS)
-
-
-def wrapped(line: str) -> list[str]:
-    indent = " " * (len(line) - len(line.lstrip()) + 2)
-    return textwrap.wrap(line, max(40, columns()), subsequent_indent=indent)
 
 
 def chart(findings: Findings) -> list[str]:
@@ -80,13 +68,8 @@ def chart(findings: Findings) -> list[str]:
         share = rate / slowest
         bar = "█" * max(1, round(min(share, LONGEST) / LONGEST * room)) + ("▶" if share > LONGEST else "")
         mark = " bottleneck" if kind_of(name, findings) == "bottleneck" else ""
-        lines.append(f"  {name:<13} {shown(rate):>9} {times(share):>7}  {bar}{mark}")
+        lines.append(f"  {name:<13} {shown_rate(rate):>9} {times(share):>7}  {bar}{mark}")
     return lines
-
-
-def shown(rate: float) -> str:
-    """Images/s, with decimals where it is slow."""
-    return f"{rate:,.0f}" if rate >= 20 else f"{rate:.2f}"
 
 
 def times(share: float) -> str:
@@ -115,17 +98,22 @@ def verdict(findings: Findings) -> list[str]:
     model = findings.model
     ceiling = 1 / model.costs[model.bottleneck].clock_s
     headroom = ", ".join(f"{stage} {times(ratio)}" for stage, ratio in model.headroom().items())
-    lines = [f"bottleneck: {model.bottleneck}, {shown(ceiling)} images/s alone", f"headroom of the others: {headroom}"]
+    lines = [
+        f"bottleneck: {model.bottleneck}, {shown_rate(ceiling)} images/s alone",
+        f"headroom of the others: {headroom}",
+    ]
     for name, stages in (("loader", LOADING), ("train", None)):
         predicted = model.rate(stages) if stages else model.rate()
         bounds = model.bounds(stages) if stages else model.bounds()
         seen = findings.rate(name)
         lines.append(
-            f"{name}: {shown(predicted)} images/s predicted (by {max(bounds, key=lambda one: bounds[one])}), "
-            f"{shown(seen)} measured, {seen / predicted:.0%}"
+            f"{name}: {shown_rate(predicted)} images/s predicted (by {max(bounds, key=lambda one: bounds[one])}), "
+            f"{shown_rate(seen)} measured, {seen / predicted:.0%}"
         )
+    if not model.on_gpu:
+        lines.append("on a CPU all stages share the cores: decoding slows training also where it waits for no data")
     if findings.fits and DISK in findings.samples and findings.rate(DISK) < findings.rate("train"):
-        lines.append(f"the first epoch, from the disk: at most {shown(findings.rate(DISK))} images/s")
+        lines.append(f"the first epoch, from the disk: at most {shown_rate(findings.rate(DISK))} images/s")
     return lines
 
 
@@ -134,7 +122,7 @@ def limits(findings: Findings, on: Opened) -> Iterator[str]:
     if LIBJPEG in findings.samples:
         whole = findings.rate(LIBJPEG)
         yield (
-            f"libjpeg-turbo, whole images, {on.threads} threads: {shown(whole)} images/s; "
+            f"libjpeg-turbo, whole images, {on.threads} threads: {shown_rate(whole)} images/s; "
             f"decode (regions) has {findings.rate('decode') / whole:.0%}"
         )
     encoded, region, out = (size / 1e3 for size in findings.image_bytes)
@@ -153,11 +141,12 @@ def limits(findings: Findings, on: Opened) -> Iterator[str]:
         f"{network.image_size} px takes {network.flops / 1e9:.4g} GFLOP an image "
         f"({network.forward_flops / 1e9:.3g} forward, {(network.flops - network.forward_flops) / 1e9:.3g} backward)"
     )
-    yield f"  → at most {shown(peak / network.flops)} images/s; compute has {rate * network.flops / peak:.0%} (MFU)"
+    most = peak / network.flops
+    yield f"  → at most {shown_rate(most)} images/s; compute has {rate / most:.0%} (MFU)"
     for level in network.elements:
         size = network.image_bytes(level, DTYPES[findings.precision])
         most = bandwidth * on.world.world_size / size
-        allowed = f"at most {shown(most)} images/s; compute has {rate / most:.0%}"
+        allowed = f"at most {shown_rate(most)} images/s; compute has {rate / most:.0%}"
         yield f"bytes, {level}: {size / 1e6:,.3g} MB an image → {allowed}"
 
 
@@ -181,7 +170,9 @@ def picture(findings: Findings, title: str) -> Any:
         axes.barh(place, middle, color=COLOURS[kind], hatch=HATCHES[kind], edgecolor="white", height=0.7)
         axes.plot([min(taken), max(taken)], [place, place], color="black", linewidth=1.2, marker="|")
         note = "  bottleneck" if kind == "bottleneck" else ""
-        axes.annotate(f"{shown(middle)}{note}", (max(taken), place), (6, 0), textcoords="offset points", va="center")
+        axes.annotate(
+            f"{shown_rate(middle)}{note}", (max(taken), place), (6, 0), textcoords="offset points", va="center"
+        )
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xscale("log")

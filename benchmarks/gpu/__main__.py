@@ -18,12 +18,13 @@ from benchmarks.gpu.stage import FULL, SMALL, Job, Stage
 from benchmarks.gpu.table import summary, table
 from recipes import Recipe
 from shard_tools.format import ShardSet
+from shard_tools.terminal import Command
 from training import config
 
 DATASET = click.Path(path_type=Path, file_okay=False, exists=True)
 
 
-@click.command(context_settings={"show_default": True, "max_content_width": 110})
+@click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 110})
 @click.argument("part", type=click.Choice([*PARTS, "all"]))
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="runs/gpu", help="Results go here.")
 @click.option("--data", type=DATASET, metavar="DIR", help="What loaders read, packed, instead of made-up JPEGs.")

@@ -70,7 +70,7 @@ def recipes(job: Job) -> None:
     """Every recipe for some steps on made-up batches, validation and report included; one of them compiled.
 
     In this process, one after the other: an import of torch for each would take longer than the steps."""
-    import train
+    from engine import command_line
 
     dataset = small_set(job)
     files = sorted(FOLDER.glob("*.toml"))
@@ -83,7 +83,7 @@ def recipes(job: Job) -> None:
         options += [part for value in sets for part in ("--set", value)]
         with job.report.attempt(file.stem):
             try:
-                train.main(["--recipe", file.stem, *options], standalone_mode=False)
+                command_line.main(["--recipe", file.stem, *options], standalone_mode=False)
             except SystemExit as ended:
                 raise RuntimeError(f"train.py ended with {ended.code}; its last lines are in the log") from None
             (end,) = runs.lines(run_dir, "end")
@@ -100,14 +100,15 @@ def tests(job: Job) -> None:
     for file in sorted(TESTS.glob("test_*.py")):
         command = [sys.executable, "-m", "pytest", "-v", "-rfE", "-p", "no:cacheprovider", "--color=no", str(file)]
         log = job.work / f"{file.stem}.log"
-        with open(log, "w") as stream:
-            done = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        with open(log, "w", encoding="utf-8") as stream:
+            done = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                    encoding="utf-8", errors="backslashreplace")  # fmt: skip
             assert done.stdout
             for line in done.stdout:  # into the stage's log too, as it comes
                 stream.write(line)
                 print(line, end="", flush=True)
         code = done.wait()
-        lines = [line for line in log.read_text().splitlines() if line.strip()]
+        lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
         outcome = lines[-1].strip("= ") if lines else "no output"
         for line in lines:
             if line.startswith(("FAILED", "ERROR")):

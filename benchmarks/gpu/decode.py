@@ -103,7 +103,11 @@ def logged(job: Job, way: str, fancy: bool) -> dict[str, Counter[str]]:
     process.join()
     if process.exitcode:
         job.report.row("which decoder runs", judged=f"failed (the process that logs it ended with {process.exitcode})")
-    return {key: Counter(counts) for key, counts in json.loads(answer.read_text()).items()} if answer.exists() else {}
+    return (
+        {key: Counter(counts) for key, counts in json.loads(answer.read_text(encoding="utf-8")).items()}
+        if answer.exists()
+        else {}
+    )
 
 
 def _log_decoders(job: Job, way: str, fancy: bool, answer: Path) -> None:
@@ -120,5 +124,5 @@ def _log_decoders(job: Job, way: str, fancy: bool, answer: Path) -> None:
             recipe = recipe_of(job, way, fancy, f"data.hw_decoder_load={load}", "data.prefetch=1")
             with closing(opened(job, recipe, jpegs(job, kind))) as loader:
                 next(loader.iter_epoch(0))
-            found[f"{kind} {load:g}"] = decoders_used(log.read_text(errors="replace"))
+            found[f"{kind} {load:g}"] = decoders_used(log.read_text(encoding="utf-8", errors="replace"))
             write_json(answer, found)

@@ -85,7 +85,7 @@ def earlier(job: Job, part: str) -> dict[str, dict[str, Any]]:
     """A part's results in OUT by their stage. Raises ValueError where they are rehearsed and these shall not be, or the
     other way round."""
     path = part_path(job, part)
-    found = json.loads(path.read_text()) if path.exists() else []
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     for result in found:
         if result["rehearsed"] != job.rehearse:
             raise ValueError(f"{path} holds {'measured' if job.rehearse else 'rehearsed'} results: give another --out")
@@ -122,7 +122,11 @@ def run_stage(stage: Stage, job: Job, limit_s: float) -> dict[str, Any]:
     finally:
         end(process)
     seconds = time.monotonic() - started
-    result = json.loads(path.read_text()) if path.exists() else about(stage, job) | {"settings": {}, "figures": []}
+    result = (
+        json.loads(path.read_text(encoding="utf-8"))
+        if path.exists()
+        else about(stage, job) | {"settings": {}, "figures": []}
+    )
     tail = _tail(log, begin)
     crash = _crash(process.exitcode, limit_s if late else None, tail)
     if crash or result.get("verdict", NOT_ENDED) == NOT_ENDED:
@@ -182,7 +186,8 @@ def redirect(log: Path) -> None:
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    text: dict[str, Any] = {"buffering": 1, "encoding": "utf-8", "errors": "backslashreplace", "closefd": False}
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", **text) for number in (1, 2))
 
 
 def _in_child(stage: Stage, job: Job, path: Path, log: Path) -> None:
@@ -223,7 +228,7 @@ def described(job: Job) -> dict[str, Any]:
     end(process)
     if not path.exists():
         raise ValueError(f"the machine could not be described: {(_tail(log, 0) or ['no output'])[-1]}")
-    found: dict[str, Any] = json.loads(path.read_text())
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
 
 

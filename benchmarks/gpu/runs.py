@@ -25,9 +25,9 @@ def start(job: Job, arguments: list[str], log: Path) -> BaseProcess:
 
 def _train(arguments: list[str], log: Path) -> None:
     redirect(log)
-    import train
+    from engine import command_line
 
-    train.main(args=arguments, prog_name="train.py")
+    command_line.main(args=arguments, prog_name="train.py")
 
 
 def evaluated(job: Job, arguments: list[str], log: Path, run_dir: Path) -> Iterator[dict[str, Any]]:
@@ -74,14 +74,14 @@ def stopped(
 
 
 def last_line(log: Path) -> str:
-    found = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    found = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return found[-1] if found else "no output"
 
 
 def lines(run_dir: Path, kind: str) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl of a kind; one that is being written does not count yet."""
     try:
-        text = (run_dir / "metrics.jsonl").read_text()
+        text = (run_dir / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
     found = []

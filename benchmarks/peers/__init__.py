@@ -10,14 +10,10 @@ import click
 
 from benchmarks import images
 from benchmarks.options import TIMING, with_options
-from benchmarks.peers.environments import set_up
 from benchmarks.peers.registry import OURS, PEERS
-from benchmarks.peers.report import table
-from benchmarks.rates import keep
+from recipes import DEMO_DATA
 from shard_tools.demo import ensure_demo
 from shard_tools.format import ShardSet
-from train import DEMO_DATA
-from training import environment
 
 
 class Numbers(click.ParamType):
@@ -87,14 +83,21 @@ def command(
     out: Path | None, json_file: Path | None,
 ) -> None:  # fmt: skip
     """See `help` above."""
-    from benchmarks.peers import contest
-    from benchmarks.peers.run import compare, worker_counts
-
     if setup:
+        from benchmarks.peers.environments import set_up
+
         if failed := set_up(names or list(PEERS), folder, click.echo):
             raise click.ClickException(f"not installed: {', '.join(failed)}; the others are")
         return
     cores = cores_to_use(threads)
+    other, ours = opened(against) if against else None, opened(data)
+
+    from benchmarks.peers import contest
+    from benchmarks.peers.report import table
+    from benchmarks.peers.run import compare, worker_counts
+    from benchmarks.rates import keep
+    from training import environment
+
     settings = contest.Settings(
         image_size=image_size,
         batch_size=batch_size,
@@ -105,8 +108,7 @@ def command(
         turn_s=min(contest.TURN_S, seconds),
     )
     wanted = [OURS, *(name for name in PEERS if name != OURS and (name in names or not names))]
-    other = opened(against) if against else None
-    result = compare(wanted, opened(data), other, split, settings, seconds, repeats, say)
+    result = compare(wanted, ours, other, split, settings, seconds, repeats, say)
     click.echo(f"peers, {batch_size} × {image_size} px, {len(cores)} threads, {environment.cpu_model() or 'CPU'}; "
                f"median [range] of {repeats} × {seconds:g} s; ours/theirs with its 95 % interval")  # fmt: skip
     click.echo(table(result))

@@ -61,7 +61,7 @@ def _make(uv: str, python: Path, wanted: Path) -> str:
         [uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(environment)],
         [uv, "pip", "install", "--quiet", "--python", str(python), "--requirement", str(wanted)],
     ):
-        result = subprocess.run(command, capture_output=True, text=True)
+        result = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
         if result.returncode:
             lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
             return " ".join(lines[-LAST_LINES:]) or f"uv exited with {result.returncode}"

@@ -113,6 +113,6 @@ class Child:
 
     def _last_words(self, do: str) -> str:
         code = self._process.wait()
-        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        lines = [line for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         how = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"
         return f"{how} at {do!r}{': ' + lines[-1].strip() if lines else ''} (see {self.log})"

@@ -1,6 +1,7 @@
 """The programs that are compared: what each is, where its package is, and what it reads."""
 
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -26,9 +27,15 @@ class Peer(NamedTuple):
     system: str = ""
 
 
+def _installed_dali() -> str:
+    """Its package is for one CUDA or the other."""
+    names = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
+    return next((name for name in names if any(metadata.distributions(name=name))), names[0])
+
+
 PEERS = {
     OURS: Peer("", "shards", "this project's loader"),
-    "dali": Peer("nvidia-dali-cuda120", "shards", "the graph of DALI's examples, on readers.webdataset"),
+    "dali": Peer(_installed_dali(), "shards", "the graph of DALI's examples, on readers.webdataset"),
     "torchvision-pil": Peer("torchvision", "folder", "ImageFolder and PIL", "torchvision", {"decode": "pil"}),
     "torchvision-tensor": Peer(
         "torchvision", "folder", "decode_image and v2 on uint8 tensors", "torchvision", {"decode": "tensor"}

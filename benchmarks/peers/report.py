@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.peers.registry import OURS
+from benchmarks.text import shown_rate, tabulated, wrapped
 
 COLUMNS = (
     "program", "version", "workers", "images/s", "ours/theirs", "memory MB", "first batch s", "prepare s", "disk MB"
@@ -17,14 +18,12 @@ def table(result: Mapping[str, Any]) -> str:
     programs = result["programs"]
     order = sorted(programs, key=lambda name: -statistics.median(programs[name]["images_per_s"]))
     rows = [COLUMNS, *(row(name, programs[name], result["ratios"].get(f"{OURS} / {name}")) for name in order)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for line in rows:
-        names = [cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True)]
-        numbers = [cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True)]
-        lines.append("  " + "  ".join([*names, *numbers]))
-    lines += [f"  {name}: skipped, {why}" for name, why in result["skipped"].items()]
-    lines += [f"  {name}: FAILED, {why}" for name, why in result["failed"].items()]
+    lines = tabulated(rows, 2)
+    for outcome, name, why in (
+        *(("skipped", *one) for one in result["skipped"].items()),
+        *(("FAILED", *one) for one in result["failed"].items()),
+    ):
+        lines += wrapped(f"  {name}: {outcome}, {why}")
     return "\n".join(lines)
 
 
@@ -36,7 +35,7 @@ def row(name: str, figures: Mapping[str, Any], ratio: Mapping[str, float] | None
         name,
         figures["version"],
         str(figures["workers"]),
-        f"{statistics.median(rates):,.0f} [{min(rates):,.0f}–{max(rates):,.0f}]",
+        f"{shown_rate(statistics.median(rates))} [{shown_rate(min(rates))}–{shown_rate(max(rates))}]",
         f"{ratio['median']:.2f} [{ratio['low']:.2f}–{ratio['high']:.2f}]" if ratio else "1",
         f"{figures['memory_mb']:,.0f}",
         f"{figures['first_batch_s']:.1f}",

@@ -7,13 +7,14 @@ from pathlib import Path
 import click
 
 from shard_tools.commands.running import LocalPath, PathOrUrl
+from shard_tools.describe import UNTURNED
 from shard_tools.format import ShardSet
 from shard_tools.workers import num_cpus
 
 
 @click.command("verify")
 @click.argument("out", type=LocalPath())
-@click.option("--decode", is_flag=True, help="Also decode every image and check its height and width.")
+@click.option("--decode", is_flag=True, help="Also decode every image, as training does.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as one JSON list.")
 @click.option(
     "--fix", is_flag=True, help="Mend what can be mended, take out the samples that cannot; implies --decode."
@@ -34,28 +35,34 @@ def verify_command(out: Path, decode: bool, as_json: bool, fix: bool, workers: i
     from shard_tools.verify import verify
 
     def check() -> int:
-        findings = verify(out, decode or fix, workers or num_cpus(), _show_progress)
+        try:
+            findings = verify(out, decode or fix, workers or num_cpus(), _show_progress)
+        except ValueError as error:
+            raise click.ClickException(str(error)) from None
         if as_json:
             click.echo(json.dumps([finding._asdict() for finding in findings], indent=1))
         else:
             for finding in findings:
-                click.echo(_printable(str(finding)))
+                click.echo(str(finding))
         return len(findings)
 
     left = check()
     if left and fix:
         try:
             for line in repair(out, workers):
-                click.echo(_printable(line), err=True)
+                click.echo(line, err=True)
         except ValueError as error:
-            raise click.ClickException(_printable(str(error))) from None
+            raise click.ClickException(str(error)) from None
         click.echo("checking again", err=True)
         left = check()
     if left:
         sys.exit(1)
     if not as_json:
-        splits = ShardSet.open(out).splits.values()
+        shard_set = ShardSet.open(out)
+        splits = shard_set.splits.values()
         click.echo(f"OK: {sum(map(len, splits))} samples, {sum(len(split.shards) for split in splits)} shards")
+        if shard_set.made.get("unturned"):
+            click.echo(f"{shard_set.made['unturned']} {UNTURNED}")
 
 
 @click.command("info")
@@ -68,12 +75,12 @@ def info_command(out: Path | str, as_json: bool) -> None:
     try:
         shard_set = ShardSet.open(out)
     except ValueError as error:
-        raise click.ClickException(_printable(str(error))) from None
+        raise click.ClickException(str(error)) from None
     information = describe(shard_set)
     if as_json:
         click.echo(json.dumps(information, indent=1))
     else:
-        click.echo(_printable(f"{summary(information)}\n\n{histograms(information)}"))
+        click.echo(f"{summary(information)}\n\n{histograms(information)}")
 
 
 @click.command("preview")
@@ -98,18 +105,13 @@ def preview_command(out: Path, file: Path, split: str, num: int, seed: int, augm
     try:
         preview(out, file, split, num, seed, augment)
     except ValueError as error:
-        raise click.ClickException(_printable(str(error))) from None
-    click.echo(_printable(str(file)))
+        raise click.ClickException(str(error)) from None
+    click.echo(str(file))
 
 
 def _show_progress(done: int, shards: int) -> None:
     if sys.stderr.isatty():
         click.echo(f"\r{done}/{shards} shards" if done < shards else "\r\033[K", nl=False, err=True)
-
-
-def _printable(text: str) -> str:
-    """File names may hold bytes that no terminal takes."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 COMMANDS = (verify_command, info_command, preview_command)

@@ -6,9 +6,10 @@ from typing import Any
 
 import click
 
-from shard_tools.commands.running import LocalPath, PathOrUrl, printable, run
+from shard_tools.commands.running import LocalPath, PathOrUrl, run
 from shard_tools.encode import CHECKS, MAX_PIXELS, SUBSAMPLINGS, EncodeConfig
 from shard_tools.sources import SOURCES, SourceOptions
+from shard_tools.sources.tarsamples import Fields
 from shard_tools.subset import Subset, parse_fractions
 from shard_tools.writer import SAMPLES_PER_SHARD, pack
 
@@ -39,6 +40,18 @@ ON_BAD = click.option(
     show_default=True,
     help="What to do about unusable images: stop, or leave them out and list them in OUT/rejected.tsv.",
 )
+CLASSES = click.option(
+    "--classes", type=click.Path(path_type=Path), help="Readable names of classes: lines KEY NAME, or JSON."
+)
+IMAGE_FIELD = click.option(
+    "--image-field", default="", metavar="EXT", help="webdataset: which member is the image, e.g. input.jpg."
+)
+LABEL_FIELD = click.option(
+    "--label-field",
+    default="",
+    metavar="EXT",
+    help="webdataset: which member is the label, e.g. output.cls; json.KEY for a key of a .json.",
+)
 POSITIVE = click.IntRange(min=1)
 
 
@@ -51,7 +64,15 @@ POSITIVE = click.IntRange(min=1)
 )
 @click.option("--label-column", default="", help="csv, parquet: the column of the classes.")
 @click.option("--split-column", default="", help="csv: the column of the splits.")
-@click.option("--classes", type=click.Path(path_type=Path), help="Readable names: lines KEY NAME, or JSON.")
+@IMAGE_FIELD
+@LABEL_FIELD
+@click.option(
+    "--split-dirs",
+    default="",
+    metavar="SPLIT=DIR,…",
+    help='imagefolder: the directories of the splits, "train=Training_Set,val=Val"; none: all are classes.',
+)
+@CLASSES
 @click.option("--split", default="", help="Split a source that has one split: train=0.8,val=0.1,test=0.1.")
 @click.option("--per-class", type=POSITIVE, help="At most so many images of each class in each split.")
 @click.option("--limit", type=POSITIVE, help="At most so many images in each split.")
@@ -61,6 +82,7 @@ POSITIVE = click.IntRange(min=1)
 @click.option("--short-side", type=POSITIVE, help="Scale images down to this shorter side.")
 @click.option("--reencode", is_flag=True, help="Write every image anew at its size.")
 @click.option("--baseline", is_flag=True, help="Write progressive JPEGs anew, as hardware decoders want them.")
+@click.option("--apply-orientation", is_flag=True, help="Turn images as their EXIF orientation says.")
 @click.option("--quality", type=click.IntRange(1, 100), help="Of JPEGs written anew.  [default: 90]")
 @click.option("--subsampling", type=click.Choice(SUBSAMPLINGS), help="Of JPEGs written anew.  [default: 420]")
 @click.option("--max-pixels", type=POSITIVE, default=MAX_PIXELS, show_default=True, help="More make an image bad.")
@@ -91,6 +113,9 @@ def pack_command(
     image_column: str,
     label_column: str,
     split_column: str,
+    split_dirs: str,
+    image_field: str,
+    label_field: str,
     workers: int | None,
     scheduler: str | None,
     **settings: Any,
@@ -100,7 +125,7 @@ def pack_command(
     SOURCE is a directory with train/CLASS/IMAGE and val/CLASS/IMAGE, or just CLASS/IMAGE; a .csv or .tsv of paths and
     labels; ImageNet's official archives, Kaggle's layout or zip, Tiny-ImageNet, Parquet files, WebDataset tars: see
     docs/sharding.md. Gray and colour JPEGs are copied untouched once they are seen to decode; anything else becomes an
-    RGB JPEG. EXIF orientation is never applied, as in PIL and torchvision.
+    RGB JPEG. EXIF orientation is not applied, as in PIL and torchvision, but with --apply-orientation.
 
     OUT gets SPLIT-000000.tar with an .idx for DALI, SPLIT.samples.npy, SPLIT.sources.txt, and dataset.json when all
     is done. Any WebDataset reader reads the tars. A shard is full at --samples-per-shard or --shard-size, whichever
@@ -118,7 +143,14 @@ def pack_command(
         if workers and scheduler:
             raise ValueError("--workers and --scheduler: choose one; a Dask cluster has its own workers")
         encode = encoding({name: settings.pop(name) for name in ENCODING})
-        options = SourceOptions(image_column=image_column, label_column=label_column, split_column=split_column)
+        options = SourceOptions(
+            image_column=image_column,
+            label_column=label_column,
+            split_column=split_column,
+            split_dirs=split_dirs,
+            image_field=image_field,
+            label_field=label_field,
+        )
         subset = Subset(
             fractions=parse_fractions(split) if split else (),
             per_class=per_class,
@@ -126,7 +158,7 @@ def pack_command(
             only_classes=_class_keys(only_classes),
         )
     except (ValueError, OSError) as error:
-        raise click.ClickException(printable(str(error))) from None
+        raise click.ClickException(str(error)) from None
     run(
         lambda progress: pack(
             source,
@@ -135,7 +167,7 @@ def pack_command(
             subset=subset,
             encode=encode,
             progress=progress,
-            say=lambda line: click.echo(printable(line)),
+            say=click.echo,
             workers=workers,
             scheduler=scheduler,
             class_file=classes,
@@ -145,7 +177,17 @@ def pack_command(
     )
 
 
-ENCODING = ("check", "max_side", "short_side", "quality", "subsampling", "reencode", "baseline", "max_pixels")
+ENCODING = (
+    "check",
+    "max_side",
+    "short_side",
+    "quality",
+    "subsampling",
+    "reencode",
+    "baseline",
+    "apply_orientation",
+    "max_pixels",
+)
 
 
 def encoding(settings: dict[str, Any]) -> EncodeConfig:
@@ -160,8 +202,8 @@ def encoding(settings: dict[str, Any]) -> EncodeConfig:
     for name in ("quality", "subsampling"):
         if settings[name] and not anew:
             raise ValueError(
-                f"--{name} is of JPEGs that are written anew, and none is: add --reencode, --max-side, --short-side "
-                "or --baseline, or leave it out"
+                f"--{name} is of JPEGs that are scaled or re-encoded, and none is: add --reencode, --max-side, "
+                "--short-side or --baseline, or leave it out"
             )
     return EncodeConfig(**{name: value for name, value in settings.items() if value is not None})
 
@@ -198,22 +240,35 @@ def demo_command(out: Path, workers: int | None, num_train: int, num_val: int, s
 
 @click.command("index")
 @click.argument("directory", type=LocalPath())
+@IMAGE_FIELD
+@LABEL_FIELD
+@CLASSES
 @ON_BAD
 @WORKERS
-def index_command(directory: Path, on_bad: str, workers: int | None) -> None:
+def index_command(
+    directory: Path, image_field: str, label_field: str, classes: Path | None, on_bad: str, workers: int | None
+) -> None:
     """Make the WebDataset tars in DIRECTORY trainable as they are: index and tables are written beside them.
 
     \b
-    Example:
+    Examples:
       python -m shard_tools index data/imagenet-wds
+      python -m shard_tools index data/pairs --image-field input.jpg --label-field output.cls --classes names.txt
     """
     from shard_tools.describe import describe, summary
     from shard_tools.index import index
 
     try:
-        shard_set = index(directory, on_bad=on_bad, workers=workers)
+        shard_set = index(
+            directory,
+            on_bad=on_bad,
+            class_file=classes,
+            fields=Fields(image_field, label_field),
+            workers=workers,
+            say=lambda line: click.echo(f"{directory}: {line}"),
+        )
     except ValueError as error:
-        raise click.ClickException(printable(str(error))) from None
+        raise click.ClickException(str(error)) from None
     click.echo(summary(describe(shard_set)))
 
 

@@ -65,7 +65,7 @@ def run(work: Callable[[Callable[[Progress], None]], Packed], out: Path | str) -
         click.echo(f"Stopped: {done}; run the same command again to go on.", err=True)
         sys.exit(130)
     except ValueError as error:
-        raise click.ClickException(printable(str(error))) from None
+        raise click.ClickException(str(error)) from None
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -73,17 +73,12 @@ def run(work: Callable[[Callable[[Progress], None]], Packed], out: Path | str) -
         names = ", ".join(escape(name) for name in packed.ignored[:5]) + (" …" if len(packed.ignored) > 5 else "")
         what = "1 entry" if len(packed.ignored) == 1 else f"{len(packed.ignored):,} entries (or more)"
         what = what if len(packed.ignored) >= 1000 else what.removesuffix(" (or more)")
-        click.echo(printable(f"ignored {what}, not images of a class: {names}"), err=True)
+        click.echo(f"ignored {what}, not images of a class: {names}", err=True)
     if packed.already_complete:
         click.echo(f"{out}: already complete, nothing to do")
         return
     for name, reason in packed.rejected.first:
-        click.echo(printable(f"skipped {escape(name)}: {reason}"), err=True)
+        click.echo(f"skipped {escape(name)}: {reason}", err=True)
     for line in packed.duplicates.shown:
-        click.echo(printable(f"the same image: {escape(line)}"), err=True)
-    click.echo(printable(closing(packed, time.monotonic() - start)))
-
-
-def printable(text: str) -> str:
-    """File names may hold bytes that no terminal takes."""
-    return text.encode("utf-8", "backslashreplace").decode()
+        click.echo(f"the same image: {escape(line)}", err=True)
+    click.echo(closing(packed, time.monotonic() - start))

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from shard_tools.sources import csv, ilsvrc, imagefolder, kaggle, parquet, tiny_imagenet, webdataset
 from shard_tools.sources.base import Source
+from shard_tools.sources.elsewhere import instead
+from shard_tools.sources.tarsamples import Fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +21,9 @@ class SourceOptions:
     image_column: str = ""  # a name, or for csv a number from 1
     label_column: str = ""
     split_column: str = ""
+    split_dirs: str = ""  # of a tree: "train=DIRECTORY,val=DIRECTORY" or "none", see `layout.given_layout`
+    image_field: str = ""  # of webdataset's samples, e.g. "input.jpg"
+    label_field: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,10 @@ SOURCES: dict[str, SourceKind] = {  # `auto` takes the first that recognises the
         ("image_column", "label_column"),
     ),
     "webdataset": SourceKind(
-        webdataset.recognise, lambda path, options: webdataset.WebDataset(path), webdataset.LAYOUT
+        webdataset.recognise,
+        lambda path, options: webdataset.WebDataset(path, Fields(options.image_field, options.label_field)),
+        webdataset.LAYOUT,
+        ("image_field", "label_field"),
     ),
     "csv": SourceKind(
         csv.recognise,
@@ -57,7 +65,10 @@ SOURCES: dict[str, SourceKind] = {  # `auto` takes the first that recognises the
         ("image_column", "label_column", "split_column"),
     ),
     "imagefolder": SourceKind(
-        imagefolder.recognise, lambda path, options: imagefolder.ImageFolder(path), imagefolder.LAYOUT
+        imagefolder.recognise,
+        lambda path, options: imagefolder.ImageFolder(path, options.split_dirs),
+        imagefolder.LAYOUT,
+        ("split_dirs",),
     ),
 }
 
@@ -80,6 +91,8 @@ def open_source(
             raise ValueError(f"{path}: no such file or directory")
         if format == "auto":
             format = next((name for name, kind in SOURCES.items() if kind.recognise(path)), "")
+            if format in ("", "imagefolder") and not options.split_dirs and (line := instead(path)):
+                raise ValueError(line)
             if not format:
                 raise ValueError(f"{path}: not a directory or file of a kind that is known; give {_layouts()}")
         kind = SOURCES[format]

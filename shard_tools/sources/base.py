@@ -45,12 +45,14 @@ class SourceImage(NamedTuple):
 class Unusable(NamedTuple):
     """What the source lists as an image and `pack` cannot take: a missing file, a row without a label …
 
-    name: as `SourceImage.name`. reason: why, in a few words, without the name.
+    name: as `SourceImage.name`. reason: why, in a few words, without the name or where the source lies. key: its class
+        key, "" if it has none or it is not known.
     """
 
     split: str
     name: str
     reason: str
+    key: str = ""
 
 
 class Source(Protocol):

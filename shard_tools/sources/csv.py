@@ -1,31 +1,55 @@
 """A .csv or .tsv file with a row an image: its path (relative to the file), its class, and perhaps its split.
 
-With a header, columns are found by the usual names, or as the options say. Without one they are path, label, split in
-this order. Labels that are all numbers keep their order (class keys 000000, 000001, …); a mixture is an error.
+Commas, semicolons, tabs or bars separate the cells. With a header, columns are found by the usual names, or as the
+options say; without one they are path, label, split in this order. A first row that is neither known as a header nor
+begins with a file's path is an error. Labels that are all numbers keep their values (class keys 000000, 000001, …); a
+mixture is an error. A split other than the first whose rows have no label is left out. `locate` finds the files.
 """
 
-import csv
-import os
+import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
+from itertools import islice
 from pathlib import Path
 
-from shard_tools.sources.base import Place, Source, SourceImage
-from shard_tools.sources.naming import SPLIT_WORDS, numbered_key
+from shard_tools.sources.base import Place, Source, SourceImage, Unusable
+from shard_tools.sources.labels import LabelKinds, read_label
+from shard_tools.sources.locate import Found, Locator
+from shard_tools.sources.naming import SPLIT_WORDS, is_image, split_rank
+from shard_tools.sources.tabletext import SAMPLE_ROWS, SEPARATORS, encoding_of, rows, separators
 
 LAYOUT = "a .csv or .tsv file with the columns path, label and perhaps split"
-SUFFIXES = {".csv": ",", ".tsv": "\t"}
-USUAL_NAMES = {
-    "image": ("path", "image", "image_path", "file", "filename", "file_name", "filepath", "file_path"),
-    "label": ("label", "class", "target", "category", "wnid", "class_name", "label_name"),
-    "split": ("split", "subset", "set", "partition"),
-}
+USUAL_NAMES = {  # in lower case, letters and digits alone; the first that is there
+    "image": (
+        "path", "imagepath", "imgpath", "filepath", "filepaths", "image", "img", "file", "filename", "imagefile",
+        "imagefilename", "imagename", "imgname", "picture", "photo", "imageid", "imgid", "id",
+    ),
+    "label": (
+        "label", "labels", "class", "classes", "target", "targets", "category", "wnid", "classname", "labelname",
+        "categoryname", "classlabel", "classid", "labelid", "categoryid", "y",
+    ),
+    "split": ("split", "subset", "set", "partition", "dataset"),
+}  # fmt: skip
 
 
 def recognise(path: Path) -> bool:
-    return path.is_file() and path.suffix.lower() in SUFFIXES
+    return path.is_file() and path.suffix.lower() in (".csv", ".tsv")
+
+
+@dataclass(frozen=True)
+class _Table:
+    """How the file is read. header: its cells, [] if there is none. columns: the places of image, label, perhaps split.
+
+    sure: the header's names are known, or a path of the first rows is a file.
+    """
+
+    separator: str
+    header: list[str]
+    columns: dict[str, int]
+    files: Locator
+    sure: bool
 
 
 @dataclass
@@ -38,88 +62,168 @@ class Csv(Source):
     split_column: str = ""
     format: str = "csv"
     explained: str = field(init=False)
+    _labels: LabelKinds = field(default_factory=LabelKinds)
+    _unlabelled: Counter[str] = field(default_factory=Counter)  # rows of the splits that are left out
 
     def __post_init__(self) -> None:
         if not self.path.is_file():
             raise ValueError(f"{self.path}: not a file; give {LAYOUT}")
-        header, columns = self._columns
-        what = ", ".join(f"{role} in column {header[i] if header else i + 1}" for role, i in columns.items())
-        self.explained = f"a table {'with' if header else 'without'} a header: {what}"
+        table = self._table
+        what = ", ".join(
+            f"{role} in column {table.header[i] if table.header else i + 1}" for role, i in table.columns.items()
+        )
+        encoding = "" if self._encoding.startswith("utf") else f" (in {self._encoding}: it is not UTF-8)"
+        folder = f"; the files are in {table.files.folder}" if table.files.folder else ""
+        self.explained = (
+            f"a table with {SEPARATORS[table.separator]}{encoding}, {'with' if table.header else 'without'} a header: "
+            f"{what}{folder}"
+        )
 
-    def images(self, work: Path) -> Iterator[SourceImage]:
+    def images(self, work: Path) -> Iterator[SourceImage | Unusable]:
         """In the file's order; its splits may alternate."""
-        header, columns = self._columns
-        image, label, split = columns["image"], columns["label"], columns.get("split")
-        root = os.fspath(self.path.parent)
-        numbers: bool | None = None
-        for number, (line, row) in enumerate(self._rows()):
-            if number == 0 and header:
+        self._labels = LabelKinds()
+        self._unlabelled = self._splits_without_labels()
+        image = self._table.columns["image"]
+        for line, row in self._rows():
+            path = row[image] if image < len(row) else ""
+            split, label = self._split(row), self._label(line, row)
+            if split in self._unlabelled:
                 continue
-            missing = [role for role, i in columns.items() if i >= len(row) or not row[i].strip()]
-            if missing:
-                raise ValueError(f"{self.path}: line {line} has no {missing[0]}; complete or remove it")
-            name, key = row[image], row[label].strip()
-            is_number = key.isascii() and key.isdecimal()
-            if numbers is None:
-                numbers = is_number
-            if is_number != numbers:
-                was = "numbers" if numbers else "names"
-                raise ValueError(
-                    f"{self.path}: line {line} has the label {key!r}, those before are {was}; use one kind"
-                )
-            file = os.path.join(root, name)
-            try:
-                size = os.stat(file).st_size  # noqa: PTH116 a third of the time of Path.stat
-            except OSError as error:
-                raise ValueError(
-                    f"{self.path}: line {line}: {file}: {error.strerror}; mend the path or remove the line"
-                ) from None
-            what = row[split].strip() if split is not None else "train"
-            yield SourceImage(
-                SPLIT_WORDS.get(what.lower(), what),
-                numbered_key(int(key)) if is_number else key,
-                name,
-                size,
-                Place("file", file),
-            )
+            if not path.strip():
+                yield Unusable(split, f"{self.path.name}/{line}", f"line {line}: has no path")
+                continue
+            if label is None or not split:
+                what = "label" if label is None else "split"
+                yield Unusable(split, path, f"line {line}: has no {what}")
+                continue
+            key = self._key(line, label)
+            found = self._table.files.find(path)
+            if isinstance(found, Found):
+                yield SourceImage(split, key, found.name, found.size_bytes, Place("file", found.file))
+            else:
+                yield Unusable(split, path, f"line {line}: {found}", key)
+
+    def fixed_classes(self) -> list[str] | None:
+        return self._labels.fixed_classes()
+
+    def notes(self) -> list[str]:
+        return [
+            f"{split}: none of its {count:,} rows has a label, so it is left out"
+            for split, count in self._unlabelled.items()
+        ]
 
     def _rows(self) -> Iterator[tuple[int, list[str]]]:
-        """(line number, cells) of every row that is not blank."""
-        with open(self.path, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-            rows = csv.reader(stream, delimiter=SUFFIXES.get(self.path.suffix.lower(), ","), strict=True)
-            try:
-                for row in rows:
-                    if any(row):
-                        yield rows.line_num, row
-            except csv.Error as error:
-                raise ValueError(f"{self.path}: line {rows.line_num} is no such row ({error})") from None
+        """The rows after the header."""
+        return islice(rows(self.path, self._encoding, self._table.separator), int(bool(self._table.header)), None)
+
+    def _split(self, row: list[str]) -> str:
+        """ "" if the row has none."""
+        column = self._table.columns.get("split")
+        if column is None:
+            return "train"
+        word = row[column].strip() if column < len(row) else ""
+        return SPLIT_WORDS.get(word.lower(), word)
+
+    def _label(self, line: int, row: list[str]) -> int | str | None:
+        column = self._table.columns["label"]
+        try:
+            return read_label(row[column]) if column < len(row) else None
+        except ValueError as error:
+            raise ValueError(f"{self.path}: line {line}: {error}") from None
+
+    def _key(self, line: int, label: int | str) -> str:
+        try:
+            return self._labels.key(label, f"line {line}")
+        except ValueError as error:
+            raise ValueError(f"{self.path}: line {line}: {error}") from None
+
+    def _splits_without_labels(self) -> Counter[str]:
+        """Number of rows of each such split; the first split is none, as there would be nothing to train on."""
+        num_rows: Counter[str] = Counter()
+        labelled: set[str] = set()
+        if "split" in self._table.columns:
+            for line, row in self._rows():
+                split = self._split(row)
+                num_rows[split] += 1
+                if split not in labelled and self._label(line, row) is not None:
+                    labelled.add(split)
+        without = sorted(set(num_rows) - labelled - {""}, key=split_rank)
+        first = min(num_rows, key=split_rank, default="")
+        return Counter({split: num_rows[split] for split in without if split != first})
 
     @cached_property
-    def _columns(self) -> tuple[list[str], dict[str, int]]:
-        """The header ([] if there is none), and the places of image, label and perhaps split."""
-        first = next((row for _, row in self._rows()), None)
-        if first is None:
+    def _encoding(self) -> str:
+        return encoding_of(self.path)
+
+    @cached_property
+    def _table(self) -> _Table:
+        """By the first separator that makes sense of the first rows."""
+        tables, errors = [], []
+        for separator in separators(self.path, self._encoding):
+            try:
+                tables.append(self._read_as(separator))
+            except ValueError as error:
+                errors.append(error)
+        if not tables:
+            raise errors[0]
+        return next((table for table in tables if table.sure), tables[0])
+
+    def _read_as(self, separator: str) -> _Table:
+        """Raises ValueError if the columns cannot be told."""
+        first_rows = [row for _, row in islice(rows(self.path, self._encoding, separator), SAMPLE_ROWS)]
+        if not first_rows:
             raise ValueError(f"{self.path}: is empty; give {LAYOUT}")
+        first = first_rows[0]
         asked = {"image": self.image_column, "label": self.label_column, "split": self.split_column}
-        names = [cell.strip().lower() for cell in first]
-        usual = set(chain(*USUAL_NAMES.values()))
-        named = any(value and not value.isdecimal() for value in asked.values())
-        header = first if named or len(usual & set(names)) >= 2 else []
-        columns: dict[str, int] = {}
-        for position, (role, value) in enumerate(asked.items()):
-            if value.isdecimal():
-                found = int(value) - 1
-            elif value or header:
-                found = next(
-                    (names.index(n) for n in ([value.lower()] if value else USUAL_NAMES[role]) if n in names), -1
-                )
-            else:
-                found = position
-            if 0 <= found < len(first):
-                columns[role] = found
-            elif value or role != "split":
-                what = f"column {value!r}" if value else f"column for the {role}"
+        names = [_plain(cell) for cell in first]
+        known = [role for role, usual in USUAL_NAMES.items() if set(usual) & set(names)]
+        by_name = any(value and not value.isdecimal() for value in asked.values())
+        files = Locator([self.path.parent], "" if self._encoding.startswith("utf") else self._encoding)
+        is_path = any(is_image(cell) or isinstance(files.find(cell), Found) for cell in first)
+        header = by_name or len(known) >= 2 or bool(known and not is_path)
+        image = self._column("image", asked["image"], names if header else [], first)
+        paths = [row[image] for row in first_rows if image < len(row)]
+        try:
+            files.look_around(paths[header:])
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from None
+        there = [isinstance(files.find(path), Found) for path in paths]
+        if not header and not there[0] and not is_image(paths[0]):
+            if not (asked["image"] and asked["label"]):
                 raise ValueError(
-                    f"{self.path}: has no {what} in its first line {first[:5]}; choose it with --{role}-column"
+                    f"{self.path}: in its first line, {paths[0]!r} is no file, and no column has a usual name; if that "
+                    f"is a header, choose --image-column and --label-column out of {', '.join(first)}; if not, mend "
+                    "the path"
                 )
-        return header, columns
+            header = any(there)  # the columns are known, and others have a file
+        columns = {"image": image}
+        for role in ("label", "split"):
+            column = self._column(role, asked[role], names if header else [], first)
+            if column >= 0:
+                columns[role] = column
+        return _Table(
+            separator, [cell.strip() for cell in first] if header else [], columns, files, len(known) >= 2 or any(there)
+        )
+
+    def _column(self, role: str, asked: str, names: list[str], first: list[str]) -> int:
+        """The place of one column; -1 for no split. `names`: of the header, as `_plain` makes them, [] without one."""
+        if asked.isdecimal():
+            found = int(asked) - 1
+        elif asked or names:
+            wanted = [_plain(asked)] if asked else USUAL_NAMES[role]
+            found = next((names.index(name) for name in wanted if name in names), -1)
+        else:
+            found = list(USUAL_NAMES).index(role)
+        if 0 <= found < len(first):
+            return found
+        if not asked and role == "split":
+            return -1
+        what = f"column {asked!r}" if asked else f"column for the {role}"
+        raise ValueError(
+            f"{self.path}: has no {what} in its first line {', '.join(first)}; choose one of them with --{role}-column"
+        )
+
+
+def _plain(name: str) -> str:
+    """A column's name without case and punctuation; other scripts stay as they are."""
+    return re.sub(r"[\W_]+", "", name.casefold())

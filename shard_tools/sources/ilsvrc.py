@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from shard_tools.sources.base import Place, Source, SourceImage
 from shard_tools.sources.imagenet import imagenet_classes, imagenet_names
 from shard_tools.sources.matfile import read_structs
-from shard_tools.sources.naming import Ignored, is_image, some
+from shard_tools.sources.naming import Ignored, is_image, is_junk, some
 from shard_tools.sources.tarmembers import iterate_tar
 
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
@@ -52,7 +52,7 @@ class Ilsvrc(Source):
         """train/WNID/FILE in the order of the tars, then val/FILE."""
         self._ignored = Ignored()
         for name in sorted(path.name for path in self.root.iterdir()):
-            if name not in (TRAIN, VAL, DEVKIT) and not name.startswith("."):
+            if name not in (TRAIN, VAL, DEVKIT) and not is_junk(name):
                 self._ignored.append(name)
         yield from self._train(set(self._devkit[0].values() if self._has_val else imagenet_classes()))
         if self._has_val:
@@ -69,7 +69,7 @@ class Ilsvrc(Source):
         seen: set[str] = set()
         for outer in iterate_tar(path):
             name = PurePosixPath(outer.name)
-            if name.suffix != ".tar" or not outer.isreg():
+            if name.suffix != ".tar" or not outer.isreg() or any(map(is_junk, name.parts)):
                 self._ignored.append(f"{TRAIN}/{outer.name}")
                 continue
             wnid = name.stem
@@ -80,7 +80,7 @@ class Ilsvrc(Source):
             empty = True
             for member in iterate_tar(path, outer.offset_data, outer.offset_data + outer.size):
                 file = PurePosixPath(member.name).name
-                if not is_image(file) or not member.isreg():
+                if not is_image(member.name) or not member.isreg():
                     self._ignored.append(f"{TRAIN}/{outer.name}/{member.name}")
                     continue
                 empty = False
@@ -98,7 +98,7 @@ class Ilsvrc(Source):
         for member in iterate_tar(path):
             file = PurePosixPath(member.name).name
             match = re.fullmatch(r"ILSVRC2012_val_(\d{8})\.JPEG", file)
-            if match is None or not member.isreg():
+            if match is None or not member.isreg() or not is_image(member.name):
                 self._ignored.append(f"{VAL}/{member.name}")
                 continue
             number = int(match[1])

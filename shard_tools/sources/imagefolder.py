@@ -1,14 +1,30 @@
-"""A directory tree: SOURCE/SPLIT/CLASS/**/IMAGE, or SOURCE/CLASS/**/IMAGE as the one split "train"."""
+"""A directory tree: SOURCE/SPLIT/CLASS/**/IMAGE, or SOURCE/CLASS/**/IMAGE as the one split "train".
+
+Which directories are which is `layout`'s. Links are followed, but for those below a class directory that lead to what
+is read anyway: an image would get into another class or split.
+"""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from shard_tools.sources.base import Place, Source, SourceImage
-from shard_tools.sources.naming import EXTENSIONS, SPLIT_WORDS, Ignored, is_image, some, split_rank
+from shard_tools.sources.findlayout import find_layout, spec, split_words, unclear
+from shard_tools.sources.layout import LAYOUT, NONE, Layout, SplitDir, given_layout, visible
+from shard_tools.sources.links import Links
+from shard_tools.sources.naming import EXTENSIONS, Ignored, is_image, some
 
-LAYOUT = "a directory with train/CLASS/IMAGE and val/CLASS/IMAGE, or CLASS/IMAGE"
+MAX_SUBDIRS = 100  # of a class, remembered to see whether they repeat
+
+
+@dataclass
+class Fork:
+    """The first place below a class directory with several directories, and the first of their names."""
+
+    directory: str = ""
+    names: list[str] = field(default_factory=list)
 
 
 def recognise(path: Path) -> bool:
@@ -17,111 +33,120 @@ def recognise(path: Path) -> bool:
 
 @dataclass
 class ImageFolder(Source):
-    """The `Source`. Raises ValueError if the tree contradicts itself."""
+    """The `Source`. Raises ValueError if the tree contradicts itself, or can be read in several ways."""
 
     root: Path
+    split_dirs: str = ""  # as `given_layout` reads it; "": by the directories' names
     format: str = "imagefolder"
     explained: str = field(init=False)
     _ignored: Ignored = field(default_factory=Ignored)
+    _links: Links | None = None
 
     def __post_init__(self) -> None:
         if not self.root.is_dir():
             raise ValueError(f"{self.root}: not a directory; give {LAYOUT}")
-        splits = self._splits()
-        self.explained = f"a directory tree: {', '.join(f'{d}/CLASS/IMAGE' for d in splits.values()) or 'CLASS/IMAGE'}"
+        self.explained = str(self._find_layout())
 
     def images(self, work: Path) -> Iterator[SourceImage]:
         """By split, then in the order of the directories' and files' names."""
+        layout = self._find_layout()
         self._ignored = Ignored()
-        splits = self._splits()
-        if splits:
-            for name, entry in _list(self.root).items():
-                if name not in splits.values():
-                    self._ignored.append(name + "/" * entry.is_dir())
-        found = False
-        for split, directory in splits.items() or [("train", "")]:
-            empty: list[str] = []
-            found = False
-            for image in self._split(split, f"{directory}/" if directory else "", empty):
-                found = True
-                yield image
-            if not found:
-                place, expected = self.root / directory, LAYOUT if not splits else f"{directory}/CLASS/IMAGE"
-                raise ValueError(
-                    f"{place}: no images ({', '.join(EXTENSIONS)}) in its class directories; give {expected}"
-                )
-            if empty and split == next(iter(splits), split):
-                raise ValueError(f"{self.root}: no images in class {some(empty)} of {split}; add some or remove it")
+        for name in layout.beside(self.root):
+            self._ignored.append(name)
+        class_dirs = [path for split in layout.splits for path in layout.class_dirs(self.root, split).values()]
+        self._links = Links(self.root, class_dirs)
+        for split in layout.splits:
+            yield from self._split(layout, split)
 
     def ignored(self) -> list[str]:
         return self._ignored
 
-    def _splits(self) -> dict[str, str]:
-        """Split → its directory; empty if the class directories lie in the root."""
-        splits: dict[str, str] = {}
-        flat = []
-        for name, entry in _list(self.root).items():
-            if name in SPLIT_WORDS and entry.is_dir():
-                if not any(inner.is_dir() for inner in _list(self.root / name).values()):
-                    flat.append(name)
-                elif SPLIT_WORDS[name] in splits:
-                    other = splits[SPLIT_WORDS[name]]
-                    raise ValueError(
-                        f"{self.root}: {other} and {name} both mean {SPLIT_WORDS[name]}; remove one of them"
-                    )
-                else:
-                    splits[SPLIT_WORDS[name]] = name
-        for name in flat if splits else ():
-            if any(is_image(file) for file in _list(self.root / name)):
-                raise ValueError(f"{self.root / name}: {self._flat(name)}")
-        return dict(sorted(splits.items(), key=lambda item: split_rank(item[0])))
+    def notes(self) -> list[str]:
+        return self._links.notes() if self._links else []
 
-    def _flat(self, name: str) -> str:
-        """What to do about PyTorch's ImageNet layout before its validation images are sorted."""
-        labels = [
-            str(path)
-            for path in sorted({*self.root.iterdir(), *(self.root / name).iterdir()})
-            if not is_image(path.name)
-            and path.is_file()
-            and ("val" in path.name.lower() or "devkit" in path.name.lower())
-        ]
-        hint = f"their labels seem to be in {labels[0]}" if labels else "nothing here tells their labels"
-        return (
-            f"images without class directories ({hint}); sort them into {name}/CLASS/, or list all images in a "
-            "CSV file with the columns path, label and split and pack that, or pack the official archives as they are"
-        )
+    def _find_layout(self) -> Layout:
+        return given_layout(self.root, self.split_dirs) if self.split_dirs else find_layout(self.root)
 
-    def _split(self, split: str, prefix: str, empty: list[str]) -> Iterator[SourceImage]:
-        """One split's images; class directories without any go to `empty`, what is no image to `ignored`."""
+    def _split(self, layout: Layout, split: SplitDir) -> Iterator[SourceImage]:
+        """One split's images."""
         root = str(self.root)
-        for key, entry in _list(self.root / prefix).items():
-            if not entry.is_dir():
-                self._ignored.append(prefix + key)
-                continue
-            count = 0
-            for name, size in _walk(root, prefix + key, frozenset()):
+        empty: list[str] = []
+        forks: dict[str, Fork] = {}
+        found = False
+        for key, directory in layout.class_dirs(self.root, split).items():
+            forks[key], count = Fork(), 0
+            for name, size in self._walk(directory, frozenset(), layout, forks[key]):
                 if size is None:
                     self._ignored.append(name)
                 else:
                     count += 1
-                    yield SourceImage(split, key, name, size, Place("file", f"{root}/{name}"))
+                    yield SourceImage(split.split, key, name, size, Place("file", f"{root}/{name}"))
+            found |= count > 0
             if not count:
                 empty.append(key)
+        if not found:
+            raise ValueError(
+                f"{self.root / split.before}: no images ({', '.join(EXTENSIONS)}) in its class directories; "
+                f"give {split.before}CLASS{split.after}/IMAGE"
+            )
+        if empty and split == layout.splits[0]:
+            raise ValueError(f"{self.root}: no images in class {some(empty)} of {split.split}; add some or remove it")
+        if not layout.given:
+            self._check_repeated(layout, forks)
+
+    def _walk(
+        self, directory: str, above: frozenset[str], layout: Layout, fork: Fork
+    ) -> Iterator[tuple[str, int | None]]:
+        """(name, bytes) of every file below; bytes is None for what is not an image. Fills `fork` if it is empty."""
+        here = os.path.realpath(self.root / directory)
+        if here in above:  # a link to a directory that contains it
+            return
+        entries = visible(self.root / directory)
+        subdirs = [name for name, entry in entries.items() if entry.is_dir() and not entry.is_symlink()]
+        if not layout.given and len(set(split_words(subdirs).values())) > 1:
+            raise self._unclear_below(directory, subdirs, layout)
+        if len(subdirs) > 1 and not fork.names:
+            fork.directory, fork.names = directory, subdirs[:MAX_SUBDIRS]
+        for name, entry in entries.items():
+            path = f"{directory}/{name}"
+            if entry.is_symlink() and self._links and (place := self._links.read_anyway(path)):
+                yield f"{path} (a link to {place})", None
+            elif entry.is_dir():
+                yield from self._walk(path, above | {here}, layout, fork)
+            else:
+                is_file = is_image(name) and (entry.is_file() or entry.is_symlink())  # a broken link is an error, below
+                yield path, entry.stat().st_size if is_file else None
+
+    def _unclear_below(self, directory: str, subdirs: list[str], layout: Layout) -> ValueError:
+        """Directories below a class are named as splits."""
+        words = split_words(subdirs)
+        readings = [_as_read(layout)]
+        before, _, key = directory.rpartition("/")
+        if any(split.before.rstrip("/") == before for split in layout.splits) and len(set(words.values())) == len(
+            words
+        ):
+            inner = [SplitDir(split, f"{before}/" if before else "", f"/{name}") for name, split in words.items()]
+            readings.append((spec(inner), f"the splits lie in the class directories, {key} and others"))
+        return unclear(self.root, f"{directory}/ has {some(list(words))}, which can be splits by name", *readings)
+
+    def _check_repeated(self, layout: Layout, forks: dict[str, Fork]) -> None:
+        """The same directories in most of the classes may be the classes, and those the splits."""
+        counts = Counter(name for fork in forks.values() for name in fork.names)
+        repeated = [name for name, count in sorted(counts.items()) if count > max(1, len(forks) // 2)]
+        if len(repeated) < 2:
+            return
+        places = [f"{fork.directory}/" for fork in forks.values() if not set(repeated).isdisjoint(fork.names)]
+        others = spec([SplitDir(split, place) for split, place in zip(("train", "val"), places, strict=False)])
+        raise unclear(
+            self.root,
+            f"{some(repeated)} repeat in {some(places)}",
+            _as_read(layout),
+            (others, f"or the like: {some(repeated)} are the classes"),
+        )
 
 
-def _walk(root: str, directory: str, above: frozenset[str]) -> Iterator[tuple[str, int | None]]:
-    """(name, bytes) of every visible file below; bytes is None for what is not an image."""
-    here = os.path.realpath(os.path.join(root, directory))
-    if here in above:  # a link to a directory that contains it
-        return
-    for name, entry in _list(Path(root, directory)).items():
-        if entry.is_dir():
-            yield from _walk(root, f"{directory}/{name}", above | {here})
-        else:
-            is_file = is_image(name) and (entry.is_file() or entry.is_symlink())  # a broken link is an error, below
-            yield f"{directory}/{name}", entry.stat().st_size if is_file else None
-
-
-def _list(directory: Path) -> dict[str, os.DirEntry[str]]:
-    with os.scandir(directory) as entries:
-        return {entry.name: entry for entry in sorted(entries, key=lambda e: e.name) if not entry.name.startswith(".")}
+def _as_read(layout: Layout) -> tuple[str, str]:
+    """The option that reads a tree as its names say."""
+    if layout.splits == [SplitDir("train", "")]:
+        return NONE, "its directories are the classes, with all that is below"
+    return spec(layout.splits), "the directories in these are the classes, with all that is below"

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from shard_tools.sources.base import Place, Source, SourceImage, read_bytes
-from shard_tools.sources.naming import Ignored, is_image, some
+from shard_tools.sources.naming import Ignored, is_image, is_junk, some
 from shard_tools.sources.zipmembers import iterate_zip, place
 
 IMAGES, MAPPING, SOLUTION = "ILSVRC/Data/CLS-LOC", "LOC_synset_mapping.txt", "LOC_val_solution.csv"
@@ -65,7 +65,7 @@ class Kaggle(Source):
         seen: set[str] = set()
         for entry in self._files(f"{IMAGES}/train/"):
             wnid, _, file = entry.name.removeprefix(f"{IMAGES}/train/").rpartition("/")
-            if not is_image(file) or not wnid:
+            if not is_image(entry.name) or not wnid:
                 self._ignored.append(entry.name)
                 continue
             if wnid not in self._names:
@@ -122,7 +122,8 @@ class Kaggle(Source):
     def _text(self, name: str) -> str:
         entry = next(self._files(name), None)
         if entry is None:
-            raise ValueError(f"{self.root}: has no {name}; put it there beside ILSVRC/")
+            other = "; any other zip: unzip it and give the directory" if self.root.is_file() else ""
+            raise ValueError(f"{self.root}: has no {name}; put it there beside ILSVRC/{other}")
         try:
             return read_bytes(name, entry.place, entry.size_bytes).decode()
         except UnicodeDecodeError:
@@ -144,7 +145,7 @@ class Kaggle(Source):
         if not (self.root / directory).is_dir():
             return
         with os.scandir(self.root / directory) as found:
-            entries = sorted((e for e in found if not e.name.startswith(".")), key=lambda e: e.name)
+            entries = sorted((e for e in found if not is_junk(e.name)), key=lambda e: e.name)
         for entry in entries:
             name = f"{directory}/{entry.name}"
             if entry.is_dir():

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shard_tools.sources.base import Place, Source, SourceImage
-from shard_tools.sources.naming import Ignored, is_image
+from shard_tools.sources.naming import Ignored, is_image, is_junk
 
 ANNOTATIONS = "val/val_annotations.txt"
 LAYOUT = f"a directory with train/WNID/images/IMAGE, {ANNOTATIONS}, val/images/IMAGE and words.txt"
@@ -93,6 +93,6 @@ class TinyImageNet(Source):
 
 
 def _list(directory: Path) -> list[tuple[str, bool, int]]:
-    """(name, is a directory, bytes) of what is in a directory, sorted, without hidden files."""
+    """(name, is a directory, bytes) of what is in a directory, sorted, without what is none of the data."""
     with os.scandir(directory) as entries:
-        return sorted((e.name, e.is_dir(), e.stat().st_size) for e in entries if not e.name.startswith("."))
+        return sorted((e.name, e.is_dir(), e.stat().st_size) for e in entries if not is_junk(e.name))

@@ -1,36 +1,45 @@
 """WebDataset tars made by others: `*.tar` in a directory, or one directory below (`train/*.tar`).
 
-A sample is a run of members that share a key: the path up to the first dot of the file name. It holds one image, whose
-extension ends in jpg, jpeg, png, webp or bmp, and a label: a `.cls` with a number or a class's name as text, or else a
-`.json` object with "label" or "cls". The order of the members does not matter. The split is told by the tar's name
-(`naming.split_of`). Names of numbered classes: line i of a `classnames.txt` or `classes.txt` beside the tars, or, for
-shards that `pack` made, dataset.json.
+A sample holds one image and a label (`tarsamples`); `Fields` names them where that is not plain. The split is told by
+the tar's name (`naming.split_of`).
+
+Labels that are numbers stay what they are, whether all of the smaller ones are met or not. Names of numbered classes:
+line i of a `classnames.txt` or `classes.txt` beside the tars, or, for shards that `pack` made, dataset.json; else what
+the samples say themselves (`classnames`).
 """
 
-import json
-import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
 
 from shard_tools.format import INFO_FILE, ShardSet
-from shard_tools.sources.base import Place, Source, SourceImage
+from shard_tools.sources.base import Place, Source, SourceImage, Unusable
+from shard_tools.sources.classnames import Label, NamesMet
 from shard_tools.sources.naming import (
-    EXTENSIONS,
     SPLIT_WORDS,
     Ignored,
+    check_number,
     numbered_classes,
     numbered_key,
+    numbered_keys,
     split_of,
     split_rank,
 )
-from shard_tools.sources.tarmembers import iterate_tar
-from shard_tools.tarindex import Member
+from shard_tools.sources.tarsamples import (
+    FIND_OUT,
+    NO_LABEL,
+    Fields,
+    Unlabelled,
+    check_fields,
+    image_of,
+    iterate_samples,
+    no_image,
+    read_label,
+)
 
 LAYOUT = "a directory with WebDataset .tar files, or with train/ and val/ of them"
 CLASS_FILES = ("classnames.txt", "classes.txt")
-MAX_LABEL_BYTES = 1 << 20
 
 
 def tars(root: Path) -> dict[str, list[Path]]:
@@ -50,61 +59,6 @@ def _folders(root: Path) -> list[Path]:
     return [root, *(root / word for word in SPLIT_WORDS)]
 
 
-def iterate_samples(path: Path, ignored: Ignored) -> Iterator[list[Member]]:
-    """The members of each sample, grouped as webdataset and DALI's wds2idx do. Raises what `iterate_tar` does."""
-    sample: list[Member] = []
-    last = None
-    for info in iterate_tar(path):
-        directory, slash, file = info.name.rpartition("/")
-        stem, dot, extension = file.partition(".")
-        if not stem or not dot or not info.isreg():
-            ignored.append(f"{path.name}/{info.name}")
-            continue
-        key = directory + slash + stem
-        if key != last and sample:
-            yield sample
-            sample = []
-        last = key
-        sample.append(Member(extension, info.offset_data, info.size, info.name))
-    if sample:
-        yield sample
-
-
-def image_of(sample: list[Member], path: Path) -> Member | None:
-    """The image among the members, None if there is none. Raises ValueError if there are several."""
-    images = [member for member in sample if f".{member.extension.lower()}".endswith(EXTENSIONS)]
-    if len(images) > 1:
-        names = " and ".join(member.name for member in images[:2])
-        raise ValueError(f"{path}: {names} are images of one sample; pack needs one image a sample")
-    return images[0] if images else None
-
-
-def label_of(sample: list[Member], stream: BinaryIO, path: Path) -> int | str:
-    """The label: a number, or a class as text. Raises ValueError if there is none."""
-    members = {member.extension.lower(): member for member in sample}
-    value: object = None
-    if member := members.get("cls") or members.get("json"):
-        stream.seek(member.offset)
-        text = stream.read(min(member.size, MAX_LABEL_BYTES)).decode("utf-8", "replace").strip()
-        value = text
-        if member is not members.get("cls"):
-            try:
-                found = json.loads(text)
-            except (ValueError, RecursionError):
-                found = None
-            value = found.get("label", found.get("cls")) if isinstance(found, dict) else None
-    if isinstance(value, str) and re.fullmatch(r"-?\d+", value):
-        value = int(value)
-    negative = isinstance(value, int) and value < 0
-    if isinstance(value, bool) or not isinstance(value, int | str) or value == "" or negative:
-        has = ", ".join(member.extension for member in sample)
-        raise ValueError(
-            f"{path}: sample {sample[0].name} has no label (members {has}); it needs a .cls with a class, "
-            'or a .json with "label", a number from 0 or a name'
-        )
-    return value
-
-
 def names_beside(root: Path) -> dict[str, str]:
     """Class key → readable name from a class file beside the tars: the i-th belongs to label i. Empty without one."""
     for name in CLASS_FILES:
@@ -115,55 +69,135 @@ def names_beside(root: Path) -> dict[str, str]:
 
 
 @dataclass
+class LabelsMet:
+    """What the labels of a set are: all numbers or all text, up to which number, and how the classes are called.
+
+    beside: class key → readable name of the labels 0, 1, …, from a file beside the tars; {} without one.
+    """
+
+    beside: dict[str, str]
+    highest: int = -1
+    names: NamesMet = field(default_factory=NamesMet)
+    _first: dict[type, str] = field(default_factory=dict)  # a sample of each kind of label
+
+    def add(self, label: Label, name: str) -> None:
+        """Take note of the label of a sample called `name`.
+
+        Raises ValueError where the labels before are of the other kind, or it is beyond the classes that there are.
+        """
+        self._first.setdefault(type(label), name)
+        if len(self._first) > 1:
+            number, text = self._first[int], self._first[str]
+            raise ValueError(f"{number} has a number as its label and {text} a text; make them all one or the other")
+        if isinstance(label, int):
+            check_number(label, name)
+            if self.beside and label >= len(self.beside):
+                raise ValueError(
+                    f"{name}: label {label} is beyond the {len(self.beside)} classes named beside the tars; "
+                    "add its name"
+                )
+            self.highest = max(self.highest, label)
+
+    def keys(self) -> list[str] | None:
+        """The class keys by label, or None where the labels are text."""
+        if self.highest < 0:
+            return None
+        return list(self.beside) or numbered_keys(self.highest + 1)
+
+    def class_names(self) -> dict[str, str]:
+        """Class key → readable name, as far as it is known."""
+        keys = list(self.beside)
+        said = self.names.names()
+        found = {_key(label, keys): name for label, name in said.items()}
+        return found | self.beside
+
+    def notes(self) -> Iterable[str]:
+        return [] if self.beside else self.names.notes()
+
+
+def unlabelled_test(count: int) -> str:
+    """The line about a test split whose labels are kept secret, which is left out beside others."""
+    return f"test is left out: none of its {count:,} images has a label"
+
+
+def _key(label: Label, keys: list[str]) -> str:
+    if isinstance(label, str):
+        return label
+    return keys[label] if keys else numbered_key(label)
+
+
+@dataclass
 class WebDataset(Source):
     """The `Source`."""
 
     root: Path
+    fields: Fields = FIND_OUT
     format: str = "webdataset"
     explained: str = field(init=False)
-    _names: dict[str, str] = field(default_factory=dict)
+    _met: LabelsMet = field(default_factory=lambda: LabelsMet({}))
     _ignored: Ignored = field(default_factory=Ignored)
+    _left_out: str = ""
 
     def __post_init__(self) -> None:
         splits = ", ".join(f"{split} ({len(paths)})" for split, paths in tars(self.root).items())
         self.explained = f"WebDataset tars, read in place; splits by the tars' names: {splits}"
 
-    def images(self, work: Path) -> Iterator[SourceImage]:
+    def images(self, work: Path) -> Iterator[SourceImage | Unusable]:
         """By split, tar and position."""
         self._ignored = Ignored()
-        self._names = names_beside(self.root)
-        if not self._names and (self.root / INFO_FILE).is_file():
-            self._names = {info.wnid: info.name for info in ShardSet.open(self.root).classes}
-        keys = list(self._names)
-        kinds: dict[type, str] = {}
-        for split, paths in tars(self.root).items():
-            for path in paths:
-                with open(path, "rb") as stream:
-                    for sample in iterate_samples(path, self._ignored):
-                        image = image_of(sample, path)
-                        name = f"{path.relative_to(self.root).as_posix()}/{(image or sample[0]).name}"
-                        if image is None:
-                            self._ignored.append(name)
-                            continue
-                        label = label_of(sample, stream, path)
-                        check_label(label, kinds, f"{self.root}/{name}", keys)
-                        key = (keys[label] if keys else numbered_key(label)) if isinstance(label, int) else label
-                        place = Place("stored", str(path), image.offset, image.size)
-                        yield SourceImage(split, key, name, image.size, place)
+        beside = names_beside(self.root)
+        if not beside and (self.root / INFO_FILE).is_file():
+            packed = ShardSet.open(self.root)
+            if not packed.made.get("indexed"):  # the labels of tars made by others are their own
+                beside = {info.wnid: info.name for info in packed.classes}
+        self._met = LabelsMet(beside)
+        self._left_out = ""
+        found = tars(self.root)
+        for paths in found.values():
+            check_fields(paths[0], self.fields)
+        for split, paths in found.items():
+            samples = chain.from_iterable(self._samples(split, path, list(beside)) for path in paths)
+            yield from self._unless_secret(samples) if split == "test" and len(found) > 1 else samples
+
+    def _unless_secret(self, samples: Iterator[SourceImage | Unusable]) -> Iterator[SourceImage | Unusable]:
+        """The samples, or nothing if none of them has a label."""
+        unlabelled: list[Unusable] = []
+        for sample in samples:
+            if not isinstance(sample, Unusable) or not sample.reason.startswith(NO_LABEL):
+                yield from unlabelled
+                yield sample
+                yield from samples
+                return
+            unlabelled.append(sample)
+        self._left_out = unlabelled_test(len(unlabelled)) if unlabelled else ""
+
+    def _samples(self, split: str, path: Path, keys: list[str]) -> Iterator[SourceImage | Unusable]:
+        """Those of one tar. keys: of the classes by label, where a file beside the tars names them."""
+        with open(path, "rb") as stream:
+            for sample in iterate_samples(path, self._ignored):
+                image = image_of(sample, path, self.fields)
+                name = f"{path.relative_to(self.root).as_posix()}/{(image or sample[0]).name}"
+                if image is None:
+                    yield Unusable(split, name, no_image(sample, self.fields))
+                    continue
+                try:
+                    label, about = read_label(sample, stream, path, self.fields)
+                except Unlabelled as error:
+                    yield Unusable(split, name, str(error))
+                    continue
+                self._met.add(label, f"{self.root}/{name}")
+                self._met.names.add(label, about, image.name)
+                place = Place("stored", str(path), image.offset, image.size)
+                yield SourceImage(split, _key(label, keys), name, image.size, place)
 
     def class_names(self) -> dict[str, str]:
-        return self._names
+        return self._met.class_names()
 
     def ignored(self) -> list[str]:
         return self._ignored
 
+    def fixed_classes(self) -> list[str] | None:
+        return self._met.keys()
 
-def check_label(label: int | str, kinds: dict[type, str], name: str, keys: list[str]) -> None:
-    """Labels are all numbers or all text; with names given, each number has one. `kinds`: type → first with it."""
-    kinds.setdefault(type(label), name)
-    if len(kinds) > 1:
-        raise ValueError(
-            f"{kinds[int]} has a number as its label and {kinds[str]} a text; make them all one or the other"
-        )
-    if isinstance(label, int) and keys and label >= len(keys):
-        raise ValueError(f"{name}: label {label} is beyond the {len(keys)} classes named beside the tars; add its name")
+    def notes(self) -> list[str]:
+        return [self._left_out] * bool(self._left_out) + [*self._met.notes()]

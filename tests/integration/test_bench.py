@@ -1,6 +1,8 @@
 """`bench.py` and what stands beside it in `benchmarks/`: figures against known ones, and JSON that scripts can read."""
 
 import statistics
+from collections.abc import Iterator
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -152,42 +154,63 @@ def rate(settings: dict[str, int]) -> float:
     return 1000 * threads * (1 + 0.1 * settings["prefetch"]) * (1.02 if settings["read_ahead"] == 8 else 1.0)
 
 
-def versus(ours: dict[str, int], theirs: dict[str, int], turns: int) -> list[tuple[float, float]]:
-    return [(rate(ours), rate(theirs))] * turns
+def versus(ours: dict[str, int], theirs: dict[str, int]) -> Iterator[tuple[float, float]]:
+    return repeat((rate(ours), rate(theirs)))
 
 
 def test_tuning_climbs_to_the_best_and_ignores_noise() -> None:
-    found = tune.search(START, LADDERS, versus, lambda: True)
+    found = tune.search(START, LADDERS, versus)
     assert found.finished
     assert found.settings == {"threads": 2, "prefetch": 4, "read_ahead": 4}
     tried = [tuple(sorted({**START, t.setting: t.value}.items())) for t in found.trials if not t.accepted]
     assert len(found.trials) < 4 * 4 * 4 / 3, "a coordinate search tries few of all combinations"
     assert tried
     drifting = iter([0.99, 1.2] * 1000)  # in half of the turns another program ran
-    found = tune.search(START, LADDERS, lambda a, b, turns: [(next(drifting), 1.0) for _ in range(turns)], lambda: True)
+    found = tune.search(START, LADDERS, lambda ours, theirs: ((one, 1.0) for one in drifting))
     assert found.settings == START
 
 
 def test_tuning_stops_when_its_time_is_up() -> None:
-    left = iter([True, True, False])
-    found = tune.search(START, LADDERS, versus, lambda: next(left))
+    """Before a trial, or in it: then what it has found is shown, and decides nothing, and the search goes on."""
+    left = iter([5, 2, 0])
+    found = tune.search(START, LADDERS, lambda ours, theirs: islice(versus(ours, theirs), next(left)))
     assert not found.finished
-    assert len(found.trials) == 2
+    assert [(trial.turns, trial.decided, trial.accepted) for trial in found.trials] == [
+        (3, True, True),
+        (2, False, False),
+    ]
+    assert found.settings == START | {found.trials[0].setting: found.trials[0].value}
+
+
+@pytest.mark.parametrize(
+    ("ratios", "taken", "turns"),
+    [
+        ([0.7, 9.0], False, 1),  # clearly slower
+        ([0.99, 1.0, 9.0], False, 2),  # slower twice: it can no more be taken
+        ([1.04, 1.05, 1.06, 0.5], True, 3),  # three agree
+        ([1.02, 1.08, 1.08, 1.08, 1.08], True, 5),
+        ([0.99, 1.08, 1.08, 1.08, 1.08], True, 5),
+        ([1.02, 1.01, 1.02], False, 3),  # of five turns the median can no more be above MIN_GAIN
+    ],
+)
+def test_a_trial_ends_as_soon_as_it_is_decided(ratios: list[float], taken: bool, turns: int) -> None:
+    verdicts = [tune.verdict(ratios[: number + 1], 5) for number in range(turns)]
+    assert verdicts == [None] * (turns - 1) + [taken]
 
 
 def test_one_turn_a_trial_is_enough_to_decide() -> None:
-    found = tune.search(START, LADDERS, versus, lambda: True, turns=1)
+    found = tune.search(START, LADDERS, versus, turns=1)
     assert found.settings == {"threads": 2, "prefetch": 4, "read_ahead": 4}
 
 
 def test_the_batch_size_is_told_and_not_written() -> None:
-    def versus(ours: dict[str, int], theirs: dict[str, int], turns: int) -> list[tuple[float, float]]:
+    def versus(ours: dict[str, int], theirs: dict[str, int]) -> Iterator[tuple[float, float]]:
         rates = {16: 100, 32: 200, 64: 220, 128: 221}
-        return [(rates[ours["batch_size"]], rates[theirs["batch_size"]])] * turns
+        return repeat((rates[ours["batch_size"]], rates[theirs["batch_size"]]))
 
-    found = tune.search({"threads": 2, "batch_size": 32}, {"batch_size": [16, 32, 64, 128]}, versus, lambda: True)
+    found = tune.search({"threads": 2, "batch_size": 32}, {"batch_size": [16, 32, 64, 128]}, versus)
     assert "64 is 1.10 times as fast" in tune.batch_advice(found, 32)
-    found = tune.search({"batch_size": 64}, {"batch_size": [32, 64, 128]}, versus, lambda: True)
+    found = tune.search({"batch_size": 64}, {"batch_size": [32, 64, 128]}, versus)
     assert "(128, 32 tried) none is faster" in tune.batch_advice(found, 64)
 
 
@@ -198,7 +221,7 @@ def test_tune_writes_a_file_that_the_next_run_takes(
     small = ["--data", dataset_dir, "--batch-size", "8", "--image-size", "32", "--device", "cpu"]
     printed = run("tune", *small, "--seconds", "1", "--turn", "0.1", "--repeats", "1", "--json", "tune.json")
     recipe, line = machine.load_recipe(recipe_file("rn50-90ep"), (), device="cpu")
-    options = printed.splitlines()[-1].partition("elsewhere use: ")[2].split("--set ")[1:]
+    options = printed.splitlines()[-1].split("--set ")[1:]
     assert config.load_config(Recipe, recipe_file("rn50-90ep"), [option.strip() for option in options]) == recipe
     assert line.startswith("machine.toml: data.threads=")
     assert options[0].strip() in Path("machine.toml").read_text(), "the header says the same"

@@ -37,13 +37,14 @@ def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
 def train_steps(accumulation: int, compiled: bool) -> dict[str, torch.Tensor]:
     """The project's own steps on this rank's share of the batches."""
     sys.path.insert(0, str(ROOT))
-    from model.networks import OWN_NETWORKS, ModelConfig
+    from model.config import ModelConfig
+    from model.networks import OWN_NETWORKS
     from recipes import OptimizerConfig, Recipe, TrainConfig
 
     OWN_NETWORKS["plain"] = lambda num_classes: Plain()
     import train
     from engine.learner import build_learner
-    from model.ema import EmaConfig
+    from model.config import EmaConfig
     from pipeline.batch import Batch
     from training import distributed
 

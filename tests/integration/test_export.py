@@ -20,8 +20,8 @@ from torchvision.transforms import v2
 
 import engine.export
 import engine.onnx_graph
-from engine.export import command
-from engine.predict import command as predict
+from engine.commands import export_command as command
+from engine.commands import predict_command as predict
 
 IMAGES = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(5)) * 4 - 2
 SETTINGS = ("model.name=resnet18", "data.val_image_size=64", "data.val_resize_size=72", "data.mean=[10,200,90]")

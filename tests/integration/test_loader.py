@@ -1,8 +1,11 @@
 """`DaliLoader` on generated shards: pixels against PIL and torchvision, laws 1 to 4, and what broken input says."""
 
+import errno
 import io
 import itertools
+import multiprocessing.synchronize
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -291,6 +294,16 @@ def test_training_pixels_are_torchvisions(dataset: ShardSet, image_tree: Path) -
             assert difference.max() <= 24, name
     assert 20 < flips < 52
     loader.close()
+
+
+def test_the_reference_loader_names_what_its_processes_lack(dataset: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(multiprocessing.synchronize._multiprocessing, "SemLock", fail)
+    loader = ReferenceLoader(make_feed(dataset, augment=None), device=CPU, workers=1)
+    with pytest.raises(ValueError, match=r"/dev/shm: .*Read-only file system.*make it writable"):
+        next(loader.iter_epoch(0))
 
 
 @pytest.mark.parametrize("augment", [CROPS, AugmentConfig(crop="pad"), None])
@@ -633,6 +646,30 @@ def test_a_bad_validation_image_is_an_error_that_names_it(dataset_copy: Path, da
         assert split.source_name(7) in str(error.value)
         assert f"val-000000.tar at byte {split.samples['offset'][7]}" in str(error.value)
         loader.close()
+
+
+def test_an_error_of_another_keeps_its_cause(dataset: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What DALI calls, or what makes its graph, may raise a RuntimeError too: no sample is looked for."""
+
+    def fail(*arguments: Any, **more: Any) -> Any:
+        raise RuntimeError("the reader's own")
+
+    with closing(make_loader(dataset)) as loader:
+        monkeypatch.setattr(loader._reader, "views", fail)
+        with pytest.raises(RuntimeError, match=r"^the reader's own$"):
+            next(loader.iter_epoch(0))
+    monkeypatch.setattr("pipeline.loader.build_graph", fail)
+    with closing(make_loader(dataset)) as loader, pytest.raises(RuntimeError, match=r"^the reader's own$"):
+        next(loader.iter_epoch(0))
+
+
+def test_an_error_of_dalis_before_the_first_sample_says_so(dataset: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DaliLoader, "_gpu", 99)  # which no machine has
+    with (
+        closing(make_loader(dataset)) as loader,
+        pytest.raises(ValueError, match=r"^DALI failed, before it had a sample: .*(?i:cuda|driver|device)"),
+    ):
+        next(loader.iter_epoch(0))
 
 
 @pytest.mark.parametrize("cut", [None, 0, 4096])

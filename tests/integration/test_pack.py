@@ -358,8 +358,9 @@ def test_a_table_of_images_anywhere(source, tmp_path):
 
 def test_encoding_that_makes_no_sense_is_refused(tmp_path):
     for options, message in {
-        "--quality 80": "--quality is of JPEGs that are written anew",
+        "--quality 80": "--quality is of JPEGs that are scaled or re-encoded",
         "--subsampling 444 --check header": "--subsampling is of",
+        "--quality 80 --apply-orientation": "--quality is of",
         "--max-side 5 --short-side 5": "choose one",
         "--reencode --baseline": "leave out --baseline",
         "--reencode --check header": "leave out --check header",

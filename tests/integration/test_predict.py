@@ -11,19 +11,22 @@ import pytest
 import torch
 from checkpoints import CLASSES, opinionated, recipe_of, write_checkpoint
 from click.testing import CliRunner, Result
-from PIL import Image
+from PIL import Image, ImageOps
 from rich.console import Console
 from torchvision.transforms import v2
 
 import engine.image_files
+import shard_tools.encode
+from engine.commands import predict_command as command
 from engine.image_files import decode_chunks, find_images, read_chunks
 from engine.load import load_network
-from engine.predict import Prediction, _table, command, predict
+from engine.predict import Prediction, _least_width, _table, predict
 from pipeline.feed import Feed
 from pipeline.loader import DaliLoader
 from recipes import Recipe
-from shard_tools.encode import Encoded
+from shard_tools.encode import EncodeConfig, Encoded
 from shard_tools.format import ClassInfo, ShardSet
+from tests.odd_jpegs import oriented, sampled, with_frame
 
 CPU = torch.device("cpu")
 WNIDS = [info["wnid"] for info in CLASSES]
@@ -131,6 +134,25 @@ def smooth(seed: int, size: tuple[int, int] = (90, 70)) -> Image.Image:
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
 
+def test_what_systems_leave_in_folders_is_not_predicted(tmp_path: Path) -> None:
+    names = [
+        "a.jpg",
+        "x/b.JPG",
+        "._a.jpg",
+        "Thumbs.db",
+        "__MACOSX/x.jpg",
+        "x/@eaDir/b.JPG/thumb.jpg",
+        ".c/d.jpg",
+        "e.txt",
+    ]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    ignored: list[str] = []
+    assert list(find_images([tmp_path], ignored)) == [str(tmp_path / "a.jpg"), str(tmp_path / "x/b.JPG")]
+    assert ignored == [str(tmp_path / "e.txt")]
+
+
 def test_every_kind_of_file_is_what_pillow_and_torchvision_make_of_it(tmp_path: Path) -> None:
     folder, config = tmp_path, recipe_of().data
     save(folder / "a.JPEG", smooth(1), quality=95)
@@ -159,6 +181,36 @@ def test_every_kind_of_file_is_what_pillow_and_torchvision_make_of_it(tmp_path: 
             assert difference.mean() < 1.2, file  # grey levels; a PNG becomes a JPEG of quality 95 on the way
             assert difference.max() < 8, file
     assert seen == list("abcdjefghik")
+
+
+def test_odd_jpegs_are_predicted_and_the_unforeseen_costs_one_file(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "images"
+    save(folder / "a.jpg", smooth(1))
+    (folder / "b.jpg").write_bytes(sampled(smooth(2), ((1, 4), (1, 1), (1, 1))))
+    (folder / "c.jpg").write_bytes(with_frame((folder / "a.jpg").read_bytes(), 0xC1, bits=12))
+    assert len(answers(trained, folder / "a.jpg", folder / "b.jpg")) == 2
+    broken = (folder / "a.jpg").read_bytes()
+    original = shard_tools.encode.read_header
+    monkeypatch.setattr(shard_tools.encode, "read_header", lambda data: {}[6] if data == broken else original(data))
+    result = run(trained, folder, "--json")
+    lines = {Path(line["file"]).name: line for line in map(json.loads, result.stdout.splitlines())}
+    assert lines["a.jpg"]["error"] == "KeyError: 6"
+    assert len(lines["b.jpg"]["classes"]) == 5
+    assert "12 bits a sample" in lines["c.jpg"]["error"]
+
+
+def test_images_are_turned_if_the_dataset_was(tmp_path: Path) -> None:
+    (tmp_path / "turned.png").write_bytes(oriented(smooth(1), 6, "PNG"))
+    with Image.open(tmp_path / "turned.png") as image:
+        save(tmp_path / "upright.png", ImageOps.exif_transpose(image).convert("RGB"))
+    found = {}
+    for name in (False, True):
+        write_checkpoint(tmp_path / "a.pt", recipe_of(), oriented=name)
+        first, second = answers(tmp_path / "a.pt", tmp_path / "turned.png", tmp_path / "upright.png").values()
+        found[name] = max(abs(first[wnid] - second[wnid]) for wnid in WNIDS)
+    assert found[True] < 1e-6 < 1e-2 < found[False]
 
 
 def test_a_file_that_cannot_be_decoded_costs_one_line_and_the_exit_status(trained: Path, tmp_path: Path) -> None:
@@ -203,7 +255,7 @@ def test_what_only_dali_rejects_is_taken_out_too(
     expected = answers(trained, *files)
     data = files[0].read_bytes()
 
-    def lenient(data: bytes) -> Encoded:
+    def lenient(data: bytes, config: EncodeConfig) -> Encoded:
         """No check at all, as if libjpeg had found nothing wrong."""
         return Encoded(data, 70, 90, "jpeg")
 
@@ -308,6 +360,43 @@ def test_a_narrow_terminal_folds_names_and_loses_none() -> None:
     for character in "/some/where/a-picture-with-a-name.jpg" + "0.75000.2500n00000001" + "or another".replace(" ", ""):
         assert character in words
     assert "".join(line[: lines[0].index("p ")].strip() for line in lines[1:]) == predictions[0].file
+
+
+@pytest.mark.parametrize("width", [20, 44, 80, 200])
+def test_keys_are_whole_and_names_wrap_at_words(width: int) -> None:
+    key = "a key of many characters, " + "with blanks and a longwordthatgoeson"
+    classes = ClassInfo(key, "unbelievably-long-word in a name of several words"), ClassInfo("x\n", "short")
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    console.width = max(width, _least_width(classes))
+    console.print(_table([Prediction("/a/picture.jpg", [(0, 0.75), (1, 0.25)], None)], classes, True, console))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    at = lines[next(i for i, line in enumerate(lines) if "class" in line)].index("class")
+    assert [line for line in lines if line[at:].startswith(key)] == [lines[1 if "image" in lines[0] else 2]]
+    assert sum("x\\n" in line for line in lines) == 1
+    shown = [word for line in lines for word in line[at + len(key) :].split()]
+    assert shown == ["name", *classes[0].name.split(), "short"]
+    assert "".join(line[: at - 8].strip() for line in lines) == "image/a/picture.jpg"
+
+
+def test_keys_that_are_no_wnids_are_not_called_so(tmp_path: Path) -> None:
+    classes = [{"wnid": key, "name": key} for key in ("000000", "n01440764", "cat")]
+    write_checkpoint(tmp_path / "a.pt", recipe_of(), classes=classes)
+    image = save(tmp_path / "a.jpg", smooth(1))
+    (found,) = map(json.loads, run(tmp_path / "a.pt", image, "--json").stdout.splitlines())
+    assert {guess["class"] for guess in found["classes"]} == {"000000", "n01440764", "cat"}
+    assert all(guess.keys() == {"class", "name", "probability"} for guess in found["classes"])
+
+
+def test_classes_are_called_as_a_file_says(tmp_path: Path) -> None:
+    numbers = [{"wnid": f"{i:06d}", "name": str(i)} for i in range(3)]
+    write_checkpoint(tmp_path / "a.pt", recipe_of(), classes=numbers)
+    image = save(tmp_path / "a.jpg", smooth(1))
+    for text, names in (("cat\ngreat dane\nfox\n", {"cat", "great dane", "fox"}), ("1 dog\n", {"0", "dog", "2"})):
+        (tmp_path / "names.txt").write_text(text)
+        result = run(tmp_path / "a.pt", image, "--json", "--classes", tmp_path / "names.txt")
+        guesses = {guess["class"]: guess["name"] for guess in json.loads(result.stdout)["classes"]}
+        assert set(guesses.values()) == names
+        assert guesses["000001"] in ("great dane", "dog")
 
 
 def test_wnids_alone_are_shown_once(tmp_path: Path) -> None:

@@ -17,9 +17,11 @@ import torch
 from click.testing import CliRunner, Result
 
 import train
+from engine import command_line
 from shard_tools.format import ShardSet
 from shard_tools.writer import pack
 from tests.conftest import LONG
+from training.audit import audit
 
 ROOT = Path(train.__file__).parent
 STEPS_PER_EPOCH, EPOCHS, NUM_VAL = 7, 2, 19  # 90 training images in global batches of 12
@@ -38,7 +40,7 @@ def arguments(data: Path, run_dir: Path, *more: str, **overrides: Any) -> list[s
 
 def run(data: Path, run_dir: Path, *more: str, **overrides: Any) -> Result:
     """A run in this process."""
-    return CliRunner().invoke(train.main, arguments(data, run_dir, *more, **overrides))
+    return CliRunner().invoke(command_line.main, arguments(data, run_dir, *more, **overrides))
 
 
 def start(data: Path, run_dir: Path, *more: str, ranks: int = 1, **overrides: Any) -> subprocess.Popen[str]:
@@ -153,6 +155,57 @@ def test_two_ranks_see_the_same_samples_and_validate_each_image_once(
     assert by_step(run_dir, "position") == by_step(whole, "position")
 
 
+CHOSEN = 7
+
+
+def test_a_choice_of_validation_images_is_the_same_on_any_number_of_ranks(dataset_dir: Path, tmp_path: Path) -> None:
+    limited = ["--max-steps", "2", "--max-val-images", str(CHOSEN)]
+    result = run(dataset_dir, tmp_path / "one", *limited)
+    assert result.exit_code == 0, result.output
+    assert result.output.count(f"on {CHOSEN}/{NUM_VAL} images (--max-val-images)") == 2
+    assert f"Ended by --max-steps after 2 of {STEPS_PER_EPOCH * EPOCHS} steps" in result.output
+    process = start(dataset_dir, tmp_path / "two", *limited, ranks=2, train__seed=5)
+    output = process.communicate(timeout=180)[0]
+    assert process.returncode == 0, output
+    both = [json.loads((tmp_path / name / "worst.json").read_text()) for name in ("one", "two")]
+    ids = [{row["sample_id"] for row in worst["worst"]} for worst in both]
+    assert ids[0] == ids[1]
+    assert len(ids[0]) == CHOSEN, "16 worst images are kept, all of these"
+    names = {row["sample_id"]: row["source"] for row in both[0]["worst"]}
+    assert names == {i: ShardSet.open(dataset_dir).split("val").source_name(i) for i in ids[0]}
+    for name in ("one", "two"):
+        (line,) = lines(tmp_path / name, "eval")
+        assert (line["num_images"], line["split_images"]) == (CHOSEN, NUM_VAL)
+    scored = CliRunner().invoke(
+        command_line.main, ["eval", str(tmp_path / "one"), "--max-val-images", str(CHOSEN), "--json", "--device", "cpu"]
+    )
+    assert scored.exit_code == 0, scored.output
+    figures = json.loads(scored.output)
+    assert (figures["num_images"], figures["split_images"]) == (CHOSEN, NUM_VAL)
+    assert figures["top1"] == lines(tmp_path / "one", "eval")[0]["top1"]
+    whole = run(dataset_dir, tmp_path / "one", "--max-steps", "2")  # goes on with all images: they are scored
+    assert whole.exit_code == 0, whole.output
+    assert [line["num_images"] for line in lines(tmp_path / "one", "eval")] == [CHOSEN, NUM_VAL]
+    assert "split_images" not in lines(tmp_path / "one", "eval")[1]
+
+
+def test_training_without_a_validation_split(whole: Path, dataset_dir: Path, tmp_path: Path) -> None:
+    result = run(dataset_dir, tmp_path / "run", data__val_split="none")
+    assert result.exit_code == 0, result.output
+    assert "data.val_split is none: no validation, and no best.pt" in result.output
+    assert "no validation (data.val_split is none)" in result.output
+    assert by_step(tmp_path / "run", "loss") == by_step(whole, "loss")
+    assert not lines(tmp_path / "run", "eval")
+    assert {path.name for path in (tmp_path / "run/checkpoints").iterdir()} >= {"last.pt"}
+    assert not (tmp_path / "run/checkpoints/best.pt").exists()
+    assert (tmp_path / "run/report.html").is_file()
+    score = ["eval", str(tmp_path / "run"), "--device", "cpu"]
+    refused = CliRunner().invoke(command_line.main, score)
+    assert refused.exit_code == 1
+    assert "--split" in refused.output
+    assert CliRunner().invoke(command_line.main, [*score, "--split", "val"]).exit_code == 0
+
+
 def test_accumulation_sees_the_same_samples(whole: Path, dataset_dir: Path, tmp_path: Path) -> None:
     assert run(dataset_dir, tmp_path / "run", "--max-steps", "3", train__accumulation=3).exit_code == 0
     expected = by_step(whole, "samples")
@@ -198,6 +251,25 @@ def test_a_bad_validation_image_stops_the_run(
     assert result.exit_code == 1
     name = ShardSet.open(dataset_copy).split("val").source_name(3)
     assert name in result.output
+
+
+def test_a_finished_run_takes_more_epochs(whole: Path, dataset_dir: Path, tmp_path: Path) -> None:
+    run_dir = Path(shutil.copytree(whole, tmp_path / "run"))
+    result = run(dataset_dir, run_dir, train__epochs=4)
+    assert result.exit_code == 0, result.output
+    assert "train.epochs: 2 → 4: goes on at epoch 2 of the new schedule, whose learning rate is " in result.output
+    assert by_step(run_dir, "loss").keys() == set(range(4 * STEPS_PER_EPOCH))
+    assert run(dataset_dir, tmp_path / "four", train__epochs=4).exit_code == 0
+    rates, new = by_step(run_dir, "lr"), by_step(tmp_path / "four", "lr")
+    done = EPOCHS * STEPS_PER_EPOCH
+    assert [rates[step] for step in range(done)] == list(by_step(whole, "lr").values())
+    assert [rates[step] for step in range(done, 2 * done)] == [new[step] for step in range(done, 2 * done)]
+    assert by_step(run_dir, "samples") == by_step(tmp_path / "four", "samples")
+    assert not any(epoch.deviation for epoch in audit(run_dir))
+    assert "Finished after step 28" in result.output
+    fewer = run(dataset_dir, run_dir, train__epochs=3)
+    assert fewer.exit_code == 1
+    assert "has done 4 epochs, and train.epochs: 4 → 3; give more" in fewer.output
 
 
 def test_a_checkpoint_of_another_recipe_or_dataset_is_refused(whole: Path, dataset_dir: Path, tmp_path: Path) -> None:
@@ -247,7 +319,8 @@ BAD_INPUT = {
     "unknown network": (["--set", "model.name=resnet51"], "resnet50"),
     "batch too large": (["--set", "train.global_batch_size=4096"], "train.global_batch_size"),
     "does not divide": (["--set", "train.accumulation=5"], "train.accumulation"),
-    "no such split": (["--set", "data.val_split=test"], "train, val"),
+    "no such split": (["--set", "data.val_split=test"], "--split train=0.9,val=0.1"),
+    "no test split": (["--set", "data.test_split=test"], "no split 'test'; it has train, val"),
     "no checkpoint": (["--resume", "nowhere.pt"], "nowhere.pt"),
     "no gpu": (["--device", "cuda"], "no GPU"),
     "one size only": (["--set", "model.name=vit_b_32"], "vit_b_32 takes images of 224 px only"),
@@ -266,12 +339,13 @@ def test_bad_input_gets_one_clear_line(case: str, dataset_dir: Path, tmp_path: P
     message = [line for line in result.output.splitlines() if line.startswith("Error: ")]
     assert len(message) == 1, result.output
     assert expected in message[0]
-    assert case != "no dataset" or not (tmp_path / "run").exists()
+    if case in ("no dataset", "no such split", "no test split"):
+        assert not (tmp_path / "run").exists(), "known before anything is made"
 
 
 @pytest.mark.parametrize("words", [["predict", "run", "images"], ["export", "run", "net.pt"], ["replay", "step.pt"]])
 def test_what_runs_in_one_process_refuses_torchrun(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    result = CliRunner().invoke(train.main, words)
+    result = CliRunner().invoke(command_line.main, words)
     assert result.exit_code == 1
     assert result.output == f"Error: {words[0]} runs in one process; start it without torchrun\n"

@@ -233,6 +233,26 @@ def test_another_seed_or_batch_is_not_the_run(write: Callable[..., Path]) -> Non
         assert all(epoch.deviation for epoch in audit(write(lines_of(), recipe=Recipe(train=train))))
 
 
+def test_another_dataset_is_called_that(write: Callable[..., Path], dataset: ShardSet, dataset_copy: Path) -> None:
+    run_dir = write(lines_of())
+    other = ShardSet.open(dataset_copy)
+    info = json.loads((other.root / "dataset.json").read_text())
+    info["made"]["seed"] = 12345
+    (other.root / "dataset.json").write_text(json.dumps(info))
+    noted = {"dataset": dataset.fingerprint, "splits": {"train": NUM_TRAIN}}
+    (run_dir / "env.json").write_text(json.dumps(noted))
+    assert command(run_dir).exit_code == 0
+    result = command(run_dir, "--data", str(dataset_copy))
+    assert result.exit_code == 1
+    assert len(result.output.splitlines()) == 1
+    assert f"was trained on another dataset than {dataset_copy} (as many images in train, but packed" in result.output
+    (run_dir / "env.json").write_text(json.dumps(noted | {"dataset": "0", "splits": {"train": 1234}}))
+    assert "(90 images in train, the run had 1,234); give its own with --data, if it" in command(run_dir).output
+    for unknown in ("{}", "[]", '{"dataset": 3}', "{"):  # of an earlier version, or cut off: the digests tell
+        (run_dir / "env.json").write_text(unknown)
+        assert command(run_dir).exit_code == 0
+
+
 def test_what_cannot_be_audited_says_why(write: Callable[..., Path], tmp_path: Path) -> None:
     assert "is not a run directory" in command(tmp_path / "none").output
     assert "no steps yet" in command(write([])).output

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from engine.learner import build_learner
-from model.networks import ModelConfig
+from model.config import ModelConfig
 from recipes import Recipe, TrainConfig
 from tests.unit.fake_cuda import WORLD, fake_cuda
 from training.distributed import World

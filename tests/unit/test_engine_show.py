@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from engine.show import HEIGHT, schedule_chart
-from model.schedule import ScheduleConfig, lr_at
+from model.config import ScheduleConfig
+from model.schedule import lr_at
 from recipes import Recipe, TrainConfig
 from recipes.phases import PhasesConfig
 

@@ -19,8 +19,9 @@ from engine.failure import Failure, finite
 from engine.learner import Learner, Standing, build_learner, capture
 from engine.loaders import image_dtype
 from engine.step import train_step
-from model.losses import LOSSES, LossConfig, build_loss
-from model.optim import OPTIMIZERS, OptimizerConfig, build_optimizer, set_lr
+from model.config import LossConfig, OptimizerConfig
+from model.losses import LOSSES, build_loss
+from model.optim import OPTIMIZERS, build_optimizer, set_lr
 from pipeline.augment import AugmentConfig
 from pipeline.batch import Batch
 from pipeline.mixing import Mixer
@@ -161,7 +162,9 @@ class Loader:
 
     def __init__(self, gpu: Gpu, recipe: Recipe) -> None:
         self._batches = batches_of(gpu, recipe, recipe.data.val_image_size)
-        self.feed = SimpleNamespace(split=range(2 * BATCH), batch_size=BATCH, rank=0, world_size=1)
+        self.feed = SimpleNamespace(
+            split=range(2 * BATCH), num_samples=2 * BATCH, batch_size=BATCH, rank=0, world_size=1
+        )
 
     def iter_epoch(self, epoch: int) -> Iterator[Batch]:
         return (next(self._batches) for _ in range(2))

@@ -13,17 +13,26 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("shard_tools", "pipeline", "model", "training", "engine")
 SCRIPTS = ("train", "bench", "recipes", "tests")
 # what a package may import of the project's own, besides itself
-SHARED = ("shard_tools.format", "shard_tools.permutation", "shard_tools.remote", "shard_tools.cache")
+SHARED = (
+    "shard_tools.format",
+    "shard_tools.permutation",
+    "shard_tools.remote",
+    "shard_tools.cache",
+    "shard_tools.compiling",
+)
 ALLOWED = {
     "shard_tools": (),
     "pipeline": SHARED,
     "model": (),
-    "training": (),
+    "training": ("shard_tools.terminal",),
     "engine": ("shard_tools", "pipeline", "model", "training", "recipes"),  # all but the scripts
 }
-# who looks elsewhere, inside functions: `preview --augment` at training, the audit of a run at the plan
+# who looks elsewhere, inside functions: `preview --augment` at training, the audit of a run at the plan, and the check
+# whether an image trains as it is at the decoder that decides it
 EXCEPTIONS = {
+    "shard_tools/trainable.py": ("pipeline.config", "pipeline.probe"),
     "shard_tools/preview.py": ("pipeline.feed", "pipeline.loader", "pipeline.mixing", "recipes", "training.config"),
+    "engine/command_line.py": ("train",),  # which it starts
     "training/audit.py": ("pipeline.feed", "pipeline.plan", "recipes", "shard_tools.format"),
 }
 
@@ -139,3 +148,60 @@ def test_what_is_local_loads_no_fsspec() -> None:
 
 def test_the_graph_loads_dali_only_when_it_is_built() -> None:
     assert loaded("import pipeline.graph", "nvidia.dali", "torch", "numpy") == ["numpy"]
+
+
+HEAVY = ("torch", "torchvision", "matplotlib", "timm", "nvidia.dali", "numba", "tensorboard", "fsspec")
+BENCHMARKS = ("loader", "train", "h2d", "parity", "tune", "explain", "peers", "plot")
+TOLD_EARLY = {  # what a command line is answered with before anything heavy is imported
+    "train.py": {
+        "--help": "Usage:",
+        "eval --help": "Score CHECKPOINT",
+        "predict --help": "Name the classes",
+        "export --help": "Write a trained network",
+        "replay --help": "Make a failed step again",
+        "--nope": "No such option",
+        "evall": "No such command",
+        "--recipe nosuch": "recipe 'nosuch' is neither",
+        "--recipe rn50-90ep": "names no data",
+        "--set optimizer.learning_rate=1": "unknown key optimizer.learning_rate",
+        "--set optimizer.name=sdg": "'sgd'",
+        "--set loss.name=mes": "'mse'",
+        "--set model.name=resnet5O": "did you mean resnet50",
+        "--set schedule.warmup_epochs=99": "the warm-up must end",
+        "--data nosuch": "nosuch: no packed dataset",
+        "--resume nosuch": "no checkpoint there",
+        "--run-dir README.md/x": "is no directory",
+        "--show-schedule": "learning rate",
+        "predict nosuch.pt .": "no such checkpoint",
+    },
+    "bench.py": {
+        "--help": "Usage:",
+        **{f"{name} --help": "Usage:" for name in BENCHMARKS},
+        "loader --nope": "No such option",
+        "loader --recipe nosuch": "recipe 'nosuch' is neither",
+        "tune --set a.b=1": "unknown key a.b",
+        "explain --data nosuch": "nosuch: no packed dataset",
+    },
+    "shard_tools": {"--help": "Usage:", "pack --help": "Usage:", "pack nosuch out": "nosuch", "info nosuch": "nosuch"},
+}
+CALL = """
+import runpy, sys
+sys.path[0], program = ".", sys.argv[1]
+sys.argv = [program, *sys.argv[2:]]
+try:
+    runpy.run_path(program, run_name="__main__") if ".py" in program else runpy.run_module(program, run_name="__main__")
+finally:
+    loaded = [name for name in %r if name in sys.modules]
+    print("loaded", *loaded, flush=True)
+"""
+
+
+@pytest.mark.parametrize("program", TOLD_EARLY)
+def test_help_and_what_is_misspelt_take_nothing_heavy(program: str) -> None:
+    for words, expected in TOLD_EARLY[program].items():
+        command = [sys.executable, "-c", CALL % (HEAVY,), program, *words.split()]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert expected in done.stdout + done.stderr, (words, done.stderr)
+        assert done.stdout.splitlines()[-1] == "loaded", (words, done.stdout)
+        assert "Traceback" not in done.stderr
+        assert (done.returncode != 0) == (done.stderr != ""), words

@@ -1,6 +1,7 @@
 """`index`: foreign tars become a dataset as they are. Compared with DALI's wds2idx, tarfile and Pillow."""
 
 import io
+import re
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -111,10 +112,10 @@ def test_what_dali_cannot_take_is_found(root: Path) -> None:
     bad = {
         "gif": (encoded("GIF", "L"), "not a JPEG"),
         "cut": (jpeg(1)[:-20], "truncated"),
-        "deep": (encoded("PNG", "I;16"), "16 bits"),
-        "none": (b"", "not a JPEG"),
+        "deep": (encoded("PNG", "I;16"), "other colours in it .mode I;16"),
+        "none": (b"", "empty"),
         "film": (encoded("WEBP", save_all=True, append_images=[Image.new("RGB", (14, 9))]), "animated"),
-        "torn": (encoded("PNG")[:20], "unreadable|not a JPEG"),
+        "torn": (encoded("PNG")[:20], "Truncated"),
     }
     good = [("good.jpg", jpeg(7)), ("good.cls", b"0"), ("text.json", b'{"label": 1}')]
     write_tar(
@@ -126,7 +127,7 @@ def test_what_dali_cannot_take_is_found(root: Path) -> None:
     assert not (root / INFO_FILE).exists()
     for name, (_, reason) in bad.items():
         (line,) = [line for line in str(caught.value).splitlines() if f"train-002.tar/{name}.jpg: " in line]
-        assert any(word in line for word in reason.split("|")), line
+        assert re.search(reason, line), line
     assert "text.json: its sample has no image" in str(caught.value)
     shard_set = indexed(root, on_bad="skip")
     assert len(shard_set.split("train")) == 13 + 1
@@ -139,7 +140,6 @@ def test_what_dali_cannot_take_is_found(root: Path) -> None:
     ("members", "message"),
     [
         ([("a b.jpg", jpeg(1)), ("a b.cls", b"1")], "the name 'a b.jpg' has white space"),
-        ([("a.jpg", jpeg(1))], "has no label"),
         ([("a.jpg", jpeg(1)), ("a.cls", b"cat")], "has a number as its label and .* a text"),
     ],
 )

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from model.blurpool import BlurPoolConv2d
-from model.networks import ModelConfig, build_model
+from model.config import ModelConfig
+from model.networks import build_model
 
 
 def build(name: str, **options: Any) -> nn.Module:

@@ -7,7 +7,8 @@ from timm.data.mixup import mixup_target
 from timm.loss import BinaryCrossEntropy
 from torch import Tensor
 
-from model.losses import LOSSES, Loss, LossConfig, build_loss
+from model.config import LossConfig
+from model.losses import LOSSES, Loss, build_loss
 from model.metrics import topk_correct
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model.networks import ModelConfig, build_model
-from model.optim import OPTIMIZERS, OptimizerConfig, build_optimizer, param_groups, set_lr
+from model.config import ModelConfig, OptimizerConfig
+from model.networks import build_model
+from model.optim import OPTIMIZERS, build_optimizer, param_groups, set_lr
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_tiny", "vit_b_32", "cifar_resnet8"])

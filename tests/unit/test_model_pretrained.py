@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from engine.learner import build_learner
-from model.ema import EmaConfig
-from model.networks import ModelConfig, build_model
+from model.config import EmaConfig, ModelConfig
+from model.networks import build_model
 from model.pretrained import load_pretrained
 from model.weight_files import Source
 from recipes import Recipe, TrainConfig

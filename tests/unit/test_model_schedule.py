@@ -10,7 +10,8 @@ from timm.scheduler import CosineLRScheduler
 from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
-from model.schedule import DECAYS, ScheduleConfig, lr_at
+from model.config import ScheduleConfig
+from model.schedule import DECAYS, lr_at
 from recipes import Recipe
 from training.config import load_config
 

@@ -445,7 +445,9 @@ def test_packing_resized_images_again_is_no_figure(dataset: ShardSet) -> None:
 # --- the command
 
 
-def test_the_table_tells_all() -> None:
+def test_the_table_tells_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.text.MAX_COLUMNS", 200)
+    monkeypatch.setenv("COLUMNS", "200")
     figures = {"version": "1.2", "workers": 3, "memory_mb": 1234.5, "first_batch_s": 2.25, "prepare_s": None,
                "size_bytes": 5_600_000}  # fmt: skip
     result = {

@@ -363,6 +363,37 @@ def test_len_counts_the_batches(augment: AugmentConfig | None, world_size: int, 
         assert len(feed) == len(list(feed.spans(0)))
 
 
+@pytest.mark.parametrize(("world_size", "batch_size"), [(1, 16), (2, 5), (3, 4), (8, 7)])
+@pytest.mark.parametrize("at_most", [1, 20, 102, 103, 500])
+def test_a_choice_of_validation_samples_is_the_same_on_any_machine(
+    at_most: int, world_size: int, batch_size: int
+) -> None:
+    share = {"at_most": at_most, "batch_size": batch_size, "world_size": world_size}
+    feeds = [make_feed(augment=None, rank=rank, **share) for rank in range(world_size)]
+    batches = [list(feed.batches(0, 0, 64)) for feed in feeds]
+    assert [len(of_rank) for of_rank in batches] == [len(feed) for feed in feeds]
+    ids = sorted(np.concatenate([batch.sample_ids for of_rank in batches for batch in of_rank]).tolist())
+    expected = EpochPlan(num_samples=NUM_SAMPLES).sample_ids(0, min(at_most, NUM_SAMPLES)).tolist()
+    assert ids == sorted(expected)
+    assert feeds[0].num_samples == len(ids) == len(set(ids))
+    labels = make_split().samples["label"]
+    for batch in (batch for of_rank in batches for batch in of_rank):
+        assert batch.labels.tolist() == labels[batch.sample_ids].tolist()
+    announced = np.concatenate(list(feeds[0].windows(0, 0)))
+    assert sorted(announced.tolist()) == ids, "what a reader is told to fetch"
+
+
+def test_a_choice_is_spread_over_the_split_and_part_of_a_larger_one() -> None:
+    def chosen(at_most: int) -> np.ndarray:
+        feed = make_feed(augment=None, batch_size=16, at_most=at_most)
+        return np.concatenate([batch.sample_ids for batch in feed.batches(0, 0, 64)])
+
+    assert set(chosen(20)) < set(chosen(50))
+    assert (np.diff(chosen(50)) > 0).all(), "read in stored order"
+    thirds = np.bincount(chosen(50) * 3 // NUM_SAMPLES, minlength=3)  # a split may be stored class by class
+    assert thirds.min() >= 8
+
+
 def test_feeds_that_cannot_work_are_errors() -> None:
     with pytest.raises(ValueError, match="103 samples, fewer than one global batch of 200"):
         make_feed(batch_size=200, global_batch_size=200)

@@ -11,7 +11,9 @@ import pytest
 
 from shard_tools.classes import class_infos, read_class_file
 from shard_tools.encode import EncodeConfig
+from shard_tools.format import ClassInfo, key_name
 from shard_tools.listing import CHUNK, Images, Listing, write_listing
+from shard_tools.rejected import BadImages
 from shard_tools.shard import plan_shards, shuffled
 from shard_tools.sources import SOURCES, SourceOptions, open_source
 from shard_tools.sources.base import ByteReader, Place, Source, SourceImage
@@ -79,9 +81,12 @@ def test_splits_classes_and_order(tmp_path):
         assert ByteReader().read(image.name, image.place, image.size_bytes) == b"12345"
 
 
-def test_a_flat_tree_is_one_split_even_with_a_class_called_train(tmp_path):
+def test_a_flat_tree_is_one_split_even_with_a_class_called_train_if_the_user_says_so(tmp_path):
     make(tmp_path / "s", "plane/1.jpg", "train/2.jpg", "car/3.jpg")
-    listing, found = listed(tmp_path / "s", tmp_path / "work")
+    with pytest.raises(ValueError, match=r"'train/' can be splits by name, 'car', 'plane' not.*--split-dirs none"):
+        open_source(tmp_path / "s")
+    source = open_source(tmp_path / "s", options=SourceOptions(split_dirs="none"))
+    listing, found = listed(source, tmp_path / "work")
     assert list(found) == ["train"]
     assert listing.keys == ("car", "plane", "train")
 
@@ -179,11 +184,11 @@ def test_numbers_as_labels_keep_their_order(tmp_path):
     ("text", "message"),
     [
         ("", "is empty"),
-        ("path,label\n1.jpg,cat\nnone.jpg,dog\n", "line 3: .*none.jpg: No such file"),
-        ("path,label\n1.jpg,cat\n1.jpg,\n", "line 3 has no label"),
-        ("path,label\n1.jpg,cat\n\n1.jpg\n", "line 4 has no label"),
-        ("path,label\n1.jpg,cat\n1.jpg,7\n", "line 3 has the label '7', those before are names"),
-        ("path,name\n1.jpg,cat\n", "line 1: .*path: No such file"),
+        ("path,label\n1.jpg,cat\nnone.jpg,dog\n", "1 of 2 image.s. cannot be used:\n  none.jpg: line 3: no such file"),
+        ("path,label\n1.jpg,cat\n1.jpg,\n", "1.jpg: line 3: has no label"),
+        ("path,label\n1.jpg,cat\n\n1.jpg\n", "1.jpg: line 4: has no label"),
+        ("path,label\n1.jpg,cat\n1.jpg,7\n", "line 3: the label 7 follows 'cat' .line 2.: numbers"),
+        ("path,name\n1.jpg,cat\n", "no column for the label in its first line path, name; .*--label-column"),
         ("path,split,name\n1.jpg,train,cat\n", "no column for the label"),
         ('path,label\n"1.jpg,cat\n', "line 2 is no such row"),
         ("path,label,split\n1.jpg,cat,../x\n", "split name '../x'"),
@@ -195,7 +200,7 @@ def test_what_is_wrong_with_a_table_is_one_clear_error(tmp_path, text, message):
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(ValueError, match=message) as caught:
         listed(tmp_path / "t.csv", tmp_path / "work")
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) or isinstance(caught.value, BadImages)
 
 
 def test_a_split_is_stratified_seeded_and_whole(tmp_path):
@@ -245,6 +250,28 @@ def test_subsets(tmp_path):
     assert {key for _, key in found["train"]} == {"a", "c"}
     with pytest.raises(ValueError, match="no class 'x'"):
         listed(source, tmp_path / "w", Subset(only_classes=frozenset("ax")))
+
+
+def test_fixed_classes_keep_their_labels(tmp_path):
+    """In the source's order, with or without images; what is chosen of them is numbered anew."""
+    source = Made({"train": {"c": 2, "a": 1}, "val": {"a": 1, "d": 3}})
+    source.fixed_classes = lambda: ["d", "c", "b", "a"]
+    listing, found = listed(source, tmp_path / "w")
+    assert listing.keys == ("d", "c", "b", "a")
+    assert [key for _, key in found["train"]] == ["c", "c", "a"]
+    assert [key for _, key in found["val"]] == ["a", "d", "d", "d"]
+    assert listing.notes == (
+        "1 of 4 classes without images, which keep their labels: 'b'",
+        "classes with images in val and none in train: 1, 'd'",
+    )
+    listing, found = listed(source, tmp_path / "w", Subset(only_classes=frozenset("ad"), per_class=2))
+    assert listing.keys == ("d", "a")
+    assert Counter(key for _, key in found["val"]) == {"d": 2, "a": 1}
+    assert "labels are numbered anew, 0 … 1 ('d', 'a')" in listing.notes[0]
+    source.splits = {"train": {"c": 7, "a": 5}}
+    listing, found = listed(source, tmp_path / "w", Subset(fractions=parse_fractions("train=0.6,val=0.4")))
+    assert listing.keys == ("d", "c", "b", "a")
+    assert Counter(key for split in found.values() for _, key in split) == {"c": 7, "a": 5}
 
 
 def test_a_listing_longer_than_its_chunks(tmp_path):
@@ -301,3 +328,18 @@ def test_names_of_classes(tmp_path):
         (tmp_path / "bad").write_text(text)
         with pytest.raises(ValueError, match=message):
             read_class_file(tmp_path / "bad", keys)
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (["n01440764", "n15075141"], "wnid"),
+        (["n01440764", "unknown"], "class"),
+        (["000010"], "class"),
+        (["n0144076"], "class"),
+        (["n014407641"], "class"),
+        (["n0144076\u0664"], "class"),
+    ],
+)
+def test_only_wordnet_ids_are_called_wnids(keys, expected):
+    assert key_name([ClassInfo(key, "a name") for key in keys]) == expected

@@ -56,7 +56,8 @@ def test_parquet_packs(tmp_path: Path) -> None:
     assert source.format == "parquet"
     assert "0.0 GB" in source.explained
     assert listed(source, tmp_path / "work") == expected
-    assert [name.rpartition(" (")[2] for name in source.ignored()] == ["no label)"] * 3
+    assert source.notes() == ["test: none of its 3 rows has a label, so it is left out"]
+    assert source.fixed_classes() == ["000000", "000001", "000002"]
     found, shard_set = packed(tmp_path / "hf", tmp_path / "out")
     assert found == expected
     assert [info.name for info in shard_set.classes] == NAMES
@@ -117,10 +118,8 @@ def rows(*labels: object) -> list[tuple[bytes | None, str | None, Any]]:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: hugging_face(path, rows(0, 3)), "label 3, which is not one of the 3 classes"),
-        (lambda path: hugging_face(path, rows(0, -2), None), "label -2, which is not a class"),
-        (lambda path: hugging_face(path, [(None, "no/such.jpg", 0)]), "has no bytes, and .*such.jpg is no file"),
-        (lambda path: hugging_face(path, [(None, None, 0)]), "has no bytes"),
+        (lambda path: hugging_face(path, rows(0, 3)), "row 1: the label 3 is not one of the 3 classes that its schema"),
+        (lambda path: hugging_face(path, rows(0, -2), None), "row 1: the label -2 is below 0"),
         (lambda path: pq.write_table(pa.table({"a": [1], "b": [2]}), path), "which column is the Image.* a, b;"),
         (lambda path: path.write_bytes(b"PAR1 nonsense PAR1"), "not a whole Parquet file"),
         (lambda path: path.write_bytes(b""), "not a whole Parquet file"),
@@ -222,12 +221,6 @@ def test_webdataset_text_labels_and_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ([("a.jpg", b"x")], "sample a.jpg has no label .members jpg."),
-        ([("a.jpg", b"x"), ("a.cls", b"")], "has no label"),
-        ([("a.jpg", b"x"), ("a.cls", b"-1")], "has no label"),
-        ([("a.jpg", b"x"), ("a.json", b"[1]")], "has no label"),
-        ([("a.jpg", b"x"), ("a.json", b'{"label": -1}')], "has no label"),
-        ([("a.jpg", b"x"), ("a.json", b'{"label": true}')], "has no label"),
         ([("a.jpg", b"x"), ("a.png", b"x"), ("a.cls", b"1")], "a.jpg and a.png are images of one sample"),
         ([("a.jpg", b"x"), ("a.cls", b"1"), ("b.jpg", b"x"), ("b.cls", b"cat")], "has a number as its label"),
         ([("a.jpg", b"x"), ("a.cls", b"7")], "label 7 is beyond the 3 classes"),

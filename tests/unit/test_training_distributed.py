@@ -5,13 +5,14 @@ import signal
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 from torch import nn
 
-from training import distributed
+from training import distributed, environment
 from training.distributed import Interrupted, StopFlag, World
 from training.step_log import StepLog
 
@@ -48,6 +49,48 @@ def test_cuda_where_there_is_none_is_an_error() -> None:
     with pytest.raises(ValueError, match="device cuda: torch sees no GPU"):
         distributed.start("cuda")
     assert distributed.start("auto").device == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("driver", "for_torch", "for_dali", "told"),
+    [
+        ((12, 4), "13.0", "nvidia-dali-cuda130", "driver is for CUDA 12.4, torch for 13 and DALI for 13: "),
+        ((12, 4), "13.0", "nvidia-dali-cuda120", "driver is for CUDA 12.4, torch for 13: "),
+        ((12, 2), "12.8", "nvidia-dali-cuda130", "driver is for CUDA 12.2, DALI for 13: "),
+        ((12, 2), "12.8", "nvidia-dali-cuda120", ""),  # within a major version
+        ((13, 0), "13.2", "nvidia-dali-cuda120", ""),
+        ((13, 0), None, "", ""),
+        (None, "13.0", "nvidia-dali-cuda130", ""),
+    ],
+)
+def test_a_driver_that_is_too_old_is_told(
+    driver: tuple[int, int] | None, for_torch: str | None, for_dali: str, told: str,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(environment, "driver_cuda", lambda: driver)
+    monkeypatch.setattr(environment, "_version", lambda package: "2.4.0" if package == for_dali else None)
+    monkeypatch.setattr(torch.version, "cuda", for_torch)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    distributed.start("cpu")
+    assert capsys.readouterr().err == ""
+    distributed.start("auto")
+    printed = capsys.readouterr().err
+    assert (told in printed) if told else (printed == "")
+    assert printed.count("\n") == bool(told)
+
+
+def test_the_drivers_version_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As cuda.h has it: 1000 × major + 10 × minor."""
+
+    class Driver:
+        def cuDriverGetVersion(self, version: Any) -> int:
+            version._obj.value = 12080
+            return 0
+
+    monkeypatch.setattr(environment.ctypes, "CDLL", lambda name: Driver())
+    assert environment.driver_cuda() == (12, 8)
+    monkeypatch.undo()
+    assert environment.driver_cuda() is None or torch.cuda.is_available()
 
 
 def test_unknown_device_is_an_error() -> None:

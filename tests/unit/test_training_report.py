@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from training.ending import ending
 from training.metrics import MetricsLog
 from training.report import curves, read_run, write_comparison, write_report
 from training.report.__main__ import main
@@ -316,6 +317,63 @@ def test_a_killed_run_has_a_report(tmp_path: Path, kind: str) -> None:
     assert Image.open(picture).size[0] > 400
 
 
+def _end(run_dir: Path, **fields: object) -> str:
+    """What the page says of a run with such an end."""
+    with MetricsLog(run_dir) as log:
+        for step in range(14):
+            log.write("step", step=step, epoch=0, position=step, loss=1.0, lr=0.1, images_per_s=4.26)
+        log.write("end", step=14, **fields)
+    return _page(write_report(run_dir)[1]).text
+
+
+def test_the_page_says_what_ended_the_run(tmp_path: Path) -> None:
+    full = ending(step=14, total_steps=14, epochs=2, schedule_epoch=2.0, data_epochs=2.0)
+    assert "Finished after step 14." in _end(tmp_path / "full", **full)
+    cut = ending(step=14, total_steps=330, epochs=22, schedule_epoch=0.93, data_epochs=0.93)
+    assert "Ended by --max-steps after 14 of 330 steps." in _end(tmp_path / "cut", **cut)
+    fitted = ending(step=14, total_steps=330, epochs=22, schedule_epoch=22.0, data_epochs=0.93)
+    text = _end(tmp_path / "fitted", **fitted)
+    assert "Finished after step 14: --max-minutes fitted the 22 epochs to 0.93 of images." in text
+    with MetricsLog(tmp_path / "cut") as log:  # it went on, and was killed
+        log.write("step", step=14, epoch=0, position=15, loss=1.0, lr=0.1)
+    text = _page(write_report(tmp_path / "cut")[1]).text
+    assert "Not finished: 15 steps are done." in text
+
+
+def test_rates_and_steps_are_the_terminals(tmp_path: Path) -> None:
+    """That has the mean over all of the training, with its slow start, and counts the steps that are done."""
+    _end(tmp_path / "a", images_per_s=3.14159)
+    _write_run(tmp_path / "b", epochs=1)  # 100 … 104 images/s, no rate at its end
+    with MetricsLog(tmp_path / "c") as log:
+        for step, images_per_s in enumerate((10.0, 30.0)):
+            log.write("step", step=step, epoch=0, position=step, loss=1.0, lr=0.1, images_per_s=images_per_s)
+    _, path = write_comparison([tmp_path / name for name in "abc"], tmp_path / "cmp.html")
+    results = _page(path).table("run")
+    columns = dict(zip(results[0], zip(*results[1:], strict=True), strict=True))
+    assert columns["images/s"] == ("3.1", "102", "15")
+    assert columns["step"] == ("14", "5", "2")
+    page = _page(write_report(tmp_path / "a")[1])
+    assert "3.1images/s" in page.text
+    assert "4.3images/s, median" in page.text
+
+
+def test_a_validation_on_a_choice_says_so(tmp_path: Path) -> None:
+    _write_run(tmp_path, epochs=1)
+    with MetricsLog(tmp_path) as log:
+        log.write("eval", step=6, epoch=1, position=0, top1=0.5, loss=1.0, num_images=40, split_images=10_000)
+    page = _page(write_report(tmp_path)[1])
+    assert "Validated on 40 of 10000 images (--max-val-images)" in page.text
+    assert "40 of 10000" in page.table("", "top-1")[1]
+
+
+def test_words_of_a_table_are_not_broken() -> None:
+    """With "anywhere" a column may be as narrow as a letter, and then is; a long word alone is to be broken."""
+    css = (Path(curves.__file__).parent / "page.css").read_text(encoding="utf-8")
+    (cells,) = re.findall(r"\nth, td \{([^}]*)\}", css)
+    assert "overflow-wrap: break-word" in cells
+    assert "max-width" in cells
+
+
 def test_a_worst_json_of_another_shape_costs_its_section_only(tmp_path: Path) -> None:
     _write_run(tmp_path / "run")
     (tmp_path / "run/worst.json").write_text('{"worst": [1, {"label_name": null}], "confused": 3, "lowest": [{}]}')
@@ -382,6 +440,19 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert done.exit_code == 0, done.output
     assert {"comparison.html", "comparison.png"} <= {path.name for path in tmp_path.iterdir()}
     assert Path("b/report.html").is_file()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "comparison.html").unlink()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    done = CliRunner().invoke(main, ["../b", str(odd)])
+    assert done.output.splitlines()[-1] == "../comparison.html", "beside the runs, not where one happens to be"
+    assert (tmp_path / "comparison.html").is_file()
+    monkeypatch.chdir(tmp_path / "b")
+    done = CliRunner().invoke(main, [".", "../b"])
+    assert done.output.splitlines()[-1] == str(tmp_path / "comparison.html")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    done = CliRunner().invoke(main, ["../b", str(odd), "-o", "here.html"])
+    assert sorted(path.name for path in Path().iterdir()) == ["here.html", "here.png"]
+    monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(main, ["b", "gone"])
     assert done.exit_code == 1
     assert "Error: gone/metrics.jsonl: no such file" in done.output

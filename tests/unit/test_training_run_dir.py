@@ -1,7 +1,9 @@
 """The run directory: who may write there, what is moved aside; and a run's small files when a write was cut off."""
 
+import fcntl
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,43 +16,159 @@ from engine.failure import Failure
 from engine.learner import Standing, start_or_resume
 from training import checkpoint, distributed, quarantine, run_dir
 from training.distributed import World
+from training.run_dir import Claim
 
 WORLD = World(0, 0, 1, 1, torch.device("cpu"))
 
 
+FILES = {"config.toml": "a = 1", "defaults.toml": "a = 0"}
+
+
+def begin(path: Path, resume_from: Path | None = None, files: dict[str, str] = FILES) -> tuple[Path | None, Claim]:
+    """A run that has begun, and still goes on until the claim is left."""
+    claim = Claim(path)
+    aside = claim.take(resume_from, files)
+    claim.settle()
+    return aside, claim
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """All that is in it, by path: the files' bytes, None for folders."""
+    paths = sorted(folder.rglob("*"))
+    return {str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes() for path in paths}
+
+
 def test_two_runs_do_not_share_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_dir, "LOCK_WAIT_S", 0.2)
-    aside, lock = run_dir.prepare(tmp_path / "run", None)
+    aside, claim = begin(tmp_path / "run")
     assert aside is None
     with pytest.raises(ValueError, match=rf"run: another run writes there \(process {os.getpid()} on .*--run-dir"):
-        run_dir.prepare(tmp_path / "run", None)
-    lock.close()
-    run_dir.prepare(tmp_path / "run", None)[1].close()
+        Claim(tmp_path / "run")
+    with claim:
+        pass
+    begin(tmp_path / "run")
+
+
+def test_of_two_starts_at_once_in_a_new_directory_one_is_refused(tmp_path: Path) -> None:
+    first, second = Claim(tmp_path / "run"), Claim(tmp_path / "run")
+    first.take(None, FILES)
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match="another run has begun there meanwhile"), second:
+        second.take(None, {"config.toml": "b = 1"})
+    assert contents(tmp_path) == before
 
 
 def test_an_earlier_run_is_moved_aside_and_both_stay_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_dir, "LOCK_WAIT_S", 0.2)
     path = tmp_path / "run"
-    run_dir.prepare(path, None)[1].close()
-    run_dir.note(path, "a = 1", "a = 0")
-    aside, lock = run_dir.prepare(path, None)
+    with begin(path)[1]:
+        pass
+    aside, claim = begin(path, files={"config.toml": "a = 2"})
     assert aside == tmp_path / "run.1"
     assert (aside / "config.toml").read_text() == "a = 1"
-    assert not (path / "config.toml").exists()
+    assert (path / "config.toml").read_text() == "a = 2"
     with pytest.raises(ValueError, match="another run writes there"):
-        run_dir.prepare(path, None)
-    lock.close()
+        Claim(path)
+    with claim:
+        pass
+
+
+def test_the_lock_of_a_run_that_is_moved_aside_is_not_taken_for_the_new_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who comes meanwhile has opened the file that goes aside, and locks it when nobody holds it any more."""
+    monkeypatch.setattr(run_dir, "LOCK_WAIT_S", 0.2)
+    path, flock = tmp_path / "run", fcntl.flock
+    with begin(path)[1]:
+        pass
+    mover = Claim(path)
+
+    def moved_before(stream: Any, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        mover.take(None, FILES)
+        mover.settle()
+        flock(stream, how)
+
+    monkeypatch.setattr(fcntl, "flock", moved_before)
+    with pytest.raises(ValueError, match="another run writes there"):
+        Claim(path)
+    with mover:
+        pass
 
 
 def test_a_run_that_goes_on_by_another_name_is_not_moved(tmp_path: Path) -> None:
     path = tmp_path / "run"
-    (path / "checkpoints").mkdir(parents=True)
-    run_dir.note(path, "a = 1", "a = 0")
+    with begin(path)[1]:
+        pass
+    (path / "checkpoints").mkdir()
     (tmp_path / "link").symlink_to(path)
-    aside, lock = run_dir.prepare(path, tmp_path / "link/checkpoints/last.pt")
-    lock.close()
-    assert aside is None
-    assert (path / "config.toml").read_text() == "a = 1"
+    aside, claim = begin(path, tmp_path / "link/checkpoints/last.pt", {"config.toml": "a = 3"})
+    with claim:
+        assert aside is None
+    assert (path / "config.toml").read_text() == "a = 3"
+    assert not (tmp_path / "run.1").exists()
+
+
+def start_and_fail(claim: Claim, resume_from: Path | None, when: str) -> None:
+    files: Any = FILES | {"config.toml": "b = 1", "new.txt": "x"}
+    if when == "before":
+        raise KeyError
+    if when == "in":
+        files["x/y"] = "no such folder: as a full disk would end it, in the midst"
+    claim.take(resume_from, files)
+    if not resume_from:
+        (claim.run_dir / "metrics.jsonl").write_text("")
+        (claim.run_dir / "tensorboard").mkdir()
+    raise KeyError
+
+
+@pytest.mark.parametrize("there", ["nothing", "an empty folder", "an earlier run", "its own run"])
+@pytest.mark.parametrize("fails", ["before", "in", "after"])
+def test_a_start_that_fails_leaves_all_as_it_was(there: str, fails: str, tmp_path: Path) -> None:
+    path, resumed = tmp_path / "runs/a/run", None
+    if there == "an empty folder":
+        path.mkdir(parents=True)
+    elif there != "nothing":
+        with begin(path)[1]:
+            (path / "checkpoints").mkdir()
+            (path / "metrics.jsonl").write_text("{}")
+        resumed = path / "checkpoints/last.pt" if there == "its own run" else None
+    before = contents(tmp_path)
+    with suppress(OSError, KeyError), Claim(path) as claim:
+        start_and_fail(claim, resumed, fails)
+        raise AssertionError("it does fail")
+    assert contents(tmp_path) == before
+
+
+def test_where_no_run_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_dir.check_place(tmp_path / "a/b")
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file/run"):
+        with pytest.raises(ValueError, match="file: is no directory"):
+            run_dir.check_place(path)
+    with pytest.raises(ValueError, match="MB free, and a checkpoint takes"):
+        run_dir.check_place(tmp_path / "run", need_bytes=1 << 60)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(ValueError, match=f"{tmp_path}: cannot be written to"):
+        run_dir.check_place(tmp_path / "run")
+
+
+def test_whose_settings_are_taken_without_a_recipe(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        (tmp_path / name / "config.toml").touch()
+    (tmp_path / "b/checkpoints/last.pt").touch()
+    (tmp_path / "b/failed-step-00000001.pt").touch()
+    (tmp_path / "lone.pt").touch()
+    own, other = tmp_path / "a", tmp_path / "b"
+    assert run_dir.config_of_run("auto", own) == run_dir.config_of_run("never", own) == own / "config.toml"
+    assert run_dir.config_of_run("auto", tmp_path / "new") is run_dir.config_of_run("auto", None) is None
+    for path in (other, other / "checkpoints/last.pt", other / "failed-step-00000001.pt"):
+        assert run_dir.config_of_run(str(path), own) == other / "config.toml"
+    with pytest.raises(ValueError, match=r"lone\.pt: lies in no run directory.*give --recipe"):
+        run_dir.config_of_run(str(tmp_path / "lone.pt"), own)
+    with pytest.raises(ValueError, match="no checkpoint there"):
+        run_dir.config_of_run(str(tmp_path / "nowhere"), own)
 
 
 def test_ranks_that_read_other_checkpoints_do_not_train(monkeypatch: pytest.MonkeyPatch) -> None:

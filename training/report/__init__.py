@@ -6,6 +6,7 @@ Also a command: `python -m training.report RUN…`.
 from collections.abc import Sequence
 from pathlib import Path
 
+from training.figures import rate
 from training.report.curves import picture
 from training.report.page import comparison_page, run_page
 from training.report.runs import Run, read_run
@@ -36,7 +37,7 @@ def _title(run: Run) -> str:
     for line, what in ((run.last, ""), (run.test, "test ")):
         parts += [f"{what}{label} {line[key]:.4f}" for key, label in _TITLE_FIGURES if key in line]
     if run.images_per_s > 0:
-        parts.append(f"{run.images_per_s:,.0f} images/s (median)")
+        parts.append(f"{rate(run.images_per_s)} images/s")
     return "  ·  ".join(parts)
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from training.ending import how_it_ended
+from training.figures import duration, rate
 from training.report.curves import colours, svgs, themed
 from training.report.runs import Line, Run, column, told_apart, top1s
 
@@ -56,8 +58,9 @@ def comparison_page(runs: Sequence[Run]) -> str:
         figures = [_number(run.last.get(key)) for key in _FIGURES]
         best = _number(max(top1s(run.best), default=None))
         test = _number(run.test.get("ema_top1", run.test.get("top1")))
-        last = (run.steps or run.evals)[-1]["step"]
-        rows.append((name, *figures, best, test, _number(run.images_per_s, 0), _duration(run), str(last)))
+        rows.append(
+            (name, *figures, best, test, rate(run.images_per_s), duration(run.end.get("seconds")), str(run.num_steps))
+        )
     head = ("run", *(_NAMES.get(key, key) for key in _FIGURES), "best top-1", "test top-1", "images/s", "time", "step")
     keys = dict.fromkeys(key for run in runs for key in run.settings)
     differing = [
@@ -78,10 +81,11 @@ def comparison_page(runs: Sequence[Run]) -> str:
 
 def standing(run: Run) -> list[str]:
     """How far the run came, on what, and what is wrong with it, in sentences."""
-    last = (run.steps or run.evals)[-1]
-    lines = [
-        f"Finished after step {run.end['step']}." if run.end else f"Not finished: the last step is {last['step']}."
-    ]
+    lines = [f"{how_it_ended(run.end)}." if run.end else f"Not finished: {run.num_steps} steps are done."]
+    if "split_images" in run.last:
+        lines.append(
+            f"Validated on {_images(run.last)} images (--max-val-images): a choice, whose figures are for trials."
+        )
     facts = [run.environment.get(key) for key in ("gpu", "cpu")]
     hardware = next((str(fact) for fact in facts if fact), None)
     commit = run.environment.get("git_commit")
@@ -100,9 +104,10 @@ def _tiles(run: Run) -> str:
         ("top-1, EMA", _number(run.last.get("ema_top1"))),
         ("test top-1", _number(run.test.get("top1"))),
         ("test top-1, EMA", _number(run.test.get("ema_top1"))),
-        ("images/s, median", _number(run.images_per_s, 0)),
+        ("images/s", rate(run.images_per_s)),
+        ("images/s, median", rate(run.median_images_per_s)),
         ("waiting for data", _percent(run.end.get("data_wait"))),
-        ("time", _duration(run)),
+        ("time", duration(run.end.get("seconds"))),
     ]
     cards = (f'<p class="card"><b>{value}</b><small>{name}</small></p>' for name, value in tiles if value != "–")
     return f'<div class="grid tiles">{"".join(cards)}</div>'
@@ -122,12 +127,18 @@ def _results(run: Run) -> str:
         (
             name,
             *(_number(line.get(key)) for key in shown),
-            *(_text(line.get(k)) for k in ("num_images", "epoch", "step")),
+            _images(line),
+            *(_text(line.get(k)) for k in ("epoch", "step")),
         )
         for name, line in lines
         if line
     ]
     return _table(head, rows)
+
+
+def _images(line: Line) -> str:
+    of = f" of {line['split_images']}" if "split_images" in line else ""
+    return _text(line.get("num_images")) + of
 
 
 def _worst(run: Run) -> str:
@@ -239,11 +250,3 @@ def _number(value: Any, digits: int = 4) -> str:
 
 def _percent(value: Any) -> str:
     return f"{value:.1%}" if isinstance(value, int | float) and math.isfinite(value) else "–"
-
-
-def _duration(run: Run) -> str:
-    seconds = run.end.get("seconds")
-    if not isinstance(seconds, int | float) or not math.isfinite(seconds):
-        return "–"
-    minutes, s = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{s:02}"

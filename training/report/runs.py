@@ -1,6 +1,7 @@
 """A run's directory → `Run`: what its files say, as far as they are there. A killed run has a report too."""
 
 import json
+import math
 import os
 import tomllib
 from collections.abc import Sequence
@@ -10,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from training.inspection import WORST_FILE
-from training.metrics import read_metrics
+from training.metrics import WORST_FILE, read_metrics
 from training.quarantine import QUARANTINE_FILE
 
 Line = dict[str, Any]
@@ -22,7 +22,8 @@ class Run:
     """Lists of metrics lines in the order of their steps, where one that was made again after a resume counts as it
     was logged last; dicts are empty where the run has nothing of the kind.
 
-    settings, defaults: of `config.toml` and `defaults.toml`, by dotted key. test, end: the last such line.
+    settings, defaults: of `config.toml` and `defaults.toml`, by dotted key. test, end: the last such line; no end
+    where the run went on after it.
     worst: `worst.json`. bad: the lines of `quarantine.jsonl`.
     """
 
@@ -50,8 +51,24 @@ class Run:
         return max(self.evals, key=lambda line: np.nanmax([0.0, *top1s(line)]), default={})
 
     @property
+    def num_steps(self) -> int:
+        """That are done, as the terminal counts them: a step's line has its number from 0."""
+        done = [line["step"] + 1 for line in self.steps[-1:]] + [line["step"] for line in self.evals[-1:]]
+        end = self.end.get("step")
+        return end if type(end) is int else max(done)
+
+    @property
     def images_per_s(self) -> float:
-        """The median over the steps; NaN without steps."""
+        """Of the training, as the terminal has it at the end; before that of all steps together. NaN without steps."""
+        if math.isfinite(rate := _number(self.end.get("images_per_s"))):
+            return rate
+        rates = column(self.steps, "images_per_s")
+        rates = rates[np.isfinite(rates) & (rates > 0)]
+        return float(len(rates) / np.sum(1 / rates)) if len(rates) else float("nan")
+
+    @property
+    def median_images_per_s(self) -> float:
+        """Over the steps, which a slow start does not pull down; NaN without steps."""
         rates = column(self.steps, "images_per_s")
         return float(np.median(rates[np.isfinite(rates)])) if np.isfinite(rates).any() else float("nan")
 
@@ -63,6 +80,7 @@ def read_run(folder: Path) -> Run:
     if not steps and not evals:
         raise ValueError(f"{folder}: the metrics have no step and no eval yet: nothing to draw")
     last = {line.get("kind"): line for line in lines}
+    went_on = next((line["kind"] for line in reversed(lines) if line["kind"] in ("step", "end")), "") == "step"
     return Run(
         folder=folder,
         name=os.fsencode(folder.resolve().name).decode(errors="replace"),
@@ -70,7 +88,7 @@ def read_run(folder: Path) -> Run:
         evals=evals,
         epochs=epochs,
         test=last.get("test", {}),
-        end=last.get("end", {}),
+        end={} if went_on else last.get("end", {}),
         settings=flattened(_toml(folder / "config.toml")),
         defaults=flattened(_toml(folder / "defaults.toml")),
         environment=flattened(_json(folder / "env.json")),

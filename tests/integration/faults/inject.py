@@ -19,6 +19,7 @@ import torch._inductor.compile_fx
 
 import engine.evaluate
 import train
+from engine import command_line
 from pipeline.reader import ShardReader
 from training import checkpoint
 from training.metrics import MetricsLog
@@ -135,7 +136,7 @@ def main(arguments: list[str]) -> None:
     injector = Injector(faults, Path(recovered) if recovered else None)
     torch.set_num_threads(1)
     _wrap(injector)
-    train.main(arguments, prog_name="train.py")
+    command_line.main(arguments, prog_name="train.py")
 
 
 def _wrap(injector: Injector) -> None:

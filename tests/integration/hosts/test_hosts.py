@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from hosts import network, permitted
 
-import train
+from engine import command_line
 from tests.conftest import LONG
 from training.audit import audit
 
@@ -65,7 +65,7 @@ def test_two_hosts_see_the_samples_of_one(dataset_dir: Path, tmp_path: Path) -> 
 
 @LONG
 def test_three_hosts_and_one_agree_in_every_step(dataset_dir: Path, tmp_path: Path) -> None:
-    result = CliRunner().invoke(train.main, arguments(dataset_dir, tmp_path / "alone", epochs=2))
+    result = CliRunner().invoke(command_line.main, arguments(dataset_dir, tmp_path / "alone", epochs=2))
     assert result.exit_code == 0, result.output
     words = arguments(dataset_dir, tmp_path / "run", epochs=2)
     with network(3) as built:

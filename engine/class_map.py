@@ -1,0 +1,179 @@
+"""Which output of a network each class of a dataset is: by its key, by a file of the user's, or by ImageNet's list.
+
+Input: the classes of both, and perhaps a file. Output: the dataset with the network's labels, and lines for people.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from shard_tools.classes import plain_key
+from shard_tools.format import ClassInfo, ShardSet
+from shard_tools.sources.imagenet import NAME_AGREEMENT, imagenet_classes
+from shard_tools.sources.naming import some
+
+Classes = Sequence[ClassInfo]
+
+
+@dataclass(frozen=True)
+class ClassMap:
+    """labels: (the dataset's classes,) the network's label of each, −1 where it has none. how: in words, "" where both
+    have the same classes in the same order."""
+
+    labels: np.ndarray
+    how: str
+
+
+def map_classes(network: Classes, dataset: Classes, file: Path | None = None) -> ClassMap:
+    """By `file`, and by key for what it does not name; a key that is a number may have leading zeros. Where that leaves
+    classes over, and one side has ImageNet's wnids and the other its numbers, by ImageNet's list.
+
+    Raises ValueError where the file is no such map.
+    """
+    known = _Known(network)
+    if [info.wnid for info in network] == [info.wnid for info in dataset] and file is None:
+        return ClassMap(np.arange(len(network)), "")
+    given = read_class_map(file, network, dataset) if file else {}
+    labels = np.array([given.get(info.wnid, known.label(info.wnid)) for info in dataset], np.int64)
+    if file:
+        by_key = int((labels >= 0).sum()) - len(given)
+        return ClassMap(labels, f"by {file}" + (f" and, {by_key:,} of them, by key" if by_key else ""))
+    if (labels < 0).any():
+        for numbers, others, whose in ((network, dataset, "the network"), (dataset, network, "the dataset")):
+            wnid_of = _imagenet_numbers(numbers)
+            if wnid_of and any(info.wnid in imagenet_classes() for info in others):
+                translated = [replace(info, wnid=wnid_of.get(info.wnid, info.wnid)) for info in network]
+                known = _Known(translated)
+                labels = np.array([known.label(wnid_of.get(info.wnid, info.wnid)) for info in dataset], np.int64)
+                return ClassMap(labels, f"by ImageNet's list of wnids, to which {whose}'s numbers are the places")
+    return ClassMap(labels, "by key")
+
+
+class _Known:
+    """The classes of one side by key."""
+
+    def __init__(self, classes: Classes) -> None:
+        self._plain = {plain_key(info.wnid): label for label, info in enumerate(classes)}
+        self._exact = {info.wnid: label for label, info in enumerate(classes)}
+
+    def label(self, key: str) -> int:
+        """−1 if there is no such class."""
+        return self._exact.get(key, self._plain.get(plain_key(key), -1))
+
+
+def _imagenet_numbers(classes: Classes) -> dict[str, str]:
+    """Key → wnid, if the keys are numbers of ImageNet-1k's classes: as their names say or, without any, their count."""
+    wnids, names = list(imagenet_classes()), list(imagenet_classes().values())
+    if not all(re.fullmatch("[0-9]{1,6}", info.wnid) and int(info.wnid) < len(wnids) for info in classes):
+        return {}
+    named = [info for info in classes if plain_key(info.name) != plain_key(info.wnid)]
+    agree = sum(_word(info.name) == _word(names[int(info.wnid)]) for info in named)
+    if agree < NAME_AGREEMENT * len(named) or (not named and len(classes) != len(wnids)):
+        return {}
+    return {info.wnid: wnids[int(info.wnid)] for info in classes}
+
+
+def _word(name: str) -> str:
+    """The first of a class's names, for comparing."""
+    return name.partition(",")[0].strip().lower().replace("_", " ")
+
+
+def relabelled(dataset: ShardSet, split: str, network: Classes, found: ClassMap, checkpoint: Path) -> ShardSet:
+    """The dataset, whose `split` has the network's labels.
+
+    Raises ValueError where it has images of classes that the network does not know.
+    """
+    samples = dataset.split(split).samples
+    labels = found.labels[samples["label"]]
+    if (labels < 0).any():
+        unknown = [dataset.classes[label].wnid for label in np.unique(samples["label"][labels < 0])]
+        raise ValueError(
+            f"{dataset.url or dataset.root}: {split} has images of {len(unknown):,} classes that {checkpoint} does not "
+            f"know: {some(unknown)}; it knows {len(network):,}: {some([info.wnid for info in network])}. Pack without "
+            "them (--only-classes), or say with --class-map FILE which they are"
+        )
+    samples = np.array(samples)
+    samples["label"] = labels
+    return replace(dataset, splits=dataset.splits | {split: replace(dataset.split(split), samples=samples)})
+
+
+def lines(network: Classes, dataset: ShardSet, split: str, found: ClassMap) -> Iterator[str]:
+    """What to say about the mapping; nothing where both have the same classes, by the same names."""
+    counts = np.bincount(dataset.split(split).samples["label"], minlength=len(dataset.classes))
+    if found.how:
+        yield (
+            f"classes mapped {found.how}: {split} has images of {(counts > 0).sum():,} classes, the network has "
+            f"{len(network):,} outputs, and top-1 is over all of them"
+        )
+    pairs = [(network[label], info) for label, info in zip(found.labels, dataset.classes, strict=True) if label >= 0]
+    pairs = [(a, b) for a, b in pairs if a.wnid.isdecimal() and b.wnid.isdecimal()]
+    other = [(a, b) for a, b in pairs if _word(a.name) != _word(b.name) and not _is_bare(a) and not _is_bare(b)]
+    if other:
+        a, b = other[0]
+        yield (
+            f"{len(other):,} of {len(pairs):,} numbers have other names: {a.wnid} is {a.name!r} in the network and "
+            f"{b.name!r} in the dataset; if they are other classes, give --class-map FILE"
+        )
+
+
+def _is_bare(info: ClassInfo) -> bool:
+    return plain_key(info.name) == plain_key(info.wnid)
+
+
+def read_class_map(path: Path, network: Classes, dataset: Classes) -> dict[str, int]:
+    """The dataset's class key → the network's label, from lines `KEY-of-the-network KEY-of-the-dataset` (with a tab
+    between where keys have spaces; blank ones and those with # are skipped) or JSON `{"KEY": "KEY"}`. Several of the
+    dataset's classes may be one of the network's; a list does that in JSON. It may name more of the dataset's classes.
+
+    Raises ValueError where it cannot be read, contradicts itself, or names classes that the network does not have.
+    """
+    ours, theirs, found = _Known(network), _Known(dataset), dict[str, int]()
+    for where, key, other in _pairs(path):
+        label, place = ours.label(key), theirs.label(other)
+        if label < 0:
+            if ours.label(other) >= 0 and theirs.label(key) >= 0:
+                raise ValueError(f"{where}: {key!r} is the dataset's; write the network's class first: {other} {key}")
+            raise ValueError(
+                f"{where}: the network has no class {key!r}; it has {some([info.wnid for info in network])}"
+            )
+        if place >= 0 and found.setdefault(dataset[place].wnid, label) != label:
+            raise ValueError(f"{where}: {other!r} is given two of the network's classes; leave one of them out")
+    if not found:
+        keys = some([info.wnid for info in dataset])
+        raise ValueError(f"{path}: names none of the dataset's classes ({keys}); its lines are KEY-of-the-network KEY")
+    return found
+
+
+def _pairs(path: Path) -> Iterator[tuple[str, str, str]]:
+    """(where it stands, the network's key, the dataset's) of each pair."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeError) as error:
+        raise ValueError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    if text.lstrip().startswith("{"):
+        try:
+            items = dict(json.loads(text))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: is no JSON object ({error})") from None
+        for key, value in items.items():
+            for other in value if isinstance(value, list) else [value]:
+                if isinstance(other, bool) or not isinstance(other, str | int):
+                    raise ValueError(
+                        f'{path}: {key!r} has {other!r}; give keys of classes, as {{"000010": "n01530575"}}'
+                    )
+                yield str(path), key, str(other)
+        return
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        words = [word.strip() for word in line.split("\t")] if "\t" in line.strip() else line.split()
+        if len(words) != 2 or not all(words):
+            raise ValueError(
+                f"{path}: line {number}: {line.strip()[:60]!r} is no pair of keys, the network's and the dataset's; "
+                "put a tab between them where they have spaces"
+            )
+        yield f"{path}: line {number}", words[0], words[1]

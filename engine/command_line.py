@@ -1,0 +1,220 @@
+"""The command line of `train.py`: options → a recipe that is checked → training (`engine/start.py`), or a sub-command.
+
+Nothing heavy is imported at the top. What is wrong with an option, a recipe or the data's path is told in a second;
+torch and the like, which take ten, come when training starts.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+
+from engine.commands import COMMANDS, CONTEXT, DEVICE, IN_ONE_PROCESS
+from engine.machine import load_recipe
+from engine.splits import check_splits
+from model.config import check_network
+from model.schedule import lr_at
+from recipes import DEMO_DATA, Recipe, recipe_file
+from shard_tools import terminal
+from shard_tools.format import ShardSet
+from training import config
+from training import run_dir as run_dirs
+from training.config_names import keys_like
+from training.config_text import commented_toml
+
+# What other trainers call the options of train.py; for settings see training.config_names.
+OPTIONS = {
+    "--data": "data_dir data_path dataset root",
+    "--recipe": "c cfg config config_file hparams",
+    "--resume": "ckpt checkpoint resume_from resume_from_checkpoint",
+    "--run-dir": "experiment exp_dir log_dir logdir out output output_dir save_dir",
+}
+RANK_0_SPEAKS_S = 30.0  # by then its launcher has ended the other ranks, where they all met the same
+
+
+class Refused(click.ClickException):
+    """What is wrong at the start, which every rank finds: rank 0 tells it."""
+
+    def show(self, file: Any = None) -> None:
+        let_rank_0_speak()
+        super().show(file)
+
+
+def let_rank_0_speak() -> None:
+    """On other ranks: wait to be ended, with the same exit status. If nobody does that the fault is this rank's."""
+    if int(os.environ.get("RANK", 0)):
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+        time.sleep(RANK_0_SPEAKS_S)
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Turns what is wrong at the start into one line."""
+    try:
+        yield
+    except ValueError as error:
+        raise Refused(str(error)) from None
+    except OSError as error:
+        raise Refused(f"{error.filename}: {error.strerror or error}") from None
+
+
+class Group(terminal.Group):
+    """Commands that run under torchrun, too: what is wrong with the command line is told once."""
+
+    def make_context(self, *args: Any, **more: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **more)
+        except click.UsageError:
+            let_rank_0_speak()
+            raise
+
+
+class Commands(Group):
+    """Those of `train.py`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            raise meant(error, ctx) from None
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name in IN_ONE_PROCESS and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise Refused(f"{name} runs in one process; start it without torchrun")
+        return super().get_command(ctx, name)
+
+
+def meant(error: click.NoSuchOption, context: click.Context) -> click.NoSuchOption:
+    """The error with what somebody means by an option that there is not: `--lr`, `--output-dir`."""
+    word = error.option_name.lstrip("-").lower().replace("-", "_")
+    found = [option for option, names in OPTIONS.items() if word in names.split()]
+    found = found or [f"--set {key}=…" for key in keys_like(word, config.keys(Recipe))]
+    if not found:
+        return error
+    return click.NoSuchOption(
+        error.option_name, f"No such option {error.option_name!r}: give {' or '.join(found)}", ctx=context
+    )
+
+
+class Chosen(NamedTuple):
+    """name: the recipe's, for people and for the run directory's default. said: lines about where it comes from."""
+
+    recipe: Recipe
+    name: str
+    said: list[str]
+
+
+@click.group(cls=Commands, commands=COMMANDS, invoke_without_command=True, context_settings=CONTEXT)
+@click.option("--data", metavar="DIR|URL", help="Packed dataset; without it the recipe's data.path (demo: own images).")
+@click.option(
+    "--recipe",
+    "recipe_name",
+    metavar="NAME|FILE",
+    help="A file of recipes/, or a path.  [default: that of the run in --run-dir or --resume; else demo]",
+)
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a recipe's value.")
+@click.option("--run-dir", metavar="DIR", type=click.Path(path_type=Path), help="[default: runs/RECIPE-TIME]")
+@click.option("--resume", default="auto", metavar="auto|never|PATH", help="auto: if --run-dir has a checkpoint.")
+@DEVICE
+@click.option("--max-steps", type=click.IntRange(min=0), metavar="N", help="End after N steps of the whole run.")
+@click.option(
+    "--max-minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="M",
+    help="End in time: the schedule is fitted to M minutes where the recipe takes longer.",
+)
+@click.option("--max-val-images", type=click.IntRange(min=1), metavar="N",
+              help="Validate on N images, for trials: always the same ones, chosen at random.")  # fmt: skip
+@click.option("--deterministic", is_flag=True, help="Deterministic kernels on the GPU too; the CPU's always are.")
+@click.option("--no-machine-config", is_flag=True, help="Leave out the machine.toml of `bench.py tune` in this folder.")
+@click.option("--show-config", is_flag=True, help="Print all settings as TOML, with what each means, and end.")
+@click.option("--show-schedule", is_flag=True, help="Plot learning rate and sizes over the epochs, and end.")
+@click.pass_context
+def main(
+    context: click.Context, data: str | None, recipe_name: str | None, overrides: tuple[str, ...], run_dir: Path | None,
+    resume: str, device: Any, max_steps: int | None, max_minutes: float | None, max_val_images: int | None,
+    deterministic: bool, no_machine_config: bool, show_config: bool, show_schedule: bool,
+) -> None:  # fmt: skip
+    """Train a classifier from packed shards; or run a command on what was trained.
+
+    \b
+    python train.py                                    the demo: makes its own images, 3 minutes on 2 cores
+    python train.py --data DIR --recipe cifar10-cpu    DIR comes from: python -m shard_tools pack SOURCE DIR
+    torchrun --nproc-per-node 8 train.py --data DIR --recipe rn50-90ep
+
+    Ctrl-C and SIGTERM write a checkpoint; the same command with the same --run-dir goes on there, on any number of
+    GPUs that divides the global batch. The last lines say top-1, images/s and where the report lies.
+    """
+    if context.invoked_subcommand:
+        return
+    began = context.obj or time.perf_counter()
+    with refusing():
+        chosen = choose_recipe(recipe_name, resume, run_dir, overrides, data, device, not no_machine_config)
+    if show_config:
+        click.echo(commented_toml(chosen.recipe), nl=False)
+        return
+    if show_schedule:
+        from engine.show import schedule_chart
+
+        click.echo(schedule_chart(chosen.recipe))
+        return
+    with refusing():
+        dataset = check(chosen, data, resume, run_dir)
+
+    import train
+    from engine.start import start
+
+    limits = {"began": began, "max_steps": max_steps, "max_minutes": max_minutes, "max_val_images": max_val_images or 0}
+    start(train.train, *chosen, dataset, run_dir, resume, device, deterministic, limits)
+
+
+def choose_recipe(
+    recipe_name: str | None, resume: str, run_dir: Path | None, overrides: tuple[str, ...], data: str | None,
+    device: str, use_machine: bool,
+) -> Chosen:  # fmt: skip
+    """The recipe by name, or without one that of the run that goes on, or the demo's; with what the options say.
+
+    Raises ValueError for what is wrong in it, in one line.
+    """
+    own = None if recipe_name else run_dirs.config_of_run(resume, run_dir)
+    file = own or recipe_file(recipe_name or "demo")
+    recipe, of_machine = load_recipe(file, overrides, device=device, use=use_machine)
+    recipe = replace(recipe, data=replace(recipe.data, path=data or recipe.data.path))
+    name = file.absolute().parent.name if file.name == run_dirs.CONFIG_FILE else file.stem
+    said = [f"no --recipe: the run's own settings, {own}"] * bool(own) + [of_machine] * bool(of_machine)
+    return Chosen(recipe, name, said)
+
+
+def check(chosen: Chosen, data: str | None, resume: str, run_dir: Path | None) -> ShardSet | None:
+    """All that can be checked without torch. Answers the dataset, or None for the demo's, which is still to be made.
+
+    Raises ValueError for what is wrong, in one line.
+    """
+    recipe = chosen.recipe
+    run_dirs.check_resume(resume)
+    check_network(recipe.model.name)
+    lr_at(0, epochs=recipe.train.epochs, base_lr=recipe.optimizer.lr, config=recipe.schedule)
+    if recipe.train.wandb and not find_spec("wandb"):
+        raise ValueError("train.wandb: the package wandb is not installed; uv pip install wandb")
+    if not recipe.data.path:
+        raise ValueError(f"recipe {chosen.name} names no data: give --data DIR")
+    for line in config.to_toml(recipe).splitlines():
+        if any("\ud800" <= character <= "\udfff" for character in line):  # a file name that is no UTF-8
+            raise ValueError(f"{line}: {run_dirs.CONFIG_FILE} cannot hold such a name; rename it, or link to it")
+    run_dirs.check_place(run_dir or Path("runs"))
+    if recipe.data.path == DEMO_DATA:
+        return None
+    try:
+        dataset = ShardSet.open(recipe.data.path, recipe.data.cache_dir, recipe.data.store_timeout_s)
+    except ValueError as error:
+        raise ValueError(f"{error}; if it is elsewhere: --data DIR" if not data else str(error)) from None
+    check_splits(recipe, dataset)
+    return dataset

@@ -1,0 +1,52 @@
+"""What a run says of its figures, and of its end."""
+
+from pathlib import Path
+from typing import Any
+
+from engine.learner import Standing
+from training import checkpoint
+from training.distributed import World
+from training.ending import ending, how_it_ended
+from training.figures import rate
+from training.step_log import StepLog
+
+
+def described(figures: dict[str, Any]) -> str:
+    """A validation's figures in a line, with the number of images, and of how many where that is a choice."""
+    ema = f", of the average {figures['ema_top1']:.4f}" if "ema_top1" in figures else ""
+    num_images = figures["num_images"]
+    chosen = " (--max-val-images)" if "split_images" in figures else ""
+    images = f"{num_images}/{figures.get('split_images', num_images)} images{chosen}"
+    return f"top-1 {figures['top1']:.4f}{ema}, loss {figures['loss']:.3f} on {images}"
+
+
+def end_of(
+    at: Standing, steps: StepLog, *, num_images: int, num_train: int, total_steps: int, epochs: int, seconds: float
+) -> dict[str, Any]:
+    """The fields of `metrics.jsonl`'s "end": the last validation's, this process's rates, and what ended the run.
+
+    `num_images` were trained on in these `seconds`, of which there are `num_train` in an epoch; the recipe has
+    `total_steps` in so many `epochs`.
+    """
+    rates = {
+        "images_per_s": num_images / steps.total_s if steps.total_s else 0.0,
+        "data_wait": steps.total_wait_s / steps.total_s if steps.total_s else 0.0,
+        "seconds": seconds,
+    }
+    how = ending(step=at.step, total_steps=total_steps, epochs=epochs, schedule_epoch=at.schedule_epoch,
+                 data_epochs=at.epoch + at.position / num_train)  # fmt: skip
+    return {"epoch": at.epoch, "step": at.step, "position": at.position} | (at.validation or {}) | rates | how
+
+
+def summary(end: dict[str, Any], *, world: World, run_dir: Path, report: Path) -> str:
+    """The lines at the end of a run. `end`: the fields of `metrics.jsonl`'s "end"."""
+    shared = "; decoding shares the cores, too" if world.device.type == "cpu" else ""
+    return (
+        f"{described(end) if 'top1' in end else 'no validation (data.val_split is none)'}\n"
+        f"{how_it_ended(end)}\n"
+        f"images/s          {rate(end['images_per_s'])} in training, {world.world_size} rank(s), "
+        f"{end['seconds']:.0f} s in all\n"
+        f"waiting for data  {end['data_wait']:.1%} of the training time{shared}\n"
+        f"checkpoint        {checkpoint.last_path(run_dir)}\n"
+        f"report            {report}"
+    )

@@ -1,0 +1,21 @@
+"""The splits that a recipe names: whether a dataset has them. Without torch, so that it is told at once."""
+
+from recipes import Recipe
+from shard_tools.format import ShardSet
+
+
+def validates(recipe: Recipe) -> bool:
+    """Whether the recipe has a validation split: `data.val_split` may be none."""
+    return recipe.data.val_split not in ("", "none")
+
+
+def check_splits(recipe: Recipe, dataset: ShardSet) -> None:
+    """Raises ValueError, with the way out, where the dataset lacks a split that the recipe names."""
+    if validates(recipe) and recipe.data.val_split not in dataset.splits:
+        raise ValueError(
+            f"{dataset.root}: no split {recipe.data.val_split!r} to validate on; it has {', '.join(dataset.splits)}. "
+            "Pack one (python -m shard_tools pack SOURCE OUT --split train=0.9,val=0.1), name another (--set "
+            "data.val_split=NAME), or train without validation (--set data.val_split=none)"
+        )
+    for name in filter(None, (recipe.data.train_split, recipe.data.test_split)):
+        dataset.split(name)

@@ -1,0 +1,96 @@
+"""Numba's compiler for functions that are the same in every run: compiled once, and kept on disk where that can be.
+
+Numba keeps compiled code in $NUMBA_CACHE_DIR, beside the source, or in the user's cache directory. In a container none
+of them may be writable, or stay so, or have room; and a file there may be damaged. Numba then raises errors of many
+kinds, long after the decorator. Here the code is compiled for this process alone, and rank 0 says so in one line, the
+first time. Worker processes say nothing.
+
+Importing this imports numba, which takes a second.
+"""
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from numba import njit
+from numba.core import sigutils
+from numba.core.caching import FunctionCache
+from numba.core.ccallback import CFunc
+
+
+def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """A decorator, as `numba.njit(cache=True, **options)` is."""
+
+    def wrapped(function: Callable[..., Any]) -> Any:
+        dispatcher = njit(**options)(function)
+        if dispatcher is not function:  # which it is under NUMBA_DISABLE_JIT
+            _keep(dispatcher, function)
+        return dispatcher
+
+    return wrapped
+
+
+def compiled_callback(signature: Any) -> Callable[[Callable[..., Any]], CFunc]:
+    """A decorator, as `numba.cfunc(signature, cache=True)` is."""
+
+    def wrapped(function: Callable[..., Any]) -> CFunc:
+        callback = CFunc(function, sigutils.normalize_signature(signature), locals={}, options={})
+        _keep(callback, function)
+        callback.compile()
+        return callback
+
+    return wrapped
+
+
+def _keep(compilable: Any, function: Callable[..., Any]) -> None:
+    """What `enable_caching` does, with a cache that may fail."""
+    try:
+        compilable._cache = _Cache(function)
+    except (RuntimeError, OSError):  # numba's for no directory; of reading the source
+        _say_once("numba finds no directory to keep compiled code in")
+
+
+class _Cache(FunctionCache):
+    """One function's files. What cannot be read is compiled anew, what cannot be written is left."""
+
+    def load_overload(self, signature: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(signature, target_context)
+        except OSError as error:
+            self._leave(error)
+        except Exception:  # what unpickling a damaged file ends in can be anything
+            self._empty()
+        return None
+
+    def save_overload(self, signature: Any, data: Any) -> None:
+        try:
+            super().save_overload(signature, data)
+        except OSError as error:
+            self._leave(error)
+
+    def _empty(self) -> None:
+        """Begin the index anew, so that what is compiled now is kept."""
+        try:
+            self.flush()
+        except OSError as error:
+            self._leave(error)
+
+    def _leave(self, error: OSError) -> None:
+        self.disable()
+        _say_once(f"numba cannot keep compiled code in {self.cache_path} ({error.strerror or error})")
+
+
+_said: list[str] = []
+
+
+def _say_once(what: str) -> None:
+    if _said or os.environ.get("RANK", "0") != "0" or multiprocessing.parent_process():
+        return
+    _said.append(what)
+    print(
+        f"{what}: this process compiles the images' resize for itself, which delays its start by some seconds; "
+        "set NUMBA_CACHE_DIR to a directory that can be written",
+        file=sys.stderr,
+    )

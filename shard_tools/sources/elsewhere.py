@@ -1,0 +1,86 @@
+"""What is no source, or only a part of one, and what to give instead: one line for people."""
+
+import os
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+
+from shard_tools.sources import ilsvrc, kaggle, parquet, tiny_imagenet, webdataset
+from shard_tools.sources.layout import holds_images, visible
+from shard_tools.sources.naming import some
+
+PUBLISHED = (kaggle, ilsvrc, tiny_imagenet)  # layouts whose name alone says what they are
+ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4", ".zip", ".7z", ".rar")
+SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # of datasets.save_to_disk, beside its .arrow files
+FILES = {
+    ".tfrecord": "TFRecord", ".tfrecords": "TFRecord", ".beton": "FFCV", ".rec": "MXNet", ".mdb": "LMDB",
+    ".h5": "HDF5", ".hdf5": "HDF5", ".npz": "NumPy", ".npy": "NumPy",
+}  # fmt: skip
+LOOKED_AT = 1000  # entries of a directory: enough to see what it is
+
+
+def instead(path: Path) -> str:
+    """What to give instead of `path`, which no other kind of source recognises; "" where it may be a directory tree."""
+    if path.is_file():
+        return _of_files(path, [path])
+    if part := _part_of_kaggle(path):
+        return part
+    dirs = [path / name for name, entry in visible(path).items() if entry.is_dir()]
+    for inner in islice(dirs, LOOKED_AT):
+        if any(kind.recognise(inner) for kind in PUBLISHED):
+            return f"{path}: the data set lies in a directory of it; give {inner}"
+    inner, alone = path, dirs
+    while len(alone) == 1:
+        inner = alone[0]
+        containers = () if holds_images(inner) else (parquet, webdataset)  # a class may hold a table of its images
+        if any(kind.recognise(inner) for kind in (*PUBLISHED, *containers)):
+            return f"{path}: the data set lies in a directory of it; give {inner}"
+        alone = [inner / name for name, entry in visible(inner).items() if entry.is_dir()]
+    if holds_images(path):
+        return ""
+    files = [entry for folder in (path, *dirs[:LOOKED_AT]) for entry in islice(sorted(folder.iterdir()), LOOKED_AT)]
+    return _of_files(path, files)
+
+
+def _part_of_kaggle(path: Path) -> str:
+    here = Path(os.path.abspath(path))  # as it is written: links may lead out of the layout
+    for root in here.parents[:4]:
+        images = root / kaggle.IMAGES
+        if here in (images, *images.parents, images / "val", images / "test") and images.is_dir():
+            if missing := [name for name in (kaggle.SOLUTION, kaggle.MAPPING) if not (root / name).is_file()]:
+                return f"{path}: is a part of Kaggle's ImageNet; put {' and '.join(missing)} into {root} and give that"
+            return f"{path}: is a part of Kaggle's ImageNet; give {root}, whose {kaggle.SOLUTION} has the labels of val"
+    return ""
+
+
+def _of_files(path: Path, files: Iterable[Path]) -> str:
+    """Where the images are in files of a kind that is not read."""
+    names = [str(file.relative_to(path)) if file != path else file.name for file in files if file.is_file()]
+    kinds = {name: kind for name in names for ending, kind in FILES.items() if name.lower().endswith(ending)}
+    archives = [name for name in names if name.lower().endswith(ARCHIVES)]
+    arrow = [name for name in names if name.lower().endswith(".arrow")]
+    where = path.parent if path.is_file() else path
+    if arrow or (where / SAVED_SPLITS).is_file():
+        saved = (where / SAVED).is_file() or (where / SAVED_SPLITS).is_file()
+        read = f"load_from_disk({str(where)!r})" if saved else f"Dataset.from_file({str(where / arrow[0])!r})"
+        write = "d.to_parquet('DIR/train.parquet')"
+        if (where / SAVED_SPLITS).is_file():
+            write = "for split in d: d[split].to_parquet(f'DIR/{split}.parquet')"
+        return (
+            f"{path}: Arrow files, as datasets.save_to_disk writes them, are not read; write Parquet files in Python, "
+            f"d = datasets.{read} and then {write}, and give DIR"
+        )
+    if archives:
+        return (
+            f"{path}: compressed archives ({some(archives)}) are not read in place; decompress WebDataset shards "
+            "(gunzip), unpack others (tar -xf, unzip), and give the directory"
+        )
+    if kinds:
+        kind = next(iter(kinds.values()))
+        return (
+            f"{path}: {kind} files ({some(list(kinds))}) are not read; give the images that they were made of, "
+            "or write them as WebDataset tars or Parquet"
+        )
+    if path.suffix == ".tar":
+        return f"{path}: is one tar; give its directory, {path.parent}, if it is a WebDataset shard, or unpack it"
+    return ""

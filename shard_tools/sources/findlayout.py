@@ -1,0 +1,222 @@
+"""Which directories of a tree are splits and which are classes, as their names say; see `layout` for what comes of it.
+
+Only directories that hold images count. A tree that can be read in two ways is refused, with what was found and the
+options that decide.
+"""
+
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from shard_tools.sources.layout import LAYOUT, NONE, Layout, Level, SplitDir, look
+from shard_tools.sources.naming import EXTENSIONS, FILLERS, is_image, some, split_in, split_rank
+
+TABLE = "list all images in a CSV file with the columns path, label and split and pack that"
+NAMELESS = {*FILLERS, "all", "unknown", "unlabeled", "unlabelled"}  # directories of images that are no class
+
+
+class Unclear(ValueError):
+    """A tree that can be read in several ways."""
+
+
+def unclear(root: Path, found: str, *readings: tuple[str, str]) -> Unclear:
+    """`readings`: what `--split-dirs` has to be, and what it means then."""
+    choices = " or ".join(f"--split-dirs {shlex.quote(option)} ({meaning})" for option, meaning in readings)
+    return Unclear(f"{root}: {found}; say how to read this: {choices}")
+
+
+def find_layout(root: Path) -> Layout:
+    """The one way to read the tree. Raises ValueError if there is none, or more than one."""
+    inside = ""
+    while True:
+        level = look(root / inside)
+        if words := split_words(level.dirs):
+            return _Splits(root, inside, level, words).layout()
+        if len(level.dirs) != 1 or level.images:
+            break
+        inside += f"{level.dirs[0]}/"
+    if inside:
+        return _lone(root, inside, level)
+    if not level.dirs:
+        beside = f", but {_count(level.images)} beside them" if level.images else ""
+        raise ValueError(f"{root}: no images ({', '.join(EXTENSIONS)}) in its class directories{beside}; give {LAYOUT}")
+    classes = [SplitDir("train", "")]
+    _check_strays(root, "", level, classes)
+    return Layout(classes)
+
+
+def split_words(dirs: Iterable[str]) -> dict[str, str]:
+    """Directory → split, of those whose names tell one: Training_Set; or seg_train where there is seg_test, too.
+    Train first."""
+    told = {name: split_in(name) for name in dirs}
+    splits: dict[tuple[str, ...], set[str]] = {}
+    for split, rest in told.values():
+        if split:
+            splits.setdefault(rest, set()).add(split)
+    words = {name: split for name, (split, rest) in told.items() if split and (not rest or len(splits[rest]) > 1)}
+    return dict(sorted(words.items(), key=lambda item: split_rank(item[1])))
+
+
+def _lone(root: Path, inside: str, level: Level) -> Layout:
+    """There is one directory, and perhaps one in it, and so on to `inside`, whose level this is."""
+    top, *below = inside.rstrip("/").split("/")
+    one_class = NONE, f"{top} is the one class"
+    if level.is_container:
+        others = spec([SplitDir("train", inside)]), f"{some(level.dirs)} are classes"
+        raise unclear(root, f"all images lie in subdirectories of {inside}", one_class, others)
+    if below:
+        others = spec([SplitDir("train", f"{PurePosixPath(inside).parent}/")]), f"{below[-1]} is the one class"
+        raise unclear(root, f"all images lie in {inside}", one_class, others)
+    if _nameless(top):
+        raise unclear(root, f"all images lie in {inside}, without class directories", one_class)
+    return Layout([SplitDir("train", "")])
+
+
+def _check_strays(root: Path, directory: str, level: Level, reading: list[SplitDir]) -> None:
+    """A few images beside the class directories are left out, with a line; many are no mistake."""
+    if len(level.images) > len(level.dirs):
+        found = f"{directory or 'it'} has {_count(level.images)} beside its directories ({some(level.images)})"
+        option = spec(reading) if reading != [SplitDir("train", "")] else NONE
+        raise unclear(root, found, (option, "they are left out"))
+
+
+@dataclass
+class _Splits:
+    """The directories at `inside`, some or all of which are named as splits (`words`: directory → split)."""
+
+    root: Path
+    inside: str
+    level: Level
+    words: dict[str, str]
+
+    def layout(self) -> Layout:
+        """Raises ValueError if that cannot be read in one way."""
+        self._check_all_are_splits()
+        unlabelled = self._unlabelled()
+        reading = [s for s in self._reading(self.words) if s.before != unlabelled]
+        for name in self._deep:
+            if f"{self.inside}{name}/" != unlabelled:
+                self._check_classes(name, reading)
+        return Layout(reading, self.inside, unlabelled)
+
+    @cached_property
+    def _levels(self) -> dict[str, Level]:
+        return {name: look(self.root / self.inside / name) for name in self.words}
+
+    @cached_property
+    def _deep(self) -> list[str]:
+        """Those that have class directories."""
+        return [name for name in self.words if self._levels[name].dirs]
+
+    def _reading(self, names: Iterable[str], inner: bool = False) -> list[SplitDir]:
+        """The splits that these directories are, the first where several are the same one; with `inner`, their class
+        directories are looked for below directories that stand alone."""
+        found: dict[str, SplitDir] = {}
+        for name in names:
+            before = f"{self.inside}{name}/"
+            while inner and len((level := look(self.root / before)).dirs) == 1 and not level.images:
+                if not look(self.root / before / level.dirs[0]).dirs:
+                    break
+                before += f"{level.dirs[0]}/"
+            found.setdefault(self.words[name], SplitDir(self.words[name], before))
+        return sorted(found.values(), key=lambda s: split_rank(s.split))
+
+    def _check_all_are_splits(self) -> None:
+        where, names = self.root, [f"{self.inside}{name}/" for name in self.words]
+        others = [name for name in self.level.dirs if name not in self.words]
+        classes = NONE, "they are all classes" if not self.inside else f"{self.inside.split('/')[0]} is the one class"
+        reading = self._reading([n for n in self.words if n in self._deep or self.words[n] == "test"], inner=True)
+        if others:
+            readings = [classes]
+            if "train" in {split.split for split in reading}:
+                readings.append((spec(reading), "the others are left out"))
+            elif reading:
+                train = SplitDir("train", self.inside)
+                readings.append((spec([train, *reading]), "the others are classes of train"))
+            raise unclear(where, f"{some(names)} can be splits by name, {some(others)} not", *readings)
+        for split in dict.fromkeys(self.words.values()):
+            same = [name for name in self.words if self.words[name] == split]
+            if len(same) > 1:
+                both = f"{' and '.join(same)} both mean {split}"
+                raise unclear(where, both, classes, (spec(reading), f"{' and '.join(same[1:])} left out"))
+        if not self._deep:
+            raise unclear(
+                where,
+                f"{some(names)}: images without class directories (sort them into {names[0]}CLASS/, or {TABLE})",
+                classes,
+            )
+        for name in self.level.empty:
+            split = split_in(name)[0] if not split_in(name)[1] else ""
+            if split and split != "test" and split not in self.words.values():
+                raise ValueError(
+                    f"{where / self.inside / name}: no images ({', '.join(EXTENSIONS)}) in its class directories; "
+                    f"give {self.inside}{name}/CLASS/IMAGE, or remove it"
+                )
+        _check_strays(where, self.inside, self.level, reading)
+
+    def _unlabelled(self) -> str:
+        """The directory of test, if that has images and no classes. Raises ValueError for any other such split."""
+        known = {key for name in self._deep if self.words[name] == "train" for key in self._levels[name].dirs}
+        for name in self.words:
+            keys = self._levels[name].dirs
+            alone = keys[0] if len(keys) == 1 and keys[0] not in known else ""
+            if keys and not (alone and _nameless(alone) and not look(self.root / self.inside / name / alone).dirs):
+                continue
+            if self.words[name] == "test" and self._deep != [name]:
+                return f"{self.inside}{name}/"
+            if not keys or known:
+                raise ValueError(f"{self.root / self.inside / name}: {self._without_classes(name)}")
+        return ""
+
+    def _check_classes(self, name: str, reading: list[SplitDir]) -> None:
+        """What lies in the directory of a split."""
+        here, keys = f"{self.inside}{name}/", self._levels[name].dirs
+        _check_strays(self.root, here, self._levels[name], reading)
+        as_classes = spec(reading), f"{some(keys)} the class{'es' if len(keys) > 1 else ''}"
+        everywhere = {key for other in self._deep if other != name for key in self._levels[other].dirs}
+        if len(keys) == 1 and not (keys[0] in everywhere and len(everywhere) > 1):
+            if look(self.root / here / keys[0]).is_container:
+                deeper = spec(self._reading(self.words, inner=True)), "its subdirectories are the classes"
+                raise unclear(
+                    self.root, f"all images of {here} lie in subdirectories of {keys[0]}/", as_classes, deeper
+                )
+            if _nameless(keys[0]):
+                found = f"all images of {here} lie in {keys[0]}/, without class directories"
+                raise unclear(self.root, found, as_classes)
+        words = split_words(keys)
+        if len(words) > 1:
+            splits = {split: SplitDir(split, f"{here}{key}/") for key, split in reversed(words.items())}
+            deeper = spec(sorted(splits.values(), key=lambda s: split_rank(s.split))), "they are the splits"
+            raise unclear(self.root, f"{some(list(words))} in {here} can be splits by name, too", as_classes, deeper)
+
+    def _without_classes(self, name: str) -> str:
+        """What to do about PyTorch's ImageNet layout before its validation images are sorted."""
+        here = self.root / self.inside
+        labels = [
+            str(path)
+            for path in sorted({*here.iterdir(), *(here / name).iterdir()})
+            if not is_image(path.name)
+            and path.is_file()
+            and ("val" in path.name.lower() or "devkit" in path.name.lower())
+        ]
+        hint = f"their labels seem to be in {labels[0]}" if labels else "nothing here tells their labels"
+        return (
+            f"images without class directories ({hint}); sort them into {name}/CLASS/, or {TABLE}, "
+            "or pack the official archives as they are"
+        )
+
+
+def spec(splits: list[SplitDir]) -> str:
+    return ",".join(split.spec() for split in splits)
+
+
+def _nameless(name: str) -> bool:
+    """Whether a directory's name is no class's: images, data1, 0; or a split's."""
+    split, words = split_in(name)
+    return bool(split and not words) or set(words) <= NAMELESS
+
+
+def _count(images: list[str]) -> str:
+    return f"{len(images)} image{'s' if len(images) > 1 else ''}"

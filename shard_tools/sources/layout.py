@@ -1,0 +1,191 @@
+"""How a directory tree is read: which directories are splits and which are classes. `--split-dirs` says it, or
+`findlayout` finds it out.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from shard_tools.sources.naming import is_image, is_junk, some, split_rank
+
+LAYOUT = "a directory with train/CLASS/IMAGE and val/CLASS/IMAGE, or CLASS/IMAGE"
+NONE = "none"  # --split-dirs none: every directory is a class
+CLASS = "*"  # in --split-dirs: where the class directories are, if not at the end
+FORM = f'write "train=DIRECTORY,val=DIRECTORY", or {NONE} where every directory is a class'
+
+
+class SplitDir(NamedTuple):
+    """A split's class directories are `before`CLASS`after`, relative to the root: "train/" and "", "" and "/train"."""
+
+    split: str
+    before: str
+    after: str = ""
+
+    def spec(self) -> str:
+        """As `--split-dirs` takes it."""
+        place = f"{self.before}{CLASS}{self.after}" if self.after else self.before.rstrip("/") or "."
+        return f"{self.split}={place}"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a tree is read.
+
+    splits: train first. inside: the wrapping directory that was looked through, such as "a/b/". unlabelled: the
+    directory of a test split that has no classes, and is left out. given: by the user, whose word it is.
+    """
+
+    splits: list[SplitDir]
+    inside: str = ""
+    unlabelled: str = ""
+    given: bool = False
+
+    def __str__(self) -> str:
+        dirs = []
+        for split, before, after in self.splits:
+            usual = before == f"{self.inside}{split}/" or (split == "train" and before == self.inside)
+            shown = f"{before.removeprefix(self.inside)}CLASS{after}/IMAGE"
+            dirs.append(shown if usual and not after else f"{shown} as {split}")
+        inside = f", inside {self.inside}" if self.inside else ""
+        left = f"; {self.unlabelled} has no class directories and is left out" if self.unlabelled else ""
+        return f"a directory tree: {', '.join(dirs)}{inside}{left}"
+
+    def class_dirs(self, root: Path, split: SplitDir) -> dict[str, str]:
+        """Class key → its directory relative to the root, with images or not."""
+        found = {}
+        for key, entry in visible(root / split.before).items():
+            path = f"{split.before}{key}"
+            if entry.is_dir() and not self._leads_to_a_split(path) and (root / f"{path}{split.after}").is_dir():
+                found[key] = f"{path}{split.after}"
+        return found
+
+    def beside(self, root: Path, directory: str = "") -> Iterator[str]:
+        """What is left out, relative to the root: files and directories that are on no way to a class."""
+        here = [split for split in self.splits if split.before == directory]
+        for name, entry in visible(root / directory).items():
+            path = f"{directory}{name}"
+            if not entry.is_dir():
+                yield path
+            elif f"{path}/" == self.unlabelled:
+                yield described(root, path).removesuffix(")") + ", no labels)"
+            elif self._leads_to_a_split(path):
+                yield from self.beside(root, f"{path}/")
+            elif not here:
+                yield described(root, path)
+            elif all(split.after for split in here):
+                used = {split.after.split("/")[1] for split in here}
+                yield from (described(root, f"{path}/{inner}") for inner in visible(root / path) if inner not in used)
+
+    def _leads_to_a_split(self, path: str) -> bool:
+        return any(way.startswith(f"{path}/") for way in (*(split.before for split in self.splits), self.unlabelled))
+
+
+@dataclass(frozen=True)
+class Level:
+    """What is in a directory: its directories that hold images and those that do not, and the images beside them."""
+
+    dirs: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
+
+    @property
+    def is_container(self) -> bool:
+        """Whether its images lie in directories, but for a few: those may be the classes, rather than this."""
+        return len(self.dirs) > 0 and len(self.images) <= len(self.dirs)
+
+
+def look(directory: Path) -> Level:
+    level, here = Level(), os.path.realpath(directory)
+    for name, entry in visible(directory).items():
+        if entry.is_symlink() and f"{here}/".startswith(f"{os.path.realpath(entry.path)}/"):
+            continue  # it contains this one
+        if entry.is_dir():
+            (level.dirs if holds_images(entry.path) else level.empty).append(name)
+        elif is_image(name):
+            level.images.append(name)
+    return level
+
+
+def visible(directory: str | Path) -> dict[str, os.DirEntry[str]]:
+    """The entries of a directory by name, sorted, without what is none of the data."""
+    with os.scandir(directory) as entries:
+        return {entry.name: entry for entry in sorted(entries, key=lambda e: e.name) if not is_junk(entry.name)}
+
+
+def holds_images(directory: str | Path) -> bool:
+    """Whether there is an image anywhere below; stops at the first."""
+    return next(_images(directory, frozenset()), None) is not None
+
+
+def described(root: Path, path: str) -> str:
+    """A path of a file or a directory; with the number of images in the latter."""
+    if not (root / path).is_dir():
+        return path
+    count = sum(1 for _ in _images(root / path, frozenset()))
+    return f"{path}/ ({count} image{'s' if count > 1 else ''})" if count else f"{path}/"
+
+
+def _images(directory: str | Path, above: frozenset[str]) -> Iterator[str]:
+    here = os.path.realpath(directory)
+    if here in above:  # a link to a directory that contains it
+        return
+    dirs = []
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if is_junk(entry.name):
+                continue
+            if entry.is_dir():
+                dirs.append(entry.path)
+            elif is_image(entry.name):
+                yield entry.path
+    for path in dirs:
+        yield from _images(path, above | {here})
+
+
+def given_layout(root: Path, text: str) -> Layout:
+    """What `--split-dirs` says: `none`, or SPLIT=DIRECTORY,…; a directory is relative to the root, has the classes'
+    directories in it, or has them where it says `*`.
+
+    Raises:
+        ValueError: it is written wrongly, or names what is not there.
+    """
+    if text.strip().lower() == NONE:
+        return Layout([SplitDir("train", "")], given=True)
+    splits = [_split_dir(root, item.strip()) for item in re.split(r",(?=\s*[\w-]+\s*=)", text)]
+    if twice := sorted({a.split for i, a in enumerate(splits) for b in splits[:i] if a.split == b.split}):
+        raise ValueError(f"--split-dirs {text!r}: has {some(twice)} twice; a split has one directory")
+    flat = [s for s in splits if not s.after and not any(entry.is_dir() for entry in visible(root / s.before).values())]
+    unlabelled = next((s.before for s in flat if s.split == "test" and len(splits) > 1 and s.before), "")
+    splits = sorted((s for s in splits if not unlabelled or s.before != unlabelled), key=lambda s: split_rank(s.split))
+    layout = Layout(splits, unlabelled=unlabelled, given=True)
+    owner: dict[str, str] = {}
+    for split in splits:
+        for path in layout.class_dirs(root, split).values():
+            owner.setdefault(path, split.split)
+            for inside in (path, *map(str, PurePosixPath(path).parents)):
+                if owner.get(inside, split.split) != split.split:
+                    raise ValueError(f"--split-dirs {text!r}: {path} would be of {owner[inside]} and of {split.split}")
+    return layout
+
+
+def _split_dir(root: Path, item: str) -> SplitDir:
+    split, equals, place = (part.strip() for part in item.partition("="))
+    if not equals or not place or not re.fullmatch(r"\w[\w-]*", split, re.ASCII):
+        raise ValueError(f"--split-dirs: {item!r} is not SPLIT=DIRECTORY; {FORM}")
+    path = PurePosixPath(place)
+    if path.is_absolute() and path.is_relative_to(root.absolute()):
+        path = path.relative_to(root.absolute())
+    if path.is_absolute() or ".." in path.parts or path.parts.count(CLASS) > 1:
+        raise ValueError(f"--split-dirs: {place!r} is no directory in {root}, perhaps with one {CLASS} for the classes")
+    at = path.parts.index(CLASS) if CLASS in path.parts else len(path.parts)
+    before, after = (
+        "".join(f"{part}/" for part in path.parts[:at]),
+        "".join(f"/{part}" for part in path.parts[at + 1 :]),
+    )
+    if not (root / before).is_dir():
+        there = [name for name, entry in visible(root).items() if entry.is_dir()]
+        raise ValueError(f"--split-dirs: {root} has no directory {before.rstrip('/')!r}; it has {some(there)}")
+    return SplitDir(split, before, after)

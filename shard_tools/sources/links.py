@@ -1,0 +1,77 @@
+"""Symbolic links in a directory tree: which of them would bring an image into another class or split."""
+
+import os
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+from shard_tools.sources.naming import some
+
+MAX_HOPS = 40  # as Linux follows
+
+
+class Links:
+    """The links below class directories (relative to `root`), and where they lead.
+
+    Raises:
+        ValueError: a class directory is a link to a directory that holds others.
+    """
+
+    def __init__(self, root: Path, class_dirs: list[str]) -> None:
+        self._root = root
+        self._class_dirs: dict[str, str] = {}  # real path → as in the tree
+        self._same: list[str] = []
+        self._count = 0
+        for path in class_dirs:
+            real = os.path.realpath(root / path)
+            if real in self._class_dirs:
+                self._same.append(f"{path} is {self._class_dirs[real]}")
+            else:
+                self._class_dirs[real] = path
+        self._above = {parent for real in self._class_dirs for parent in _parents(real)}
+        for real, path in self._class_dirs.items():
+            if real in self._above:
+                raise ValueError(f"{root / path}: leads to a directory that holds other classes ({real}); remove it")
+
+    def read_anyway(self, path: str) -> str:
+        """Where in the tree a link's target, or what is below it, is read anyway; "" if it is not."""
+        for place in _hops(os.path.join(self._root, path)):
+            if place in self._above:
+                self._count += 1
+                return "a directory of classes"
+            for parent in (place, *_parents(place)):
+                if parent in self._class_dirs:
+                    self._count += 1
+                    return self._class_dirs[parent] + place[len(parent) :]
+        return ""
+
+    def notes(self) -> list[str]:
+        """What to tell people of them."""
+        notes = []
+        if self._count:
+            notes.append(f"{self._count} links lead to images that are read anyway, and are left out")
+        if self._same:
+            notes.append(f"{len(self._same)} class directories are links to others, whose images are packed twice: ")
+            notes[-1] += some(self._same)
+        return notes
+
+
+def _hops(link: str) -> Iterator[str]:
+    """Where a link leads, and where that leads if it is one, too; its directory without links each time."""
+    path = Path(link)
+    for _ in range(MAX_HOPS):
+        target = path.parent / path.readlink()
+        path = Path(_real(str(target.parent)), target.name) if target.name not in ("", "..") else target.resolve()
+        yield str(path)
+        if not path.is_symlink():
+            return
+
+
+@lru_cache(maxsize=4096)
+def _real(directory: str) -> str:
+    return os.path.realpath(directory)
+
+
+def _parents(path: str) -> Iterator[str]:
+    while path := path.rpartition("/")[0]:
+        yield path

@@ -1,0 +1,177 @@
+"""The classes of files that each have their own list of them, or none: labels → class keys, by name.
+
+The classes are those of the first split: the names in its files' schemas, in order; or the names that its labels are
+as text; or, where it has numbers alone, the one list that other splits' files have, else the numbers themselves.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from shard_tools.sources.imagenet import imagenet_classes, wnids_of
+from shard_tools.sources.labels import LabelKinds, class_number, read_label
+from shard_tools.sources.naming import numbered_classes, some
+
+
+@dataclass(frozen=True)
+class FileLabels:
+    """What labels one file has. file: for messages. names: of its schema, by label. first_rows: label → first row."""
+
+    file: str
+    split: str
+    names: list[str]
+    first_rows: dict[int | str | None, int]
+
+    def is_labelled(self) -> bool:
+        return any(label not in (None, -1, "") for label in self.first_rows)
+
+
+@dataclass
+class ClassMap:
+    """keys: for each file, in order, label → class key, None for no label. names: class key → readable name, by label;
+    {} if nothing names the classes. notes: lines for people."""
+
+    keys: list[dict[int | str | None, str | None]]
+    names: dict[str, str]
+    notes: list[str] = field(default_factory=list)
+    _unnamed: list[str] | None = None  # keys of numbers that have no names
+
+    def fixed_classes(self) -> list[str] | None:
+        return list(self.names) or self._unnamed
+
+
+def map_classes(files: Sequence[FileLabels]) -> ClassMap:
+    """The keys of all labels. `files`: by split, first the one whose classes are the dataset's.
+
+    Raises:
+        ValueError: a label has no class, or it cannot be told which; file, row, and how the lists differ.
+    """
+    mapper = _Mapper(files)
+    keys = [mapper.keys(file) for file in files]
+    return ClassMap(keys, mapper.classes, mapper.notes(), mapper.kinds.fixed_classes())
+
+
+class _Mapper:
+    """Finds keys. names: of the classes, by label, [] if nothing names them. known: what a class is called → key."""
+
+    def __init__(self, files: Sequence[FileLabels]):
+        self.files = files
+        first = [file for file in files if file.split == files[0].split]
+        text = {label for file in first for label in file.first_rows if isinstance(label, str) and _is_name(label)}
+        self.lists = list({tuple(file.names): None for file in files if file.names})
+        self.names = _joined([file.names for file in first if file.names])
+        if not self.names and not text and len(self.lists) == 1:
+            self.names = list(self.lists[0])
+        self.classes = numbered_classes(self.names)
+        self.order = list(self.classes)
+        self.known = _called(self.names, self.order) if self.names else {label: label for label in text}
+        self.kinds = LabelKinds()
+
+    def keys(self, file: FileLabels) -> dict[int | str | None, str | None]:
+        """The key of each label in one file, None for no label."""
+        places = self._places(file)
+        keys: dict[int | str | None, str | None] = {}
+        for label, row in file.first_rows.items():
+            try:
+                value = read_label(label) if isinstance(label, str) and label not in self.known else label
+                value = class_number(value) if isinstance(value, int) else value
+                if value is None or isinstance(value, str):
+                    keys[label] = value and self._of_name(file, value, row)
+                elif file.names and value < len(places):
+                    keys[label] = places[value] or self._of_name(file, file.names[value], row)
+                else:
+                    keys[label] = self._of_number(file, value, places, row)
+            except ValueError as error:
+                raise ValueError(f"{file.file}: row {row}: {error}") from None
+        return keys
+
+    def _places(self, file: FileLabels) -> list[str]:
+        """The key of each label that the file's own list names, "" where the classes lack it; without a list, the key
+        by the list of the others."""
+        if not file.names or file.names == self.names:
+            return self.order
+        either = zip(file.names, wnids_of(file.names) or file.names, strict=True)
+        return [self.known.get(name) or self.known.get(other, "") for name, other in either]
+
+    def _of_name(self, file: FileLabels, name: str, row: int) -> str:
+        if not self.names and not file.names:  # other splits' too: `pack` compares the splits
+            return self.kinds.key(name, f"row {row} of {file.file}")
+        if name in self.known:
+            return self.known[name]
+        there = self.names or list(self.known)
+        here = file.names or [label for label in file.first_rows if isinstance(label, str)]
+        differences = [
+            f"only {where}: {some(names)}"
+            for where, names in (
+                ("here", [name for name in here if name not in self.known]),
+                ("there", [name for name in there if name not in here]),
+            )
+            if names
+        ]
+        raise ValueError(
+            f"the class {name!r} is not one (or not only one) of the {len(there)} classes of {self.files[0].split} "
+            f"({'; '.join(differences)}); make the lists the same"
+        )
+
+    def _of_number(self, file: FileLabels, number: int, places: list[str], row: int) -> str:
+        """Of a number that the file's own list does not name."""
+        if not self.lists:
+            return self.kinds.key(number, f"row {row} of {file.file}")
+        if not file.names and (len(self.lists) > 1 or not self.names):
+            raise ValueError(
+                f"the label {number} has no name, and which it is cannot be told by the other files' lists; add this "
+                "file's list to its schema"
+            )
+        if number >= len(places):
+            num_classes = len(file.names or places)
+            whose = "its schema names" if file.names else "the other files name"
+            raise ValueError(
+                f"the label {number} is not one of the {num_classes} classes that {whose}; correct the file"
+            )
+        return places[number]
+
+    def notes(self) -> list[str]:
+        """What is taken for granted."""
+        lines = []
+        unnamed = [file.file for file in self.files if not file.names and any(map(_is_number, file.first_rows))]
+        if self.names and unnamed:
+            lines.append(f"{some(unnamed)}: without class names; the labels are taken for places in the others' list")
+        others = [file.file for file in self.files if file.names and file.names != self.names]
+        if others:
+            lines.append(f"{some(others)}: another list of classes; the labels are mapped by the classes' names")
+        return lines
+
+
+def _joined(lists: list[list[str]]) -> list[str]:
+    """One list: the first, and what others have besides."""
+    names = list(lists[0]) if lists else []
+    for other in lists[1:]:
+        if other != names:
+            called = _called(names, names)
+            either = zip(other, wnids_of(other) or other, strict=True)
+            names += [name for name, wnid in either if name not in called and wnid not in called]
+    return names
+
+
+def _called(names: list[str], keys: list[str]) -> dict[str, str]:
+    """What classes are called → key: their names but those of several; of ImageNet's, wnids and short names too."""
+    counts = Counter(names)
+    called = {name: key for name, key in zip(names, keys, strict=True) if counts[name] == 1}
+    if wnids := wnids_of(names):
+        of_wnid = dict(zip(wnids, keys, strict=True))
+        called = of_wnid | {name: of_wnid[wnid] for wnid, name in imagenet_classes().items()} | called
+    return called
+
+
+def _is_name(label: str) -> bool:
+    """Whether a text is a class's name, and neither a number nor empty."""
+    try:
+        return isinstance(read_label(label), str)
+    except ValueError:
+        return False
+
+
+def _is_number(label: int | str | None) -> bool:
+    if isinstance(label, str):
+        return bool(label.strip()) and not _is_name(label)
+    return label is not None and label >= 0

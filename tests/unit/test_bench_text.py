@@ -1,0 +1,80 @@
+"""What `bench.py` prints: rates with the digits that they have, lines that fit and break between words."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import record
+from benchmarks.explain import report as explain_report
+from benchmarks.peers import report as peers_report
+from benchmarks.rates import program_parts
+from benchmarks.text import fitted, shown_rate, tabulated, wrapped
+
+LONG = "expected 1.30 times: whole decoding takes 0.06 times as long as libjpeg-turbo's, re-encoded and well-behaved"
+
+
+@pytest.fixture(autouse=True)
+def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("rate", "shown"),
+    [(31877.4, "31,877"), (10.4, "10"), (9.96, "10"), (9.94, "9.9"), (3.04, "3.0"), (0.996, "1.0"), (0.04, "0.04")],
+)
+def test_slow_rates_have_decimals(rate: float, shown: str) -> None:
+    assert shown_rate(rate) == shown
+
+
+def test_words_and_commands_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = "--set phases.image_size=" + "[160,224]," * 12
+    for columns in (40, 60, 80, 100):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        lines = wrapped(f"     {LONG} {command}")
+        assert " ".join(line.strip() for line in lines).split() == f"{LONG} {command}".split()
+        assert all(len(line) <= columns for line in lines if "phases" not in line)
+
+
+def test_a_programs_line_goes_on_below_its_figures() -> None:
+    figures = {"images_per_s": [3.04, 2.5, 9.94], "data_wait": [0.995] * 3, "first_batch_s": 6.09, "memory_mb": 992.0,
+               "images_per_s_of_rank": [[1234.0]] * 9}  # fmt: skip
+    lines = fitted("  dali       ", program_parts(figures))
+    assert "3.0 images/s [2.5–9.9]" in lines[0]
+    assert max(map(len, lines)) <= 80
+    assert [line[:13] for line in lines[1:]] == [" " * 13] * (len(lines) - 1)
+    assert sum(line.count("1,234") for line in lines) == 9
+
+
+def test_a_table_that_is_too_wide_goes_on_below() -> None:
+    rows = [("program", "version", *(f"column-{i}" for i in range(9))), ("ours", "1.0", *"123456789")]
+    lines = tabulated(rows, 2)
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines if line] == ["program", "ours"] * (lines.count("") + 1)
+    assert " ".join(lines).split().count("column-8") == 1
+    narrow = tabulated([row[:3] for row in rows], 2)
+    assert narrow == ["  program  version  column-0", "  ours     1.0             1"]
+
+
+def test_the_table_of_peers_fits() -> None:
+    figures = {"images_per_s": [31877.0, 130015.0], "version": "2.4.0.dev2026", "workers": 16, "memory_mb": 12345.0,
+               "first_batch_s": 12.3, "prepare_s": None, "size_bytes": 1e11}  # fmt: skip
+    ratio = {"median": 22.03, "low": 21.0, "high": 23.5}
+    why = "its package cannot be installed: " + "no such wheel " * 9
+    result = {"programs": {peers_report.OURS: figures, "torchvision-tensor": figures}, "skipped": {"ffcv": why},
+              "ratios": {f"{peers_report.OURS} / torchvision-tensor": ratio}, "failed": {}}  # fmt: skip
+    lines = peers_report.table(result).splitlines()
+    assert max(map(len, lines)) <= 80
+    for cell in (*peers_report.COLUMNS, "22.03 [21.00–23.50]", "31,877–130,015]"):
+        assert any(cell in line for line in lines), cell
+
+
+def test_explain_shows_rates_as_the_others_do() -> None:
+    assert explain_report.shown_rate is shown_rate
+
+
+def test_what_cannot_be_written_is_told_before_the_measuring(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    record.require_writable(None, tmp_path / "new" / "folder" / "x.json", tmp_path / "file")
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(ValueError, match=r"file/x.json: cannot be written; name another place for it"):
+        record.require_writable(tmp_path / "file" / "x.json")

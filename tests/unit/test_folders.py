@@ -1,0 +1,102 @@
+"""What is missing around a program and gets a stand-in: temporary files' directory, home, user name."""
+
+import getpass
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import bench
+from engine import command_line
+from shard_tools import __main__ as shard_tools_main
+from shard_tools import folders, terminal
+from shard_tools.cache import Cache, cache_root
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A process that is told anew where temporary files go; of all candidates none is a directory."""
+    file = tmp_path / "file"
+    file.write_text("")
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(file)])
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("TMPDIR", str(file))
+    monkeypatch.delenv("RANK", raising=False)
+
+
+def test_temporary_files_go_to_shared_memory(
+    nowhere: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    with pytest.raises(FileNotFoundError):
+        tempfile.gettempdir()
+    monkeypatch.setattr(folders, "SHARED_MEMORY", tmp_path)
+    folders.settle()
+    assert tempfile.gettempdir() == os.environ["TMPDIR"] == str(tmp_path)
+    assert f"{tmp_path} is used; TMPDIR names another" in capsys.readouterr().err
+
+
+def test_no_directory_at_all_is_one_line(nowhere: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folders, "SHARED_MEMORY", tmp_path / "file")
+    with pytest.raises(SystemExit, match=r"No usable temporary directory .*: set TMPDIR to a directory"):
+        folders.settle()
+
+
+def test_a_user_without_name_and_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME", "HOME"):
+        monkeypatch.setenv(name, "")  # so that what is set below is taken back
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    with pytest.raises(ValueError, match=r"no home directory .*; set data.cache_dir or XDG_CACHE_HOME"):
+        cache_root()
+    folders.settle()
+    assert getpass.getuser() == f"uid-{os.getuid()}"
+    assert Path.home() == Path("/")
+    assert cache_root() == Path("/.cache/penstock")
+
+
+def test_what_is_there_is_left(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    before = dict(os.environ), tempfile.gettempdir()
+    folders.settle()
+    assert (dict(os.environ), tempfile.gettempdir()) == before
+    assert capsys.readouterr().err == ""
+    assert logging.getLogger("matplotlib").level == logging.ERROR
+
+
+def test_every_program_looks_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a command does anything, and imports torch."""
+    looked = []
+    monkeypatch.setattr(folders, "settle", lambda: looked.append(True))
+
+    @click.command(cls=terminal.Command)
+    def command() -> None:
+        assert looked
+
+    for program in (command, command_line.main, bench.main, shard_tools_main.main):
+        looked.clear()
+        assert CliRunner().invoke(program, ["--help"]).exit_code == 0
+        assert looked
+
+
+def test_it_is_light() -> None:
+    code = "import shard_tools.folders, sys; print(*{'torch', 'numpy', 'numba', 'matplotlib'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_a_cache_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"file/shards: cannot be written \(Not a directory\); set data.cache_dir"):
+        Cache(tmp_path / "file" / "shards")

@@ -1,0 +1,35 @@
+"""The settings of networks, losses and the rest: their names are those of the registries beside the code."""
+
+from typing import get_args, get_type_hints
+
+import pytest
+import torchvision
+
+from model.config import (
+    OWN_NAMES,
+    LossConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    check_network,
+    torchvision_names,
+)
+from model.losses import LOSSES
+from model.networks import OWN_NETWORKS, list_networks
+from model.optim import OPTIMIZERS
+from model.schedule import DECAYS
+
+
+@pytest.mark.parametrize(
+    ("section", "registry"), [(LossConfig, LOSSES), (OptimizerConfig, OPTIMIZERS), (ScheduleConfig, DECAYS)]
+)
+def test_a_sections_names_are_the_registrys(section: type, registry: dict[str, object]) -> None:
+    assert get_args(get_type_hints(section)["name"]) == tuple(registry)
+
+
+def test_the_networks_names_are_read_without_torch() -> None:
+    assert set(torchvision_names()) == set(torchvision.models.list_models(module=torchvision.models))
+    assert set(OWN_NAMES) == set(OWN_NETWORKS)
+    for name in list_networks():
+        check_network(name)
+    with pytest.raises(ValueError, match=r"unknown network 'resnet5O': did you mean resnet50"):
+        check_network("resnet5O")
