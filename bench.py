@@ -230,12 +230,14 @@ def tune_command(seconds: float, turn: float, repeats: int, out: Path, json_file
     batch size is the recipe's. Under torchrun all ranks search together.
     """
     started = time.monotonic()
-    from benchmarks import noise, record, tune
-    from benchmarks.text import shown_rate, wrapped
-    from training import environment
+    from benchmarks import record
 
     record.require_writable(out, json_file)
     on = opened(**common)
+
+    from benchmarks import noise, tune
+    from benchmarks.text import shown_rate, wrapped
+    from training import environment
 
     def say(line: str, **to: Any) -> None:
         if on.world.is_main:

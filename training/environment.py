@@ -43,6 +43,8 @@ def too_old_driver() -> str | None:
     """
     if (driver := driver_cuda()) is None:
         return None
+    import torch
+
     built = {"torch": int((torch.version.cuda or "0").partition(".")[0])}
     built["DALI"] = max((cuda for package, cuda in DALI.items() if _version(package)), default=0)
     newer = " and ".join(f"{name} for {cuda}" for name, cuda in built.items() if cuda > driver[0])

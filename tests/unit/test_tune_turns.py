@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import tune
 from benchmarks.measure import Sample
+from benchmarks.options import TUNE_TURNS
 from benchmarks.turns import Turns
 
 LADDERS = {"threads": [1, 2, 3, 4], "prefetch": [1, 2, 3, 4, 6], "read_ahead": [0, 2, 4, 8, 16]}
@@ -47,7 +48,7 @@ class Fake:
 
 
 def searched(machine: Machine, seconds: float) -> tune.Found:
-    turns = Turns(machine.build, machine.clock, seconds=1.0, number=tune.TURNS)
+    turns = Turns(machine.build, machine.clock, seconds=1.0, number=TUNE_TURNS)
     turns.deadline, turns.most_s = seconds, tune.TRIAL_SHARE * seconds
     return tune.search(START, LADDERS, turns)
 
