@@ -190,6 +190,9 @@ def train(
                 else:
                     progress.print(f"step {at.step}: not validated, which would leave too little of --max-minutes")
             if finished:
+                if at.position and not val_loader:  # else there is a checkpoint of this step
+                    claim.settle()
+                    save()
                 break
             if at.position == 0:
                 at.phase_epoch, at.epoch_digest = int(at.schedule_epoch), 0

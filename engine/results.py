@@ -40,6 +40,7 @@ def end_of(
 
 def summary(end: dict[str, Any], *, world: World, run_dir: Path, report: Path) -> str:
     """The lines at the end of a run. `end`: the fields of `metrics.jsonl`'s "end"."""
+    last = checkpoint.last_path(run_dir)
     shared = "; decoding shares the cores, too" if world.device.type == "cpu" else ""
     return (
         f"{described(end) if 'top1' in end else 'no validation (data.val_split is none)'}\n"
@@ -47,6 +48,6 @@ def summary(end: dict[str, Any], *, world: World, run_dir: Path, report: Path) -
         f"images/s          {rate(end['images_per_s'])} in training, {world.world_size} rank(s), "
         f"{end['seconds']:.0f} s in all\n"
         f"waiting for data  {end['data_wait']:.1%} of the training time{shared}\n"
-        f"checkpoint        {checkpoint.last_path(run_dir)}\n"
+        f"checkpoint        {last if last.exists() else 'none: no step was made'}\n"
         f"report            {report}"
     )

@@ -5,6 +5,7 @@ fills the tree from defaults, a recipe file and `--set`.
 """
 
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
@@ -90,4 +91,8 @@ def recipe_file(name: str) -> Path:
     known = {file.stem: file for file in sorted(FOLDER.glob("*.toml"))}
     if name in known:
         return known[name]
-    raise ValueError(f"recipe {name!r} is neither a .toml file nor one of {', '.join(known)}")
+    if path.suffix == ".toml":
+        raise ValueError(f"recipe {name}: no such file")
+    near = get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise ValueError(f"recipe {name!r}: {hint}there are {', '.join(known)}; or give a .toml file")

@@ -173,7 +173,7 @@ class _Split:
         """Add a shard. Its labels that are text become the numbers in `texts`: the order in which they were met."""
         rows = scanned.rows
         for text in scanned.texts:
-            met.add(text, f"{directory}/{scanned.names[0]}")
+            met.add(text, f"{directory}/{scanned.worded}")
             texts.setdefault(text, len(texts))
         if scanned.numbered:
             met.add(scanned.highest, f"{directory}/{scanned.numbered}")

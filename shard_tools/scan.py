@@ -37,6 +37,7 @@ class Scanned:
     rows: np.ndarray  # (num_samples,) SAMPLE_DTYPE
     names: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
+    worded: str = ""  # name of the first sample whose label is text
     numbered: str = ""  # name of the sample with the largest label that is a number
     highest: int = -1  # this label
     class_names: NamesMet = field(default_factory=NamesMet)
@@ -90,6 +91,7 @@ def scan_shard(path: Path, fields: Fields = FIND_OUT) -> Scanned:
                 if label > scanned.highest:
                     scanned.highest, scanned.numbered = label, name
             else:
+                scanned.worded = scanned.worded or name
                 label = texts.setdefault(label, len(texts))
             labels.append(label)
             rows.append((0, image.offset, image.size, 0, found.height, found.width))

@@ -17,7 +17,7 @@ from pathlib import Path
 from shard_tools.sources.base import Place, Source, SourceImage, Unusable
 from shard_tools.sources.labels import LabelKinds, read_label
 from shard_tools.sources.locate import Found, Locator
-from shard_tools.sources.naming import SPLIT_WORDS, is_image, split_rank
+from shard_tools.sources.naming import is_image, split_in, split_rank
 from shard_tools.sources.tabletext import SAMPLE_ROWS, SEPARATORS, encoding_of, rows, separators
 
 LAYOUT = "a .csv or .tsv file with the columns path, label and perhaps split"
@@ -114,7 +114,16 @@ class Csv(Source):
 
     def _rows(self) -> Iterator[tuple[int, list[str]]]:
         """The rows after the header."""
-        return islice(rows(self.path, self._encoding, self._table.separator), int(bool(self._table.header)), None)
+        width = 0
+        for number, (line, row) in enumerate(rows(self.path, self._encoding, self._table.separator)):
+            width = width or len(row)
+            if any(cell.strip() for cell in row[width:]):
+                raise ValueError(
+                    f"{self.path}: line {line} has {len(row)} cells, the first row {width}: {row[:5]}; "
+                    "put quotes around cells that hold a separator"
+                )
+            if number or not self._table.header:
+                yield line, row
 
     def _split(self, row: list[str]) -> str:
         """ "" if the row has none."""
@@ -122,7 +131,8 @@ class Csv(Source):
         if column is None:
             return "train"
         word = row[column].strip() if column < len(row) else ""
-        return SPLIT_WORDS.get(word.lower(), word)
+        split, rest = split_in(word)
+        return split if split and not rest else word
 
     def _label(self, line: int, row: list[str]) -> int | str | None:
         column = self._table.columns["label"]

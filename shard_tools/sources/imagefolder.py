@@ -136,6 +136,7 @@ class ImageFolder(Source):
         if len(repeated) < 2:
             return
         places = [f"{fork.directory}/" for fork in forks.values() if not set(repeated).isdisjoint(fork.names)]
+        places.sort(key=lambda place: "train" not in place.lower())
         others = spec([SplitDir(split, place) for split, place in zip(("train", "val"), places, strict=False)])
         raise unclear(
             self.root,

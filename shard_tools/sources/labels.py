@@ -3,11 +3,13 @@
 Numbers keep their values: label i is the i-th class, whether it has images or not. Text is a class's name.
 """
 
+import re
+
 from shard_tools.sources.naming import MAX_CLASSES, numbered_key
 
 
 def read_label(text: str) -> int | str | None:
-    """The label that a cell of text holds: a whole number ("7", "007", "7.0"), a name, or None: blank, or -1.
+    """The label that a cell of text holds: a whole number ("7", "007", "7.0", "7,0"), a name, or None: blank, or -1.
 
     Raises:
         ValueError: it is a number, and none of a class.
@@ -15,8 +17,9 @@ def read_label(text: str) -> int | str | None:
     text = text.strip()
     if not text or text[0] not in "+-.0123456789" or "_" in text:
         return text or None
+    decimal_comma = re.fullmatch(r"[-+]?\d+,\d+", text)
     try:
-        number = float(text)
+        number = float(text.replace(",", ".") if decimal_comma else text)
     except ValueError:
         return text
     if not number.is_integer():

@@ -130,10 +130,13 @@ class _Mapper:
             )
         return places[number]
 
+    def _is_place(self, label: int | str | None) -> bool:
+        return _is_number(label) and label not in self.known
+
     def notes(self) -> list[str]:
         """What is taken for granted."""
         lines = []
-        unnamed = [file.file for file in self.files if not file.names and any(map(_is_number, file.first_rows))]
+        unnamed = [file.file for file in self.files if not file.names and any(map(self._is_place, file.first_rows))]
         if self.names and unnamed:
             lines.append(f"{some(unnamed)}: without class names; the labels are taken for places in the others' list")
         others = [file.file for file in self.files if file.names and file.names != self.names]

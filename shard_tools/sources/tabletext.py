@@ -56,7 +56,7 @@ def rows(path: Path, encoding: str, separator: str) -> Iterator[tuple[int, list[
     """
     errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
     with open(path, encoding=encoding, errors=errors, newline="") as stream:
-        reader = csv.reader(stream, delimiter=separator, strict=True)
+        reader = csv.reader(stream, delimiter=separator, strict=True, skipinitialspace=True)
         try:
             for row in reader:
                 if any(row) and not (reader.line_num == 1 and re.fullmatch("sep=.?", separator.join(row).strip())):

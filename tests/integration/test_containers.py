@@ -59,7 +59,7 @@ def trained(home: Path, dataset_dir: Path, tmp_path_factory: pytest.TempPathFact
     sets = [word for setting in settings for word in ("--set", setting)]
     data = ("--data", str(dataset_dir), "--device", "cpu")
     done = run(home, "train.py", *data, "--recipe", "demo", "--run-dir", str(out), *sets)
-    assert "(19/19 images)" in done.stdout
+    assert "on 19/19 images" in done.stdout
     told = [line for line in done.stderr.splitlines() if "NUMBA_CACHE_DIR" in line]
     assert len(told) == 1
     assert told[0].startswith("numba finds no directory to keep compiled code in: ")

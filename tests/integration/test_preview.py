@@ -151,7 +151,7 @@ def test_errors_are_one_line(dataset, tmp_path):
         (dataset, tmp_path / "a.jpg"): "ends in .png",
         (dataset, tmp_path / "none" / "a.png"): "cannot be written",
         (dataset, tmp_path / "a.png", "--split", "test"): "no split 'test'",
-        (dataset, tmp_path / "a.png", "--augment", "rn51"): "is neither a .toml file nor one of",
+        (dataset, tmp_path / "a.png", "--augment", "rn51"): "recipe 'rn51': ",
     }
     for arguments, message in cases.items():
         result = cli(*arguments)

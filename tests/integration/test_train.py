@@ -189,6 +189,14 @@ def test_a_choice_of_validation_images_is_the_same_on_any_number_of_ranks(datase
     assert "split_images" not in lines(tmp_path / "one", "eval")[1]
 
 
+def test_without_validation_the_last_step_is_kept(dataset_dir: Path, tmp_path: Path) -> None:
+    """Also where that is no epoch's end."""
+    last = STEPS_PER_EPOCH - 1
+    result = run(dataset_dir, tmp_path / "run", "--max-steps", str(last), data__val_split="none")
+    assert result.exit_code == 0, result.output
+    assert checkpoint.step_path(tmp_path / "run", last).exists()
+
+
 def test_training_without_a_validation_split(whole: Path, dataset_dir: Path, tmp_path: Path) -> None:
     result = run(dataset_dir, tmp_path / "run", data__val_split="none")
     assert result.exit_code == 0, result.output

@@ -66,6 +66,30 @@ def test_separators_inside_cells(folder: Path) -> None:
     assert (len(short[0]), short[1]) == (9, [("3.png", "line 11: has no label")])
 
 
+def test_a_row_of_more_cells_than_the_first_is_an_error(folder: Path) -> None:
+    """A class with a comma in its name, not quoted, must not become another class."""
+    for text in ("path,label\n3.png,cat, tabby\n", "3.png,cat\na/1.jpg,cat, tabby\n"):
+        with pytest.raises(ValueError, match=r"t.csv: line 2 has 3 cells, the first row 2: .*put quotes around"):
+            read(table(folder, text))
+    assert read(table(folder, 'path,label\n3.png, "cat, tabby"\n'))[0] == [("3.png", "cat, tabby")]
+    assert read(table(folder, "path,label\n3.png,cat,,\n"))[0] == [("3.png", "cat")]  # as spreadsheets leave them
+
+
+def test_decimal_commas(folder: Path) -> None:
+    assert read(table(folder, "path;label\n3.png;10,0\na/1.jpg;2,0\n"))[0] == [
+        ("3.png", "000010"),
+        ("a/1.jpg", "000002"),
+    ]
+    with pytest.raises(ValueError, match="'2,5' is a number, but not a whole one"):
+        read(table(folder, "path;label\n3.png;2,5\n"))
+
+
+def test_splits_are_told_as_those_of_trees(folder: Path) -> None:
+    text = "path,label,split\n3.png,cat,train_set\na/1.jpg,cat,Validation Set\na/1.jpg,cat,test2017\n3.png,cat,fold_a\n"
+    found = open_source(table(folder, text)).images(folder)
+    assert [image.split for image in found] == ["train", "val", "test", "fold_a"]
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1252", "latin-1"])
 def test_encodings(folder: Path, encoding: str) -> None:
     (folder / "Käfer.jpg").write_bytes(b"1")
