@@ -194,7 +194,7 @@ def test_without_validation_the_last_step_is_kept(dataset_dir: Path, tmp_path: P
     last = STEPS_PER_EPOCH - 1
     result = run(dataset_dir, tmp_path / "run", "--max-steps", str(last), data__val_split="none")
     assert result.exit_code == 0, result.output
-    assert checkpoint.step_path(tmp_path / "run", last).exists()
+    assert (tmp_path / f"run/checkpoints/step-{last:08}.pt").exists()
 
 
 def test_training_without_a_validation_split(whole: Path, dataset_dir: Path, tmp_path: Path) -> None:
