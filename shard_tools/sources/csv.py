@@ -93,8 +93,10 @@ class Csv(Source):
                 yield Unusable(split, f"{self.path.name}/{line}", f"line {line}: has no path")
                 continue
             if label is None or not split:
-                what = "label" if label is None else "split"
-                yield Unusable(split, path, f"line {line}: has no {what}")
+                role = "label" if label is None else "split"
+                cells = row[self._table.columns[role] :][:1]
+                was = f", but {cells[0].strip()!r}" if any(map(str.strip, cells)) else ""
+                yield Unusable(split, path, f"line {line}: has no {role}{was}")
                 continue
             key = self._key(line, label)
             found = self._table.files.find(path)
@@ -104,7 +106,10 @@ class Csv(Source):
                 yield Unusable(split, path, f"line {line}: {found}", key)
 
     def fixed_classes(self) -> list[str] | None:
-        return self._labels.fixed_classes()
+        try:
+            return self._labels.fixed_classes()
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from None
 
     def notes(self) -> list[str]:
         return [

@@ -5,19 +5,29 @@ Numbers keep their values: label i is the i-th class, whether it has images or n
 
 import re
 
-from shard_tools.sources.naming import MAX_CLASSES, numbered_key
+from shard_tools.sources.naming import MAX_CLASSES, numbered_key, some
+
+MISSING = ("", "NaN", "nan", "NA", "<NA>", "N/A", "n/a", "#N/A", "NULL", "null", "None")  # of pandas, R, Excel, SQL
 
 
 def read_label(text: str) -> int | str | None:
-    """The label that a cell of text holds: a whole number ("7", "007", "7.0", "7,0"), a name, or None: blank, or -1.
+    """The label that a text holds: a whole number ("7", "007", "7.0", "7,0"), a name, or None: `MISSING`, or -1.
 
     Raises:
-        ValueError: it is a number, and none of a class.
+        ValueError: it is a number and none of a class, several numbers, or bytes that are no text.
     """
     text = text.strip()
-    if not text or text[0] not in "+-.0123456789" or "_" in text:
-        return text or None
+    if text in MISSING:
+        return None
+    if (not text.isprintable() and re.search("[\0-\x1f\x7f]", text)) or "\ufffd" in text:
+        raise ValueError(f"the label {text[:40]!r} is no name: it holds what is no character of one")
+    if re.fullmatch(r"\[.*\]|[0-9]+([ ,;|]+[0-9]+){2,}|[0-9]+([ ;|]|, )[0-9]+", text):
+        raise ValueError(f"the label {text[:40]!r} is a list, and an image has one class")
+    if text[0] not in "+-.0123456789" or "_" in text:
+        return text
     decimal_comma = re.fullmatch(r"[-+]?\d+,\d+", text)
+    if decimal_comma and re.fullmatch(r"[-+]?[1-9]\d{0,2},\d{3}", text):
+        raise ValueError(f"the label {text!r} may be thousands or a decimal comma; write it without a comma")
     try:
         number = float(text.replace(",", ".") if decimal_comma else text)
     except ValueError:
@@ -39,12 +49,26 @@ def class_number(value: int) -> int | None:
     return None if value == -1 else value
 
 
+def check_single(first_met: dict[str, str]) -> None:
+    """Raises ValueError where a label is several of the others, "scab rust" beside "scab" and "rust": images of several
+    classes. first_met: label → where it is, for the message."""
+    for label, where in first_met.items():
+        for separator in " ,;|":
+            parts = [part.strip() for part in label.split(separator)]
+            if len(parts) > 1 and all(part in first_met for part in parts):
+                raise ValueError(
+                    f"{where}: the label {label!r} is several of the others ({some(parts)}), and an image has one "
+                    f"class; leave such images out, or, if it is a class, write it without {separator!r}"
+                )
+
+
 class LabelKinds:
     """Labels that nothing names: all numbers or all text, whichever the first is."""
 
     def __init__(self) -> None:
         self.highest = -1
         self._first: tuple[int | str, str] | None = None
+        self._texts: dict[str, str] = {}
 
     def key(self, label: int | str, where: str) -> str:
         """Its class key. Raises ValueError if it is of the other kind; `where` names this place for later ones."""
@@ -56,9 +80,12 @@ class LabelKinds:
                 f"the label {label!r} follows {first!r} ({there}): numbers and names are mixed; use one kind"
             )
         if isinstance(label, str):
+            self._texts.setdefault(label, where)
             return label
         self.highest = max(self.highest, label)
         return numbered_key(label)
 
     def fixed_classes(self) -> list[str] | None:
+        """By label, None for text. Raises what `check_single` does."""
+        check_single(self._texts)
         return [numbered_key(label) for label in range(self.highest + 1)] or None

@@ -57,7 +57,7 @@ class Locator:
             ValueError: several folders have some.
         """
         paths = [path for path in paths[:TRIED] if path.strip()]
-        if any(isinstance(self.find(path), Found) for path in paths):
+        if not paths or any(isinstance(self.find(path), Found) for path in paths):
             return
         with os.scandir(self._folders[0]) as entries:
             below = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 
 from shard_tools.format import atomic_write
 from shard_tools.sources.base import Place, Source, SourceImage, Unusable
-from shard_tools.sources.locate import Found, Locator
+from shard_tools.sources.locate import TRIED, Found, Locator
 from shard_tools.sources.parquet_classes import ClassMap, FileLabels, map_classes
 from shard_tools.sources.parquet_columns import (
     Columns,
@@ -102,8 +103,12 @@ class Parquet(Source):
             files = []
             for path in paths:
                 with _reading(path) as reader:
-                    files.append(self._look_at(split, path, path.relative_to(folder).as_posix(), reader))
+                    known = (kept + files)[0].columns if kept + files else None
+                    files.append(self._look_at(split, path, path.relative_to(folder).as_posix(), reader, known))
             num_rows = sum(file.num_rows for file in files)
+            if not num_rows:
+                self._notes.append(f"{split}: has no rows, so it is left out")
+                continue
             if kept and not any(file.labels.is_labelled() for file in files):
                 self._notes.append(f"{split}: none of its {num_rows:,} rows has a label, so it is left out")
                 continue
@@ -121,9 +126,13 @@ class Parquet(Source):
             self._notes.append(f"{self.root.name} is one of {part[2]} files; give the directory for all of them")
         return kept
 
-    def _look_at(self, split: str, path: Path, name: str, reader: Any) -> _File:
+    def _look_at(self, split: str, path: Path, name: str, reader: Any, known: Columns | None) -> _File:
+        """known: the columns of the first file, which are those of any other that has them."""
         first_rows: dict[int | str | None, int] = {}
-        columns = choose_columns(reader.schema_arrow, self.image_column, self.label_column)
+        schema = reader.schema_arrow
+        image = self.image_column or (known.image if known and known.image in schema.names else "")
+        label = self.label_column or (known.label if known and known.label in schema.names else "")
+        columns = choose_columns(schema, image, label)
         if columns.label:
             batches = reader.iter_batches(batch_size=1 << 16, columns=[columns.label])
             for row, label in enumerate(label for batch in batches for label in labels(batch.column(columns.label))):
@@ -142,8 +151,11 @@ class Parquet(Source):
             if len(sizes) != file.num_rows:
                 raise ValueError(f"{spool}: has {len(sizes)} rows, {file.path} {file.num_rows}; remove {spool.parent}")
         files = Locator([file.path.parent, *([self.root] if self.root.is_dir() else [])])
+        rows = _labels_and_paths(reader, columns)
+        first_rows = list(islice(rows, TRIED))
+        files.look_around([inner for size, (_, inner) in zip(sizes, first_rows, strict=False) if inner and size < 0])
         offset = 0
-        for row, (label, inner) in enumerate(_labels_and_paths(reader, columns)):
+        for row, (label, inner) in enumerate(chain(first_rows, rows)):
             key, size, name = keys[label], int(sizes[row]), f"{file.name}/{row:07d}" + (f"/{inner}" if inner else "")
             found = files.find(inner) if size == NO_BYTES and inner else "has no image (null)"
             if key is None:

@@ -57,11 +57,7 @@ def choose_columns(schema: Any, image_column: str, label_column: str) -> Columns
             f"the column {label} has the type {schema.field(label).type}; a label is a whole number or a name; choose "
             "another with --label-column"
         )
-    feature = features.get(label, {})
-    names = feature.get("names") if feature.get("_type") == "ClassLabel" else []
-    if isinstance(names, dict):  # older files: {"0": name}
-        names = [names[number] for number in sorted(names, key=int)]
-    return Columns(image, inside, outside, label, [str(name) for name in names or []])
+    return Columns(image, inside, outside, label, _names(features.get(label, {}), label))
 
 
 def no_label(schema: Any, label_column: str) -> str:
@@ -79,7 +75,7 @@ def labels(column: Any) -> list[int | str | None]:
         column = pa.compute.if_else(pa.compute.is_nan(column), None, column)  # as pandas writes a missing number
     try:
         if _is_bytes(kind) or _is_text(kind):
-            return column.cast(pa.large_string()).to_pylist()
+            return pa.compute.utf8_trim_whitespace(column.cast(pa.large_string())).to_pylist()
         if pa.types.is_decimal(kind):
             column = column.cast(pa.decimal128(38, kind.scale))  # narrower ones without a fraction do not cast (26.0)
         return column.cast(pa.int64()).to_pylist()
@@ -118,15 +114,32 @@ def _features(schema: Any) -> dict[str, dict[str, Any]]:
         return {}
 
 
+def _names(feature: dict[str, Any], column: str) -> list[str]:
+    """The names of a ClassLabel's classes by label. Raises ValueError if they are no list of text."""
+    names = feature.get("names") if feature.get("_type") == "ClassLabel" else []
+    if isinstance(names, dict) and set(names) == {str(number) for number in range(len(names))}:  # of older files
+        names = [names[str(number)] for number in range(len(names))]
+    if not isinstance(names or [], list) or not all(isinstance(name, str | int) for name in names or []):
+        raise ValueError(
+            f"the names of the column {column} in Hugging Face's note are no list of text, but {str(names)[:60]}; "
+            "write the file anew with the list, or without the note (table.replace_schema_metadata(None))"
+        )
+    return [str(name).strip() for name in names or []]
+
+
 def _choose(schema: Any, features: dict[str, dict[str, Any]], given: str, kind: str, usual: tuple[str, ...]) -> str:
     """The column's name, "" if it cannot be told."""
+    plain = {re.sub(r"[\W_]+", "", name.casefold()): name for name in reversed(schema.names)}
+    by_name = [plain[name] for name in usual if name in plain]
+    likely = [name for name in schema.names if features.get(name, {}).get("_type") == kind]
     if given:
         likely = [given]
-    else:
-        likely = [name for name in schema.names if features.get(name, {}).get("_type") == kind]
-        if len(likely) != 1:
-            plain = {re.sub(r"[\W_]+", "", name.casefold()): name for name in reversed(schema.names)}
-            likely = [plain[name] for name in usual if name in plain]
+    elif len(likely) != 1:
+        likely = by_name
+        if kind == "Image":  # the bytes, where another column has the name that they had
+            likely = sorted(by_name, key=lambda name: not _is_image(_value_type(schema.field(name).type)))
+    elif kind == "ClassLabel" and by_name and likely[0] not in by_name:
+        return ""  # a ClassLabel gender beside the text of label
     return likely[0] if likely and schema.names.count(likely[0]) == 1 else ""
 
 

@@ -5,13 +5,13 @@ field ("jpg", "input.jpg", "cls"). The order of the members does not matter.
 """
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from shard_tools.sources.labels import read_label as label_of_text
 from shard_tools.sources.naming import EXTENSIONS, Ignored, is_junk, is_text
 from shard_tools.sources.tarmembers import iterate_tar
 from shard_tools.tarindex import Member
@@ -126,12 +126,13 @@ def read_label(
 def as_label(value: object) -> int | str | None:
     """A number from 0, as text or as a float ("7", "007", 7.0), or a class's name; None if it is neither."""
     if isinstance(value, str):
-        value = value.strip()
-        if re.fullmatch(r"[+-]?[0-9]{1,4000}(\.0*)?", value):
-            value = int(value.partition(".")[0])
+        try:
+            value = int(value) if value.isdecimal() and len(value) < 20 else label_of_text(value)
+        except ValueError:
+            return None
     elif isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
+    if isinstance(value, bool) or not isinstance(value, int | str):
         return None
     return value if (is_text(value) if isinstance(value, str) else value >= 0) else None
 

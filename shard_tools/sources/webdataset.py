@@ -16,6 +16,7 @@ from pathlib import Path
 from shard_tools.format import INFO_FILE, ShardSet
 from shard_tools.sources.base import Place, Source, SourceImage, Unusable
 from shard_tools.sources.classnames import Label, NamesMet
+from shard_tools.sources.labels import check_single
 from shard_tools.sources.naming import (
     SPLIT_WORDS,
     Ignored,
@@ -79,6 +80,7 @@ class LabelsMet:
     highest: int = -1
     names: NamesMet = field(default_factory=NamesMet)
     _first: dict[type, str] = field(default_factory=dict)  # a sample of each kind of label
+    _texts: dict[str, str] = field(default_factory=dict)  # label that is text → its first tar
 
     def add(self, label: Label, name: str) -> None:
         """Take note of the label of a sample called `name`.
@@ -89,7 +91,9 @@ class LabelsMet:
         if len(self._first) > 1:
             number, text = self._first[int], self._first[str]
             raise ValueError(f"{number} has a number as its label and {text} a text; make them all one or the other")
-        if isinstance(label, int):
+        if isinstance(label, str):
+            self._texts.setdefault(label, name.partition(".tar/")[0] + ".tar")  # `index` knows no more of most
+        else:
             check_number(label, name)
             if self.beside and label >= len(self.beside):
                 raise ValueError(
@@ -99,7 +103,8 @@ class LabelsMet:
             self.highest = max(self.highest, label)
 
     def keys(self) -> list[str] | None:
-        """The class keys by label, or None where the labels are text."""
+        """The class keys by label, or None where the labels are text. Raises what `check_single` does."""
+        check_single(self._texts)
         if self.highest < 0:
             return None
         return list(self.beside) or numbered_keys(self.highest + 1)

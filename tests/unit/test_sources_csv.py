@@ -216,11 +216,30 @@ def test_labels_that_are_numbers(folder: Path) -> None:
     assert source.fixed_classes() == [f"{i:06d}" for i in range(11)]
     assert read(table(folder, "path,label\n3.png,-1\n3.png,007\n")) == (
         [("3.png", "000007")],
-        [("3.png", "line 2: has no label")],
+        [("3.png", "line 2: has no label, but '-1'")],
     )
     assert open_source(table(folder, "path,label\n3.png,cat\n")).fixed_classes() is None
-    names = [key for _, key in read(table(folder, "path,label\n3.png,nan\n3.png,3 spots\n3.png,-\n3.png,1_0\n"))[0]]
-    assert names == ["nan", "3 spots", "-", "1_0"]
+    names = [key for _, key in read(table(folder, "path,label\n3.png,nana\n3.png,3 spots\n3.png,-\n3.png,1_0\n"))[0]]
+    assert names == ["nana", "3 spots", "-", "1_0"]
+
+
+@pytest.mark.parametrize("missing", ["NaN", "NA", "#N/A", "<NA>", "NULL"])
+def test_what_programs_write_for_a_missing_label_is_no_class(folder: Path, missing: str) -> None:
+    rows, unusable = read(table(folder, f"path,label\n3.png,cat\n3.png,{missing}\n"))
+    assert rows == [("3.png", "cat")]
+    assert unusable == [("3.png", f"line 3: has no label, but {missing!r}")]
+
+
+@pytest.mark.parametrize("label", ["scab rust", '"scab, rust"', "scab|rust", "scab;rust"])
+def test_labels_that_are_several_of_the_others_are_refused(folder: Path, label: str) -> None:
+    text = f"path,label\n3.png,{label}\na/1.jpg,scab\na/2.jpg,rust\n"
+    source = open_source(table(folder, text))
+    assert len(list(source.images(folder))) == 3
+    with pytest.raises(ValueError, match=r"t.csv: line 2: the label .* is several of the others .'scab', 'rust'."):
+        source.fixed_classes()
+    source = open_source(table(folder, text.replace("a/2.jpg,rust", "a/2.jpg,spot")))
+    assert len(list(source.images(folder))) == 3
+    assert source.fixed_classes() is None
 
 
 def test_a_missing_image_does_not_move_the_numbers(folder: Path) -> None:
@@ -232,6 +251,8 @@ def test_a_missing_image_does_not_move_the_numbers(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("label", "message"),
     [("1.5", "'1.5' is a number, but not a whole one"), ("-2", "-2 is below 0"), ("1000000", "id1000000"),
+     ("16 0", "'16 0' is a list"), ("[3]", "'.3.' is a list"), ('"1,2,3"', "'1,2,3' is a list"),
+     ('"1,000"', "'1,000' may be thousands or a decimal comma"), ("a\x01b", "holds what is no character"),
      ("1e300", "not a class number"), ("cat", "the label 'cat' follows 0 .line 2.: .*mixed")],
 )  # fmt: skip
 def test_labels_that_are_none(folder: Path, label: str, message: str) -> None:

@@ -456,3 +456,63 @@ def test_another_column_is_copied_anew(tmp_path: Path) -> None:
     for column in ("small", "large"):
         source = open_source(root, options=SourceOptions(image_column=column))
         assert read(source, tmp_path)[0] == [("train", column[0].encode(), "000000")]
+
+
+def noted(path: Path, columns: dict[str, Any], **features: Any) -> Path:
+    """A table with Hugging Face's note of `features`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    note = {"huggingface": json.dumps({"info": {"features": features}})} if features else None
+    pq.write_table(pa.table(columns).replace_schema_metadata(note), path)
+    return path
+
+
+def test_a_class_label_beside_a_label_is_asked_about(tmp_path: Path) -> None:
+    columns = {"image": IMAGES, "gender": [0, 1, 0], "label": ["cat", "dog", "dog"]}
+    noted(tmp_path / "s/train.parquet", columns, gender={"_type": "ClassLabel", "names": ["f", "m"]})
+    one_line(tmp_path / "s", tmp_path, "which column is the ClassLabel. it has image, gender, label; .*--label-column")
+    for column, keys in (("label", ["cat", "dog", "dog"]), ("gender", ["000000", "000001", "000000"])):
+        source = open_source(tmp_path / "s", options=SourceOptions(label_column=column))
+        assert [key for *_, key in read(source, tmp_path)[0]] == keys
+
+
+def test_files_without_a_note_have_the_columns_of_the_first(tmp_path: Path) -> None:
+    note = {"_type": "ClassLabel", "names": NAMES}
+    noted(tmp_path / "s/train.parquet", {"image": IMAGES, "target": [0, 1, 2]}, target=note)
+    noted(tmp_path / "s/val.parquet", {"image": IMAGES, "label": [0, 0, 0], "target": [2, 0, 1]})
+    keys = [key for *_, key in read(tmp_path / "s", tmp_path)[0]]
+    assert keys == ["000000", "000001", "000002", "000002", "000000", "000001"]
+
+
+@pytest.mark.parametrize("names", ["zam", {"0": "zebra", "2": "moth"}, {"zebra": 0, "ant": 1}, [["zebra"], ["ant"]]])
+def test_names_that_are_no_list_are_refused(tmp_path: Path, names: Any) -> None:
+    columns = {"image": IMAGES, "label": [0, 1, 2]}
+    path = noted(tmp_path / "s/train.parquet", columns, label={"_type": "ClassLabel", "names": names})
+    one_line(tmp_path / "s", tmp_path, f"{path}: the names of the column label .* are no list of text")
+    pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)
+    assert len(read(tmp_path / "s", tmp_path)[0]) == 3
+
+
+def test_blanks_around_text_do_not_make_classes(tmp_path: Path) -> None:
+    labelled(tmp_path / "s/train.parquet", [" cat", "cat", "dog "])
+    assert [key for *_, key in read(tmp_path / "s", tmp_path)[0]] == ["cat", "cat", "dog"]
+
+
+def test_bytes_come_before_the_names_that_they_had(tmp_path: Path) -> None:
+    noted(tmp_path / "s/train.parquet", {"image": ["a.jpg", "b.jpg", "c.jpg"], "bytes": IMAGES, "label": [0, 1, 2]})
+    assert [data for _, data, _ in read(tmp_path / "s", tmp_path)[0]] == IMAGES
+
+
+def test_paths_into_a_folder_beside_the_table(tmp_path: Path) -> None:
+    noted(tmp_path / "s/train.parquet", {"file_name": ["0.jpg", "1.jpg"], "label": [0, 1]})
+    for row in range(2):
+        (tmp_path / "s/images").mkdir(exist_ok=True)
+        (tmp_path / f"s/images/{row}.jpg").write_bytes(IMAGES[row])
+    assert [data for _, data, _ in read(tmp_path / "s", tmp_path)[0]] == IMAGES[:2]
+
+
+def test_a_split_without_rows_is_left_out(tmp_path: Path) -> None:
+    labelled(tmp_path / "s/train.parquet", [0, 1])
+    save(tmp_path / "s/val.parquet", pa.array([], pa.binary()), pa.array([], pa.int64()))
+    source = open_source(tmp_path / "s")
+    assert len(read(source, tmp_path)[0]) == 2
+    assert source.notes() == ["val: has no rows, so it is left out"]

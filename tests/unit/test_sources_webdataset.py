@@ -192,7 +192,7 @@ def test_text_labels_have_names_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [(b"7", 7), (b" 007\n", 7), (b"7.0", 7), (b"+7", 7), (b"\xef\xbb\xbf7", 7), (b"x7", "x7"), (b"7.5", "7.5")],
+    [(b"7", 7), (b" 007\n", 7), (b"7.0", 7), (b"+7", 7), (b"\xef\xbb\xbf7", 7), (b"x7", "x7"), (b"1e1", 10)],
 )
 def test_labels_as_they_are_written(tmp_path: Path, text: bytes, expected: int | str) -> None:
     shard(tmp_path / "wds/train-0.tar", ("a", {"jpg": jpeg(1), "cls": text}))
@@ -299,6 +299,9 @@ BAD = {
     "list": ({"jpg": jpeg(2), "json": b"[1]"}, "no label, but '[1]'"),
     "minus": ({"jpg": jpeg(2), "json": b'{"label": -1}'}, "no label, but '-1'"),
     "half a character": ({"jpg": jpeg(2), "json": b'{"label": "\\ud800", "\\ud800": 1}'}, "no label, but '\\ud800'"),
+    "fraction": ({"jpg": jpeg(2), "cls": b"7.5"}, "no label, but '7.5'"),
+    "list in text": ({"jpg": jpeg(2), "cls": b"[1]"}, "no label, but '[1]'"),
+    "bytes": ({"jpg": jpeg(2), "cls": b"\x93NUMPY\x01\x00"}, "no label, but '\ufffdNUMPY\\x01\\x00'"),
     "truth": ({"jpg": jpeg(2), "json": b'{"label": true}'}, "no label, but 'True'"),
     "no image": ({"tif": b"x", "cls": b"1"}, "its sample has no image (fields tif, cls)"),
 }
@@ -342,3 +345,11 @@ def test_what_systems_leave_in_tars_is_no_sample(tmp_path: Path) -> None:
     assert [each.name for each in source.images(tmp_path)] == ["train-0.tar/d/a.jpg"]
     assert source.ignored() == [f"train-0.tar/{name}" for name, _ in left]
     assert indexed(root).made["ignored"] == 3
+
+
+def test_labels_that_are_several_of_the_others_are_refused(tmp_path: Path) -> None:
+    root = tmp_path / "wds"
+    shard(root / "train-0.tar", sample(1, "scab"), sample(2, "scab rust"), sample(3, "rust"))
+    for make in (lambda: packed(root, tmp_path / "out"), lambda: indexed(root)):
+        with pytest.raises(ValueError, match=r"train-0.tar: the label 'scab rust' is several of the others"):
+            make()
