@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from shard_tools.class_match import match_classes
 from shard_tools.classes import plain_key
 from shard_tools.format import ClassInfo, ShardSet
 from shard_tools.sources.imagenet import NAME_AGREEMENT, imagenet_classes
@@ -29,19 +30,25 @@ class ClassMap:
 
 
 def map_classes(network: Classes, dataset: Classes, file: Path | None = None) -> ClassMap:
-    """By `file`, and by key for what it does not name; a key that is a number may have leading zeros. Where that leaves
-    classes over, and one side has ImageNet's wnids and the other its numbers, by ImageNet's list.
+    """By `file`, and for what it does not name by key, where a number may have leading zeros; or by name, where a key
+    is a number and the names say that it is another class's. Where that leaves classes over, and one side has
+    ImageNet's wnids and the other its numbers, by ImageNet's list.
 
     Raises ValueError where the file is no such map.
     """
     known = _Known(network)
-    if [info.wnid for info in network] == [info.wnid for info in dataset] and file is None:
-        return ClassMap(np.arange(len(network)), "")
-    given = read_class_map(file, network, dataset) if file else {}
-    labels = np.array([given.get(info.wnid, known.label(info.wnid)) for info in dataset], np.int64)
+    labels, how = np.array([known.label(info.wnid) for info in dataset], np.int64), "by key"
+    match = match_classes(dataset, network)
+    matched = np.array([-1 if label is None else label for label in match.labels], np.int64)
+    if not match.by_number and ((matched >= 0) & (matched != labels)).any():
+        labels, how = matched, "by name"
     if file:
-        by_key = int((labels >= 0).sum()) - len(given)
-        return ClassMap(labels, f"by {file}" + (f" and, {by_key:,} of them, by key" if by_key else ""))
+        given = read_class_map(file, network, dataset)
+        labels = np.array([given.get(info.wnid, label) for info, label in zip(dataset, labels, strict=True)], np.int64)
+        num_others = int((labels >= 0).sum()) - len(given)
+        return ClassMap(labels, f"by {file}" + (f" and, {num_others:,} of them, {how}" if num_others else ""))
+    if len(network) == len(dataset) and (labels == np.arange(len(network))).all():
+        return ClassMap(labels, how if [info.wnid for info in network] != [info.wnid for info in dataset] else "")
     if (labels < 0).any():
         for numbers, others, whose in ((network, dataset, "the network"), (dataset, network, "the dataset")):
             wnid_of = _imagenet_numbers(numbers)
@@ -50,7 +57,7 @@ def map_classes(network: Classes, dataset: Classes, file: Path | None = None) ->
                 known = _Known(translated)
                 labels = np.array([known.label(wnid_of.get(info.wnid, info.wnid)) for info in dataset], np.int64)
                 return ClassMap(labels, f"by ImageNet's list of wnids, to which {whose}'s numbers are the places")
-    return ClassMap(labels, "by key")
+    return ClassMap(labels, how)
 
 
 class _Known:

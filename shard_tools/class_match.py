@@ -1,9 +1,10 @@
 """Which classes of one list are those of another: for a network's head, whose rows are classes of other data.
 
 A class is known by its key. Where the key is a number, which says nothing by itself, it is known by its name; and lists
-numbered as ImageNet-1k's labels are, with ImageNet's names, by their wnids.
+numbered as ImageNet-1k's labels are, with ImageNet's names, by their wnids. What that leaves over is known by its name.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -27,7 +28,19 @@ def match_classes(classes: Sequence[ClassInfo], others: Sequence[ClassInfo]) -> 
         numbers = {int(info.wnid): label for label, info in enumerate(others)}
         return ClassMatch(tuple(numbers.get(int(info.wnid)) for info in classes), by_number=True)
     label_of = {identity: label for label, identity in enumerate(theirs)}
-    return ClassMatch(tuple(label_of.get(identity) for identity in known))
+    labels = [label_of.get(identity) for identity in known]
+    ours, named = _by_name(classes), _by_name(others)
+    for name in ours.keys() & named.keys():
+        if labels[ours[name]] is None and named[name] not in labels:
+            labels[ours[name]] = named[name]
+    return ClassMatch(tuple(labels))
+
+
+def _by_name(classes: Sequence[ClassInfo]) -> dict[str, int]:
+    """Name → label, of the names that one class has: of wnids in one list and numbers in the other."""
+    names = [_first(info.name) if _is_named(info) else "" for info in classes]
+    counts = Counter(names)
+    return {name: label for label, name in enumerate(names) if name and counts[name] == 1}
 
 
 def _identities(classes: Sequence[ClassInfo]) -> list[str]:

@@ -18,6 +18,11 @@ def of(*keys: str) -> list[ClassInfo]:
     return [ClassInfo(key, key) for key in keys]
 
 
+def named(*names: str) -> list[ClassInfo]:
+    """Classes that are numbers, as those of Hugging Face's tables."""
+    return [ClassInfo(f"{number:06d}", name) for number, name in enumerate(names)]
+
+
 @pytest.mark.parametrize(
     ("network", "dataset", "labels"),
     [
@@ -36,6 +41,10 @@ def of(*keys: str) -> list[ClassInfo]:
         ([ClassInfo(f"{i:06d}", f"bird {i}") for i in range(1000)], IMAGENET[:2], [-1, -1]),  # other thousand classes
         (NUMBERS[:999], IMAGENET[:2], [-1, -1]),  # nothing says that they are ImageNet's
         (NUMBERS, of("a", "b"), [-1, -1]),
+        (named("ant", "bee"), named("bee", "ant"), [1, 0]),  # the same numbers for other classes
+        (named("ant", "bee"), named("bee", "cow"), [1, -1]),
+        (named("ant", "bee"), of("bee"), [1]),
+        (named("church", "tench"), [IMAGENET[0], IMAGENET[497]], [1, 0]),
     ],
 )
 def test_by_key_or_imagenets_list(network: list[ClassInfo], dataset: list[ClassInfo], labels: list[int]) -> None:
@@ -50,6 +59,13 @@ MAPS = {
     "json": '{"10": "n01530575", "000011": ["n01531178"]}',
     "more": "10 n01530575\n11 n01531178\n12 n01532829\n",
 }
+
+
+def test_numbers_that_are_other_classes_are_said() -> None:
+    network, dataset = named("ant", "bee"), named("bee", "ant")
+    assert map_classes(network, dataset).how == "by name"
+    for other in (named("ant", "bee"), named("ant", "wasp")):  # of a wasp `lines` tells
+        assert map_classes(network, other).how == ""
 
 
 @pytest.mark.parametrize("name", MAPS)

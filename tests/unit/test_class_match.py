@@ -45,6 +45,9 @@ SOME = {7: "cock", 455: "bottlecap", 999: "toilet tissue"}
         (numbered({0: "cat", 1: "dog"}), numbered({0: "dog", 1: "cat"}), (1, 0)),
         (numbered({0: "cat", 1: "dog"}), keyed("cat", "cow", "dog"), (0, 2)),
         (numbered({0: "crane", 1: "crane"}), keyed("crane"), (None, None)),  # which of them?
+        (numbered({0: "church", 1: "tench", 2: "fish"}), IMAGENET, (497, 0, None)),  # ImageNet's names in another order
+        ([IMAGENET[497], IMAGENET[1]], numbered({0: "tench", 1: "church"}), (1, None)),
+        ([ClassInfo("a", "one"), ClassInfo("000000", "one")], keyed("a"), (0, None)),
     ],
 )
 def test_labels(classes: list[ClassInfo], others: list[ClassInfo], labels: tuple[int | None, ...]) -> None:
