@@ -93,6 +93,7 @@ def _entries(path: Path, keys: Sequence[str]) -> dict[str, str]:
             if str(error).startswith(str(path)):
                 raise
             raise ValueError(f"{path}: is no JSON object ({error})") from None
+    text = re.sub(r"^([0-9]+)[,;:](?=\D)", r"\1 ", text, flags=re.MULTILINE)  # "7,cat" or "7: cat", as tables have it
     lines = [line.split(maxsplit=1) for line in text.splitlines() if line.strip() and not line.startswith("#")]
     if _are_numbers(keys) and not any(re.fullmatch("[0-9]+", words[0]) for words in lines):
         wnids = all(len(words) == 2 and re.fullmatch("n[0-9]{8}", words[0]) for words in lines)

@@ -100,7 +100,7 @@ class Parquet(Source):
         folder, splits = self._files
         kept: list[_File] = []
         for split, paths in splits.items():
-            files = []
+            files: list[_File] = []
             for path in paths:
                 with _reading(path) as reader:
                     known = (kept + files)[0].columns if kept + files else None
@@ -130,9 +130,9 @@ class Parquet(Source):
         """known: the columns of the first file, which are those of any other that has them."""
         first_rows: dict[int | str | None, int] = {}
         schema = reader.schema_arrow
-        image = self.image_column or (known.image if known and known.image in schema.names else "")
-        label = self.label_column or (known.label if known and known.label in schema.names else "")
-        columns = choose_columns(schema, image, label)
+        image_column = self.image_column or (known.image if known and known.image in schema.names else "")
+        label_column = self.label_column or (known.label if known and known.label in schema.names else "")
+        columns = choose_columns(schema, image_column, label_column)
         if columns.label:
             batches = reader.iter_batches(batch_size=1 << 16, columns=[columns.label])
             for row, label in enumerate(label for batch in batches for label in labels(batch.column(columns.label))):

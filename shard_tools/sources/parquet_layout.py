@@ -59,15 +59,16 @@ def _all_files(root: Path) -> Iterator[Path]:
     """The files of `root`, of its folders, and of the splits' folders in these. Costs one look into each.
 
     Folders of images are passed over, unless their name is a usual one: a class may have a table beside its images.
+    Files that have a tar of the same name beside them are what img2dataset notes about its tars.
     """
     files, folders = _look(root)
-    yield from (root / name for name in files if _is_parquet(name))
+    yield from (root / name for name in _tables(files))
     for folder in folders:
         files, inner = _look(root / folder)
         if folder == "data" or _split_word(folder) or not any(map(is_image, files)):
-            yield from (root / folder / name for name in files if _is_parquet(name))
+            yield from (root / folder / name for name in _tables(files))
         for split in filter(_split_word, inner):
-            yield from (root / folder / split / name for name in _look(root / folder / split)[0] if _is_parquet(name))
+            yield from (root / folder / split / name for name in _tables(_look(root / folder / split)[0]))
 
 
 def _look(folder: Path) -> tuple[list[str], list[str]]:
@@ -78,6 +79,11 @@ def _look(folder: Path) -> tuple[list[str], list[str]]:
             if not entry.name.startswith("."):
                 names[entry.is_dir()].append(entry.name)
     return names
+
+
+def _tables(files: list[str]) -> list[str]:
+    tars = {Path(name).stem for name in files if name.endswith(".tar")}
+    return [name for name in files if _is_parquet(name) and Path(name).stem not in tars]
 
 
 def _is_parquet(name: str) -> bool:

@@ -82,7 +82,10 @@ def image_of(sample: list[Member], path: Path, fields: Fields = FIND_OUT) -> Mem
     images = [member for member in sample if f".{member.extension.lower()}".endswith(EXTENSIONS)]
     if len(images) > 1:
         names = " and ".join(member.name for member in images[:2])
-        raise ValueError(f"{path}: {names} are images of one sample; choose one with --image-field ({_list(images)})")
+        raise ValueError(
+            f"{path}: {names} are images of one sample, whose name ends at the first dot; choose one with "
+            f"--image-field ({_list(images)}), or, if they are samples of their own, rename them"
+        )
     return images[0] if images else None
 
 
@@ -187,11 +190,14 @@ def _no_label(sample: list[Member], about: dict[str, object], fields: Fields, va
     was = "" if value is None else f", but {str(value)[:40]!r}"
     keys = [key for key in about if is_text(key)][:10]
     of_json = f"; of its .json: {', '.join(keys)}" if keys else ""
+    alone = "; members of one sample follow each other in a tar, and a tar of class directories has to be unpacked"
     return (
         f"{NO_LABEL}{named}{was} (fields {_list(sample)}{of_json}); one is a number from 0 or a name, in a .cls, as "
-        '"label" in a .json, or in the field that --label-field names'
+        f'"label" in a .json, or in the field that --label-field names (json.KEY in a .json)'
+        f"{alone if len(sample) == 1 else ''}"
     )
 
 
 def _list(sample: list[Member]) -> str:
-    return ", ".join(member.extension for member in sample)
+    more = [f"{len(sample) - 10} more"] if len(sample) > 10 else []
+    return ", ".join([member.extension for member in sample[:10]] + more)

@@ -98,7 +98,7 @@ class LabelsMet:
             if self.beside and label >= len(self.beside):
                 raise ValueError(
                     f"{name}: label {label} is beyond the {len(self.beside)} classes named beside the tars; "
-                    "add its name"
+                    "add its name, or, if labels begin at 1, a first line for label 0"
                 )
             self.highest = max(self.highest, label)
 

@@ -114,6 +114,8 @@ def test_a_thousand_names_are_a_thousand_classes(root: Path, where: str) -> None
     ("lines", "expected"),
     [
         (["10 ten", "0002\ttwo words"], {2: "two words", 10: "ten", 700: "700"}),
+        (["id,name", *(f"{i},the {i}th" for i in range(701))], {0: "the 0th", 10: "the 10th", 700: "the 700th"}),
+        (["2: two words", "10;ten"], {2: "two words", 10: "ten"}),
         ([f"the {i}th" for i in range(701)], {2: "the 2th", 10: "the 10th"}),
         ([f"{wnid} {name}, and so on" for wnid, name in imagenet_classes().items()], {10: "brambling, and so on"}),
         (['{"10": ["n01530575", "Bergfink"]}'], {10: "Bergfink"}),
@@ -292,8 +294,16 @@ def test_fields_that_have_to_be_named(
         assert result.exception is None or isinstance(result.exception, SystemExit)
 
 
+def test_the_tables_of_img2dataset_are_no_parquet_set(tmp_path: Path) -> None:
+    root = tmp_path / "wds"
+    shard(root / "00000.tar", ("0", {"jpg": jpeg(1), "txt": b"a cat", "json": b'{"key": "0", "label": 1}'}))
+    (root / "00000.parquet").write_bytes(b"keys, captions, URLs")
+    assert [info.wnid for info in both(root)] == ["000000", "000001"]
+
+
 BAD = {
     "no label": ({"jpg": jpeg(2)}, "its sample has no label (fields jpg)"),
+    "alone": ({"jpg": jpeg(2)}, "follow each other in a tar, and a tar of class directories has to be unpacked"),
     "empty": ({"jpg": jpeg(2), "cls": b""}, "no label, but ''"),
     "hidden": ({"jpg": jpeg(2), "cls": b"-1"}, "no label, but '-1'"),
     "list": ({"jpg": jpeg(2), "json": b"[1]"}, "no label, but '[1]'"),
