@@ -73,7 +73,7 @@ class Csv(Source):
             f"{role} in column {table.header[i] if table.header else i + 1}" for role, i in table.columns.items()
         )
         encoding = "" if self._encoding.startswith("utf") else f" (in {self._encoding}: it is not UTF-8)"
-        folder = f"; the files are in {table.files.folder}" if table.files.folder else ""
+        folder = f"; the files are in {', '.join(table.files.inside)}" if any(table.files.inside) else ""
         self.explained = (
             f"a table with {SEPARATORS[table.separator]}{encoding}, {'with' if table.header else 'without'} a header: "
             f"{what}{folder}"
@@ -189,6 +189,9 @@ class Csv(Source):
         if not first_rows:
             raise ValueError(f"{self.path}: is empty; give {LAYOUT}")
         first = first_rows[0]
+        if len(first) == 1:
+            between = ", ".join(SEPARATORS.values())
+            raise ValueError(f"{self.path}: its first line, {first[0]!r}, has one cell; separate cells with {between}")
         asked = {"image": self.image_column, "label": self.label_column, "split": self.split_column}
         names = [_plain(cell) for cell in first]
         known = [role for role, usual in USUAL_NAMES.items() if set(usual) & set(names)]
@@ -234,8 +237,10 @@ class Csv(Source):
         if not asked and role == "split":
             return -1
         what = f"column {asked!r}" if asked else f"column for the {role}"
+        one_hot = ", or, if each class has a column, write one of names" if role == "label" and len(first) > 3 else ""
         raise ValueError(
             f"{self.path}: has no {what} in its first line {', '.join(first)}; choose one of them with --{role}-column"
+            f"{one_hot}"
         )
 
 

@@ -1,6 +1,7 @@
 """The files that a table's paths mean: as they are written, or the one spelling of them that is there."""
 
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -29,48 +30,53 @@ class Locator:
     def __init__(self, folders: Iterable[Path], encoding: str = ""):
         self._folders = [os.fspath(folder) for folder in folders]
         self._encoding = encoding
-        self.folder = ""  # below the first of `folders`: what `look_around` found
+        self.inside = [""]  # below the first of `folders`: what `look_around` found
 
     def find(self, path: str) -> Found | str:
         """The file, or in a few words why there is none."""
+        tried = [self._find(inside, path) for inside in self.inside]
+        found = [each for each in tried if isinstance(each, Found)]
+        if len(found) > 1:
+            return f"no such file, but {' and '.join(each.name for each in found)}: write which"
+        return found[0] if found else tried[0]
+
+    def _find(self, inside: str, path: str) -> Found | str:
         reason = "no such file"
         for folder in self._folders:
             for name in self._spellings(path):
-                file = os.path.join(folder, self.folder, name)
+                file = os.path.join(folder, inside, name)
                 size = _size(file)
                 if isinstance(size, int):
-                    return Found(os.path.join(self.folder, name), file, size)
+                    return Found(os.path.join(inside, name), file, size)
                 reason = size or reason
         for folder in self._folders:
             for name in self._spellings(path):
-                found = {} if is_image(name) else self._extended(folder, name)
+                found = {} if is_image(name) else _extended(folder, inside, name)
                 if len(found) > 1:
                     return f"no such file, but {' and '.join(sorted(f.name for f in found.values()))}: write which"
                 if found:
                     return found.popitem()[1]
-        return reason
+        return "a URL; download the images and write their paths" if re.match("https?://", path.strip()) else reason
 
     def look_around(self, paths: list[str]) -> None:
-        """If none of the first `paths` is there, and one folder below the first of `folders` has some: take that.
+        """If none of the first `paths` is there, and folders below the first of `folders` have them: take these.
 
         Raises:
-            ValueError: several folders have some.
+            ValueError: several folders have the same.
         """
         paths = [path for path in paths[:TRIED] if path.strip()]
         if not paths or any(isinstance(self.find(path), Found) for path in paths):
             return
         with os.scandir(self._folders[0]) as entries:
             below = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-        having = []
-        for self.folder in below:
-            if any(isinstance(self.find(path), Found) for path in paths):
-                having.append(self.folder)
-        self.folder = having[0] if len(having) == 1 else ""
-        if len(having) > 1:
-            raise ValueError(
-                f"paths like {paths[0]!r} are no files beside it, but the folders {', '.join(having[:3])}"
-                f"{' …' if len(having) > 3 else ''} have such; write the folder into the paths"
-            )
+        having = [[inside for inside in below if isinstance(self._find(inside, path), Found)] for path in paths]
+        self.inside = sorted({inside for each in having for inside in each}) or [""]
+        for path, each in zip(paths, having, strict=True):
+            if len(each) > 1:
+                raise ValueError(
+                    f"paths like {path!r} are no files beside it, but the folders {', '.join(each[:3])}"
+                    f"{' …' if len(each) > 3 else ''} have such; write the folder into the paths"
+                )
 
     def _spellings(self, path: str) -> Iterator[str]:
         yield path
@@ -81,15 +87,16 @@ class Locator:
         if self._encoding and not path.isascii():
             yield os.fsdecode(path.encode(self._encoding))
 
-    def _extended(self, folder: str, name: str) -> dict[tuple[int, int], Found]:
-        """The files that the name with an image's extension means: one for each inode."""
-        found = {}
-        for extension in (*EXTENSIONS, *map(str.upper, EXTENSIONS)):
-            file = os.path.join(folder, self.folder, name + extension)
-            if name.rstrip("/") == name and isinstance(size := _size(file), int):
-                status = os.stat(file)  # noqa: PTH116
-                found[status.st_dev, status.st_ino] = Found(os.path.join(self.folder, name + extension), file, size)
-        return found
+
+def _extended(folder: str, inside: str, name: str) -> dict[tuple[int, int], Found]:
+    """The files that the name with an image's extension means: one for each inode."""
+    found = {}
+    for extension in (*EXTENSIONS, *map(str.upper, EXTENSIONS)):
+        file = os.path.join(folder, inside, name + extension)
+        if name.rstrip("/") == name and isinstance(size := _size(file), int):
+            status = os.stat(file)  # noqa: PTH116
+            found[status.st_dev, status.st_ino] = Found(os.path.join(inside, name + extension), file, size)
+    return found
 
 
 def _size(file: str) -> int | str:

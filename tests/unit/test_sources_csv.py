@@ -185,8 +185,34 @@ def test_files_in_one_folder(folder: Path) -> None:
         assert "the files are in a" in open_source(folder / "t.csv").explained
     (folder / "b").mkdir()
     (folder / "b" / "2.jpg").write_bytes(b"1")
-    with pytest.raises(ValueError, match="'1' are no files beside it, but the folders a, b have such"):
+    with pytest.raises(ValueError, match="'2' are no files beside it, but the folders a, b have such"):
         read(table(folder, "id,label\n1,cat\n2,dog\n"))
+
+
+def test_files_in_several_folders(folder: Path) -> None:
+    """HAM10000's parts."""
+    (folder / "b").mkdir()
+    for name in ("b/7.jpg", "b/8.jpg", "a/8.jpg"):
+        (folder / name).write_bytes(name.encode())
+    text = "id,label\n" + "".join(f"{i},cat\n" for i in (1, 7, *[2] * 10, 8, 9))
+    images, unusable = read(table(folder, text))
+    assert images == [(f"{name}.jpg", "cat") for name in ("a/1", "b/7", *["a/2"] * 10)]
+    assert unusable == [
+        ("8", "line 14: no such file, but a/8.jpg and b/8.jpg: write which"),
+        ("9", "line 15: no such file"),
+    ]
+    assert "the files are in a, b" in open_source(folder / "t.csv").explained
+
+
+def test_urls_and_lines_of_one_cell(folder: Path) -> None:
+    assert read(table(folder, "path,label\nhttps://x.org/1.jpg,cat\n"))[1] == [
+        ("https://x.org/1.jpg", "line 2: a URL; download the images and write their paths")
+    ]
+    for text in ("3.png 0\na/1.jpg 1\n", "# made by hand\npath,label\n3.png,cat\n", "path\n3.png\n"):
+        with pytest.raises(ValueError, match="has one cell; separate cells with commas, semicolons, tabs, bars"):
+            read(table(folder, text))
+    with pytest.raises(ValueError, match=r"label in its first line image, a, b, c; .*if each class has a column"):
+        read(table(folder, "image,a,b,c\n3,0,1,0\n"))
 
 
 def test_other_spellings_of_paths(folder: Path) -> None:
