@@ -69,13 +69,18 @@ def index(
         raise ValueError(f'on_bad is {on_bad!r}; it can be "fail" or "skip"')
     directory = Path(directory)
     try:
-        found = tars(directory)
+        splits = tars(directory)
     except OSError as error:
         raise ValueError(f"{directory}: cannot be read ({error.strerror})") from None
-    splits = {split: [path for path in paths if path.parent == directory] for split, paths in found.items()}
     paths = [path for split in splits.values() for path in split]
     if not paths:
         raise ValueError(f"{directory}: has no .tar files; give a directory of WebDataset shards")
+    if below := [path for path in paths if path.parent != directory]:
+        name = below[0].relative_to(directory)
+        raise ValueError(
+            f"{directory}: {len(below)} of its {len(paths)} tars lie in directories of it ({name}), and an index is of "
+            f"one; move them up (as {'-'.join(name.parts)}), or use pack, which reads them there"
+        )
     if (directory / INFO_FILE).exists() and not _is_indexed(directory):
         raise ValueError(
             f"{directory}: is a packed dataset, which has its index; check it with: python -m shard_tools verify"

@@ -51,11 +51,13 @@ def class_number(value: int) -> int | None:
 
 def check_single(first_met: dict[str, str]) -> None:
     """Raises ValueError where a label is several of the others, "scab rust" beside "scab" and "rust": images of several
-    classes. first_met: label → where it is, for the message."""
+    classes. Of bars and semicolons, which names hardly have, one such part is enough. first_met: label → where it is,
+    for the message."""
     for label, where in first_met.items():
         for separator in " ,;|":
             parts = [part.strip() for part in label.split(separator)]
-            if len(parts) > 1 and all(part in first_met for part in parts):
+            known = sum(part in first_met for part in parts)
+            if len(parts) > 1 and known >= (1 if separator in ";|" else len(parts)):
                 raise ValueError(
                     f"{where}: the label {label!r} is several of the others ({some(parts)}), and an image has one "
                     f"class; leave such images out, or, if it is a class, write it without {separator!r}"

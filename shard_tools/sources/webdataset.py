@@ -15,7 +15,7 @@ from pathlib import Path
 
 from shard_tools.format import INFO_FILE, ShardSet
 from shard_tools.sources.base import Place, Source, SourceImage, Unusable
-from shard_tools.sources.classnames import Label, NamesMet
+from shard_tools.sources.classnames import WNID, Label, NamesMet
 from shard_tools.sources.labels import check_single
 from shard_tools.sources.naming import (
     SPLIT_WORDS,
@@ -61,11 +61,16 @@ def _folders(root: Path) -> list[Path]:
 
 
 def names_beside(root: Path) -> dict[str, str]:
-    """Class key → readable name from a class file beside the tars: the i-th belongs to label i. Empty without one."""
+    """Class key → readable name from a class file beside the tars: the i-th belongs to label i, whether its number or
+    wnid is before it or not. Empty without one."""
     for name in CLASS_FILES:
         if (root / name).is_file():
-            text = (root / name).read_text(encoding="utf-8", errors="replace")
-            return numbered_classes([line.strip() for line in text.splitlines() if line.strip()])
+            text = (root / name).read_text(encoding="utf-8-sig", errors="replace")
+            lines = [line.strip() for line in text.splitlines() if line.strip()]
+            words = [line.partition(" ") for line in lines]
+            if all(rest and (WNID.fullmatch(key) or key == str(i)) for i, (key, _, rest) in enumerate(words)):
+                lines = [rest.strip() for *_, rest in words]
+            return numbered_classes(lines)
     return {}
 
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -158,6 +159,14 @@ def test_index_leaves_packed_datasets_and_other_directories_alone(dataset_copy: 
         assert result.exit_code == 1
         assert message in result.output
         assert len(result.output.splitlines()) == 1
+
+
+def test_tars_in_directories_below_are_refused(root: Path) -> None:
+    """They were left out without a word beside others."""
+    (root / "val").mkdir()
+    shutil.copy(next(root.glob("*.tar")), root / "val" / "7.tar")
+    with pytest.raises(ValueError, match=r"1 of its .* tars lie in directories of it .val/7.tar.*as val-7.tar"):
+        indexed(root)
 
 
 def test_index_command(root: Path) -> None:

@@ -96,6 +96,13 @@ def test_numbers_stay_what_they_are(root: Path, tmp_path: Path) -> None:
     assert (labels(again), again.classes) == (expected, shard_sets[0].classes)
 
 
+@pytest.mark.parametrize("before", ["n01440764 ", "0 ", "\ufeff0 "])
+def test_numbers_and_wnids_before_names_beside_the_tars(tmp_path: Path, before: str) -> None:
+    shard(tmp_path / "wds/train-0.tar", sample(1, 0))
+    (tmp_path / "wds/classes.txt").write_text(f"{before}great tench\n")
+    assert both(tmp_path / "wds") == (ClassInfo("000000", "great tench"),)
+
+
 @pytest.mark.parametrize("where", ["beside", "class file", "json"])
 def test_a_thousand_names_are_a_thousand_classes(root: Path, where: str) -> None:
     names = [f"name of {i}" for i in range(1000)]
