@@ -74,9 +74,9 @@ def met_lines(keys: Sequence[str], lost: set[str]) -> Iterator[str]:
     if missing := sorted(lost.difference(keys)):
         yield f"no image of class {some(missing)} can be used, so that there are {len(keys):,} classes without it"
     if all(key.isascii() and key.isdecimal() for key in keys):
-        moved = [f"{key!r} is {label}" for label, key in enumerate(keys) if int(key) != label]
+        moved = [f"the label of {key!r} is {label}" for label, key in enumerate(keys) if int(key) != label]
         if moved:
-            yield f"the classes are numbers and sorted as text, as torchvision does: the label of {moved[0]}"
+            yield f"the classes are numbers, and labels their places sorted as text (as in torchvision): {moved[0]}"
 
 
 def stranger(split: str, keys: set[str], first: str, known: set[str]) -> str:

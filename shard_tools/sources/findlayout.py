@@ -160,17 +160,17 @@ class _Splits:
                 train = SplitDir("train", self.inside)
                 readings.append((spec([train, *reading]), "the others are classes of train"))
             raise unclear(where, f"{some(names)} can be splits by name, {some(others)} not", *readings)
-        for split in dict.fromkeys(self.words.values()):
-            same = [name for name in self.words if self.words[name] == split]
-            if len(same) > 1:
-                both = f"{some(same)} all mean {split} (to have all, move what is in them into one)"
-                raise unclear(where, both, classes, (spec(reading), "only the first of them is read"))
         if not self._deep:
             raise unclear(
                 where,
                 f"{some(names)}: images without class directories (sort them into {names[0]}CLASS/, or {TABLE})",
                 classes,
             )
+        for split in dict.fromkeys(self.words.values()):
+            same = [name for name in self.words if self.words[name] == split]
+            if len(same) > 1:
+                both = f"{some(same)} all mean {split} (to have all, move what is in them into one)"
+                raise unclear(where, both, classes, (spec(reading), "only the first of them is read"))
         for name in self.level.empty:
             split = split_in(name)[0] if not split_in(name)[1] else ""
             if split and split != "test" and split not in self.words.values():
@@ -204,13 +204,17 @@ class _Splits:
         here, keys = self._dirs[name], self._levels[name].dirs
         _check_strays(self.root, here, self._levels[name], reading)
         as_classes = spec(reading), f"{some(keys)} the class{'es' if len(keys) > 1 else ''}"
+        if self._known and self._known.isdisjoint(keys):
+            as_classes = spec([split for split in reading if split.before != here]), f"{name} is left out"
         everywhere = {key for other in self._deep if other != name for key in self._levels[other].dirs}
         if len(keys) == 1 and not (keys[0] in everywhere and len(everywhere) > 1):
-            if look(self.root / here / keys[0]).is_container:
+            inner = look(self.root / here / keys[0])
+            if inner.is_container:
                 deeper = spec(self._reading(self.words, inner=True)), "its subdirectories are the classes"
-                raise unclear(
-                    self.root, f"all images of {here} lie in subdirectories of {keys[0]}/", as_classes, deeper
-                )
+                readings = [as_classes, deeper][
+                    : 1 if self._known and self._known.isdisjoint([*keys, *inner.dirs]) else 2
+                ]
+                raise unclear(self.root, f"all images of {here} lie in subdirectories of {keys[0]}/", *readings)
             if is_nameless(keys[0]):
                 found = f"all images of {here} lie in {keys[0]}/, without class directories"
                 raise unclear(self.root, f"{found} (sort them into {here}CLASS/, or {TABLE})", as_classes)

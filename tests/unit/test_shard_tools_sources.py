@@ -186,12 +186,17 @@ def test_numbers_as_labels_keep_their_order(tmp_path):
     assert [int(key) for key in listing.keys] == list(range(12))
 
 
-@pytest.mark.parametrize(("keys", "note"), [("0 1 2", ""), ("0 1 10 2", "'10' is 2"), ("1 2", "'1' is 0"), ("1 a", "")])
+@pytest.mark.parametrize(
+    ("keys", "note"),
+    [("0 1 2", ""), ("0 1 10 2", "the label of '10' is 2"), ("1 2", "the label of '1' is 0"), ("1 a", "")],
+)
 def test_class_directories_that_are_numbers_are_sorted_as_text_with_a_line(tmp_path, keys, note):
     make(tmp_path / "s", *(f"train/{key}/1.jpg" for key in keys.split()))
     listing, _ = listed(tmp_path / "s", tmp_path / "w")
     assert listing.keys == tuple(keys.split())
-    lines = [f"the classes are numbers and sorted as text, as torchvision does: the label of {note}"] if note else []
+    lines = (
+        [f"the classes are numbers, and labels their places sorted as text (as in torchvision): {note}"] if note else []
+    )
     assert list(listing.notes) == lines
 
 

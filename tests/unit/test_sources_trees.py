@@ -115,6 +115,11 @@ REFUSED = {
     "two words": (["{train_val,test}/{a,b}/1.jpg"], "test=test,train=train_val (train_val is train)"),
     "flat splits in a split": (["train/{valid,test}/1.jpg"], "'valid', 'test' in train/ can be splits by name"),
     "data sets": (["{x,y}/{train,val}/{a,b}/1.jpg"], "train=x/train,val=x/val (x is a data set of its own"),
+    "wrapped test": (["{train,val}/{a,b}/1.jpg", "test/images/{x,y}/1.jpg"], "train=train,val=val (test is left out)"),
+    "flat, three": (
+        ["{bullet train,freight train,test tube}/1.jpg"],
+        "'bullet train/', 'freight train/', 'test tube/'",
+    ),
     "repeated in one split": (["train/{x,y}/{a,b}/1.jpg"], "train=train/x (or the like: 'a', 'b' are the classes)"),
     "wrapped classes in splits": (["{train,val}/photos/{a,b}/1.jpg"], "in subdirectories of photos/"),
     "splits in a split": (["train/{train,val}/{a,b}/1.jpg"], "'train', 'val' in train/ can be splits by name"),
