@@ -151,20 +151,19 @@ class ImageFolder(Source):
         return unclear(self.root, f"{directory}/ has {some(list(words))}, which can be splits by name", *readings)
 
     def _check_repeated(self, layout: Layout, forks: dict[str, Fork]) -> None:
-        """The same directories in most of the classes may be the classes, and those the splits, but not below several
-        directories that are named as splits."""
+        """The same directories in most of the classes may be the classes, and those the splits or data sets of their
+        own."""
         counts = Counter(name for fork in forks.values() for name in fork.names)
         repeated = [name for name, count in sorted(counts.items()) if count > max(1, len(forks) // 2)]
         if len(repeated) < 2:
             return
         places = [f"{fork.directory}/" for fork in forks.values() if not set(repeated).isdisjoint(fork.names)]
-        if len(layout.splits) > 1:
-            note = f"{some(repeated)} in {some(places)} are taken for parts of the classes, not for classes"
-            self._notes = self._notes or [note]
-            return
         places.sort(key=lambda place: ("train" not in place.lower(), -count_images(self.root / place)))
-        places = places[:1] if layout.splits[0].before else places  # there are no others in the directory of a split
-        others = spec([SplitDir(split, place) for split, place in zip(("train", "val"), places, strict=False)])
+        if here := next((split.before for split in layout.splits if places[0].startswith(split.before or "/")), ""):
+            alike = [split._replace(before=places[0].replace(here, split.before, 1)) for split in layout.splits]
+            others = spec([split for split in alike if (self.root / split.before).is_dir()])
+        else:
+            others = spec([SplitDir(split, place) for split, place in zip(("train", "val"), places, strict=False)])
         raise unclear(
             self.root,
             f"{some(repeated)} repeat in {some(places)}",

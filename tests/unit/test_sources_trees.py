@@ -296,14 +296,16 @@ def test_links_that_lead_nowhere_are_unusable_where_they_may_be_images(tmp_path:
         read(root)
 
 
-def test_directories_that_repeat_in_the_classes_of_several_splits_are_parts_of_these(tmp_path: Path) -> None:
+def test_directories_that_repeat_in_the_classes_of_named_splits_may_be_either(tmp_path: Path) -> None:
     root = make(tmp_path / "s", ["{train,val}/{cat,dog}/{front,side}/1.jpg"])
-    source = open_source(root, "imagefolder")
-    assert Counter((i.split, i.key) for i in source.images(tmp_path)) == dict.fromkeys(
-        [("train", "cat"), ("train", "dog"), ("val", "cat"), ("val", "dog")], 2
-    )
-    assert len(source.notes()) == 1
-    assert "'front', 'side' in 'train/cat/', 'train/dog/' are taken for parts of the classes" in source.notes()[0]
+    with pytest.raises(ValueError, match="'front', 'side' repeat in 'train/cat/', 'train/dog/'") as caught:
+        read(root)
+    classes, parts = (shlex.split(option)[0] for option in str(caught.value).split("--split-dirs ")[1:])
+    assert (classes, parts) == ("train=train,val=val", "train=train/cat,val=val/cat")
+    images = ["cat/1.jpg", "cat/1.jpg", "dog/1.jpg", "dog/1.jpg"]
+    assert read(root, classes)[0] == {"train": images, "val": images}
+    images = ["front/1.jpg", "side/1.jpg"]
+    assert read(root, parts)[0] == {"train": images, "val": images}
 
 
 def test_directories_without_images_are_left_out_where_the_user_says_what_the_splits_are(tmp_path: Path) -> None:
