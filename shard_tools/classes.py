@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,32 @@ def gap_lines(keys: Sequence[str], num_images: dict[str, np.ndarray]) -> Iterato
         new = np.flatnonzero((num_images[split] > 0) & (num_images[splits[0]] == 0))
         if len(new):
             yield f"classes with images in {split} and none in {splits[0]}: {len(new):,}, {_some(keys, new)}"
+
+
+def met_lines(keys: Sequence[str], lost: set[str]) -> Iterator[str]:
+    """Lines for people about classes that are the sorted keys met, where that may surprise. lost: the keys of unusable
+    images."""
+    if missing := sorted(lost.difference(keys)):
+        yield f"no image of class {some(missing)} can be used, so that there are {len(keys):,} classes without it"
+    if all(key.isascii() and key.isdecimal() for key in keys):
+        moved = [f"the label of {key!r} is {label}" for label, key in enumerate(keys) if int(key) != label]
+        if moved:
+            yield f"the classes are numbers, and labels their places sorted as text (as in torchvision): {moved[0]}"
+
+
+def stranger(split: str, keys: set[str], first: str, known: set[str]) -> str:
+    """What is wrong where the split `split` has class keys that the split `first`, which has `known`, has not."""
+    extra = sorted(keys - known)
+    written = {_alike(key): key for key in known}
+    for key in extra:
+        if other := written.get(_alike(key)):
+            return f"class {key!a} of {split} is written {other!a} in {first}; rename one of them"
+    return f"class {some(extra)} of {split} is not in {first}; add it there or remove it from {split}"
+
+
+def _alike(key: str) -> str:
+    """The same for keys that differ in case, spaces, leading zeros, or in how Unicode writes a letter."""
+    return plain_key(" ".join(unicodedata.normalize("NFKC", key).casefold().split()))
 
 
 def _some(keys: Sequence[str], labels: np.ndarray) -> str:

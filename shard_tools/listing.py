@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from shard_tools.classes import gap_lines, keys_with_file
+from shard_tools.classes import gap_lines, keys_with_file, met_lines, stranger
 from shard_tools.rejected import Rejected, RejectedRows, refusal
 from shard_tools.sources.base import Place, Source, SourceImage, Unusable
 from shard_tools.sources.naming import numbered_key, some, split_rank
@@ -107,6 +107,7 @@ class _Pass:
     num_images: dict[str, int] = field(default_factory=dict)  # of the source's splits
     per_class: dict[str, list[int]] = field(default_factory=dict)  # images of each number
     unusable: dict[str, Unusable] = field(default_factory=dict)  # the first of each split
+    lost: set[str] = field(default_factory=set)  # class keys of what is unusable
     name_at: int = 0
 
 
@@ -150,7 +151,7 @@ def write_listing(
     keys = _classes(found, splits, asked, where, keys_with_file(fixed, class_file) if fixed else None)
     place = {key: label for label, key in enumerate(keys)}
     new_label = np.array([place.get(key, -1) for key in found.keys], np.int32)  # number as met → label
-    notes = _notes(found, splits, subset, keys) if fixed else []
+    notes = _notes(found, splits, subset, keys) if fixed else list(met_lines(keys, found.lost))
     if subset.fractions and splits != ["train"]:
         raise ValueError(f"{where}: has the splits {', '.join(splits)} already; leave out --split")
     num_images: dict[str, int] = {}
@@ -191,6 +192,7 @@ def _meet(
                 continue
             if isinstance(image, Unusable):
                 found.unusable.setdefault(image.split, image)
+                found.lost |= {image.key} - {""}
                 rejected.add(image.name, image.reason)
                 continue
             if image.split not in streams:
@@ -274,10 +276,8 @@ def _met(found: _Pass, splits: list[str], where: str) -> list[str]:
     }
     first = splits[0]
     for split in splits[1:]:
-        if extra := sorted(members[split] - members[first]):
-            raise ValueError(
-                f"{where}: class {some(extra)} of {split} is not in {first}; add it there or remove it from {split}"
-            )
+        if members[split] - members[first]:
+            raise ValueError(f"{where}: {stranger(split, members[split], first, members[first])}")
     return sorted(members[first])
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from shard_tools.sources import csv, ilsvrc, imagefolder, kaggle, parquet, tiny_imagenet, webdataset
 from shard_tools.sources.base import Source
-from shard_tools.sources.elsewhere import instead
+from shard_tools.sources.elsewhere import instead, is_tree
 from shard_tools.sources.tarsamples import Fields
 
 
@@ -93,6 +93,11 @@ def open_source(
             format = next((name for name, kind in SOURCES.items() if kind.recognise(path)), "")
             if format in ("", "imagefolder") and not options.split_dirs and (line := instead(path)):
                 raise ValueError(line)
+            if format == "webdataset" and is_tree(path):
+                raise ValueError(
+                    f"{path}: has tars and directories of images; say which to read: --format webdataset or "
+                    "--format imagefolder"
+                )
             if not format:
                 raise ValueError(f"{path}: not a directory or file of a kind that is known; give {_layouts()}")
         kind = SOURCES[format]

@@ -6,7 +6,9 @@ from itertools import islice
 from pathlib import Path
 
 from shard_tools.sources import ilsvrc, kaggle, parquet, tiny_imagenet, webdataset
+from shard_tools.sources.findlayout import find_layout
 from shard_tools.sources.layout import holds_images, visible
+from shard_tools.sources.links import is_dir
 from shard_tools.sources.naming import some
 
 PUBLISHED = (kaggle, ilsvrc, tiny_imagenet)  # layouts whose name alone says what they are
@@ -25,7 +27,7 @@ def instead(path: Path) -> str:
         return _of_files(path, [path])
     if part := _part_of_kaggle(path):
         return part
-    dirs = [path / name for name, entry in visible(path).items() if entry.is_dir()]
+    dirs = [path / name for name, entry in visible(path).items() if is_dir(entry)]
     for inner in islice(dirs, LOOKED_AT):
         if any(kind.recognise(inner) for kind in PUBLISHED):
             return f"{path}: the data set lies in a directory of it; give {inner}"
@@ -35,17 +37,30 @@ def instead(path: Path) -> str:
         containers = () if holds_images(inner) else (parquet, webdataset)  # a class may hold a table of its images
         if any(kind.recognise(inner) for kind in (*PUBLISHED, *containers)):
             return f"{path}: the data set lies in a directory of it; give {inner}"
-        alone = [inner / name for name, entry in visible(inner).items() if entry.is_dir()]
+        alone = [inner / name for name, entry in visible(inner).items() if is_dir(entry)]
     if holds_images(path):
         return ""
     files = [entry for folder in (path, *dirs[:LOOKED_AT]) for entry in islice(sorted(folder.iterdir()), LOOKED_AT)]
     return _of_files(path, files)
 
 
+def is_tree(path: Path) -> bool:
+    """Whether it can be read as a directory tree of several classes."""
+    if not path.is_dir():
+        return False
+    try:
+        layout = find_layout(path)
+    except ValueError:
+        return False
+    return len(layout.class_dirs(path, layout.splits[0])) > 1
+
+
 def _part_of_kaggle(path: Path) -> str:
     here = Path(os.path.abspath(path))  # as it is written: links may lead out of the layout
     for root in here.parents[:4]:
         images = root / kaggle.IMAGES
+        if kaggle.is_sorted(root):
+            continue
         if here in (images, *images.parents, images / "val", images / "test") and images.is_dir():
             if missing := [name for name in (kaggle.SOLUTION, kaggle.MAPPING) if not (root / name).is_file()]:
                 return f"{path}: is a part of Kaggle's ImageNet; put {' and '.join(missing)} into {root} and give that"

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from shard_tools.sources.layout import LAYOUT, NONE, Layout, Level, SplitDir, look
-from shard_tools.sources.naming import EXTENSIONS, FILLERS, is_image, some, split_in, split_rank
+from shard_tools.sources.layout import LAYOUT, NONE, Layout, Level, SplitDir, is_classless, look
+from shard_tools.sources.naming import EXTENSIONS, is_image, is_nameless, some, split_in, split_rank
 
 TABLE = "list all images in a CSV file with the columns path, label and split and pack that"
-NAMELESS = {*FILLERS, "all", "unknown", "unlabeled", "unlabelled"}  # directories of images that are no class
 
 
 class Unclear(ValueError):
@@ -48,15 +47,25 @@ def find_layout(root: Path) -> Layout:
 
 
 def split_words(dirs: Iterable[str]) -> dict[str, str]:
-    """Directory → split, of those whose names tell one: Training_Set; or seg_train where there is seg_test, too.
-    Train first."""
+    """Directory → split, of those whose names tell one: Training_Set; or seg_train where there is seg_test, too; or
+    all, if each tells one. Train first."""
     told = {name: split_in(name) for name in dirs}
     splits: dict[tuple[str, ...], set[str]] = {}
     for split, rest in told.values():
         if split:
             splits.setdefault(rest, set()).add(split)
     words = {name: split for name, (split, rest) in told.items() if split and (not rest or len(splits[rest]) > 1)}
+    if len({split for split, _ in told.values()} - {""}) > 1 and all(split for split, _ in told.values()):
+        words = {name: split for name, (split, _) in told.items()}
     return dict(sorted(words.items(), key=lambda item: split_rank(item[1])))
+
+
+def own_splits(root: Path, directory: str, words: dict[str, str], meaning: str) -> list[tuple[str, str]]:
+    """The reading that the directories named as splits in a directory are the splits, if they have class directories.
+    words: theirs, as `split_words` gives them."""
+    deep = [(name, split) for name, split in words.items() if look(root / directory / name).dirs]
+    splits = {split: SplitDir(split, f"{directory}{name}/") for name, split in reversed(deep)}
+    return [(spec(sorted(splits.values(), key=lambda s: split_rank(s.split))), meaning)] if splits else []
 
 
 def _lone(root: Path, inside: str, level: Level) -> Layout:
@@ -69,7 +78,7 @@ def _lone(root: Path, inside: str, level: Level) -> Layout:
     if below:
         others = spec([SplitDir("train", f"{PurePosixPath(inside).parent}/")]), f"{below[-1]} is the one class"
         raise unclear(root, f"all images lie in {inside}", one_class, others)
-    if _nameless(top):
+    if is_nameless(top):
         raise unclear(root, f"all images lie in {inside}, without class directories", one_class)
     return Layout([SplitDir("train", "")])
 
@@ -95,15 +104,25 @@ class _Splits:
         """Raises ValueError if that cannot be read in one way."""
         self._check_all_are_splits()
         unlabelled = self._unlabelled()
-        reading = [s for s in self._reading(self.words) if s.before != unlabelled]
+        reading = self._reading(name for name in self.words if name != unlabelled)
         for name in self._deep:
-            if f"{self.inside}{name}/" != unlabelled:
+            if name != unlabelled:
                 self._check_classes(name, reading)
-        return Layout(reading, self.inside, unlabelled)
+        return Layout(reading, self.inside, f"{self.inside}{unlabelled}/" if unlabelled else "")
 
     @cached_property
     def _levels(self) -> dict[str, Level]:
-        return {name: look(self.root / self.inside / name) for name in self.words}
+        return {name: look(self.root / here) for name, here in self._dirs.items()}
+
+    @cached_property
+    def _dirs(self) -> dict[str, str]:
+        """Where a split's directory is, relative to the root: train/, or train/train/ where that is all in it."""
+        dirs = {name: f"{self.inside}{name}/" for name in self.words}
+        for name, here in dirs.items():
+            level = look(self.root / here)
+            if len(level.dirs) == 1 and not level.images and split_in(level.dirs[0]) == split_in(name):
+                dirs[name] = f"{here}{level.dirs[0]}/"
+        return dirs
 
     @cached_property
     def _deep(self) -> list[str]:
@@ -115,7 +134,7 @@ class _Splits:
         directories are looked for below directories that stand alone."""
         found: dict[str, SplitDir] = {}
         for name in names:
-            before = f"{self.inside}{name}/"
+            before = self._dirs[name]
             while inner and len((level := look(self.root / before)).dirs) == 1 and not level.images:
                 if not look(self.root / before / level.dirs[0]).dirs:
                     break
@@ -130,23 +149,28 @@ class _Splits:
         reading = self._reading([n for n in self.words if n in self._deep or self.words[n] == "test"], inner=True)
         if others:
             readings = [classes]
-            if "train" in {split.split for split in reading}:
+            missing = next((s for s in ("train", "val") if s not in {split.split for split in reading}), "")
+            alike = {key for name in self._deep for key in self._levels[name].dirs}
+            if missing and len(others) == 1 and not alike.isdisjoint(look(where / self.inside / others[0]).dirs):
+                other = SplitDir(missing, f"{self.inside}{others[0]}/")
+                readings.append((spec([*reading, other]), f"{others[0]} is {missing}"))
+            if missing != "train":
                 readings.append((spec(reading), "the others are left out"))
-            elif reading:
+            elif reading and len(readings) == 1:
                 train = SplitDir("train", self.inside)
                 readings.append((spec([train, *reading]), "the others are classes of train"))
             raise unclear(where, f"{some(names)} can be splits by name, {some(others)} not", *readings)
-        for split in dict.fromkeys(self.words.values()):
-            same = [name for name in self.words if self.words[name] == split]
-            if len(same) > 1:
-                both = f"{' and '.join(same)} both mean {split}"
-                raise unclear(where, both, classes, (spec(reading), f"{' and '.join(same[1:])} left out"))
         if not self._deep:
             raise unclear(
                 where,
                 f"{some(names)}: images without class directories (sort them into {names[0]}CLASS/, or {TABLE})",
                 classes,
             )
+        for split in dict.fromkeys(self.words.values()):
+            same = [name for name in self.words if self.words[name] == split]
+            if len(same) > 1:
+                both = f"{some(same)} all mean {split} (to have all, move what is in them into one)"
+                raise unclear(where, both, classes, (spec(reading), "only the first of them is read"))
         for name in self.level.empty:
             split = split_in(name)[0] if not split_in(name)[1] else ""
             if split and split != "test" and split not in self.words.values():
@@ -158,64 +182,68 @@ class _Splits:
 
     def _unlabelled(self) -> str:
         """The directory of test, if that has images and no classes. Raises ValueError for any other such split."""
-        known = {key for name in self._deep if self.words[name] == "train" for key in self._levels[name].dirs}
         for name in self.words:
-            keys = self._levels[name].dirs
-            alone = keys[0] if len(keys) == 1 and keys[0] not in known else ""
-            if keys and not (alone and _nameless(alone) and not look(self.root / self.inside / name / alone).dirs):
+            if not self._is_classless(name):
                 continue
             if self.words[name] == "test" and self._deep != [name]:
-                return f"{self.inside}{name}/"
-            if not keys or known:
+                return name
+            if not self._levels[name].dirs or self._known:
                 raise ValueError(f"{self.root / self.inside / name}: {self._without_classes(name)}")
         return ""
 
+    @cached_property
+    def _known(self) -> set[str]:
+        """The classes of train."""
+        return {key for name in self._deep if self.words[name] == "train" for key in self._levels[name].dirs}
+
+    def _is_classless(self, name: str) -> bool:
+        return is_classless(self.root / self._dirs[name], self._known)
+
     def _check_classes(self, name: str, reading: list[SplitDir]) -> None:
         """What lies in the directory of a split."""
-        here, keys = f"{self.inside}{name}/", self._levels[name].dirs
+        here, keys = self._dirs[name], self._levels[name].dirs
         _check_strays(self.root, here, self._levels[name], reading)
         as_classes = spec(reading), f"{some(keys)} the class{'es' if len(keys) > 1 else ''}"
+        if self._known and self._known.isdisjoint(keys):
+            as_classes = spec([split for split in reading if split.before != here]), f"{name} is left out"
         everywhere = {key for other in self._deep if other != name for key in self._levels[other].dirs}
         if len(keys) == 1 and not (keys[0] in everywhere and len(everywhere) > 1):
-            if look(self.root / here / keys[0]).is_container:
+            inner = look(self.root / here / keys[0])
+            if inner.is_container:
                 deeper = spec(self._reading(self.words, inner=True)), "its subdirectories are the classes"
-                raise unclear(
-                    self.root, f"all images of {here} lie in subdirectories of {keys[0]}/", as_classes, deeper
-                )
-            if _nameless(keys[0]):
+                readings = [as_classes, deeper][
+                    : 1 if self._known and self._known.isdisjoint([*keys, *inner.dirs]) else 2
+                ]
+                raise unclear(self.root, f"all images of {here} lie in subdirectories of {keys[0]}/", *readings)
+            if is_nameless(keys[0]):
                 found = f"all images of {here} lie in {keys[0]}/, without class directories"
-                raise unclear(self.root, found, as_classes)
+                raise unclear(self.root, f"{found} (sort them into {here}CLASS/, or {TABLE})", as_classes)
         words = split_words(keys)
         if len(words) > 1:
-            splits = {split: SplitDir(split, f"{here}{key}/") for key, split in reversed(words.items())}
-            deeper = spec(sorted(splits.values(), key=lambda s: split_rank(s.split))), "they are the splits"
-            raise unclear(self.root, f"{some(list(words))} in {here} can be splits by name, too", as_classes, deeper)
+            found = f"{some(list(words))} in {here} can be splits by name, too"
+            raise unclear(self.root, found, as_classes, *own_splits(self.root, here, words, "they are the splits"))
 
     def _without_classes(self, name: str) -> str:
         """What to do about PyTorch's ImageNet layout before its validation images are sorted."""
-        here = self.root / self.inside
+        here, others = self.root / self.inside, self._reading(other for other in self._deep if other != name)
+        paths = sorted({*here.iterdir(), *(here / name).iterdir()})
         labels = [
             str(path)
-            for path in sorted({*here.iterdir(), *(here / name).iterdir()})
+            for path in paths
             if not is_image(path.name)
             and path.is_file()
             and ("val" in path.name.lower() or "devkit" in path.name.lower())
         ]
-        hint = f"their labels seem to be in {labels[0]}" if labels else "nothing here tells their labels"
+        hint = f"their labels seem to be in {labels[0]}" if labels else "no file here tells their labels"
+        official = ", or pack the official archives as they are" if any("ILSVRC" in path.name for path in paths) else ""
         return (
-            f"images without class directories ({hint}); sort them into {name}/CLASS/, or {TABLE}, "
-            "or pack the official archives as they are"
+            f"images without class directories ({hint}); sort them into {name}/CLASS/, or {TABLE}{official}, or leave "
+            f"them out with --split-dirs {shlex.quote(spec(others))}"
         )
 
 
 def spec(splits: list[SplitDir]) -> str:
     return ",".join(split.spec() for split in splits)
-
-
-def _nameless(name: str) -> bool:
-    """Whether a directory's name is no class's: images, data1, 0; or a split's."""
-    split, words = split_in(name)
-    return bool(split and not words) or set(words) <= NAMELESS
 
 
 def _count(images: list[str]) -> str:

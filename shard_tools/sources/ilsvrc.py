@@ -128,7 +128,7 @@ class Ilsvrc(Source):
         except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            raise ValueError(f"{path}: is not a whole tar ({error}); get it again") from None
+            raise ValueError(f"{path}: is not a whole tar ({str(error).splitlines()[0]}); get it again") from None
         for name in (META, TRUTH):
             if name not in files:
                 raise ValueError(f"{path}: has no {name}; get the devkit for tasks 1 and 2 of ILSVRC 2012")

@@ -5,15 +5,16 @@ is read anyway: an image would get into another class or split.
 """
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shard_tools.sources.base import Place, Source, SourceImage
-from shard_tools.sources.findlayout import find_layout, spec, split_words, unclear
-from shard_tools.sources.layout import LAYOUT, NONE, Layout, SplitDir, given_layout, visible
-from shard_tools.sources.links import Links
+from shard_tools.sources.base import Place, Source, SourceImage, Unusable
+from shard_tools.sources.findlayout import find_layout, own_splits, spec, split_words, unclear
+from shard_tools.sources.layout import LAYOUT, NONE, Layout, SplitDir, count_images, given_layout, visible
+from shard_tools.sources.links import Links, broken
 from shard_tools.sources.naming import EXTENSIONS, Ignored, is_image, some
 
 MAX_SUBDIRS = 100  # of a class, remembered to see whether they repeat
@@ -40,6 +41,7 @@ class ImageFolder(Source):
     format: str = "imagefolder"
     explained: str = field(init=False)
     _ignored: Ignored = field(default_factory=Ignored)
+    _notes: list[str] = field(default_factory=list)
     _links: Links | None = None
 
     def __post_init__(self) -> None:
@@ -47,12 +49,17 @@ class ImageFolder(Source):
             raise ValueError(f"{self.root}: not a directory; give {LAYOUT}")
         self.explained = str(self._find_layout())
 
-    def images(self, work: Path) -> Iterator[SourceImage]:
+    def images(self, work: Path) -> Iterator[SourceImage | Unusable]:
         """By split, then in the order of the directories' and files' names."""
         layout = self._find_layout()
-        self._ignored = Ignored()
+        self._ignored, self._notes = Ignored(), []
         for name in layout.beside(self.root):
-            self._ignored.append(name)
+            before, _, key = name.rpartition("/")
+            splits = [split.split for split in layout.splits if split.before.rstrip("/") == before]
+            if (reason := broken(self.root / name)) and splits and not Path(name).suffix:  # a class, perhaps
+                yield Unusable(splits[0], name, reason, key)
+            else:
+                self._ignored.append(f"{name} ({reason})" if reason else name)
         class_dirs = [path for split in layout.splits for path in layout.class_dirs(self.root, split).values()]
         self._links = Links(self.root, class_dirs)
         for split in layout.splits:
@@ -62,12 +69,12 @@ class ImageFolder(Source):
         return self._ignored
 
     def notes(self) -> list[str]:
-        return self._links.notes() if self._links else []
+        return [*self._notes, *(self._links.notes() if self._links else [])]
 
     def _find_layout(self) -> Layout:
         return given_layout(self.root, self.split_dirs) if self.split_dirs else find_layout(self.root)
 
-    def _split(self, layout: Layout, split: SplitDir) -> Iterator[SourceImage]:
+    def _split(self, layout: Layout, split: SplitDir) -> Iterator[SourceImage | Unusable]:
         """One split's images."""
         root = str(self.root)
         empty: list[str] = []
@@ -78,51 +85,65 @@ class ImageFolder(Source):
             for name, size in self._walk(directory, frozenset(), layout, forks[key]):
                 if size is None:
                     self._ignored.append(name)
+                    continue
+                count += 1
+                if isinstance(size, str):
+                    yield Unusable(split.split, name, size, key)
                 else:
-                    count += 1
                     yield SourceImage(split.split, key, name, size, Place("file", f"{root}/{name}"))
             found |= count > 0
             if not count:
-                empty.append(key)
+                empty.append(directory)
         if not found:
             raise ValueError(
                 f"{self.root / split.before}: no images ({', '.join(EXTENSIONS)}) in its class directories; "
                 f"give {split.before}CLASS{split.after}/IMAGE"
             )
+        if layout.given:
+            self._ignored.extend(f"{path}/ (no images)" for path in empty)
+            return
         if empty and split == layout.splits[0]:
-            raise ValueError(f"{self.root}: no images in class {some(empty)} of {split.split}; add some or remove it")
-        if not layout.given:
-            self._check_repeated(layout, forks)
+            raise ValueError(
+                f"{self.root}: no images, or only links to those of others, in {some(empty)}; add some, remove it, or "
+                f"leave it out with --split-dirs {shlex.quote(_as_read(layout)[0])}"
+            )
+        self._check_repeated(layout, forks)
 
     def _walk(
         self, directory: str, above: frozenset[str], layout: Layout, fork: Fork
-    ) -> Iterator[tuple[str, int | None]]:
-        """(name, bytes) of every file below; bytes is None for what is not an image. Fills `fork` if it is empty."""
+    ) -> Iterator[tuple[str, int | str | None]]:
+        """(name, bytes) of every file below; for bytes, None is what is not an image, a text why one cannot be read.
+        Fills `fork` if it is empty."""
         here = os.path.realpath(self.root / directory)
         if here in above:  # a link to a directory that contains it
             return
         entries = visible(self.root / directory)
-        subdirs = [name for name, entry in entries.items() if entry.is_dir() and not entry.is_symlink()]
+        subdirs = [name for name, entry in entries.items() if not entry.is_symlink() and entry.is_dir()]
         if not layout.given and len(set(split_words(subdirs).values())) > 1:
             raise self._unclear_below(directory, subdirs, layout)
         if len(subdirs) > 1 and not fork.names:
             fork.directory, fork.names = directory, subdirs[:MAX_SUBDIRS]
         for name, entry in entries.items():
             path = f"{directory}/{name}"
-            if entry.is_symlink() and self._links and (place := self._links.read_anyway(path)):
+            if reason := broken(entry):
+                lost = is_image(name) or not Path(name).suffix  # a directory of images, perhaps
+                yield (path, reason) if lost else (f"{path} ({reason})", None)
+            elif entry.is_symlink() and self._links and (place := self._links.read_anyway(path)):
                 yield f"{path} (a link to {place})", None
             elif entry.is_dir():
                 yield from self._walk(path, above | {here}, layout, fork)
             else:
-                is_file = is_image(name) and (entry.is_file() or entry.is_symlink())  # a broken link is an error, below
-                yield path, entry.stat().st_size if is_file else None
+                yield path, entry.stat().st_size if is_image(name) and entry.is_file() else None
 
     def _unclear_below(self, directory: str, subdirs: list[str], layout: Layout) -> ValueError:
         """Directories below a class are named as splits."""
         words = split_words(subdirs)
         readings = [_as_read(layout)]
         before, _, key = directory.rpartition("/")
-        if any(split.before.rstrip("/") == before for split in layout.splits) and len(set(words.values())) == len(
+        own = own_splits(self.root, f"{directory}/", words, f"{key} is a data set of its own, the others are left out")
+        if own:
+            readings += own
+        elif any(split.before.rstrip("/") == before for split in layout.splits) and len(set(words.values())) == len(
             words
         ):
             inner = [SplitDir(split, f"{before}/" if before else "", f"/{name}") for name, split in words.items()]
@@ -130,14 +151,19 @@ class ImageFolder(Source):
         return unclear(self.root, f"{directory}/ has {some(list(words))}, which can be splits by name", *readings)
 
     def _check_repeated(self, layout: Layout, forks: dict[str, Fork]) -> None:
-        """The same directories in most of the classes may be the classes, and those the splits."""
+        """The same directories in most of the classes may be the classes, and those the splits or data sets of their
+        own."""
         counts = Counter(name for fork in forks.values() for name in fork.names)
         repeated = [name for name, count in sorted(counts.items()) if count > max(1, len(forks) // 2)]
         if len(repeated) < 2:
             return
         places = [f"{fork.directory}/" for fork in forks.values() if not set(repeated).isdisjoint(fork.names)]
-        places.sort(key=lambda place: "train" not in place.lower())
-        others = spec([SplitDir(split, place) for split, place in zip(("train", "val"), places, strict=False)])
+        places.sort(key=lambda place: ("train" not in place.lower(), -count_images(self.root / place)))
+        if here := next((split.before for split in layout.splits if places[0].startswith(split.before or "/")), ""):
+            alike = [split._replace(before=places[0].replace(here, split.before, 1)) for split in layout.splits]
+            others = spec([split for split in alike if (self.root / split.before).is_dir()])
+        else:
+            others = spec([SplitDir(split, place) for split, place in zip(("train", "val"), places, strict=False)])
         raise unclear(
             self.root,
             f"{some(repeated)} repeat in {some(places)}",

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from shard_tools.sources.base import Place, Source, SourceImage, read_bytes
+from shard_tools.sources.base import Place, Source, SourceImage, Unusable, read_bytes
+from shard_tools.sources.layout import visible
+from shard_tools.sources.links import broken, is_dir
 from shard_tools.sources.naming import Ignored, is_image, is_junk, some
 from shard_tools.sources.zipmembers import iterate_zip, place
 
@@ -24,10 +26,17 @@ class Entry(NamedTuple):
     name: str
     size_bytes: int
     place: Place
+    broken: str = ""  # why it cannot be read, as `links.broken` says
 
 
 def recognise(path: Path) -> bool:
-    return (path / IMAGES).is_dir() or (path.is_file() and path.suffix == ".zip")
+    return ((path / IMAGES).is_dir() and not is_sorted(path)) or (path.is_file() and path.suffix == ".zip")
+
+
+def is_sorted(path: Path) -> bool:
+    """Whether the validation images were sorted into directories of classes, and nothing else tells their labels."""
+    val = path / IMAGES / "val"
+    return not (path / SOLUTION).is_file() and val.is_dir() and all(map(is_dir, visible(val).values()))
 
 
 @dataclass
@@ -46,7 +55,7 @@ class Kaggle(Source):
             f"Kaggle's ImageNet {what}; {SOLUTION} gives the validation labels, test images have none and are left out"
         )
 
-    def images(self, work: Path) -> Iterator[SourceImage]:
+    def images(self, work: Path) -> Iterator[SourceImage | Unusable]:
         """train/WNID/FILE, then val/FILE."""
         self._ignored = Ignored()
         if next(self._files(f"{IMAGES}/test/"), None):
@@ -61,7 +70,7 @@ class Kaggle(Source):
     def ignored(self) -> list[str]:
         return self._ignored
 
-    def _train(self) -> Iterator[SourceImage]:
+    def _train(self) -> Iterator[SourceImage | Unusable]:
         seen: set[str] = set()
         for entry in self._files(f"{IMAGES}/train/"):
             wnid, _, file = entry.name.removeprefix(f"{IMAGES}/train/").rpartition("/")
@@ -73,27 +82,29 @@ class Kaggle(Source):
                     f"{self.root}: {entry.name}: class {wnid!r} is not in {MAPPING}; remove one or the other"
                 )
             seen.add(wnid)
-            yield SourceImage("train", wnid, f"train/{wnid}/{file}", entry.size_bytes, entry.place)
+            yield _image("train", wnid, f"train/{wnid}/{file}", entry)
         if missing := sorted(set(self._names) - seen):
             raise ValueError(f"{self.root}: {IMAGES}/train has no images of class {some(missing)}; get it again")
 
-    def _val(self) -> Iterator[SourceImage]:
-        wnid_of = self._solution()
+    def _val(self) -> Iterator[SourceImage | Unusable]:
+        wnid_of, found = self._solution(), False
         for entry in self._files(f"{IMAGES}/val/"):
             file = PurePosixPath(entry.name)
             if not is_image(entry.name):
                 self._ignored.append(entry.name)
                 continue
-            try:
-                wnid = wnid_of.pop(file.stem)
-            except KeyError:
-                raise ValueError(f"{self.root}: {entry.name} has no line in {SOLUTION}; get that file again") from None
-            yield SourceImage("val", wnid, f"val/{file.name}", entry.size_bytes, entry.place)
-        if wnid_of:
+            if wnid := wnid_of.pop(file.stem, ""):
+                found = True
+                yield _image("val", wnid, f"val/{file.name}", entry)
+            else:
+                yield Unusable("val", f"val/{file.name}", f"has no line in {SOLUTION}")
+        if not found:
             raise ValueError(
-                f"{self.root}: {IMAGES}/val lacks {len(wnid_of)} of the images in {SOLUTION}, first {min(wnid_of)}; "
-                "get it again"
+                f"{self.root}: {IMAGES}/val has none of the images in {SOLUTION}; get it again, or give "
+                f"{self.root / IMAGES / 'train'} to do without"
             )
+        for image, wnid in wnid_of.items():
+            yield Unusable("val", f"val/{image}", f"is in {SOLUTION}, and no such file is there", wnid)
 
     def _mapping(self) -> dict[str, str]:
         """wnid → first of its names."""
@@ -125,7 +136,7 @@ class Kaggle(Source):
             other = "; any other zip: unzip it and give the directory" if self.root.is_file() else ""
             raise ValueError(f"{self.root}: has no {name}; put it there beside ILSVRC/{other}")
         try:
-            return read_bytes(name, entry.place, entry.size_bytes).decode()
+            return read_bytes(name, entry.place, entry.size_bytes).decode("utf-8-sig")
         except UnicodeDecodeError:
             raise ValueError(f"{self.root}: {name} is not UTF-8 text; get it again") from None
 
@@ -148,7 +159,14 @@ class Kaggle(Source):
             entries = sorted((e for e in found if not is_junk(e.name)), key=lambda e: e.name)
         for entry in entries:
             name = f"{directory}/{entry.name}"
-            if entry.is_dir():
+            if is_dir(entry):
                 yield from self._below(name)
             else:
-                yield Entry(name, entry.stat().st_size, Place("file", entry.path))
+                reason = broken(entry)
+                yield Entry(name, 0 if reason else entry.stat().st_size, Place("file", entry.path), reason)
+
+
+def _image(split: str, key: str, name: str, entry: Entry) -> SourceImage | Unusable:
+    if entry.broken:
+        return Unusable(split, name, entry.broken, key)
+    return SourceImage(split, key, name, entry.size_bytes, entry.place)

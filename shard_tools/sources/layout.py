@@ -4,12 +4,13 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from shard_tools.sources.naming import is_image, is_junk, some, split_rank
+from shard_tools.sources.links import broken, is_dir
+from shard_tools.sources.naming import is_image, is_junk, is_nameless, some, split_rank
 
 LAYOUT = "a directory with train/CLASS/IMAGE and val/CLASS/IMAGE, or CLASS/IMAGE"
 NONE = "none"  # --split-dirs none: every directory is a class
@@ -58,7 +59,7 @@ class Layout:
         found = {}
         for key, entry in visible(root / split.before).items():
             path = f"{split.before}{key}"
-            if entry.is_dir() and not self._leads_to_a_split(path) and (root / f"{path}{split.after}").is_dir():
+            if is_dir(entry) and not self._leads_to_a_split(path) and (root / f"{path}{split.after}").is_dir():
                 found[key] = f"{path}{split.after}"
         return found
 
@@ -67,7 +68,7 @@ class Layout:
         here = [split for split in self.splits if split.before == directory]
         for name, entry in visible(root / directory).items():
             path = f"{directory}{name}"
-            if not entry.is_dir():
+            if not is_dir(entry):
                 yield path
             elif f"{path}/" == self.unlabelled:
                 yield described(root, path).removesuffix(")") + ", no labels)"
@@ -102,11 +103,22 @@ def look(directory: Path) -> Level:
     for name, entry in visible(directory).items():
         if entry.is_symlink() and f"{here}/".startswith(f"{os.path.realpath(entry.path)}/"):
             continue  # it contains this one
-        if entry.is_dir():
+        if is_dir(entry):
             (level.dirs if holds_images(entry.path) else level.empty).append(name)
         elif is_image(name):
             level.images.append(name)
+        elif broken(entry):
+            level.empty.append(name)
     return level
+
+
+def is_classless(directory: Path, classes: Collection[str]) -> bool:
+    """Whether the images of a split lie in its directory, or in the one in it, which is no class by its name and none
+    of `classes`."""
+    level = look(directory)
+    if len(level.dirs) == 1 and level.dirs[0] not in classes and is_nameless(level.dirs[0]):
+        return not look(directory / level.dirs[0]).dirs
+    return not level.dirs and bool(level.images)
 
 
 def visible(directory: str | Path) -> dict[str, os.DirEntry[str]]:
@@ -124,8 +136,13 @@ def described(root: Path, path: str) -> str:
     """A path of a file or a directory; with the number of images in the latter."""
     if not (root / path).is_dir():
         return path
-    count = sum(1 for _ in _images(root / path, frozenset()))
+    count = count_images(root / path)
     return f"{path}/ ({count} image{'s' if count > 1 else ''})" if count else f"{path}/"
+
+
+def count_images(directory: Path) -> int:
+    """How many there are anywhere below."""
+    return sum(1 for _ in _images(directory, frozenset()))
 
 
 def _images(directory: str | Path, above: frozenset[str]) -> Iterator[str]:
@@ -137,7 +154,7 @@ def _images(directory: str | Path, above: frozenset[str]) -> Iterator[str]:
         for entry in entries:
             if is_junk(entry.name):
                 continue
-            if entry.is_dir():
+            if is_dir(entry):
                 dirs.append(entry.path)
             elif is_image(entry.name):
                 yield entry.path
@@ -157,8 +174,9 @@ def given_layout(root: Path, text: str) -> Layout:
     splits = [_split_dir(root, item.strip()) for item in re.split(r",(?=\s*[\w-]+\s*=)", text)]
     if twice := sorted({a.split for i, a in enumerate(splits) for b in splits[:i] if a.split == b.split}):
         raise ValueError(f"--split-dirs {text!r}: has {some(twice)} twice; a split has one directory")
-    flat = [s for s in splits if not s.after and not any(entry.is_dir() for entry in visible(root / s.before).values())]
-    unlabelled = next((s.before for s in flat if s.split == "test" and len(splits) > 1 and s.before), "")
+    train = next((look(root / s.before).dirs for s in splits if s.split == "train" and not s.after), [])
+    tests = [s.before for s in splits if s.split == "test" and len(splits) > 1 and s.before and not s.after]
+    unlabelled = next((before for before in tests if is_classless(root / before, train)), "")
     splits = sorted((s for s in splits if not unlabelled or s.before != unlabelled), key=lambda s: split_rank(s.split))
     layout = Layout(splits, unlabelled=unlabelled, given=True)
     owner: dict[str, str] = {}
@@ -186,6 +204,6 @@ def _split_dir(root: Path, item: str) -> SplitDir:
         "".join(f"/{part}" for part in path.parts[at + 1 :]),
     )
     if not (root / before).is_dir():
-        there = [name for name, entry in visible(root).items() if entry.is_dir()]
+        there = [name for name, entry in visible(root).items() if is_dir(entry)]
         raise ValueError(f"--split-dirs: {root} has no directory {before.rstrip('/')!r}; it has {some(there)}")
     return SplitDir(split, before, after)

@@ -1,4 +1,4 @@
-"""Symbolic links in a directory tree: which of them would bring an image into another class or split."""
+"""Symbolic links in a directory tree: which lead nowhere, and which would bring images into another class."""
 
 import os
 from collections.abc import Iterator
@@ -54,6 +54,24 @@ class Links:
             notes.append(f"{len(self._same)} class directories are links to others, whose images are packed twice: ")
             notes[-1] += some(self._same)
         return notes
+
+
+def is_dir(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a directory or a link to one, which a link that leads nowhere is not."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a loop of links, or no permission to see where one leads
+        return False
+
+
+def broken(entry: os.DirEntry[str] | Path) -> str:
+    """Of a link that leads nowhere: where, and why it cannot be read; "" for all else."""
+    if entry.is_symlink():
+        try:
+            entry.stat()
+        except OSError as error:
+            return f"a link to {Path(entry).readlink()}: {(error.strerror or str(error)).lower()}"
+    return ""
 
 
 def _hops(link: str) -> Iterator[str]:

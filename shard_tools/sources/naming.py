@@ -10,12 +10,13 @@ MAX_CLASSES = 1_000_000  # the keys of numbers have six digits
 SPLIT_WORDS = {
     "train": "train", "training": "train", "trn": "train", "trainval": "train",
     "val": "val", "valid": "val", "validation": "val", "dev": "val", "eval": "val", "evaluation": "val",
-    "test": "test", "testing": "test", "tst": "test",
+    "test": "test", "tests": "test", "testing": "test", "tst": "test",
 }  # fmt: skip
 FILLERS = (
     "set", "sets", "split", "data", "dataset", "dir", "folder", "file", "files", "sample", "samples", "image", "images",
     "img", "imgs", "picture", "pictures", "photo", "photos", "jpg", "jpeg", "png", "x", "px",
 )  # fmt: skip
+NAMELESS = {*FILLERS, "all", "unknown", "unlabeled", "unlabelled"}  # directories of images that are no class
 JOINED = re.compile(f"({'|'.join(SPLIT_WORDS)})({'|'.join(FILLERS)})")  # trainset, testdata
 JUNK = {
     "@eadir", "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "#recycle", "#snapshot", "$recycle.bin",
@@ -50,6 +51,12 @@ def split_in(name: str) -> tuple[str, tuple[str, ...]]:
     splits = [split for word in words if (split := _split_word(word))]
     rest = tuple(word for word in words if not _split_word(word) and word not in FILLERS)
     return (splits[0], rest) if len(splits) == 1 else ("", tuple(words))
+
+
+def is_nameless(name: str) -> bool:
+    """Whether a directory's name is no class's: images, data1, 0; or a split's."""
+    split, words = split_in(name)
+    return bool(split and not words) or set(words) <= NAMELESS
 
 
 def _split_word(word: str) -> str:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from shard_tools.sources.links import is_dir
 from shard_tools.sources.naming import SPLIT_WORDS, is_image, some, split_of, split_rank
 
 LAYOUT = (
@@ -77,7 +78,7 @@ def _look(folder: Path) -> tuple[list[str], list[str]]:
     with os.scandir(folder) as entries:
         for entry in entries:
             if not entry.name.startswith("."):
-                names[entry.is_dir()].append(entry.name)
+                names[is_dir(entry)].append(entry.name)
     return names
 
 

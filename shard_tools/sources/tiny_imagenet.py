@@ -8,15 +8,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shard_tools.sources.base import Place, Source, SourceImage
-from shard_tools.sources.naming import Ignored, is_image, is_junk
+from shard_tools.sources.base import Place, Source, SourceImage, Unusable
+from shard_tools.sources.layout import visible
+from shard_tools.sources.links import broken, is_dir
+from shard_tools.sources.naming import Ignored, is_image
 
 ANNOTATIONS = "val/val_annotations.txt"
 LAYOUT = f"a directory with train/WNID/images/IMAGE, {ANNOTATIONS}, val/images/IMAGE and words.txt"
 
 
 def recognise(path: Path) -> bool:
-    return (path / ANNOTATIONS).is_file()
+    """Not where the validation images were sorted into directories of classes, as many scripts do."""
+    images = path / "val/images"
+    return (path / ANNOTATIONS).is_file() and images.is_dir() and any(map(is_image, visible(images)))
 
 
 @dataclass
@@ -29,29 +33,26 @@ class TinyImageNet(Source):
     _classes: set[str] = field(default_factory=set)
     _ignored: Ignored = field(default_factory=Ignored)
 
-    def images(self, work: Path) -> Iterator[SourceImage]:
+    def images(self, work: Path) -> Iterator[SourceImage | Unusable]:
         """train/WNID/images/FILE, then val/images/FILE, by name."""
         self._ignored = Ignored(["test/ (no labels)"] if (self.root / "test").is_dir() else [])
         if not (self.root / "train").is_dir():
             raise ValueError(f"{self.root}: has no train directory; give {LAYOUT}")
-        for wnid, is_directory, _ in _list(self.root / "train"):
-            if not is_directory:
+        for wnid, entry in visible(self.root / "train").items():
+            if not is_dir(entry):
                 self._ignored.append(f"train/{wnid}")
                 continue
             self._classes.add(wnid)
-            for name, size in self._files(f"train/{wnid}/images"):
-                yield SourceImage("train", wnid, name, size, Place("file", str(self.root / name)))
+            for name, entry in self._files(f"train/{wnid}/images"):
+                yield self._image("train", wnid, name, entry)
         wnid_of = self._annotations()
-        for name, size in self._files("val/images"):
-            key = wnid_of.pop(os.path.basename(name), None)
-            if key is None:
-                raise ValueError(f"{self.root / name}: has no line in {ANNOTATIONS}; add one or remove the image")
-            yield SourceImage("val", key, name, size, Place("file", str(self.root / name)))
-        if wnid_of:
-            raise ValueError(
-                f"{self.root / ANNOTATIONS}: names {len(wnid_of)} images that val/images lacks, "
-                f"first {min(wnid_of)!r}; get the data set again"
-            )
+        for name, entry in self._files("val/images"):
+            if key := wnid_of.pop(entry.name, ""):
+                yield self._image("val", key, name, entry)
+            else:
+                yield Unusable("val", name, f"has no line in {ANNOTATIONS}")
+        for file, key in wnid_of.items():
+            yield Unusable("val", f"val/images/{file}", f"is in {ANNOTATIONS}, and no such file is there", key)
 
     def class_names(self) -> dict[str, str]:
         """From words.txt, the first of a class's names."""
@@ -81,18 +82,17 @@ class TinyImageNet(Source):
                 wnid_of[file] = key
         return wnid_of
 
-    def _files(self, directory: str) -> Iterator[tuple[str, int]]:
-        """(name, bytes) of the images in one directory."""
+    def _image(self, split: str, key: str, name: str, entry: os.DirEntry[str]) -> SourceImage | Unusable:
+        if reason := broken(entry):
+            return Unusable(split, name, reason, key)
+        return SourceImage(split, key, name, entry.stat().st_size, Place("file", str(self.root / name)))
+
+    def _files(self, directory: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        """The images in one directory, by name."""
         if not (self.root / directory).is_dir():
             raise ValueError(f"{self.root / directory}: no such directory; give {LAYOUT}")
-        for name, is_directory, size in _list(self.root / directory):
-            if is_directory or not is_image(name):
+        for name, entry in visible(self.root / directory).items():
+            if is_dir(entry) or not is_image(name):
                 self._ignored.append(f"{directory}/{name}")
             else:
-                yield f"{directory}/{name}", size
-
-
-def _list(directory: Path) -> list[tuple[str, bool, int]]:
-    """(name, is a directory, bytes) of what is in a directory, sorted, without what is none of the data."""
-    with os.scandir(directory) as entries:
-        return sorted((e.name, e.is_dir(), e.stat().st_size) for e in entries if not is_junk(e.name))
+                yield f"{directory}/{name}", entry

@@ -105,11 +105,17 @@ def test_other_names_of_splits_and_a_directory_loop(tmp_path):
         ([], "no images"),
         (["a.jpg", "b.jpg"], "no images"),
         (["train/a/1.jpg", "val/b/2.jpg"], "class 'b' of val is not in train"),
-        (["train/a/1.jpg", "val/2.jpg"], "images without class directories .nothing here tells"),
+        (["train/Cat/1.jpg", "val/cat/2.jpg"], "class 'cat' of val is written 'Cat' in train; rename one"),
+        (["train/caf\xe9/1.jpg", "val/cafe\u0301/2.jpg"], r"'cafe.u0301' of val is written 'caf.xe9' in train"),
+        (
+            ["train/01/1.jpg", "train/02/1.jpg", "val/1/2.jpg", "val/2/2.jpg"],
+            "class '1' of val is written '01' in train",
+        ),
+        (["train/a/1.jpg", "val/2.jpg"], "images without class directories .no file here tells"),
         (["train/a/1.jpg", "val/2.jpg", "LOC_val_solution.csv"], "seem to be in .*LOC_val_solution.csv"),
-        (["train/a/1.jpg", "train/b/1.txt"], "no images in class 'b'"),
+        (["train/a/1.jpg", "train/b/1.txt"], "no images, .* in 'train/b'"),
         (["train/a/1.jpg", "val/a/1.txt"], "no images .* in its class directories"),
-        (["train/a/1.jpg", "val/a/1.jpg", "valid/a/1.jpg"], "val and valid both mean val"),
+        (["train/a/1.jpg", "val/a/1.jpg", "valid/a/1.jpg"], "'val', 'valid' all mean val"),
     ],
 )
 def test_what_does_not_fit_is_one_clear_error(tmp_path, files, message):
@@ -178,6 +184,20 @@ def test_numbers_as_labels_keep_their_order(tmp_path):
     listing, found = listed(tmp_path / "t.csv", tmp_path / "work")
     assert [int(key) for _, key in found["train"]] == list(reversed(range(12)))
     assert [int(key) for key in listing.keys] == list(range(12))
+
+
+@pytest.mark.parametrize(
+    ("keys", "note"),
+    [("0 1 2", ""), ("0 1 10 2", "the label of '10' is 2"), ("1 2", "the label of '1' is 0"), ("1 a", "")],
+)
+def test_class_directories_that_are_numbers_are_sorted_as_text_with_a_line(tmp_path, keys, note):
+    make(tmp_path / "s", *(f"train/{key}/1.jpg" for key in keys.split()))
+    listing, _ = listed(tmp_path / "s", tmp_path / "w")
+    assert listing.keys == tuple(keys.split())
+    lines = (
+        [f"the classes are numbers, and labels their places sorted as text (as in torchvision): {note}"] if note else []
+    )
+    assert list(listing.notes) == lines
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from shard_tools.listing import write_listing
+from shard_tools.rejected import BadImages
 from shard_tools.sources import SourceOptions, open_source
+from shard_tools.sources.base import SourceImage, Unusable
 from shard_tools.sources.naming import is_image, split_in
+from shard_tools.subset import Subset
 
 Found = dict[str, list[str]]  # split → "CLASS/FILE" of its images, sorted
 
@@ -47,6 +51,9 @@ READ = {
     "sizes": (["train_64x64/{a,b}/1.jpg", "valid_64x64/{a,b}/1.jpg"], ["train", "val"]),
     "a common name": (["seg_train/{a,b}/1.jpg", "seg_test/{a,b}/1.jpg"], ["train", "test"]),
     "joined": (["trainset/{a,b}/1.jpg", "evalset/{a,b}/1.jpg"], ["train", "val"]),
+    "other words beside": (["train_new/{a,b}/1.jpg", "val_old/{a,b}/1.jpg"], ["train", "val"]),
+    "doubled": (["{train/train,test/test}/{a,b}/1.jpg"], ["train", "test"]),
+    "doubled, flat test": (["train_set/train_set/{a,b}/1.jpg", "tests/tests/{1,2}.jpg"], ["train"]),
     "one split": (["train/{a,b}/1.jpg"], ["train"]),
     "wrapped": (["data/{train,val}/{a,b}/1.jpg", "README.md"], ["train", "val"]),
     "wrapped twice": (["x/y/{Train,Val}/{a,b}/1.jpg", "x/LICENSE", "__MACOSX/x/._y.jpg"], ["train", "val"]),
@@ -92,16 +99,28 @@ REFUSED = {
     "classes and a flat split": (["{a,b}/1.jpg", "test/1.jpg"], "'test/' can be splits by name, 'a', 'b' not"),
     "another directory": (["{train,Val}/{a,b}/1.jpg", "extra/{a,b}/1.jpg"], "'extra' not"),
     "another of a common name": (["seg_{train,test}/{a,b}/1.jpg", "seg_pred/1.jpg"], "'seg_pred' not"),
-    "two of a split": (["{train,val,Validation}/{a,b}/1.jpg"], "Validation and val both mean val"),
-    "domains": (["train{A,B}/{a,b}/1.jpg", "test{A,B}/{a,b}/1.jpg"], "trainA and trainB both mean train"),
+    "two of a split": (["{train,val,Validation}/{a,b}/1.jpg"], "'Validation', 'val' all mean val"),
+    "domains": (["train{A,B}/{a,b}/1.jpg", "test{A,B}/{a,b}/1.jpg"], "'trainA', 'trainB' all mean train"),
     "one class with more below": (["photos/{a,b}/1.jpg"], "all images lie in subdirectories of photos/"),
     "one class, deep": (["photos/2024/{a,b}/1.jpg", "README"], "all images lie in subdirectories of photos/2024/"),
     "one class with one below": (["cat/images/1.jpg"], "all images lie in cat/images/"),
     "one class with a cover": (["photos/{a,b}/1.jpg", "photos/cover.jpg"], "in subdirectories of photos/"),
     "no class": (["images/{1,2}.jpg"], "all images lie in images/, without class directories"),
     "no class in splits": (["{train,val}/images/{1,2}.jpg"], "all images of train/ lie in images/, without class"),
-    "doubled splits": (["train/train/{a,b}/1.jpg", "test/test/{a,b}/1.jpg"], "in subdirectories of train/"),
-    "doubled flat splits": (["train/train/{1,2}.jpg", "test/test/{1,2}.jpg"], "lie in train/, without class"),
+    "doubled flat splits": (["{train/train,test/test}/{1,2}.jpg"], "'train/', 'test/': images without class"),
+    "flat, all told": (["train_new/{1,2}.jpg", "val_old/{1,2}.jpg"], "'train_new/', 'val_old/': images without class"),
+    "a detector's": (["{train,val}/images/1.jpg", "{train,val}/labels/1.txt"], "without class directories (sort them"),
+    "unknown test": (["{a,b}/1.jpg", "test/images/1.jpg"], "'test/' can be splits by name, 'a', 'b' not"),
+    "one of other words": (["{train,held-out}/{a,b}/1.jpg"], "train=train,val=held-out (held-out is val)"),
+    "two words": (["{train_val,test}/{a,b}/1.jpg"], "test=test,train=train_val (train_val is train)"),
+    "flat splits in a split": (["train/{valid,test}/1.jpg"], "'valid', 'test' in train/ can be splits by name"),
+    "data sets": (["{x,y}/{train,val}/{a,b}/1.jpg"], "train=x/train,val=x/val (x is a data set of its own"),
+    "wrapped test": (["{train,val}/{a,b}/1.jpg", "test/images/{x,y}/1.jpg"], "train=train,val=val (test is left out)"),
+    "flat, three": (
+        ["{bullet train,freight train,test tube}/1.jpg"],
+        "'bullet train/', 'freight train/', 'test tube/'",
+    ),
+    "repeated in one split": (["train/{x,y}/{a,b}/1.jpg"], "train=train/x (or the like: 'a', 'b' are the classes)"),
     "wrapped classes in splits": (["{train,val}/photos/{a,b}/1.jpg"], "in subdirectories of photos/"),
     "splits in a split": (["train/{train,val}/{a,b}/1.jpg"], "'train', 'val' in train/ can be splits by name"),
     "splits in classes": (["{cat,dog}/{train,test}/{1,2}.jpg"], "cat/ has 'train', 'test', which can be splits"),
@@ -110,7 +129,6 @@ REFUSED = {
     "splits of other words": (["{Lernen,Pruefung}/{a,b}/1.jpg"], "'a', 'b' repeat in 'Lernen/', 'Pruefung/'"),
     "the like, not all": (["{x,y,z}/{a,b}/1.jpg", "z/c/1.jpg", "w/1.jpg"], "'a', 'b' repeat"),
     "the like, deeper": (["{x,y}/images/{a,b}/1.jpg"], "'a', 'b' repeat in 'x/images/', 'y/images/'"),
-    "repeated in splits": (["{train,val}/{x,y}/{a,b}/1.jpg"], "'a', 'b' repeat in 'train/x/', 'train/y/'"),
     "images beside classes": (["{1,2,3}.jpg", "{a,b}/1.jpg"], "it has 3 images beside its directories"),
     "images beside classes of a split": (["train/{a,b}/1.jpg", "train/{1,2,3}.jpg"], "train/ has 3 images beside"),
     "images beside splits": (["{train,val}/{a,b}/1.jpg", "{1,2,3}.jpg"], "it has 3 images beside its directories"),
@@ -232,6 +250,87 @@ def test_links_do_not_bring_images_into_another_class_or_split(tmp_path: Path) -
         "train/a/y.jpg (a link to train/b/1.jpg)", "train/a/z.jpg (a link to train/a/1.jpg)",
     ]  # fmt: skip
     assert source.notes() == ["6 links lead to images that are read anyway, and are left out"]
+
+
+def test_links_that_lead_nowhere_are_unusable_where_they_may_be_images(tmp_path: Path) -> None:
+    root = make(tmp_path / "s", ["{train,val}/{a,b}/1.jpg"])
+    links = {
+        "train/a/2.jpg": "/nowhere/2.jpg",
+        "train/a/3.jpg": "3.jpg",
+        "train/a/4.jpg": "../b/4.jpg",
+        "train/a/more": "/nowhere/more",
+        "train/a/list.txt": "/nowhere/list.txt",
+        "train/c": "/nowhere/c",
+        "train/d/1.jpg": "/nowhere/1.jpg",
+        "latest": "/nowhere",
+    }
+    (root / "train/d").mkdir()
+    for place, target in links.items():
+        (root / place).symlink_to(target)
+    source = open_source(root, "imagefolder")
+    found = list(source.images(tmp_path))
+    absent = "no such file or directory"
+    assert {(bad.split, bad.name, bad.reason, bad.key) for bad in found if isinstance(bad, Unusable)} == {
+        ("train", "train/a/2.jpg", f"a link to /nowhere/2.jpg: {absent}", "a"),
+        ("train", "train/a/3.jpg", "a link to 3.jpg: too many levels of symbolic links", "a"),
+        ("train", "train/a/4.jpg", f"a link to ../b/4.jpg: {absent}", "a"),
+        ("train", "train/a/more", f"a link to /nowhere/more: {absent}", "a"),
+        ("train", "train/c", f"a link to /nowhere/c: {absent}", "c"),
+        ("train", "train/d/1.jpg", f"a link to /nowhere/1.jpg: {absent}", "d"),
+    }
+    assert [image.name for image in found if isinstance(image, SourceImage)] == [
+        "train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "val/b/1.jpg",
+    ]  # fmt: skip
+    assert source.ignored() == [
+        f"latest (a link to /nowhere: {absent})", f"train/a/list.txt (a link to /nowhere/list.txt: {absent})",
+    ]  # fmt: skip
+    with pytest.raises(BadImages, match=r"6 of 10 image\(s\) cannot be used"):
+        write_listing(tmp_path / "fail", source, tmp_path, Subset(), 0, "here")
+    listing = write_listing(tmp_path / "skip", source, tmp_path, Subset(), 0, "here", on_bad="skip")
+    assert (listing.keys, listing.rejected.count) == (("a", "b"), 6)
+    assert listing.notes == ("no image of class 'c', 'd' can be used, so that there are 2 classes without it",)
+    (root / "test").symlink_to("/nowhere")
+    (root / "val").rename(tmp_path / "val")
+    (root / "val").symlink_to("/nowhere")
+    with pytest.raises(ValueError, match="s/val: no images"):
+        read(root)
+
+
+def test_directories_that_repeat_in_the_classes_of_named_splits_may_be_either(tmp_path: Path) -> None:
+    root = make(tmp_path / "s", ["{train,val}/{cat,dog}/{front,side}/1.jpg"])
+    with pytest.raises(ValueError, match="'front', 'side' repeat in 'train/cat/', 'train/dog/'") as caught:
+        read(root)
+    classes, parts = (shlex.split(option)[0] for option in str(caught.value).split("--split-dirs ")[1:])
+    assert (classes, parts) == ("train=train,val=val", "train=train/cat,val=val/cat")
+    images = ["cat/1.jpg", "cat/1.jpg", "dog/1.jpg", "dog/1.jpg"]
+    assert read(root, classes)[0] == {"train": images, "val": images}
+    images = ["front/1.jpg", "side/1.jpg"]
+    assert read(root, parts)[0] == {"train": images, "val": images}
+
+
+def test_directories_without_images_are_left_out_where_the_user_says_what_the_splits_are(tmp_path: Path) -> None:
+    root = make(tmp_path / "s", ["{train,val}/{a,b}/1.jpg", "train/{labels,x y}/1.txt"])
+    with pytest.raises(ValueError, match=r"no images.*in 'train/labels', 'train/x y'.*--split-dirs") as caught:
+        read(root)
+    option = shlex.split(str(caught.value).split("--split-dirs ")[1])[0]
+    found, ignored, _ = read(root, option)
+    assert found == {"train": AB, "val": AB}
+    assert {"train/labels/ (no images)", "train/x y/ (no images)"} <= set(ignored)
+
+
+def test_a_flat_split_can_be_left_out(tmp_path: Path) -> None:
+    root = make(tmp_path / "s", ["{train,test}/{a,b}/1.jpg", "val/b{1,2}.png"])
+    with pytest.raises(ValueError, match=r"val: images without class directories \(no file here") as caught:
+        read(root)
+    assert "official" not in str(caught.value)
+    found, ignored, _ = read(root, shlex.split(str(caught.value).split("--split-dirs ")[1])[0])
+    assert (found, ignored) == ({"train": AB, "test": AB}, ["val/ (2 images)"])
+
+
+def test_the_larger_of_nameless_splits_is_offered_as_train(tmp_path: Path) -> None:
+    root = make(tmp_path / "s", ["{te,tr}/{a,b}/1.jpg", "tr/a/2.jpg"])
+    with pytest.raises(ValueError, match="train=tr,val=te"):
+        read(root)
 
 
 def test_links_that_are_class_directories(tmp_path: Path) -> None:
