@@ -272,6 +272,10 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename == str(temporary):
+            error.filename = str(path)  # the one that people know
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -18,6 +18,7 @@ from engine import command_line
 from shard_tools import __main__ as shard_tools_main
 from shard_tools import folders, terminal
 from shard_tools.cache import Cache, cache_root
+from shard_tools.format import atomic_write
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -100,3 +101,10 @@ def test_a_cache_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"file/shards: cannot be written \(Not a directory\); set data.cache_dir"):
         Cache(tmp_path / "file" / "shards")
+
+
+def test_what_cannot_be_written_has_its_own_name(tmp_path: Path) -> None:
+    """Not that of the temporary file which is to become it."""
+    with pytest.raises(FileNotFoundError) as raised, atomic_write(tmp_path / "none" / "name"):
+        pass
+    assert raised.value.filename == str(tmp_path / "none" / "name")
