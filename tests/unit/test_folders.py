@@ -68,6 +68,18 @@ def test_a_user_without_name_and_home(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_root() == Path("/.cache/penstock")
 
 
+def test_torchs_directory_for_compiled_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """torch makes it when it is imported, or does not get through."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(folders.COMPILED, str(tmp_path / "new"))
+    folders.settle()
+    assert (os.environ[folders.COMPILED], capsys.readouterr().err) == (str(tmp_path / "new"), "")
+    monkeypatch.setenv(folders.COMPILED, str(tmp_path / "file/x"))
+    folders.settle()
+    assert folders.COMPILED not in os.environ
+    assert capsys.readouterr().err == f"{folders.COMPILED}: {tmp_path}/file/x cannot be written, and is not used\n"
+
+
 def test_what_is_there_is_left(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     before = dict(os.environ), tempfile.gettempdir()
     folders.settle()
