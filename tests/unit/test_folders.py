@@ -1,5 +1,6 @@
 """What is missing around a program and gets a stand-in: temporary files' directory, home, user name."""
 
+import errno
 import getpass
 import logging
 import os
@@ -115,8 +116,13 @@ def test_a_cache_that_cannot_be_made(tmp_path: Path) -> None:
         Cache(tmp_path / "file" / "shards")
 
 
-def test_what_cannot_be_written_has_its_own_name(tmp_path: Path) -> None:
+def test_what_cannot_be_written_has_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not that of the temporary file which is to become it."""
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:  # as in a read-only file system
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "unlink", unlink)
     with pytest.raises(FileNotFoundError) as raised, atomic_write(tmp_path / "none" / "name"):
         pass
     assert raised.value.filename == str(tmp_path / "none" / "name")
