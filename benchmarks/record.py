@@ -71,8 +71,14 @@ def require_writable(*paths: Path | None) -> None:
 
 
 def write(path: Path, result: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Raises ValueError, naming the file, where it cannot be written."""
+    text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # a byte of a file name that is no UTF-8 becomes "\\udcff", which is JSON
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def read(path: Path) -> dict[str, Any]:

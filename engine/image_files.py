@@ -52,7 +52,7 @@ def _walk(folder: str, ignored: list[str], above: frozenset[str]) -> Iterator[st
     for entry in visible:
         if entry.is_dir():
             yield from _walk(entry.path, ignored, above | {here})
-        elif is_image(entry.name):
+        elif is_image(entry.name) and (entry.is_file() or entry.is_symlink()):  # not a pipe, which has no end
             yield entry.path
         else:
             ignored.append(entry.path)

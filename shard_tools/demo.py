@@ -207,4 +207,5 @@ def ensure_demo(out: Path, say: Callable[[str], None] = print) -> None:
     command = [sys.executable, "-m", "shard_tools", "demo", str(out), *workers]
     made = subprocess.run(command, env=os.environ | {"PYTHONPATH": search}, stdout=subprocess.DEVNULL, check=False)
     if made.returncode:
-        raise ValueError(f"{out}: the demo's images could not be made")
+        elsewhere = "make them elsewhere with python -m shard_tools demo DIR, and give --data DIR"
+        raise ValueError(f"{out}: the demo's images could not be made; {elsewhere}")

@@ -23,6 +23,7 @@ from shard_tools.orientation import UPRIGHT, jpeg_orientation, orientation_of, s
 from shard_tools.resize import resize
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+SIGNATURES = {SOI: "JPEG", b"\x89PNG\r\n\x1a\n": "PNG"}  # how files begin; less than that tells no format
 CHECKS = ("decode", "header")
 SUBSAMPLINGS = ("420", "422", "444")
 MAX_PIXELS = 178_956_970  # where Pillow suspects a decompression bomb; the largest ImageNet JPEG has about half
@@ -126,12 +127,9 @@ def reason(data: bytes, error: Exception) -> str:
     if data.startswith(SOI) and isinstance(error, OSError | SyntaxError) and (unusual := why_not(data)):
         return unusual
     if isinstance(error, UnidentifiedImageError):
-        is_jpeg = data.startswith(SOI)
-        return (
-            "a JPEG with a damaged header"
-            if is_jpeg
-            else f"not a JPEG, PNG, WebP or BMP image (starts with {data[:8]!r})"
-        )
+        named = next((name for start, name in SIGNATURES.items() if data.startswith(start)), "")
+        unlike = f"not a JPEG, PNG, WebP or BMP image (starts with {data[:12]!r})"
+        return f"a {named} with a damaged header" if named else unlike
     return (
         said if isinstance(error, OSError | ValueError | SyntaxError | EOFError) else f"{type(error).__name__}: {said}"
     )

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 SHARED_MEMORY = Path("/dev/shm")
+COMPILED = "TORCHINDUCTOR_CACHE_DIR"  # a variable whose directory torch makes when it is imported
 
 
 def settle() -> None:
@@ -39,12 +40,19 @@ def settle() -> None:
         os.environ["TMPDIR"] = tempfile.tempdir = str(SHARED_MEMORY)
         if os.environ.get("RANK", "0") == "0":
             print(f"{error.strerror}: {SHARED_MEMORY} is used; TMPDIR names another", file=sys.stderr)
+    named = os.environ.get(COMPILED, "")
+    if named and not _is_writable(Path(named), make=True):
+        del os.environ[COMPILED]
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{COMPILED}: {named} cannot be written, and is not used", file=sys.stderr)
     # That its settings are in a directory for temporary files changes no picture
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
-def _is_writable(folder: Path) -> bool:
+def _is_writable(folder: Path, make: bool = False) -> bool:
     try:
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError:
         return False

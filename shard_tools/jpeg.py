@@ -5,12 +5,14 @@ libjpeg goes on after most kinds of damage and only warns. Here a warning is an 
 needs before the end marker, and whatever concerns metadata alone.
 """
 
+import io
 import re
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 SOI, EOI = b"\xff\xd8", b"\xff\xd9"
 STANDALONE = range(0xD0, 0xDA)  # RSTn, SOI, EOI: markers without a length
@@ -168,7 +170,12 @@ def decode(data: bytes, header: Header, scale: int = 1) -> np.ndarray:
         return _decode(data, scale, colours)
     except ValueError:
         check_pixels(data, header)
+    try:
         return _decode(data, scale, colours, strict=False)
+    except ValueError:  # its header is strange to TurboJPEG, to which that is an error in any case: JFIF 2.01
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            pixels = np.asarray(image.convert("L" if header.components == 1 else "RGBX").reduce(scale))
+        return pixels.reshape(*pixels.shape[:2], -1)
 
 
 def _decode(data: bytes, scale: int, colours: str, strict: bool = True) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from shard_tools.encode import FORMATS, MAX_SIDE, BadImage, reason
+from shard_tools.encode import FORMATS, MAX_PIXELS, MAX_SIDE, BadImage, reason
 from shard_tools.format import SAMPLE_DTYPE, ShardInfo, atomic_write, index_path, inside
 from shard_tools.jpeg import SOI, has_end, read_header
 from shard_tools.orientation import UPRIGHT, jpeg_orientation, orientation_of
@@ -130,6 +130,7 @@ def examine(data: bytes) -> Examined:
             return _examine_other(data)
         if not has_end(data, header):
             raise BadImage("truncated: no end marker")
+        _check_size(header.height, header.width)
         return Examined(header.height, header.width, "jpeg", jpeg_orientation(data, header) != UPRIGHT)
     except Exception as error:
         raise BadImage(reason(data, error)) from None
@@ -146,7 +147,15 @@ def _examine_other(data: bytes) -> Examined:
             unturned = orientation_of(image) != UPRIGHT
     if frames > 1:
         raise BadImage(f"animated {kind} with {frames} frames")
-    if not 0 < min(height, width) <= max(height, width) <= MAX_SIDE:
-        raise BadImage(f"has {width}×{height} pixels; a side has 1 to {MAX_SIDE}")
+    _check_size(height, width)
     check_trains(data, height, width, compare=True)
     return Examined(height, width, kind, unturned)
+
+
+def _check_size(height: int, width: int) -> None:
+    if not 0 < min(height, width) <= max(height, width) <= MAX_SIDE:
+        raise BadImage(f"has {width}×{height} pixels; a side has 1 to {MAX_SIDE}")
+    if height * width > MAX_PIXELS:
+        raise BadImage(
+            f"has {width}×{height} pixels, more than {MAX_PIXELS:,}; pack it with --max-pixels, --short-side"
+        )

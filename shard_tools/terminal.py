@@ -11,6 +11,7 @@ import codecs
 import io
 import os
 import sys
+import warnings
 from typing import Any
 
 import click
@@ -81,16 +82,28 @@ class _Output(io.TextIOWrapper):
 def prepare() -> None:
     """Make stdout and stderr what the module's docstring says, and see to what a container may lack (`folders`), before
     a command imports torch. To be called again does no harm."""
+    _open_closed()
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged metadata, which concern no pixel
     folders.settle()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if not isinstance(stream, io.TextIOWrapper):
-            continue  # closed, or a program's own
+            continue  # a program's own
         encoding = ASCII if codecs.lookup(stream.encoding).name == "ascii" else stream.encoding
         stream.reconfigure(encoding=encoding, errors=ERRORS)
         if stream is getattr(sys, f"__{name}__"):
             buffering = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
             setattr(sys, name, _Output(stream.buffer, encoding=encoding, errors=ERRORS, **buffering))
+
+
+def _open_closed() -> None:
+    """Where a standard stream is closed (`>&-`), /dev/null takes its place and, as the lowest that is free, its number.
+    Else a file that is opened later would have that, and what a library prints would be written into it."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8")  # noqa: SIM115
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
 
 
 class _Prepared:
@@ -101,8 +114,7 @@ class _Prepared:
         try:
             return super().main(*args, **more)  # type: ignore[misc]
         finally:
-            if sys.stdout is not None:  # as with `>&-`
-                sys.stdout.flush()  # now, while a closed pipe can still be met without a traceback
+            sys.stdout.flush()  # now, while a closed pipe can still be met without a traceback
 
 
 class Command(_Prepared, click.Command):

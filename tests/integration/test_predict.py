@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -148,9 +149,10 @@ def test_what_systems_leave_in_folders_is_not_predicted(tmp_path: Path) -> None:
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
+    os.mkfifo(tmp_path / "pipe.jpg")  # to read it would wait for ever
     ignored: list[str] = []
     assert list(find_images([tmp_path], ignored)) == [str(tmp_path / "a.jpg"), str(tmp_path / "x/b.JPG")]
-    assert ignored == [str(tmp_path / "e.txt")]
+    assert ignored == [str(tmp_path / "e.txt"), str(tmp_path / "pipe.jpg")]
 
 
 def test_every_kind_of_file_is_what_pillow_and_torchvision_make_of_it(tmp_path: Path) -> None:

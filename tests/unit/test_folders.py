@@ -1,5 +1,6 @@
 """What is missing around a program and gets a stand-in: temporary files' directory, home, user name."""
 
+import errno
 import getpass
 import logging
 import os
@@ -18,6 +19,7 @@ from engine import command_line
 from shard_tools import __main__ as shard_tools_main
 from shard_tools import folders, terminal
 from shard_tools.cache import Cache, cache_root
+from shard_tools.format import atomic_write
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -67,6 +69,18 @@ def test_a_user_without_name_and_home(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_root() == Path("/.cache/penstock")
 
 
+def test_torchs_directory_for_compiled_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """torch makes it when it is imported, or does not get through."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(folders.COMPILED, str(tmp_path / "new"))
+    folders.settle()
+    assert (os.environ[folders.COMPILED], capsys.readouterr().err) == (str(tmp_path / "new"), "")
+    monkeypatch.setenv(folders.COMPILED, str(tmp_path / "file/x"))
+    folders.settle()
+    assert folders.COMPILED not in os.environ
+    assert capsys.readouterr().err == f"{folders.COMPILED}: {tmp_path}/file/x cannot be written, and is not used\n"
+
+
 def test_what_is_there_is_left(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     before = dict(os.environ), tempfile.gettempdir()
     folders.settle()
@@ -100,3 +114,15 @@ def test_a_cache_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"file/shards: cannot be written \(Not a directory\); set data.cache_dir"):
         Cache(tmp_path / "file" / "shards")
+
+
+def test_what_cannot_be_written_has_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that of the temporary file which is to become it."""
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:  # as in a read-only file system
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with pytest.raises(FileNotFoundError) as raised, atomic_write(tmp_path / "none" / "name"):
+        pass
+    assert raised.value.filename == str(tmp_path / "none" / "name")

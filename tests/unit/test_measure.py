@@ -245,13 +245,18 @@ def result(**env: Any) -> dict[str, Any]:
 
 def test_a_result_is_written_and_read(tmp_path: Path) -> None:
     file = tmp_path / "sub/result.json"
-    written = result()
+    written = result() | {"command": "python bench.py loader --data b\udcffd"}  # a byte of a name that is no UTF-8
     record.write(file, written)
     read = record.read(file)
     assert read == json.loads(json.dumps(written))
     assert read["programs"]["a"] == {"images_per_s": [100, 90], "data_wait": [0.5, 0.25], "peak_mb": 7}
     assert read["ratios"]["a / b"] == {"median": 2, "low": 2, "high": 2, "min": 2, "max": 2}
     assert read["env"]["cores_allowed"]
+
+
+def test_a_result_that_cannot_be_written_is_named() -> None:
+    with pytest.raises(ValueError, match=r"^/dev/full: cannot be written \(No space left on device\)$"):
+        record.write(Path("/dev/full"), result())
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,9 @@ UNREADABLE = {
     "without a height": with_frame(PLAIN, height=0),
     "hierarchical": with_frame(PLAIN, 0xC5),
     "lossless": with_frame(PLAIN, 0xC3),
-    "damaged header": b"\xff\xd8\xff\xc0",
+    "a JPEG with a damaged header": b"\xff\xd8\xff\xc0",
+    "a PNG with a damaged header": saved(smooth(), "PNG").replace(b"IHDR", b"IHDS"),
+    "ftypheic": b"\0\0\0\x18ftypheic",
     "empty file": b"",
     "not a JPEG, PNG": b"GIF89a",
 }
@@ -110,6 +112,27 @@ UNREADABLE = {
 def test_the_reason_is_true(look, reason) -> None:
     with pytest.raises(BadImage, match=reason):
         look(UNREADABLE[reason])
+
+
+def test_what_turbojpeg_finds_strange_is_written_anew_by_way_of_pillow() -> None:
+    """It makes errors of libjpeg's warnings about a header, strict or not."""
+    revision = PLAIN.replace(b"JFIF\0\1", b"JFIF\0\2")
+    gray = saved(smooth().convert("L"), "JPEG", quality=95).replace(b"JFIF\0\1", b"JFIF\0\2")
+    adobe = PLAIN[:2] + b"\xff\xee\0\x0eAdobe\0d\0\0\0\0\7" + PLAIN[20:]
+    for data in (revision, gray, adobe):
+        assert encode(data).kind == "jpeg"
+        whole = encode(data, EncodeConfig(reencode=True, quality=95, subsampling="444"))
+        assert apart(whole.jpeg, rgb(data)) <= 10
+        small = encode(data, EncodeConfig(short_side=16))
+        assert (small.kind, small.height, small.width) == ("resized", 16, 20)
+        assert np.abs(rgb(small.jpeg) - np.asarray(Image.fromarray(rgb(data).astype(np.uint8)).reduce(4))).mean() < 5
+
+
+def test_more_pixels_than_pack_takes_do_not_train_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan, "MAX_PIXELS", 80 * 64 - 1)
+    for data in (PLAIN, saved(smooth(), "PNG")):
+        with pytest.raises(BadImage, match="80×64 pixels, more than 5,119; pack"):
+            examine(data)
 
 
 def test_an_unforeseen_exception_is_the_images_error(monkeypatch: pytest.MonkeyPatch) -> None:

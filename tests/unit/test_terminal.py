@@ -9,13 +9,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
-import click, sys
+import click, sys, warnings
 from rich.console import Console
 from shard_tools import terminal
 
 @click.command(cls=terminal.Command)
 @click.option("--lines", default=1)
 def main(lines):
+    warnings.warn_explicit("Corrupt EXIF data", UserWarning, "TiffImagePlugin.py", 1, "PIL.TiffImagePlugin")
     for _ in range(lines):
         click.echo("echo … 猫 \\udcff é")
         Console().print("rich … 猫 \\udcff é")
@@ -66,6 +67,23 @@ def test_output_that_cannot_be_written_is_no_traceback(shell: str, program: str)
     assert "Exception" not in done.stderr
     assert (">/dev/full" in shell) == ("No space left on device" in done.stderr)
     assert done.stdout.count("\n") == ("head" in shell)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_what_is_closed_from_the_start_is_dev_null(closed: str, tmp_path: Path) -> None:
+    """Else `sys.stdout.isatty()` is a traceback, and what a library prints goes into the file that is opened next."""
+    code = (
+        f"import os, subprocess, sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from shard_tools import terminal; terminal.prepare()\n"
+        "sys.stdout.isatty(), sys.stderr.isatty(), sys.stdin.read()\n"
+        "file = open('kept', 'wb', buffering=0)\n"
+        "subprocess.run('echo out; echo err >&2', shell=True)\n"
+        "file.write(b'%d' % (file.fileno() > 2))\n"
+    )
+    command = f'"$0" -c "$1" {closed}'
+    done = subprocess.run(["bash", "-c", command, sys.executable, code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "kept").read_bytes() == b"1"
 
 
 def test_a_command_on_a_latin_1_terminal_packs_and_says_so(image_tree: Path, tmp_path: Path) -> None:

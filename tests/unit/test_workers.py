@@ -95,6 +95,12 @@ def test_training_makes_its_demo_with_one_worker(tmp_path: Path, monkeypatch: py
     assert commands[0][-2:] == ["--workers", "1"]
 
 
+def test_a_demo_that_cannot_be_made_here_is_made_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo.subprocess, "run", lambda *_, **__: type("Done", (), {"returncode": 1}))
+    with pytest.raises(ValueError, match=r"python -m shard_tools demo DIR, and give --data DIR"):
+        demo.ensure_demo(tmp_path / "demo", lambda line: None)
+
+
 def test_no_place_for_temporary_files_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
