@@ -26,7 +26,7 @@ from engine.evaluate import evaluate, time_validation
 from engine.failure import Failure, out_of_memory
 from engine.learner import about, build_learner, capture, known_by, start_or_resume
 from engine.loaders import count_steps, eval_loader, train_loader, val_loader_of, work_of
-from engine.results import described, end_of, summary
+from engine.results import described, end_of, nothing_left, summary
 from engine.seeing import show_first, show_worst
 from engine.step import train_step
 from model.optim import set_lr
@@ -69,6 +69,10 @@ def train(
     learner = build_learner(built, num_classes, world, progress.print, dataset.classes)
     nets = {"": learner.net} | ({"ema_": learner.ema.net} if learner.ema else {})
     at = start_or_resume(resume_from, recipe, dataset, learner, world, progress.print)
+    validated = val_loader is None or at.is_validated_on(val_loader.feed.num_samples)
+    if at.step and (at.schedule_epoch >= epochs or at.step >= last_step) and validated and not recipe.data.test_split:
+        progress.print(nothing_left(at, epochs))
+        return
     run_dirs.check_place(run_dir, need_bytes=sum(t.nbytes for net in nets.values() for t in net.state_dict().values()))
     facts = config.to_toml(recipe), config.to_toml(Recipe()), known_by(dataset)
     notes = run_dirs.notes(*facts) if world.is_main else {}
@@ -78,7 +82,8 @@ def train(
     elapsed_before, num_images = at.elapsed_s, 0
     work = work_of(recipe, dataset, last_step=last_step, at_most=max_val_images, num_nets=len(nets),
                    compiles=learner.is_compiled)  # fmt: skip
-    budget = Budget(work, 60 * max_minutes if max_minutes else math.inf, started_s=time.perf_counter() - began)
+    started_s = distributed.of_main(time.perf_counter() - began, world)
+    budget = Budget(work, 60 * max_minutes if max_minutes else math.inf, started_s=started_s)
     if budget.is_limited and val_loader:
         watch.at("timing a validation", at.step)
         val_image_s = time_validation(nets, recipe, dataset, world, learner.autocast)

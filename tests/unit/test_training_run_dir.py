@@ -148,7 +148,18 @@ def test_where_no_run_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyP
             run_dir.check_place(path)
     with pytest.raises(ValueError, match="MB free, and a checkpoint takes"):
         run_dir.check_place(tmp_path / "run", need_bytes=1 << 60)
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/checkpoints").touch()
+    with pytest.raises(ValueError, match="run/checkpoints: is no directory"):
+        run_dir.check_place(tmp_path / "run")
+    (tmp_path / "run/checkpoints").unlink()
+    (tmp_path / "run/checkpoints").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: path.name != "checkpoints")  # root may write everywhere
+    with pytest.raises(ValueError, match="run/checkpoints: cannot be written to"):
+        run_dir.check_place(tmp_path / "run")
+    (tmp_path / "run/checkpoints").rmdir()
+    (tmp_path / "run").rmdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(ValueError, match=f"{tmp_path}: cannot be written to"):
         run_dir.check_place(tmp_path / "run")
 
