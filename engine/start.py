@@ -52,7 +52,8 @@ def start(
                 train(recipe, dataset, world, claim, resume_from, stop=stop, watch=watch, **limits)
     except Interrupted as stopped:
         there = claim is not None and checkpoint.candidates(claim.run_dir)
-        what = f"with --run-dir {run_dir} goes on from the last checkpoint" if there else "starts anew: none is there"
+        place = f"with --run-dir {run_dir}{' and without --resume' * (resume != 'auto')}"
+        what = f"{place} goes on from the last checkpoint" if there else "starts again: it has no checkpoint yet"
         click.echo(f"{stopped}: the same command {what}", err=True)
         sys.exit(128 + signal.Signals[str(stopped)].value)
     except ValueError as error:

@@ -80,6 +80,8 @@ def check_place(run_dir: Path, need_bytes: int = 0) -> None:
             raise ValueError(f"{folder}: is no directory; give another --run-dir")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise ValueError(f"{folder}: cannot be written to; give another --run-dir")
+    if (run_dir / "dataset.json").exists():
+        raise ValueError(f"{run_dir}: is a packed dataset; give another --run-dir")
     free = shutil.disk_usage(there).free
     if free < need_bytes:
         raise ValueError(
@@ -141,6 +143,12 @@ class Claim:
                 self._lock.close()
 
     def _move_aside(self) -> Path:
+        here, other = Path.cwd(), next(self.run_dir.glob(f"*/{CONFIG_FILE}"), None)
+        if self.run_dir.resolve() in (here, *here.parents) or other:
+            inside = other.parent if other else here
+            raise ValueError(
+                f"{self.run_dir}: an earlier run, not moved aside with {inside} in it; give another --run-dir"
+            )
         names = (self.run_dir.with_name(f"{self.run_dir.name}.{number}") for number in itertools.count(1))
         aside = next(path for path in names if not path.exists())
         self.run_dir.rename(aside)
