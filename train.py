@@ -58,12 +58,13 @@ def train(
     `began`: when the command did, by `time.perf_counter`."""
     run_dir = claim.run_dir
     epochs, num_train = recipe.train.epochs, len(dataset.split(recipe.data.train_split))
-    val_loader, num_classes = val_loader_of(recipe, dataset, world, max_val_images), len(dataset.classes)
+    num_classes = len(dataset.classes)
+    val_loader = val_loader_of(recipe, dataset, world, max_val_images)  # false where this rank has none of its images
     total_steps = count_steps(recipe, num_train, world)
     last_step = total_steps if max_steps is None else min(total_steps, max_steps)
 
     progress = Progress(world.is_main, num_epochs=epochs)
-    progress.print("" if val_loader else "data.val_split is none: no validation, and no best.pt")
+    progress.print("" if val_loader is not None else "data.val_split is none: no validation, and no best.pt")
     pretrained = "" if resume_from else recipe.model.pretrained  # a checkpoint has the weights
     built = replace(recipe, model=replace(recipe.model, pretrained=pretrained))
     learner = build_learner(built, num_classes, world, progress.print, dataset.classes)
@@ -84,7 +85,7 @@ def train(
                    compiles=learner.is_compiled)  # fmt: skip
     started_s = distributed.of_main(time.perf_counter() - began, world)
     budget = Budget(work, 60 * max_minutes if max_minutes else math.inf, started_s=started_s)
-    if budget.is_limited and val_loader:
+    if budget.is_limited and val_loader is not None:
         watch.at("timing a validation", at.step)
         val_image_s = time_validation(nets, recipe, dataset, world, learner.autocast)
         progress.print(budget.expect(val_image_s, at.elapsed_s + time.perf_counter() - began))
@@ -188,14 +189,14 @@ def train(
         while True:
             finished = at.schedule_epoch >= epochs or at.step >= last_step
             due = at.position == 0 and at.epoch > 0 and at.epoch % recipe.train.eval_every == 0
-            if val_loader and (finished or due) and not at.is_validated_on(val_loader.feed.num_samples):
+            if val_loader is not None and (finished or due) and not at.is_validated_on(val_loader.feed.num_samples):
                 if finished or budget.affords_validation(at, elapsed_s()):
                     claim.settle()
                     validate(val_loader)
                 else:
                     progress.print(f"step {at.step}: not validated, which would leave too little of --max-minutes")
             if finished:
-                if at.position and not val_loader:  # else there is a checkpoint of this step
+                if at.position and val_loader is None:  # else there is a checkpoint of this step
                     claim.settle()
                     save()
                 break
@@ -203,7 +204,7 @@ def train(
                 at.phase_epoch, at.epoch_digest = int(at.schedule_epoch), 0
             now = recipe_at(recipe, at.phase_epoch)
             if loader is None or now != in_force:
-                if loader:
+                if loader is not None:
                     out |= loader.quarantine
                     loader.close()
                 loader, in_force = train_loader(now, dataset, world, run_dir, out), now
@@ -261,8 +262,9 @@ def train(
         metrics.write("end", **end)
         if recipe.data.test_split:
             test()
-    for opened in filter(None, (loader, val_loader)):
-        opened.close()
+    for opened in (loader, val_loader):
+        if opened is not None:
+            opened.close()
     if world.is_main:
         report = write_report(run_dir)[1]
         click.echo(summary(end, world=world, run_dir=run_dir, report=report))
