@@ -26,7 +26,7 @@ from engine.evaluate import evaluate, time_validation
 from engine.failure import Failure, out_of_memory
 from engine.learner import about, build_learner, capture, known_by, start_or_resume
 from engine.loaders import count_steps, eval_loader, train_loader, val_loader_of, work_of
-from engine.results import described, end_of, summary
+from engine.results import described, end_of, nothing_left, summary
 from engine.seeing import show_first, show_worst
 from engine.step import train_step
 from model.optim import set_lr
@@ -58,17 +58,22 @@ def train(
     `began`: when the command did, by `time.perf_counter`."""
     run_dir = claim.run_dir
     epochs, num_train = recipe.train.epochs, len(dataset.split(recipe.data.train_split))
-    val_loader, num_classes = val_loader_of(recipe, dataset, world, max_val_images), len(dataset.classes)
+    num_classes = len(dataset.classes)
+    val_loader = val_loader_of(recipe, dataset, world, max_val_images)  # false where this rank has none of its images
     total_steps = count_steps(recipe, num_train, world)
     last_step = total_steps if max_steps is None else min(total_steps, max_steps)
 
     progress = Progress(world.is_main, num_epochs=epochs)
-    progress.print("" if val_loader else "data.val_split is none: no validation, and no best.pt")
+    progress.print("" if val_loader is not None else "data.val_split is none: no validation, and no best.pt")
     pretrained = "" if resume_from else recipe.model.pretrained  # a checkpoint has the weights
     built = replace(recipe, model=replace(recipe.model, pretrained=pretrained))
     learner = build_learner(built, num_classes, world, progress.print, dataset.classes)
     nets = {"": learner.net} | ({"ema_": learner.ema.net} if learner.ema else {})
     at = start_or_resume(resume_from, recipe, dataset, learner, world, progress.print)
+    validated = val_loader is None or at.is_validated_on(val_loader.feed.num_samples)
+    if at.step and (at.schedule_epoch >= epochs or at.step >= last_step) and validated and not recipe.data.test_split:
+        progress.print(nothing_left(at, epochs))
+        return
     run_dirs.check_place(run_dir, need_bytes=sum(t.nbytes for net in nets.values() for t in net.state_dict().values()))
     facts = config.to_toml(recipe), config.to_toml(Recipe()), known_by(dataset)
     notes = run_dirs.notes(*facts) if world.is_main else {}
@@ -78,8 +83,9 @@ def train(
     elapsed_before, num_images = at.elapsed_s, 0
     work = work_of(recipe, dataset, last_step=last_step, at_most=max_val_images, num_nets=len(nets),
                    compiles=learner.is_compiled)  # fmt: skip
-    budget = Budget(work, 60 * max_minutes if max_minutes else math.inf, started_s=time.perf_counter() - began)
-    if budget.is_limited and val_loader:
+    started_s = distributed.of_main(time.perf_counter() - began, world)
+    budget = Budget(work, 60 * max_minutes if max_minutes else math.inf, started_s=started_s)
+    if budget.is_limited and val_loader is not None:
         watch.at("timing a validation", at.step)
         val_image_s = time_validation(nets, recipe, dataset, world, learner.autocast)
         progress.print(budget.expect(val_image_s, at.elapsed_s + time.perf_counter() - began))
@@ -183,14 +189,14 @@ def train(
         while True:
             finished = at.schedule_epoch >= epochs or at.step >= last_step
             due = at.position == 0 and at.epoch > 0 and at.epoch % recipe.train.eval_every == 0
-            if val_loader and (finished or due) and not at.is_validated_on(val_loader.feed.num_samples):
+            if val_loader is not None and (finished or due) and not at.is_validated_on(val_loader.feed.num_samples):
                 if finished or budget.affords_validation(at, elapsed_s()):
                     claim.settle()
                     validate(val_loader)
                 else:
                     progress.print(f"step {at.step}: not validated, which would leave too little of --max-minutes")
             if finished:
-                if at.position and not val_loader:  # else there is a checkpoint of this step
+                if at.position and val_loader is None:  # else there is a checkpoint of this step
                     claim.settle()
                     save()
                 break
@@ -198,7 +204,7 @@ def train(
                 at.phase_epoch, at.epoch_digest = int(at.schedule_epoch), 0
             now = recipe_at(recipe, at.phase_epoch)
             if loader is None or now != in_force:
-                if loader:
+                if loader is not None:
                     out |= loader.quarantine
                     loader.close()
                 loader, in_force = train_loader(now, dataset, world, run_dir, out), now
@@ -256,8 +262,9 @@ def train(
         metrics.write("end", **end)
         if recipe.data.test_split:
             test()
-    for opened in filter(None, (loader, val_loader)):
-        opened.close()
+    for opened in (loader, val_loader):
+        if opened is not None:
+            opened.close()
     if world.is_main:
         report = write_report(run_dir)[1]
         click.echo(summary(end, world=world, run_dir=run_dir, report=report))

@@ -167,7 +167,9 @@ def batch_advice(found: Found, batch_size: int) -> str:
     """A line about the loader's best batch size beside the one that was given."""
     best = found.settings["batch_size"]
     if best == batch_size:
-        tried = ", ".join(str(trial.value) for trial in found.trials if trial.decided) or "none was"
+        tried = ", ".join(str(trial.value) for trial in found.trials if trial.decided)
+        if not tried:
+            return f"batch size: {batch_size}; there was no time to decide on another"
         return f"batch size: {batch_size}; of others ({tried} tried) none is faster in the loader"
     gain = statistics.median([trial.ratio for trial in found.trials if trial.value == best])
     return (

@@ -105,11 +105,12 @@ def meant(error: click.NoSuchOption, context: click.Context) -> click.NoSuchOpti
 
 
 class Chosen(NamedTuple):
-    """name: the recipe's, for people and for the run directory's default. said: lines about where it comes from."""
+    """name: for the run directory's default. origin, of_machine: for people, where the settings come from."""
 
     recipe: Recipe
     name: str
-    said: list[str]
+    origin: str
+    of_machine: str
 
 
 @click.group(cls=Commands, commands=COMMANDS, invoke_without_command=True, context_settings=CONTEXT)
@@ -186,11 +187,15 @@ def choose_recipe(
     """
     own = None if recipe_name else run_dirs.config_of_run(resume, run_dir)
     file = own or recipe_file(recipe_name or "demo")
-    recipe, of_machine = load_recipe(file, overrides, device=device, use=use_machine)
+    try:
+        recipe, of_machine = load_recipe(file, overrides, device=device, use=use_machine)
+    except ValueError as error:
+        raise ValueError(f"{error}; give --recipe" if own and str(error).startswith(str(own)) else str(error)) from None
     recipe = replace(recipe, data=replace(recipe.data, path=data or recipe.data.path))
     name = file.absolute().parent.name if file.name == run_dirs.CONFIG_FILE else file.stem
-    said = [f"no --recipe: the run's own settings, {own}"] * bool(own) + [of_machine] * bool(of_machine)
-    return Chosen(recipe, name, said)
+    origin = f"recipe {file if file.name == run_dirs.CONFIG_FILE else name}"
+    origin = f"no --recipe: the run's own settings, {own}" if own else origin
+    return Chosen(recipe, name, origin, of_machine)
 
 
 def check(chosen: Chosen, data: str | None, resume: str, run_dir: Path | None) -> ShardSet | None:
@@ -205,7 +210,7 @@ def check(chosen: Chosen, data: str | None, resume: str, run_dir: Path | None) -
     if recipe.train.wandb and not find_spec("wandb"):
         raise ValueError("train.wandb: the package wandb is not installed; uv pip install wandb")
     if not recipe.data.path:
-        raise ValueError(f"recipe {chosen.name} names no data: give --data DIR")
+        raise ValueError(f"{chosen.origin}: names no data; give --data DIR")
     for line in config.to_toml(recipe).splitlines():
         if any("\ud800" <= character <= "\udfff" for character in line):  # a file name that is no UTF-8
             raise ValueError(f"{line}: {run_dirs.CONFIG_FILE} cannot hold such a name; rename it, or link to it")

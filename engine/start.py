@@ -25,11 +25,11 @@ from training.watchdog import EXIT_CODE, Watchdog
 
 
 def start(
-    train: Callable[..., None], recipe: Recipe, name: str, said: list[str], dataset: ShardSet | None,
+    train: Callable[..., None], recipe: Recipe, name: str, origin: str, of_machine: str, dataset: ShardSet | None,
     run_dir: Path | None, resume: str, device: Any, deterministic: bool, limits: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Call `train` on every rank, with `limits`. `said`: lines about the recipe. `dataset`: None where it is the
-    demo's, or another that opens only now.
+    """Call `train` on every rank, with `limits`. `name`, `origin`, `of_machine`: as `Chosen` has them. `dataset`:
+    None where it is the demo's, or another that opens only now.
 
     Raises Refused for what is wrong before the run has begun, another ClickException later, each in one line.
     """
@@ -48,11 +48,12 @@ def start(
                 distributed.barrier()  # no rank reads there before it is locked
                 resume_from = find_checkpoints(resume, run_dir)
                 if world.is_main:
-                    click.echo("\n".join([_headline(recipe, name, world, run_dir), *said]))
+                    click.echo("\n".join([_headline(recipe, origin, world, run_dir), *filter(None, [of_machine])]))
                 train(recipe, dataset, world, claim, resume_from, stop=stop, watch=watch, **limits)
     except Interrupted as stopped:
         there = claim is not None and checkpoint.candidates(claim.run_dir)
-        what = f"with --run-dir {run_dir} goes on from the last checkpoint" if there else "starts anew: none is there"
+        place = f"with --run-dir {run_dir}{' and without --resume' * (resume != 'auto')}"
+        what = f"{place} goes on from the last checkpoint" if there else "starts again: it has no checkpoint yet"
         click.echo(f"{stopped}: the same command {what}", err=True)
         sys.exit(128 + signal.Signals[str(stopped)].value)
     except ValueError as error:
@@ -72,7 +73,7 @@ def _error(claim: Claim | None, text: str) -> click.ClickException:
     return click.ClickException(text) if claim and claim.taken else Refused(text)
 
 
-def _headline(recipe: Recipe, name: str, world: World, run_dir: Path) -> str:
+def _headline(recipe: Recipe, origin: str, world: World, run_dir: Path) -> str:
     dtype = str(autocast_dtype(recipe, world.device) or torch.float32).removeprefix("torch.")
     hardware = f"{world.world_size} × {environment.device_name(world.device)}, {dtype}"
-    return f"recipe {name}, data {recipe.data.path}, {hardware}, run directory {run_dir}"
+    return f"{origin}, data {recipe.data.path}, {hardware}, run directory {run_dir}"

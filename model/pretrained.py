@@ -41,22 +41,22 @@ def load_pretrained(net: nn.Module, config: ModelConfig, rows_of: Callable[[Clas
     order; else the head keeps its fresh initialisation. Where the source does not say, as many rows are taken to be
     the same classes.
 
-    Auxiliary classifiers that the source lacks start anew, those that `net` lacks are left out. Every other tensor must
-    be there, and fit.
+    Heads that the source lacks start anew, auxiliary ones that `net` lacks are left out. Every other tensor must be
+    there, and fit; a name that all of the network's share at their begin (Lightning's `model.`) does not count.
 
-    Raises ValueError where the source is neither a file nor weights of this network, cannot be downloaded or read, or
-    does not fit, naming the first few tensors.
+    Raises ValueError where the source is neither a file nor weights of this network, cannot be downloaded or read,
+    has several networks, or does not fit, naming the first few tensors.
     """
     origin, weights, classes = read_weights(config)
-    weights = {_own_name(name): tensor for name, tensor in weights.items()}
+    where = f"pretrained = {config.pretrained}: not weights of this {config.name}"
     state = dict(net.state_dict())
+    weights, notes = _unwrapped({_own_name(name): tensor for name, tensor in weights.items()}, state, where)
     rows = rows_of(classes) if rows_of and classes else None
-    notes = []
     for prefix, head in _heads(net).items():
         theirs, ours = weights.get(f"{head}.weight"), state[f"{head}.weight"]
-        if theirs is None and prefix:
-            notes.append(f"{prefix[:-1]} starts anew, they have none")
-            weights |= {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
+        if theirs is None and (prefix or f"{head}.bias" not in weights):
+            notes.append(f"{prefix[:-1] or head} starts anew, they have none")
+            weights |= {name: tensor for name, tensor in state.items() if name.startswith(prefix or f"{head}.")}
         elif isinstance(theirs, Tensor) and theirs.ndim > 1 and theirs.shape[1:] == ours.shape[1:]:
             known = rows if classes and len(classes) == len(theirs) else None
             kept, note = _kept_rows(known, len(theirs), len(ours))
@@ -73,7 +73,7 @@ def load_pretrained(net: nn.Module, config: ModelConfig, rows_of: Callable[[Clas
     for name, tensor in state.items():  # files of 2018 and before do not count batches
         if name.endswith(".num_batches_tracked"):
             weights.setdefault(name, tensor)
-    _require_fit(weights, state, f"pretrained = {config.pretrained}: not weights of this {config.name}")
+    _require_fit(weights, state, where)
     with torch.no_grad():
         for name, tensor in state.items():
             tensor.copy_(weights[name])
@@ -123,6 +123,26 @@ def _own_name(name: str) -> str:
     return name
 
 
+def _unwrapped(weights: dict[str, Any], state: dict[str, Tensor], where: str) -> tuple[dict[str, Any], list[str]]:
+    """The weights by their names in the network, without what a module around it puts before them; and what to say.
+
+    Raises ValueError where there are several networks, or nothing of this one.
+    """
+    shared = [name for name in state if name in weights]
+    first = next(iter(state))
+    around = {name.removesuffix(first) for name in weights if name.endswith(f".{first}")} if not shared else set()
+    found = [prefix for prefix in sorted(around) if 2 * sum(prefix + name in weights for name in state) > len(state)]
+    if len(found) > 1:
+        raise ValueError(f"{where} alone: it has several networks, {', '.join(found)}; save the state dict of one")
+    if not found and not shared:
+        raise ValueError(f"{where}: it has {', '.join(list(weights)[:3]) or 'nothing'}; the network {first} …")
+    if shared:
+        return weights, []
+    inside = {name.removeprefix(found[0]): tensor for name, tensor in weights.items() if name.startswith(found[0])}
+    left_out = len(weights) - len(inside)
+    return inside, [f"those of its {found[0][:-1]}" + (f", {left_out} other tensors left out" if left_out else "")]
+
+
 def _heads(net: nn.Module) -> dict[str, str]:
     """The last linear layer or convolution of each classifier: "" → that of the network, "aux1." → "aux1.fc2" …"""
     heads = {}
@@ -147,6 +167,8 @@ def _require_fit(weights: dict[str, Any], state: dict[str, Tensor], where: str) 
             faults.append(f"{name} is no tensor")
         elif theirs.shape != ours.shape:
             faults.append(f"{name} is {tuple(theirs.shape)} instead of {tuple(ours.shape)}")
+        elif ours.is_floating_point() and not theirs.is_floating_point():
+            faults.append(f"{name} is of whole numbers ({theirs.dtype}), as of a quantized network")
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise ValueError(f"{where}: {'; '.join(faults[:3])}{more}")

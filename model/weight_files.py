@@ -21,8 +21,8 @@ from model.networks import OWN_NETWORKS
 
 CHECKPOINT_FORMAT = "penstock-checkpoint-1"
 Classes = tuple[tuple[str, str], ...]  # of a head's rows: key and readable name
-# Under one of these keys other programs (torchvision's references, timm, Lightning) keep the state dict.
-NESTED_UNDER = ("model", "state_dict")
+# Under one of these keys other programs (torchvision's references, timm, Lightning, tutorials) keep the state dict.
+NESTED_UNDER = ("model", "state_dict", "model_state_dict", "net", "network", "weights")
 
 
 class Source(NamedTuple):
@@ -45,9 +45,13 @@ def read_weights(config: ModelConfig) -> Source:
     name = source.rpartition(".")[2]  # also ResNet50_Weights.IMAGENET1K_V2
     if name in published and source in (name, f"{type(published[name]).__name__}.{name}"):
         return Source(str(published[name]), _download(published[name], source), _categories(published[name]))
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_dir():  # of a run
         path = next(filter(Path.is_file, (path / "checkpoints" / name for name in ("best.pt", "last.pt"))), path)
+        if path.is_dir():
+            raise ValueError(
+                f"pretrained = {source}: no run's directory, with checkpoints/best.pt or last.pt; give a file"
+            )
     if path.is_file():
         read = _read_file(path)
         same = next((one for one in published.values() if _is_download(path, one.url)), None)
@@ -100,7 +104,12 @@ def _read_file(path: Path) -> Source:
             return Source(str(path), weights, _classes_of(_json(metadata.get("classes", ""))))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise many kinds, by the byte at which a file breaks
-        raise ValueError(f"{path}: cannot be read as weights: {_first_line(error)}") from None
+        whole = (
+            "it holds more than tensors and plain values, or is no torch file; of a whole network save the state_dict()"
+        )
+        code = isinstance(error, pickle.UnpicklingError) or "TorchScript" in str(error)  # torch advises to let it run
+        reason = whole if code else f"cut off, or another kind of file ({_first_line(error)})"
+        raise ValueError(f"{path}: cannot be read as weights: {reason}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, not a state dict")
     if content.get("format") == CHECKPOINT_FORMAT:
@@ -136,6 +145,4 @@ def _classes_of(listed: Any) -> Classes | None:
 
 
 def _first_line(error: Exception) -> str:
-    if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to allow code to run
-        return "it holds more than tensors and plain values, or is no torch file"
     return str(error).strip().partition("\n")[0] or type(error).__name__

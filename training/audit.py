@@ -18,14 +18,12 @@ from typing import Any
 
 import click
 import numpy as np
-import torch
 
 from shard_tools.terminal import Command
 from training import quarantine
 from training.config import load_config
 from training.metrics import read_metrics
 from training.run_dir import CONFIG_FILE, ENVIRONMENT_FILE
-from training.step_log import sample_digest
 
 NO_SAMPLE = -1  # the id at a place whose sample was taken out, as loaders give it
 _INT63 = 2**63 - 1
@@ -138,6 +136,10 @@ def _compared(
 ) -> Epoch:
     size = _global_batch_size(epoch, lines, recipe)
     num_steps, left_over = divmod(len(split), size)
+    import torch  # here: --help does without
+
+    from training.step_log import sample_digest
+
     found = Epoch(epoch, num_steps, left_over, is_over=lines.end is not None)
     if not lines.steps:
         found.deviation = "none of its steps is in the metrics"

@@ -91,7 +91,7 @@ def keys(schema: Any) -> list[str]:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows editors begin with a mark
     except OSError as error:
         raise ValueError(f"{path}: cannot read the recipe: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
@@ -213,12 +213,12 @@ def _describe(kind: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(_describe(arg) for arg in args)
     if origin is Literal:
-        return "one of " + ", ".join(repr(arg) for arg in args)
+        return "one of " + ", ".join(repr(arg) if isinstance(arg, str) else toml_value(arg) for arg in args)
     if origin is tuple and args and args[-1] is Ellipsis:
         return f"an array of {_describe(args[0])}"
     if origin is tuple:
         return f"an array of {len(args)}: " + ", ".join(_describe(arg) for arg in args)
-    names = {type(None): '"none"', Path: "a path (str)"}
+    names = {type(None): '"none"', Path: "a path (str)", bool: "true or false"}
     return names.get(kind, getattr(kind, "__name__", str(kind)))
 
 

@@ -48,7 +48,8 @@ def told(schema: Any) -> Told:
 
 
 def _lines(config: Any, prefix: str) -> Iterator[str]:
-    about, kinds, before = told(type(config)), field_types(type(config)), ""
+    about, kinds = told(type(config)), field_types(type(config))
+    shown = {about.section}
     sections = [name for name in kinds if dataclasses.is_dataclass(getattr(config, name))]
     if prefix:
         yield from textwrap.wrap(about.section, WIDTH, initial_indent="# ", subsequent_indent="# ")
@@ -56,13 +57,12 @@ def _lines(config: Any, prefix: str) -> Iterator[str]:
         if name in sections:
             continue
         comment = about.fields.get(name, "")
-        said = comment in (before, about.section)  # with the field before it, or of the whole section
         choices = [f'"{choice}"' for choice in _choices(kinds[name]) if isinstance(choice, str)]
         more = f"One of {', '.join(choices)}." if any(choice not in comment for choice in choices) else ""
-        if line := " ".join(filter(None, ["" if said else comment, more])):
+        if line := " ".join(filter(None, ["" if comment in shown else comment, more])):
             yield f"# {line}"
         yield f"{name} = {toml_value(getattr(config, name))}"
-        before = comment
+        shown.add(comment)
     for name in sections:
         yield f"\n[{prefix}{name}]"
         yield from _lines(getattr(config, name), f"{prefix}{name}.")

@@ -29,7 +29,10 @@ def config_of_run(resume: str, run_dir: Path | None) -> Path | None:
     Raises ValueError where `--resume` names nothing, or a checkpoint that lies in no run directory.
     """
     if resume in ("auto", "never"):
-        return run_dir / CONFIG_FILE if run_dir and (run_dir / CONFIG_FILE).is_file() else None
+        own = run_dir / CONFIG_FILE if run_dir else None
+        if own and resume == "auto" and (own.parent / "checkpoints/last.pt").exists() and not own.is_file():
+            raise ValueError(f"{own.parent}: has checkpoints and no {CONFIG_FILE}, which would be taken: give --recipe")
+        return own if own and own.is_file() else None
     check_resume(resume)
     path = Path(resume)
     for folder in (path, path.parent, path.parent.parent):  # a run, RUN/failed-step-N.pt, RUN/checkpoints/last.pt
@@ -72,10 +75,13 @@ def _no_checkpoint(resume: str) -> ValueError:
 def check_place(run_dir: Path, need_bytes: int = 0) -> None:
     """Raises ValueError where no run can be written to `run_dir`, which need not be there, or `need_bytes` not."""
     there = next(path for path in (run_dir, *run_dir.absolute().parents) if os.path.lexists(path))
-    if not there.is_dir():
-        raise ValueError(f"{there}: is no directory; give another --run-dir")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"{there}: cannot be written to; give another --run-dir")
+    for folder in (there, *filter(os.path.lexists, (run_dir / name for name in ("checkpoints", "tensorboard")))):
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: is no directory; give another --run-dir")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise ValueError(f"{folder}: cannot be written to; give another --run-dir")
+    if (run_dir / "dataset.json").exists():
+        raise ValueError(f"{run_dir}: is a packed dataset; give another --run-dir")
     free = shutil.disk_usage(there).free
     if free < need_bytes:
         raise ValueError(
@@ -137,6 +143,12 @@ class Claim:
                 self._lock.close()
 
     def _move_aside(self) -> Path:
+        here, other = Path.cwd(), next(self.run_dir.glob(f"*/{CONFIG_FILE}"), None)
+        if self.run_dir.resolve() in (here, *here.parents) or other:
+            inside = other.parent if other else here
+            raise ValueError(
+                f"{self.run_dir}: an earlier run, not moved aside with {inside} in it; give another --run-dir"
+            )
         names = (self.run_dir.with_name(f"{self.run_dir.name}.{number}") for number in itertools.count(1))
         aside = next(path for path in names if not path.exists())
         self.run_dir.rename(aside)

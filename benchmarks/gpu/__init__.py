@@ -2,5 +2,6 @@
 
 registry.py   the stages, part by part          run.py      a process a stage, its limit, its result on disk
 stage.py      what a stage is, and its report   expected.py bounds and goals by device, and the verdicts
-table.py      the table at the end              data.py     the image sets that the stages need
+stages.py     those asked for, part by part     data.py     the image sets that the stages need
+table.py      the table at the end
 """

@@ -1,9 +1,8 @@
 """Every stage, part by part; in a part the most valuable first, since its time may run out."""
 
 from benchmarks.gpu import check, compute, decode, device, kernels, loading, training
+from benchmarks.gpu.report import PARTS as PARTS
 from benchmarks.gpu.stage import Stage
-
-PARTS = ("check", "compute", "decode", "train")
 
 STAGES = [
     Stage(name="device", part="check", limit_s=60, run=device.device,

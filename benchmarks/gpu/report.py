@@ -18,6 +18,7 @@ from benchmarks.gpu.expected import verdict
 from shard_tools.format import atomic_write
 
 FORMAT = 1
+PARTS = ("check", "compute", "decode", "train")
 NOT_ENDED = "failed (not ended)"
 ENDS_THE_GPU = ("CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS_EXECUTION")  # nothing works after it in this process
 

@@ -212,6 +212,8 @@ def test_the_batch_size_is_told_and_not_written() -> None:
     assert "64 is 1.10 times as fast" in tune.batch_advice(found, 32)
     found = tune.search({"batch_size": 64}, {"batch_size": [32, 64, 128]}, versus)
     assert "(128, 32 tried) none is faster" in tune.batch_advice(found, 64)
+    found = tune.search({"batch_size": 64}, {"batch_size": [64, 128]}, lambda *_: iter([(100.0, 99.0)]))  # undecided
+    assert tune.batch_advice(found, 64) == "batch size: 64; there was no time to decide on another"
 
 
 def test_tune_writes_a_file_that_the_next_run_takes(

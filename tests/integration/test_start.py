@@ -59,6 +59,7 @@ def test_without_a_recipe_a_run_goes_on_with_its_own_settings(
     result = CliRunner().invoke(command_line.main, bare)
     assert result.exit_code == 0, result.output
     assert f"no --recipe: the run's own settings, {run_dir}/config.toml" in result.output
+    assert "recipe run" not in result.output  # a directory's name is no recipe's
     assert "resuming from" in result.output
     assert len(by_step(run_dir, "loss")) == 2
     changed = CliRunner().invoke(command_line.main, [*bare, "--set", "optimizer.lr=0.7"])
@@ -71,6 +72,19 @@ def test_without_a_recipe_a_run_goes_on_with_its_own_settings(
     assert result.exit_code == 0, result.output
     assert list(by_step(other, "loss")) == [2]
     assert len(by_step(run_dir, "loss")) == 2
+
+
+def test_a_run_without_its_settings_wants_a_recipe(one_step: Path, tmp_path: Path) -> None:
+    """What is left after a copy of checkpoints alone, or a full disk."""
+    run_dir = Path(shutil.copytree(one_step, tmp_path / "run"))
+    (run_dir / "config.toml").write_text("[train")
+    broken = CliRunner().invoke(command_line.main, ["--run-dir", str(run_dir)])
+    assert f"{run_dir}/config.toml: not a TOML file" in broken.output
+    assert broken.output.endswith("; give --recipe\n")
+    (run_dir / "config.toml").unlink()
+    lost = CliRunner().invoke(command_line.main, ["--run-dir", str(run_dir)])
+    assert f"{run_dir}: has checkpoints and no config.toml, which would be taken: give --recipe" in lost.output
+    assert broken.exit_code == lost.exit_code == 1
 
 
 @pytest.mark.parametrize("program", ["train.py", "bench.py loader"])

@@ -22,6 +22,7 @@ from shard_tools.format import ShardSet
 from shard_tools.writer import pack
 from tests.conftest import LONG
 from training.audit import audit
+from training.report import read_run
 
 ROOT = Path(train.__file__).parent
 STEPS_PER_EPOCH, EPOCHS, NUM_VAL = 7, 2, 19  # 90 training images in global batches of 12
@@ -275,6 +276,17 @@ def test_a_finished_run_takes_more_epochs(whole: Path, dataset_dir: Path, tmp_pa
     assert by_step(run_dir, "samples") == by_step(tmp_path / "four", "samples")
     assert not any(epoch.deviation for epoch in audit(run_dir))
     assert "Finished after step 28" in result.output
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    for place in (run_dir, tmp_path / "new"):
+        again = run(dataset_dir, place, "--resume", str(run_dir), train__epochs=4)
+        assert again.exit_code == 0, again.output
+        assert "nothing is left to do, step 28 is the last; --set train.epochs=N goes on from there" in again.output
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+    assert not (tmp_path / "new").exists()
+    trial = run(dataset_dir, run_dir, "--max-val-images", "5", train__epochs=4)
+    assert "on 5/19 images" in trial.output
+    assert "images/s" not in trial.output  # none was trained on, and the report keeps the rate of those that were
+    assert read_run(run_dir).images_per_s > 0
     fewer = run(dataset_dir, run_dir, train__epochs=3)
     assert fewer.exit_code == 1
     assert "has done 4 epochs, and train.epochs: 4 → 3; give more" in fewer.output

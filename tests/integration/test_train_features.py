@@ -3,6 +3,9 @@
 import gc
 import json
 import math
+import os
+import subprocess
+import sys
 import time
 import tomllib
 from pathlib import Path
@@ -21,7 +24,7 @@ from model.config import EmaConfig
 from model.ema import Ema
 from recipes import Recipe
 from shard_tools.format import ShardSet
-from tests.integration.test_train import NUM_VAL, SMALL, STEPS_PER_EPOCH, arguments, by_step, lines, run, start
+from tests.integration.test_train import NUM_VAL, ROOT, SMALL, STEPS_PER_EPOCH, arguments, by_step, lines, run, start
 from training import checkpoint
 from training.config import load_config
 from training.step_log import StepLog
@@ -319,6 +322,24 @@ def test_a_time_budget_goes_through_the_whole_schedule(dataset_dir: Path, tmp_pa
     assert end["epoch"] < 1000
     assert (end["ended_by"], end["epochs"]) == ("max_minutes", 1000)
     assert f"Finished after step {end['step']}: --max-minutes fitted the 1000 epochs to " in result.output
+
+
+def test_ranks_stay_together_whenever_they_started_and_whatever_they_score(dataset_dir: Path, tmp_path: Path) -> None:
+    """Where they do not, one validates or ends while the other trains. Of two images one rank has both."""
+    program = tmp_path / "late.py"
+    program.write_text(
+        f"import os, sys, time\nsys.path.insert(0, {str(ROOT)!r})\nimport train\n"
+        "from engine.command_line import main\nmain(obj=time.perf_counter() - 7 * int(os.environ['RANK']))\n"
+    )
+    words = arguments(
+        dataset_dir, tmp_path / "run", "--max-minutes", "0.35", "--max-val-images", "2", train__epochs=1000
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "--max-minutes fitted the 1000 epochs" in done.stdout
+    assert "on 2/19 images" in done.stdout
 
 
 def test_a_budget_that_is_enough_changes_nothing(dataset_dir: Path, tmp_path: Path) -> None:

@@ -183,6 +183,9 @@ TOLD_EARLY = {  # what a command line is answered with before anything heavy is 
         "explain --data nosuch": "nosuch: no packed dataset",
     },
     "shard_tools": {"--help": "Usage:", "pack --help": "Usage:", "pack nosuch out": "nosuch", "info nosuch": "nosuch"},
+    "training.audit": {"--help": "Usage:", "nosuch": "is not a run directory"},
+    "training.report": {"--help": "Usage:", "nosuch": "is not a run directory"},
+    "benchmarks.gpu": {"--help": "Usage:", "--nope": "No such option", "chekc": "is not one of"},
 }
 CALL = """
 import runpy, sys

@@ -69,6 +69,11 @@ def saved_as(kind: str, net: nn.Module, folder: Path) -> Path:
             torch.save({f"_orig_mod.module.{name}": tensor for name, tensor in state.items()}, path)
         case "nested":
             torch.save({"epoch": 3, "state_dict": state, "best": 0.5}, path)
+        case "lightning":
+            wrapped = {f"model.{name}": tensor for name, tensor in state.items()}
+            torch.save({"state_dict": wrapped | {"criterion.weight": torch.ones(10)}}, path)
+        case "tutorial":
+            torch.save({"model_state_dict": state, "optimizer_state_dict": {}, "epoch": 3}, path)
         case "half":
             torch.save({name: t.half() if t.is_floating_point() else t for name, t in state.items()}, path)
         case _:
@@ -76,7 +81,18 @@ def saved_as(kind: str, net: nn.Module, folder: Path) -> Path:
     return path
 
 
-KINDS = ("plain", "penstock", "penstock_ema", "safetensors", "ddp", "compiled_ddp", "nested", "half")
+KINDS = (
+    "plain",
+    "penstock",
+    "penstock_ema",
+    "safetensors",
+    "ddp",
+    "compiled_ddp",
+    "nested",
+    "lightning",
+    "tutorial",
+    "half",
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -244,7 +260,7 @@ def test_a_damaged_download_is_one_line(hub: Path) -> None:
         ),
         ("resnet18", "ResNet50_Weights.DEFAULT", "neither a file nor"),
         ("resnet18", "none.pt", "pretrained = none.pt: neither a file nor"),
-        ("resnet18", ".", "neither a file nor"),
+        ("resnet18", ".", "no run's directory, with checkpoints/best.pt or last.pt"),
         ("cifar_resnet8", "DEFAULT", "no such file; torchvision publishes no weights of cifar_resnet8"),
     ],
 )
@@ -280,6 +296,23 @@ def test_what_does_not_fit_is_an_error_with_the_first_few_names(donor: nn.Module
     assert error_of(state | {"fc.bias": 3}) == "fc.bias is no tensor"
     del state["fc.weight"]
     assert error_of(state) == "fc.weight is missing"
+    assert "bn1.bias is of whole numbers" in error_of(state | {"bn1.bias": torch.ones(16, dtype=torch.int8)})
+    assert error_of({"ema": {}, "epoch": 3}) == "it has ema, epoch; the network conv1.weight …"
+    two = {f"{who}.{name}": tensor for who in ("student", "teacher") for name, tensor in donor.state_dict().items()}
+    torch.save(two, path)
+    with pytest.raises(ValueError, match=r"several networks, student\., teacher\.; save the state dict of one"):
+        load(fresh("cifar_resnet8", 10), "cifar_resnet8", path)
+
+
+def test_a_body_without_a_head_gets_a_fresh_one(donor: nn.Module, tmp_path: Path) -> None:
+    """As self-supervised training leaves it."""
+    state = {f"backbone.{name}": tensor for name, tensor in donor.state_dict().items() if not name.startswith("fc.")}
+    torch.save(state | {"projector.weight": torch.ones(3)}, tmp_path / "body.pt")
+    net, untouched = fresh("cifar_resnet8", 10), fresh("cifar_resnet8", 10)
+    said = load(net, "cifar_resnet8", tmp_path / "body.pt")
+    assert_same(net, donor, except_for="fc.")
+    torch.testing.assert_close(net.fc.weight, untouched.fc.weight, rtol=0, atol=0)
+    assert said.endswith("those of its backbone, 1 other tensors left out; fc starts anew, they have none")
 
 
 TEN = [ClassInfo(f"n{i:08}", f"name {i}") for i in range(10)]

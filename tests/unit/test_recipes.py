@@ -427,7 +427,7 @@ def test_comments_are_the_docstrings_first_sentences() -> None:
     class Section:
         """What it is. In two sentences.
 
-        low, high: the range, e.g. of Szegedy et al. 2016, over
+        low, high, edge: the range, e.g. of Szegedy et al. 2016, over
             two lines. A second sentence. kind: which. `mode` is told here: by `"a"`. Never this.
         """
 
@@ -435,6 +435,7 @@ def test_comments_are_the_docstrings_first_sentences() -> None:
         high: int | None = None
         kind: Literal["x", "y"] = "x"
         mode: Literal["a", "b"] = "a"
+        edge: int = 1
 
     @dataclass(frozen=True, kw_only=True)
     class Tree:
@@ -443,11 +444,12 @@ def test_comments_are_the_docstrings_first_sentences() -> None:
     assert commented_toml(Tree()).splitlines() == [
         "[section]",
         "# What it is. In two sentences.",
-        "# low, high: the range, e.g. of Szegedy et al. 2016, over two lines.",
+        "# low, high, edge: the range, e.g. of Szegedy et al. 2016, over two lines.",
         "low = 0",
         'high = "none"',
         '# which. One of "x", "y".',
         'kind = "x"',
         '# `mode` is told here: by `"a"`. One of "a", "b".',
         'mode = "a"',
+        "edge = 1",
     ]

@@ -103,8 +103,9 @@ def test_override_values(override: str, value: object) -> None:
         ("optimizer.lr=fast", r"optimizer.lr = 'fast': expected float"),
         ("optimizer.steps=1.5", r"optimizer.steps = 1.5: expected int"),
         ("optimizer.steps=true", r"optimizer.steps = True: expected int"),
-        ("optimizer.nesterov=1", r"optimizer.nesterov = 1: expected bool"),
-        ("optimizer.fused=maybe", r"expected bool or \"none\""),
+        ("optimizer.nesterov=1", r"optimizer.nesterov = 1: expected true or false"),
+        ("optimizer.fused=maybe", r"expected true or false or \"none\""),
+        ("optimizer.nesterov=True", r"optimizer.nesterov = 'True': expected true or false$"),
         ("optimizer.steps=none", r"expected int"),
         ("optimizer.name=adam", r"expected one of 'sgd', 'adamw'"),
         ("optimizer.betas=[0.9]", r"expected an array of 2: float, float"),
@@ -142,6 +143,10 @@ def test_bad_overrides(override: str, message: str) -> None:
 def test_bad_files(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _load(tmp_path, text)
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    assert _load(tmp_path, "\ufeff[optimizer]\r\nlr = 0.3\r\n").optimizer.lr == 0.3
 
 
 def test_missing_file_and_missing_value(tmp_path: Path) -> None:

@@ -73,6 +73,21 @@ def test_an_earlier_run_is_moved_aside_and_both_stay_locked(tmp_path: Path, monk
         pass
 
 
+def test_a_run_that_others_lie_in_is_not_moved_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in (tmp_path / "a", tmp_path / "a/b", tmp_path / "c"):
+        with begin(path)[1]:
+            pass
+    monkeypatch.chdir(tmp_path / "c")
+    before = contents(tmp_path)
+    for path, inside in ((tmp_path / "a", tmp_path / "a/b"), (Path(), tmp_path / "c"), (tmp_path / "c", tmp_path)):
+        with (
+            pytest.raises(ValueError, match=rf"not moved aside with {inside}.* in it; give another"),
+            Claim(path) as claim,
+        ):
+            claim.take(None, FILES)
+    assert contents(tmp_path) == before
+
+
 def test_the_lock_of_a_run_that_is_moved_aside_is_not_taken_for_the_new_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,9 +161,23 @@ def test_where_no_run_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for path in (tmp_path / "file", tmp_path / "file/run"):
         with pytest.raises(ValueError, match="file: is no directory"):
             run_dir.check_place(path)
+    (tmp_path / "dataset.json").touch()
+    with pytest.raises(ValueError, match="is a packed dataset; give another --run-dir"):
+        run_dir.check_place(tmp_path)
     with pytest.raises(ValueError, match="MB free, and a checkpoint takes"):
         run_dir.check_place(tmp_path / "run", need_bytes=1 << 60)
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/checkpoints").touch()
+    with pytest.raises(ValueError, match="run/checkpoints: is no directory"):
+        run_dir.check_place(tmp_path / "run")
+    (tmp_path / "run/checkpoints").unlink()
+    (tmp_path / "run/checkpoints").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: path.name != "checkpoints")  # root may write everywhere
+    with pytest.raises(ValueError, match="run/checkpoints: cannot be written to"):
+        run_dir.check_place(tmp_path / "run")
+    (tmp_path / "run/checkpoints").rmdir()
+    (tmp_path / "run").rmdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(ValueError, match=f"{tmp_path}: cannot be written to"):
         run_dir.check_place(tmp_path / "run")
 

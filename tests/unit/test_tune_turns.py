@@ -64,6 +64,17 @@ def test_the_budget_holds(seconds: float, build_s: float, beside_s: float) -> No
     assert found.trials
 
 
+def test_the_budget_holds_where_the_machine_gets_busier() -> None:
+    machine = Machine(build_s=0.0, beside_s=1.0)
+    turns = Turns(machine.build, machine.clock, seconds=1.0, number=1)
+    assert list(turns(START, START))
+    machine.beside_s, turns.deadline = 1.4, machine.now + 4.7  # a turn of 4 s is now one of 4.8 s
+    assert not list(turns(START, START))
+    turns.deadline = machine.now + 5.1
+    assert list(turns(START, START))
+    assert machine.now <= turns.deadline
+
+
 def test_a_minute_is_enough_for_several_candidates() -> None:
     """A loader at 500 images/s, 256 images a batch: before each turn one is waited for and thrown away."""
     machine = Machine(build_s=1.5, beside_s=0.8)
@@ -104,7 +115,7 @@ def test_larger_batches_take_longer() -> None:
 
     turns = Turns(build, machine.clock, seconds=1.0, number=1)
     assert list(turns({"batch_size": 100}, {"batch_size": 100}))
-    turns.deadline = machine.now + 5
+    turns.deadline = machine.now + 5.1
     assert not list(turns({"batch_size": 200}, {"batch_size": 200})), "2 × 1 s and 2 × 2 s"
     assert list(turns({"batch_size": 100}, {"batch_size": 100}))
 
