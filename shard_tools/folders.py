@@ -41,7 +41,7 @@ def settle() -> None:
         if os.environ.get("RANK", "0") == "0":
             print(f"{error.strerror}: {SHARED_MEMORY} is used; TMPDIR names another", file=sys.stderr)
     named = os.environ.get(COMPILED, "")
-    if named and not _is_writable(Path(named), make=True):
+    if named and not _can_be_used(Path(named)):
         del os.environ[COMPILED]
         if os.environ.get("RANK", "0") == "0":
             print(f"{COMPILED}: {named} cannot be written, and is not used", file=sys.stderr)
@@ -49,11 +49,19 @@ def settle() -> None:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
-def _is_writable(folder: Path, make: bool = False) -> bool:
+def _is_writable(folder: Path) -> bool:
     try:
-        if make:
-            folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError:
         return False
     return True
+
+
+def _can_be_used(folder: Path) -> bool:
+    """Whether it is there, or could be made, and can be written; writes nothing in it, as torch sets the variable for
+    the processes that it starts."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
