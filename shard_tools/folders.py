@@ -61,7 +61,8 @@ def _can_be_used(folder: Path) -> bool:
     """Whether it is there, or could be made, and can be written; writes nothing in it, as torch sets the variable for
     the processes that it starts."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return False
     return os.access(folder, os.W_OK | os.X_OK)
