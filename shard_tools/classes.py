@@ -28,8 +28,8 @@ def read_class_file(path: Path, keys: Sequence[str]) -> dict[str, str]:
     """Class key → readable name from a file: lines `KEY NAME` (blank ones and those with # are skipped), or JSON
     `{"KEY": "NAME"}`. Keys that are numbers may be written with or without leading zeros. It may name more classes.
 
-    Where the classes are numbers and no line begins with one, line i (from 0) names class i (`NAME`, or `WNID NAME`),
-    as the i-th of a JSON list does.
+    Where the classes are numbers and the lines are not `NUMBER NAME`, line i (from 0) names class i (`NAME`, or
+    `WNID NAME`), as the i-th of a JSON list does.
 
     Raises:
         ValueError: it cannot be read, or names none of the classes.
@@ -122,7 +122,9 @@ def _entries(path: Path, keys: Sequence[str]) -> dict[str, str]:
             raise ValueError(f"{path}: is no JSON object ({error})") from None
     text = re.sub(r"^([0-9]+)[,;:](?=\D)", r"\1 ", text, flags=re.MULTILINE)  # "7,cat" or "7: cat", as tables have it
     lines = [line.split(maxsplit=1) for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    if _are_numbers(keys) and not any(re.fullmatch("[0-9]+", words[0]) for words in lines):
+    if not _are_numbers(keys):
+        return dict(_key_and_name(" ".join(words), set(keys)) for words in lines)
+    if not _are_keyed(lines, len(keys)):
         wnids = all(len(words) == 2 and re.fullmatch("n[0-9]{8}", words[0]) for words in lines)
         names = [words[1].strip() if wnids else " ".join(words).strip() for words in lines]
         if len(names) <= max(map(int, keys)):
@@ -133,6 +135,25 @@ def _entries(path: Path, keys: Sequence[str]) -> dict[str, str]:
             )
         return dict(zip(map(str, range(len(names))), names, strict=True))
     return {words[0]: words[-1] for words in lines}
+
+
+def _are_keyed(lines: list[list[str]], num_classes: int) -> bool:
+    """Whether lines are `NUMBER NAME`, under a header perhaps, rather than names in the labels' order, which may begin
+    with a number, too: "1 star", "2 stars" of labels 0 and 1; "2 euro", "1 euro", "3 euro"; "911 Porsche", "2 CV"."""
+    rows = [words for words in lines if words[0].isascii() and words[0].isdecimal()]
+    numbers, names = [int(words[0]) for words in rows], {words[-1] for words in rows if len(words) > 1}
+    if rows not in (lines, lines[1:]) or len(set(numbers)) < len(rows) or 2 * len(names) <= len(rows):
+        return False
+    from_one = numbers == list(range(1, num_classes + 1))
+    jumbled = len(rows) == num_classes and numbers != sorted(numbers) and sorted(numbers) != list(range(num_classes))
+    return not from_one and not jumbled
+
+
+def _key_and_name(line: str, keys: set[str]) -> tuple[str, str]:
+    """A line `KEY NAME`. A key may have blanks; the longest that there is counts."""
+    words = line.split()
+    num = next((num for num in range(len(words), 1, -1) if " ".join(words[:num]) in keys), 1)
+    return " ".join(words[:num]), " ".join(words[num:] or words[:num])
 
 
 def _json_entries(found: Any, path: Path) -> dict[str, str]:

@@ -151,6 +151,8 @@ class Budget:
         left out make that possible."""
         rest = self._rest(at, at.pace)
         least_s = rest.seconds - rest.validations * self._scoring_s(self.work.num_val)
+        if self._is_unmeasured:  # the pace will be what the budget allows
+            least_s = 0.0
         return rest._replace(seconds=min(max(self.total_s - now, least_s), rest.seconds))
 
     def pace(self, at: Place, now: float) -> float:
@@ -160,8 +162,12 @@ class Budget:
             return 1.0
         here = self._speeds.get(self.work.size(at.phase_epoch))
         self._next_look = at.step + (1 if here is None or here.first else self._steps_between_looks())
-        first = self._last is None or self._speeds[self._last].first
-        return at.pace if first and now < self.total_s else self._pace(at, self.total_s - now)
+        return at.pace if self._is_unmeasured and now < self.total_s else self._pace(at, self.total_s - now)
+
+    @property
+    def _is_unmeasured(self) -> bool:
+        """Whether nothing but a first step was timed, which is slower than others."""
+        return self._last is None or self._speeds[self._last].first
 
     def affords_validation(self, at: Place, now: float) -> bool:
         """Whether one can be made here, before the end: not where only a much faster schedule makes room for it."""

@@ -17,6 +17,6 @@ def how_it_ended(end: dict[str, Any]) -> str:
     if by == "max_steps":
         return f"Ended by --max-steps after {step} of {total} steps"
     if by == "max_minutes":
-        fitted = f"{end.get('epochs')} epochs to {end.get('data_epochs')} of images"
+        fitted = f"{end.get('epochs')} epochs to {end.get('data_epochs')} epochs of images"
         return f"Finished after step {step}: --max-minutes fitted the {fitted}"
     return f"Finished after step {step}"

@@ -209,11 +209,12 @@ def encoding(settings: dict[str, Any]) -> EncodeConfig:
 
 
 def _class_keys(text: str) -> frozenset[str]:
-    """`A,B`, or the first word of each line of a file."""
+    """`A,B`, or the lines of a file; of `WNID NAME`, as in ImageNet's lists, the wnid."""
     path = Path(text)
     if not text or not path.is_file():
         return frozenset(key.strip() for key in text.split(",") if key.strip())
-    keys = frozenset(line.split()[0] for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+    lines = map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())
+    keys = frozenset(re.sub(r"^(n[0-9]{8})\s.*", r"\1", line) for line in lines if line)
     if not keys:
         raise ValueError(f"{path}: --only-classes needs a class key a line, and it has none")
     return keys

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 from shard_tools.sources.base import Place, Source, SourceImage, Unusable
-from shard_tools.sources.labels import LabelKinds, read_label
+from shard_tools.sources.labels import LabelKinds, read_label, without_label
 from shard_tools.sources.locate import Found, Locator
 from shard_tools.sources.naming import is_image, split_in, split_rank
 from shard_tools.sources.tabletext import SAMPLE_ROWS, SEPARATORS, encoding_of, rows, separators
@@ -93,10 +93,8 @@ class Csv(Source):
                 yield Unusable(split, f"{self.path.name}/{line}", f"line {line}: has no path")
                 continue
             if label is None or not split:
-                role = "label" if label is None else "split"
-                cells = row[self._table.columns[role] :][:1]
-                was = f", but {cells[0].strip()!r}" if any(map(str.strip, cells)) else ""
-                yield Unusable(split, path, f"line {line}: has no {role}{was}")
+                cell = "".join(row[self._table.columns["label"] :][:1]).strip()
+                yield Unusable(split, path, f"line {line}: {without_label(cell) if label is None else 'has no split'}")
                 continue
             key = self._key(line, label)
             found = self._table.files.find(path)

@@ -13,8 +13,6 @@ from pathlib import Path, PurePosixPath
 from shard_tools.sources.layout import LAYOUT, NONE, Layout, Level, SplitDir, is_classless, look
 from shard_tools.sources.naming import EXTENSIONS, is_image, is_nameless, some, split_in, split_rank
 
-TABLE = "list all images in a CSV file with the columns path, label and split and pack that"
-
 
 class Unclear(ValueError):
     """A tree that can be read in several ways."""
@@ -148,7 +146,7 @@ class _Splits:
         classes = NONE, "they are all classes" if not self.inside else f"{self.inside.split('/')[0]} is the one class"
         reading = self._reading([n for n in self.words if n in self._deep or self.words[n] == "test"], inner=True)
         if others:
-            readings = [classes]
+            readings = [classes, *self._within(others)]
             missing = next((s for s in ("train", "val") if s not in {split.split for split in reading}), "")
             alike = {key for name in self._deep for key in self._levels[name].dirs}
             if missing and len(others) == 1 and not alike.isdisjoint(look(where / self.inside / others[0]).dirs):
@@ -163,7 +161,8 @@ class _Splits:
         if not self._deep:
             raise unclear(
                 where,
-                f"{some(names)}: images without class directories (sort them into {names[0]}CLASS/, or {TABLE})",
+                f"{some(names)}: images without class directories "
+                f"(sort them into {names[0]}CLASS/, or {_table(self.root)})",
                 classes,
             )
         for split in dict.fromkeys(self.words.values()):
@@ -179,6 +178,15 @@ class _Splits:
                     f"give {self.inside}{name}/CLASS/IMAGE, or remove it"
                 )
         _check_strays(where, self.inside, self.level, reading)
+
+    def _within(self, others: list[str]) -> list[tuple[str, str]]:
+        """The reading that the one directory that is no split is around the splits, if it is."""
+        here, level = f"{self.inside}{others[0]}/", look(self.root / self.inside / others[0])
+        while len(level.dirs) == 1 and not level.images and not split_words(level.dirs):
+            here += f"{level.dirs[0]}/"
+            level = look(self.root / here)
+        words = split_words(level.dirs) if len(others) == 1 else {}
+        return own_splits(self.root, here, words, f"{some(list(words))} in {here} are the splits")
 
     def _unlabelled(self) -> str:
         """The directory of test, if that has images and no classes. Raises ValueError for any other such split."""
@@ -217,7 +225,7 @@ class _Splits:
                 raise unclear(self.root, f"all images of {here} lie in subdirectories of {keys[0]}/", *readings)
             if is_nameless(keys[0]):
                 found = f"all images of {here} lie in {keys[0]}/, without class directories"
-                raise unclear(self.root, f"{found} (sort them into {here}CLASS/, or {TABLE})", as_classes)
+                raise unclear(self.root, f"{found} (sort them into {here}CLASS/, or {_table(self.root)})", as_classes)
         words = split_words(keys)
         if len(words) > 1:
             found = f"{some(list(words))} in {here} can be splits by name, too"
@@ -235,15 +243,22 @@ class _Splits:
             and ("val" in path.name.lower() or "devkit" in path.name.lower())
         ]
         hint = f"their labels seem to be in {labels[0]}" if labels else "no file here tells their labels"
-        official = ", or pack the official archives as they are" if any("ILSVRC" in path.name for path in paths) else ""
-        return (
-            f"images without class directories ({hint}); sort them into {name}/CLASS/, or {TABLE}{official}, or leave "
-            f"them out with --split-dirs {shlex.quote(spec(others))}"
-        )
+        ways = f"sort them into {name}/CLASS/, or {_table(self.root)}"
+        if any("ILSVRC" in path.name for path in paths):
+            ways += ", or pack the official archives as they are"
+        leave_out = f"leave them out with --split-dirs {shlex.quote(spec(others))}"
+        return f"images without class directories ({hint}); {ways}, or {leave_out}"
 
 
 def spec(splits: list[SplitDir]) -> str:
     return ",".join(split.spec() for split in splits)
+
+
+def _table(root: Path) -> str:
+    """What to do about images that no class directories tell the labels of."""
+    tables = [path for path in sorted(root.iterdir()) if path.suffix.lower() in (".csv", ".tsv") and path.is_file()]
+    there = f", as {some([path.name for path in tables])} may do" if tables else ""
+    return f"list all images in a CSV file with the columns path, label and split{there}, and pack that"
 
 
 def _count(images: list[str]) -> str:

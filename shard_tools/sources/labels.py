@@ -21,7 +21,7 @@ def read_label(text: str) -> int | str | None:
         return None
     if (not text.isprintable() and re.search("[\0-\x1f\x7f]", text)) or "\ufffd" in text:
         raise ValueError(f"the label {text[:40]!r} is no name: it holds what is no character of one")
-    if re.fullmatch(r"\[.*\]|[0-9]+([ ,;|]+[0-9]+){2,}|[0-9]+([ ;|]|, )[0-9]+", text):
+    if re.fullmatch(r"\[\s*([-0-9\"'].*)?\]|[0-9]+([ ,;|]+[0-9]+){2,}|[0-9]+([ ;|]|, )[0-9]+", text):
         raise ValueError(f"the label {text[:40]!r} is a list, and an image has one class")
     if text[0] not in "+-.0123456789" or "_" in text:
         return text
@@ -49,15 +49,20 @@ def class_number(value: int) -> int | None:
     return None if value == -1 else value
 
 
+def without_label(text: object) -> str:
+    """What is said where `read_label` finds none: a class may be called NA, too."""
+    was = f", but {text!r}" if text not in (None, "") else ""
+    return f"has no label{was}{'; a class has to be written in another way' if was and text in MISSING else ''}"
+
+
 def check_single(first_met: dict[str, str]) -> None:
-    """Raises ValueError where a label is several of the others, "scab rust" beside "scab" and "rust": images of several
-    classes. Of bars and semicolons, which names hardly have, one such part is enough. first_met: label → where it is,
-    for the message."""
+    """Raises ValueError where a label with bars or semicolons, which names hardly have, holds one of the others, as
+    "scab|rust" beside "scab": images of several classes. "hot dog" may be a class beside "hot" and "dog".
+    first_met: label → where it is, for the message."""
     for label, where in first_met.items():
-        for separator in " ,;|":
+        for separator in ";|":
             parts = [part.strip() for part in label.split(separator)]
-            known = sum(part in first_met for part in parts)
-            if len(parts) > 1 and known >= (1 if separator in ";|" else len(parts)):
+            if len(parts) > 1 and not first_met.keys().isdisjoint(parts):
                 raise ValueError(
                     f"{where}: the label {label!r} is several of the others ({some(parts)}), and an image has one "
                     f"class; leave such images out, or, if it is a class, write it without {separator!r}"

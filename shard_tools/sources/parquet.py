@@ -20,6 +20,7 @@ import numpy as np
 
 from shard_tools.format import atomic_write
 from shard_tools.sources.base import Place, Source, SourceImage, Unusable
+from shard_tools.sources.labels import without_label
 from shard_tools.sources.locate import TRIED, Found, Locator
 from shard_tools.sources.parquet_classes import ClassMap, FileLabels, map_classes
 from shard_tools.sources.parquet_columns import (
@@ -159,7 +160,7 @@ class Parquet(Source):
             key, size, name = keys[label], int(sizes[row]), f"{file.name}/{row:07d}" + (f"/{inner}" if inner else "")
             found = files.find(inner) if size == NO_BYTES and inner else "has no image (null)"
             if key is None:
-                yield Unusable(file.split, name, "has no label")
+                yield Unusable(file.split, name, without_label(label))
             elif size != NO_BYTES or isinstance(found, Found):
                 place = Place("stored", str(spool), offset, size)
                 if isinstance(found, Found):

@@ -319,8 +319,9 @@ def test_duplicates_are_found_in_any_number_of_passes(tmp_path, monkeypatch):
 def test_choices_from_the_command_line(source, tmp_path):
     flat = tmp_path / "flat"
     subprocess.run(["cp", "-r", source / "train", flat], check=True)
-    (tmp_path / "names.txt").write_text("class0 zero\nclass2 two\n")
-    (tmp_path / "only").write_text("class0\nclass2\n")
+    (tmp_path / "names.txt").write_text("class 0 zero\nclass2 two\n")
+    (flat / "class0").rename(flat / "class 0")
+    (tmp_path / "only").write_text("class 0\nclass2\n")
     arguments = [
         "--split",
         "train=0.8,val=0.2",
@@ -335,7 +336,7 @@ def test_choices_from_the_command_line(source, tmp_path):
     assert result.exit_code == 0, result.stderr
     assert "CLASS/IMAGE (imagefolder)" in result.stdout
     shard_set = ShardSet.open(tmp_path / "out")
-    assert [(info.wnid, info.name) for info in shard_set.classes] == [("class0", "zero"), ("class2", "two")]
+    assert [(info.wnid, info.name) for info in shard_set.classes] == [("class 0", "zero"), ("class2", "two")]
     assert {name: len(split) for name, split in shard_set.splits.items()} == {"train": 40, "val": 12}
     assert sum(shard_set.made["converted"].values()) == 52
     assert verify(tmp_path / "out", decode=True) == []

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shard_tools.classes import class_infos, read_class_file
+from shard_tools.classes import class_infos, keys_with_file, read_class_file
 from shard_tools.encode import EncodeConfig
 from shard_tools.format import ClassInfo, key_name
 from shard_tools.listing import CHUNK, Images, Listing, write_listing
@@ -330,6 +330,28 @@ def test_shards_are_cut_as_one_would_by_hand(tmp_path):
             count, used = count + 1, used + added
         jobs = plan_shards(tmp_path, listing, "train", samples, size, 0, EncodeConfig())
         assert [job.count for job in jobs] == [*expected, count]
+
+
+@pytest.mark.parametrize(
+    ("keys", "lines", "names"),
+    [
+        (3, "1 star\n2 stars\n3 stars", ["1 star", "2 stars", "3 stars"]),
+        (4, "2 euro\n1 euro\n3 euro\n0 euro", ["2 euro", "1 euro", "3 euro", "0 euro"]),
+        (3, "500 Fiat\n911 Porsche\n2 CV", ["500 Fiat", "911 Porsche", "2 CV"]),
+        (3, "2019\n2020\n2021", ["2019", "2020", "2021"]),
+        (4, "8\n9\nA\nB", ["8", "9", "A", "B"]),
+        (3, "2 cat\n0 ant\n1 bee", ["ant", "bee", "cat"]),
+        (4, "id name\n1,cat\n3,ant\n2,bee", [None, "cat", "bee", "ant"]),
+        (["hot", "hot dog"], "hot heat\nhot dog Hot Dog!", ["heat", "Hot Dog!"]),
+        (["hot", "hot dog"], "hot dog\thot dog sandwich", [None, "hot dog sandwich"]),
+    ],
+)
+def test_lines_of_a_class_file(tmp_path: Path, keys: int | list[str], lines: str, names: list[str | None]) -> None:
+    (tmp_path / "names.txt").write_text(lines)
+    known = [f"{label:06d}" for label in range(keys)] if isinstance(keys, int) else keys
+    assert keys_with_file(known, tmp_path / "names.txt") == known
+    found = read_class_file(tmp_path / "names.txt", known)
+    assert [found.get(key) for key in known] == names
 
 
 def test_names_of_classes(tmp_path):

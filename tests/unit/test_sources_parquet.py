@@ -184,7 +184,8 @@ def test_types_of_labels(tmp_path: Path, column: pa.Array, keys: list[str]) -> N
     save(tmp_path / "s/train.parquet", IMAGES, column)
     seen, unusable = read(tmp_path / "s", tmp_path)
     assert [key for *_, key in seen] == keys
-    assert unusable == [("train.parquet/0000002", "has no label")]
+    was = ", but '-1'" if column[2].as_py() == "-1" else ""
+    assert unusable == [("train.parquet/0000002", f"has no label{was}")]
 
 
 @pytest.mark.parametrize(
@@ -245,7 +246,7 @@ def test_each_file_has_its_own_class_list(tmp_path: Path) -> None:
     _, unusable = read(source, tmp_path)
     assert source.class_names() == NAMED
     assert source.fixed_classes() == list(NAMED)
-    assert unusable == [("test-0.parquet/0000002", "has no label")]
+    assert unusable == [("test-0.parquet/0000002", "has no label, but -1")]
     (root / "test-0.parquet").unlink()
     assert by_name(root, tmp_path) == {
         "train-0": NAMES, "train-1": ["ant", "moth", "zebra"], "val-0": ["ant", "moth"], "val-1": ["ant"],

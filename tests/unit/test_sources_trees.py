@@ -115,6 +115,10 @@ REFUSED = {
     "two words": (["{train_val,test}/{a,b}/1.jpg"], "test=test,train=train_val (train_val is train)"),
     "flat splits in a split": (["train/{valid,test}/1.jpg"], "'valid', 'test' in train/ can be splits by name"),
     "data sets": (["{x,y}/{train,val}/{a,b}/1.jpg"], "train=x/train,val=x/val (x is a data set of its own"),
+    "splits around splits": (
+        ["N(x)/N(x)/{train,valid}/{a,b}/1.jpg", "test/test/1.jpg"],
+        "'train=N(x)/N(x)/train,val=N(x)/N(x)/valid' ('train', 'valid' in N(x)/N(x)/ are the splits)",
+    ),
     "wrapped test": (["{train,val}/{a,b}/1.jpg", "test/images/{x,y}/1.jpg"], "train=train,val=val (test is left out)"),
     "flat, three": (
         ["{bullet train,freight train,test tube}/1.jpg"],

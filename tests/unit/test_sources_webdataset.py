@@ -366,7 +366,7 @@ def test_what_systems_leave_in_tars_is_no_sample(tmp_path: Path) -> None:
 
 def test_labels_that_are_several_of_the_others_are_refused(tmp_path: Path) -> None:
     root = tmp_path / "wds"
-    shard(root / "train-0.tar", sample(1, "scab"), sample(2, "scab rust"), sample(3, "rust"))
+    shard(root / "train-0.tar", sample(1, "scab"), sample(2, "scab|rust"), sample(3, "rust"))
     for make in (lambda: packed(root, tmp_path / "out"), lambda: indexed(root)):
-        with pytest.raises(ValueError, match=r"train-0.tar: the label 'scab rust' is several of the others"):
+        with pytest.raises(ValueError, match=r"train-0.tar: the label 'scab\|rust' is several of the others"):
             make()

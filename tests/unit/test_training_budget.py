@@ -201,6 +201,7 @@ def test_a_slower_phase_to_come_is_foreseen() -> None:
 def test_the_eta_is_the_budgets_end(name: str) -> None:
     work, total_s, image_s, validation_s = CASES[name]
     run = Machine(work, total_s, image_s, validation_s).run()
+    assert run.etas[0][1] <= total_s, "before the pace is known, too"
     for _, end in run.etas[3:]:
         assert end == pytest.approx(total_s, rel=0.03)
 

@@ -333,7 +333,7 @@ def test_the_page_says_what_ended_the_run(tmp_path: Path) -> None:
     assert "Ended by --max-steps after 14 of 330 steps." in _end(tmp_path / "cut", **cut)
     fitted = ending(step=14, total_steps=330, epochs=22, schedule_epoch=22.0, data_epochs=0.93)
     text = _end(tmp_path / "fitted", **fitted)
-    assert "Finished after step 14: --max-minutes fitted the 22 epochs to 0.93 of images." in text
+    assert "Finished after step 14: --max-minutes fitted the 22 epochs to 0.93 epochs of images." in text
     with MetricsLog(tmp_path / "cut") as log:  # it went on, and was killed
         log.write("step", step=14, epoch=0, position=15, loss=1.0, lr=0.1)
     text = _page(write_report(tmp_path / "cut")[1]).text
