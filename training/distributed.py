@@ -5,6 +5,7 @@ gradients go over NCCL on GPUs; the stop flag always goes over gloo, on the CPU,
 """
 
 import datetime
+import inspect
 import os
 import signal
 import sys
@@ -219,8 +220,10 @@ def wrap(
     if sync_batch_norm:
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     device_ids = [world.device.index] if world.device.type == "cuda" else None
+    newer = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # torch 2.15
+    own_buffers: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
     model = DistributedDataParallel(
-        net, device_ids=device_ids, gradient_as_bucket_view=True, static_graph=static_graph, broadcast_buffers=False
+        net, device_ids=device_ids, gradient_as_bucket_view=True, static_graph=static_graph, **own_buffers
     )
     return net, model
 
