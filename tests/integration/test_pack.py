@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +103,7 @@ def test_the_bytes_do_not_depend_on_workers_executor_or_place(source, packed, tm
     subprocess.run(["cp", "-r", source, moved], check=True)
     pack(moved, tmp_path / "a", samples_per_shard=32, workers=1)
     pack(source, tmp_path / "b", samples_per_shard=32, workers=2)
-    with ProcessPoolExecutor(2) as executor:
+    with ProcessPoolExecutor(2, mp_context=get_context("forkserver")) as executor:  # a fork would have DALI's threads
         pack(source, tmp_path / "c", samples_per_shard=32, executor=executor)
     assert hashes(tmp_path / "a") == hashes(tmp_path / "b") == hashes(tmp_path / "c") == hashes(packed)
     pack(source, tmp_path / "d", samples_per_shard=32, seed=1)

@@ -46,6 +46,8 @@ from shard_tools.resume import work_dir
 from shard_tools.sources.base import Place, Source, SourceImage
 from shard_tools.writer import pack
 
+ENDED = os.WEXITED | os.WNOHANG | os.WNOWAIT
+
 def run(source, out):
     with ThreadPoolExecutor(2) as executor:
         pack(source, out, samples_per_shard=4, executor=executor)
@@ -64,7 +66,10 @@ while killed < 20:
     if child == 0:
         run(source, out)
         os._exit(0)
-    time.sleep(random.uniform(0.0, took_s / 3))  # several kills a run, on a machine of any speed
+    enough = len(began) + random.randrange(4)  # several kills a run, on a machine of any speed
+    while len(finished_shards(out)) < enough and not os.waitid(os.P_PID, child, ENDED):
+        time.sleep(0.001)
+    time.sleep(random.uniform(0.0, took_s / 10))
     os.kill(child, signal.SIGKILL)
     killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
     if (out / "dataset.json").exists():
