@@ -120,7 +120,7 @@ def build_learner(
     static_graph = recipe.train.accumulation == 1 and not compiled
     net, model = distributed.wrap(net, world, sync_batch_norm=recipe.model.sync_batch_norm, static_graph=static_graph)
     if compiled:  # for each size anew: a phase's new size would make the shapes symbolic, and the kernels slower
-        model = torch.compile(model, mode=recipe.model.compile_mode, dynamic=False)  # type: ignore[assignment]
+        model = torch.compile(model, mode=_compile_mode(recipe, world), dynamic=False)  # type: ignore[assignment]
     return Learner(
         net=net,
         model=model,
@@ -150,6 +150,14 @@ def _is_compiled(recipe: Recipe, device: torch.device, say: Callable[[str], None
         say(f"not compiled: {lacking}")
         return False
     raise ValueError(f"model.compile: {lacking}; install one, or set it to false")
+
+
+def _compile_mode(recipe: Recipe, world: World) -> str:
+    """As torch has it. CUDA graphs by themselves only where they were tried: one GPU, one batch a step."""
+    if recipe.model.compile_mode != "auto":
+        return recipe.model.compile_mode
+    graphs = world.device.type == "cuda" and world.world_size == 1 and recipe.train.accumulation == 1
+    return "reduce-overhead" if graphs else "default"
 
 
 def _check_graphs(recipe: Recipe, device: torch.device) -> None:

@@ -49,7 +49,7 @@ def replay(file: Path, data: str | None, world: World) -> Iterator[str]:
     dataset = open_dataset(recipe, data)
     if state["dataset"] != dataset.fingerprint:
         raise ValueError(f"{file}: made from another dataset than {dataset.root}; give that one with --data")
-    recipe = replace(recipe, model=replace(recipe.model, compile=False, compile_mode="default", sync_batch_norm=False))
+    recipe = replace(recipe, model=replace(recipe.model, compile=False, compile_mode="auto", sync_batch_norm=False))
     learner = build_learner(recipe, len(dataset.classes), world)
     at = set_state(learner, state)
     yield f"{failed['why']} in step {failed['step']}; making the steps from {at.step} on again"

@@ -16,6 +16,9 @@ from typing import Any, Literal, get_args, get_type_hints
 OWN_NAMES = ("airbench94", *(f"cifar_resnet{depth}" for depth in (8, 14, 20, 32, 44, 56)))  # model.networks has them
 
 
+CompileMode = Literal["auto", "default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Which network, and how it runs. Unset (none) means as the network is published.
@@ -33,6 +36,7 @@ class ModelConfig:
     channels_last: keep weights and activations in NHWC order.
     compile, compile_mode: `torch.compile` the network, "auto" on GPUs only. The first step of each image size then
         takes a minute. `reduce-overhead` records CUDA graphs, as does `max-autotune`, which also times more kernels.
+        "auto" is `reduce-overhead` for one GPU without train.accumulation, else `default`.
     sync_batch_norm: BatchNorm over the batches of all ranks, for those too small each.
     """
 
@@ -46,7 +50,7 @@ class ModelConfig:
     pretrained: str = ""
     channels_last: bool = True
     compile: Literal[False, True, "auto"] = False
-    compile_mode: Literal["default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune"] = "default"
+    compile_mode: CompileMode = "auto"
     sync_batch_norm: bool = False
 
     def __post_init__(self) -> None:
@@ -54,7 +58,7 @@ class ModelConfig:
             probability = getattr(self, name)
             if probability is not None and not 0 <= probability < 1:
                 raise ValueError(f"{name}: {probability} must be in [0, 1)")
-        if self.compile_mode != "default" and not self.compile:
+        if self.compile_mode not in ("auto", "default") and not self.compile:
             raise ValueError(f"compile_mode = {self.compile_mode} does nothing without compile = true")
 
 

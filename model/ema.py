@@ -14,8 +14,9 @@ from model.config import EmaConfig
 class Ema:
     """`net` is the average: a copy that is in evaluation mode and takes no gradients.
 
-    Parameters are averaged, in place and in one multi-tensor kernel a step; buffers (BatchNorm's statistics, averages
-    themselves) are copied.
+    Parameters and BatchNorm's statistics are averaged, in place and in one multi-tensor kernel a step; what counts is
+    copied. Statistics of the weights as they are now would not fit the averaged ones: after an epoch of CIFAR-10 the
+    average then scored 0.48 instead of 0.64.
     """
 
     def __init__(self, net: nn.Module, config: EmaConfig) -> None:
@@ -29,8 +30,13 @@ class Ema:
     @torch.no_grad()
     def update(self, net: nn.Module, step: int) -> None:
         """average ← decay · average + (1 − decay) · weights, after step number `step` (from 0) of the run."""
-        averages: list[torch.Tensor] = list(self.net.parameters())
-        weights: list[torch.Tensor] = list(net.parameters())
-        torch._foreach_lerp_(averages, weights, 1.0 - self.decay_at(step))
-        for average, buffer in zip(self.net.buffers(), net.buffers(), strict=True):
-            average.copy_(buffer)
+        averages, values = _averaged(self.net), _averaged(net)
+        torch._foreach_lerp_(averages, values, 1.0 - self.decay_at(step))
+        for count, value in zip(self.net.buffers(), net.buffers(), strict=True):
+            if not count.is_floating_point():
+                count.copy_(value)
+
+
+def _averaged(net: nn.Module) -> list[torch.Tensor]:
+    """Parameters, and buffers of real numbers."""
+    return [*net.parameters(), *(buffer for buffer in net.buffers() if buffer.is_floating_point())]

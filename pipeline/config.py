@@ -35,6 +35,8 @@ class DataConfig:
     gpu_decode: on the GPU, "whole" decodes the image and cuts the crop out on the device; "region" has the decoder
         decode no more than the crop. Whole, since with fancy_upsampling the GPU's decoders refuse a region before
         nvJPEG 13.2, which leaves it to the CPU, and a region is reported to crash on H100 (nvImageCodec's issue 55).
+        "off" leaves decoding, crops and flips to the CPU's cores: faster for images of 32 px, and perhaps where the
+        GPU has no JPEG engines.
     fancy_upsampling: on the GPU, interpolate chroma of half resolution, as the CPU does, instead of repeating it.
     cache_dir: where the shards of a URL are kept, a local disk; empty for $XDG_CACHE_HOME/penstock, ~/.cache/penstock.
         Ranks and runs share it. cache_bytes: its bound; 0 for nine tenths of what the disk has free.
@@ -71,7 +73,7 @@ class DataConfig:
     store_timeout_s: float = 60.0
     affinity: bool = False
     hw_decoder_load: float = 0.65
-    gpu_decode: Literal["whole", "region"] = "whole"
+    gpu_decode: Literal["whole", "region", "off"] = "whole"
     fancy_upsampling: bool = True
     max_bad_fraction: float = 0.001
 

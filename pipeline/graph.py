@@ -1,7 +1,8 @@
 """The DALI graph: encoded bytes and the plan's arrays → normalised images. DALI draws no random number here.
 
-One graph serves training and validation; which arrays the plan gives decides which steps it has. It has two branches
-(`in_one_pass`): the compiled kernel of `pipeline/resize.py`, for the CPU, and DALI's operators, for the GPU.
+One graph serves training and validation; which arrays the plan gives decides which steps it has. Images become crops
+of one size on the CPU, by the compiled kernel of `pipeline/resize.py`, or on the GPU, by DALI's operators
+(`in_one_pass`). With a GPU `data.gpu_decode` chooses; augmenting and normalising are the GPU's either way.
 DALI's operators: docs.nvidia.com/deeplearning/dali, "Operation Reference".
 """
 
@@ -27,10 +28,15 @@ def in_one_pass(on_gpu: bool) -> bool:
     return not on_gpu
 
 
+def decodes_on_gpu(config: DataConfig, on_gpu: bool) -> bool:
+    """Whether a graph whose images come out on the GPU, or not, also decodes there."""
+    return on_gpu and config.gpu_decode != "off"
+
+
 def graph_inputs(params: AugmentParams, config: DataConfig, on_gpu: bool) -> AugmentParams:
     """The arrays that the graph takes for these parameters, by name; each has one row a sample."""
     arrays = {name: values for name, values in params.items() if name in ("anchor", "shape") or is_step(name)}
-    if not in_one_pass(on_gpu):
+    if not in_one_pass(decodes_on_gpu(config, on_gpu)):
         return arrays | {name: params[name] for name in GEOMETRY if name in params}
     from pipeline.resize import geometry
 
@@ -82,7 +88,7 @@ def define_graph(
     serialized, not built. Arguments as of `build_graph`."""
     with pipe:
         jpegs, params = inputs(source, names)
-        images = decode(jpegs, params, config, on_gpu=on_gpu)
+        images = decode(jpegs, params, config, on_gpu=decodes_on_gpu(config, on_gpu))
         pipe.set_outputs(finish(images, params, config, image_size=image_size, on_gpu=on_gpu, half=half))
 
 
@@ -137,23 +143,24 @@ def finish(
     from nvidia.dali import fn, types
 
     augmented = any(map(is_step, params))
-    one_pass = in_one_pass(on_gpu)
-    normalised = one_pass and not half and not augmented
     mirror: dict[str, Any] = {}
-    if not one_pass:
+    if in_one_pass(decodes_on_gpu(config, on_gpu)):
+        from pipeline.resize import resize
+
+        normalised = not (on_gpu or half or augmented)
+        images = resize(images, params["geometry"], image_size, normalise=normalised)
+        if normalised:
+            return images
+        if on_gpu:
+            images = fn.reshape(images, layout="HWC").gpu()
+    else:
         images = _resize(images, params, image_size, config)
         if "mirror" in params and not augmented and "flip_vertical" not in params:
             mirror = {"mirror": params["mirror"]}  # in the last operator, in its one kernel; `fn.flip` has one an image
         elif "mirror" in params:
             images = fn.flip(images, horizontal=params["mirror"], vertical=params.get("flip_vertical", 0))
-    else:
-        from pipeline.resize import resize
-
-        images = resize(images, params["geometry"], image_size, normalise=normalised)
     if augmented:
         images = augment_images(images, params, config)
-    if normalised:
-        return images
     return fn.crop_mirror_normalize(
         images,
         dtype=types.FLOAT16 if half else types.FLOAT,

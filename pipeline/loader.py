@@ -20,7 +20,7 @@ import torch
 from pipeline.augment import AugmentParams
 from pipeline.batch import NO_SAMPLE, Batch
 from pipeline.feed import Feed, PlannedBatch
-from pipeline.graph import build_graph, encoded, graph_inputs
+from pipeline.graph import build_graph, decodes_on_gpu, encoded, graph_inputs
 from pipeline.gray import with_unit_factor
 from pipeline.holes import GRAY, BadSample, blank
 from pipeline.probe import bad_header, find_bad, raised_by_dali
@@ -160,6 +160,11 @@ class DaliLoader:
     def _gpu(self) -> int | None:
         return (self.device.index or 0) if self.device.type == "cuda" else None
 
+    @property
+    def _decoding_gpu(self) -> int | None:
+        """The GPU, where it decodes."""
+        return self._gpu if decodes_on_gpu(self.feed.config, self._gpu is not None) else None
+
     def _ahead(self, planned: Iterator[PlannedBatch]) -> Iterator[PlannedBatch]:
         """The same batches, the kernel being asked for their bytes before they are due: `read_ahead` batches before, or
         in `block` order a window before, whose samples lie together."""
@@ -221,7 +226,7 @@ class DaliLoader:
                 found.append(self._bad_sample(planned, place, reason))
             else:
                 self._parsed[sample_id] = True
-                if self._gpu is not None and with_unit_factor(views[place]) is not views[place]:
+                if self._decoding_gpu is not None and with_unit_factor(views[place]) is not views[place]:
                     self._scaled[sample_id] = True
         return found
 
@@ -240,7 +245,7 @@ class DaliLoader:
             live = np.flatnonzero(planned.sample_ids != NO_SAMPLE)
             params = {name: values[live] for name, values in planned.params.items()}
             views = self._reader.views(planned.sample_ids[live])
-            for i, reason in find_bad(views, params, self.feed.config, self._gpu).items():
+            for i, reason in find_bad(views, params, self.feed.config, self._decoding_gpu).items():
                 found.append(self._bad_sample(planned, int(live[i]), reason))
             if found:
                 break

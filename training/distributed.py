@@ -51,6 +51,7 @@ def start(device: Literal["auto", "cpu", "cuda"] = "auto", timeout_s: float = 60
 
     Raises ValueError for a device that is not one of the three, and for CUDA with fewer GPUs than processes here.
     """
+    environment.separate_streams()
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))

@@ -66,6 +66,13 @@ def driver_cuda() -> tuple[int, int] | None:
     return None if failed or not version.value else (version.value // 1000, version.value % 1000 // 10)
 
 
+def separate_streams() -> None:
+    """Ask for a hardware queue for each CUDA stream, 32 instead of 8, where the user has not said how many; before the
+    first work on a GPU. What shares a queue waits for all that came before, on whatever stream: so decoding came to a
+    halt while a step ran (docs/gpu.md)."""
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+
+
 def choose_kernels(deterministic: bool = False) -> None:
     """How torch picks kernels, the same for training and for benchmarks; before the first work on a GPU.
 

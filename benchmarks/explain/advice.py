@@ -202,13 +202,18 @@ def trials(facts: Facts) -> list[Change]:
         found.append(_set("train.precision", facts.best_precision, why, {"h2d": (0.5, 1.0)}))
     if bottleneck == "compute" and facts.precision in HALF and not facts.model.on_gpu:
         found.append(_set("train.precision", "fp32", "half precision may lack fast kernels on a CPU", {}))
-    recipe = facts.recipe  # graphs do not go with accumulation
-    plain = recipe.model.compile and recipe.model.compile_mode == "default" and recipe.train.accumulation == 1
+    recipe = facts.recipe  # graphs do not go with accumulation, and are not chosen for several ranks
+    plain = recipe.model.compile_mode == "default" or (recipe.model.compile_mode == "auto" and facts.world_size > 1)
+    plain = plain and recipe.model.compile is not False and recipe.train.accumulation == 1
     if bottleneck == "compute" and facts.model.on_gpu and plain:
         found.append(_set("model.compile_mode", "reduce-overhead", "a step is launched as CUDA graphs", {}))
     if bottleneck == "decode" and facts.model.on_gpu:
         loads = [load for load in (0.4, 0.8, 1.0) if load != data.hw_decoder_load]
-        found += [_set("data.hw_decoder_load", load, "another share for the JPEG engines", {}) for load in loads]
+        if data.gpu_decode == "off":
+            found.append(_set("data.gpu_decode", "whole", "the GPU decodes", {}))
+        else:
+            found += [_set("data.hw_decoder_load", load, "another share for the JPEG engines", {}) for load in loads]
+            found.append(_set("data.gpu_decode", "off", "the CPU's cores decode", {}))
     if bottleneck == "resize":
         if augment.rotation and augment.rotation_filter == "linear":
             found.append(_set("augment.rotation_filter", "nearest", "a cheaper filter", {}, other_training=True))

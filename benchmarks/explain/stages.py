@@ -133,7 +133,7 @@ def _decoder(on: Opened, held: Held) -> Any:
     pipe = _new_pipeline(on)
     with pipe:
         jpegs, params = graph.inputs(lambda: next(given), REGION)
-        pipe.set_outputs(graph.decode(jpegs, params, on.recipe.data, on_gpu=_gpu(on) is not None))
+        pipe.set_outputs(graph.decode(jpegs, params, on.recipe.data, on_gpu=_decodes_on_gpu(on)))
     pipe.build()
     return pipe
 
@@ -149,8 +149,9 @@ def _finisher(on: Opened, held: Held, decoded: Sequence[Any]) -> Any:
     with pipe:
         arrays = fn.external_source(source=lambda: next(given), num_outputs=len(names), batch=True, no_copy=True)
         regions = fn.external_source(
-            source=lambda: next(images), batch=True, no_copy=True, device="gpu" if on_gpu else "cpu", layout="HWC"
-        )
+            source=lambda: next(images), batch=True, no_copy=True, device="gpu" if _decodes_on_gpu(on) else "cpu",
+            layout="HWC",
+        )  # fmt: skip
         pipe.set_outputs(
             graph.finish(
                 regions, dict(zip(names, arrays, strict=True)), on.recipe.data,
@@ -164,6 +165,10 @@ def _finisher(on: Opened, held: Held, decoded: Sequence[Any]) -> Any:
 
 def _new_pipeline(on: Opened) -> Any:
     return graph.new_pipeline(on.recipe.data, batch_size=on.batch_size, threads=on.threads, gpu=_gpu(on))
+
+
+def _decodes_on_gpu(on: Opened) -> bool:
+    return graph.decodes_on_gpu(on.recipe.data, _gpu(on) is not None)
 
 
 def _gpu(on: Opened) -> int | None:

@@ -25,6 +25,7 @@ import torch
 from benchmarks.gpu.expected import worst
 from benchmarks.gpu.report import FORMAT, NOT_ENDED, Report, Skipped, write_json
 from benchmarks.gpu.stage import Job, Stage, describe
+from training import environment
 
 PART_LIMIT_S = 480.0
 LEAST_SHARE = 0.5  # of a stage's limit: with less left of the part's time it is not begun, but perhaps a shorter one
@@ -193,6 +194,7 @@ def redirect(log: Path) -> None:
 def _in_child(stage: Stage, job: Job, path: Path, log: Path) -> None:
     terminal = os.dup(1)
     detach(log)
+    environment.separate_streams()
     if job.rehearse:
         torch.set_num_threads(1)  # a guest on its machine; and small work is slower on several
     report = Report(path, about(stage, job), job.rehearse, terminal)
@@ -234,4 +236,5 @@ def described(job: Job) -> dict[str, Any]:
 
 def _describe(path: Path, log: Path) -> None:
     detach(log)
+    environment.separate_streams()
     write_json(path, describe())

@@ -70,12 +70,14 @@ def per_image(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (gray_levels(a) - gray_levels(b)).abs().mean(dim=(1, 2, 3))
 
 
-@pytest.mark.parametrize("hw_decoder_load", [0.0, 0.65, 1.0])
+@pytest.mark.parametrize(
+    ("gpu_decode", "hw_decoder_load"), [("whole", 0.0), ("whole", 0.65), ("whole", 1.0), ("off", 0)]
+)
 @pytest.mark.parametrize("augment", [CROPS, JITTER, None], ids=["crops", "jitter", "validation"])
 def test_the_gpu_makes_the_cpus_batches(
-    dataset: ShardSet, augment: AugmentConfig | None, hw_decoder_load: float
+    dataset: ShardSet, augment: AugmentConfig | None, gpu_decode: str, hw_decoder_load: float
 ) -> None:
-    gpu = make_loader(dataset, augment=augment, hw_decoder_load=hw_decoder_load)
+    gpu = make_loader(dataset, augment=augment, gpu_decode=gpu_decode, hw_decoder_load=hw_decoder_load)
     cpu = make_loader(dataset, "cpu", augment=augment, dtype=torch.float32)
     differences = []
     for ours, theirs in zip(gpu.iter_epoch(1), cpu.iter_epoch(1), strict=True):

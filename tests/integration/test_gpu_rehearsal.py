@@ -27,7 +27,7 @@ class Block:
 sys.meta_path.insert(0, Block())
 """
 NEEDS_A_GPU = {"h2d", "tests", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune", "compiled-large",
-               "end-to-end-graphs"}  # fmt: skip
+               "end-to-end-no-graphs"}  # fmt: skip
 
 
 def rehearse(out: Path, *arguments: str, search: Path | None = None) -> tuple[str, dict[str, dict[str, Any]]]:

@@ -56,7 +56,8 @@ def test_the_average_equals_torchs_own(warmup: bool) -> None:
     assert decays[0] == (0.1 if warmup else 0.8)
     assert decays[-1] == 0.8
     expected = [p.detach().clone().double() for p in net.parameters()]
-    constant = torch.optim.swa_utils.AveragedModel(net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.8))
+    average_fn = torch.optim.swa_utils.get_ema_multi_avg_fn(0.8)
+    constant = torch.optim.swa_utils.AveragedModel(net, multi_avg_fn=average_fn, use_buffers=True)
     constant.update_parameters(net)  # the first call copies
     for step in range(40):
         for p in net.parameters():
@@ -72,7 +73,10 @@ def test_the_average_equals_torchs_own(warmup: bool) -> None:
     if not warmup:
         for average, want in zip(ours.net.parameters(), constant.module.parameters(), strict=True):
             torch.testing.assert_close(average, want)
-    assert torch.equal(ours.net[1].running_mean, net[1].running_mean)
+        for name in ("running_mean", "running_var"):
+            torch.testing.assert_close(getattr(ours.net[1], name), getattr(constant.module[1], name))
+    assert not torch.equal(ours.net[1].running_mean, net[1].running_mean)
+    assert ours.net[1].num_batches_tracked == net[1].num_batches_tracked == 40
     assert not ours.net.training
 
 

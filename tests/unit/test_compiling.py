@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.learner import build_learner
+from engine.learner import _compile_mode, build_learner
 from model.config import ModelConfig
 from recipes import Recipe, TrainConfig
 from tests.unit.fake_cuda import WORLD, fake_cuda
@@ -62,6 +62,26 @@ def test_each_size_is_compiled_for_itself(asked: list[dict[str, Any]]) -> None:
     """A phase's new image size would otherwise make the shapes symbolic, and the kernels slower."""
     build_learner(recipe(True, "max-autotune-no-cudagraphs"), 10, CPU)
     assert asked == [{"mode": "max-autotune-no-cudagraphs", "dynamic": False}]
+
+
+@pytest.mark.parametrize(
+    ("world", "accumulation", "mode"),
+    [(WORLD, 1, "reduce-overhead"), (WORLD, 2, "default"), (CPU, 1, "default")],
+)
+def test_a_step_on_one_gpu_is_a_cuda_graph(
+    asked: list[dict[str, Any]], world: World, accumulation: int, mode: str
+) -> None:
+    train = TrainConfig(precision="fp32", accumulation=accumulation)
+    with fake_cuda() if world is WORLD else nullcontext():
+        build_learner(replace(recipe(True, "auto"), train=train), 10, world)
+    assert [call["mode"] for call in asked] == [mode]
+
+
+def test_several_ranks_have_none_by_themselves() -> None:
+    """DDP's buckets in a graph were not tried."""
+    two = replace(WORLD, world_size=2)
+    assert _compile_mode(recipe(True, "auto"), two) == "default"
+    assert _compile_mode(recipe(True, "reduce-overhead"), two) == "reduce-overhead"
 
 
 @pytest.mark.usefixtures("asked")

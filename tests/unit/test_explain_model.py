@@ -188,14 +188,28 @@ def test_images_are_packed_as_large_as_training_and_validation_need(
 def test_a_compiled_network_that_limits_a_gpu_is_tried_with_graphs() -> None:
     slow = COSTS | {"compute": Cost(9 * MS, 9 * MS)}
 
-    def tried(on_gpu: bool, compile_it: bool, accumulation: int = 1) -> list[str]:
-        recipe = replace(Recipe(), model=ModelConfig(compile=compile_it), train=TrainConfig(accumulation=accumulation))
-        known = facts(Model(slow, 2, on_gpu), recipe, precision="bf16")
+    def tried(
+        on_gpu: bool, compile_it: bool, accumulation: int = 1, mode: Any = "default", world_size: int = 1
+    ) -> list[str]:
+        model = ModelConfig(compile=compile_it, compile_mode=mode)
+        recipe = replace(Recipe(), model=model, train=TrainConfig(accumulation=accumulation))
+        known = facts(Model(slow, 2, on_gpu), recipe, precision="bf16", world_size=world_size)
         return [change.option for change in advice.trials(known) if "compile" in change.option]
 
     assert tried(on_gpu=True, compile_it=True) == ["--set model.compile_mode=reduce-overhead"]
     assert tried(on_gpu=False, compile_it=True) == tried(on_gpu=True, compile_it=False) == []
     assert tried(on_gpu=True, compile_it=True, accumulation=2) == [], "which CUDA graphs do not go with"
+    assert tried(on_gpu=True, compile_it=True, mode="auto") == [], "one GPU has them"
+    assert tried(on_gpu=True, compile_it=True, mode="auto", world_size=2) == [
+        "--set model.compile_mode=reduce-overhead"
+    ]
+
+
+@pytest.mark.parametrize(("way", "other"), [("whole", "off"), ("off", "whole")])
+def test_where_decoding_limits_a_gpu_the_cores_are_tried_in_its_place(way: Any, other: str) -> None:
+    slow = COSTS | {"decode": Cost(9 * MS, 9 * MS)}
+    known = facts(Model(slow, 2, True), replace(Recipe(), data=DataConfig(gpu_decode=way)))
+    assert f"--set data.gpu_decode={other}" in [change.option for change in advice.trials(known)]
 
 
 def test_what_leaves_the_training_as_it_is_comes_first() -> None:

@@ -55,7 +55,7 @@ def gpu_graph(feed: Feed, half: bool = True) -> list[Any]:
     size = feed.image_size
     define_graph(pipe, lambda: (), names, feed.config, image_size=size, on_gpu=True, half=half)
     assert pipe.serialize()
-    check_devices(pipe._ops)
+    (check_devices if feed.config.gpu_decode != "off" else check_half_way)(pipe._ops)
     return list(pipe._ops)
 
 
@@ -80,6 +80,19 @@ def check_devices(operators: list[Any]) -> None:
     assert schema(operators[-1]) == "CropMirrorNormalize"
 
 
+def check_half_way(operators: list[Any]) -> None:
+    """Where the CPU decodes: the decoder and what is in the kernel's place are there, what follows is on the GPU."""
+    work = [op for op in operators if schema(op) not in ("ExternalSource", "_conditional__Split")]
+    kernel = next(place for place, op in enumerate(work) if schema(op) == "Resize")
+    before, after = work[: kernel + 2], work[kernel + 2 :]
+    assert [op._op.device for op in before] == ["cpu"] * len(before)
+    assert schema(before[0]) == "decoders__ImageSlice"
+    assert schema(before[-1]) == "Reshape"  # which only names the axes
+    assert {op._op.device for op in after} == {"gpu"}
+    assert [node.device for node in operators[-1].outputs] == ["gpu"]
+    assert schema(operators[-1]) == "CropMirrorNormalize"
+
+
 def decoder_of(operators: list[Any]) -> Any:
     return next(op for op in operators if op._op.device == "mixed")
 
@@ -99,6 +112,7 @@ def test_every_operation_is_among_them(dataset: ShardSet) -> None:
     assert {name.split(":")[1] for name in names if ":" in name} == set(OPERATIONS)
 
 
+@pytest.mark.usefixtures("kernel_in_place")
 @pytest.mark.parametrize(("name", "epoch"), PHASES)
 def test_every_recipe_and_phase(dataset: ShardSet, name: str, epoch: int) -> None:
     recipe = recipe_at(RECIPES[name], epoch)
@@ -133,8 +147,31 @@ def test_crops_are_mirrored_by_the_last_operator(dataset: ShardSet) -> None:
     assert has_flip("auto rand")
 
 
+@pytest.fixture
+def kernel_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of DALI's operators in place of the compiled kernel, which cannot be serialized."""
+    from nvidia.dali import fn, types
+
+    def resize(images: Any, geometry: Any, image_size: int, *, normalise: bool) -> Any:
+        assert not normalise
+        corner = fn.cast(geometry[:2], dtype=types.FLOAT)
+        return fn.resize(images, size=[image_size] * 2, roi_start=corner, roi_end=corner + 1.0)
+
+    monkeypatch.setattr("pipeline.resize.resize", resize)
+
+
+@pytest.mark.usefixtures("kernel_in_place")
+@pytest.mark.parametrize("half", [True, False])
+@pytest.mark.parametrize("name", AUGMENTS)
+def test_the_cpu_may_decode(dataset: ShardSet, name: str, half: bool) -> None:
+    """Flips are the kernel's then: not made twice."""
+    operators = gpu_graph(feed_of(dataset, AUGMENTS[name], DataConfig(gpu_decode="off", **SMALL)), half)
+    assert "Flip" not in map(schema, operators)
+    assert operators[-1].spec.NumInput() == 1, "the images alone, without a mirror"
+
+
 @pytest.mark.parametrize("fancy", [True, False])
-@pytest.mark.parametrize("gpu_decode", get_args(get_type_hints(DataConfig)["gpu_decode"]))
+@pytest.mark.parametrize("gpu_decode", ["whole", "region"])
 @pytest.mark.parametrize("augment", [AugmentConfig(), None], ids=["training", "validation"])
 def test_the_decoder(dataset: ShardSet, augment: AugmentConfig | None, gpu_decode: Any, fancy: bool) -> None:
     """A region in the codec only where it is asked for; else the window is cut out on the GPU, rows before columns."""

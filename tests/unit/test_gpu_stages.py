@@ -312,7 +312,7 @@ def test_every_stage_of_the_plan_is_there() -> None:
         "prefetch",
         "shards",
     } == set(names["decode"])
-    end_to_end = {"end-to-end", "end-to-end-graphs", "end-to-end-threads"}
+    end_to_end = {"end-to-end", "end-to-end-no-graphs", "end-to-end-cpu", "end-to-end-threads"}
     assert set(names["train"]) == end_to_end | {"dali-example", "dali-whole", "cifar10", "cifar10-cpu", "resume"}
     assert len({(stage.part, stage.name) for stage in STAGES}) == len(STAGES)
     for one in STAGES:

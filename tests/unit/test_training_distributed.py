@@ -204,3 +204,22 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
         # The flag set before the call at step 5 is what that call sends; the next one answers it.
         assert result["stopped_at"] == 6
     assert (first["signal"], second["signal"]) == (None, "SIGTERM")
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "32"), ("4", "4")])
+def test_each_stream_gets_a_hardware_queue_unless_the_user_says_how_many(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, expected: str
+) -> None:
+    """Before CUDA starts, which reads it then."""
+    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", given or "")
+    if not given:
+        monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS")
+    seen: list[str | None] = []
+
+    def choose(*_: object) -> torch.device:
+        seen.append(os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS"))
+        return torch.device("cpu")
+
+    monkeypatch.setattr(distributed, "_choose_device", choose)
+    distributed.start()
+    assert seen == [expected]
