@@ -56,6 +56,8 @@ STAGES = [
 
     Stage(name="end-to-end", part="train", limit_s=180, run=training.end_to_end, needs=("dali", "simplejpeg"),
           expected="4,300 images/s on an H100; 0.97 of made-up batches and more, waiting under 1 %"),
+    Stage(name="explain", part="train", limit_s=180, run=training.explained, needs=("dali", "simplejpeg"),
+          expected="compute is the limit; the model within a tenth of what it measures"),
     Stage(name="cifar10", part="train", limit_s=400, run=training.cifar, needs=("dali", "cifar"),
           expected="top-1 0.95 in less than 10 minutes"),
     Stage(name="cifar10-cpu", part="train", limit_s=200, run=training.cifar_fast, needs=("dali", "cifar"),

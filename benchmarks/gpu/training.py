@@ -1,11 +1,12 @@
 """Stages of the part `train`: the loader and the step together."""
 
+import json
 from collections.abc import Callable, Iterator
 from statistics import median
 
 import torch
 
-from benchmarks import programs
+from benchmarks import explain, programs
 from benchmarks.gpu import check, compute, data, example, loading, runs
 from benchmarks.gpu.expected import CIFAR_FAST_TOP1, CIFAR_TOP1, OF_SYNTHETIC, OVER_DALI_EXAMPLE, TOLERANCE, step_goal
 from benchmarks.gpu.report import Skipped
@@ -77,6 +78,31 @@ def timed(job: Job, built: list[BatchProgram]) -> dict[str, list[Sample]]:
     finally:
         for program in built:
             program.close()
+
+
+def explained(job: Job) -> None:
+    """`bench.py explain`: what it calls the limit of training, and what its model says beside what was measured."""
+    dataset, size, result = loading.originals(job), job.scale.batch_sizes[0], job.work / "explain.json"
+    sides = [f"data.{name}={job.scale.image_size}" for name in ("image_size", "val_image_size", "val_resize_size")]
+    sets = [*job.sets, f"model.name={job.scale.network}", *sides]
+    arguments = ["--data", str(dataset.root), "--recipe", "rn50-90ep", "--batch-size", str(size)]
+    arguments += [
+        "--device",
+        job.device.type,
+        "--no-machine-config",
+        *(part for one in sets for part in ("--set", one)),
+    ]
+    arguments += ["--seconds", str(job.scale.seconds), "--repeats", "3", "--json", str(result)]
+    job.report.settings(arguments=arguments)
+    explain.command.main(arguments, standalone_mode=False)
+    written = json.loads(result.read_text(encoding="utf-8"))
+    found, measured = written["explain"], written["programs"]
+    job.report.row("the limit", text=found["bottleneck"])
+    for name, predicted in found["predicted"].items():
+        seen = median(measured[name]["images_per_s"])
+        job.report.row(f"{name}: model / measured", predicted / seen, "times", text=f"{seen:,.0f} images/s")
+    for number, change in enumerate(found["advice"], 1):
+        job.report.row(f"advice {number}", change["expected"], "times", text=change["option"])
 
 
 def dali_example(job: Job) -> None:

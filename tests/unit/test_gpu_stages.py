@@ -313,7 +313,8 @@ def test_every_stage_of_the_plan_is_there() -> None:
         "shards",
     } == set(names["decode"])
     end_to_end = {"end-to-end", "end-to-end-no-graphs", "end-to-end-cpu", "end-to-end-threads"}
-    assert set(names["train"]) == end_to_end | {"dali-example", "dali-whole", "cifar10", "cifar10-cpu", "resume"}
+    others = {"explain", "dali-example", "dali-whole", "cifar10", "cifar10-cpu", "resume"}
+    assert set(names["train"]) == end_to_end | others
     assert len({(stage.part, stage.name) for stage in STAGES}) == len(STAGES)
     for one in STAGES:
         assert one.limit_s <= 400
