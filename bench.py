@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from benchmarks.options import COMMON, LOADERS, TIMING, TUNE_TURNS, opened, with_options
-from engine.command_line import Group
-from engine.machine import FILE, this_machine
-from training import config
+from commands.command_line import Group
+from recipes import config
+from recipes.machine import FILE, this_machine
 
 # What takes torch is imported when a command runs: --help and a misspelt option need none.
 if TYPE_CHECKING:

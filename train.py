@@ -8,7 +8,7 @@ metrics.jsonl, TensorBoard curves and reports. Where a run stands is two integer
 if __name__ == "__main__":
     # Before the imports below, which take ten seconds and which --help and a misspelt option can do without. When
     # training starts the command imports this file again, as the module `train`.
-    from engine.command_line import main
+    from commands.command_line import main
     from training.budget import command_began
 
     main(obj=command_began())
@@ -22,27 +22,26 @@ from typing import Any
 import click
 import torch
 
-from engine.evaluate import evaluate, time_validation
-from engine.failure import Failure, out_of_memory
-from engine.learner import about, build_learner, capture, known_by, start_or_resume
-from engine.loaders import count_steps, eval_loader, train_loader, val_loader_of, work_of
-from engine.results import described, end_of, nothing_left, summary
-from engine.seeing import show_first, show_worst
-from engine.step import train_step
 from model.optim import set_lr
 from model.schedule import lr_at
 from pipeline.batch import Loader
 from pipeline.mixing import Mixer
-from recipes import Recipe
-from recipes.phases import recipe_at
+from recipes import Recipe, config, recipe_at
 from shard_tools.format import ShardSet
-from training import checkpoint, config, distributed, quarantine
+from training import checkpoint, distributed, quarantine
 from training import run_dir as run_dirs
 from training.budget import Budget
+from training.data import count_steps, eval_loader, train_loader, val_loader_of, work_of
 from training.distributed import Interrupted, StopFlag, World
+from training.evaluate import evaluate, time_validation
+from training.failure import Failure, out_of_memory
+from training.learner import about, build_learner, capture, known_by, start_or_resume
 from training.metrics import MetricsLog
+from training.pictures import show_first, show_worst
 from training.progress import Progress
 from training.report import write_report
+from training.results import described, end_of, nothing_left, summary
+from training.step import train_step
 from training.step_log import StepLog
 from training.watchdog import Watchdog
 

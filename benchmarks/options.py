@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from engine.command_line import refusing
-from engine.machine import load_recipe
 from model.config import check_network
 from recipes import DEMO_DATA, Recipe, recipe_file
+from recipes.machine import load_recipe
 from shard_tools.format import ShardSet
+from training.refusal import refusing
 
 if TYPE_CHECKING:  # what takes torch is imported when a benchmark is opened: --help and a misspelt option need none
     from training.distributed import World
@@ -85,10 +85,10 @@ def opened(
         if path != DEMO_DATA and not path.startswith(images.PREFIX):
             ShardSet.open(path, recipe.data.cache_dir, recipe.data.store_timeout_s)
 
-    from engine.loaders import open_dataset
     from pipeline.build import threads_per_rank
     from shard_tools.demo import ensure_demo
     from training import distributed, environment
+    from training.data import open_dataset
 
     world = distributed.start(device, timeout_s=recipe.train.timeout_s)
     environment.choose_kernels()

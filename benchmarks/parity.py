@@ -15,9 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.text import fitted
-from engine.learner import build_learner
-from engine.load import load_network
-from engine.step import train_step
+from commands.load import load_network
 from model.config import EmaConfig, LossConfig, ModelConfig
 from pipeline.batch import Loader
 from pipeline.build import build_loader
@@ -25,6 +23,8 @@ from pipeline.feed import Feed
 from recipes import Recipe
 from shard_tools.format import ShardSet, Split
 from training.distributed import World
+from training.learner import build_learner
+from training.step import train_step
 
 BIN = 1 / 16  # grey levels; the percentile is read from a histogram
 MAX_BATCH = 50

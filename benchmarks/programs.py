@@ -14,9 +14,6 @@ import numpy as np
 import torch
 
 from benchmarks.measure import Sample
-from engine.learner import build_learner
-from engine.loaders import image_dtype
-from engine.step import train_step
 from pipeline.batch import Batch, Loader
 from pipeline.build import build_loader, threads_per_rank
 from pipeline.feed import Feed
@@ -24,7 +21,10 @@ from pipeline.mixing import Mixer
 from recipes import Recipe
 from shard_tools.format import ShardSet, Split
 from training import clock, distributed
+from training.data import image_dtype
 from training.distributed import World
+from training.learner import build_learner
+from training.step import train_step
 
 Kind = Literal["loader", "compute", "train"]
 

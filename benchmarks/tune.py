@@ -20,9 +20,10 @@ from benchmarks.options import TUNE_TURNS, Opened
 from benchmarks.ranks import Together, shared_clock
 from benchmarks.text import shown_rate
 from benchmarks.turns import Settings, Turns
-from engine.machine import Machine
 from pipeline.build import threads_per_rank
-from training import config, distributed
+from recipes import config
+from recipes.machine import Machine
+from training import distributed
 
 MIN_GAIN = 1.03
 HOPELESS = 0.75  # of the incumbent, in the first turn
@@ -191,7 +192,7 @@ def options(settings: Settings) -> str:
 
 
 def to_toml(found: Found, machine: Machine, about: dict[str, Any]) -> str:
-    """The file, as `engine.machine` reads it; as comments, how it came about."""
+    """The file, as `recipes.machine` reads it; as comments, how it came about."""
     lines = [
         "The fastest settings of the loader that `bench.py tune` found on one machine. train.py and bench.py take them",
         "on that machine where this file is machine.toml of the working directory. Elsewhere:",

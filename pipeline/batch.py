@@ -7,16 +7,13 @@ from torch import Tensor
 
 from pipeline.feed import Feed
 
-NO_SAMPLE = -1  # sample id of a place whose sample was taken out
-IGNORE_LABEL = -100  # its label: torch's `ignore_index`, so that it adds nothing to the loss
-
 
 class Batch(NamedTuple):
     """One batch of one rank.
 
     images: (N, 3, S, S) float32 or float16, normalised, channels_last in memory, on the training device.
-    labels: (N,) int64 on the training device; IGNORE_LABEL where a bad sample was taken out.
-    sample_ids: (N,) int64 on the CPU, rows of the sample table; NO_SAMPLE where one was taken out.
+    labels: (N,) int64 on the training device; `holes.IGNORE_LABEL` where a bad sample was taken out.
+    sample_ids: (N,) int64 on the CPU, rows of the sample table; `holes.NO_SAMPLE` where one was taken out.
     """
 
     images: Tensor

@@ -102,7 +102,7 @@ class DataConfig:
     def check_given(self) -> None:
         """Raises ValueError for a mean and a std that can only be meant in another unit, with these in grey levels.
 
-        `training.config` asks where somebody gives the values, not where it reads back what a run was trained with.
+        `recipes.config` asks where somebody gives the values, not where it reads back what a run was trained with.
         """
         given = {"mean": self.mean, "std": self.std}
         levels = {

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.augment import AugmentParams
+from pipeline.augment.graph import Node, augment_images
 from pipeline.augment.steps import is_step
-from pipeline.augment_graph import Node, augment_images
 from pipeline.config import DataConfig
 
 Source = Callable[[], tuple[Any, ...]]

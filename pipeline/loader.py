@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 from pipeline.augment import AugmentParams
-from pipeline.batch import NO_SAMPLE, Batch
+from pipeline.batch import Batch
 from pipeline.feed import Feed, PlannedBatch
 from pipeline.graph import build_graph, decodes_on_gpu, encoded, graph_inputs
 from pipeline.gray import with_unit_factor
-from pipeline.holes import GRAY, BadSample, blank
+from pipeline.holes import GRAY, NO_SAMPLE, BadSample, blank
 from pipeline.probe import bad_header, find_bad, raised_by_dali
 from pipeline.reader import open_reader
 

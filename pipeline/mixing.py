@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import torch
 
 from pipeline.augment import AugmentConfig
-from pipeline.batch import IGNORE_LABEL, Batch, Loader
+from pipeline.batch import Batch, Loader
+from pipeline.holes import IGNORE_LABEL
 from pipeline.plan import EpochPlan
 
 

@@ -14,11 +14,11 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from pipeline.augment import AugmentParams
+from pipeline.augment.reference import reference_augment
 from pipeline.batch import Batch
 from pipeline.feed import Feed
 from pipeline.plan import Span
 from pipeline.reader import open_reader
-from pipeline.reference_augment import reference_augment
 
 FILTERS = {
     "nearest": InterpolationMode.NEAREST_EXACT,  # torch's plain NEAREST is half a pixel off

@@ -1,9 +1,10 @@
 """The settings of a run as one frozen tree: what a recipe's TOML file may hold, section by section.
 
-Each section is declared beside the code that reads it; this module only joins them. `training.config.load_config`
+Each section is declared beside the code that reads it; this module only joins them. `recipes.config.load_config`
 fills the tree from defaults, a recipe file and `--set`.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -81,6 +82,20 @@ class Recipe:
     def __post_init__(self) -> None:
         warmup = warmup_of(self.schedule, self.train.epochs)  # raises where it is too long
         object.__setattr__(self, "schedule", replace(self.schedule, warmup_epochs=warmup))
+
+
+def recipe_at(recipe: Recipe, epoch: int) -> Recipe:
+    """The recipe in force in `epoch` (from 0): one like any other, whose own `phases` are empty."""
+    phases = recipe.phases
+    phase = bisect_right(phases.start_epochs, epoch) - 1
+    recipe = replace(recipe, phases=PhasesConfig())
+    if phases.image_size:
+        recipe = replace(recipe, data=replace(recipe.data, image_size=phases.image_size[phase]))
+    if phases.global_batch_size:
+        recipe = replace(recipe, train=replace(recipe.train, global_batch_size=phases.global_batch_size[phase]))
+    if phases.augment_strength:
+        recipe = replace(recipe, augment=recipe.augment.scaled(phases.augment_strength[phase]))
+    return recipe
 
 
 def recipe_file(name: str) -> Path:

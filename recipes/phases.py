@@ -1,16 +1,7 @@
-"""The `[phases]` section of a recipe: what changes from one epoch to another (progressive resizing).
+"""The `[phases]` section of a recipe: what changes from one epoch to another (progressive resizing)."""
 
-`recipe_at` gives the recipe in force in an epoch, which is a recipe like any other: the loaders and the loop know
-nothing of phases.
-"""
-
-from bisect import bisect_right
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from recipes import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,17 +34,3 @@ class PhasesConfig:
             raise ValueError("image_size, global_batch_size: must be at least 1")
         if any(not 0 <= strength <= 1 for strength in self.augment_strength):
             raise ValueError(f"augment_strength: {list(self.augment_strength)} must lie in 0 to 1")
-
-
-def recipe_at(recipe: "Recipe", epoch: int) -> "Recipe":
-    """The recipe in force in `epoch` (from 0); its own `phases` are empty."""
-    phases = recipe.phases
-    phase = bisect_right(phases.start_epochs, epoch) - 1
-    recipe = replace(recipe, phases=PhasesConfig())
-    if phases.image_size:
-        recipe = replace(recipe, data=replace(recipe.data, image_size=phases.image_size[phase]))
-    if phases.global_batch_size:
-        recipe = replace(recipe, train=replace(recipe.train, global_batch_size=phases.global_batch_size[phase]))
-    if phases.augment_strength:
-        recipe = replace(recipe, augment=recipe.augment.scaled(phases.augment_strength[phase]))
-    return recipe

@@ -104,7 +104,7 @@ def _augmented(
     from pipeline.loader import DaliLoader
     from pipeline.mixing import Mixer
     from recipes import Recipe, recipe_file
-    from training.config import load_config
+    from recipes.config import load_config
 
     recipe = load_config(Recipe, recipe_file(recipe_name))
     config = replace(recipe.data, order="sequential", threads=1)

@@ -1,1 +1,1 @@
-"""What a run needs besides the algorithm: config, processes, checkpoints, metrics, progress, report."""
+"""All of a run: processes, learner, step, evaluation, checkpoints, metrics, progress, watchdog, report."""

@@ -26,7 +26,7 @@ MOST_LEFT_OUT = 10
 
 
 class Place(Protocol):
-    """Where a run stands (`engine.learner.Standing`)."""
+    """Where a run stands (`training.learner.Standing`)."""
 
     epoch: int
     position: int

@@ -2,7 +2,7 @@
 
 A file is complete or not there: it is written under a temporary name, synced and renamed. `last.pt` and `best.pt` are
 further names of one of the `step-N.pt`. Files are read with `weights_only=True`, so that nothing in them can run.
-`engine/learner.py` decides what is in a state.
+`training/learner.py` decides what is in a state.
 """
 
 import os

@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.holes import IGNORE_LABEL
 from training.metrics import WORST_FILE
 
-IGNORE_LABEL = -100
 MAX_CONFUSION_CLASSES = 4096  # 134 MB of counts
 TOP_PAIRS = TOP_CLASSES = 20
 CONFUSION_CLASSES = 16

@@ -9,15 +9,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from training.clock import Mark, mark, seconds, wait_for
+from training.digest import INT63, sample_digest
 
 T = TypeVar("T")
-
-_INT63 = 2**63 - 1
 
 
 class _Interval(NamedTuple):
@@ -102,7 +100,7 @@ class StepLog:
         self._values[0, number].copy_(loss.detach())
         if grad_norm is not None:
             self._values[1, number].copy_(grad_norm.detach())
-        self._digests[number] = sum(sample_digest(ids) for ids in sample_ids) & _INT63
+        self._digests[number] = sum(sample_digest(ids.numpy()) for ids in sample_ids) & INT63
         self._steps.append(fields | {"lr": lr} | ({} if grad_norm is None else {"grad_norm": math.nan}))
 
     def __len__(self) -> int:
@@ -126,7 +124,7 @@ class StepLog:
         # The reductions work in place: `add` overwrites what they leave in the buffers.
         self._sum_over_ranks(self._values[0, :num])
         digests = self._sum_over_ranks(self._digests[:num]).tolist()
-        self.epoch_digest = (self.epoch_digest + sum(digests)) & _INT63
+        self.epoch_digest = (self.epoch_digest + sum(digests)) & INT63
         values = torch.empty_like(self._values[:, :num], device="cpu", pin_memory=self._device.type == "cuda")
         values.copy_(self._values[:, :num], non_blocking=True)
         end = mark(self._device)
@@ -164,18 +162,6 @@ class StepLog:
             | {"loss": loss / self._world_size}
             | ({"grad_norm": norm} if "grad_norm" in fields else {})
             | rates
-            | {"samples": f"{digest & _INT63:016x}"}
+            | {"samples": f"{digest & INT63:016x}"}
             for fields, loss, norm, digest in zip(steps, losses, norms, digests, strict=True)
         ]
-
-
-def sample_digest(sample_ids: Tensor) -> int:
-    """A 63-bit number that tells a set of samples: the sum of their mixed ids, so order and ranks do not matter.
-
-    `sample_ids`: (N,) int64 on the CPU. The mixing is SplitMix64's (Steele et al. 2014).
-    """
-    with np.errstate(over="ignore"):
-        x = (sample_ids.numpy().astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return int((x ^ (x >> np.uint64(31))).sum()) & _INT63

@@ -15,7 +15,7 @@ from benchmarks import record
 from benchmarks.measure import Ratio
 from benchmarks.options import COMMON, Opened, opened, with_options
 from benchmarks.text import wrapped
-from training import config
+from recipes import config
 
 if TYPE_CHECKING:  # what takes torch is imported when the command runs
     from benchmarks.explain.measuring import Change, Findings

@@ -19,10 +19,10 @@ from benchmarks.explain.stages import Costed, Held
 from benchmarks.measure import Program, Ratio, Sample, in_turn, ratio
 from benchmarks.options import Opened
 from benchmarks.ranks import Together, shared_clock
-from engine.learner import autocast_dtype
 from model.networks import list_networks
 from pipeline.build import threads_per_rank
 from training import distributed, environment
+from training.learner import autocast_dtype
 
 LIBJPEG = "libjpeg-turbo"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

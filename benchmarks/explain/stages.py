@@ -20,7 +20,6 @@ import torch
 from benchmarks.measure import Program, Sample
 from benchmarks.options import Opened
 from benchmarks.programs import BatchProgram, repeated
-from engine.loaders import image_dtype
 from pipeline import graph
 from pipeline.batch import Batch
 from pipeline.feed import Feed
@@ -29,6 +28,7 @@ from pipeline.reader import open_reader
 from shard_tools.format import Split
 from shard_tools.jpeg import SOI
 from training import distributed
+from training.data import image_dtype
 from training.distributed import World
 
 HELD_IMAGES = 512  # so many or a little more go round, fewer where they take more than HELD_BYTES decoded

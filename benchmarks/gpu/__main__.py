@@ -45,9 +45,8 @@ def main(
     from benchmarks.gpu.expected import is_bad
     from benchmarks.gpu.stages import chosen, listed, run  # here: it takes torch, which --help does without
     from benchmarks.gpu.table import table
-    from recipes import Recipe
+    from recipes import Recipe, config
     from shard_tools.format import ShardSet
-    from training import config
 
     try:
         stages = chosen(part, only)

@@ -70,7 +70,7 @@ def recipes(job: Job) -> None:
     """Every recipe for some steps on made-up batches, validation and report included; one of them compiled.
 
     In this process, one after the other: an import of torch for each would take longer than the steps."""
-    from engine import command_line
+    from commands import command_line
 
     dataset = small_set(job)
     files = sorted(FOLDER.glob("*.toml"))

@@ -25,7 +25,7 @@ def start(job: Job, arguments: list[str], log: Path) -> BaseProcess:
 
 def _train(arguments: list[str], log: Path) -> None:
     redirect(log)
-    from engine import command_line
+    from commands import command_line
 
     command_line.main(args=arguments, prog_name="train.py")
 

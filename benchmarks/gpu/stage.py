@@ -12,8 +12,8 @@ import torch
 
 from benchmarks.gpu.expected import Bounds, bounds_of
 from benchmarks.gpu.report import Report
-from recipes import Recipe, recipe_file
-from training import config, environment
+from recipes import Recipe, config, recipe_file
+from training import environment
 from training.distributed import World
 
 

@@ -13,14 +13,14 @@ from benchmarks.gpu.report import Skipped
 from benchmarks.gpu.stage import Job
 from benchmarks.measure import Sample, in_turn, ratio
 from benchmarks.programs import BatchProgram
-from engine.learner import build_learner
-from engine.step import train_step
+from commands.audit import audit
 from pipeline.batch import Batch
 from pipeline.build import threads_per_rank
 from recipes import Recipe
 from shard_tools.format import ShardSet
 from training import environment
-from training.audit import audit
+from training.learner import build_learner
+from training.step import train_step
 
 
 def end_to_end(job: Job) -> None:

@@ -22,8 +22,8 @@ from PIL import Image, ImageDraw
 
 from pipeline.augment import AugmentConfig
 from pipeline.augment.auto import OPS
+from pipeline.augment.graph import augment_images
 from pipeline.augment.steps import step_arrays
-from pipeline.augment_graph import augment_images
 from pipeline.config import DataConfig
 from pipeline.feed import Feed
 from pipeline.loader import DaliLoader

@@ -14,7 +14,7 @@ class AugmentConfig:
     A name alone (`blur`, `erase`, …) is the probability that an image gets it; 0 switches it off. A pair is the range
     of a uniform draw.
 
-    preset: values for what the recipe does not give, from `presets`. It is filled in by `training.config`, so in
+    preset: values for what the recipe does not give, from `presets`. It is filled in by `recipes.config`, so in
         Python it says nothing: write `AugmentConfig(**AugmentConfig.presets["light"])`.
     crop: "random_resized"; "centre": the shorter side resized to image_size / crop_fraction, the centre cut out, as in
         validation; "pad", for small images: the whole image at image_size, moved by up to `pad` pixels up or down and

@@ -1,6 +1,6 @@
 """Parameters → the steps of the graph. A step is a kind of operation, which samples take it, and its arrays.
 
-`pipeline/augment_graph.py` has an operation for each kind. The samples that do not take a step cost nothing.
+`pipeline/augment/graph.py` has an operation for each kind. The samples that do not take a step cost nothing.
 """
 
 from typing import NamedTuple

@@ -15,7 +15,7 @@ from random import Random
 
 import atheris  # type: ignore[import-not-found, unused-ignore]
 
-with atheris.instrument_imports(include=["shard_tools", "pipeline", "training", "engine", "recipes", "train"]):
+with atheris.instrument_imports(include=["shard_tools", "pipeline", "training", "commands", "recipes", "train"]):
     from tests.fuzz.targets import TARGETS, run_case
 
 

@@ -18,12 +18,12 @@ import click
 import numpy as np
 from click.testing import CliRunner
 
-from engine import command_line
+from commands import command_line
 from pipeline.augment import AugmentConfig
 from pipeline.config import DataConfig
 from pipeline.feed import Feed
 from pipeline.reader import ShardReader
-from recipes import Recipe
+from recipes import Recipe, config
 from shard_tools.__main__ import main as shard_tools
 from shard_tools.describe import describe, histograms, summary
 from shard_tools.format import ShardSet
@@ -33,7 +33,7 @@ from shard_tools.writer import pack
 from tests.fuzz import inputs, mutate
 from tests.fuzz.inputs import Files, Serial
 from tests.fuzz.oracle import Violation, one_line, watched
-from training import checkpoint, config, quarantine
+from training import checkpoint, quarantine
 from training.metrics import read_metrics
 from training.report import write_report
 
@@ -270,7 +270,7 @@ def damaged_training_arguments(rng: Random, data: bytes) -> bytes:
 def run_training_command(folder: Path) -> None:
     """Everything up to the training itself, and to the run directory, for which git is asked."""
     words = (folder / "arguments").read_bytes().decode("utf-8", "surrogateescape").split("\0")
-    with mock.patch("train.train"), mock.patch("engine.start.ensure_demo"):
+    with mock.patch("train.train"), mock.patch("training.start.ensure_demo"):
         command(command_line.main, *words)
 
 

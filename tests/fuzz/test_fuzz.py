@@ -20,9 +20,9 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine import command_line
+from commands import command_line
 from pipeline.reader import ShardReader
-from recipes import Recipe
+from recipes import Recipe, config
 from shard_tools.__main__ import main as shard_tools
 from shard_tools.format import INFO_FILE, SAMPLE_DTYPE, ShardSet, _checksum
 from shard_tools.index import index
@@ -32,7 +32,7 @@ from shard_tools.verify import verify
 from tests.fuzz import inputs, oracle
 from tests.fuzz.oracle import Violation, watched
 from tests.fuzz.targets import EVIL, TARGETS, Target, case, run_case
-from training import checkpoint, config, quarantine
+from training import checkpoint, quarantine
 from training.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]

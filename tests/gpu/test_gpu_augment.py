@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pipeline.augment import AugmentConfig, train_params
+from pipeline.augment.graph import augment_images
 from pipeline.augment.steps import step_arrays
-from pipeline.augment_graph import augment_images
 from pipeline.config import DataConfig
 from pipeline.plan import EpochPlan
 from tests.conftest import picture

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from pipeline.augment import AugmentConfig
-from pipeline.batch import IGNORE_LABEL, NO_SAMPLE, Batch
+from pipeline.batch import Batch
 from pipeline.config import DataConfig
 from pipeline.feed import Feed
-from pipeline.holes import BadSample
+from pipeline.holes import IGNORE_LABEL, NO_SAMPLE, BadSample
 from pipeline.loader import DaliLoader
 from shard_tools.format import ShardSet
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from model.networks import build_model
-from recipes import Recipe
-from training import checkpoint, config
+from recipes import Recipe, config
+from training import checkpoint
 
 CLASSES = [{"wnid": f"n{i:08}", "name": f"name {i}"} for i in range(7)]
 

@@ -15,8 +15,8 @@ from torchvision.transforms.autoaugment import _apply_op
 
 from pipeline.augment import AugmentConfig
 from pipeline.augment.auto import OP_ID
+from pipeline.augment.graph import augment_images
 from pipeline.augment.steps import step_arrays
-from pipeline.augment_graph import augment_images
 from pipeline.config import DataConfig
 from pipeline.feed import Feed
 from pipeline.loader import DaliLoader

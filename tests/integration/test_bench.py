@@ -13,10 +13,8 @@ from click.testing import CliRunner
 
 import bench
 from benchmarks import images, rates, record, tune
-from engine import machine
-from recipes import Recipe, recipe_file
+from recipes import Recipe, config, machine, recipe_file
 from shard_tools.format import ShardSet
-from training import config
 
 SMALL = ["--batch-size", "8", "--image-size", "32", "--seconds", "0.3", "--repeats", "3", "--device", "cpu"]
 NETWORK = ["--recipe", "demo", "--set", "model.name=cifar_resnet8"]

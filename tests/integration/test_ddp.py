@@ -43,10 +43,10 @@ def train_steps(accumulation: int, compiled: bool) -> dict[str, torch.Tensor]:
 
     OWN_NETWORKS["plain"] = lambda num_classes: Plain()
     import train
-    from engine.learner import build_learner
     from model.config import EmaConfig
     from pipeline.batch import Batch
     from training import distributed
+    from training.learner import build_learner
 
     recipe = Recipe(
         model=ModelConfig(name="plain", compile=compiled),

@@ -10,7 +10,7 @@ import torch
 from checkpoints import recipe_of, write_checkpoint
 from click.testing import CliRunner, Result
 
-from engine.commands import evaluate_command as command
+from commands.options import evaluate_command as command
 from pipeline.feed import Feed
 from pipeline.loader import DaliLoader
 from shard_tools.format import ShardSet

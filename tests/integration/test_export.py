@@ -18,10 +18,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torchvision.transforms import v2
 
-import engine.export
-import engine.onnx_graph
-from engine.commands import export_command as command
-from engine.commands import predict_command as predict
+import commands.export
+import commands.onnx_graph
+from commands.options import export_command as command
+from commands.options import predict_command as predict
 
 IMAGES = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(5)) * 4 - 2
 SETTINGS = ("model.name=resnet18", "data.val_image_size=64", "data.val_resize_size=72", "data.mean=[10,200,90]")
@@ -158,7 +158,7 @@ def test_safetensors_hold_the_same_and_say_how_to_use_it(
     assert json.loads(metadata["std"]) == [58.395, 57.12, 57.375]
     sizes = {name: metadata[name] for name in ("resize_size", "image_size", "network", "format", "weights")}
     assert sizes == {"resize_size": "72", "image_size": "64", "network": "resnet18", "format": "pt", "weights": "raw"}
-    pyproject = (Path(engine.export.__file__).parents[1] / "pyproject.toml").read_text()
+    pyproject = (Path(commands.export.__file__).parents[1] / "pyproject.toml").read_text()
     assert f'version = "{metadata["penstock"]}"' in pyproject
 
 
@@ -234,7 +234,7 @@ def test_an_opset_that_torch_does_not_write_is_an_error(
 def test_what_onnxruntime_does_not_take_is_one_line(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine.export, "onnx_bytes", lambda *arguments, **options: b"no model")
+    monkeypatch.setattr(commands.export, "onnx_bytes", lambda *arguments, **options: b"no model")
     (line,) = run(small, tmp_path / "model.onnx").stderr.splitlines()
     assert line.startswith("Error: onnxruntime ")
     assert "does not take this model (" in line
@@ -244,7 +244,7 @@ def test_what_onnxruntime_does_not_take_is_one_line(
 def test_weights_beyond_one_onnx_file_are_an_error(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine.onnx_graph, "LIMIT_BYTES", 100_000)
+    monkeypatch.setattr(commands.onnx_graph, "LIMIT_BYTES", 100_000)
     assert "these weights have 0.0; export .safetensors" in run(small, tmp_path / "model.onnx").stderr
 
 

@@ -20,11 +20,10 @@ import torch
 
 from pipeline import loader as loader_module
 from pipeline.augment import AugmentConfig
-from pipeline.augment_graph import OPERATIONS
-from pipeline.batch import IGNORE_LABEL, NO_SAMPLE
+from pipeline.augment.graph import OPERATIONS
 from pipeline.feed import Feed
 from pipeline.gray import with_unit_factor
-from pipeline.holes import BadSample
+from pipeline.holes import IGNORE_LABEL, NO_SAMPLE, BadSample
 from pipeline.loader import DaliLoader
 from pipeline.reference import ReferenceLoader
 from shard_tools.format import ShardSet
@@ -72,7 +71,7 @@ AUGMENTS: dict[str, tuple[dict[str, Any], float, float]] = {
 def as_on_the_gpu(patch: pytest.MonkeyPatch) -> None:
     """From here on graphs are made of DALI's operators, as for the GPU."""
     patch.setattr("pipeline.graph.in_one_pass", lambda on_gpu: False)
-    patch.setattr("pipeline.augment_graph.can_be_argument", lambda value: False)
+    patch.setattr("pipeline.augment.graph.can_be_argument", lambda value: False)
 
 
 @pytest.fixture
@@ -173,7 +172,7 @@ def test_the_mean_is_added_to_the_pixels_as_it_is_in_the_colour_map(dataset: Sha
     feed = make_feed(dataset, augment=AugmentConfig(auto="trivial", brightness=0.4, contrast=0.4, saturation=0.4))
     theirs = by_kernel(feed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.augment_graph.can_be_argument", lambda value: False)
+        patch.setattr("pipeline.augment.graph.can_be_argument", lambda value: False)
         ours = by_kernel(feed)
     assert torch.equal(ours, theirs)
 

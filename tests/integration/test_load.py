@@ -7,8 +7,9 @@ import pytest
 import torch
 from checkpoints import CLASSES, opinionated, recipe_of, write_checkpoint
 
-from engine.load import load_network
-from training import checkpoint, config
+from commands.load import load_network
+from recipes import config
+from training import checkpoint
 
 CPU = torch.device("cpu")
 IMAGES = torch.linspace(-2, 2, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)
@@ -91,7 +92,7 @@ def test_probabilities_are_those_of_the_loss(tmp_path: Path, loss: str, expected
 
 
 def test_every_loss_has_its_probabilities() -> None:
-    from engine.load import ACTIVATIONS
+    from commands.load import ACTIVATIONS
     from model.losses import LOSSES
 
     assert set(ACTIVATIONS) == set(LOSSES)

@@ -17,11 +17,11 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from pipeline.augment import AugmentConfig
-from pipeline.batch import IGNORE_LABEL, NO_SAMPLE, Batch
+from pipeline.batch import Batch
 from pipeline.build import build_loader
 from pipeline.config import DataConfig
 from pipeline.feed import Feed
-from pipeline.holes import BadSample
+from pipeline.holes import IGNORE_LABEL, NO_SAMPLE, BadSample
 from pipeline.loader import DaliLoader
 from pipeline.reference import ReferenceLoader
 from pipeline.synthetic import SyntheticLoader

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from packing import cli
 
-from engine.learner import about
 from recipes import Recipe
 from shard_tools import encode, scan, trainable
 from shard_tools.format import ShardSet
@@ -19,6 +18,7 @@ from shard_tools.verify import verify
 from shard_tools.writer import pack
 from tests.odd_jpegs import oriented, sampled, saved, smooth, with_frame, without_adobe
 from tests.unit.source_images import write_tar
+from training.learner import about
 
 JPEG = saved(smooth(), "JPEG")
 ODD = sampled(smooth(1), ((1, 4), (1, 1), (1, 1)))

@@ -14,10 +14,10 @@ from PIL import Image
 import bench
 from benchmarks import parity
 from model.networks import build_model
-from recipes import Recipe
+from recipes import Recipe, config
 from shard_tools.format import ShardSet
 from tests.conftest import VAL_SIZES
-from training import checkpoint, config
+from training import checkpoint
 
 SMALL_IMAGES = [
     f"--set={setting}" for setting in ("data.image_size=32", "data.val_image_size=32", "data.val_resize_size=36")

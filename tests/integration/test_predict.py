@@ -16,12 +16,12 @@ from PIL import Image, ImageOps
 from rich.console import Console
 from torchvision.transforms import v2
 
-import engine.image_files
+import commands.image_files
 import shard_tools.encode
-from engine.commands import predict_command as command
-from engine.image_files import decode_chunks, find_images, read_chunks
-from engine.load import load_network
-from engine.predict import Prediction, _least_width, _table, predict
+from commands.image_files import decode_chunks, find_images, read_chunks
+from commands.load import load_network
+from commands.options import predict_command as command
+from commands.predict import Prediction, _least_width, _table, predict
 from pipeline.feed import Feed
 from pipeline.loader import DaliLoader
 from recipes import Recipe
@@ -261,7 +261,7 @@ def test_what_only_dali_rejects_is_taken_out_too(
         """No check at all, as if libjpeg had found nothing wrong."""
         return Encoded(data, 70, 90, "jpeg")
 
-    monkeypatch.setattr(engine.image_files, "encode", lenient)
+    monkeypatch.setattr(commands.image_files, "encode", lenient)
     for place in (4, 9):  # pixels, which DALI stops at
         files[place].write_bytes(files[place].read_bytes()[: len(data) // 2])
     files[7].write_bytes(b"a header that DALI would crash at")
@@ -292,7 +292,7 @@ def test_gray_files_are_mended_for_a_gpu(tmp_path: Path, monkeypatch: pytest.Mon
             taken.append(bytes(np.asarray(images[0])))
             raise StopIteration
 
-    monkeypatch.setattr(engine.image_files, "build_graph", Pipe)
+    monkeypatch.setattr(commands.image_files, "build_graph", Pipe)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
     (chunk,) = read_chunks([str(tmp_path / "gray.jpg")], 4, 1)
     settings: dict[str, Any] = {"batch_size": 4, "threads": 1, "half": False}

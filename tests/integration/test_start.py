@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from engine import command_line
+from commands import command_line
 from tests.integration.test_train import ROOT, by_step, run
 
 REFUSED: dict[str, tuple[list[str], str]] = {

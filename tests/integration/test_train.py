@@ -17,11 +17,11 @@ import torch
 from click.testing import CliRunner, Result
 
 import train
-from engine import command_line
+from commands import command_line
+from commands.audit import audit
 from shard_tools.format import ShardSet
 from shard_tools.writer import pack
 from tests.conftest import LONG
-from training.audit import audit
 from training.report import read_run
 
 ROOT = Path(train.__file__).parent

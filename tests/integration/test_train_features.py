@@ -17,16 +17,16 @@ from checkpoints import write_checkpoint
 from click.testing import CliRunner
 
 import train
-from engine import command_line
-from engine.load import load_network
-from engine.step import train_step
+from commands import command_line
+from commands.load import load_network
 from model.config import EmaConfig
 from model.ema import Ema
 from recipes import Recipe
+from recipes.config import load_config
 from shard_tools.format import ShardSet
 from tests.integration.test_train import NUM_VAL, ROOT, SMALL, STEPS_PER_EPOCH, arguments, by_step, lines, run, start
 from training import checkpoint
-from training.config import load_config
+from training.step import train_step
 from training.step_log import StepLog
 
 
@@ -333,7 +333,7 @@ def test_ranks_stay_together_whenever_they_started_and_whatever_they_score(datas
     program = tmp_path / "late.py"
     program.write_text(
         f"import os, sys, time\nsys.path.insert(0, {str(ROOT)!r})\nimport train\n"
-        "from engine.command_line import main\nmain(obj=time.perf_counter() - 7 * int(os.environ['RANK']))\n"
+        "from commands.command_line import main\nmain(obj=time.perf_counter() - 7 * int(os.environ['RANK']))\n"
     )
     words = arguments(
         dataset_dir, tmp_path / "run", "--max-minutes", "0.35", "--max-val-images", "2", train__epochs=1000

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from commands.audit import audit, main
 from pipeline.plan import EpochPlan
 from recipes import Recipe, TrainConfig
+from recipes.config import to_toml
 from recipes.phases import PhasesConfig
 from shard_tools.format import ShardSet
-from training.audit import audit, main
-from training.config import to_toml
 
 NUM_TRAIN, BATCH, EPOCHS, SEED = 90, 12, 3, 7
 STEPS = NUM_TRAIN // BATCH

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.class_map import map_classes, read_class_map
+from commands.class_map import map_classes, read_class_map
 from shard_tools.format import ClassInfo
 from shard_tools.sources.imagenet import imagenet_classes
 from shard_tools.sources.naming import numbered_keys

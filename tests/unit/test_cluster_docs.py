@@ -13,9 +13,9 @@ import click
 import pytest
 import yaml
 
-from engine import command_line
+from commands import command_line
 from recipes import Recipe, recipe_file
-from training.config import load_config
+from recipes.config import load_config
 
 DOCS = Path(__file__).parents[2] / "docs"
 SCRIPTS = sorted((DOCS / "cluster").glob("*.sh"))

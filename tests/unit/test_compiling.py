@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from engine.learner import _compile_mode, build_learner
 from model.config import ModelConfig
 from recipes import Recipe, TrainConfig
 from tests.unit.fake_cuda import WORLD, fake_cuda
 from training.distributed import World
+from training.learner import _compile_mode, build_learner
 
 CPU = World(0, 0, 1, 1, torch.device("cpu"))
 

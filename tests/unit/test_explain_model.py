@@ -26,11 +26,11 @@ from model.config import ModelConfig
 from model.networks import list_networks
 from pipeline.augment import AugmentConfig
 from pipeline.config import DataConfig
-from recipes import Recipe, TrainConfig
+from recipes import Recipe, TrainConfig, config
 from recipes.phases import PhasesConfig
 from shard_tools.format import ShardSet
 from tests.conftest import picture
-from training import config, distributed
+from training import distributed
 from training.distributed import World
 
 MS = 1e-3

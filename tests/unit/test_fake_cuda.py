@@ -14,22 +14,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.evaluate import evaluate
-from engine.failure import Failure, finite
-from engine.learner import Learner, Standing, build_learner, capture
-from engine.loaders import image_dtype
-from engine.step import train_step
 from model.config import LossConfig, OptimizerConfig
 from model.losses import LOSSES, build_loss
 from model.optim import OPTIMIZERS, build_optimizer, set_lr
 from pipeline.augment import AugmentConfig
 from pipeline.batch import Batch
 from pipeline.mixing import Mixer
-from recipes import FOLDER, Recipe, recipe_file
+from recipes import FOLDER, Recipe, config, recipe_file
 from tests.unit.fake_cuda import DEVICE, WORLD, Event, Gpu, Synchronised, fake_cuda
-from training import config
+from training.data import image_dtype
+from training.evaluate import evaluate
+from training.failure import Failure, finite
 from training.inspection import EvalInspection
+from training.learner import Learner, Standing, build_learner, capture
 from training.snapshot import at_rest, snapshot
+from training.step import train_step
 from training.step_log import StepLog
 
 RECIPES = sorted(file.stem for file in FOLDER.glob("*.toml"))

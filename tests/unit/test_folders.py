@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 import bench
-from engine import command_line
+from commands import command_line
 from shard_tools import __main__ as shard_tools_main
 from shard_tools import folders, terminal
 from shard_tools.cache import Cache, cache_root

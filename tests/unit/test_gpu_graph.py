@@ -10,17 +10,16 @@ import numpy as np
 import pytest
 
 from pipeline.augment import AugmentConfig
-from pipeline.augment_graph import OPERATIONS
+from pipeline.augment.graph import OPERATIONS
 from pipeline.config import DataConfig, Interpolation
 from pipeline.feed import Feed
 from pipeline.graph import define_graph, graph_inputs, new_pipeline
 from pipeline.holes import GRAY
 from pipeline.probe import find_bad
-from recipes import FOLDER, Recipe
-from recipes.phases import recipe_at
+from recipes import FOLDER, Recipe, recipe_at
+from recipes.config import load_config
 from shard_tools.format import ShardSet
 from tests.integration.test_augmentations import CASES
-from training.config import load_config
 
 HINTS = get_type_hints(AugmentConfig)
 SMALL = {"image_size": 40, "val_image_size": 40, "val_resize_size": 46}

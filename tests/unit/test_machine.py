@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from engine import command_line, machine
-from engine.learner import FREE_ON_RESUME
-from recipes import Recipe
-from training import config
+from commands import command_line
+from recipes import Recipe, config, machine
+from training.learner import FREE_ON_RESUME
 
 HERE = machine.Machine(cpu="Some CPU", cores=4, gpu="none", ranks=1)
 

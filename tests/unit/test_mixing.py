@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from pipeline.augment import AugmentConfig
-from pipeline.batch import IGNORE_LABEL, Batch
+from pipeline.batch import Batch
+from pipeline.holes import IGNORE_LABEL
 from pipeline.mixing import Mixer
 
 CLASSES = 5

@@ -13,7 +13,6 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from engine.learner import build_learner
 from model.config import EmaConfig, ModelConfig
 from model.networks import build_model
 from model.pretrained import load_pretrained
@@ -23,6 +22,7 @@ from shard_tools.format import ClassInfo
 from shard_tools.sources.imagenet import imagenet_classes
 from training import checkpoint
 from training.distributed import World
+from training.learner import build_learner
 
 SMALL = "squeezenet1_1"  # the smallest of torchvision's files
 

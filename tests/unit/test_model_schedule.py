@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from model.config import ScheduleConfig
 from model.schedule import DECAYS, lr_at
 from recipes import Recipe
-from training.config import load_config
+from recipes.config import load_config
 
 BASE_LR, STEPS_PER_EPOCH, EPOCHS = 0.7, 10, 10
 TOTAL = STEPS_PER_EPOCH * EPOCHS

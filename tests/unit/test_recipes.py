@@ -14,15 +14,15 @@ import torch
 from click.testing import CliRunner
 from timm.scheduler import CosineLRScheduler
 
-from engine import command_line
+from commands import command_line
 from model.networks import build_model
 from model.schedule import lr_at
 from pipeline.augment import AugmentConfig
-from recipes import FOLDER, Recipe
-from recipes.phases import PhasesConfig, recipe_at
-from training.config import diff, from_toml, keys, load_config
-from training.config_names import SECTIONS, SYNONYMS, keys_like
-from training.config_text import commented_toml, told
+from recipes import FOLDER, Recipe, recipe_at
+from recipes.config import diff, from_toml, keys, load_config
+from recipes.config_names import SECTIONS, SYNONYMS, keys_like
+from recipes.config_text import commented_toml, told
+from recipes.phases import PhasesConfig
 
 FILES = {file.stem: file for file in sorted(FOLDER.glob("*.toml"))}
 TABLES = {name: tomllib.loads(file.read_text(encoding="utf-8")) for name, file in FILES.items()}

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.learner import Standing
 from training.budget import SHOWING_S, Budget, Work, command_began
+from training.learner import Standing
 
 ROOT = Path(__file__).parents[2]
 

@@ -18,9 +18,10 @@ import torch
 from PIL import Image
 
 from training import environment
+from training.digest import sample_digest
 from training.metrics import MetricsLog, read_metrics
 from training.sheet import draw_confusion, draw_sheet
-from training.step_log import StepLog, sample_digest
+from training.step_log import StepLog
 
 
 def _lines(run_dir: Path) -> list[dict]:
@@ -178,7 +179,7 @@ def test_the_epochs_digest_goes_on_after_a_resume_and_tells_the_set_of_samples()
     whole = digest(epoch)
     assert 0 <= whole < 2**63
     assert whole == digest(epoch[2:], before=digest(epoch[:2])) == digest(epoch[::-1], capacity=3)
-    assert whole == sample_digest(torch.tensor([i for ids in epoch for i in ids]))
+    assert whole == sample_digest(np.array([i for ids in epoch for i in ids]))
     assert whole != digest(epoch[1:])
     assert digest([*epoch, [4]]) != whole
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from training.report.__main__ import main
 
 from training.ending import ending
 from training.metrics import MetricsLog
 from training.report import curves, read_run, write_comparison, write_report
-from training.report.__main__ import main
 from training.report.runs import epoch_of, told_apart
 
 VOID = {"meta", "br", "img", "path", "use", "rect", "i"}

@@ -11,11 +11,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from engine import learner as learners
-from engine.failure import Failure
-from engine.learner import Standing, start_or_resume
 from training import checkpoint, distributed, quarantine, run_dir
+from training import learner as learners
 from training.distributed import World
+from training.failure import Failure
+from training.learner import Standing, start_or_resume
 from training.run_dir import Claim
 
 WORLD = World(0, 0, 1, 1, torch.device("cpu"))

@@ -1,7 +1,4 @@
-"""A run's directory → `report.png` and `report.html`; several → their curves in one.
-
-Also a command: `python -m training.report RUN…`.
-"""
+"""A run's directory → `report.png` and `report.html`; several → their curves in one."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from commands.audit import audit
 from shard_tools.format import ShardSet
 from tests.integration.faults.bench import (
     END_S,
@@ -29,7 +30,6 @@ from tests.integration.faults.bench import (
 )  # fmt: skip
 from tests.integration.faults.inject import ALWAYS, Fault
 from tests.integration.faults.launch import Launched, free_port
-from training.audit import audit
 
 GRACE_S = 30.0  # between torchrun's SIGTERM and its SIGKILL, as with most schedulers
 TORCHRUN_FAILED = 1  # its own exit code, for a rank's failure and for a signal

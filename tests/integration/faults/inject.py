@@ -17,9 +17,9 @@ from typing import Any
 import torch
 import torch._inductor.compile_fx
 
-import engine.evaluate
 import train
-from engine import command_line
+import training.evaluate
+from commands import command_line
 from pipeline.reader import ShardReader
 from training import checkpoint
 from training.metrics import MetricsLog
@@ -203,7 +203,7 @@ def _wrap(injector: Injector) -> None:
     wrap(train, "write_report", lambda original, run_dir: (run_dir, run_dir))  # pictures take seconds
     wrap(train, "show_worst", lambda original, *args: None)
     wrap(torch._inductor.compile_fx, "compile_fx", compile_frame)
-    wrap(engine.evaluate, "predict_logits", predict)
+    wrap(training.evaluate, "predict_logits", predict)
     wrap(checkpoint, "duplicate", duplicate)
     wrap(ShardReader, "views", views)
     wrap(MetricsLog, "write", write)

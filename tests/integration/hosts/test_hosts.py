@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner
 from hosts import network, permitted
 
-from engine import command_line
+from commands import command_line
+from commands.audit import audit
 from tests.conftest import LONG
-from training.audit import audit
 
 STEPS_PER_EPOCH = 7  # 90 training images in global batches of 12
 TIMEOUT_S = 40  # for a host that is cut off to be missed; a busy machine needs some of it for a step

@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
-from training.config import field_types, toml_value
+from recipes.config import field_types, toml_value
 
 WIDTH = 120
 _END = re.compile(r"""(?<=[a-z0-9)\]`"'][.])\s+(?=[A-Z`"\[])""")  # of a sentence

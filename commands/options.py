@@ -27,7 +27,7 @@ DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), de
 WEIGHTS = click.option("--weights", type=click.Choice(["auto", "raw", "ema"]), default="auto",
                        help="auto: EMA if there is one.")  # fmt: skip
 MIN_OPSET = 18  # torch's ONNX exporter writes this and later ones itself; to earlier ones it would have to convert
-IN_ONE_PROCESS = ("predict", "export", "replay")
+IN_ONE_PROCESS = ("predict", "export", "replay", "audit", "report")
 
 
 @click.command("eval", context_settings=CONTEXT)
@@ -53,7 +53,7 @@ def evaluate_command(**given: Any) -> None:
     \b
     python train.py eval runs/NAME --data DIR --image-size 288
     """
-    from engine.evaluate import run
+    from commands.evaluate import run
 
     run(**given)
 
@@ -85,7 +85,7 @@ def predict_command(**given: Any) -> None:
       python train.py predict runs/demo-20261124-030029 cat.jpg photos/
       python train.py predict model.pt photos/ --top-k 1 --json > classes.jsonl
     """
-    from engine.predict import run
+    from commands.predict import run
 
     run(**given)
 
@@ -114,7 +114,7 @@ def export_command(**given: Any) -> None:
       python train.py export runs/demo-20261124-030029 model.safetensors
       python train.py export runs/imagenet/checkpoints/last.pt model.onnx --weights raw
     """
-    from engine.export import run
+    from commands.export import run
 
     run(**given)
 
@@ -129,9 +129,37 @@ def replay_command(**given: Any) -> None:
     \b
     python train.py replay runs/NAME/failed-step-00001234.pt
     """
-    from engine.replay import run
+    from commands.replay import run
 
     run(**given)
 
 
-COMMANDS = (evaluate_command, predict_command, export_command, replay_command)
+@click.command("audit", context_settings=CONTEXT)
+@click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--data", metavar="DIR|URL", help="Where the dataset is now.  [default: where the run had it]")
+def audit_command(**given: Any) -> None:
+    """Prove from the metrics of RUN that each epoch used every sample once, whatever happened on the way.
+
+    "taken out" are samples that could not be decoded, "left over" those at an epoch's end that fill no global batch.
+    """
+    from commands.audit import run
+
+    run(**given)
+
+
+@click.command("report", context_settings=CONTEXT)
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN…")
+@click.option("--out", "-o", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="The page; the picture lies beside it as .png. [default: RUN/report.html; of several runs "
+                   "comparison.html beside the first one]")  # fmt: skip
+def report_command(**given: Any) -> None:
+    """Write report.png and report.html of a run directory, finished or not.
+
+    With several, one more page and picture overlay the curves of all.
+    """
+    from commands.report import run
+
+    run(**given)
+
+
+COMMANDS = (evaluate_command, predict_command, export_command, replay_command, audit_command, report_command)

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from pipeline.batch import NO_SAMPLE, Batch
+from pipeline.batch import Batch
 from pipeline.config import DataConfig
 from pipeline.feed import Feed
+from pipeline.holes import NO_SAMPLE
 from pipeline.reader import ShardReader, open_reader
 from shard_tools.format import ShardSet, Split
 from training.inspection import write_worst

@@ -14,21 +14,21 @@ import click
 import torch
 from torch import Tensor, nn
 
-from engine.failure import out_of_memory
-from engine.learner import Learner, build_learner, set_state
-from engine.loaders import open_dataset, train_loader
 from model.optim import set_lr
 from model.schedule import lr_at
-from pipeline.batch import NO_SAMPLE, Batch
+from pipeline.batch import Batch
+from pipeline.holes import NO_SAMPLE
 from pipeline.mixing import Mixer
-from recipes import Recipe
-from recipes.phases import recipe_at
-from training import checkpoint, config, distributed, environment, quarantine
+from recipes import Recipe, config, recipe_at
+from training import checkpoint, distributed, environment, quarantine
+from training.data import open_dataset, train_loader
 from training.distributed import World
+from training.failure import out_of_memory
+from training.learner import Learner, build_learner, set_state
 
 
 def run(file: Path, data: str | None, device: Any) -> None:
-    """What `train.py replay` does; its options are in engine/commands.py."""
+    """What `train.py replay` does; its options are in commands/options.py."""
     try:
         environment.choose_kernels()
         for line in replay(file, data, distributed.start(device)):

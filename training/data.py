@@ -7,18 +7,17 @@ from typing import Any
 import click
 import torch
 
-from engine.learner import autocast_dtype
-from engine.splits import validates
 from pipeline.batch import Loader
 from pipeline.build import build_loader, threads_per_rank
 from pipeline.feed import Feed
 from pipeline.holes import BadSample
-from recipes import Recipe
-from recipes.phases import recipe_at
+from recipes import Recipe, recipe_at
 from shard_tools.format import ShardSet
 from training import quarantine
 from training.budget import Work
 from training.distributed import World
+from training.learner import autocast_dtype
+from training.splits import validates
 
 
 def open_dataset(recipe: Recipe, path: str | None = None) -> ShardSet:

@@ -6,9 +6,9 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from engine.learner import Learner
 from pipeline.batch import Batch
 from recipes import TrainConfig
+from training.learner import Learner
 
 
 def train_step(

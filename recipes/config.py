@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from training.config_names import unknown_key, unknown_section
+from recipes.config_names import unknown_key, unknown_section
 
 T = TypeVar("T")
 

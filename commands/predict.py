@@ -14,10 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from engine.evaluate import predict_logits
-from engine.image_files import decode_chunks, find_images, read_chunks
-from engine.learner import autocast_dtype, autocast_of
-from engine.load import Loaded, load_network
+from commands.image_files import decode_chunks, find_images, read_chunks
+from commands.load import Loaded, load_network
 from pipeline.build import threads_per_rank
 from shard_tools.classes import class_infos, read_class_file
 from shard_tools.encode import EncodeConfig
@@ -25,6 +23,8 @@ from shard_tools.format import ClassInfo, escape, key_name
 from shard_tools.sources.naming import EXTENSIONS, Ignored, some
 from shard_tools.terminal import as_shown
 from training import distributed, environment
+from training.evaluate import predict_logits
+from training.learner import autocast_dtype, autocast_of
 
 PIPED_WIDTH = 10_000  # columns of a table that no terminal shows: nothing is folded
 LEAST_IMAGE, MOST_WORD = 8, 40  # columns of a terminal: for files' names, and for a word that is not folded
@@ -73,7 +73,7 @@ def run(
     checkpoint: Path, paths: tuple[Path, ...], top_k: int, as_json: bool, class_file: Path | None, weights: Any,
     flip: bool | None, device: Any, batch_size: int, threads: int,
 ) -> None:  # fmt: skip
-    """What `train.py predict` does; its options are in engine/commands.py."""
+    """What `train.py predict` does; its options are in commands/options.py."""
     try:
         on = distributed.start(device).device
         environment.choose_kernels()

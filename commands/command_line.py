@@ -1,15 +1,11 @@
-"""The command line of `train.py`: options → a recipe that is checked → training (`engine/start.py`), or a sub-command.
+"""The command line of `train.py`: options → a checked recipe → training (`training/start.py`), or a sub-command.
 
 Nothing heavy is imported at the top. What is wrong with an option, a recipe or the data's path is told in a second;
 torch and the like, which take ten, come when training starts.
 """
 
 import os
-import signal
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,53 +13,26 @@ from typing import Any, NamedTuple
 
 import click
 
-from engine.commands import COMMANDS, CONTEXT, DEVICE, IN_ONE_PROCESS
-from engine.machine import load_recipe
-from engine.splits import check_splits
+from commands.options import COMMANDS, CONTEXT, DEVICE, IN_ONE_PROCESS
 from model.config import check_network
 from model.schedule import lr_at
-from recipes import DEMO_DATA, Recipe, recipe_file
+from recipes import DEMO_DATA, Recipe, config, recipe_file
+from recipes.config_names import keys_like
+from recipes.config_text import commented_toml
+from recipes.machine import load_recipe
 from shard_tools import terminal
 from shard_tools.format import ShardSet
-from training import config
 from training import run_dir as run_dirs
-from training.config_names import keys_like
-from training.config_text import commented_toml
+from training.refusal import Refused, let_rank_0_speak, refusing
+from training.splits import check_splits
 
-# What other trainers call the options of train.py; for settings see training.config_names.
+# What other trainers call the options of train.py; for settings see recipes.config_names.
 OPTIONS = {
     "--data": "data_dir data_path dataset root",
     "--recipe": "c cfg config config_file hparams",
     "--resume": "ckpt checkpoint resume_from resume_from_checkpoint",
     "--run-dir": "experiment exp_dir log_dir logdir out output output_dir save_dir",
 }
-RANK_0_SPEAKS_S = 30.0  # by then its launcher has ended the other ranks, where they all met the same
-
-
-class Refused(click.ClickException):
-    """What is wrong at the start, which every rank finds: rank 0 tells it."""
-
-    def show(self, file: Any = None) -> None:
-        let_rank_0_speak()
-        super().show(file)
-
-
-def let_rank_0_speak() -> None:
-    """On other ranks: wait to be ended, with the same exit status. If nobody does that the fault is this rank's."""
-    if int(os.environ.get("RANK", 0)):
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-        time.sleep(RANK_0_SPEAKS_S)
-
-
-@contextmanager
-def refusing() -> Iterator[None]:
-    """Turns what is wrong at the start into one line."""
-    try:
-        yield
-    except ValueError as error:
-        raise Refused(str(error)) from None
-    except OSError as error:
-        raise Refused(f"{error.filename}: {error.strerror or error}") from None
 
 
 class Group(terminal.Group):
@@ -163,7 +132,7 @@ def main(
         click.echo(commented_toml(chosen.recipe), nl=False)
         return
     if show_schedule:
-        from engine.show import schedule_chart
+        from recipes.show import schedule_chart
 
         click.echo(schedule_chart(chosen.recipe))
         return
@@ -171,7 +140,7 @@ def main(
         dataset = check(chosen, data, resume, run_dir)
 
     import train
-    from engine.start import start
+    from training.start import start
 
     limits = {"began": began, "max_steps": max_steps, "max_minutes": max_minutes, "max_val_images": max_val_images or 0}
     start(train.train, *chosen, dataset, run_dir, resume, device, deterministic, limits)

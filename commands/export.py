@@ -18,8 +18,8 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.load import Loaded, load_network
-from engine.onnx_graph import onnx_bytes, onnx_runner, require_packages
+from commands.load import Loaded, load_network
+from commands.onnx_graph import onnx_bytes, onnx_runner, require_packages
 from model.networks import AUXILIARY_HEADS, OWN_NETWORKS
 from shard_tools.format import atomic_write, key_name
 
@@ -185,7 +185,7 @@ def _version() -> str:
 def run(
     checkpoint: Path, out: Path, kind: str | None, weights: Any, opset: int | None, dynamic_batch: bool | None
 ) -> None:
-    """What `train.py export` does; its options are in engine/commands.py."""
+    """What `train.py export` does; its options are in commands/options.py."""
     try:
         kind = kind or FORMATS.get(out.suffix.lower())
         if kind is None:

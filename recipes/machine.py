@@ -13,8 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from pipeline.config import DataConfig
-from recipes import Recipe
-from training import config
+from recipes import Recipe, config
 
 FILE = Path("machine.toml")
 KEYS = ("threads", "prefetch", "read_ahead", "hw_decoder_load", "affinity")  # of [data]

@@ -10,17 +10,17 @@ from typing import Any
 import click
 import torch
 
-from engine.command_line import Refused
-from engine.learner import autocast_dtype
-from engine.loaders import open_dataset
-from engine.splits import check_splits
 from recipes import DEMO_DATA, Recipe
 from shard_tools.demo import ensure_demo
 from shard_tools.format import ShardSet
 from shard_tools.remote import received_bytes
 from training import checkpoint, distributed, environment
+from training.data import open_dataset
 from training.distributed import Interrupted, StopFlag, World
+from training.learner import autocast_dtype
+from training.refusal import Refused
 from training.run_dir import Claim, find_checkpoints
+from training.splits import check_splits
 from training.watchdog import EXIT_CODE, Watchdog
 
 

@@ -1,11 +1,9 @@
-"""Which samples a run has used, proven from its metrics: `python -m training.audit RUN`.
+"""Which samples a run has used, proven from its metrics: `python train.py audit RUN`.
 
 Input: RUN/metrics.jsonl, whose steps have a digest of the samples that all ranks saw, RUN/config.toml,
 RUN/quarantine.jsonl, and the dataset's tables. The plan says which samples each step should have seen; their digests
 are worked out again and compared, step by step and epoch by epoch. Output: a table, and exit code 1 with the first step
 that deviates.
-
-The one place of training that knows `pipeline`, `recipes` and the dataset, inside functions: the plan is theirs.
 """
 
 import json
@@ -19,14 +17,17 @@ from typing import Any
 import click
 import numpy as np
 
-from shard_tools.terminal import Command
+from pipeline.feed import Feed
+from pipeline.holes import NO_SAMPLE
+from pipeline.plan import Span
+from recipes import Recipe, recipe_at
+from recipes.config import load_config
+from shard_tools.format import ShardSet, Split
 from training import quarantine
-from training.config import load_config
+from training.digest import INT63, sample_digest
 from training.metrics import read_metrics
 from training.run_dir import CONFIG_FILE, ENVIRONMENT_FILE
 
-NO_SAMPLE = -1  # the id at a place whose sample was taken out, as loaders give it
-_INT63 = 2**63 - 1
 _AT_ONCE = 1 << 16  # samples whose digests are worked out together
 
 
@@ -67,9 +68,6 @@ def audit(run_dir: Path, data: str | None = None) -> list[Epoch]:
     Raises ValueError where the run or the dataset cannot be read, the metrics have no digests, or the run used another
     dataset.
     """
-    from recipes import Recipe
-    from shard_tools.format import ShardSet
-
     logged, last_step = _logged(run_dir)
     recipe = load_config(Recipe, run_dir / CONFIG_FILE)
     dataset = ShardSet.open(data or recipe.data.path, recipe.data.cache_dir, recipe.data.store_timeout_s)
@@ -132,14 +130,10 @@ def _logged(run_dir: Path) -> tuple[dict[int, _Logged], int | None]:
 
 
 def _compared(
-    epoch: int, lines: _Logged, recipe: Any, split: Any, out: list[quarantine.Record], steps_before: int
+    epoch: int, lines: _Logged, recipe: Recipe, split: Split, out: list[quarantine.Record], steps_before: int
 ) -> Epoch:
     size = _global_batch_size(epoch, lines, recipe)
     num_steps, left_over = divmod(len(split), size)
-    import torch  # here: --help does without
-
-    from training.step_log import sample_digest
-
     found = Epoch(epoch, num_steps, left_over, is_over=lines.end is not None)
     if not lines.steps:
         found.deviation = "none of its steps is in the metrics"
@@ -149,8 +143,8 @@ def _compared(
     missing = 0
     for position, ids in _planned(epoch, size, recipe, split):
         blanked = _without(ids, position - size, epoch, out)
-        expected = sample_digest(torch.from_numpy(blanked))
-        total = (total + expected) & _INT63
+        expected = sample_digest(blanked)
+        total = (total + expected) & INT63
         line = lines.steps.pop(position, None)
         if line is None:
             missing = missing or position
@@ -183,21 +177,16 @@ def _compared(
     return found
 
 
-def _global_batch_size(epoch: int, lines: _Logged, recipe: Any) -> int:
+def _global_batch_size(epoch: int, lines: _Logged, recipe: Recipe) -> int:
     """The recipe's in this epoch; in a run that was fitted to a time, phases begin elsewhere: then that of the log."""
-    from recipes.phases import recipe_at
-
-    planned: int = recipe_at(recipe, epoch).train.global_batch_size
+    planned = recipe_at(recipe, epoch).train.global_batch_size
     positions = [0, *sorted(lines.steps)]
     seen = min((b - a for a, b in pairwise(positions)), default=planned)
     return seen if seen in recipe.phases.global_batch_size else planned
 
 
-def _planned(epoch: int, size: int, recipe: Any, split: Any) -> Iterator[tuple[int, np.ndarray]]:
+def _planned(epoch: int, size: int, recipe: Recipe, split: Split) -> Iterator[tuple[int, np.ndarray]]:
     """The position after each step of an epoch, and the ids that the plan gives it: (size,) int64."""
-    from pipeline.feed import Feed
-    from pipeline.plan import Span
-
     feed = Feed(split=split, config=recipe.data, augment=recipe.augment, batch_size=size, global_batch_size=size,
                 seed=recipe.train.seed)  # fmt: skip
     num_steps = len(split) // size
@@ -220,14 +209,8 @@ def _without(ids: np.ndarray, start: int, epoch: int, out: list[quarantine.Recor
     return ids
 
 
-@click.command(cls=Command)
-@click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--data", metavar="DIR|URL", help="Where the dataset is now.  [default: where the run had it]")
-def main(run_dir: Path, data: str | None) -> None:
-    """Prove from the metrics of RUN that each epoch used every sample once, whatever happened on the way.
-
-    "taken out" are samples that could not be decoded, "left over" those at an epoch's end that fill no global batch.
-    """
+def run(run_dir: Path, data: str | None) -> None:
+    """What `train.py audit` does; its options are in commands/options.py."""
     try:
         epochs = audit(run_dir, data)
     except ValueError as error:
@@ -242,7 +225,3 @@ def main(run_dir: Path, data: str | None) -> None:
         sys.exit(1)
     steps = sum(epoch.steps for epoch in epochs)
     click.echo(f"proven: the {steps:,} steps used the samples of the plan, each of an epoch's samples once")
-
-
-if __name__ == "__main__":
-    main(prog_name="python -m training.audit")

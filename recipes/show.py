@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from model.schedule import lr_at, warmup_of
-from recipes import Recipe
-from recipes.phases import recipe_at
+from recipes import Recipe, recipe_at
 
 HEIGHT = 10  # rows of the curve
 MIN_WIDTH, MAX_WIDTH = 24, 100

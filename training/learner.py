@@ -19,10 +19,10 @@ from model.optim import build_optimizer
 from model.pretrained import Rows, load_pretrained
 from model.schedule import lr_at
 from model.weight_files import Classes
-from recipes import Recipe
+from recipes import Recipe, config
 from shard_tools.class_match import match_classes
 from shard_tools.format import ClassInfo, ShardSet
-from training import checkpoint, config, distributed, environment
+from training import checkpoint, distributed, environment
 from training.distributed import World
 
 # What may change when a run is resumed: it alters the speed or the log, not the result.
@@ -68,7 +68,7 @@ class Standing:
     pace: float = 1.0
     phase_epoch: int = 0
     elapsed_s: float = 0.0  # of the whole run, over its restarts
-    epoch_digest: int = 0  # of the sample ids of this epoch (`training.step_log.sample_digest`)
+    epoch_digest: int = 0  # of the sample ids of this epoch (`training.digest.sample_digest`)
     best_top1: float = -1.0
     best_images: int = 0  # that it was scored on
     validation: dict[str, Any] | None = None  # of the net as it is now

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from model.networks import build_model
-from recipes import Recipe
+from recipes import Recipe, config
 from shard_tools.format import ClassInfo
-from training import checkpoint, config
+from training import checkpoint
 
 Weights = Literal["auto", "raw", "ema"]
 

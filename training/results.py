@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from engine.learner import Standing
 from training import checkpoint
 from training.distributed import World
 from training.ending import ending, how_it_ended
 from training.figures import rate
+from training.learner import Standing
 from training.step_log import StepLog
 
 

@@ -30,7 +30,7 @@ class Failure:
     def __init__(
         self, run_dir: Path, world: World, capture: Callable[[], dict[str, Any]], about: dict[str, Any]
     ) -> None:
-        """`capture` gives the state's changing part, `about` is the rest (`engine.learner`)."""
+        """`capture` gives the state's changing part, `about` is the rest (`training.learner`)."""
         self._run_dir, self._world, self._capture, self._about = run_dir, world, capture, about
         self._good: dict[str, Any] = {}
         self._kept: deque[tuple[dict[str, Any], Tensor, Mark]] = deque()
