@@ -6,7 +6,6 @@ Each is a `measure.Program`. On a GPU the time is that between two CUDA events, 
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from itertools import repeat
 from typing import Literal
 
@@ -173,7 +172,7 @@ def build(kind: Kind, name: str, recipe: Recipe, dataset: ShardSet, world: World
         world.device,
         loader.close,
         tied=world if world.world_size > 1 else None,
-        mixed=partial(mixer.mixed, loader=loader),
+        mixed=mixer.mixed,
     )
     return program
 
@@ -195,8 +194,8 @@ def build_copies(recipe: Recipe, dataset: ShardSet, world: World, batch_size: in
     )
     loader = build_loader(feed, device=torch.device("cpu"), threads=1, dtype=image_dtype(recipe, world))
     pageable = next(loader.iter_epoch(0))
-    pinned = pageable._replace(images=pageable.images.pin_memory(), labels=pageable.labels.pin_memory())
-    images, labels = (torch.empty_like(part, device=world.device) for part in pageable[:2])
+    pinned = replace(pageable, images=pageable.images.pin_memory(), labels=pageable.labels.pin_memory())
+    images, labels = (torch.empty_like(part, device=world.device) for part in (pageable.images, pageable.labels))
 
     def copy(taken: Iterator[Batch]) -> None:
         batch = next(taken)

@@ -25,6 +25,7 @@ from training.data import open_dataset, train_loader
 from training.distributed import World
 from training.failure import out_of_memory
 from training.learner import Learner, build_learner, set_state
+from training.step import seed_step
 
 
 def run(file: Path, data: str | None, device: Any) -> None:
@@ -70,7 +71,8 @@ def replay(file: Path, data: str | None, world: World) -> Iterator[str]:
             set_lr(learner.optimizer, lr)
             start = at.position + (step - at.step) * global_batch_size
             ends = [start + (part // ranks + 1) * ranks * batch_size for part in range(parts)]
-            fed = [mixers[part % ranks](next(batches), failed["epoch"], ends[part]) for part in range(parts)]
+            taken = [replace(next(batches), position=end) for end in ends]
+            fed = [mixers[part % ranks](batch) for part, batch in enumerate(taken)]
             if step == failed["step"]:
                 yield from compared(fed, failed["sample_ids"])
             yield from run_step(learner, fed, ranks, step, lr, seed=recipe.train.seed)
@@ -95,7 +97,7 @@ def run_step(learner: Learner, batches: list[Batch], ranks: int, step: int, lr: 
         with out_of_memory(), watched(learner.net) as found:
             for rank, batch in ((r, batch) for r in range(ranks) for batch in batches[r::ranks]):
                 if batch is batches[rank]:  # the rank's first
-                    torch.manual_seed((seed * 2**32 + step) * 2**12 + rank)
+                    seed_step(seed, step, rank)
                 with learner.autocast:
                     logits = learner.net(batch.images)
                     loss = learner.loss_fn(logits, batch.labels) / len(batches)

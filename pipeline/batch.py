@@ -1,24 +1,33 @@
 """What a loader yields, and what every loader is."""
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
 from pipeline.feed import Feed
 
 
-class Batch(NamedTuple):
-    """One batch of one rank.
+@dataclass(frozen=True)
+class Batch:
+    """One batch of one rank; it unpacks into its first three: `images, labels, sample_ids = batch`.
 
     images: (N, 3, S, S) float32 or float16, normalised, channels_last in memory, on the training device.
     labels: (N,) int64 on the training device; `holes.IGNORE_LABEL` where a bad sample was taken out.
     sample_ids: (N,) int64 on the CPU, rows of the sample table; `holes.NO_SAMPLE` where one was taken out.
+    epoch, position: where training stands after this batch, which is what a resume needs: positions count the samples
+        of all ranks from the start of the epoch.
     """
 
     images: Tensor
     labels: Tensor
     sample_ids: Tensor
+    epoch: int = 0
+    position: int = 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.images, self.labels, self.sample_ids))
 
 
 class Loader(Protocol):
@@ -26,11 +35,6 @@ class Loader(Protocol):
 
     feed: Feed
     quarantine: set[int]  # samples known to be bad; they are left out from the next `iter_epoch` on
-
-    @property
-    def state(self) -> tuple[int, int]:
-        """(epoch, position) after the batch last yielded: what a resume needs. Positions count the samples
-        of all ranks from the start of the epoch."""
 
     def __len__(self) -> int:
         """Batches this rank yields in a whole epoch."""

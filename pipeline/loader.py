@@ -59,7 +59,7 @@ class DaliLoader:
         self._reader = open_reader(feed)
         self._out: frozenset[int] = frozenset()  # the quarantine when the epoch under way began
         self._holes: set[int] = set()  # positions of those met since
-        self._state = (0, 0)
+        self._at = (0, 0)  # epoch, and position after the batch last given
         self._pipe: Any = None
         self._pipe_key: tuple[int, tuple[str, ...]] | None = None
         self._planned: Iterator[PlannedBatch] = iter(())
@@ -69,23 +69,19 @@ class DaliLoader:
         self._used: deque[tuple[torch.cuda.Event, Any]] = deque()  # inputs that the GPU may still be reading, uncopied
         self._turn = object()  # of the epoch under way: a loader runs one at a time
 
-    @property
-    def state(self) -> tuple[int, int]:
-        return self._state
-
     def __len__(self) -> int:
         return len(self.feed)
 
     def iter_epoch(self, epoch: int, position: int = 0, image_size: int | None = None) -> Iterator[Batch]:
         image_size = image_size or self.feed.image_size
-        self._state = (epoch, position)
+        self._at = (epoch, position)
         self._out = frozenset(self.quarantine)
         self._holes.clear()
         turn = self._turn = object()
         if self._in_flight:
             self._drop_pipe()  # the last epoch was left before its end: its batches must not come out here
         while True:
-            done = self._state[1]  # perhaps inside a global batch, after a bad sample: the spans stay as they were
+            done = self._at[1]  # perhaps inside a global batch, after a bad sample: the spans stay as they were
             self._reader.follow(self.feed.windows(epoch, position, done))
             self._planned = self._ahead(self.feed.batches(epoch, position, image_size, done))
             try:
@@ -128,8 +124,8 @@ class DaliLoader:
             self._report(found)
             images = torch.from_dlpack(output.as_tensor()).permute(0, 3, 1, 2)  # HWC in memory: a channels-last view
             labels = torch.from_numpy(planned.labels).to(self.device, non_blocking=True)
-            self._state = (epoch, planned.span.end)
-            yield Batch(images, labels, torch.from_numpy(planned.sample_ids))
+            self._at = (epoch, planned.span.end)
+            yield Batch(images, labels, torch.from_numpy(planned.sample_ids), epoch, planned.span.end)
             if self._turn is not turn:
                 raise ValueError("this epoch ended when iter_epoch was called again: a loader runs one at a time")
             self._in_flight.popleft()
@@ -233,7 +229,7 @@ class DaliLoader:
     def _bad_sample(self, planned: PlannedBatch, place: int, reason: str) -> BadSample:
         sample_id = int(planned.sample_ids[place])
         where = self.feed.split.where(sample_id)
-        return BadSample(sample_id, self._state[0], planned.span.start + place, where, reason)
+        return BadSample(sample_id, self._at[0], planned.span.start + place, where, reason)
 
     def _arrays(self, planned: PlannedBatch) -> AugmentParams:
         return graph_inputs(planned.params, self.feed.config, on_gpu=self._gpu is not None)

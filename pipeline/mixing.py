@@ -5,11 +5,12 @@ much and where is a function of (seed, epoch, position, rank). Images before mix
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
 from pipeline.augment import AugmentConfig
-from pipeline.batch import Batch, Loader
+from pipeline.batch import Batch
 from pipeline.holes import IGNORE_LABEL
 from pipeline.plan import EpochPlan
 
@@ -25,29 +26,21 @@ class Mixer:
         self.num_classes, self.seed, self.rank = num_classes, seed, rank
         self._transform = _transform(config, num_classes + 1) if config.mixup or config.cutmix else None
 
-    def mixed(self, batches: Iterator[Batch], loader: Loader) -> Iterator[Batch]:
-        """The batches of `loader.iter_epoch`, mixed by where the loader stands."""
-        for batch in batches:
-            yield self(batch, *loader.state)
+    def mixed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        return map(self, batches)
 
-    def __call__(self, batch: Batch, epoch: int, position: int) -> Batch:
-        """
-        Args:
-            epoch, position: where the loader stands after this batch.
-
-        Returns:
-            the batch with mixed images and labels; a new tensor each. torch's random state is left as it was.
-        """
+    def __call__(self, batch: Batch) -> Batch:
+        """The batch with mixed images and labels; a new tensor each. torch's random state is left as it was."""
         if self._transform is None:
             return batch
-        plan = EpochPlan(num_samples=1, seed=self.seed, epoch=epoch)
-        draw = plan.uniforms(f"mix {self.rank}", position, 1, 1)[0, 0]
+        plan = EpochPlan(num_samples=1, seed=self.seed, epoch=batch.epoch)
+        draw = plan.uniforms(f"mix {self.rank}", batch.position, 1, 1)[0, 0]
         labels = torch.where(batch.labels == IGNORE_LABEL, self.num_classes, batch.labels)  # a class of its own
         with torch.random.fork_rng(devices=[]):  # the transforms draw from the CPU's generator, for any device
             torch.default_generator.manual_seed(int(draw * 2**53))
             images, shares = self._transform(batch.images, labels)
         images = images.contiguous(memory_format=torch.channels_last)  # on a GPU torch's roll gives NCHW
-        return batch._replace(images=images, labels=shares[:, : self.num_classes])
+        return replace(batch, images=images, labels=shares[:, : self.num_classes])
 
 
 def _transform(config: AugmentConfig, num_classes: int) -> torch.nn.Module:

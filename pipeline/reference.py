@@ -47,18 +47,12 @@ class ReferenceLoader:
             raise ValueError(
                 f'data.interpolation: no reference for "{feed.config.interpolation}" without data.antialias'
             )
-        self._state = (0, 0)
         self.quarantine: set[int] = set()
-
-    @property
-    def state(self) -> tuple[int, int]:
-        return self._state
 
     def __len__(self) -> int:
         return len(self.feed)
 
     def iter_epoch(self, epoch: int, position: int = 0, image_size: int | None = None) -> Iterator[Batch]:
-        self._state = (epoch, position)
         if self.workers:
             _check_shared_memory()
         size = image_size or self.feed.image_size
@@ -73,11 +67,12 @@ class ReferenceLoader:
             if isinstance(item, str):
                 raise ValueError(item)
             images, labels, sample_ids = item
-            self._state = (epoch, span.end)
             yield Batch(
                 images.to(self.device, self.dtype, memory_format=torch.channels_last, non_blocking=True),
                 labels.to(self.device, non_blocking=True),
                 sample_ids,
+                epoch,
+                span.end,
             )
 
     def close(self) -> None:

@@ -14,13 +14,8 @@ class SyntheticLoader:
 
     def __init__(self, feed: Feed, *, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.feed, self.device, self.dtype = feed, device, dtype
-        self._state = (0, 0)
         self.quarantine: set[int] = set()
         self._images: dict[int, torch.Tensor] = {}
-
-    @property
-    def state(self) -> tuple[int, int]:
-        return self._state
 
     def __len__(self) -> int:
         return len(self.feed)
@@ -31,15 +26,15 @@ class SyntheticLoader:
             generator = torch.Generator().manual_seed(self.feed.seed)
             images = torch.randn(self.feed.batch_size, 3, size, size, generator=generator)
             self._images = {size: images.to(self.device, self.dtype, memory_format=torch.channels_last)}
-        self._state = (epoch, position)
         for span in self.feed.spans(position):
             sample_ids = self.feed.sample_ids(epoch, [span])
             labels = torch.from_numpy(self.feed.split.samples["label"][sample_ids].astype(np.int64))
-            self._state = (epoch, span.end)
             yield Batch(
                 self._images[size][: span.count],
                 labels.to(self.device, non_blocking=True),
                 torch.from_numpy(sample_ids),
+                epoch,
+                span.end,
             )
 
     def close(self) -> None:

@@ -122,7 +122,7 @@ def _augmented(
     mean, std = np.array(config.mean), np.array(config.std)
     try:
         for epoch in range(VIEWS):
-            (batch,) = mixer.mixed(loader.iter_epoch(epoch), loader)
+            (batch,) = mixer.mixed(loader.iter_epoch(epoch))
             pixels = batch.images.permute(0, 2, 3, 1).float().numpy() * std + mean
             images = [Image.fromarray(image) for image in pixels.round().clip(0, 255).astype(np.uint8)]
             is_mixed = batch.labels.ndim == 2

@@ -1,5 +1,6 @@
-"""The recipe's loaders for this rank."""
+"""The recipe's data for this rank: its loaders, and which of the training ones is in force."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,14 @@ from typing import Any
 import click
 import torch
 
-from pipeline.batch import Loader
+from pipeline.batch import Batch, Loader
 from pipeline.build import build_loader, threads_per_rank
 from pipeline.feed import Feed
 from pipeline.holes import BadSample
+from pipeline.mixing import Mixer
 from recipes import Recipe, recipe_at
 from shard_tools.format import ShardSet
-from training import quarantine
+from training import distributed, quarantine
 from training.budget import Work
 from training.distributed import World
 from training.learner import autocast_dtype
@@ -64,6 +66,69 @@ def eval_loader(
 def val_loader_of(recipe: Recipe, dataset: ShardSet, world: World, at_most: int) -> Loader | None:
     """That of the recipe's validation split, if it has one."""
     return eval_loader(recipe, dataset, world, recipe.data.val_split, at_most=at_most) if validates(recipe) else None
+
+
+class TrainingData:
+    """The training batches in force: those of the phase in which the epoch began. A loader stays as long as nothing
+    that it depends on changes.
+
+    recipe: as it is in this phase. feed: its loader's, once there is one. num_images: all that were asked for.
+    """
+
+    def __init__(self, recipe: Recipe, dataset: ShardSet, world: World, run_dir: Path, out: set[int]) -> None:
+        self.recipe = self._whole = recipe
+        self.num_train = len(dataset.split(recipe.data.train_split))
+        self._dataset, self._world, self._run_dir, self._out = dataset, world, run_dir, out
+        self._loader: Loader | None = None
+        self._mixer: Mixer | None = None
+        self._seen: set[tuple[int, int]] = set()  # image and batch sizes that came
+
+    @property
+    def feed(self) -> Feed:
+        assert self._loader is not None
+        return self._loader.feed
+
+    @property
+    def global_batch_size(self) -> int:
+        return self.recipe.train.global_batch_size
+
+    def has_batch(self, position: int) -> bool:
+        """Whether this epoch has one more global batch."""
+        return position + self.global_batch_size <= self.num_train
+
+    def enter(self, phase_epoch: int) -> None:
+        """Go over to the phase that is in force in an epoch of the schedule."""
+        now = recipe_at(self._whole, phase_epoch)
+        if self._loader is not None and now == self.recipe:
+            return
+        self.close()
+        self.recipe = now
+        self._loader = train_loader(now, self._dataset, self._world, self._run_dir, self._out)
+        num_classes = len(self._dataset.classes)
+        self._mixer = Mixer(now.augment, num_classes, seed=now.train.seed, rank=self._world.rank)
+
+    def batches(
+        self, epoch: int, position: int, timed: Callable[[Iterator[Batch]], Iterator[Batch]]
+    ) -> Iterator[Batch]:
+        """Those of an epoch from a position on, mixed. What a rank has found to be bad, all leave out from here on.
+        `timed` hands on the loader's batches (`StepLog.timed`)."""
+        assert self._loader is not None
+        assert self._mixer is not None
+        self._loader.quarantine |= distributed.union(self._loader.quarantine, self._world)
+        return self._mixer.mixed(timed(self._loader.iter_epoch(epoch, position)))
+
+    def is_new_size(self) -> bool:
+        """Whether no batch of this size came before; a compiled network is compiled for it then."""
+        size = self.recipe.data.image_size, self.global_batch_size
+        is_new = size not in self._seen
+        self._seen.add(size)
+        return is_new
+
+    def close(self) -> None:
+        if self._loader is not None:
+            self._out |= self._loader.quarantine
+            self._loader.close()
+            self._loader = None
 
 
 def rank_batch_size(recipe: Recipe, world: World) -> int:

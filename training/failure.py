@@ -13,10 +13,13 @@ from pipeline.feed import Feed
 from pipeline.plan import Span
 from training import checkpoint
 from training.clock import Mark, mark, wait_for
+from training.data import TrainingData
 from training.distributed import World
+from training.learner import Standing
 from training.snapshot import at_rest, snapshot, to_cpu
 
 _SHOWN_IDS = 8
+SMALLER = "lower train.global_batch_size or raise train.accumulation"
 
 
 class Failure:
@@ -50,6 +53,22 @@ class Failure:
         if is_finite:
             self._good = state
         return bool(is_finite)
+
+    @contextmanager
+    def step(self, data: TrainingData, at: Standing) -> Iterator[None]:
+        """Around the step that follows `at`: turns a lack of memory into the error that ends the run."""
+        try:
+            with out_of_memory():
+                yield
+        except MemoryError as error:
+            why, end = f"out of memory ({error}); {SMALLER}", at.position + data.global_batch_size
+            raise self.ended(data, why, step=at.step, epoch=at.epoch, end=end, alone=True) from None
+
+    def ended(
+        self, data: TrainingData, why: str, *, step: int, epoch: int, end: int, alone: bool = False
+    ) -> ValueError:
+        """`at_step` for the step of this epoch that ends at a position."""
+        return self.at_step(data.feed, why, step=step, epoch=epoch, start=end - data.global_batch_size, alone=alone)
 
     def at_step(self, feed: Feed, why: str, *, step: int, epoch: int, start: int, alone: bool = False) -> ValueError:
         """Write the file, and answer the error to raise: the step, its samples and what to do.

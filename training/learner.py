@@ -78,6 +78,10 @@ class Standing:
         """Whether the schedule runs ahead of the data."""
         return self.pace > 1 or self.schedule_epoch > self.epoch + 1
 
+    def is_over(self, epochs: int, last_step: int) -> bool:
+        """Whether the schedule's epochs are done, or the last step."""
+        return self.schedule_epoch >= epochs or self.step >= last_step
+
     def stepped(self, position: int, *, steps_per_epoch: int, global_batch_size: int) -> None:
         """One more step is done, which ends at `position`. What the schedule is ahead of the data, it stays."""
         ahead = self.schedule_epoch - (self.epoch + self.position // global_batch_size / steps_per_epoch)

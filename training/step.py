@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,21 +12,34 @@ from recipes import TrainConfig
 from training.learner import Learner
 
 
-def train_step(
-    learner: Learner, batches: Iterator[Batch], config: TrainConfig
-) -> tuple[Tensor, Tensor | None, list[Tensor]]:
-    """One optimizer step. Returns this rank's mean loss and the gradient's norm where it is clipped (scalars on the
-    device), and its batches' sample ids."""
-    model, total, sample_ids, grad_norm = learner.model, None, [], None
+class Step(NamedTuple):
+    """What a step did. loss: this rank's mean; grad_norm: the gradient's, where it is clipped; both scalars on the
+    device. sample_ids: of its batches, on the CPU. position: where the epoch stands after it."""
+
+    loss: Tensor
+    grad_norm: Tensor | None
+    sample_ids: list[Tensor]
+    position: int
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """torch's random numbers of a step on a rank: a function of where it is, so that there is no state to resume."""
+    torch.manual_seed((seed * 2**32 + step) * 2**12 + rank)
+
+
+def train_step(learner: Learner, batches: Iterator[Batch], config: TrainConfig) -> Step:
+    """One optimizer step, on as many batches as `config.accumulation` says."""
+    model, total, sample_ids, grad_norm, position = learner.model, None, [], None, 0
     for micro in range(config.accumulation):
-        images, labels, ids = next(batches)
+        batch = next(batches)
         exchange = micro == config.accumulation - 1 or not hasattr(model, "no_sync")
         with nullcontext() if exchange else model.no_sync():  # type: ignore[operator]
             with learner.autocast:
-                loss = learner.loss_fn(model(images), labels) / config.accumulation
+                loss = learner.loss_fn(model(batch.images), batch.labels) / config.accumulation
             learner.scaler.scale(loss).backward()
         total = loss.detach() if total is None else total + loss.detach()
-        sample_ids.append(ids)
+        sample_ids.append(batch.sample_ids)
+        position = batch.position
     if config.clip_grad_norm:
         learner.scaler.unscale_(learner.optimizer)
         grad_norm = torch.nn.utils.clip_grad_norm_(learner.net.parameters(), config.clip_grad_norm)
@@ -33,4 +47,4 @@ def train_step(
     learner.scaler.update()
     learner.optimizer.zero_grad(set_to_none=True)
     assert total is not None
-    return total, grad_norm, sample_ids
+    return Step(total, grad_norm, sample_ids, position)

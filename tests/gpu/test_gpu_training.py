@@ -53,7 +53,7 @@ def trained(recipe: Recipe, given: Iterator[Batch]) -> tuple[Learner, list[float
     losses, norms = [], []
     for step in range(STEPS):
         torch.manual_seed(step)
-        loss, norm, _ = train_step(learner, given, recipe.train)
+        loss, norm, *_ = train_step(learner, given, recipe.train)
         assert learner.ema
         learner.ema.update(learner.net, step)
         losses.append(loss)

@@ -59,11 +59,10 @@ def stepped(gpu: Gpu, recipe: Recipe, steps: int = 2) -> tuple[Learner, StepLog]
     mixer = Mixer(recipe.augment, CLASSES)
     log = StepLog(steps, device=DEVICE)
     log.restart(global_batch_size=BATCH, epoch_digest=0)
-    loader: Any = SimpleNamespace(state=(0, BATCH))
-    batches = mixer.mixed(log.timed(batches_of(gpu, recipe, recipe.data.image_size)), loader)
+    batches = mixer.mixed(log.timed(batches_of(gpu, recipe, recipe.data.image_size)))
     for step in range(steps):
         set_lr(learner.optimizer, 0.1)
-        loss, norm, sample_ids = train_step(learner, batches, recipe.train)
+        loss, norm, sample_ids, _ = train_step(learner, batches, recipe.train)
         assert (loss.dtype, loss.device, loss.shape) == (torch.float32, DEVICE, ())
         assert (norm is None) == (recipe.train.clip_grad_norm == 0)
         assert [ids.device.type for ids in sample_ids] == ["cpu"] * recipe.train.accumulation

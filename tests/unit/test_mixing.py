@@ -1,6 +1,6 @@
 """The mixer against torchvision's transforms with the same generator, and what it draws from."""
 
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,7 +23,7 @@ def make_batch(n: int = 8) -> Batch:
 
 
 def mix(config: AugmentConfig, batch: Batch, epoch: int = 0, position: int = 8, **owner: int) -> Batch:
-    return Mixer(config, CLASSES, **owner)(batch, epoch, position)
+    return Mixer(config, CLASSES, **owner)(replace(batch, epoch=epoch, position=position))
 
 
 MIXUP, CUTMIX = AugmentConfig(mixup=0.4), AugmentConfig(cutmix=1.0)
@@ -88,7 +88,7 @@ def test_shares_are_drawn_as_torchvision_draws_them_and_both_ways_are_taken() ->
             cut += bool((mixed[0] == batch.images).any() and drawn[-1] < 1)
         return torch.tensor(drawn).sort().values, cut / 400
 
-    ours, cut = shares(lambda batch, position: Mixer(BOTH, CLASSES)(batch, 0, position))
+    ours, cut = shares(lambda batch, position: Mixer(BOTH, CLASSES)(replace(batch, position=position)))
     torch.manual_seed(0)
     transform = v2.RandomChoice([v2.MixUp(alpha=0.4, num_classes=CLASSES), v2.CutMix(alpha=1.0, num_classes=CLASSES)])
     theirs, their_cut = shares(lambda batch, position: transform(batch.images, batch.labels))
@@ -96,14 +96,8 @@ def test_shares_are_drawn_as_torchvision_draws_them_and_both_ways_are_taken() ->
     assert abs(cut - their_cut) < 4 * (0.5 / 400) ** 0.5
 
 
-def test_the_stream_of_batches_is_mixed_by_where_the_loader_stands() -> None:
-    loader: Any = SimpleNamespace(state=(0, 0))
-
-    def batches() -> Any:
-        for position in (8, 16):
-            loader.state = (2, position)
-            yield make_batch()
-
-    mixed = list(Mixer(BOTH, CLASSES).mixed(batches(), loader))
+def test_the_stream_of_batches_is_mixed_by_where_each_stands() -> None:
+    batches = (replace(make_batch(), epoch=2, position=position) for position in (8, 16))
+    mixed = list(Mixer(BOTH, CLASSES).mixed(batches))
     for batch, position in zip(mixed, (8, 16), strict=True):
         assert torch.equal(batch.images, mix(BOTH, make_batch(), epoch=2, position=position).images)

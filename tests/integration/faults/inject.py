@@ -19,6 +19,8 @@ import torch._inductor.compile_fx
 
 import train
 import training.evaluate
+import training.run
+import training.validation
 from commands import command_line
 from pipeline.reader import ShardReader
 from training import checkpoint
@@ -197,11 +199,11 @@ def _wrap(injector: Injector) -> None:
         injector.reached("compile")
         return original(*args, **kwargs)
 
-    wrap(train, "build_learner", build)
-    wrap(train, "start_or_resume", start_or_resume)
+    wrap(training.run, "build_learner", build)
+    wrap(training.run, "start_or_resume", start_or_resume)
     wrap(train, "train_step", step)
-    wrap(train, "write_report", lambda original, run_dir: (run_dir, run_dir))  # pictures take seconds
-    wrap(train, "show_worst", lambda original, *args: None)
+    wrap(training.run, "write_report", lambda original, run_dir: (run_dir, run_dir))  # pictures take seconds
+    wrap(training.validation, "show_worst", lambda original, *args: None)
     wrap(torch._inductor.compile_fx, "compile_fx", compile_frame)
     wrap(training.evaluate, "predict_logits", predict)
     wrap(checkpoint, "duplicate", duplicate)

@@ -1,0 +1,42 @@
+"""The time of a run: how much of it has passed, what is left, and how fast its schedule must go."""
+
+import time
+
+from training.budget import Budget, Rest
+from training.distributed import World, of_main
+from training.learner import Standing
+
+
+class RunClock:
+    """Seconds of the whole run, over its restarts. Under --max-minutes all ranks go by rank 0's clock, and the schedule
+    keeps the pace that the time allows.
+
+    began: when this command did, by `time.perf_counter`. before_s: what the run had taken by then.
+    """
+
+    def __init__(self, budget: Budget, world: World, *, began: float, before_s: float) -> None:
+        self.budget, self._world, self._began, self._before_s = budget, world, began, before_s
+
+    def elapsed_s(self) -> float:
+        elapsed = self._before_s + self.command_s()
+        return of_main(elapsed, self._world) if self.budget.is_limited else elapsed
+
+    def command_s(self) -> float:
+        """Of this command, by this rank's clock."""
+        return time.perf_counter() - self._began
+
+    def trained(self, at: Standing, steps: int, asked_for: int) -> Rest:
+        """`steps` more are done, `asked_for` are under way: the pace from here, and what is left."""
+        now = self.elapsed_s()
+        self.budget.trained(at, steps, now, asked_for=asked_for)
+        at.pace = self.budget.pace(at, now)
+        return self.budget.rest(at, now)
+
+    def validated(self, at: Standing, since_s: float) -> None:
+        """A validation is done that began when `elapsed_s` was `since_s`."""
+        now = self.elapsed_s()
+        self.budget.validated(now - since_s, now)
+        at.pace = self.budget.pace(at, now)
+
+    def affords_validation(self, at: Standing) -> bool:
+        return self.budget.affords_validation(at, self.elapsed_s())

@@ -1,0 +1,70 @@
+"""A run's figures as they come: an interval of steps at a time into `metrics.jsonl` and onto the terminal."""
+
+import math
+from typing import Any
+
+from torch import nn
+
+from training.data import TrainingData
+from training.failure import Failure
+from training.learner import Standing
+from training.metrics import MetricsLog
+from training.progress import Progress
+from training.run_clock import RunClock
+from training.step import Step
+from training.step_log import StepLog
+
+
+class RunLog:
+    """Notes each step, and closes an interval of them where the recipe, the budget, a checkpoint or a stop ask for it.
+
+    What is closed is judged, too: a loss or a weight that is not finite ends the run with a ValueError that names the
+    step (`Failure`). On a GPU that is an interval late, so that nothing waits for it.
+    """
+
+    def __init__(
+        self, steps: StepLog, metrics: MetricsLog, progress: Progress, failure: Failure, clock: RunClock,
+        data: TrainingData, net: nn.Module, epochs: int,
+    ) -> None:  # fmt: skip
+        self._steps, self._metrics, self._progress, self._failure = steps, metrics, progress, failure
+        self._clock, self._data, self._net, self._epochs = clock, data, net, epochs
+
+    def start(self, at: Standing) -> None:
+        """Before the steps of an epoch, or of what is left of it: the state is good as it is."""
+        self._steps.restart(global_batch_size=self._data.global_batch_size, epoch_digest=at.epoch_digest)
+        self._failure.all_is_well()
+
+    def add(self, at: Standing, step: Step, lr: float) -> None:
+        """The step that has brought the run to `at`."""
+        self._steps.add(step=at.step - 1, epoch=at.epoch, position=at.position, loss=step.loss, lr=lr,
+                        sample_ids=step.sample_ids, grad_norm=step.grad_norm)  # fmt: skip
+
+    def is_due(self, at: Standing) -> bool:
+        return self._steps.is_full or self._clock.budget.is_due(at.step)
+
+    def flush(self, at: Standing, wait: bool = True) -> None:
+        """End the interval of steps and write it: now, or without `wait` on a GPU once the next one ends."""
+        self._write(at, self._steps.take())
+        if len(self._steps):
+            self._steps.close()
+            at.epoch_digest = self._steps.epoch_digest
+            self._failure.keep(self._net)
+        if wait or not self._steps.is_deferred:
+            self._write(at, self._steps.take())
+
+    def _write(self, at: Standing, lines: list[dict[str, Any]]) -> None:
+        if not lines:
+            return
+        for line in lines:
+            self._metrics.step(**line)
+            if not math.isfinite(line["loss"]):
+                raise self._failed(at, f"the loss is {line['loss']}", line)
+        if not self._failure.is_well():
+            raise self._failed(at, "its weights are not finite", lines[-1])
+        last = lines[-1]
+        rest = self._clock.trained(at, len(lines), asked_for=at.step - last["step"] - 1)
+        self._progress.update(last, total_steps=at.step + rest.steps, remaining_s=rest.seconds,
+                              schedule=at.schedule_epoch / self._epochs if at.is_fitted else None)  # fmt: skip
+
+    def _failed(self, at: Standing, why: str, line: dict[str, Any]) -> ValueError:
+        return self._failure.ended(self._data, why, step=line["step"], epoch=at.epoch, end=line["position"])
