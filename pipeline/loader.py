@@ -188,7 +188,7 @@ class DaliLoader:
         """DALI's source: called when the graph has room for one more batch."""
         planned = next(self._planned, None)
         if planned is None:
-            self._reader.rest()  # now, since who counts steps does not ask for the batch after the last
+            self._reader.end_epoch()  # now, since who counts steps does not ask for the batch after the last
             raise StopIteration
         views = self._reader.views(planned.sample_ids)
         known = [

@@ -128,7 +128,7 @@ class ShardReader:
             self._maps[shard] = self._remote.map(shard) if self._remote else _map(self.split.shard_path(shard))
         return self._maps[shard]
 
-    def rest(self) -> None:
+    def end_epoch(self) -> None:
         """An epoch is over. What is mapped stays, for the next."""
 
     def close(self) -> None:

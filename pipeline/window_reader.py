@@ -218,7 +218,7 @@ class WindowReader:
     def read_ahead(self, sample_ids: np.ndarray, gap_bytes: int = 0) -> None:
         """Nothing: what was just downloaded is in memory."""
 
-    def rest(self) -> None:
+    def end_epoch(self) -> None:
         """An epoch is over: hold nothing, so that validation, or another run, has the room."""
         self._fetcher.forget()
         with self._changed:
@@ -227,7 +227,7 @@ class WindowReader:
             self._changed.notify_all()
 
     def close(self) -> None:
-        self.rest()
+        self.end_epoch()
         self._fetcher.close()
 
 

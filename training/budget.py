@@ -26,7 +26,7 @@ MOST_LEFT_OUT = 10
 
 
 class Place(Protocol):
-    """Where a run stands (`training.learner.Standing`)."""
+    """Where a run stands (`training.learner.RunState`)."""
 
     epoch: int
     position: int
@@ -67,7 +67,7 @@ class Work:
         return self.image_sizes[index], self.batch_sizes[index]
 
 
-class Rest(NamedTuple):
+class Remaining(NamedTuple):
     """What is left: seconds to the end of the command, optimizer steps, validations before the last one."""
 
     seconds: float
@@ -146,14 +146,14 @@ class Budget:
         """Whether to measure after `step` steps: in a budget more often than the log is written."""
         return self.is_limited and step >= self._next_look
 
-    def rest(self, at: Place, now: float) -> Rest:
+    def remaining(self, at: Place, now: float) -> Remaining:
         """What is left at the run's pace, once a step was timed: to the budget's end, as far as validations that can be
         left out make that possible."""
-        rest = self._rest(at, at.pace)
-        least_s = rest.seconds - rest.validations * self._scoring_s(self.work.num_val)
+        remaining = self._remaining(at, at.pace)
+        least_s = remaining.seconds - remaining.validations * self._scoring_s(self.work.num_val)
         if self._is_unmeasured:  # the pace will be what the budget allows
             least_s = 0.0
-        return rest._replace(seconds=min(max(self.total_s - now, least_s), rest.seconds))
+        return remaining._replace(seconds=min(max(self.total_s - now, least_s), remaining.seconds))
 
     def pace(self, at: Place, now: float) -> float:
         """How many times faster than the data the schedule must go: 1 where the whole recipe fits, else more. Before
@@ -184,9 +184,9 @@ class Budget:
         if self._last is None:
             return highest  # the next step is the last
         pace = highest
-        for left_out in range(min(self._rest(at, 1.0).validations, MOST_LEFT_OUT) + 1):
+        for left_out in range(min(self._remaining(at, 1.0).validations, MOST_LEFT_OUT) + 1):
             pace = self._slowest(at, left_s, highest, left_out)
-            unused_s = left_s - self._rest(at, pace, left_out).seconds
+            unused_s = left_s - self._remaining(at, pace, left_out).seconds
             if pace == 1 or 0 <= unused_s <= max(UNUSED * self.total_s, self._step_s()):
                 break
         return pace
@@ -194,19 +194,19 @@ class Budget:
     def _slowest(self, at: Place, left_s: float, high: float, left_out: int) -> float:
         """By bisection, from `high` down to 1; `high` where that is too slow as well."""
         low = 1.0
-        if self._rest(at, low, left_out).seconds <= left_s:
+        if self._remaining(at, low, left_out).seconds <= left_s:
             return low
-        if self._rest(at, high, left_out).seconds > left_s:
+        if self._remaining(at, high, left_out).seconds > left_s:
             return high
         while high / low > 1.0001:
             middle = math.sqrt(low * high)
-            if self._rest(at, middle, left_out).seconds <= left_s:
+            if self._remaining(at, middle, left_out).seconds <= left_s:
                 high = middle
             else:
                 low = middle
         return high
 
-    def _rest(self, at: Place, pace: float, left_out: int = 0) -> Rest:
+    def _remaining(self, at: Place, pace: float, left_out: int = 0) -> Remaining:
         """Epoch by epoch to the end of the schedule: an epoch is in the phase in which it begins. `left_out`: so many
         validations are not made."""
         work, steps, validations = self.work, 0, 0
@@ -233,7 +233,7 @@ class Budget:
                 epoch, position = epoch + 1, 0
                 validations += epoch % work.eval_every == 0
         scored = work.num_val * (1 + max(validations - left_out, 0)) + work.num_test
-        return Rest(seconds + self._scoring_s(scored) + self.closing_s, steps, validations if work.num_val else 0)
+        return Remaining(seconds + self._scoring_s(scored) + self.closing_s, steps, validations if work.num_val else 0)
 
     def _image_s(self, size: int, batch: int) -> float:
         """Seconds a training image: as measured, else in proportion to the pixels from what was measured last."""

@@ -15,7 +15,7 @@ from training import checkpoint
 from training.clock import Mark, mark, wait_for
 from training.data import TrainingData
 from training.distributed import World
-from training.learner import Standing
+from training.learner import RunState
 from training.snapshot import at_rest, snapshot, to_cpu
 
 _SHOWN_IDS = 8
@@ -55,7 +55,7 @@ class Failure:
         return bool(is_finite)
 
     @contextmanager
-    def step(self, data: TrainingData, at: Standing) -> Iterator[None]:
+    def step(self, data: TrainingData, at: RunState) -> Iterator[None]:
         """Around the step that follows `at`: turns a lack of memory into the error that ends the run."""
         try:
             with out_of_memory():

@@ -53,7 +53,7 @@ class Learner(NamedTuple):
 
 
 @dataclass
-class Standing:
+class RunState:
     """Where a run stands. With the states of net, optimizer and scaler this is what a checkpoint holds.
 
     schedule_epoch: epochs of the recipe's schedule that are done; under a time limit it runs ahead of `epoch`.
@@ -198,7 +198,7 @@ def autocast_of(recipe: Recipe, device: torch.device) -> AbstractContextManager[
     return torch.autocast(device.type, dtype=dtype) if dtype else nullcontext()
 
 
-def capture(learner: Learner, at: Standing) -> dict[str, Any]:
+def capture(learner: Learner, at: RunState) -> dict[str, Any]:
     """What a checkpoint holds of the state that steps change. The tensors are the learner's own, not copies."""
     return {
         "at": asdict(at),
@@ -239,18 +239,18 @@ def _difference(state: dict[str, Any], dataset: ShardSet) -> str:
     return f"as many images of the same classes as {dataset.root}, in other shards"
 
 
-def set_state(learner: Learner, state: dict[str, Any]) -> Standing:
+def set_state(learner: Learner, state: dict[str, Any]) -> RunState:
     """Put what `capture` gave back into the learner, and answer where the run stood."""
     for name in ("net", "optimizer", "scaler"):
         getattr(learner, name).load_state_dict(state[name])
     if learner.ema:
         learner.ema.net.load_state_dict(state["ema"])
-    return Standing(**state["at"])
+    return RunState(**state["at"])
 
 
 def restore(
     paths: Sequence[Path], recipe: Recipe, dataset: ShardSet, learner: Learner, say: Callable[[str], None]
-) -> Standing:
+) -> RunState:
     """Load the first readable checkpoint of `paths` into the learner; each that cannot be read costs a line.
 
     Raises ValueError for one of another recipe, network or dataset, with the difference, and where none can be read.
@@ -282,7 +282,7 @@ def restore(
     return at
 
 
-def _other_length(change: str, path: Path, recipe: Recipe, at: Standing) -> str:
+def _other_length(change: str, path: Path, recipe: Recipe, at: RunState) -> str:
     """What it means that the recipe now has another number of epochs. Raises ValueError where they are done already."""
     epoch, epochs = at.schedule_epoch, recipe.train.epochs
     if epoch >= epochs:
@@ -298,12 +298,12 @@ def start_or_resume(
     learner: Learner,
     world: World,
     say: Callable[[str], None],
-) -> Standing:
+) -> RunState:
     """`restore`, or the beginning where there are no `paths`; the same on all ranks.
 
     Raises ValueError too where a rank has read another checkpoint than rank 0, or none.
     """
-    at = restore(paths, recipe, dataset, learner, say) if paths else Standing()
+    at = restore(paths, recipe, dataset, learner, say) if paths else RunState()
     steps = distributed.of_all(at.step, world)
     other = next((rank for rank, step in enumerate(steps) if step != steps[0]), None)
     if other is not None:

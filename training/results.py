@@ -7,7 +7,7 @@ from training import checkpoint
 from training.distributed import World
 from training.ending import ending, how_it_ended
 from training.figures import rate
-from training.learner import Standing
+from training.learner import RunState
 from training.step_log import StepLog
 
 
@@ -21,7 +21,7 @@ def described(figures: dict[str, Any]) -> str:
 
 
 def end_of(
-    at: Standing, steps: StepLog, *, num_images: int, num_train: int, total_steps: int, epochs: int, seconds: float
+    at: RunState, steps: StepLog, *, num_images: int, num_train: int, total_steps: int, epochs: int, seconds: float
 ) -> dict[str, Any]:
     """The fields of `metrics.jsonl`'s "end": the last validation's, this process's rates, and what ended the run.
 
@@ -36,7 +36,7 @@ def end_of(
     return {"epoch": at.epoch, "step": at.step, "position": at.position} | (at.validation or {}) | rates | how
 
 
-def nothing_left(at: Standing, epochs: int) -> str:
+def nothing_left(at: RunState, epochs: int) -> str:
     """What to say of a run that is resumed where it ended."""
     more = "--set train.epochs=N" if at.schedule_epoch >= epochs else "a larger --max-steps"
     figures = f"{described(at.validation)}\n" if at.validation else ""

@@ -20,7 +20,7 @@ from training.data import TrainingData, count_steps, val_loader_of, work_of
 from training.distributed import StopFlag, World
 from training.evaluate import time_validation
 from training.failure import Failure
-from training.learner import Learner, Standing, about, build_learner, capture, known_by, start_or_resume
+from training.learner import Learner, RunState, about, build_learner, capture, known_by, start_or_resume
 from training.metrics import MetricsLog
 from training.pictures import show_first
 from training.progress import Progress
@@ -44,7 +44,7 @@ class Run:
     world: World
     claim: run_dirs.Claim
     learner: Learner
-    at: Standing
+    at: RunState
     last_step: int
     total_steps: int
     data: TrainingData

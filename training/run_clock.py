@@ -2,9 +2,9 @@
 
 import time
 
-from training.budget import Budget, Rest
+from training.budget import Budget, Remaining
 from training.distributed import World, of_main
-from training.learner import Standing
+from training.learner import RunState
 
 
 class RunClock:
@@ -25,18 +25,18 @@ class RunClock:
         """Of this command, by this rank's clock."""
         return time.perf_counter() - self._began
 
-    def trained(self, at: Standing, steps: int, asked_for: int) -> Rest:
+    def trained(self, at: RunState, steps: int, asked_for: int) -> Remaining:
         """`steps` more are done, `asked_for` are under way: the pace from here, and what is left."""
         now = self.elapsed_s()
         self.budget.trained(at, steps, now, asked_for=asked_for)
         at.pace = self.budget.pace(at, now)
-        return self.budget.rest(at, now)
+        return self.budget.remaining(at, now)
 
-    def validated(self, at: Standing, since_s: float) -> None:
+    def validated(self, at: RunState, since_s: float) -> None:
         """A validation is done that began when `elapsed_s` was `since_s`."""
         now = self.elapsed_s()
         self.budget.validated(now - since_s, now)
         at.pace = self.budget.pace(at, now)
 
-    def affords_validation(self, at: Standing) -> bool:
+    def affords_validation(self, at: RunState) -> bool:
         return self.budget.affords_validation(at, self.elapsed_s())

@@ -7,7 +7,7 @@ from torch import nn
 
 from training.data import TrainingData
 from training.failure import Failure
-from training.learner import Standing
+from training.learner import RunState
 from training.metrics import MetricsLog
 from training.progress import Progress
 from training.run_clock import RunClock
@@ -29,20 +29,20 @@ class RunLog:
         self._steps, self._metrics, self._progress, self._failure = steps, metrics, progress, failure
         self._clock, self._data, self._net, self._epochs = clock, data, net, epochs
 
-    def start(self, at: Standing) -> None:
+    def start(self, at: RunState) -> None:
         """Before the steps of an epoch, or of what is left of it: the state is good as it is."""
         self._steps.restart(global_batch_size=self._data.global_batch_size, epoch_digest=at.epoch_digest)
         self._failure.all_is_well()
 
-    def add(self, at: Standing, step: Step, lr: float) -> None:
+    def add(self, at: RunState, step: Step, lr: float) -> None:
         """The step that has brought the run to `at`."""
         self._steps.add(step=at.step - 1, epoch=at.epoch, position=at.position, loss=step.loss, lr=lr,
                         sample_ids=step.sample_ids, grad_norm=step.grad_norm)  # fmt: skip
 
-    def is_due(self, at: Standing) -> bool:
+    def is_due(self, at: RunState) -> bool:
         return self._steps.is_full or self._clock.budget.is_due(at.step)
 
-    def flush(self, at: Standing, wait: bool = True) -> None:
+    def flush(self, at: RunState, wait: bool = True) -> None:
         """End the interval of steps and write it: now, or without `wait` on a GPU once the next one ends."""
         self._write(at, self._steps.take())
         if len(self._steps):
@@ -52,7 +52,7 @@ class RunLog:
         if wait or not self._steps.is_deferred:
             self._write(at, self._steps.take())
 
-    def _write(self, at: Standing, lines: list[dict[str, Any]]) -> None:
+    def _write(self, at: RunState, lines: list[dict[str, Any]]) -> None:
         if not lines:
             return
         for line in lines:
@@ -62,9 +62,9 @@ class RunLog:
         if not self._failure.is_well():
             raise self._failed(at, "its weights are not finite", lines[-1])
         last = lines[-1]
-        rest = self._clock.trained(at, len(lines), asked_for=at.step - last["step"] - 1)
-        self._progress.update(last, total_steps=at.step + rest.steps, remaining_s=rest.seconds,
+        remaining = self._clock.trained(at, len(lines), asked_for=at.step - last["step"] - 1)
+        self._progress.update(last, total_steps=at.step + remaining.steps, remaining_s=remaining.seconds,
                               schedule=at.schedule_epoch / self._epochs if at.is_fitted else None)  # fmt: skip
 
-    def _failed(self, at: Standing, why: str, line: dict[str, Any]) -> ValueError:
+    def _failed(self, at: RunState, why: str, line: dict[str, Any]) -> ValueError:
         return self._failure.ended(self._data, why, step=line["step"], epoch=at.epoch, end=line["position"])

@@ -5,7 +5,7 @@ from typing import Any
 from training import distributed
 from training.checkpoint import Writer
 from training.distributed import Interrupted, StopFlag
-from training.learner import Learner, Standing, capture
+from training.learner import Learner, RunState, capture
 from training.metrics import MetricsLog
 from training.run_clock import RunClock
 from training.watchdog import Watchdog
@@ -21,7 +21,7 @@ class Saver:
         self.writer, self.stop = writer, stop
         self._learner, self._about, self._metrics, self._clock, self._watch = learner, about, metrics, clock, watch
 
-    def save(self, at: Standing, is_best: bool = False) -> None:
+    def save(self, at: RunState, is_best: bool = False) -> None:
         self._watch.at("checkpoint", at.step)
         at.elapsed_s = self._clock.elapsed_s()
         self._metrics.sync()

@@ -15,7 +15,7 @@ from training.data import eval_loader
 from training.distributed import World
 from training.evaluate import evaluate
 from training.failure import SMALLER, out_of_memory
-from training.learner import Standing
+from training.learner import RunState
 from training.metrics import MetricsLog
 from training.pictures import show_worst
 from training.progress import Progress
@@ -41,11 +41,11 @@ class Validation:
         self._saver, self._at_most = saver, at_most
         self._seen: dict[str, Any] = {}
 
-    def is_missing(self, at: Standing) -> bool:
+    def is_missing(self, at: RunState) -> bool:
         """Whether there is a validation split, and the state as it is was not scored on it."""
         return self.loader is not None and not at.is_validated_on(self.loader.feed.num_samples)
 
-    def validate(self, at: Standing) -> bool:
+    def validate(self, at: RunState) -> bool:
         """Score the validation split; a checkpoint of this step is there already. Returns whether these are the best
         figures so far. Raises Interrupted where the run is asked to stop."""
         assert self.loader is not None
@@ -56,13 +56,13 @@ class Validation:
         self._progress.print(f"step {at.step}: {described(figures)}")
         return at.validated(figures)
 
-    def show(self, at: Standing, run_dir: Path) -> None:
+    def show(self, at: RunState, run_dir: Path) -> None:
         """Pictures of what the last validation got wrong."""
         assert self.loader is not None
         if self._world.is_main:
             show_worst(run_dir, self._metrics, self._dataset, self.loader.feed, self._seen, at.step)
 
-    def test(self, at: Standing) -> None:
+    def test(self, at: RunState) -> None:
         """Score the test split, this once. Raises as `validate`."""
         split = self._recipe.data.test_split
         loader = eval_loader(self._recipe, self._dataset, self._world, split, at_most=self._at_most)
@@ -71,7 +71,7 @@ class Validation:
         self._metrics.eval(kind="test", step=at.step, epoch=at.epoch, position=at.position, **figures)
         self._progress.print(f"test split: {described(figures)}")
 
-    def _score(self, loader: Loader, stage: str, at: Standing) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _score(self, loader: Loader, stage: str, at: RunState) -> tuple[dict[str, Any], dict[str, Any]]:
         def watched(batches: Iterator[Batch]) -> Iterator[Batch]:
             return self._progress.each(self._watch.each(batches, stage), stage, loader.feed)
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from commands.audit import audit, main
+from commands.audit import audit
+from commands.options import audit_command as main
 from pipeline.plan import EpochPlan
 from recipes import Recipe, TrainConfig
 from recipes.config import to_toml

@@ -26,7 +26,7 @@ from training.data import image_dtype
 from training.evaluate import evaluate
 from training.failure import Failure, finite
 from training.inspection import EvalInspection
-from training.learner import Learner, Standing, build_learner, capture
+from training.learner import Learner, RunState, build_learner, capture
 from training.snapshot import at_rest, snapshot
 from training.step import train_step
 from training.step_log import StepLog
@@ -96,7 +96,7 @@ def test_a_recipes_steps(gpu: Gpu, name: str) -> None:
         assert tensor.device == DEVICE
     for parameter in learner.net.parameters():
         assert parameter.dtype == torch.float32
-    state = snapshot(capture(learner, Standing()))
+    state = snapshot(capture(learner, RunState()))
     assert all(tensor.device == DEVICE for tensor in tensors_in(state["net"]))
     with pytest.raises(Synchronised, match="an event"):
         log.take()
@@ -224,7 +224,7 @@ def test_a_checkpoint_is_copied_beside_training(gpu: Gpu, monkeypatch: pytest.Mo
     stream = Stream()
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda entered: entered)
-    state = snapshot(capture(learner, Standing()))
+    state = snapshot(capture(learner, RunState()))
     ready = Event()
     ready.record()
     copied = at_rest(state, ready)
@@ -235,7 +235,7 @@ def test_a_checkpoint_is_copied_beside_training(gpu: Gpu, monkeypatch: pytest.Mo
 def test_a_failures_state_waits_for_nothing_until_it_is_judged(gpu: Gpu, tmp_path: Path) -> None:
     learner, _ = stepped(gpu, recipe_named("cifar10-rn18"), steps=1)
     assert (finite(learner.net).device, finite(learner.net).dtype) == (DEVICE, torch.bool)
-    failure = Failure(tmp_path, WORLD, lambda: capture(learner, Standing()), {})
+    failure = Failure(tmp_path, WORLD, lambda: capture(learner, RunState()), {})
     failure.all_is_well()
     failure.keep(learner.net)
     with pytest.raises(Synchronised, match="an event"):

@@ -399,7 +399,7 @@ def test_what_is_held_is_bounded_by_the_open_files_too(remote_set: ShardSet, tmp
         reader.follow(feed.windows(0, 0))
         time.sleep(0.5)  # the plan goes as far as it may
         assert len(reader._windows) == expected
-    reader.rest()
+    reader.end_epoch()
     assert not reader._windows
     reader.close()
 

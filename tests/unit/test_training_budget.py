@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from training.budget import SHOWING_S, Budget, Work, command_began
-from training.learner import Standing
+from training.learner import RunState
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,7 +36,7 @@ class Machine:
     log_every: int = 20
     is_gpu: bool = False
     now: float = 0.0
-    at: Standing = field(default_factory=Standing)
+    at: RunState = field(default_factory=RunState)
     places: list[tuple[float, float, int]] = field(default_factory=list)  # time, share of the schedule, step
     etas: list[tuple[float, float]] = field(default_factory=list)  # time, and when the run was thought to end
     sizes: list[int] = field(default_factory=list)  # by epoch of the data
@@ -73,7 +73,7 @@ class Machine:
                 if upto > told:
                     budget.trained(at, upto - told, self.now, asked_for=at.step - upto)
                     told, at.pace = upto, budget.pace(at, self.now)
-                    self.etas.append((self.now, self.now + budget.rest(at, self.now).seconds))
+                    self.etas.append((self.now, self.now + budget.remaining(at, self.now).seconds))
 
             while (
                 at.position + batch <= work.num_train and at.step < work.last_step and at.schedule_epoch < work.epochs
@@ -233,7 +233,7 @@ def test_a_run_that_goes_on_has_the_time_that_is_left() -> None:
     shares = [share for _, share, _ in first.places + rest.places]
     assert shares == sorted(shares)
     assert shares[-1] >= 1
-    over = Machine(work(), 20, by_pixels(5e-4), 2.5, at=Standing(epoch=1, step=97, schedule_epoch=3.0), now=30).run()
+    over = Machine(work(), 20, by_pixels(5e-4), 2.5, at=RunState(epoch=1, step=97, schedule_epoch=3.0), now=30).run()
     assert over.at.step <= 100, "nothing is left: the schedule ends with the next steps"
     assert over.places[-1][1] >= 1
 

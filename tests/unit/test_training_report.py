@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from training.report.__main__ import main
 
+from commands.options import report_command as main
 from training.ending import ending
 from training.metrics import MetricsLog
 from training.report import curves, read_run, write_comparison, write_report
-from training.report.runs import epoch_of, told_apart
+from training.report.runs import epoch_of, short_names
 
 VOID = {"meta", "br", "img", "path", "use", "rect", "i"}
 EVIL = 'cat <script>alert("1")</script> & $x$'
@@ -420,9 +420,9 @@ def test_names_are_as_long_as_it_takes(tmp_path: Path) -> None:
     for folder in ("p/a/run", "q/a/run", "q/b/run2"):
         _write_run(tmp_path / folder, epochs=1, extras=False)
     runs = [read_run(tmp_path / folder) for folder in ("p/a/run", "q/a/run", "q/b/run2")]
-    assert told_apart(runs[1:]) == ["run", "run2"]
-    assert told_apart(runs) == ["p/a/run", "q/a/run", "q/b/run2"]
-    assert told_apart([runs[0], runs[0]]) == ["run", "run"]
+    assert short_names(runs[1:]) == ["run", "run2"]
+    assert short_names(runs) == ["p/a/run", "q/a/run", "q/b/run2"]
+    assert short_names([runs[0], runs[0]]) == ["run", "run"]
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

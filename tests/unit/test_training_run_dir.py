@@ -15,7 +15,7 @@ from training import checkpoint, distributed, quarantine, run_dir
 from training import learner as learners
 from training.distributed import World
 from training.failure import Failure
-from training.learner import Standing, start_or_resume
+from training.learner import RunState, start_or_resume
 from training.run_dir import Claim
 
 WORLD = World(0, 0, 1, 1, torch.device("cpu"))
@@ -201,7 +201,7 @@ def test_whose_settings_are_taken_without_a_recipe(tmp_path: Path) -> None:
 
 
 def test_ranks_that_read_other_checkpoints_do_not_train(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learners, "restore", lambda *arguments: Standing(step=6))
+    monkeypatch.setattr(learners, "restore", lambda *arguments: RunState(step=6))
     monkeypatch.setattr(distributed, "of_all", lambda value, world: [value, value, 3])
     nothing: Any = None
     with pytest.raises(ValueError, match=r"rank 0 would go on at step 6, rank 2 at step 3, .*the same run directory"):

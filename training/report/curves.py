@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from training.report.runs import Run, column, epoch_of, told_apart
+from training.report.runs import Run, column, epoch_of, short_names
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
@@ -97,7 +97,7 @@ def picture(runs: Sequence[Run], title: str) -> bytes:
             from matplotlib.lines import Line2D
 
             handles = [Line2D([], [], color=colour, linewidth=2.5) for colour in colours(runs)]
-            names = [_legend_name(name) for name in told_apart(runs)]
+            names = [_legend_name(name) for name in short_names(runs)]
             figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)
         out = io.BytesIO()
         figure.savefig(out, format="png")

@@ -15,7 +15,7 @@ import numpy as np
 from training.ending import how_it_ended
 from training.figures import duration, rate
 from training.report.curves import colours, svgs, themed
-from training.report.runs import Line, Run, column, told_apart, top1s
+from training.report.runs import Line, Run, column, short_names, top1s
 
 MAX_BAD = 50
 _FIGURES = ("top1", "top5", "loss", "ema_top1", "ema_top5", "ema_loss")
@@ -48,7 +48,7 @@ def run_page(run: Run) -> str:
 
 def comparison_page(runs: Sequence[Run]) -> str:
     """Several runs: their curves in one, their results, and the settings in which they differ."""
-    names = told_apart(runs)
+    names = short_names(runs)
     legend = (
         f'<li><i style="background:{themed(colour)}"></i>{escape(name)}</li>'
         for name, colour in zip(names, colours(runs), strict=True)

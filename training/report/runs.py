@@ -97,7 +97,7 @@ def read_run(folder: Path) -> Run:
     )
 
 
-def told_apart(runs: Sequence[Run]) -> list[str]:
+def short_names(runs: Sequence[Run]) -> list[str]:
     """A name for each run: its directory's, with as many parents as it takes to have no namesake."""
     parts = [Path(os.fsencode(run.folder.resolve()).decode(errors="replace")).parts for run in runs]
     depth = 1
