@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from shard_tools.execute import Progress
+from shard_tools.execute import PackProgress
 from shard_tools.format import INFO_FILE
 from shard_tools.workers import missing_semaphores, num_cpus, process_pool
 from shard_tools.writer import Packed, pack
@@ -144,7 +144,7 @@ def make_demo(
     seed: int = 0,
     workers: int | None = None,
     executor: Executor | None = None,
-    progress: Callable[[Progress], None] = lambda progress: None,
+    progress: Callable[[PackProgress], None] = lambda progress: None,
     chunk: int = 250,
 ) -> Packed:
     """Draw the set into a temporary directory beside `out`, pack it into `out` in 6 shards or so, remove the images.

@@ -13,7 +13,7 @@ from shard_tools.workers import LOST, Engine, dask_engine, local_engine, num_cpu
 
 
 @dataclass
-class Progress:
+class PackProgress:
     """How far a run is. Counts are of source images; `done` includes what an earlier run had finished."""
 
     listed: int = 0  # images, before anything else is known
@@ -43,8 +43,8 @@ def run_shards(
     jobs: list[ShardJob],
     engine: AbstractContextManager[Engine],
     on_bad: str,
-    state: Progress,
-    progress: Callable[[Progress], None],
+    state: PackProgress,
+    progress: Callable[[PackProgress], None],
 ) -> list[ShardJob]:
     """Make the shards that are missing; returns those that are finished. Stops early at bad images that may not be."""
     finished: set[int] = set()
@@ -104,7 +104,7 @@ def run_shards(
     return [jobs[number] for number in sorted(finished)]
 
 
-def _unfinished_bytes(jobs: list[ShardJob], state: Progress) -> int:
+def _unfinished_bytes(jobs: list[ShardJob], state: PackProgress) -> int:
     """A look at the temporary files, so that progress needs no channel to the workers, wherever they run."""
     seen = 0.0
     shrinks = state.written_bytes / state.done_bytes if state.done_bytes else 1.0  # where images are re-encoded

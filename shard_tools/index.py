@@ -41,7 +41,7 @@ from shard_tools.workers import LOST, num_cpus, process_pool
 REJECTED_FILE = "rejected.tsv"
 
 
-class Findings(ValueError):
+class UnusableImages(ValueError):
     """Some images cannot be used and `on_bad` is "fail"."""
 
 
@@ -63,7 +63,8 @@ def index(
     processes do. `progress` is told shards done and shards in all, `say` is given lines about labels and classes.
 
     Raises:
-        Findings: `on_bad` is "fail" and there are some. ValueError: these are no shards, or cannot be read or written.
+        UnusableImages: `on_bad` is "fail" and there are some. ValueError: these are no shards, or cannot be read or
+            written.
     """
     if on_bad not in ("fail", "skip"):
         raise ValueError(f'on_bad is {on_bad!r}; it can be "fail" or "skip"')
@@ -229,7 +230,7 @@ def _reject(directory: Path, bad: list[tuple[str, str]], on_bad: str) -> None:
     if on_bad == "fail":
         lines = "\n  ".join(f"{escape(name)}: {reason}" for name, reason in bad[:10])
         more = f"\n  … {len(bad) - 10} more in {path}" if len(bad) > 10 else ""
-        raise Findings(
+        raise UnusableImages(
             f"{len(bad)} image(s) cannot be used:\n  {lines}{more}\n"
             "leave them out of the tables with --on-bad skip, or pack the directory, which converts what it can"
         )

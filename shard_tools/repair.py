@@ -35,7 +35,7 @@ from shard_tools.format import (
     write_split,
 )
 from shard_tools.index import REJECTED_FILE, index
-from shard_tools.mend import LENIENT, Mended, image_bytes, mend
+from shard_tools.repair_shard import LENIENT, RepairedShard, image_bytes, repair_shard
 from shard_tools.sources.tarsamples import Fields
 from shard_tools.trainable import check_trains
 
@@ -84,7 +84,7 @@ def _repair_packed(
     lines = _unswap(root, [info for shards in splits.values() for info in shards])
     tables: dict[str, np.ndarray] = {}
     infos: dict[str, list[ShardInfo]] = {}
-    sources: dict[str, list[Mended]] = {}
+    sources: dict[str, list[RepairedShard]] = {}
     for split, shards in splits.items():
         table = _trusted_table(root, split, files)
         if table is not None and len(table) and table["label"].max() >= len(classes):
@@ -95,7 +95,7 @@ def _repair_packed(
         mended = []
         for number, shard in enumerate(shards):
             rows = None if table is None else table[table["shard"] == number]
-            mended.append(mend(root, shard, rows, len(classes), intact))
+            mended.append(repair_shard(root, shard, rows, len(classes), intact))
             lines += mended[-1].lines
         kept = [m for m in mended if m.info is not None]
         if not kept:
@@ -142,7 +142,7 @@ def _trusted_table(root: Path, split: str, files: dict[str, str]) -> np.ndarray 
     return None
 
 
-def _names(root: Path, split: str, shards: list[Mended], lines: list[str]) -> Iterator[str]:
+def _names(root: Path, split: str, shards: list[RepairedShard], lines: list[str]) -> Iterator[str]:
     """Source names of the rows that are left; the tars' own names where the list does not fit the table."""
     path = root / sources_file(split)
     keep = np.concatenate([np.ones(len(m.rows), bool) if m.keep is None else m.keep for m in shards])

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 
 from shard_tools.describe import UNTURNED
 from shard_tools.duplicates import DUPLICATES_FILE
-from shard_tools.execute import Progress
+from shard_tools.execute import PackProgress
 from shard_tools.rejected import REJECTED_FILE
 from shard_tools.writer import Packed
 
 
 @contextmanager
-def progress_bar(every_s: float = 10.0) -> Iterator[Callable[[Progress], None]]:
+def progress_bar(every_s: float = 10.0) -> Iterator[Callable[[PackProgress], None]]:
     """A bar on a terminal, a line now and then elsewhere."""
     if not sys.stderr.isatty():
         yield _lines(every_s)
@@ -27,7 +27,7 @@ def progress_bar(every_s: float = 10.0) -> Iterator[Callable[[Progress], None]]:
         task = bar.add_task("listing", total=None, text="")
         start = time.monotonic()
 
-        def show(now: Progress) -> None:
+        def show(now: PackProgress) -> None:
             nonlocal start
             if not now.shards:
                 bar.update(task, text=f"{now.listed:,} images")
@@ -39,10 +39,10 @@ def progress_bar(every_s: float = 10.0) -> Iterator[Callable[[Progress], None]]:
         yield show
 
 
-def _lines(every_s: float) -> Callable[[Progress], None]:
+def _lines(every_s: float) -> Callable[[PackProgress], None]:
     start = last = time.monotonic()
 
-    def show(now: Progress) -> None:
+    def show(now: PackProgress) -> None:
         nonlocal start, last
         if not now.shards:
             start = time.monotonic()
@@ -54,7 +54,7 @@ def _lines(every_s: float) -> Callable[[Progress], None]:
     return show
 
 
-def _rates(now: Progress, elapsed_s: float) -> str:
+def _rates(now: PackProgress, elapsed_s: float) -> str:
     """Images and bytes of the source; what an earlier run did does not count for the rate."""
     elapsed_s = max(elapsed_s, 1e-3)
     share = now.seen_bytes / max(1, now.bytes)

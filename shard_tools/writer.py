@@ -22,7 +22,7 @@ import numpy as np
 from shard_tools.classes import class_infos, read_class_file
 from shard_tools.duplicates import Duplicates, PartFile, find_duplicates
 from shard_tools.encode import EncodeConfig
-from shard_tools.execute import Progress, engine_for, run_shards
+from shard_tools.execute import PackProgress, engine_for, run_shards
 from shard_tools.format import (
     SAMPLE_DTYPE,
     ClassInfo,
@@ -53,7 +53,7 @@ class Packed:
 
     shard_set: ShardSet
     already_complete: bool = False
-    progress: Progress = field(default_factory=Progress)
+    progress: PackProgress = field(default_factory=PackProgress)
     rejected: Rejected = field(default_factory=Rejected)
     duplicates: Duplicates = field(default_factory=Duplicates)
     ignored: tuple[str, ...] = ()  # entries of the source that are no images: the first thousand
@@ -76,7 +76,7 @@ def pack(
     scheduler: str | None = None,
     executor: Executor | None = None,
     staging: Path | None = None,
-    progress: Callable[[Progress], None] = lambda progress: None,
+    progress: Callable[[PackProgress], None] = lambda progress: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Packed:
     """Pack the images of `source` into shards in `out`; goes on where an interrupted call stopped.
@@ -123,7 +123,7 @@ def pack(
             subset,
             seed,
             where,
-            lambda n: progress(Progress(listed=n)),
+            lambda n: progress(PackProgress(listed=n)),
             on_bad,
             class_file,
         )
@@ -159,7 +159,7 @@ def pack(
         ]
         if url:
             forget_lost(url, jobs)
-        state = Progress(0, sum(listing.num_images.values()), sum(listing.size_bytes.values()), len(jobs))
+        state = PackProgress(0, sum(listing.num_images.values()), sum(listing.size_bytes.values()), len(jobs))
         finished = run_shards(jobs, engine_for(workers, scheduler, executor, len(jobs)), on_bad, state, progress)
         bad = ((name, reason) for job in finished for name, reason in read_part(job.part_path).bad)
         rejected = write_rejected(out, listing.unusable, listing.rejected, bad)
@@ -171,7 +171,7 @@ def pack(
     )
 
 
-def _bad_images(rejected: Rejected, state: Progress, out: Path) -> BadImages:
+def _bad_images(rejected: Rejected, state: PackProgress, out: Path) -> BadImages:
     checked = "" if state.done_images == state.images else f" among the {state.done_images} of {state.images} checked"
     remedy = "leave them out with --on-bad skip (finished shards are kept), or mend them and pack into a new directory"
     return refusal(f"{rejected.count} image(s){checked}", rejected, f" in {out / REJECTED_FILE}", remedy)

@@ -26,7 +26,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from shard_tools.encode import EncodeConfig, encode
-from shard_tools.execute import Progress
+from shard_tools.execute import PackProgress
 from shard_tools.shard import ShardJob, write_shard
 from shard_tools.sources.base import Place, SourceImage
 from shard_tools.writer import pack
@@ -140,7 +140,7 @@ def measure(kind: str, count: int, root: Path) -> dict[str, Any]:
     worker = OneWorker()
     marks: dict[str, float] = {}
 
-    def progress(now: Progress) -> None:
+    def progress(now: PackProgress) -> None:
         if now.shards:
             marks.setdefault("planned", time.perf_counter())
             marks["last"] = time.perf_counter()

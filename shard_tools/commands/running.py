@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from shard_tools.execute import Progress
+from shard_tools.execute import PackProgress
 from shard_tools.format import escape
 from shard_tools.remote import is_url
 from shard_tools.report import closing, progress_bar
@@ -35,9 +35,9 @@ class PathOrUrl(click.ParamType):
         return str(value) if is_url(value) else Path(value)
 
 
-def run(work: Callable[[Callable[[Progress], None]], Packed], out: Path | str) -> None:
+def run(work: Callable[[Callable[[PackProgress], None]], Packed], out: Path | str) -> None:
     """Run `work` (a `pack` that takes a `progress`) and report how it ended; exits with 1 or 130 if it failed."""
-    state = Progress()
+    state = PackProgress()
     stop = False
     start = time.monotonic()
 
@@ -52,7 +52,7 @@ def run(work: Callable[[Callable[[Progress], None]], Packed], out: Path | str) -
     try:
         with progress_bar() as show:
 
-            def progress(now: Progress) -> None:
+            def progress(now: PackProgress) -> None:
                 nonlocal state
                 state = now
                 show(now)

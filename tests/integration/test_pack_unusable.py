@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from packing import cli, hashes, write_source
 
-from shard_tools.execute import Progress
+from shard_tools.execute import PackProgress
 from shard_tools.format import ShardSet
 from shard_tools.listing import write_listing
 from shard_tools.rejected import BadImages, RejectedRows
@@ -56,7 +56,7 @@ def test_they_stop_it_before_anything_is_made(root: Path, tmp_path: Path) -> Non
 
 
 def test_skipped_ones_are_listed_and_a_kill_changes_nothing(root: Path, tmp_path: Path) -> None:
-    def kill(progress: Progress) -> None:
+    def kill(progress: PackProgress) -> None:
         if progress.done_shards:
             raise KeyboardInterrupt
 

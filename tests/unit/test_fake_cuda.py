@@ -149,7 +149,7 @@ def test_optimizers(gpu: Gpu, name: Any) -> None:
 @pytest.mark.parametrize("mixing", [{"mixup": 0.2}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix": 1.0}], ids=str)
 def test_mixing_keeps_the_layout(gpu: Gpu, mixing: Any) -> None:
     recipe = Recipe(augment=AugmentConfig(**mixing))
-    batch = Mixer(recipe.augment, CLASSES)(next(batches_of(gpu, recipe, 32)), 0, BATCH)
+    batch = Mixer(recipe.augment, CLASSES)(next(batches_of(gpu, recipe, 32)))
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
     assert (batch.images.dtype, batch.images.device) == (torch.float16, DEVICE)
     assert (batch.labels.shape, batch.labels.device) == ((BATCH, CLASSES), DEVICE)

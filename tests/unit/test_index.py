@@ -19,7 +19,7 @@ from wds2idx import IndexCreator
 from pipeline.reader import ShardReader
 from shard_tools.__main__ import main
 from shard_tools.format import INFO_FILE, ShardSet, file_sha256
-from shard_tools.index import Findings, index
+from shard_tools.index import UnusableImages, index
 from shard_tools.verify import verify
 
 
@@ -123,7 +123,7 @@ def test_what_dali_cannot_take_is_found(root: Path) -> None:
         root / "train-002.tar",
         [(f"{n}.{e}", d) for n, (x, _) in bad.items() for e, d in (("jpg", x), ("cls", b"0"))] + good,
     )
-    with pytest.raises(Findings, match="7 image") as caught:
+    with pytest.raises(UnusableImages, match="7 image") as caught:
         indexed(root)
     assert not (root / INFO_FILE).exists()
     for name, (_, reason) in bad.items():

@@ -32,7 +32,7 @@ BOTH = AugmentConfig(mixup=0.4, cutmix=1.0)
 
 def test_off_means_untouched() -> None:
     batch = make_batch()
-    assert mix(AugmentConfig(), batch) is batch
+    assert Mixer(AugmentConfig(), CLASSES)(batch) is batch
 
 
 @pytest.mark.parametrize("position", range(0, 80, 8))
@@ -83,9 +83,9 @@ def test_shares_are_drawn_as_torchvision_draws_them_and_both_ways_are_taken() ->
         drawn, cut = [], 0
         for position in range(0, 8 * 400, 8):
             batch = make_batch(4)
-            mixed = mixer(batch, position)
-            drawn.append(float(mixed[1][0, 0]))
-            cut += bool((mixed[0] == batch.images).any() and drawn[-1] < 1)
+            images, labels, *_ = mixer(batch, position)
+            drawn.append(float(labels[0, 0]))
+            cut += bool((images == batch.images).any() and drawn[-1] < 1)
         return torch.tensor(drawn).sort().values, cut / 400
 
     ours, cut = shares(lambda batch, position: Mixer(BOTH, CLASSES)(replace(batch, position=position)))

@@ -24,7 +24,7 @@ LENIENT = EncodeConfig(max_pixels=1 << 62)
 
 
 @dataclass
-class Mended:
+class RepairedShard:
     """One shard afterwards. keep: which of its old rows are left; None where the rows are new."""
 
     info: ShardInfo | None
@@ -34,14 +34,14 @@ class Mended:
     lines: list[str] = field(default_factory=list)
 
 
-def mend(root: Path, info: ShardInfo, rows: np.ndarray | None, num_classes: int, intact: bool) -> Mended:
+def repair_shard(root: Path, info: ShardInfo, rows: np.ndarray | None, num_classes: int, intact: bool) -> RepairedShard:
     """One shard: its samples as the table or else the tar tells them, without those that are lost."""
     path = root / info.file
     if not path.is_file():
         index_path(path).unlink(missing_ok=True)
         nothing = np.zeros(0 if rows is None else len(rows), bool)
         line = f"{info.file}: is missing; its {info.samples} samples are taken out (pack again to have them back)"
-        return Mended(None, np.empty(0, SAMPLE_DTYPE), nothing, [], [line])
+        return RepairedShard(None, np.empty(0, SAMPLE_DTYPE), nothing, [], [line])
     samples, whole = _readable(path)
     changed = file_sha256(path) != info.sha256
     names = _keys(path, samples)
@@ -58,7 +58,9 @@ def mend(root: Path, info: ShardInfo, rows: np.ndarray | None, num_classes: int,
     if not len(rows):
         path.unlink()
         index_path(path).unlink(missing_ok=True)
-        return Mended(None, rows, keep if old_rows else None, [], [*lines, f"{info.file}: removed, nothing is left"])
+        return RepairedShard(
+            None, rows, keep if old_rows else None, [], [*lines, f"{info.file}: removed, nothing is left"]
+        )
     keys = [names.get(int(offset), "") for offset in rows["offset"]]
     if not all(keys):
         keys = [f"{i:09d}" for i in range(len(rows))]
@@ -75,13 +77,13 @@ def mend(root: Path, info: ShardInfo, rows: np.ndarray | None, num_classes: int,
             Path(f"{path}.mended").unlink()
             remedy = "restore the shard from a copy, or pack again"
             lines.append(f"{info.file}: not mended: its bytes changed, but every image decodes; {remedy}")
-            return Mended(info, rows, keep if old_rows else None, keys, lines)
+            return RepairedShard(info, rows, keep if old_rows else None, keys, lines)
         os.replace(f"{path}.mended", path)
         info, rows = new, new_rows
     elif info.samples != len(rows):
         info = ShardInfo(info.file, len(rows), info.bytes, info.sha256)
     lines += _write_index(path)
-    return Mended(info, rows, keep if old_rows else None, keys, lines)
+    return RepairedShard(info, rows, keep if old_rows else None, keys, lines)
 
 
 def _readable(path: Path) -> tuple[list[list[Member]], bool]:
