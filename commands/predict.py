@@ -155,14 +155,18 @@ def _table(predictions: list[Prediction], classes: tuple[ClassInfo, ...], header
     for prediction in predictions:
         for place, (label, probability) in enumerate(prediction.classes):
             file = prediction.file if place == 0 else ""
-            cells = [file, f"{probability:.4f}", classes[label].wnid, *[classes[label].name] * named]
+            cells = [file, f"{probability:.4f}", classes[label].wnid]
+            if named:
+                cells.append(classes[label].name)
             table.add_row(*(Text(_cell(cell)) for cell in cells), style="bold" if place == 0 else None)
     return table
 
 
 def _least_width(classes: tuple[ClassInfo, ...]) -> int:
     """Columns below which a table would have to cut keys, or names inside words."""
-    widths = [LEAST_IMAGE, 6, _key_width(classes), *[_word_width(classes)] * _are_named(classes)]
+    widths = [LEAST_IMAGE, 6, _key_width(classes)]
+    if _are_named(classes):
+        widths.append(_word_width(classes))
     return sum(widths) + 2 * (len(widths) - 1)
 
 

@@ -64,7 +64,8 @@ def load_pretrained(net: nn.Module, config: ModelConfig, rows_of: Callable[[Clas
                 note = (
                     f"is kept, as if its {len(theirs)} classes, which are not named there, were the dataset's, in order"
                 )
-            notes += [f"{head} {note}"] * bool(note)
+            if note:
+                notes.append(f"{head} {note}")
             weights |= _head_weights(head, weights, state, kept)
     for prefix in AUXILIARY_PREFIXES:
         if not any(name.startswith(prefix) for name in state) and any(name.startswith(prefix) for name in weights):

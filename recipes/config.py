@@ -226,7 +226,10 @@ def _leaf_types(schema: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted key → type of every field that is not a section, in the order of declaration."""
     leaves: dict[str, Any] = {}
     for name, kind in field_types(schema).items():
-        leaves |= _leaf_types(kind, f"{prefix}{name}.") if _is_section(kind) else {prefix + name: kind}
+        if _is_section(kind):
+            leaves |= _leaf_types(kind, f"{prefix}{name}.")
+        else:
+            leaves[prefix + name] = kind
     return leaves
 
 

@@ -81,7 +81,8 @@ def _lines(parts: list[PartFile], keys: list[str], found: Duplicates) -> Iterato
             name = names[split, sample]
             if in_group != last:
                 last, is_shown, num_named = in_group, len(found.shown) < SHOWN, 0
-                found.shown += [""] * is_shown
+                if is_shown:
+                    found.shown.append("")
             num_named += 1
             if is_shown and num_named <= SHOWN + 1:
                 comma, here = ", " if num_named > 1 else "", f"{name} ({key}, {split})"

@@ -15,7 +15,7 @@ import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -330,9 +330,9 @@ def write_info(
     """Write `dataset.json`, the last file of a dataset. `files`: what the `write_split` calls returned."""
     info: dict[str, Any] = {
         "format": FORMAT,
-        "classes": [vars(c) for c in classes],
+        "classes": [asdict(c) for c in classes],
         "splits": {
-            name: {"samples": sum(s.samples for s in shards), "shards": [vars(s) for s in shards]}
+            name: {"samples": sum(s.samples for s in shards), "shards": [asdict(s) for s in shards]}
             for name, shards in ((name, list(shards)) for name, shards in splits.items())
         },
         "files": files,

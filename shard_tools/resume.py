@@ -141,5 +141,8 @@ def _flat(made: dict[str, Any]) -> dict[str, Any]:
     """Nested settings by dotted names: {"encode": {"quality": 90}} → {"encode.quality": 90}."""
     flat: dict[str, Any] = {}
     for name, value in made.items():
-        flat |= {f"{name}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {name: value}
+        if isinstance(value, dict):
+            flat |= {f"{name}.{inner}": v for inner, v in value.items()}
+        else:
+            flat[name] = value
     return flat

@@ -10,7 +10,8 @@ QUARANTINE_FILE = "quarantine.jsonl"
 def append(run_dir: Path, fields: dict[str, Any]) -> None:
     """Add one sample; `fields` has `sample_id` and `epoch`. One write, so that ranks can share the file."""
     with (run_dir / QUARANTINE_FILE).open("a", encoding="utf-8", errors="surrogateescape") as file:
-        file.write("\n" * _is_cut(run_dir) + json.dumps(fields) + "\n")
+        before = "\n" if _is_cut(run_dir) else ""
+        file.write(f"{before}{json.dumps(fields)}\n")
 
 
 def _is_cut(run_dir: Path) -> bool:

@@ -62,7 +62,10 @@ def find_checkpoints(resume: str, run_dir: Path) -> list[Path]:
     if resume == "never":
         return []
     path = Path(resume)
-    found = checkpoint.candidates(path) if path.is_dir() else [path] * path.is_file()
+    if path.is_dir():
+        found = checkpoint.candidates(path)
+    else:
+        found = [path] if path.is_file() else []
     if not found:
         raise _no_checkpoint(resume)
     return found

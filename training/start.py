@@ -52,7 +52,7 @@ def start(
                 train(recipe, dataset, world, claim, resume_from, stop=stop, watch=watch, **limits)
     except Interrupted as stopped:
         there = claim is not None and checkpoint.candidates(claim.run_dir)
-        place = f"with --run-dir {run_dir}{' and without --resume' * (resume != 'auto')}"
+        place = f"with --run-dir {run_dir}" + ("" if resume == "auto" else " and without --resume")
         what = f"{place} goes on from the last checkpoint" if there else "starts again: it has no checkpoint yet"
         click.echo(f"{stopped}: the same command {what}", err=True)
         sys.exit(128 + signal.Signals[str(stopped)].value)

@@ -210,4 +210,4 @@ class WebDataset(Source):
         return self._met.keys()
 
     def notes(self) -> list[str]:
-        return [self._left_out] * bool(self._left_out) + [*self._met.notes()]
+        return [*filter(None, [self._left_out]), *self._met.notes()]

@@ -133,7 +133,10 @@ def flattened(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dicts as one, with dotted keys."""
     flat: dict[str, Any] = {}
     for name, value in table.items():
-        flat |= flattened(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        if isinstance(value, dict):
+            flat |= flattened(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
     return flat
 
 
