@@ -62,10 +62,7 @@ def find_checkpoints(resume: str, run_dir: Path) -> list[Path]:
     if resume == "never":
         return []
     path = Path(resume)
-    if path.is_dir():
-        found = checkpoint.candidates(path)
-    else:
-        found = [path] if path.is_file() else []
+    found = [path] if path.is_file() else checkpoint.candidates(path)
     if not found:
         raise _no_checkpoint(resume)
     return found
