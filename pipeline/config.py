@@ -6,6 +6,7 @@ from typing import Literal
 from pipeline.plan import Order
 
 Interpolation = Literal["nearest", "linear", "cubic", "lanczos"]
+ONLY_SPEED = ("threads", "prefetch", "read_ahead", "hw_decoder_load", "affinity")  # that they change, never the result
 
 
 @dataclass(frozen=True, kw_only=True)

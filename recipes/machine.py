@@ -12,11 +12,10 @@ import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from pipeline.config import DataConfig
+from pipeline.config import ONLY_SPEED, DataConfig
 from recipes import Recipe, config
 
 FILE = Path("machine.toml")
-KEYS = ("threads", "prefetch", "read_ahead", "hw_decoder_load", "affinity")  # of [data]
 NO_GPU = "none"
 
 
@@ -84,9 +83,9 @@ def _read(path: Path) -> tuple[Machine, list[str]]:
         raise ValueError(f"{named}; mend or remove it, or --no-machine-config") from None
     table = tomllib.loads(path.read_text(encoding="utf-8")).get("data", {})
     for name in table:
-        if name not in KEYS:
+        if name not in ONLY_SPEED:
             raise ValueError(
-                f"{path}: data.{name} may change the result; only {', '.join(KEYS)} can be here, the rest in a recipe"
+                f"{path}: data.{name} may change the result; only {', '.join(ONLY_SPEED)} can be here, the rest in a recipe"
             )
     return found.machine, [f"data.{name}={json.dumps(value)}" for name, value in table.items()]
 

@@ -19,6 +19,7 @@ from model.optim import build_optimizer
 from model.pretrained import Rows, load_pretrained
 from model.schedule import lr_at
 from model.weight_files import Classes
+from pipeline.config import ONLY_SPEED
 from recipes import Recipe, config
 from shard_tools.class_match import match_classes
 from shard_tools.format import ClassInfo, ShardSet
@@ -27,11 +28,11 @@ from training.distributed import World
 
 # What may change when a run is resumed: it alters the speed or the log, not the result.
 FREE_ON_RESUME = {
-    *(f"data.{name}" for name in ("path", "threads", "prefetch", "read_ahead", "hw_decoder_load", "affinity", "cache")),
-    *(f"data.{name}" for name in ("cache_dir", "cache_bytes", "fetch_bytes", "fetch_threads", "store_timeout_s")),
+    *(f"data.{name}" for name in ONLY_SPEED),
+    *(f"data.{name}" for name in ("path", "gpu_decode", "max_bad_fraction", "test_split", "store_timeout_s")),
+    *(f"data.{name}" for name in ("cache", "cache_dir", "cache_bytes", "fetch_bytes", "fetch_threads")),
     *(f"train.{name}" for name in ("eval_every", "checkpoint_every", "keep_checkpoints", "log_every", "timeout_s")),
-    *("data.max_bad_fraction", "data.test_split", "data.gpu_decode", "train.wandb"),
-    *("model.pretrained", "model.compile", "model.compile_mode"),
+    *("train.wandb", "model.pretrained", "model.compile", "model.compile_mode"),
 }
 
 

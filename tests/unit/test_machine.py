@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from commands import command_line
+from pipeline.config import ONLY_SPEED
 from recipes import Recipe, config, machine
 from training.learner import FREE_ON_RESUME
 
@@ -89,7 +90,7 @@ def test_what_it_must_not_say_is_an_error(data: str, named: str, recipe_file: Pa
 
 
 def test_it_can_hold_only_what_leaves_the_result_alone() -> None:
-    assert {f"data.{key}" for key in machine.KEYS} <= FREE_ON_RESUME
+    assert {f"data.{key}" for key in ONLY_SPEED} <= FREE_ON_RESUME
 
 
 def test_train_takes_it(recipe_file: Path) -> None:
