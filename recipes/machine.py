@@ -85,7 +85,8 @@ def _read(path: Path) -> tuple[Machine, list[str]]:
     for name in table:
         if name not in ONLY_SPEED:
             raise ValueError(
-                f"{path}: data.{name} may change the result; only {', '.join(ONLY_SPEED)} can be here, the rest in a recipe"
+                f"{path}: data.{name} may change the result; only {', '.join(ONLY_SPEED)} can be here, the rest in a "
+                "recipe"
             )
     return found.machine, [f"data.{name}={json.dumps(value)}" for name, value in table.items()]
 
