@@ -8,7 +8,8 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.studies.cold import load, paths_of, resident_share
+import numpy as np
+
 from shard_tools.format import Split
 from training import distributed
 from training.distributed import World
@@ -26,6 +27,33 @@ def part(split: Split, num_bytes: int = PART_BYTES) -> Split:
     if split.url or number == len(split.shards):
         return split
     return replace(split, shards=split.shards[:number], samples=split.samples[split.samples["shard"] < number])
+
+
+def paths_of(split: Split) -> list[Path]:
+    return [split.shard_path(shard) for shard in range(len(split.shards))]
+
+
+def load(paths: list[Path]) -> None:
+    for path in paths:
+        with open(path, "rb") as file:
+            while file.read(1 << 24):
+                pass
+
+
+def resident_share(paths: list[Path]) -> float:
+    """The share of the files' pages in the page cache, by mincore(2)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    resident, pages = 0, 0
+    for path in paths:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            view = np.frombuffer(mapped, np.uint8)
+            flags = np.zeros(-(-len(view) // mmap.PAGESIZE), np.uint8)
+            address, length = ctypes.c_void_p(view.ctypes.data), ctypes.c_size_t(len(view))
+            if libc.mincore(address, length, ctypes.c_void_p(flags.ctypes.data)):
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
+            resident, pages = resident + int((flags & 1).sum()), pages + len(flags)
+            del view
+    return resident / pages
 
 
 def drop(split: Split, world: World) -> float:

@@ -30,7 +30,7 @@ from shard_tools.format import ShardSet
 from training import environment
 
 ROOT = Path(__file__).parents[2]
-BARE_LOOP = ROOT / "benchmarks" / "studies" / "bare_loop.py"
+BARE_LOOP = Path(__file__).with_name("bare_loop.py")
 OFTEN = 0.5  # waits a step
 
 
@@ -156,7 +156,7 @@ def cudnn(job: Job) -> None:
 
 
 class BareLoop:
-    """The 30 lines of `benchmarks/studies/bare_loop.py`, run as they are, in this process."""
+    """The 30 lines of `bare_loop.py`, run as they are, in this process."""
 
     name = "bare loop"
 

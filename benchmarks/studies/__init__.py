@@ -1,1 +1,1 @@
-"""Scripts that settled one question each; not part of `bench.py`. Their figures: `benchmarks/results/`, docs/LOG.md."""
+"""Scripts that make a table of the docs each; not part of `bench.py`."""

@@ -6,20 +6,23 @@ image size and number of ranks; one result a run, from which `bench.py plot` dra
 The datasets of 10³ to 10⁶ rows repeat DIR's training rows (their shards are links to DIR's) and are kept beside it, in
 DIR-ROWS (`bench.py plot` takes results of such names for one line): so memory is that of a table of that size, and the
 images are the same. A loader that is measured repeats a table of less than 200 batches to these. The time to the first
-batch does not have the opening of the table in it: that takes 0.03 s at 1.28 million rows (`scale.py`).
+batch does not have the opening of the table in it: that takes 0.03 s at 1.28 million rows.
 """
 
 import os
+import shutil
 import subprocess
 import sys
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import click
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, from anywhere
 
-from benchmarks.studies.scale import repeated_dataset
-from shard_tools.format import ShardSet
+from shard_tools.format import ShardSet, write_info, write_split
 
 ROOT = Path(__file__).parents[2]
 SERIES: dict[str, tuple[int, ...]] = {
@@ -28,6 +31,23 @@ SERIES: dict[str, tuple[int, ...]] = {
     "image-size": (64, 128, 224, 288, 384),
     "ranks": (1, 2),
 }
+
+
+def repeated_dataset(source: ShardSet, rows: int, out: Path) -> None:
+    """Write a dataset whose training table repeats the source's to `rows`; its shards are links where they can be."""
+    split = source.split("train")
+    table = np.resize(split.samples, rows)
+    counts = Counter(table["shard"].tolist())
+    shards = [replace(info, samples=counts[shard]) for shard, info in enumerate(split.shards)]
+    for shard, info in enumerate(shards):
+        target = out / info.file
+        target.unlink(missing_ok=True)  # of a run that was interrupted
+        try:
+            os.link(split.shard_path(shard).resolve(), target)
+        except OSError:
+            shutil.copyfile(split.shard_path(shard), target)
+    files = write_split(out, "train", table, (b"repeated\n" for _ in range(rows)))
+    write_info(out, source.classes, {"train": shards}, {"repeated": str(source.root)}, files)
 
 
 def of_rows(data: Path, rows: int) -> Path:

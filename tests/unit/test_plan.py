@@ -1,6 +1,7 @@
 """The plan against what a permutation and a uniform distribution are, and against itself at other world sizes."""
 
 import time
+import tracemalloc
 from itertools import islice
 from pathlib import Path
 
@@ -421,3 +422,40 @@ def test_planning_costs_little() -> None:
     start_s = time.perf_counter()
     assert len(list(islice(feed.batches(0, 1_000_192, 224), 20))) == 20
     assert time.perf_counter() - start_s < 1
+
+
+class Unreadable:
+    """A sample table of any length that makes up the rows it is asked for, and refuses to be an array."""
+
+    def __init__(self, num_rows: int) -> None:
+        self.num_rows = num_rows
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __getitem__(self, sample_ids: np.ndarray) -> np.ndarray:
+        if not isinstance(sample_ids, np.ndarray) or len(sample_ids) > 1 << 20:
+            raise RuntimeError("the whole table was asked for")
+        assert sample_ids.min() >= 0
+        assert sample_ids.max() < self.num_rows
+        rows = np.zeros(len(sample_ids), SAMPLE_DTYPE)
+        rows["size"], rows["height"], rows["width"] = 110_000, 375, 500
+        return rows
+
+    def __array__(self, *args: object, **options: object) -> np.ndarray:
+        raise RuntimeError("the whole table was made an array")
+
+
+def test_a_billion_samples_are_planned_without_an_array_of_them() -> None:
+    split = Split("train", Path("nowhere"), (), Unreadable(10**9))  # type: ignore[arg-type]
+    step, ids = 16 * 1024, []
+    for rank in (0, 512, 1023):
+        feed = Feed(split=split, config=DataConfig(order="block"), augment=AugmentConfig(), batch_size=16,
+                    global_batch_size=step, rank=rank, world_size=1024)  # fmt: skip
+        for position in (0, 10**9 // 2 // step * step, (10**9 // step - 1) * step):
+            tracemalloc.start()
+            ids.append(feed.batch(0, next(feed.spans(position)), 224).sample_ids)
+            peak_bytes = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            assert peak_bytes < 1e6 or len(ids) == 1  # in the first, NumPy loads parts of itself
+    assert len(np.unique(np.concatenate(ids))) == 9 * 16, "no sample comes twice"

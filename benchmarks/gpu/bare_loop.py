@@ -1,6 +1,6 @@
-"""The bare training loop that `overhead.py` holds `train.py` against: no log, no checkpoint, no plan.
+"""The bare training loop that the stage `bare` holds the project's step against: no log, no checkpoint, no plan.
 
-python benchmarks/studies/bare_loop.py NETWORK CLASSES IMAGE_SIZE BATCH_SIZE DTYPE STEPS    → images per second
+python benchmarks/gpu/bare_loop.py NETWORK CLASSES IMAGE_SIZE BATCH_SIZE DTYPE STEPS    → images per second
 """
 
 import sys
