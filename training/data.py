@@ -72,7 +72,7 @@ class TrainingData:
     """The training batches in force: those of the phase in which the epoch began. A loader stays as long as nothing
     that it depends on changes.
 
-    recipe: as it is in this phase. feed: its loader's, once there is one. num_images: all that were asked for.
+    recipe: as it is in this phase. feed: its loader's, once there is one. num_train: samples of the training split.
     """
 
     def __init__(self, recipe: Recipe, dataset: ShardSet, world: World, run_dir: Path, out: set[int]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 from torch import nn
@@ -68,12 +69,12 @@ class Run:
         """Around all of the work. After it the report is written, and what the run came to is on the terminal."""
         with self.metrics, self.progress, self.saver.writer:
             yield
-            self._end()
+            ended = self._end()
         self.data.close()
         self.validation.close()
         if self.world.is_main:
             report = write_report(self.claim.run_dir)[1]
-            click.echo(summary(self._ended, world=self.world, run_dir=self.claim.run_dir, report=report))
+            click.echo(summary(ended, world=self.world, run_dir=self.claim.run_dir, report=report))
         if self.saver.writer.failed:
             raise ValueError(self.saver.writer.failed)
 
@@ -138,18 +139,20 @@ class Run:
         at.epoch, at.position = at.epoch + 1, 0
         self.saver.save(at)
 
-    def _end(self) -> None:
+    def _end(self) -> dict[str, Any]:
+        """After the last validation: what is still to be saved, logged and scored. Returns the fields of the "end"."""
         at = self.at
         if at.position and self.validation.loader is None:  # else there is a checkpoint of this step
             self.claim.settle()
             self.saver.save(at)
         self.saver.writer.wait()
-        self._ended = end_of(at, self.steps, num_images=self.num_images, num_train=self.data.num_train,
-                             total_steps=self.total_steps, epochs=self.recipe.train.epochs,
-                             seconds=self.clock.command_s())  # fmt: skip
-        self.metrics.write("end", **self._ended)
+        ended = end_of(at, self.steps, num_images=self.num_images, num_train=self.data.num_train,
+                       total_steps=self.total_steps, epochs=self.recipe.train.epochs,
+                       seconds=self.clock.command_s())  # fmt: skip
+        self.metrics.write("end", **ended)
         if self.recipe.data.test_split:
             self.validation.test(at)
+        return ended
 
 
 def build_run(

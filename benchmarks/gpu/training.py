@@ -86,13 +86,8 @@ def explained(job: Job) -> None:
     sides = [f"data.{name}={job.scale.image_size}" for name in ("image_size", "val_image_size", "val_resize_size")]
     sets = [*job.sets, f"model.name={job.scale.network}", *sides]
     arguments = ["--data", str(dataset.root), "--recipe", "rn50-90ep", "--batch-size", str(size)]
-    arguments += [
-        "--device",
-        job.device.type,
-        "--no-machine-config",
-        *(part for one in sets for part in ("--set", one)),
-    ]
-    arguments += ["--seconds", str(job.scale.seconds), "--repeats", "3", "--json", str(result)]
+    arguments += ["--device", job.device.type, "--no-machine-config", "--seconds", str(job.scale.seconds)]
+    arguments += ["--repeats", "3", "--json", str(result), *(part for one in sets for part in ("--set", one))]
     job.report.settings(arguments=arguments)
     explain.command.main(arguments, standalone_mode=False)
     written = json.loads(result.read_text(encoding="utf-8"))
@@ -119,7 +114,8 @@ def beside_the_example(job: Job, whole: bool) -> None:
     environment.choose_kernels()
     dataset, size = loading.originals(job), job.scale.batch_sizes[0]
     recipe, threads = job.resnet(), threads_per_rank(0, 1)
-    eager = job.resnet("model.compile=false", *("train.precision=fp16",) * job.on_gpu)
+    half = "fp16" if job.on_gpu else "fp32"
+    eager = job.resnet("model.compile=false", f"train.precision={half}")
     split = dataset.split("train")
     times = -(-programs.MIN_BATCHES * size // len(split))  # as ours: at an epoch's end its iterator starts anew
     paths, labels = example.write_files(split, job.work / "files")
