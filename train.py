@@ -19,7 +19,7 @@ from typing import Any
 from model.optim import set_lr
 from model.schedule import lr_at
 from recipes import Recipe
-from shard_tools.format import ShardSet
+from shards.format import ShardSet
 from training.distributed import World
 from training.run import build_run
 from training.run_dir import Claim

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from shard_tools.format import INFO_FILE
 from shard_tools.workers import num_cpus
 from shard_tools.writer import pack
+from shards.format import INFO_FILE
 
 PREFIX = "synthetic:"
 FOLDER = Path("data")

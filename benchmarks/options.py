@@ -11,7 +11,7 @@ import click
 from model.config import check_network
 from recipes import DEMO_DATA, Recipe, recipe_file
 from recipes.machine import load_recipe
-from shard_tools.format import ShardSet
+from shards.format import ShardSet
 from training.refusal import refusing
 
 if TYPE_CHECKING:  # what takes torch is imported when a benchmark is opened: --help and a misspelt option need none

@@ -21,7 +21,7 @@ from pipeline.batch import Loader
 from pipeline.build import build_loader
 from pipeline.feed import Feed
 from recipes import Recipe
-from shard_tools.format import ShardSet, Split
+from shards.format import ShardSet, Split
 from training.distributed import World
 from training.learner import build_learner
 from training.step import train_step

@@ -18,7 +18,7 @@ from pipeline.build import build_loader, threads_per_rank
 from pipeline.feed import Feed
 from pipeline.mixing import Mixer
 from recipes import Recipe
-from shard_tools.format import ShardSet, Split
+from shards.format import ShardSet, Split
 from training import clock, distributed
 from training.data import image_dtype
 from training.distributed import World

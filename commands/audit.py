@@ -22,7 +22,7 @@ from pipeline.holes import NO_SAMPLE
 from pipeline.plan import Span
 from recipes import Recipe, recipe_at
 from recipes.config import load_config
-from shard_tools.format import ShardSet, Split
+from shards.format import ShardSet, Split
 from training import quarantine
 from training.digest import INT63, sample_digest
 from training.metrics import read_metrics

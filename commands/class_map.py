@@ -13,9 +13,9 @@ import numpy as np
 
 from shard_tools.class_match import match_classes
 from shard_tools.classes import plain_key
-from shard_tools.format import ClassInfo, ShardSet
 from shard_tools.sources.imagenet import NAME_AGREEMENT, imagenet_classes
 from shard_tools.sources.naming import some
+from shards.format import ClassInfo, ShardSet
 
 Classes = Sequence[ClassInfo]
 

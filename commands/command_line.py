@@ -21,7 +21,7 @@ from recipes.config_names import keys_like
 from recipes.config_text import commented_toml
 from recipes.machine import load_recipe
 from shard_tools import terminal
-from shard_tools.format import ShardSet
+from shards.format import ShardSet
 from training import run_dir as run_dirs
 from training.refusal import Refused, let_rank_0_speak, refusing
 from training.splits import check_splits

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from commands.load import Loaded, load_network
 from commands.onnx_graph import onnx_bytes, onnx_runner, require_packages
 from model.networks import AUXILIARY_HEADS, OWN_NETWORKS
-from shard_tools.format import atomic_write, key_name
+from shards.format import atomic_write, key_name
 
 FORMATS = {".pt": "torch", ".pth": "torch", ".safetensors": "safetensors", ".onnx": "onnx"}
 # What of [model] changes how a network begins or runs, and not what it is.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from model.networks import build_model
 from recipes import Recipe, config
-from shard_tools.format import ClassInfo
+from shards.format import ClassInfo
 from training import checkpoint
 
 Weights = Literal["auto", "raw", "ema"]

@@ -19,9 +19,9 @@ from commands.load import Loaded, load_network
 from pipeline.build import threads_per_rank
 from shard_tools.classes import class_infos, read_class_file
 from shard_tools.encode import EncodeConfig
-from shard_tools.format import ClassInfo, escape, key_name
 from shard_tools.sources.naming import EXTENSIONS, Ignored, some
 from shard_tools.terminal import as_shown
+from shards.format import ClassInfo, escape, key_name
 from training import distributed, environment
 from training.evaluate import predict_logits
 from training.learner import autocast_dtype, autocast_of

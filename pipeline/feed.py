@@ -11,7 +11,7 @@ from pipeline.augment import AugmentConfig, AugmentParams, centre_crop_params, t
 from pipeline.augment.steps import step_arrays
 from pipeline.config import DataConfig
 from pipeline.plan import EpochPlan, Span, eval_spans, train_spans
-from shard_tools.format import Split
+from shards.format import Split
 
 _PLANNED_AT_ONCE = 4096  # samples whose place in the order is computed together
 

@@ -13,7 +13,7 @@ from pipeline import bus_error
 from pipeline.feed import Feed
 from pipeline.storage import CachedShards, Fetcher, raise_file_limit
 from pipeline.window_reader import WindowReader
-from shard_tools.format import Split
+from shards.format import Split
 
 _PAGE = mmap.PAGESIZE
 

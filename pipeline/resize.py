@@ -13,6 +13,7 @@ from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from pipeline.compiling import compiled, compiled_callback
 from pipeline.config import Interpolation
 from pipeline.resize_kernel import (
     ANTIALIAS,
@@ -31,7 +32,6 @@ from pipeline.resize_kernel import (
     TOP,
     resize_image,
 )
-from shard_tools.compiling import compiled, compiled_callback
 
 
 def geometry(

@@ -12,8 +12,8 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
+from pipeline.compiling import compiled
 from pipeline.config import Interpolation
-from shard_tools.compiling import compiled
 
 INTERPOLATIONS: tuple[Interpolation, ...] = ("nearest", "linear", "cubic", "lanczos")
 _RADIUS = (0.5, 1.0, 2.0, 3.0)

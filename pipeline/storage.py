@@ -17,9 +17,9 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from pipeline.config import DataConfig
-from shard_tools.cache import Cache, cache_root
-from shard_tools.format import Split
-from shard_tools.remote import Store
+from shards.cache import Cache, cache_root
+from shards.format import Split
+from shards.remote import Store
 
 
 class Mapped(NamedTuple):

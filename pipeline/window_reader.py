@@ -22,7 +22,7 @@ import numpy as np
 
 from pipeline.feed import Feed
 from pipeline.storage import Fetcher, Mapped
-from shard_tools.format import Split
+from shards.format import Split
 
 HEADER_BYTES = 512  # of a tar member
 GAP_BYTES = 64 << 10  # between two samples, read rather than asked for separately

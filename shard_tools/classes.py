@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from shard_tools.format import ClassInfo
 from shard_tools.sources.imagenet import imagenet_names
 from shard_tools.sources.naming import check_number, is_text, numbered_keys, some
+from shards.format import ClassInfo
 
 
 def class_infos(

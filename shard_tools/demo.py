@@ -22,9 +22,9 @@ import numpy as np
 from PIL import Image
 
 from shard_tools.execute import PackProgress
-from shard_tools.format import INFO_FILE
 from shard_tools.workers import missing_semaphores, num_cpus, process_pool
 from shard_tools.writer import Packed, pack
+from shards.format import INFO_FILE
 
 NUM_IMAGES = {"train": 3000, "val": 1000}
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from shard_tools.format import ShardSet
+from shards.format import ShardSet
 
 QUANTILES = (0, 5, 50, 95, 100)
 BINS = 10

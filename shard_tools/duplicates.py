@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from shard_tools.format import atomic_write, tsv_line, unescape
 from shard_tools.part import read_names, read_rows
+from shards.format import atomic_write, tsv_line, unescape
 
 DUPLICATES_FILE = "duplicates.tsv"
 ROWS = 1 << 18  # images looked at in one pass

@@ -6,10 +6,10 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import islice
 
-from shard_tools.format import shard_file
 from shard_tools.part import Part
 from shard_tools.shard import ShardJob, finished_part, write_shard
 from shard_tools.workers import LOST, Engine, dask_engine, local_engine, num_cpus
+from shards.format import shard_file
 
 
 @dataclass

@@ -20,7 +20,11 @@ from typing import IO
 import numpy as np
 
 from shard_tools.classes import class_infos, gap_lines, keys_with_file, read_class_file
-from shard_tools.format import (
+from shard_tools.scan import Scanned, scan_shard
+from shard_tools.sources.tarsamples import FIND_OUT, NO_LABEL, Fields, check_fields
+from shard_tools.sources.webdataset import LabelsMet, names_beside, tars, unlabelled_test
+from shard_tools.workers import LOST, num_cpus, process_pool
+from shards.format import (
     DAMAGED,
     INFO_FILE,
     SAMPLE_DTYPE,
@@ -33,10 +37,6 @@ from shard_tools.format import (
     write_info,
     write_split,
 )
-from shard_tools.scan import Scanned, scan_shard
-from shard_tools.sources.tarsamples import FIND_OUT, NO_LABEL, Fields, check_fields
-from shard_tools.sources.webdataset import LabelsMet, names_beside, tars, unlabelled_test
-from shard_tools.workers import LOST, num_cpus, process_pool
 
 REJECTED_FILE = "rejected.tsv"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from shard_tools.format import SAMPLE_DTYPE, ShardInfo, atomic_write
+from shards.format import SAMPLE_DTYPE, ShardInfo, atomic_write
 
 HASH_BYTES = 16  # of sha256
 PART_DTYPE = np.dtype([*SAMPLE_DTYPE.descr, ("hash_low", "<u8"), ("hash_high", "<u8")])  # of the source's bytes

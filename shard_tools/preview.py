@@ -1,7 +1,6 @@
 """A contact sheet: a dataset → a .png of samples over their class names, as stored or as training sees them.
 
-This is the one place of shard_tools that knows `pipeline` and `recipes`, inside a function: `--augment` shows what the
-very loader and mixer of a training run make of the samples.
+`--augment` shows what the very loader and mixer of a training run make of the samples.
 """
 
 import io
@@ -12,7 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
-from shard_tools.format import ShardSet, Split, atomic_write
+from recipes import Recipe, recipe_file
+from recipes.config import load_config
+from shards.format import ShardSet, Split, atomic_write
 
 CELL = 160  # pixels, the side of a picture
 TEXT = 16  # pixels, the height of a line of text
@@ -98,13 +99,11 @@ def _augmented(
     split: Split, ids: np.ndarray, recipe_name: str, seed: int, names: Sequence[str]
 ) -> Iterator[list[Cell]]:
     """VIEWS times the samples `ids` as an epoch of the recipe's training augments and mixes them."""
-    import torch
+    import torch  # here and below: it takes seconds, and the sheet of what is stored needs none
 
     from pipeline.feed import Feed
     from pipeline.loader import DaliLoader
     from pipeline.mixing import Mixer
-    from recipes import Recipe, recipe_file
-    from recipes.config import load_config
 
     recipe = load_config(Recipe, recipe_file(recipe_name))
     config = replace(recipe.data, order="sequential", threads=1)

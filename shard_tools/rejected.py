@@ -6,7 +6,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO
 
-from shard_tools.format import atomic_write, escape, tsv_line
+from shards.format import atomic_write, escape, tsv_line
 
 REJECTED_FILE = "rejected.tsv"
 SHOWN = 10  # images in a message

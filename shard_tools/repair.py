@@ -17,7 +17,11 @@ from typing import Any
 import numpy as np
 
 from shard_tools.encode import BadImage, encode
-from shard_tools.format import (
+from shard_tools.index import REJECTED_FILE, index
+from shard_tools.repair_shard import LENIENT, RepairedShard, image_bytes, repair_shard
+from shard_tools.sources.tarsamples import Fields
+from shard_tools.trainable import check_trains
+from shards.format import (
     DAMAGED,
     INFO_FILE,
     SAMPLE_DTYPE,
@@ -34,10 +38,6 @@ from shard_tools.format import (
     write_info,
     write_split,
 )
-from shard_tools.index import REJECTED_FILE, index
-from shard_tools.repair_shard import LENIENT, RepairedShard, image_bytes, repair_shard
-from shard_tools.sources.tarsamples import Fields
-from shard_tools.trainable import check_trains
 
 
 def repair(root: str | os.PathLike[str], workers: int | None = None) -> list[str]:

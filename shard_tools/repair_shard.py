@@ -13,12 +13,12 @@ import numpy as np
 import simplejpeg  # type: ignore[import-untyped]
 
 from shard_tools.encode import BadImage, EncodeConfig, encode
-from shard_tools.format import SAMPLE_DTYPE, ShardInfo, atomic_write, file_sha256, index_path
 from shard_tools.sources.naming import Ignored
 from shard_tools.sources.tarsamples import iterate_samples
 from shard_tools.tarindex import Member, read_index
 from shard_tools.tarwriter import TarWriter
 from shard_tools.trainable import check_trains
+from shards.format import SAMPLE_DTYPE, ShardInfo, atomic_write, file_sha256, index_path
 
 LENIENT = EncodeConfig(max_pixels=1 << 62)
 

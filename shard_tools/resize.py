@@ -32,7 +32,7 @@ def _transposed(pixels: np.ndarray) -> np.ndarray:
 @cache
 def _compiled() -> Callable[[np.ndarray, int], np.ndarray]:
     """`_combine_rows`, compiled at the first use: importing numba takes a second, which few jobs need."""
-    from shard_tools.compiling import compiled
+    from pipeline.compiling import compiled
 
     found: Callable[[np.ndarray, int], np.ndarray] = compiled(nogil=True)(_combine_rows)
     return found

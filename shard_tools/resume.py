@@ -13,10 +13,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from shard_tools.format import INFO_FILE, ShardSet, atomic_write, escape
-from shard_tools.remote import Store
 from shard_tools.shard import LISTING_DIR, WORK_DIR, ShardJob, finished_part
 from shard_tools.upload import is_lost
+from shards.format import INFO_FILE, ShardSet, atomic_write, escape
+from shards.remote import Store
 
 JOB_FILE = "job.json"
 SOURCE_DIR = "source"  # in WORK_DIR, for what a source has to unpack

@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image
 
 from shard_tools.encode import FORMATS, MAX_PIXELS, MAX_SIDE, BadImage, reason
-from shard_tools.format import SAMPLE_DTYPE, ShardInfo, atomic_write, index_path, inside
 from shard_tools.jpeg import SOI, has_end, read_header
 from shard_tools.orientation import UPRIGHT, jpeg_orientation, orientation_of
 from shard_tools.sources.classnames import NamesMet
@@ -27,6 +26,7 @@ from shard_tools.sources.tarsamples import (
     read_label,
 )
 from shard_tools.trainable import check_trains
+from shards.format import SAMPLE_DTYPE, ShardInfo, atomic_write, index_path, inside
 
 
 @dataclass

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.permutation import permute, philox_key
 from shard_tools.encode import BadImage, EncodeConfig, encode
-from shard_tools.format import ShardInfo, atomic_write, escape, index_path, shard_file
 from shard_tools.listing import CHUNK, Images, Listed, Listing
 from shard_tools.part import HASH_BYTES, Part, read_part, write_part
-from shard_tools.permutation import permute, philox_key
 from shard_tools.sources.base import ByteReader, printable
 from shard_tools.tarwriter import TarWriter, member_bytes
 from shard_tools.upload import remove_uploaded, upload_shard
+from shards.format import ShardInfo, atomic_write, escape, index_path, shard_file
 
 WORK_DIR = ".pack"  # in OUT, as long as it is not complete
 LISTING_DIR = "listing"  # in WORK_DIR

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shard_tools.permutation import permute, philox_key
+from pipeline.permutation import permute, philox_key
 
 
 @dataclass(frozen=True, kw_only=True)

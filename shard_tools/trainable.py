@@ -10,11 +10,12 @@ import io
 import threading
 import warnings
 from functools import cache
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from pipeline.config import DataConfig
+from pipeline.probe import Decoder, bad_header
 from shard_tools.encode import FORMATS, BadImage, reason
 
 TOLERANCE = 2  # grey levels of 255. What is right differs by rounding: CMYK and 16-bit colour by 1, all else by 0.
@@ -27,8 +28,6 @@ def check_trains(data: bytes, height: int, width: int, compare: bool) -> None:
     Raises:
         BadImage: DALI does not decode it, or to other pixels.
     """
-    from pipeline.probe import bad_header  # here: DALI takes a second to import, and few jobs need it
-
     try:
         mode, expected = _pillow(data) if compare else ("", None)
         view = np.frombuffer(data, np.uint8)
@@ -46,10 +45,7 @@ def check_trains(data: bytes, height: int, width: int, compare: bool) -> None:
 
 
 @cache
-def _decoder() -> Any:
-    from pipeline.config import DataConfig
-    from pipeline.probe import Decoder
-
+def _decoder() -> Decoder:
     return Decoder(DataConfig())
 
 

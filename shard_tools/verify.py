@@ -15,13 +15,13 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from shard_tools.encode import BadImage, EncodeConfig, encode
-from shard_tools.format import INFO_FILE, ShardInfo, ShardSet, file_sha256, index_path, inside
 from shard_tools.shard import WORK_DIR
 from shard_tools.sources.naming import Ignored
 from shard_tools.sources.tarsamples import Fields, image_of, iterate_samples, read_label
 from shard_tools.tarindex import Member, read_index
 from shard_tools.trainable import check_trains
 from shard_tools.workers import LOST, process_pool
+from shards.format import INFO_FILE, ShardInfo, ShardSet, file_sha256, index_path, inside
 
 MAX_FINDINGS_PER_SHARD = 5  # of one kind: a shifted table is wrong in every row
 DECODE = EncodeConfig(max_pixels=1 << 62)

@@ -23,7 +23,16 @@ from shard_tools.classes import class_infos, read_class_file
 from shard_tools.duplicates import Duplicates, PartFile, find_duplicates
 from shard_tools.encode import EncodeConfig
 from shard_tools.execute import PackProgress, engine_for, run_shards
-from shard_tools.format import (
+from shard_tools.listing import write_listing
+from shard_tools.part import read_names, read_part, read_rows
+from shard_tools.rejected import REJECTED_FILE, BadImages, Rejected, refusal, write_rejected
+from shard_tools.resume import SOURCE_DIR, begin, complete, forget_lost, work_dir
+from shard_tools.shard import LISTING_DIR, ShardJob, plan_shards
+from shard_tools.sources import SourceOptions, open_source
+from shard_tools.sources.base import Source
+from shard_tools.subset import Subset, parts_text
+from shard_tools.upload import clean, publish, staging_dir
+from shards.format import (
     SAMPLE_DTYPE,
     ClassInfo,
     ShardInfo,
@@ -31,16 +40,7 @@ from shard_tools.format import (
     write_info,
     write_split,
 )
-from shard_tools.listing import write_listing
-from shard_tools.part import read_names, read_part, read_rows
-from shard_tools.rejected import REJECTED_FILE, BadImages, Rejected, refusal, write_rejected
-from shard_tools.remote import is_url
-from shard_tools.resume import SOURCE_DIR, begin, complete, forget_lost, work_dir
-from shard_tools.shard import LISTING_DIR, ShardJob, plan_shards
-from shard_tools.sources import SourceOptions, open_source
-from shard_tools.sources.base import Source
-from shard_tools.subset import Subset, parts_text
-from shard_tools.upload import clean, publish, staging_dir
+from shards.remote import is_url
 
 SAMPLES_PER_SHARD = 10_000
 SHARD_SIZE = 1 << 30

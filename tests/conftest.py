@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shard_tools.format import ShardSet
 from shard_tools.writer import pack
+from shards.format import ShardSet
 
 # What takes minutes, or repeats with another number what a daily test does.
 LONG = pytest.mark.skipif(not os.environ.get("PENSTOCK_LONG"), reason="not every day: set PENSTOCK_LONG=1")

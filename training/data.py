@@ -14,7 +14,7 @@ from pipeline.feed import Feed
 from pipeline.holes import BadSample
 from pipeline.mixing import Mixer
 from recipes import Recipe, recipe_at
-from shard_tools.format import ShardSet
+from shards.format import ShardSet
 from training import distributed, quarantine
 from training.budget import Work
 from training.distributed import World

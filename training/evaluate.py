@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from model.metrics import topk_correct
 from pipeline.batch import Batch, Loader
 from recipes import Recipe
-from shard_tools.format import ShardSet
+from shards.format import ShardSet
 from training import distributed
 from training.data import eval_loader
 from training.distributed import World

@@ -22,7 +22,7 @@ from model.weight_files import Classes
 from pipeline.config import ONLY_SPEED
 from recipes import Recipe, config
 from shard_tools.class_match import match_classes
-from shard_tools.format import ClassInfo, ShardSet
+from shards.format import ClassInfo, ShardSet
 from training import checkpoint, distributed, environment
 from training.distributed import World
 

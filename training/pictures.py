@@ -11,7 +11,7 @@ from pipeline.config import DataConfig
 from pipeline.feed import Feed
 from pipeline.holes import NO_SAMPLE
 from pipeline.reader import ShardReader, open_reader
-from shard_tools.format import ShardSet, Split
+from shards.format import ShardSet, Split
 from training.inspection import write_worst
 from training.metrics import MetricsLog
 from training.sheet import draw_confusion

@@ -13,7 +13,7 @@ from torch import nn
 
 from pipeline.batch import Batch
 from recipes import Recipe, config
-from shard_tools.format import ShardSet
+from shards.format import ShardSet
 from training import checkpoint, distributed, quarantine
 from training import run_dir as run_dirs
 from training.budget import Budget

@@ -1,7 +1,7 @@
 """The splits that a recipe names: whether a dataset has them. Without torch, so that it is told at once."""
 
 from recipes import Recipe
-from shard_tools.format import ShardSet
+from shards.format import ShardSet
 
 
 def validates(recipe: Recipe) -> bool:

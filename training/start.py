@@ -12,8 +12,8 @@ import torch
 
 from recipes import DEMO_DATA, Recipe
 from shard_tools.demo import ensure_demo
-from shard_tools.format import ShardSet
-from shard_tools.remote import received_bytes
+from shards.format import ShardSet
+from shards.remote import received_bytes
 from training import checkpoint, distributed, environment
 from training.data import open_dataset
 from training.distributed import Interrupted, StopFlag, World

@@ -9,7 +9,7 @@ from torch import nn
 
 from pipeline.batch import Batch, Loader
 from recipes import Recipe
-from shard_tools.format import ShardSet
+from shards.format import ShardSet
 from training import distributed
 from training.data import eval_loader
 from training.distributed import World

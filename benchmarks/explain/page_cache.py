@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shard_tools.format import Split
+from shards.format import Split
 from training import distributed
 from training.distributed import World
 from training.environment import cgroup_folders

@@ -19,7 +19,7 @@ from benchmarks.options import Opened
 from benchmarks.programs import MIN_BATCHES, BatchProgram, Stopwatch, endless
 from pipeline.feed import Feed
 from pipeline.loader import DaliLoader
-from shard_tools.format import Split
+from shards.format import Split
 
 DISK, CACHED = "read, disk", "read, cached"
 PAGE = 4096

@@ -25,8 +25,8 @@ from pipeline.batch import Batch
 from pipeline.feed import Feed
 from pipeline.probe import bad_header
 from pipeline.reader import open_reader
-from shard_tools.format import Split
 from shard_tools.jpeg import SOI
+from shards.format import Split
 from training import distributed
 from training.data import image_dtype
 from training.distributed import World

@@ -46,7 +46,7 @@ def main(
     from benchmarks.gpu.stages import chosen, listed, run  # here: it takes torch, which --help does without
     from benchmarks.gpu.table import table
     from recipes import Recipe, config
-    from shard_tools.format import ShardSet
+    from shards.format import ShardSet
 
     try:
         stages = chosen(part, only)

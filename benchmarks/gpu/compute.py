@@ -26,7 +26,7 @@ from benchmarks.gpu.report import Skipped
 from benchmarks.gpu.stage import Job
 from benchmarks.measure import Program, Sample, in_turn, ratio
 from benchmarks.programs import BatchProgram
-from shard_tools.format import ShardSet
+from shards.format import ShardSet
 from training import environment
 
 ROOT = Path(__file__).parents[2]

@@ -14,9 +14,9 @@ from PIL import Image
 
 from benchmarks.images import picture, pink_texture
 from shard_tools.encode import EncodeConfig
-from shard_tools.format import INFO_FILE, ShardSet
 from shard_tools.workers import num_cpus
 from shard_tools.writer import pack
+from shards.format import INFO_FILE, ShardSet
 
 QUALITY = 95
 # kind → how Pillow saves it; "mixed" has each in turn

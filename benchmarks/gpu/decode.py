@@ -19,7 +19,7 @@ from pipeline.batch import Batch, Loader
 from pipeline.build import threads_per_rank
 from pipeline.decoders_used import LOG_LEVEL, decoders_used
 from recipes import Recipe
-from shard_tools.format import ShardSet
+from shards.format import ShardSet
 
 ON_GPU = ("nvjpeg_hw_decoder", "nvjpeg_cuda_decoder")
 

@@ -13,7 +13,7 @@ import torch
 
 from pipeline.batch import Batch
 from pipeline.config import DataConfig
-from shard_tools.format import Split
+from shards.format import Split
 
 WIDTH_HINT, HEIGHT_HINT = 5980, 6430  # the example's, of ImageNet's largest images; for the decoder on the GPU
 

@@ -10,7 +10,7 @@ from benchmarks.gpu.expected import LOADER_AMBITION, LOADER_GOAL
 from benchmarks.gpu.stage import Job
 from benchmarks.programs import BatchProgram
 from pipeline.build import threads_per_rank
-from shard_tools.format import ShardSet
+from shards.format import ShardSet
 
 ROOT = Path(__file__).parents[2]
 

@@ -18,7 +18,7 @@ from pipeline.build import build_loader
 from pipeline.config import DataConfig
 from pipeline.feed import Feed
 from recipes import Recipe
-from shard_tools.format import ShardSet
+from shards.format import ShardSet
 
 BLOCK = 16
 BUSY_SIDE, BUSY_PRODUCTS = 4096, 20  # 20 products of bf16 matrices: some 4 ms of an H100

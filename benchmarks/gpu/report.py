@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.gpu.expected import verdict
-from shard_tools.format import atomic_write
+from shards.format import atomic_write
 
 FORMAT = 1
 PARTS = ("check", "compute", "decode", "train")

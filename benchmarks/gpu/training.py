@@ -17,7 +17,7 @@ from commands.audit import audit
 from pipeline.batch import Batch
 from pipeline.build import threads_per_rank
 from recipes import Recipe
-from shard_tools.format import ShardSet
+from shards.format import ShardSet
 from training import environment
 from training.learner import build_learner
 from training.step import train_step

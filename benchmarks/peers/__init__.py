@@ -13,7 +13,7 @@ from benchmarks.options import TIMING, with_options
 from benchmarks.peers.registry import OURS, PEERS
 from recipes import DEMO_DATA
 from shard_tools.demo import ensure_demo
-from shard_tools.format import ShardSet
+from shards.format import ShardSet
 
 
 class Numbers(click.ParamType):

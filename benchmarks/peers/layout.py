@@ -18,8 +18,8 @@ from typing import Any
 from PIL import Image
 
 from benchmarks.peers import gradient
-from shard_tools.format import ShardSet, Split, table_file
 from shard_tools.writer import pack
+from shards.format import ShardSet, Split, table_file
 
 COMPLETE = "complete.json"
 NUM_GRADIENTS, NUM_GRADIENT_CLASSES = 64, 2

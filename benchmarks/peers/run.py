@@ -13,7 +13,7 @@ from benchmarks.peers.environments import how_to_install
 from benchmarks.peers.layout import Layout, lay_out, lay_out_gradients
 from benchmarks.peers.process import Missing, PeerError
 from benchmarks.peers.registry import OURS
-from shard_tools.format import ShardSet
+from shards.format import ShardSet
 
 MANY_THREADS = 4
 

@@ -28,8 +28,8 @@ from pipeline.config import DataConfig
 from pipeline.feed import Feed
 from pipeline.loader import DaliLoader
 from pipeline.reference import ReferenceLoader
-from shard_tools.format import ShardSet
 from shard_tools.writer import pack
+from shards.format import ShardSet
 
 CASES: dict[str, dict[str, Any]] = {
     "random-resized crop": {},

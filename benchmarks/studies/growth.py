@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, from anywhere
 
-from shard_tools.format import ShardSet, write_info, write_split
+from shards.format import ShardSet, write_info, write_split
 
 ROOT = Path(__file__).parents[2]
 SERIES: dict[str, tuple[int, ...]] = {

@@ -46,7 +46,7 @@ def start_server(data: Path, latency_s: float, fail: float) -> Any:
     process.start()
     os.environ |= {"AWS_ENDPOINT_URL": endpoint.get(timeout=60), "AWS_DEFAULT_REGION": "us-east-1"}
     os.environ |= {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
-    from shard_tools.remote import Store
+    from shards.remote import Store
 
     fsspec.filesystem("s3").mkdir("shards")
     store = Store(SERVED)
@@ -65,7 +65,7 @@ def images_per_s(data: str, cache: Path, order: Any, cache_bytes: int) -> float:
     from pipeline.config import DataConfig
     from pipeline.feed import Feed
     from pipeline.loader import DaliLoader
-    from shard_tools.format import ShardSet
+    from shards.format import ShardSet
 
     config = replace(DataConfig(), order=order, cache_dir=str(cache), cache_bytes=cache_bytes)
     start = time.perf_counter()

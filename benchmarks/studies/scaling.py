@@ -14,7 +14,7 @@ import click
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, from anywhere
 
-from shard_tools.format import SAMPLE_DTYPE
+from shards.format import SAMPLE_DTYPE
 
 NUM_TRAIN = 1_281_167  # ImageNet-1k
 WINDOW_REQUEST = 1 << 20  # bytes: what `block` order asks for at a time, at least

@@ -8,8 +8,8 @@ import click
 
 from shard_tools.commands.running import LocalPath, PathOrUrl
 from shard_tools.describe import UNTURNED
-from shard_tools.format import ShardSet
 from shard_tools.workers import num_cpus
+from shards.format import ShardSet
 
 
 @click.command("verify")

@@ -11,10 +11,10 @@ from typing import Any
 import click
 
 from shard_tools.execute import PackProgress
-from shard_tools.format import escape
-from shard_tools.remote import is_url
 from shard_tools.report import closing, progress_bar
 from shard_tools.writer import Packed
+from shards.format import escape
+from shards.remote import is_url
 
 
 class LocalPath(click.ParamType):

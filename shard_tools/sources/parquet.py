@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from shard_tools.format import atomic_write
 from shard_tools.sources.base import Place, Source, SourceImage, Unusable
 from shard_tools.sources.labels import without_label
 from shard_tools.sources.locate import TRIED, Found, Locator
@@ -35,6 +34,7 @@ from shard_tools.sources.parquet_columns import (
 from shard_tools.sources.parquet_layout import LAYOUT as LAYOUT
 from shard_tools.sources.parquet_layout import find_files, part_of
 from shard_tools.sources.parquet_layout import recognise as recognise
+from shards.format import atomic_write
 
 BATCH_ROWS = 64  # rows in memory at once, besides what pyarrow keeps of a row group
 NO_BYTES = -1

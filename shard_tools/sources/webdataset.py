@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
-from shard_tools.format import INFO_FILE, ShardSet
 from shard_tools.sources.base import Place, Source, SourceImage, Unusable
 from shard_tools.sources.classnames import WNID, Label, NamesMet
 from shard_tools.sources.labels import check_single
@@ -38,6 +37,7 @@ from shard_tools.sources.tarsamples import (
     no_image,
     read_label,
 )
+from shards.format import INFO_FILE, ShardSet
 
 LAYOUT = "a directory with WebDataset .tar files, or with train/ and val/ of them"
 CLASS_FILES = ("classnames.txt", "classes.txt")

@@ -26,10 +26,10 @@ from pipeline.reader import ShardReader
 from recipes import Recipe, config
 from shard_tools.__main__ import main as shard_tools
 from shard_tools.describe import describe, histograms, summary
-from shard_tools.format import ShardSet
 from shard_tools.index import index
 from shard_tools.resize import resize
 from shard_tools.writer import pack
+from shards.format import ShardSet
 from tests.fuzz import inputs, mutate
 from tests.fuzz.inputs import Files, Serial
 from tests.fuzz.oracle import Violation, one_line, watched

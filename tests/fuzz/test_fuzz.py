@@ -24,11 +24,11 @@ from commands import command_line
 from pipeline.reader import ShardReader
 from recipes import Recipe, config
 from shard_tools.__main__ import main as shard_tools
-from shard_tools.format import INFO_FILE, SAMPLE_DTYPE, ShardSet, _checksum
 from shard_tools.index import index
 from shard_tools.repair import repair
 from shard_tools.sources.tarmembers import iterate_tar
 from shard_tools.verify import verify
+from shards.format import INFO_FILE, SAMPLE_DTYPE, ShardSet, _checksum
 from tests.fuzz import inputs, oracle
 from tests.fuzz.oracle import Violation, watched
 from tests.fuzz.targets import EVIL, TARGETS, Target, case, run_case

@@ -17,7 +17,7 @@ from pipeline.config import DataConfig
 from pipeline.decoders_used import LOG_LEVEL
 from pipeline.feed import Feed
 from pipeline.loader import DaliLoader
-from shard_tools.format import ShardSet
+from shards.format import ShardSet
 
 SIZE = 96
 ROOT = Path(__file__).parents[2]

@@ -18,8 +18,8 @@ import torch
 
 from pipeline.decoders_used import decoders_used
 from pipeline.loader import DaliLoader
-from shard_tools.format import ShardSet
 from shard_tools.writer import pack
+from shards.format import ShardSet
 from tests.conftest import picture
 from tests.gpu.decoding import in_a_process, levels, validation
 

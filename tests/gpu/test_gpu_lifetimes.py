@@ -7,7 +7,7 @@ import torch
 
 from pipeline.augment import AugmentConfig
 from pipeline.batch import Batch
-from shard_tools.format import ShardSet
+from shards.format import ShardSet
 from tests.gpu.test_gpu_loader import make_loader
 from tests.integration.test_augmentations import EVERYTHING
 from tests.integration.test_gpu_pixels import mortal_inputs

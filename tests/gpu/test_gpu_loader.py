@@ -14,7 +14,7 @@ from pipeline.config import DataConfig
 from pipeline.feed import Feed
 from pipeline.holes import IGNORE_LABEL, NO_SAMPLE, BadSample
 from pipeline.loader import DaliLoader
-from shard_tools.format import ShardSet
+from shards.format import ShardSet
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

@@ -21,7 +21,7 @@ from pipeline.config import DataConfig
 from pipeline.feed import Feed
 from pipeline.loader import DaliLoader
 from pipeline.reference import ReferenceLoader
-from shard_tools.format import ShardSet
+from shards.format import ShardSet
 from tests.conftest import picture
 
 CPU = torch.device("cpu")

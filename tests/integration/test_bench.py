@@ -14,7 +14,7 @@ from click.testing import CliRunner
 import bench
 from benchmarks import images, rates, record, tune
 from recipes import Recipe, config, machine, recipe_file
-from shard_tools.format import ShardSet
+from shards.format import ShardSet
 
 SMALL = ["--batch-size", "8", "--image-size", "32", "--seconds", "0.3", "--repeats", "3", "--device", "cpu"]
 NETWORK = ["--recipe", "demo", "--set", "model.name=cifar_resnet8"]

@@ -13,9 +13,9 @@ from click.testing import CliRunner, Result
 from commands.options import evaluate_command as command
 from pipeline.feed import Feed
 from pipeline.loader import DaliLoader
-from shard_tools.format import ShardSet
 from shard_tools.sources.imagenet import imagenet_classes
 from shard_tools.writer import pack
+from shards.format import ShardSet
 
 CLASSES = [{"wnid": key, "name": key} for key in ("class2", "other", "class0", "class1")]  # the network's
 

@@ -296,7 +296,7 @@ def test_a_write_that_fails_leaves_the_old_file(small: Path, tmp_path: Path, mon
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device", "model.safetensors")
 
-    monkeypatch.setattr("shard_tools.format.os.fsync", full)
+    monkeypatch.setattr("shards.format.os.fsync", full)
     result = run(small, tmp_path / "model.safetensors")
     assert result.stderr == "Error: model.safetensors: No space left on device\n"
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("model.safetensors", b"old")]

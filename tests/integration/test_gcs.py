@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from pipeline.loader import DaliLoader
-from shard_tools.format import ShardSet
-from shard_tools.remote import Store
 from shard_tools.writer import pack
+from shards.format import ShardSet
+from shards.remote import Store
 from tests.integration.packing import hashes
 from tests.integration.test_remote import epochs, feed_of, small
 

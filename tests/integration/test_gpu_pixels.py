@@ -26,7 +26,7 @@ from pipeline.gray import with_unit_factor
 from pipeline.holes import IGNORE_LABEL, NO_SAMPLE, BadSample
 from pipeline.loader import DaliLoader
 from pipeline.reference import ReferenceLoader
-from shard_tools.format import ShardSet
+from shards.format import ShardSet
 from tests.integration.test_augmentations import EVERYTHING
 from tests.integration.test_loader import CPU, SIZE, by_position, gray_levels, make_feed, make_loader, same_rows
 

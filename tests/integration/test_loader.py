@@ -25,7 +25,7 @@ from pipeline.holes import IGNORE_LABEL, NO_SAMPLE, BadSample
 from pipeline.loader import DaliLoader
 from pipeline.reference import ReferenceLoader
 from pipeline.synthetic import SyntheticLoader
-from shard_tools.format import ShardSet
+from shards.format import ShardSet
 
 CPU = torch.device("cpu")
 CROPS = AugmentConfig()

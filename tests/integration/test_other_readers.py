@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.reader import ShardReader
-from shard_tools.format import ShardSet
+from shards.format import ShardSet
 
 Samples = list[tuple[bytes, int]]
 

@@ -17,10 +17,10 @@ from packing import NUM_IMAGES, cli, hashes, write_source
 from PIL import Image
 
 from shard_tools import duplicates
-from shard_tools.format import ShardSet
 from shard_tools.subset import Subset
 from shard_tools.verify import verify
 from shard_tools.writer import BadImages, pack
+from shards.format import ShardSet
 
 
 @pytest.fixture(scope="module")
@@ -377,5 +377,5 @@ def test_encoding_that_makes_no_sense_is_refused(tmp_path):
 
 def test_reading_a_packed_dataset_imports_nothing_heavy():
     heavy = "click", "webdataset", "PIL", "torch"
-    code = f"import sys, shard_tools.format; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, shards.format; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

@@ -12,10 +12,10 @@ from packing import cli
 
 from recipes import Recipe
 from shard_tools import encode, scan, trainable
-from shard_tools.format import ShardSet
 from shard_tools.index import index
 from shard_tools.verify import verify
 from shard_tools.writer import pack
+from shards.format import ShardSet
 from tests.odd_jpegs import oriented, sampled, saved, smooth, with_frame, without_adobe
 from tests.unit.source_images import write_tar
 from training.learner import about

@@ -9,7 +9,6 @@ import pytest
 from packing import cli, hashes, write_source
 
 from shard_tools.execute import PackProgress
-from shard_tools.format import ShardSet
 from shard_tools.listing import write_listing
 from shard_tools.rejected import BadImages, RejectedRows
 from shard_tools.sources import open_source
@@ -17,6 +16,7 @@ from shard_tools.sources.base import Source, SourceImage, Unusable
 from shard_tools.subset import Subset
 from shard_tools.verify import verify
 from shard_tools.writer import pack
+from shards.format import ShardSet
 
 
 class Holes(Source):

@@ -15,7 +15,7 @@ import bench
 from benchmarks import parity
 from model.networks import build_model
 from recipes import Recipe, config
-from shard_tools.format import ShardSet
+from shards.format import ShardSet
 from tests.conftest import VAL_SIZES
 from training import checkpoint
 

@@ -26,7 +26,7 @@ from pipeline.feed import Feed
 from pipeline.loader import DaliLoader
 from recipes import Recipe
 from shard_tools.encode import EncodeConfig, Encoded
-from shard_tools.format import ClassInfo, ShardSet
+from shards.format import ClassInfo, ShardSet
 from tests.odd_jpegs import oriented, sampled, with_frame
 
 CPU = torch.device("cpu")

@@ -29,10 +29,10 @@ from pipeline.feed import Feed
 from pipeline.loader import DaliLoader
 from pipeline.reader import ShardReader, open_reader
 from pipeline.reference import ReferenceLoader
-from shard_tools import remote
-from shard_tools.format import ShardSet
-from shard_tools.remote import Store
 from shard_tools.writer import pack
+from shards import remote
+from shards.format import ShardSet
+from shards.remote import Store
 from tests.integration.packing import cli, hashes
 
 pytest.importorskip("s3fs", reason="the S3 client is not installed (extra s3)")
@@ -159,7 +159,7 @@ READS = """
 import json, sys, torch
 from pathlib import Path
 from pipeline.reference import ReferenceLoader
-from shard_tools.format import ShardSet
+from shards.format import ShardSet
 from tests.integration.test_remote import epochs, feed_of
 url, folder = sys.argv[1], Path(sys.argv[2])
 feed = feed_of(ShardSet.open(url, folder / "cache"), folder, "val")
@@ -184,7 +184,7 @@ from pipeline.augment import AugmentConfig
 from pipeline.config import DataConfig
 from pipeline.feed import Feed
 from pipeline.reader import open_reader
-from shard_tools.format import ShardSet
+from shards.format import ShardSet
 url, cache_dir, share, settings = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
 config = DataConfig(cache_dir=cache_dir, order="block", block_size=4, window_blocks=2, fetch_bytes=40_000, **settings)
 split = ShardSet.open(url, cache_dir).split("train")

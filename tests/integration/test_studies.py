@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.studies import growth
-from shard_tools.format import ShardSet
+from shards.format import ShardSet
 
 
 def test_the_repeated_dataset_is_whole(dataset: ShardSet, tmp_path: Path) -> None:

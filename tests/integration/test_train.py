@@ -19,8 +19,8 @@ from click.testing import CliRunner, Result
 import train
 from commands import command_line
 from commands.audit import audit
-from shard_tools.format import ShardSet
 from shard_tools.writer import pack
+from shards.format import ShardSet
 from tests.conftest import LONG
 from training.report import read_run
 

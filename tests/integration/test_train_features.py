@@ -23,7 +23,7 @@ from model.config import EmaConfig
 from model.ema import Ema
 from recipes import Recipe
 from recipes.config import load_config
-from shard_tools.format import ShardSet
+from shards.format import ShardSet
 from tests.integration.test_train import NUM_VAL, ROOT, SMALL, STEPS_PER_EPOCH, arguments, by_step, lines, run, start
 from training import checkpoint
 from training.step import train_step

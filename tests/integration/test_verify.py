@@ -12,7 +12,10 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from shard_tools.__main__ import main
-from shard_tools.format import (
+from shard_tools.repair import repair
+from shard_tools.tarwriter import TarWriter
+from shard_tools.verify import verify
+from shards.format import (
     SAMPLE_DTYPE,
     ClassInfo,
     ShardInfo,
@@ -21,9 +24,6 @@ from shard_tools.format import (
     write_info,
     write_split,
 )
-from shard_tools.repair import repair
-from shard_tools.tarwriter import TarWriter
-from shard_tools.verify import verify
 
 SHARDS = {"train": (12, 12, 9), "val": (8,)}
 NUM_CLASSES = 3

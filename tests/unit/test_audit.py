@@ -15,7 +15,7 @@ from pipeline.plan import EpochPlan
 from recipes import Recipe, TrainConfig
 from recipes.config import to_toml
 from recipes.phases import PhasesConfig
-from shard_tools.format import ShardSet
+from shards.format import ShardSet
 
 NUM_TRAIN, BATCH, EPOCHS, SEED = 90, 12, 3, 7
 STEPS = NUM_TRAIN // BATCH

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from commands.class_map import map_classes, read_class_map
-from shard_tools.format import ClassInfo
 from shard_tools.sources.imagenet import imagenet_classes
 from shard_tools.sources.naming import numbered_keys
+from shards.format import ClassInfo
 
 IMAGENET = [ClassInfo(*item) for item in imagenet_classes().items()]
 NUMBERS = [ClassInfo(key, str(int(key))) for key in numbered_keys(1000)]

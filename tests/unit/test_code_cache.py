@@ -14,11 +14,11 @@ import pytest
 from numba import types
 from numba.core import caching
 
-from shard_tools import compiling
+from pipeline import compiling
 
 SOURCE = """
 from numba import types
-from shard_tools.compiling import compiled, compiled_callback
+from pipeline.compiling import compiled, compiled_callback
 
 @compiled()
 def tripled(x):

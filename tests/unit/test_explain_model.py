@@ -28,7 +28,7 @@ from pipeline.augment import AugmentConfig
 from pipeline.config import DataConfig
 from recipes import Recipe, TrainConfig, config
 from recipes.phases import PhasesConfig
-from shard_tools.format import ShardSet
+from shards.format import ShardSet
 from tests.conftest import picture
 from training import distributed
 from training.distributed import World

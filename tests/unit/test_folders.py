@@ -18,8 +18,8 @@ import bench
 from commands import command_line
 from shard_tools import __main__ as shard_tools_main
 from shard_tools import folders, terminal
-from shard_tools.cache import Cache, cache_root
-from shard_tools.format import atomic_write
+from shards.cache import Cache, cache_root
+from shards.format import atomic_write
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -18,7 +18,7 @@ from pipeline.holes import GRAY
 from pipeline.probe import find_bad
 from recipes import FOLDER, Recipe, recipe_at
 from recipes.config import load_config
-from shard_tools.format import ShardSet
+from shards.format import ShardSet
 from tests.integration.test_augmentations import CASES
 
 HINTS = get_type_hints(AugmentConfig)

@@ -18,7 +18,7 @@ from pipeline.config import DataConfig
 from pipeline.gray import with_unit_factor
 from pipeline.loader import DaliLoader
 from pipeline.probe import _decode_alone
-from shard_tools.format import ShardSet
+from shards.format import ShardSet
 from tests.integration.test_loader import CROPS, make_feed
 from tests.unit.fake_cuda import fake_cuda
 

@@ -10,30 +10,14 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("shard_tools", "pipeline", "model", "recipes", "training", "commands", "benchmarks")
+PACKAGES = ("shards", "pipeline", "model", "recipes", "shard_tools", "training", "commands", "benchmarks")
 SCRIPTS = ("train", "bench", "tests")
-# what a package may import of the project's own, besides itself
-SHARED = (
-    "shard_tools.format",
-    "shard_tools.permutation",
-    "shard_tools.remote",
-    "shard_tools.cache",
-    "shard_tools.compiling",
-)
-ALLOWED = {
-    "shard_tools": (),
-    "pipeline": SHARED,
-    "model": (),
-    "recipes": ("pipeline", "model"),
-    "training": ("shard_tools", "pipeline", "model", "recipes"),
-    "commands": ("shard_tools", "pipeline", "model", "recipes", "training"),
-    "benchmarks": ("shard_tools", "pipeline", "model", "recipes", "training", "commands", "tests.integration"),
-}
-# who looks elsewhere, inside functions: `preview --augment` at the loader, the check whether an image trains as it is
-# at the decoder that decides it, the machine's settings at what the machine is
+# what a package may import of the project's own, besides itself: those before it
+ALLOWED = {package: PACKAGES[:place] for place, package in enumerate(PACKAGES)}
+ALLOWED["model"] = ()  # knows no data
+ALLOWED["shard_tools"] = ("shards", "pipeline", "recipes")
+ALLOWED["benchmarks"] = (*ALLOWED["benchmarks"], "tests.integration")
 EXCEPTIONS = {
-    "shard_tools/trainable.py": ("pipeline.config", "pipeline.probe"),
-    "shard_tools/preview.py": ("pipeline.feed", "pipeline.loader", "pipeline.mixing", "recipes"),
     "recipes/machine.py": ("training",),
     "commands/command_line.py": ("train",),  # which it starts
 }
@@ -81,7 +65,7 @@ TRAINER = {file: imports for file, imports in FILES.items() if not file.startswi
 
 
 def test_the_parser_sees_what_is_there() -> None:
-    assert {"pipeline/plan.py", "pipeline/graph.py", "shard_tools/format.py", "train.py"} <= set(FILES)
+    assert {"pipeline/plan.py", "pipeline/graph.py", "shards/format.py", "train.py"} <= set(FILES)
     modules = {i.module for i in FILES["pipeline/loader.py"]}
     assert {"numpy", "pipeline.graph", "pipeline.reader", "pipeline.graph.build_graph"} <= modules
     assert Import("nvidia.dali", False, 0).module in {i.module for i in FILES["pipeline/graph.py"]}
@@ -97,7 +81,7 @@ def test_imports_go_one_way(package: str) -> None:
             if within(found.module, *EXCEPTIONS.get(file, ())) and not found.at_import:
                 continue
             if within(found.module, *own) and not within(found.module, package):
-                # `import shard_tools.format` and `from shard_tools.format import x`, never shard_tools alone
+                # `import shards.format` and `from shards.format import x`, never shard_tools alone
                 assert within(found.module, *ALLOWED[package]), f"{file}:{found.line} imports {found.module}"
 
 
@@ -128,7 +112,7 @@ AUGMENT = sorted(file for file in FILES if file.startswith("pipeline/augment/") 
 def test_the_plan_is_numpy_alone(file: str) -> None:
     for found in FILES[file]:
         top = found.module.partition(".")[0]
-        assert top in {"numpy", "pipeline"} or top in sys.stdlib_module_names or within(found.module, *SHARED), (
+        assert top in {"numpy", "pipeline", "shards"} or top in sys.stdlib_module_names, (
             f"{file}:{found.line} imports {found.module}"
         )
 
@@ -141,12 +125,12 @@ def loaded(statement: str, *modules: str) -> list[str]:
 
 
 def test_the_plan_loads_neither_torch_nor_dali() -> None:
-    statement = "import pipeline.plan, pipeline.augment, pipeline.feed, shard_tools.format"
+    statement = "import pipeline.plan, pipeline.augment, pipeline.feed, shards.format"
     assert loaded(statement, "torch", "nvidia.dali", "webdataset", "PIL", "numpy") == ["numpy"]
 
 
 def test_what_is_local_loads_no_fsspec() -> None:
-    statement = "import pipeline.reader, shard_tools.writer, shard_tools.remote"
+    statement = "import pipeline.reader, shard_tools.writer, shards.remote"
     assert loaded(statement, "fsspec", "s3fs", "aiohttp", "numpy") == ["numpy"]
 
 

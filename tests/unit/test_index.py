@@ -18,9 +18,9 @@ from wds2idx import IndexCreator
 
 from pipeline.reader import ShardReader
 from shard_tools.__main__ import main
-from shard_tools.format import INFO_FILE, ShardSet, file_sha256
 from shard_tools.index import UnusableImages, index
 from shard_tools.verify import verify
+from shards.format import INFO_FILE, ShardSet, file_sha256
 
 
 def indexed(root: Path, **settings: Any) -> ShardSet:

@@ -18,8 +18,8 @@ from model.networks import build_model
 from model.pretrained import load_pretrained
 from model.weight_files import Source
 from recipes import Recipe, TrainConfig
-from shard_tools.format import ClassInfo
 from shard_tools.sources.imagenet import imagenet_classes
+from shards.format import ClassInfo
 from training import checkpoint
 from training.distributed import World
 from training.learner import build_learner

@@ -22,7 +22,7 @@ from benchmarks.measure import Sample
 from benchmarks.peers import check, command, contest, environments, gradient, layout, observe, registry, report, run
 from benchmarks.peers.process import CHILD, Child, Missing, PeerError
 from benchmarks.peers.registry import OURS, PEERS, Peer
-from shard_tools.format import ShardSet
+from shards.format import ShardSet
 
 SIDE = 32
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]

@@ -12,9 +12,9 @@ from pipeline.augment import AugmentConfig
 from pipeline.augment.steps import is_step
 from pipeline.config import DataConfig
 from pipeline.feed import Feed
+from pipeline.permutation import permute, philox_key
 from pipeline.plan import ORDERS, EpochPlan, Order, Span, eval_spans, train_spans
-from shard_tools.format import SAMPLE_DTYPE, Split
-from shard_tools.permutation import permute, philox_key
+from shards.format import SAMPLE_DTYPE, Split
 
 
 def chi_square(counts: np.ndarray) -> float:

@@ -11,13 +11,13 @@ import pytest
 
 from shard_tools.classes import class_infos, keys_with_file, read_class_file
 from shard_tools.encode import EncodeConfig
-from shard_tools.format import ClassInfo, key_name
 from shard_tools.listing import CHUNK, Images, Listing, write_listing
 from shard_tools.rejected import BadImages
 from shard_tools.shard import plan_shards, shuffled
 from shard_tools.sources import SOURCES, SourceOptions, open_source
 from shard_tools.sources.base import ByteReader, Place, Source, SourceImage
 from shard_tools.subset import Subset, parse_fractions
+from shards.format import ClassInfo, key_name
 
 
 def make(root: Path, *names: str) -> Path:

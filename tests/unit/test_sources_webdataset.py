@@ -16,7 +16,6 @@ from source_images import jpeg, write_tar
 
 from shard_tools.__main__ import main
 from shard_tools.describe import describe, histograms, summary
-from shard_tools.format import INFO_FILE, ClassInfo, ShardSet, unescape
 from shard_tools.index import index
 from shard_tools.repair import repair
 from shard_tools.sources import SourceOptions, open_source
@@ -26,6 +25,7 @@ from shard_tools.sources.tarsamples import Fields
 from shard_tools.subset import Subset
 from shard_tools.verify import verify
 from shard_tools.writer import pack
+from shards.format import INFO_FILE, ClassInfo, ShardSet, unescape
 
 IMAGENET = list(imagenet_classes())
 TRAIN, VAL = (10, 388, 700, 10, 2), (10, 388, 3)

@@ -28,11 +28,11 @@ from pipeline.loader import DaliLoader
 from pipeline.reader import ShardReader, open_reader
 from pipeline.storage import CachedShards, Fetcher
 from pipeline.window_reader import WindowReader, pieces
-from shard_tools import cache as caches
-from shard_tools import remote
-from shard_tools.cache import Cache
-from shard_tools.format import ShardSet
-from shard_tools.remote import Store, is_url
+from shards import cache as caches
+from shards import remote
+from shards.cache import Cache
+from shards.format import ShardSet
+from shards.remote import Store, is_url
 
 CONFIG = DataConfig(block_size=4, window_blocks=2, order="block", image_size=32, val_image_size=32, val_resize_size=36)
 

@@ -16,7 +16,7 @@ def batches(job: Any) -> Iterator[np.ndarray]:
     from pipeline.build import build_loader
     from pipeline.config import DataConfig
     from pipeline.feed import Feed
-    from shard_tools.format import ShardSet
+    from shards.format import ShardSet
 
     split = ShardSet.open(job.dataset).split(job.split)
     feed = Feed(

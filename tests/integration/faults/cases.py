@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from commands.audit import audit
-from shard_tools.format import ShardSet
+from shards.format import ShardSet
 from tests.integration.faults.bench import (
     END_S,
     LAST_STEP,

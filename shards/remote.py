@@ -19,7 +19,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from shard_tools.cache import cache_root, make_once
+from shards.cache import cache_root, make_once
 
 T = TypeVar("T")
 TIMEOUT_S = 60.0

@@ -119,7 +119,7 @@ class ShardSet:
         """
         url = ""
         if "://" in str(root):
-            from shard_tools.remote import Store, mirror
+            from shards.remote import Store, mirror
 
             url = str(root).rstrip("/")
             root = mirror(Store(url, timeout_s), INFO_FILE, cache_dir)
