@@ -5,14 +5,13 @@ from pathlib import Path
 
 import click
 
-from benchmarks.gpu.report import PARTS
 from shard_tools.terminal import Command
 
 DATASET = click.Path(path_type=Path, file_okay=False, exists=True)
 
 
 @click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 110})
-@click.argument("part", type=click.Choice([*PARTS, "all"]))
+@click.argument("part", type=click.Choice(["check", "compute", "decode", "train", "all"]))
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="runs/gpu", help="Results go here.")
 @click.option("--data", type=DATASET, metavar="DIR", help="What loaders read, packed, instead of made-up JPEGs.")
 @click.option("--cifar", type=DATASET, metavar="DIR", help="CIFAR-10, packed: cifar10-rn18 runs on it to the end.")
@@ -33,18 +32,19 @@ def main(
     """Measure what only a GPU can show, each stage in a process of its own, each part in 8 minutes at most.
 
     \b
-    check     versions, BatchNorm, bandwidth; train.py with made-up batches: killed, resumed, all recipes; tests/gpu
-    compute   ResNet-50: precisions, torch.compile's modes, a bare loop beside, kernels, synchronisations
-    decode    the JPEG decoders: which runs, whether it is right, images/s by setting
+    check     bandwidth; train.py with made-up batches: killed and resumed, all recipes; tests/gpu
+    compute   ResNet-50: precisions, torch.compile's modes, a bare loop beside, kernels
+    decode    the JPEG decoders: images/s by setting and by kind of image
     train     end to end, DALI's example beside, CIFAR-10, killed and resumed
 
-    OUT gets PART.json with all of a part's results, one file a stage, PART.log and summary.json, each as soon as a
-    stage ends; what earlier calls found of other stages stays there. `check` and `compute` need no DALI. Exit status
-    1 where a stage failed or is wrong.
+    OUT gets PART.json with all of a part's results, each row as soon as it is measured, and PART.log; what earlier
+    calls found of other stages stays there. `check` and `compute` need no DALI. Exit status 1 where a stage failed or
+    is wrong.
     """
-    from benchmarks.gpu.expected import is_bad
-    from benchmarks.gpu.stages import chosen, listed, run  # here: it takes torch, which --help does without
-    from benchmarks.gpu.table import table
+    from benchmarks.gpu.registry import chosen, listed  # here: it takes torch, which --help does without
+    from benchmarks.gpu.report import BAD
+    from benchmarks.gpu.run import run
+    from benchmarks.gpu.stage import FULL, SMALL, Job
     from recipes import Recipe, config
     from shards.format import ShardSet
 
@@ -56,13 +56,14 @@ def main(
         for folder in filter(None, (data, cifar)):
             ShardSet.open(folder)
         config.load_config(Recipe, None, sets)
-        results = run(stages, out, data, cifar, rehearse, sets)
+        job = Job(out=out.absolute(), work=out, scale=SMALL if rehearse else FULL, rehearse=rehearse, sets=sets,
+                  data=data and data.absolute(), cifar=cifar and cifar.absolute())  # fmt: skip
+        results = run(stages, job)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:
         raise click.ClickException(f"{error.filename or out}: {error.strerror or error}") from None
-    click.echo(f"\n{table(results)}")
-    sys.exit(any(is_bad(result["verdict"]) for result in results))
+    sys.exit(any(result["verdict"].startswith(BAD) for result in results))
 
 
 if __name__ == "__main__":

@@ -5,56 +5,53 @@ memory, a triangular resize, `crop_mirror_normalize` to CHW, here in float16, wh
 It reads files, so the shards' images are written out first.
 """
 
+import tarfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.gpu.compare import compare
+from benchmarks.gpu.data import originals
+from benchmarks.gpu.stage import Job
+from benchmarks.programs import BatchProgram
 from pipeline.batch import Batch
+from pipeline.build import threads_per_rank
 from pipeline.config import DataConfig
-from shards.format import Split
 
 WIDTH_HINT, HEIGHT_HINT = 5980, 6430  # the example's, of ImageNet's largest images; for the decoder on the GPU
 
 
-def write_files(split: Split, folder: Path) -> tuple[list[str], list[int]]:
-    """The split's images as files in `folder`: their paths and labels."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths: list[str] = []
-    labels: list[int] = []
+def dali_example(job: Job, whole: bool) -> None:
+    """The batches of this project's graph beside those of the example, thrown away, in turn. whole: the example
+    decodes the image and crops while resizing, not with `image_random_crop`."""
+    dataset, folder = originals(job), job.work / f"files-{whole}"
+    split = dataset.split("train")
     for shard in range(len(split.shards)):
-        tar = split.shard_path(shard).read_bytes()
-        for row in split.samples[split.samples["shard"] == shard]:
-            path = folder / f"{len(paths):08d}.jpg"
-            path.write_bytes(tar[int(row["offset"]) : int(row["offset"]) + int(row["size"])])
-            paths.append(str(path))
-            labels.append(int(row["label"]))
-    return paths, labels
+        with tarfile.open(split.shard_path(shard)) as tar:
+            tar.extractall(folder, filter="data")
+    paths = [str(path) for path in sorted(folder.iterdir()) if path.suffix != ".cls"]
+    theirs = batches(paths, job.resnet().data, job.scale.batch_size, job.device, whole)
+    beside = BatchProgram("DALI's example", theirs, next, job.device)
+    compare(job, "loader", {"ours": ()}, dataset, [beside])
 
 
 def batches(
-    paths: list[str], labels: list[int], config: DataConfig, *, batch_size: int, threads: int, device: torch.device,
-    whole: bool = False,
-) -> Iterator[Batch]:  # fmt: skip
-    """Batches without end, as the example's iterator gives them; `images` (N, 3, S, S) float16, contiguous.
-
-    whole: decode the image and crop while resizing, in place of `image_random_crop`."""
+    paths: list[str], config: DataConfig, batch_size: int, device: torch.device, whole: bool
+) -> Iterator[Batch]:
+    """Batches without end, as the example's iterator gives them; `images` (N, 3, S, S) float16, contiguous; every label
+    is 0, for only the speed is asked."""
     from nvidia.dali import Pipeline, fn, types
-    from nvidia.dali.plugin.pytorch import DALIClassificationIterator, LastBatchPolicy
+    from nvidia.dali.plugin.pytorch import DALIClassificationIterator
 
-    on_gpu = device.type == "cuda"
-    hints: dict[str, Any] = (
-        {"preallocate_width_hint": WIDTH_HINT, "preallocate_height_hint": HEIGHT_HINT} if on_gpu else {}
-    )
+    on_gpu, side = device.type == "cuda", config.image_size
+    hints = {"preallocate_width_hint": WIDTH_HINT, "preallocate_height_hint": HEIGHT_HINT} if on_gpu else {}
+    decoder = {"device": "mixed" if on_gpu else "cpu", "output_type": types.RGB, **hints}
     window: dict[str, Any] = {"random_aspect_ratio": [0.8, 1.25], "random_area": [0.1, 1.0], "num_attempts": 100}
-    decoder: dict[str, Any] = {"device": "mixed" if on_gpu else "cpu", "output_type": types.RGB, **hints}
-    side = config.image_size
-    pipe = Pipeline(batch_size=batch_size, num_threads=threads, device_id=device.index if on_gpu else None, seed=12)
+    pipe = Pipeline(batch_size=batch_size, num_threads=threads_per_rank(0, 1), seed=12,
+                    device_id=device.index if on_gpu else None)  # fmt: skip
     with pipe:
-        jpegs, label = fn.readers.file(
-            files=paths, labels=labels, random_shuffle=True, pad_last_batch=True, name="Reader"
-        )
+        jpegs, label = fn.readers.file(files=paths, labels=[0] * len(paths), random_shuffle=True)
         if whole:
             images = fn.random_resized_crop(fn.decoders.image(jpegs, **decoder), size=side, **window)
         else:
@@ -66,10 +63,5 @@ def batches(
         )  # fmt: skip
         pipe.set_outputs(images, label.gpu() if on_gpu else label)
     ids = torch.arange(batch_size)
-    while True:
-        iterator = DALIClassificationIterator(
-            pipe, reader_name="Reader", last_batch_policy=LastBatchPolicy.DROP, auto_reset=True
-        )
-        while True:
-            for (batch,) in iterator:
-                yield Batch(batch["data"], batch["label"].squeeze(-1).long().to(device), ids)
+    for (batch,) in DALIClassificationIterator(pipe):  # without end, since it is told no size
+        yield Batch(batch["data"], batch["label"].squeeze(-1).long().to(device), ids)

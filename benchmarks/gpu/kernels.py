@@ -1,20 +1,28 @@
-"""The stage `profile`: milliseconds of one training step by class of kernel, beside what the bytes and FLOP allow.
+"""The stages `device`, what the GPU reaches in copying and multiplying, and `profile`: milliseconds of a training step
+by class of kernel, beside what its bytes and FLOP allow at those rates.
 
-A kernel's class is told by the operator that launched it, where the profiler links the two, and by its own name.
+A ResNet-50 step at 224 px was counted, layer by layer (docs/gpu.md has the arithmetic). A kernel's class is told by the
+operator that launched it, where the profiler links the two, and by its own name.
 """
 
+import gc
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable
-from typing import Any
 
 import torch
-from torch.profiler import profile
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.benchmark import Timer
 
-from benchmarks.gpu import compute, device
-from benchmarks.gpu.expected import STEP_BYTES, STEP_FLOP
-from benchmarks.gpu.stage import Job
+from benchmarks import programs
+from benchmarks.gpu.data import NUM_CLASSES, packed
+from benchmarks.gpu.stage import COMPILED, EAGER, Job
+from training import environment
 
+STEP_BYTES = {"eager": 477e6, "fused": 358e6, "ideal": 195e6}  # an image; see docs/gpu.md
+STEP_FLOP = 24.3e9  # an image, forward and backward
 # In order: class, pattern of the kernel's name, pattern of the operator's; the first that fits is it.
 CLASSES: tuple[tuple[str, str, str], ...] = (
     ("convolution, weight gradient", r"wgrad", r"conv.*weight"),
@@ -29,84 +37,98 @@ CLASSES: tuple[tuple[str, str, str], ...] = (
     ("linear", r"gemm|nvjet|cutlass|splitk", r"aten::(addmm|mm|linear|matmul)"),
     ("relu, addition, other elementwise", r"elementwise|relu|triton_poi|vectorized", r"relu|add|mul|threshold|div|sub"),
 )  # fmt: skip
-OTHER = "other"
 ROUNDING_MS = 1e-6
 PROFILED_S = 0.1  # of launching: some steps
 
 
+def rates(job: Job) -> tuple[list[float], list[float]]:
+    """TB/s of a copy on the device, read and written, and TFLOP/s of a bf16 matmul: the repeats of each."""
+    source, side = torch.empty(job.scale.copy_bytes, dtype=torch.uint8, device=job.device), job.scale.matmul_side
+    a, b = (torch.randn(side, side, device=job.device, dtype=torch.bfloat16) for _ in range(2))
+    copy = Timer("out.copy_(source)", globals={"out": torch.empty_like(source), "source": source})
+    product = Timer("a @ b", globals={"a": a, "b": b})
+    copies, products = (timer.blocked_autorange(min_run_time=job.scale.seconds).times for timer in (copy, product))
+    return [2 * source.nbytes / s / 1e12 for s in copies], [2 * side**3 / s / 1e12 for s in products]
+
+
+def device(job: Job) -> None:
+    env, (copies, products) = job.env, rates(job)
+    job.report.row("device", text=f"{env['gpu'] or env['cpu']}, driver {env['gpu_driver']}, CUDA {env['cuda']}")
+    job.report.row("copy", copies, "TB/s")
+    job.report.row(f"bf16 matmul of {job.scale.matmul_side}", products, "TFLOP/s")
+
+
 def class_of(kernel: str, operator: str = "") -> str:
-    """One of CLASSES, or OTHER. What torch.compile fused is named after all that is in it: BatchNorm comes first."""
+    """One of CLASSES, or "other". What torch.compile fused is named after all that is in it: BatchNorm comes first."""
     kernel, operator = kernel.lower(), operator.lower()
     for name, in_kernel, in_operator in CLASSES:
         if re.search(in_kernel, kernel) or (operator and re.search(in_operator, operator)):
             return name
-    return OTHER
+    return "other"
 
 
-def by_class(events: Iterable[Any], on_gpu: bool) -> tuple[Counter[str], dict[str, Counter[str]]]:
-    """Milliseconds of a profile by class, and of each class by kernel. On the CPU an operator's own time is it.
+def by_class(events: Iterable[FunctionEvent], on_gpu: bool) -> dict[str, dict[str, float]]:
+    """Milliseconds of a profile: class → kernel → ms. On the CPU an operator's own time is it.
 
     An operator knows the kernels that it launched and how long each took: several operators share a kernel's name, a
     convolution's forward pass and its gradient too. What no operator claims is told by its name.
     """
-    total: Counter[str] = Counter()
-    kernels: dict[str, Counter[str]] = {}
+    found: dict[str, dict[str, float]] = {}
+    unclaimed: dict[str, float] = {}
 
-    def add(name: str, operator: str, ms: Any) -> None:  # typeshed's Counter holds whole numbers
-        kind = class_of(name if on_gpu else "", operator)
-        total[kind] += ms
-        kernels.setdefault(kind, Counter())[name[:90]] += ms
+    def add(kind: str, name: str, ms: float) -> None:
+        of_kind = found.setdefault(kind, {})
+        of_kind[name[:90]] = of_kind.get(name[:90], 0.0) + ms
 
-    unclaimed: dict[str, float] = defaultdict(float)
     for event in events:
         if getattr(event, "is_user_annotation", False):
             continue  # a span over kernels that count by themselves
-        if not on_gpu and is_cpu(event):
-            add(event.name, event.name, event.self_cpu_time_total / 1e3)
-        elif on_gpu and is_cpu(event):
+        if not on_gpu:
+            add(class_of("", event.name), event.name, event.self_cpu_time_total / 1e3)
+        elif event.device_type == DeviceType.CPU:
             for kernel in event.kernels:
-                add(kernel.name, event.name, kernel.duration / 1e3)
-                unclaimed[kernel.name] -= kernel.duration / 1e3
-        elif on_gpu:
-            unclaimed[event.name] += event.time_range.elapsed_us() / 1e3
+                add(class_of(kernel.name, event.name), kernel.name, kernel.duration / 1e3)
+                unclaimed[kernel.name] = unclaimed.get(kernel.name, 0.0) - kernel.duration / 1e3
+        else:
+            unclaimed[event.name] = unclaimed.get(event.name, 0.0) + event.time_range.elapsed_us() / 1e3
     for name, ms in unclaimed.items():
         if ms > ROUNDING_MS:
-            add(name, "", ms)
-    return total, kernels
-
-
-def is_cpu(event: Any) -> bool:
-    return bool(event.device_type == torch.autograd.DeviceType.CPU)
+            add(class_of(name), name, ms)
+    return found
 
 
 def profile_step(job: Job) -> None:
     """Eager in both precisions, and compiled in bf16."""
-    copies, products = device.rates(job)
-    bandwidth, flops, size = 1e12 * max(copies), 1e12 * max(products), job.scale.batch_sizes[0]
+    copies, products = rates(job)
+    size, bandwidth, flops = job.scale.batch_size, 1e12 * max(copies), 1e12 * max(products)
     for kind, count in STEP_BYTES.items():
         job.report.row(f"bound by {kind} bytes", 1e3 * count * size / bandwidth, f"ms a step of {size}",
-                       text=f"{bandwidth / count:,.0f} images/s")  # fmt: skip
-    job.report.row("bound by FLOP", 1e3 * STEP_FLOP * size / flops, "ms", text=f"{flops / STEP_FLOP:,.0f} images/s")
-    modes = [("bf16", "false"), ("fp16", "false"), ("bf16", "true")] if job.on_gpu else [("fp32", "false")]
-    for precision, compile_it in modes:
-        name = f"{precision} {'compiled' if compile_it == 'true' else 'eager'}"
+                       f"{bandwidth / count:,.0f} images/s")  # fmt: skip
+    job.report.row("bound by FLOP", 1e3 * STEP_FLOP * size / flops, "ms", f"{flops / STEP_FLOP:,.0f} images/s")
+    modes = {"bf16 eager": ("bf16", EAGER), "fp16 eager": ("fp16", EAGER), "bf16 compiled": ("bf16", COMPILED)}
+    for name, (precision, sets) in list(modes.items())[: 1 if job.rehearse else 3]:
         with job.report.attempt(name):
-            profiled(job, name, size, f"train.precision={precision}", f"model.compile={compile_it}")
-        compute.free()
+            profiled(job, name, (f"train.precision={precision}", *sets))
+        torch.compiler.reset()
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
-def profiled(job: Job, name: str, size: int, *sets: str) -> None:
-    program = compute.build(job, size, *sets, name=name)
+def profiled(job: Job, name: str, sets: tuple[str, ...]) -> None:
+    environment.choose_kernels()
+    dataset = packed(job, "420", num_train=NUM_CLASSES, num_classes=NUM_CLASSES, side=32)
+    program = programs.build("compute", "synthetic", job.resnet(*sets), dataset, job.world, job.scale.batch_size)
     program.run(job.scale.seconds / 2)
-    with profile(activities=device.activities(job.device)) as profiler:
+    activities = [ProfilerActivity.CPU, *([] if job.rehearse else [ProfilerActivity.CUDA])]
+    with profile(activities=activities) as profiler:
         program.run(PROFILED_S)
-        device.sync(job.device)
-    events = profiler.events()
-    num_steps = sum(is_cpu(event) and event.name.startswith("Optimizer.step#") for event in events)
-    total, kernels = by_class(events, job.on_gpu)
     program.close()
-    whole = sum(total.values()) / num_steps
-    job.report.row(f"{name}: kernels", whole, f"ms a step of {size}")
-    for kind, ms in total.most_common():
-        top = {kernel: round(spent / num_steps, 4) for kernel, spent in kernels[kind].most_common(6)}
-        job.report.row(f"{name}: {kind}", ms / num_steps, "ms", text=f"{ms / num_steps / whole:.0%}", kernels=top)
+    events = profiler.events() or ()
+    num_steps = sum(one.device_type == DeviceType.CPU and one.name.startswith("Optimizer.step#") for one in events)
+    found = by_class(events, not job.rehearse)
+    total = {kind: sum(kernels.values()) / num_steps for kind, kernels in found.items()}
+    whole = sum(total.values())
+    job.report.row(f"{name}: kernels", whole, f"ms a step of {job.scale.batch_size}")
+    for kind, ms in sorted(total.items(), key=lambda one: -one[1]):
+        top = {kernel: spent / num_steps for kernel, spent in Counter(found[kind]).most_common(6)}
+        job.report.row(f"{name}: {kind}", ms, "ms", f"{ms / whole:.0%}", details=top)

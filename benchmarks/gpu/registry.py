@@ -1,77 +1,99 @@
-"""Every stage, part by part; in a part the most valuable first, since its time may run out."""
+"""Every stage, part by part; in a part the most valuable first, since its time may run out.
 
-from benchmarks.gpu import check, compute, decode, device, kernels, loading, training
-from benchmarks.gpu.report import PARTS as PARTS
-from benchmarks.gpu.stage import Stage
+Most are one function, `compare`, with other settings: name in the result → what is laid over ResNet-50's recipe.
+"""
+
+from functools import partial
+
+from benchmarks.gpu import example, kernels, runs
+from benchmarks.gpu.compare import bare, compare, kinds
+from benchmarks.gpu.run import PART_LIMIT_S
+from benchmarks.gpu.stage import COMPILED, EAGER, Stage
+from pipeline.build import threads_per_rank
+
+CORES = threads_per_rank(0, 1)
+LOADER = ("nvidia.dali", "simplejpeg")  # what it takes to read JPEGs as heavy as ImageNet's
+
+
+def of_each(key: str, *values: object) -> dict[str, tuple[str, ...]]:
+    """A variant for each value of `section.key`."""
+    return {f"{key.partition('.')[2]} {value}": (f"{key}={value}",) for value in values}
+
+
+def of_precisions(*sets: str) -> dict[str, tuple[str, ...]]:
+    return {precision: (f"train.precision={precision}", *sets) for precision in ("bf16", "fp16")}
+
+
+MADE_UP = {"DALI's batches": (), "made-up batches": ("data.loader=synthetic",)}
+LOADS = of_each("data.hw_decoder_load", 0.65, 0, 0.12, 0.3, 0.5, 1)
+LOADER_THREADS = of_each("data.threads", *(1 << power for power in range(8) if 1 << power <= 2 * CORES))
+TRAINING_THREADS = of_each("data.threads", *sorted({max(1, CORES // share) for share in (1, 2, 4, 8)}))
+WHOLE = {"whole": (), "whole, chroma repeated": ("data.fancy_upsampling=false",), "off": ("data.gpu_decode=off",)}
+REGION = {"whole": (), "region": ("data.gpu_decode=region",),
+          "region, chroma repeated": ("data.gpu_decode=region", "data.fancy_upsampling=false")}  # fmt: skip
+GRAPHS = ("train.precision=bf16", "model.compile=true", "model.compile_mode=reduce-overhead")
+AUTOTUNE = ("train.precision=bf16", "model.compile=true", "model.compile_mode=max-autotune")
 
 STAGES = [
-    Stage(name="device", part="check", limit_s=60, run=device.device,
-          expected="copy 3.0 TB/s on an H100, 4.3 on an H200; bf16 matmul 790 TFLOP/s; which BatchNorm"),
-    Stage(name="run", part="check", limit_s=120, run=check.run,
-          expected="train.py killed or stopped, and resumed: the same samples, the same weights to the bit"),
-    Stage(name="tests", part="check", limit_s=200, run=check.tests, needs=("dali", "pytest", "gpu"),
-          expected="tests/gpu passes"),
-    Stage(name="recipes", part="check", limit_s=160, run=check.recipes,
-          expected="every recipe trains, validates and reports"),
-    Stage(name="h2d", part="check", limit_s=40, run=device.h2d, needs=("gpu",),
-          expected="pinned near PCIe's rate: 50 GB/s and more on an H100"),
+    Stage("device", "check", 60, kernels.device, "copy 3.0 TB/s on an H100, 4.3 on an H200; bf16 matmul 790 TFLOP/s"),
+    Stage("run", "check", 170, partial(runs.resumed, loader="synthetic"),
+          "train.py killed or stopped, and resumed: the samples of the plan, the same weights to the bit"),
+    Stage("tests", "check", 200, runs.tests, "tests/gpu passes", ("gpu", "nvidia.dali", "pytest")),
+    Stage("recipes", "check", 160, runs.recipes, "every recipe trains, validates and reports"),
 
-    Stage(name="eager", part="compute", limit_s=110, run=compute.eager,
-          expected="3,500 images/s on an H100, 5,000 on an H200; which of bf16 and fp16 is faster"),
-    Stage(name="compiled", part="compute", limit_s=150, run=compute.default,
-          expected="4,300 images/s on an H100, 6,150 on an H200"),
-    Stage(name="profile", part="compute", limit_s=100, run=kernels.profile_step,
-          expected="ms by class of kernel; the bytes allow 6,290 images/s eager, 8,380 fused at 3.0 TB/s"),
-    Stage(name="syncs", part="compute", limit_s=90, run=compute.syncs,
-          expected="no wait for the GPU in a step, some in each flush of the log"),
-    Stage(name="bare", part="compute", limit_s=70, run=compute.bare,
-          expected="0.97 of a bare loop and more"),
-    Stage(name="reduce-overhead", part="compute", limit_s=90, run=compute.reduce_overhead,
-          expected="as compiled, or faster where launching limits"),
-    Stage(name="max-autotune-no-cudagraphs", part="compute", limit_s=240, run=compute.autotune,
-          expected="as compiled or faster; seconds to compile"),
-    Stage(name="compiled-large", part="compute", limit_s=150, run=compute.default_large,
-          expected="batch 512: a few percent over 256"),
-    Stage(name="max-autotune", part="compute", limit_s=150, run=compute.autotune_graphs,
-          expected="as without CUDA graphs"),
-    Stage(name="cudnn", part="compute", limit_s=60, run=compute.cudnn,
-          expected="cudnn.benchmark off: slower than the stage eager"),
+    Stage("eager", "compute", 110, partial(compare, kind="compute", variants=of_precisions(*EAGER)),
+          "3,500 images/s on an H100, 5,000 on an H200"),
+    Stage("compiled", "compute", 150, partial(compare, kind="compute", variants=of_precisions(*COMPILED)),
+          "4,300 images/s on an H100, 6,150 on an H200"),
+    Stage("profile", "compute", 100, kernels.profile_step,
+          "ms by class of kernel; the bytes allow 6,290 images/s eager, 8,380 fused at 3.0 TB/s"),
+    Stage("bare", "compute", 70, bare, "0.97 of a bare loop and more"),
+    Stage("graphs", "compute", 90, partial(compare, kind="compute", variants={"graphs": GRAPHS}),
+          "as compiled, or faster where launching limits", ("gpu",)),
+    Stage("max-autotune", "compute", 240, partial(compare, kind="compute", variants={"max-autotune": AUTOTUNE}),
+          "as graphs or faster; seconds to compile", ("gpu",)),
 
-    Stage(name="whole-fancy", part="decode", limit_s=120, run=decode.whole_fancy, needs=("dali",),
-          expected="nvJPEG decodes; pixels as the CPU's at every load, under other work"),
-    Stage(name="hw-load", part="decode", limit_s=120, run=loading.hw_load, needs=("dali", "simplejpeg"),
-          expected="8,000 images/s of originals on 16 cores; the ambition is 19,000"),
-    Stage(name="threads", part="decode", limit_s=100, run=loading.threads, needs=("dali", "simplejpeg"),
-          expected="how many cores 8,000 images/s take"),
-    Stage(name="region-plain", part="decode", limit_s=110, run=decode.region_plain, needs=("dali",),
-          expected="may crash (nvImageCodec issue 55), or be faster"),
-    Stage(name="shards", part="decode", limit_s=100, run=loading.shards, needs=("dali", "simplejpeg"),
-          expected="smaller shards are faster"),
-    Stage(name="whole-plain", part="decode", limit_s=110, run=decode.whole_plain, needs=("dali",),
-          expected="pixels a little off where chroma is subsampled"),
-    Stage(name="region-fancy", part="decode", limit_s=110, run=decode.region_fancy, needs=("dali",),
-          expected="before nvJPEG 13.2 refused by the GPU's decoders: the CPU decodes"),
-    Stage(name="prefetch", part="decode", limit_s=50, run=loading.prefetch, needs=("dali", "simplejpeg"),
-          expected="2 is enough"),
+    Stage("hw-load", "decode", 120, partial(compare, kind="loader", variants=LOADS),
+          "8,000 images/s of originals on 16 cores; the ambition is 19,000", LOADER),
+    Stage("threads", "decode", 120, partial(compare, kind="loader", variants=LOADER_THREADS),
+          "how many cores 8,000 images/s take", LOADER),
+    Stage("whole", "decode", 80, partial(compare, kind="loader", variants=WHOLE),
+          "off: 380 images/s a core", LOADER),
+    Stage("region", "decode", 80, partial(compare, kind="loader", variants=REGION),
+          "may crash (nvImageCodec issue 55), or be faster than whole", LOADER),
+    Stage("kinds", "decode", 200, kinds, "8,000 images/s and more of each kind, progressive ones 3,700", LOADER[:1]),
+    Stage("prefetch", "decode", 90, partial(compare, kind="loader", variants=of_each("data.prefetch", 1, 2, 4, 8)),
+          "2 is enough", LOADER),
 
-    Stage(name="end-to-end", part="train", limit_s=180, run=training.end_to_end, needs=("dali", "simplejpeg"),
-          expected="4,300 images/s on an H100; 0.97 of made-up batches and more, waiting under 1 %"),
-    Stage(name="explain", part="train", limit_s=180, run=training.explained, needs=("dali", "simplejpeg"),
-          expected="compute is the limit; the model within a tenth of what it measures"),
-    Stage(name="cifar10", part="train", limit_s=400, run=training.cifar, needs=("dali", "cifar"),
-          expected="top-1 0.95 in less than 10 minutes"),
-    Stage(name="cifar10-cpu", part="train", limit_s=200, run=training.cifar_fast, needs=("dali", "cifar"),
-          expected="top-1 0.90: seconds, images/s"),
-    Stage(name="resume", part="train", limit_s=120, run=training.resume, needs=("dali",),
-          expected="killed or stopped, and resumed: the same samples; the audit proves it"),
-    Stage(name="dali-example", part="train", limit_s=180, run=training.dali_example, needs=("dali", "simplejpeg"),
-          expected="1.3 times DALI's example settings, which may crash (nvImageCodec issue 55)"),
-    Stage(name="dali-whole", part="train", limit_s=180, run=training.dali_whole, needs=("dali", "simplejpeg"),
-          expected="1.3 times the example with whole images decoded"),
-    Stage(name="end-to-end-no-graphs", part="train", limit_s=180, run=training.without_graphs,
-          needs=("dali", "simplejpeg"), expected="as end-to-end where launching is no limit; slower where it is"),
-    Stage(name="end-to-end-cpu", part="train", limit_s=180, run=training.decoded_on_cpu, needs=("dali", "simplejpeg"),
-          expected="as end-to-end where the cores are many"),
-    Stage(name="end-to-end-threads", part="train", limit_s=180, run=training.by_threads, needs=("dali", "simplejpeg"),
-          expected="fewer threads are faster as long as the loader is"),
+    Stage("end-to-end", "train", 180, partial(compare, kind="train", variants=MADE_UP),
+          "4,300 images/s on an H100; 0.97 of made-up batches and more, waiting under 1 %", LOADER),
+    Stage("explain", "train", 180, runs.explained,
+          "compute is the limit; the model within a tenth of what it measures", LOADER),
+    Stage("cifar10", "train", 400, partial(runs.cifar, recipe="cifar10-rn18"),
+          "top-1 0.95 in less than 10 minutes", ("nvidia.dali", "cifar")),
+    Stage("cifar10-cpu", "train", 200, partial(runs.cifar, recipe="cifar10-cpu"),
+          "top-1 0.90: seconds, images/s", ("nvidia.dali", "cifar")),
+    Stage("resume", "train", 170, partial(runs.resumed, loader="dali"),
+          "as check run, on DALI's batches", ("nvidia.dali",)),
+    Stage("dali-example", "train", 120, partial(example.dali_example, whole=False),
+          "1.3 times DALI's example settings, which may crash (nvImageCodec issue 55)", LOADER),
+    Stage("dali-whole", "train", 120, partial(example.dali_example, whole=True),
+          "1.3 times the example with whole images decoded", LOADER),
+    Stage("end-to-end-threads", "train", 180, partial(compare, kind="train", variants=TRAINING_THREADS),
+          "fewer threads are faster as long as the loader is", LOADER),
 ]  # fmt: skip
+
+
+def chosen(part: str, only: str) -> list[Stage]:
+    """The stages of a part, or those that --only names. Raises ValueError for a name that there is not."""
+    stages = {stage.name: stage for stage in STAGES if part in ("all", stage.part)}
+    names = [name.strip() for name in only.split(",") if name.strip()] or list(stages)
+    for name in names:
+        if name not in stages:
+            raise ValueError(f"--only {name}: no such stage; {part} has {', '.join(stages)}")
+    return [stage for name, stage in stages.items() if name in names]
+
+
+def listed(stages: list[Stage]) -> str:
+    lines = [f"{f'{one.part} {one.name}':<25}  {one.limit_s:>4.0f} s  {one.expected}" for one in stages]
+    return "\n".join([*lines, f"A part takes {PART_LIMIT_S:.0f} s at most: what comes later is not run then."])

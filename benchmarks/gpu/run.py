@@ -1,154 +1,132 @@
 """Runs stages, each in a process and a session of its own, and puts down what each has found.
 
 The processes are forked from this one, which has imported what they need (`preload`) and never touches CUDA: a stage
-starts in milliseconds, not in the ten seconds of a cold import. Should an import have touched CUDA, they are spawned.
-A stage that crashes or hangs costs itself: at its limit its process group gets SIGTERM, and SIGKILL soon after.
+starts in milliseconds, not in the ten seconds of a cold import. A stage that crashes or hangs costs itself: at its
+limit its process group gets SIGTERM, and SIGKILL soon after.
 """
 
 import faulthandler
-import json
+import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from importlib import import_module
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from benchmarks.gpu.expected import worst
-from benchmarks.gpu.report import FORMAT, NOT_ENDED, Report, Skipped, write_json
-from benchmarks.gpu.stage import Job, Stage, describe
+from benchmarks.gpu.report import BAD, NOT_ENDED, Report, Result, one_line, put, read, shown
+from benchmarks.gpu.stage import Job, Stage
 from training import environment
 
+FORMAT = 1
+FORK = multiprocessing.get_context("fork")
 PART_LIMIT_S = 480.0
 LEAST_SHARE = 0.5  # of a stage's limit: with less left of the part's time it is not begun, but perhaps a shorter one
 GRACE_S = 3.0  # between SIGTERM and SIGKILL
-TAIL_LINES = 40
 DESCRIBE_S = 120.0
+TAIL_LINES = 40
+LATE = ("torch.utils.tensorboard", "matplotlib.backends.backend_svg", "training.report.page", "training.sheet",
+        "pipeline.resize")  # fmt: skip
+LATE_DALI = ("nvidia.dali.fn", "nvidia.dali.plugin.pytorch", "nvidia.dali.plugin.numba")  # may touch CUDA
+FACTS = ("nvidia-", "triton", "timm", "pytest")  # packages whose versions a figure depends on, by their names' start
 
 
-def installed(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ImportError:
-        return False
+def run(stages: Sequence[Stage], job: Job) -> list[Result]:
+    """The results of stages, part by part; `job` has no `work` and `env` yet. Raises ValueError where there is no GPU
+    and this is no rehearsal, or where OUT has results of the other kind."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # by the way that ends the stage under way
+    job.out.mkdir(parents=True, exist_ok=True)
+    parts = list(dict.fromkeys(stage.part for stage in stages))
+    for part in parts:  # before any work
+        earlier(job, part)
+    environment.separate_streams()
+    preload(with_dali=job.rehearse)
+    with tempfile.TemporaryDirectory(prefix="penstock-gpu-") as folder:
+        job = replace(job, work=Path(folder), env=described())
+        if not job.env["cuda_available"] and not job.rehearse:
+            raise ValueError("torch sees no GPU here; --rehearse runs every stage in small on the CPU")
+        return [one for part in parts for one in run_part(part, [s for s in stages if s.part == part], job)]
 
 
-# What a stage may need: name → why it is not there, "" if it is.
-NEEDS: dict[str, Callable[[Job], str]] = {
-    "gpu": lambda job: "" if job.on_gpu else "needs a GPU",
-    "dali": lambda job: "" if installed("nvidia.dali") else "DALI is not installed",
-    "simplejpeg": lambda job: "" if installed("simplejpeg") else "simplejpeg is not installed",
-    "pytest": lambda job: "" if installed("pytest") else "pytest is not installed",
-    "cifar": lambda job: "" if job.cifar or job.rehearse else "needs --cifar DIR, CIFAR-10 packed",
-}
-
-
-def run_part(
-    part: str, stages: Sequence[Stage], job: Job, limit_s: float = PART_LIMIT_S, order: Sequence[str] = ()
-) -> list[dict[str, Any]]:
+def run_part(part: str, stages: Sequence[Stage], job: Job, limit_s: float = PART_LIMIT_S) -> list[Result]:
     """Run some of a part's stages in order, until its time is over. Returns their results. PART.json in OUT has them
-    too, beside those of other stages that were there, in the `order` of stages' names; figures that are there are not
-    replaced by a stage that was not run."""
-    end = time.monotonic() + limit_s
-    results = []
-    kept = earlier(job, part)
+    too, beside those of other stages; figures that are there are not replaced by a stage that was not run."""
+    end, kept, results = time.monotonic() + limit_s, earlier(job, part), []
     for stage in stages:
-        why = next((why for need in stage.needs if (why := NEEDS[need](job))), "")
         left = end - time.monotonic()
-        if why:
-            result = not_run(stage, job, f"skipped: {why}")
-        elif left < LEAST_SHARE * stage.limit_s:
-            result = not_run(stage, job, f"not run: no time, of the part's {limit_s:g} s {max(0, left):.0f} are left")
-        else:
-            result = run_stage(stage, job, min(stage.limit_s, left))
-        results.append(result)
-        if not result["verdict"].startswith(("skipped", "not run")) or not kept.get(stage.name, {}).get("figures"):
-            kept[stage.name] = result
-            write_json(result_path(stage, job), result)
-        names = [*(name for name in order if name in kept), *(name for name in kept if name not in order)]
-        write_json(part_path(job, part), [kept[name] for name in names])
+        why = next((f"skipped: {why}" for need in stage.needs if (why := missing(need, job))), "")
+        if not why and left < LEAST_SHARE * stage.limit_s:
+            why = f"not run: no time, of the part's {limit_s:g} s {max(0, left):.0f} are left"
+        results.append(begun(stage, job, why) if why else run_stage(stage, job, min(stage.limit_s, left)))
+        print(shown(results[-1]), flush=True)
+        if why and not (stage.name in kept and kept[stage.name]["figures"]):
+            put(job.out / f"{part}.json", results[-1])
     return results
 
 
-def part_path(job: Job, part: str) -> Path:
-    return job.out / f"{part}.json"
+def earlier(job: Job, part: str) -> dict[str, Result]:
+    """A part's results in OUT. Raises ValueError where they are rehearsed and these shall not be, or the other way
+    round."""
+    path = job.out / f"{part}.json"
+    found = read(path)
+    if any(result["rehearsed"] != job.rehearse for result in found.values()):
+        raise ValueError(f"{path} holds {'measured' if job.rehearse else 'rehearsed'} results: give another --out")
+    return found
 
 
-def earlier(job: Job, part: str) -> dict[str, dict[str, Any]]:
-    """A part's results in OUT by their stage. Raises ValueError where they are rehearsed and these shall not be, or the
-    other way round."""
-    path = part_path(job, part)
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    for result in found:
-        if result["rehearsed"] != job.rehearse:
-            raise ValueError(f"{path} holds {'measured' if job.rehearse else 'rehearsed'} results: give another --out")
-    return {result["stage"]: result for result in found}
+def missing(need: str, job: Job) -> str:
+    """Why a stage cannot have what it needs, "" if it can."""
+    if need == "gpu":
+        return "needs a GPU" if job.rehearse else ""
+    if need == "cifar":
+        return "" if job.cifar or job.rehearse else "needs --cifar DIR, CIFAR-10 packed"
+    with suppress(ImportError):
+        if find_spec(need):
+            return ""
+    return f"{need} is not installed"
 
 
-def about(stage: Stage, job: Job) -> dict[str, Any]:
-    return {
-        "format": FORMAT, "part": stage.part, "stage": stage.name, "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
-        "expected": stage.expected, "rehearsed": job.rehearse, "seconds": 0.0, "env": job.env,
-    }  # fmt: skip
+def begun(stage: Stage, job: Job, verdict: str = NOT_ENDED) -> Result:
+    return {"format": FORMAT, "part": stage.part, "stage": stage.name, "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
+            "expected": stage.expected, "rehearsed": job.rehearse, "seconds": 0.0, "env": job.env, "settings": {},
+            "figures": [], "verdict": verdict}  # fmt: skip
 
 
-def result_path(stage: Stage, job: Job) -> Path:
-    return job.out / f"{stage.part}-{stage.name}.json"
-
-
-def not_run(stage: Stage, job: Job, why: str) -> dict[str, Any]:
-    return about(stage, job) | {"settings": {}, "figures": [], "verdict": why}
-
-
-def run_stage(stage: Stage, job: Job, limit_s: float) -> dict[str, Any]:
+def run_stage(stage: Stage, job: Job, limit_s: float) -> Result:
     """Run one stage to its end or its limit. What it had found by then is in the result, whatever became of it."""
-    print(f"{stage.part} {stage.name} (at most {limit_s:.0f} s)", flush=True)
-    path, log = result_path(stage, job), job.out / f"{stage.part}.log"
-    path.unlink(missing_ok=True)
+    path, log = job.out / f"{stage.part}.json", job.out / f"{stage.part}.log"
     begin = log.stat().st_size if log.exists() else 0
-    process = job.process(_in_child, stage, job, path, log)
-    started = time.monotonic()
+    put(path, begun(stage, job))
+    process, started = FORK.Process(target=_in_child, args=(stage, job, path, log)), time.monotonic()
     process.start()
     try:
         process.join(limit_s)
         late = process.is_alive()
     finally:
         end(process)
-    seconds = time.monotonic() - started
-    result = (
-        json.loads(path.read_text(encoding="utf-8"))
-        if path.exists()
-        else about(stage, job) | {"settings": {}, "figures": []}
-    )
-    tail = _tail(log, begin)
-    crash = _crash(process.exitcode, limit_s if late else None, tail)
-    if crash or result.get("verdict", NOT_ENDED) == NOT_ENDED:
-        result |= {"verdict": crash or NOT_ENDED}
-    if result["verdict"].startswith(("failed", "wrong")):
+    result, tail = read(path)[stage.name], _tail(log, begin)
+    if crash := f"more than {limit_s:.0f} s" if late else _crash(process.exitcode or 0, tail):
+        result["verdict"] = f"failed ({crash})"
+    if result["verdict"].startswith(BAD):
         result["tail"] = tail
-    result |= {"seconds": round(seconds, 2), "limit_s": limit_s}
-    write_json(path, result)
-    print(f"  {result['verdict']}, {seconds:.1f} s", flush=True)
+    result["seconds"], result["limit_s"] = round(time.monotonic() - started, 2), limit_s
+    put(path, result)
     return result
 
 
-def _crash(code: int | None, limit_s: float | None, tail: list[str]) -> str:
-    """What became of a process that did not end well; "" for one that did."""
-    if limit_s is not None:
-        return f"failed (more than {limit_s:.0f} s)"
-    if code is not None and code < 0:
-        return f"failed ({signal.Signals(-code).name})"
-    if code:
-        return f"failed (exit {code}: {tail[-1][:160] if tail else 'no output'})"
-    return ""
+def _crash(code: int, tail: list[str]) -> str:
+    """What became of a process, "" for one that ended well."""
+    if code < 0:
+        return signal.Signals(-code).name
+    return f"exit {code}: {tail[-1][:160] if tail else 'no output'}" if code else ""
 
 
 def _tail(log: Path, begin: int) -> list[str]:
@@ -162,79 +140,52 @@ def _tail(log: Path, begin: int) -> list[str]:
 def end(process: BaseProcess, grace_s: float = GRACE_S) -> None:
     """End a process that leads its group, and whatever is left of the group."""
     assert process.pid is not None
-    for number, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, grace_s)):
+    for number in (signal.SIGTERM, signal.SIGKILL):
         if process.is_alive():
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, number)
-            process.join(wait_s)
+            process.join(grace_s)
     with suppress(ProcessLookupError, PermissionError):  # what the stage started and left behind
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def detach(log: Path) -> None:
-    """Make this forked process the first of a session: default signals, no input, all output into `log`."""
+def _in_child(stage: Stage, job: Job, path: Path, log: Path) -> None:
+    """The stage, first process of a session: default signals, no input, all output into `log`."""
     os.setsid()
-    redirect(log)
-    faulthandler.enable()
-
-
-def redirect(log: Path) -> None:
-    """In a forked process: default signals, no input, all output into `log`."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    text: dict[str, Any] = {"buffering": 1, "encoding": "utf-8", "errors": "backslashreplace", "closefd": False}
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", **text) for number in (1, 2))
-
-
-def _in_child(stage: Stage, job: Job, path: Path, log: Path) -> None:
-    terminal = os.dup(1)
-    detach(log)
-    environment.separate_streams()
+    for source, target in ((os.open(os.devnull, os.O_RDONLY), 0), (output, 1), (output, 2)):
+        os.dup2(source, target)
+    sys.stdout = sys.stderr = os.fdopen(1, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
+    faulthandler.enable()
     if job.rehearse:
         torch.set_num_threads(1)  # a guest on its machine; and small work is slower on several
-    report = Report(path, about(stage, job), job.rehearse, terminal)
     print(f"--- {stage.part} {stage.name}")
-    try:
-        stage.run(replace(job, report=report))
-    except Skipped as skipped:
-        report.result["verdict"] = f"skipped: {skipped}"
-    else:
-        default = "rehearsed" if job.rehearse else "ok"
-        report.result["verdict"] = worst([row["verdict"] for row in report.result["figures"]] or [default])
-    report.write()
+    report = Report(path, begun(stage, job))
+    stage.run(replace(job, report=report))
+    report.end()
 
 
 def preload(with_dali: bool) -> None:
     """Import what stages import late, once for all. None of it touches CUDA; DALI might."""
-    late = ["torch.utils.tensorboard", "matplotlib.backends.backend_svg", "training.report.page", "training.sheet"]
-    late += ["pipeline.resize"]
-    late += ["nvidia.dali.fn", "nvidia.dali.plugin.pytorch", "nvidia.dali.plugin.numba"] * with_dali
-    for module in late:
+    for module in (*LATE, *(LATE_DALI if with_dali else ())):
         with suppress(ImportError):  # what is missing is missed, if at all, by the stage that needs it
             import_module(module)
 
 
-def described(job: Job) -> dict[str, Any]:
-    """`stage.describe`, from a process of its own, since this one must not touch CUDA. Raises ValueError where that
-    process fails, as where the driver does."""
-    path, log = job.work / "env.json", job.work / "env.log"
-    path.unlink(missing_ok=True)
-    process = job.process(_describe, path, log)
-    process.start()
-    process.join(DESCRIBE_S)
-    end(process)
-    if not path.exists():
-        raise ValueError(f"the machine could not be described: {(_tail(log, 0) or ['no output'])[-1]}")
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+def described() -> dict[str, object]:
+    """The facts of the machine, from a process of its own, since this one must not touch CUDA. Raises ValueError where
+    that process fails, as where the driver does."""
+    try:
+        with FORK.Pool(1) as pool:
+            return pool.apply_async(describe).get(DESCRIBE_S)
+    except Exception as error:
+        raise ValueError(f"the machine could not be described: {one_line(error)}") from None
 
 
-def _describe(path: Path, log: Path) -> None:
-    detach(log)
-    environment.separate_streams()
-    write_json(path, describe())
+def describe() -> dict[str, object]:
+    """Touches CUDA: only in a process that ends with it."""
+    names = {one.name: one.version for one in metadata.distributions() if one.name and one.name.startswith(FACTS)}
+    return environment.describe() | {"cuda_available": torch.cuda.is_available(), "versions": names}

@@ -1,0 +1,104 @@
+"""The stages that time programs in turn: settings of one recipe, or the project's step beside a bare loop.
+
+Each of the project's is one of `benchmarks.programs`: a loader alone, a step on batches that are made up, or both.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import repeat
+from statistics import median
+
+import torch
+import torchvision
+from torch.nn.functional import cross_entropy
+
+from benchmarks import programs
+from benchmarks.gpu.data import NUM_CLASSES, originals, packed
+from benchmarks.gpu.stage import Job
+from benchmarks.measure import in_turn, ratio
+from benchmarks.programs import BatchProgram, Kind
+from pipeline.batch import Batch
+from shards.format import ShardSet
+from training import environment
+
+
+def compare(
+    job: Job, kind: Kind, variants: Mapping[str, tuple[str, ...]], dataset: ShardSet | None = None,
+    beside: Sequence[BatchProgram] = (),
+) -> None:  # fmt: skip
+    """Time variants of ResNet-50's recipe, name → what is laid over it, and programs beside them, all in turn.
+
+    A row each, with the ratio of the first to each other; and one when a variant has done its first work, which takes
+    as long as compiling does. A variant that cannot be built is a row, and the others go on. `dataset`: without one
+    `originals`, or for "compute", which reads none, a small set of as many classes as ImageNet.
+    """
+    if dataset is None and kind == "compute":
+        dataset = packed(job, "420", num_train=NUM_CLASSES, num_classes=NUM_CLASSES, side=32)
+    dataset, built = dataset or originals(job), list[BatchProgram]()
+    environment.choose_kernels()
+    for name, sets in variants.items():
+        with job.report.attempt(name):
+            recipe, started = job.resnet(*sets), time.perf_counter()
+            loader = "synthetic" if kind == "compute" else recipe.data.loader
+            program = programs.build(kind, loader, recipe, dataset, job.world, job.scale.batch_size)
+            program.name = name
+            program.run(1e-3)
+            job.report.row(f"{name}: built, first work", time.perf_counter() - started, "s")
+            built.append(program)
+    if built := [*built, *beside]:
+        measured(job, built)
+
+
+def measured(job: Job, built: Sequence[BatchProgram]) -> None:
+    try:
+        samples = in_turn(built, job.scale.seconds, job.scale.repeats)
+    finally:
+        for program in built:
+            program.close()
+    memory = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_initialized() else None  # of all of them
+    rates = {name: [one.images_per_s for one in taken] for name, taken in samples.items()}
+    for name, taken in samples.items():
+        wait, ahead = [one.data_wait for one in taken], [one.ahead for one in taken]
+        job.report.row(name, rates[name], "images/s",
+                       f"waiting {median(wait):.1%}, the CPU {median(ahead):.2f} steps ahead",
+                       details={"data_wait": wait, "ahead": ahead, "memory_gb": memory})  # fmt: skip
+    first, *others = rates
+    for other in others:
+        found = ratio(rates[first], rates[other])
+        job.report.row(f"{first} / {other}", found.median, "times", f"[{found.min:.3f}–{found.max:.3f}]",
+                       details=found._asdict())  # fmt: skip
+
+
+def kinds(job: Job) -> None:
+    """The loader on JPEGs of each kind, by `hw_decoder_load`."""
+    for kind in job.scale.kinds:
+        dataset = packed(job, kind, num_train=job.scale.batch_size, num_classes=8, side=job.scale.jpeg_side)
+        loads = {f"{kind}, load {load:g}": (f"data.hw_decoder_load={load}",) for load in job.scale.loads}
+        with job.report.attempt(kind):
+            compare(job, "loader", loads, dataset)
+
+
+def bare(job: Job) -> None:
+    """The project's step and a bare loop of the same network, in turn: what all that surrounds a step costs it."""
+    size, side = job.scale.batch_size, job.resnet().data.image_size
+    images = torch.randn(size, 3, side, side, device=job.device).to(memory_format=torch.channels_last)
+    batch = Batch(images, torch.randint(NUM_CLASSES, (size,), device=job.device), torch.arange(size))
+    loop = BatchProgram("bare loop", repeat(batch), bare_step(job), job.device)
+    compare(job, "compute", {"ours": ("model.compile=false", "train.precision=bf16")}, beside=[loop])
+
+
+def bare_step(job: Job) -> Callable[[Iterator[Batch]], None]:
+    """A training step of torchvision's network: no log, no checkpoint, no plan."""
+    network = torchvision.models.resnet18 if job.rehearse else torchvision.models.resnet50
+    net = network(num_classes=NUM_CLASSES).to(job.device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-5, fused=True)
+
+    def step(batches: Iterator[Batch]) -> None:
+        images, labels, _ = next(batches)
+        with torch.autocast(job.device.type, dtype=torch.bfloat16, enabled=not job.rehearse):
+            loss = cross_entropy(net(images).float(), labels, label_smoothing=0.1)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
