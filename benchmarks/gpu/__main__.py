@@ -17,13 +17,7 @@ DATASET = click.Path(path_type=Path, file_okay=False, exists=True)
 @click.option("--cifar", type=DATASET, metavar="DIR", help="CIFAR-10, packed: cifar10-rn18 runs on it to the end.")
 @click.option("--rehearse", is_flag=True, help="Every stage in small on the CPU: nothing is measured.")
 @click.option("--only", metavar="STAGE,…", default="", help="These stages of the part alone.")
-@click.option(
-    "--set",
-    "sets",
-    multiple=True,
-    metavar="SECTION.KEY=VALUE",
-    help="Laid over a stage's recipe, but where train.py runs.",
-)
+@click.option("--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help="Laid over the recipe of each stage.")
 @click.option("--list", "list_stages", is_flag=True, help="Print the stages, their limits and what is expected; end.")
 def main(
     part: str, out: Path, data: Path | None, cifar: Path | None, rehearse: bool, only: str, sets: tuple[str, ...],
@@ -34,12 +28,11 @@ def main(
     \b
     check     bandwidth; train.py with made-up batches: killed and resumed, all recipes; tests/gpu
     compute   ResNet-50: precisions, torch.compile's modes, a bare loop beside, kernels
-    decode    the JPEG decoders: images/s by setting and by kind of image
-    train     end to end, DALI's example beside, CIFAR-10, killed and resumed
+    decode    the loader by setting
+    train     end to end, DALI's example, CIFAR-10, killed and resumed
 
-    OUT gets PART.json with all of a part's results, each row as soon as it is measured, and PART.log; what earlier
-    calls found of other stages stays there. `check` and `compute` need no DALI. Exit status 1 where a stage failed or
-    is wrong.
+    OUT gets PART.json, each figure as soon as it is measured, beside what earlier calls found of other stages; and
+    PART.log. `check` and `compute` need no DALI. Exit status 1 where a stage failed or is wrong.
     """
     from benchmarks.gpu.registry import chosen, listed  # here: it takes torch, which --help does without
     from benchmarks.gpu.report import BAD

@@ -13,7 +13,7 @@ import torchvision
 from torch.nn.functional import cross_entropy
 
 from benchmarks import programs
-from benchmarks.gpu.data import NUM_CLASSES, originals, packed
+from benchmarks.gpu.data import NUM_CLASSES, originals, small_set
 from benchmarks.gpu.stage import Job
 from benchmarks.measure import in_turn, ratio
 from benchmarks.programs import BatchProgram, Kind
@@ -32,21 +32,26 @@ def compare(
     as long as compiling does. A variant that cannot be built is a row, and the others go on. `dataset`: without one
     `originals`, or for "compute", which reads none, a small set of as many classes as ImageNet.
     """
-    if dataset is None and kind == "compute":
-        dataset = packed(job, "420", num_train=NUM_CLASSES, num_classes=NUM_CLASSES, side=32)
-    dataset, built = dataset or originals(job), list[BatchProgram]()
-    environment.choose_kernels()
+    built = list[BatchProgram]()
     for name, sets in variants.items():
         with job.report.attempt(name):
-            recipe, started = job.resnet(*sets), time.perf_counter()
-            loader = "synthetic" if kind == "compute" else recipe.data.loader
-            program = programs.build(kind, loader, recipe, dataset, job.world, job.scale.batch_size)
+            started, program = time.perf_counter(), build(job, kind, sets, dataset)
             program.name = name
             program.run(1e-3)
             job.report.row(f"{name}: built, first work", time.perf_counter() - started, "s")
             built.append(program)
-    if built := [*built, *beside]:
-        measured(job, built)
+    if built:
+        measured(job, [*built, *beside])
+
+
+def build(job: Job, kind: Kind, sets: tuple[str, ...], dataset: ShardSet | None = None) -> BatchProgram:
+    """A variant of ResNet-50's recipe, as `compare` has them."""
+    environment.choose_kernels()
+    recipe = job.resnet(*sets)
+    if kind == "compute":
+        dataset = small_set(job, NUM_CLASSES, NUM_CLASSES)
+    loader = "synthetic" if kind == "compute" else recipe.data.loader
+    return programs.build(kind, loader, recipe, dataset or originals(job), job.world, job.scale.batch_size)
 
 
 def measured(job: Job, built: Sequence[BatchProgram]) -> None:
@@ -60,22 +65,13 @@ def measured(job: Job, built: Sequence[BatchProgram]) -> None:
     for name, taken in samples.items():
         wait, ahead = [one.data_wait for one in taken], [one.ahead for one in taken]
         job.report.row(name, rates[name], "images/s",
-                       f"waiting {median(wait):.1%}, the CPU {median(ahead):.2f} steps ahead",
+                       f"waiting {median(wait):.1%}, CPU {median(ahead):.2f} steps ahead",
                        details={"data_wait": wait, "ahead": ahead, "memory_gb": memory})  # fmt: skip
     first, *others = rates
     for other in others:
         found = ratio(rates[first], rates[other])
         job.report.row(f"{first} / {other}", found.median, "times", f"[{found.min:.3f}–{found.max:.3f}]",
                        details=found._asdict())  # fmt: skip
-
-
-def kinds(job: Job) -> None:
-    """The loader on JPEGs of each kind, by `hw_decoder_load`."""
-    for kind in job.scale.kinds:
-        dataset = packed(job, kind, num_train=job.scale.batch_size, num_classes=8, side=job.scale.jpeg_side)
-        loads = {f"{kind}, load {load:g}": (f"data.hw_decoder_load={load}",) for load in job.scale.loads}
-        with job.report.attempt(kind):
-            compare(job, "loader", loads, dataset)
 
 
 def bare(job: Job) -> None:

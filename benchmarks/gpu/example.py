@@ -7,7 +7,6 @@ It reads files, so the shards' images are written out first.
 
 import tarfile
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
@@ -22,41 +21,35 @@ from pipeline.config import DataConfig
 WIDTH_HINT, HEIGHT_HINT = 5980, 6430  # the example's, of ImageNet's largest images; for the decoder on the GPU
 
 
-def dali_example(job: Job, whole: bool) -> None:
-    """The batches of this project's graph beside those of the example, thrown away, in turn. whole: the example
-    decodes the image and crops while resizing, not with `image_random_crop`."""
-    dataset, folder = originals(job), job.work / f"files-{whole}"
+def dali_example(job: Job) -> None:
+    """The batches of this project's graph beside those of the example, thrown away, in turn."""
+    dataset, folder = originals(job), job.work / "files"
     split = dataset.split("train")
     for shard in range(len(split.shards)):
         with tarfile.open(split.shard_path(shard)) as tar:
             tar.extractall(folder, filter="data")
     paths = [str(path) for path in sorted(folder.iterdir()) if path.suffix != ".cls"]
-    theirs = batches(paths, job.resnet().data, job.scale.batch_size, job.device, whole)
-    beside = BatchProgram("DALI's example", theirs, next, job.device)
-    compare(job, "loader", {"ours": ()}, dataset, [beside])
+    theirs = batches(paths, job.resnet().data, job.scale.batch_size, job.device)
+    compare(job, "loader", {"ours": ()}, dataset, [BatchProgram("DALI's example", theirs, next, job.device)])
 
 
-def batches(
-    paths: list[str], config: DataConfig, batch_size: int, device: torch.device, whole: bool
-) -> Iterator[Batch]:
+def batches(paths: list[str], config: DataConfig, batch_size: int, device: torch.device) -> Iterator[Batch]:
     """Batches without end, as the example's iterator gives them; `images` (N, 3, S, S) float16, contiguous; every label
     is 0, for only the speed is asked."""
     from nvidia.dali import Pipeline, fn, types
     from nvidia.dali.plugin.pytorch import DALIClassificationIterator
 
     on_gpu, side = device.type == "cuda", config.image_size
-    hints = {"preallocate_width_hint": WIDTH_HINT, "preallocate_height_hint": HEIGHT_HINT} if on_gpu else {}
-    decoder = {"device": "mixed" if on_gpu else "cpu", "output_type": types.RGB, **hints}
-    window: dict[str, Any] = {"random_aspect_ratio": [0.8, 1.25], "random_area": [0.1, 1.0], "num_attempts": 100}
     pipe = Pipeline(batch_size=batch_size, num_threads=threads_per_rank(0, 1), seed=12,
                     device_id=device.index if on_gpu else None)  # fmt: skip
     with pipe:
         jpegs, label = fn.readers.file(files=paths, labels=[0] * len(paths), random_shuffle=True)
-        if whole:
-            images = fn.random_resized_crop(fn.decoders.image(jpegs, **decoder), size=side, **window)
-        else:
-            images = fn.decoders.image_random_crop(jpegs, **decoder, **window)
-            images = fn.resize(images, resize_x=side, resize_y=side, interp_type=types.INTERP_LINEAR, antialias=True)
+        images = fn.decoders.image_random_crop(
+            jpegs, device="mixed" if on_gpu else "cpu", output_type=types.RGB, preallocate_width_hint=WIDTH_HINT,
+            preallocate_height_hint=HEIGHT_HINT, random_aspect_ratio=[0.8, 1.25], random_area=[0.1, 1.0],
+            num_attempts=100,
+        )  # fmt: skip
+        images = fn.resize(images, resize_x=side, resize_y=side, interp_type=types.INTERP_LINEAR, antialias=True)
         images = fn.crop_mirror_normalize(
             images, dtype=types.FLOAT16 if on_gpu else types.FLOAT, output_layout="CHW", crop=(side, side),
             mean=list(config.mean), std=list(config.std), mirror=fn.random.coin_flip(probability=0.5),

@@ -5,21 +5,17 @@ A ResNet-50 step at 224 px was counted, layer by layer (docs/gpu.md has the arit
 operator that launched it, where the profiler links the two, and by its own name.
 """
 
-import gc
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 import torch
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.benchmark import Timer
 
-from benchmarks import programs
-from benchmarks.gpu.data import NUM_CLASSES, packed
+from benchmarks.gpu.compare import build
 from benchmarks.gpu.stage import COMPILED, EAGER, Job
-from training import environment
 
 STEP_BYTES = {"eager": 477e6, "fused": 358e6, "ideal": 195e6}  # an image; see docs/gpu.md
 STEP_FLOP = 24.3e9  # an image, forward and backward
@@ -43,6 +39,8 @@ PROFILED_S = 0.1  # of launching: some steps
 
 def rates(job: Job) -> tuple[list[float], list[float]]:
     """TB/s of a copy on the device, read and written, and TFLOP/s of a bf16 matmul: the repeats of each."""
+    from torch.utils.benchmark import Timer  # says a line on machines without a GPU
+
     source, side = torch.empty(job.scale.copy_bytes, dtype=torch.uint8, device=job.device), job.scale.matmul_side
     a, b = (torch.randn(side, side, device=job.device, dtype=torch.bfloat16) for _ in range(2))
     copy = Timer("out.copy_(source)", globals={"out": torch.empty_like(source), "source": source})
@@ -67,33 +65,28 @@ def class_of(kernel: str, operator: str = "") -> str:
     return "other"
 
 
-def by_class(events: Iterable[FunctionEvent], on_gpu: bool) -> dict[str, dict[str, float]]:
-    """Milliseconds of a profile: class → kernel → ms. On the CPU an operator's own time is it.
+def by_class(events: Iterable[FunctionEvent], on_gpu: bool) -> dict[tuple[str, str], float]:
+    """Milliseconds of a profile by class and kernel. On the CPU an operator's own time is it.
 
     An operator knows the kernels that it launched and how long each took: several operators share a kernel's name, a
     convolution's forward pass and its gradient too. What no operator claims is told by its name.
     """
-    found: dict[str, dict[str, float]] = {}
-    unclaimed: dict[str, float] = {}
-
-    def add(kind: str, name: str, ms: float) -> None:
-        of_kind = found.setdefault(kind, {})
-        of_kind[name[:90]] = of_kind.get(name[:90], 0.0) + ms
-
+    found: defaultdict[tuple[str, str], float] = defaultdict(float)
+    unclaimed: defaultdict[str, float] = defaultdict(float)
     for event in events:
         if getattr(event, "is_user_annotation", False):
             continue  # a span over kernels that count by themselves
         if not on_gpu:
-            add(class_of("", event.name), event.name, event.self_cpu_time_total / 1e3)
+            found[class_of("", event.name), event.name] += event.self_cpu_time_total / 1e3
         elif event.device_type == DeviceType.CPU:
             for kernel in event.kernels:
-                add(class_of(kernel.name, event.name), kernel.name, kernel.duration / 1e3)
-                unclaimed[kernel.name] = unclaimed.get(kernel.name, 0.0) - kernel.duration / 1e3
+                found[class_of(kernel.name, event.name), kernel.name] += kernel.duration / 1e3
+                unclaimed[kernel.name] -= kernel.duration / 1e3
         else:
-            unclaimed[event.name] = unclaimed.get(event.name, 0.0) + event.time_range.elapsed_us() / 1e3
+            unclaimed[event.name] += event.time_range.elapsed_us() / 1e3
     for name, ms in unclaimed.items():
         if ms > ROUNDING_MS:
-            add(class_of(name), name, ms)
+            found[class_of(name), name] += ms
     return found
 
 
@@ -109,15 +102,10 @@ def profile_step(job: Job) -> None:
     for name, (precision, sets) in list(modes.items())[: 1 if job.rehearse else 3]:
         with job.report.attempt(name):
             profiled(job, name, (f"train.precision={precision}", *sets))
-        torch.compiler.reset()
-        gc.collect()
-        torch.cuda.empty_cache()
 
 
 def profiled(job: Job, name: str, sets: tuple[str, ...]) -> None:
-    environment.choose_kernels()
-    dataset = packed(job, "420", num_train=NUM_CLASSES, num_classes=NUM_CLASSES, side=32)
-    program = programs.build("compute", "synthetic", job.resnet(*sets), dataset, job.world, job.scale.batch_size)
+    program = build(job, "compute", sets)
     program.run(job.scale.seconds / 2)
     activities = [ProfilerActivity.CPU, *([] if job.rehearse else [ProfilerActivity.CUDA])]
     with profile(activities=activities) as profiler:
@@ -125,10 +113,11 @@ def profiled(job: Job, name: str, sets: tuple[str, ...]) -> None:
     program.close()
     events = profiler.events() or ()
     num_steps = sum(one.device_type == DeviceType.CPU and one.name.startswith("Optimizer.step#") for one in events)
-    found = by_class(events, not job.rehearse)
-    total = {kind: sum(kernels.values()) / num_steps for kind, kernels in found.items()}
-    whole = sum(total.values())
+    found = {key: ms / num_steps for key, ms in by_class(events, not job.rehearse).items()}
+    whole, total = sum(found.values()), Counter[str]()
+    for (kind, _), ms in found.items():
+        total[kind] += ms
     job.report.row(f"{name}: kernels", whole, f"ms a step of {job.scale.batch_size}")
-    for kind, ms in sorted(total.items(), key=lambda one: -one[1]):
-        top = {kernel: spent / num_steps for kernel, spent in Counter(found[kind]).most_common(6)}
-        job.report.row(f"{name}: {kind}", ms, "ms", f"{ms / whole:.0%}", details=top)
+    for kind, ms in total.most_common():
+        of_kernels = {kernel[:90]: spent for (of_kind, kernel), spent in found.items() if of_kind == kind}
+        job.report.row(f"{name}: {kind}", ms, "ms", f"{ms / whole:.0%}", details=of_kernels)

@@ -3,84 +3,74 @@
 Most are one function, `compare`, with other settings: name in the result → what is laid over ResNet-50's recipe.
 """
 
+from collections.abc import Callable, Mapping
 from functools import partial
 
-from benchmarks.gpu import example, kernels, runs
-from benchmarks.gpu.compare import bare, compare, kinds
+from benchmarks.gpu import kernels, runs
+from benchmarks.gpu.compare import bare, compare
+from benchmarks.gpu.example import dali_example
 from benchmarks.gpu.run import PART_LIMIT_S
-from benchmarks.gpu.stage import COMPILED, EAGER, Stage
+from benchmarks.gpu.stage import COMPILED, EAGER, Job, Stage
+from benchmarks.programs import Kind
 from pipeline.build import threads_per_rank
 
 CORES = threads_per_rank(0, 1)
 LOADER = ("nvidia.dali", "simplejpeg")  # what it takes to read JPEGs as heavy as ImageNet's
+Variants = Mapping[str, tuple[str, ...]]
 
 
-def of_each(key: str, *values: object) -> dict[str, tuple[str, ...]]:
+def timed(kind: Kind, variants: Variants) -> Callable[[Job], None]:
+    return partial(compare, kind=kind, variants=variants)
+
+
+def of_each(key: str, *values: object) -> Variants:
     """A variant for each value of `section.key`."""
     return {f"{key.partition('.')[2]} {value}": (f"{key}={value}",) for value in values}
 
 
-def of_precisions(*sets: str) -> dict[str, tuple[str, ...]]:
-    return {precision: (f"train.precision={precision}", *sets) for precision in ("bf16", "fp16")}
-
-
-MADE_UP = {"DALI's batches": (), "made-up batches": ("data.loader=synthetic",)}
+MADE_UP: Variants = {"DALI's batches": (), "made-up batches": ("data.loader=synthetic",)}
 LOADS = of_each("data.hw_decoder_load", 0.65, 0, 0.12, 0.3, 0.5, 1)
 LOADER_THREADS = of_each("data.threads", *(1 << power for power in range(8) if 1 << power <= 2 * CORES))
 TRAINING_THREADS = of_each("data.threads", *sorted({max(1, CORES // share) for share in (1, 2, 4, 8)}))
-WHOLE = {"whole": (), "whole, chroma repeated": ("data.fancy_upsampling=false",), "off": ("data.gpu_decode=off",)}
-REGION = {"whole": (), "region": ("data.gpu_decode=region",),
-          "region, chroma repeated": ("data.gpu_decode=region", "data.fancy_upsampling=false")}  # fmt: skip
-GRAPHS = ("train.precision=bf16", "model.compile=true", "model.compile_mode=reduce-overhead")
-AUTOTUNE = ("train.precision=bf16", "model.compile=true", "model.compile_mode=max-autotune")
+EAGERLY = {precision: (f"train.precision={precision}", *EAGER) for precision in ("bf16", "fp16")}
+FUSED = {precision: (f"train.precision={precision}", *COMPILED) for precision in ("bf16", "fp16")}
+GRAPHS, AUTOTUNE = (of_each("model.compile_mode", mode) for mode in ("reduce-overhead", "max-autotune"))
+PLAIN = "data.fancy_upsampling=false"
+WHOLE: Variants = {"whole": (), "whole, chroma repeated": (PLAIN,), "off": ("data.gpu_decode=off",)}
+REGION: Variants = {"whole": (), "region": ("data.gpu_decode=region",),
+                    "region, chroma repeated": ("data.gpu_decode=region", PLAIN)}  # fmt: skip
+RESUMED = "killed or stopped, and resumed: the samples of the plan, the same weights to the bit"
 
 STAGES = [
     Stage("device", "check", 60, kernels.device, "copy 3.0 TB/s on an H100, 4.3 on an H200; bf16 matmul 790 TFLOP/s"),
-    Stage("run", "check", 170, partial(runs.resumed, loader="synthetic"),
-          "train.py killed or stopped, and resumed: the samples of the plan, the same weights to the bit"),
+    Stage("run", "check", 170, partial(runs.resumed, loader="synthetic"), RESUMED),
     Stage("tests", "check", 200, runs.tests, "tests/gpu passes", ("gpu", "nvidia.dali", "pytest")),
     Stage("recipes", "check", 160, runs.recipes, "every recipe trains, validates and reports"),
 
-    Stage("eager", "compute", 110, partial(compare, kind="compute", variants=of_precisions(*EAGER)),
-          "3,500 images/s on an H100, 5,000 on an H200"),
-    Stage("compiled", "compute", 150, partial(compare, kind="compute", variants=of_precisions(*COMPILED)),
-          "4,300 images/s on an H100, 6,150 on an H200"),
+    Stage("eager", "compute", 110, timed("compute", EAGERLY), "3,500 images/s on an H100, 5,000 on an H200"),
+    Stage("compiled", "compute", 180, timed("compute", FUSED), "4,300 on an H100, 6,150 on an H200"),
     Stage("profile", "compute", 100, kernels.profile_step,
           "ms by class of kernel; the bytes allow 6,290 images/s eager, 8,380 fused at 3.0 TB/s"),
     Stage("bare", "compute", 70, bare, "0.97 of a bare loop and more"),
-    Stage("graphs", "compute", 90, partial(compare, kind="compute", variants={"graphs": GRAPHS}),
-          "as compiled, or faster where launching limits", ("gpu",)),
-    Stage("max-autotune", "compute", 240, partial(compare, kind="compute", variants={"max-autotune": AUTOTUNE}),
-          "as graphs or faster; seconds to compile", ("gpu",)),
+    Stage("graphs", "compute", 100, timed("compute", GRAPHS), "as compiled or faster", ("gpu",)),
+    Stage("max-autotune", "compute", 240, timed("compute", AUTOTUNE), "as graphs or faster", ("gpu",)),
 
-    Stage("hw-load", "decode", 120, partial(compare, kind="loader", variants=LOADS),
-          "8,000 images/s of originals on 16 cores; the ambition is 19,000", LOADER),
-    Stage("threads", "decode", 120, partial(compare, kind="loader", variants=LOADER_THREADS),
-          "how many cores 8,000 images/s take", LOADER),
-    Stage("whole", "decode", 80, partial(compare, kind="loader", variants=WHOLE),
-          "off: 380 images/s a core", LOADER),
-    Stage("region", "decode", 80, partial(compare, kind="loader", variants=REGION),
-          "may crash (nvImageCodec issue 55), or be faster than whole", LOADER),
-    Stage("kinds", "decode", 200, kinds, "8,000 images/s and more of each kind, progressive ones 3,700", LOADER[:1]),
-    Stage("prefetch", "decode", 90, partial(compare, kind="loader", variants=of_each("data.prefetch", 1, 2, 4, 8)),
-          "2 is enough", LOADER),
+    Stage("hw-load", "decode", 120, timed("loader", LOADS), "8,000 images/s on 16 cores; ambition 19,000", LOADER),
+    Stage("threads", "decode", 120, timed("loader", LOADER_THREADS), "how many cores 8,000 images/s take", LOADER),
+    Stage("region", "decode", 90, timed("loader", REGION), "may crash (nvImageCodec issue 55), or be faster", LOADER),
+    Stage("whole", "decode", 90, timed("loader", WHOLE), "off: 380 images/s a core", LOADER),
+    Stage("prefetch", "decode", 90, timed("loader", of_each("data.prefetch", 1, 2, 4, 8)), "2 is enough", LOADER),
 
-    Stage("end-to-end", "train", 180, partial(compare, kind="train", variants=MADE_UP),
+    Stage("end-to-end", "train", 180, timed("train", MADE_UP),
           "4,300 images/s on an H100; 0.97 of made-up batches and more, waiting under 1 %", LOADER),
-    Stage("explain", "train", 180, runs.explained,
-          "compute is the limit; the model within a tenth of what it measures", LOADER),
-    Stage("cifar10", "train", 400, partial(runs.cifar, recipe="cifar10-rn18"),
-          "top-1 0.95 in less than 10 minutes", ("nvidia.dali", "cifar")),
-    Stage("cifar10-cpu", "train", 200, partial(runs.cifar, recipe="cifar10-cpu"),
-          "top-1 0.90: seconds, images/s", ("nvidia.dali", "cifar")),
-    Stage("resume", "train", 170, partial(runs.resumed, loader="dali"),
-          "as check run, on DALI's batches", ("nvidia.dali",)),
-    Stage("dali-example", "train", 120, partial(example.dali_example, whole=False),
-          "1.3 times DALI's example settings, which may crash (nvImageCodec issue 55)", LOADER),
-    Stage("dali-whole", "train", 120, partial(example.dali_example, whole=True),
-          "1.3 times the example with whole images decoded", LOADER),
-    Stage("end-to-end-threads", "train", 180, partial(compare, kind="train", variants=TRAINING_THREADS),
-          "fewer threads are faster as long as the loader is", LOADER),
+    Stage("explain", "train", 180, runs.explained, "compute is the limit; the model within a tenth", LOADER),
+    Stage("cifar10", "train", 400, partial(runs.cifar, recipe="cifar10-rn18"), "top-1 0.95 in less than 10 minutes",
+          ("nvidia.dali", "cifar")),
+    Stage("cifar10-cpu", "train", 200, partial(runs.cifar, recipe="cifar10-cpu"), "top-1 0.90: seconds, images/s",
+          ("nvidia.dali", "cifar")),
+    Stage("resume", "train", 170, partial(runs.resumed, loader="dali"), RESUMED, ("nvidia.dali",)),
+    Stage("dali-example", "train", 120, dali_example, "1.3 times the example, which may crash (issue 55)", LOADER),
+    Stage("end-to-end-threads", "train", 180, timed("train", TRAINING_THREADS), "fewer threads are faster", LOADER),
 ]  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Runs stages, each in a process and a session of its own, and puts down what each has found.
 
-The processes are forked from this one, which has imported what they need (`preload`) and never touches CUDA: a stage
+The processes are forked from this one, which has imported what they need and never touches CUDA: a stage
 starts in milliseconds, not in the ten seconds of a cold import. A stage that crashes or hangs costs itself: at its
 limit its process group gets SIGTERM, and SIGKILL soon after.
 """
@@ -26,16 +26,15 @@ from benchmarks.gpu.report import BAD, NOT_ENDED, Report, Result, one_line, put,
 from benchmarks.gpu.stage import Job, Stage
 from training import environment
 
-FORMAT = 1
 FORK = multiprocessing.get_context("fork")
 PART_LIMIT_S = 480.0
 LEAST_SHARE = 0.5  # of a stage's limit: with less left of the part's time it is not begun, but perhaps a shorter one
 GRACE_S = 3.0  # between SIGTERM and SIGKILL
 DESCRIBE_S = 120.0
 TAIL_LINES = 40
-LATE = ("torch.utils.tensorboard", "matplotlib.backends.backend_svg", "training.report.page", "training.sheet",
-        "pipeline.resize")  # fmt: skip
-LATE_DALI = ("nvidia.dali.fn", "nvidia.dali.plugin.pytorch", "nvidia.dali.plugin.numba")  # may touch CUDA
+# What stages import late; none of it touches CUDA, but DALI might
+LATE = ("torch.utils.tensorboard", "matplotlib.backends.backend_svg", "training.report.page", "training.sheet")
+LATE_DALI = ("nvidia.dali.fn", "nvidia.dali.plugin.pytorch", "nvidia.dali.plugin.numba")
 FACTS = ("nvidia-", "triton", "timm", "pytest")  # packages whose versions a figure depends on, by their names' start
 
 
@@ -46,9 +45,11 @@ def run(stages: Sequence[Stage], job: Job) -> list[Result]:
     job.out.mkdir(parents=True, exist_ok=True)
     parts = list(dict.fromkeys(stage.part for stage in stages))
     for part in parts:  # before any work
-        earlier(job, part)
+        read(job.out / f"{part}.json", job.rehearse)
     environment.separate_streams()
-    preload(with_dali=job.rehearse)
+    for module in (*LATE, *(LATE_DALI if job.rehearse else ())):
+        with suppress(ImportError):  # what is missing is missed, if at all, by the stage that needs it
+            import_module(module)
     with tempfile.TemporaryDirectory(prefix="penstock-gpu-") as folder:
         job = replace(job, work=Path(folder), env=described())
         if not job.env["cuda_available"] and not job.rehearse:
@@ -59,27 +60,18 @@ def run(stages: Sequence[Stage], job: Job) -> list[Result]:
 def run_part(part: str, stages: Sequence[Stage], job: Job, limit_s: float = PART_LIMIT_S) -> list[Result]:
     """Run some of a part's stages in order, until its time is over. Returns their results. PART.json in OUT has them
     too, beside those of other stages; figures that are there are not replaced by a stage that was not run."""
-    end, kept, results = time.monotonic() + limit_s, earlier(job, part), []
+    path, end, results = job.out / f"{part}.json", time.monotonic() + limit_s, []
+    kept = read(path, job.rehearse)
     for stage in stages:
         left = end - time.monotonic()
         why = next((f"skipped: {why}" for need in stage.needs if (why := missing(need, job))), "")
         if not why and left < LEAST_SHARE * stage.limit_s:
             why = f"not run: no time, of the part's {limit_s:g} s {max(0, left):.0f} are left"
         results.append(begun(stage, job, why) if why else run_stage(stage, job, min(stage.limit_s, left)))
-        print(shown(results[-1]), flush=True)
         if why and not (stage.name in kept and kept[stage.name]["figures"]):
-            put(job.out / f"{part}.json", results[-1])
+            put(path, results[-1])
+        print(shown(results[-1]), flush=True)
     return results
-
-
-def earlier(job: Job, part: str) -> dict[str, Result]:
-    """A part's results in OUT. Raises ValueError where they are rehearsed and these shall not be, or the other way
-    round."""
-    path = job.out / f"{part}.json"
-    found = read(path)
-    if any(result["rehearsed"] != job.rehearse for result in found.values()):
-        raise ValueError(f"{path} holds {'measured' if job.rehearse else 'rehearsed'} results: give another --out")
-    return found
 
 
 def missing(need: str, job: Job) -> str:
@@ -88,22 +80,23 @@ def missing(need: str, job: Job) -> str:
         return "needs a GPU" if job.rehearse else ""
     if need == "cifar":
         return "" if job.cifar or job.rehearse else "needs --cifar DIR, CIFAR-10 packed"
-    with suppress(ImportError):
-        if find_spec(need):
-            return ""
-    return f"{need} is not installed"
+    try:
+        return "" if find_spec(need) else f"{need} is not installed"
+    except ImportError:  # nor the package that it is in
+        return f"{need} is not installed"
 
 
 def begun(stage: Stage, job: Job, verdict: str = NOT_ENDED) -> Result:
-    return {"format": FORMAT, "part": stage.part, "stage": stage.name, "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
-            "expected": stage.expected, "rehearsed": job.rehearse, "seconds": 0.0, "env": job.env, "settings": {},
-            "figures": [], "verdict": verdict}  # fmt: skip
+    return {"format": 1, "part": stage.part, "stage": stage.name, "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
+            "expected": stage.expected, "rehearsed": job.rehearse, "seconds": 0.0, "env": job.env,
+            "settings": {"set": job.sets} if job.sets else {}, "figures": [], "verdict": verdict}  # fmt: skip
 
 
 def run_stage(stage: Stage, job: Job, limit_s: float) -> Result:
     """Run one stage to its end or its limit. What it had found by then is in the result, whatever became of it."""
     path, log = job.out / f"{stage.part}.json", job.out / f"{stage.part}.log"
-    begin = log.stat().st_size if log.exists() else 0
+    log.touch()
+    begin = log.stat().st_size
     put(path, begun(stage, job))
     process, started = FORK.Process(target=_in_child, args=(stage, job, path, log)), time.monotonic()
     process.start()
@@ -112,29 +105,19 @@ def run_stage(stage: Stage, job: Job, limit_s: float) -> Result:
         late = process.is_alive()
     finally:
         end(process)
-    result, tail = read(path)[stage.name], _tail(log, begin)
-    if crash := f"more than {limit_s:.0f} s" if late else _crash(process.exitcode or 0, tail):
-        result["verdict"] = f"failed ({crash})"
+    result, code = read(path, job.rehearse)[stage.name], process.exitcode or 0
+    printed = log.read_bytes()[begin:].decode(errors="replace").splitlines()
+    tail = [line for line in printed if line.strip()][-TAIL_LINES:]
+    if late:
+        result["verdict"] = f"failed (more than {limit_s:.0f} s)"
+    elif code:
+        ending = signal.Signals(-code).name if code < 0 else f"exit {code}: {''.join(tail[-1:])[:160]}"
+        result["verdict"] = f"failed ({ending})"
     if result["verdict"].startswith(BAD):
         result["tail"] = tail
-    result["seconds"], result["limit_s"] = round(time.monotonic() - started, 2), limit_s
+    result["seconds"] = round(time.monotonic() - started, 2)
     put(path, result)
     return result
-
-
-def _crash(code: int, tail: list[str]) -> str:
-    """What became of a process, "" for one that ended well."""
-    if code < 0:
-        return signal.Signals(-code).name
-    return f"exit {code}: {tail[-1][:160] if tail else 'no output'}" if code else ""
-
-
-def _tail(log: Path, begin: int) -> list[str]:
-    with suppress(OSError), open(log, "rb") as stream:
-        stream.seek(begin)
-        lines = stream.read().decode(errors="replace").splitlines()
-        return [line for line in lines if line.strip()][-TAIL_LINES:]
-    return []
 
 
 def end(process: BaseProcess, grace_s: float = GRACE_S) -> None:
@@ -152,9 +135,7 @@ def end(process: BaseProcess, grace_s: float = GRACE_S) -> None:
 def _in_child(stage: Stage, job: Job, path: Path, log: Path) -> None:
     """The stage, first process of a session: default signals, no input, all output into `log`."""
     os.setsid()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for source, target in ((os.open(os.devnull, os.O_RDONLY), 0), (output, 1), (output, 2)):
         os.dup2(source, target)
@@ -166,13 +147,6 @@ def _in_child(stage: Stage, job: Job, path: Path, log: Path) -> None:
     report = Report(path, begun(stage, job))
     stage.run(replace(job, report=report))
     report.end()
-
-
-def preload(with_dali: bool) -> None:
-    """Import what stages import late, once for all. None of it touches CUDA; DALI might."""
-    for module in (*LATE, *(LATE_DALI if with_dali else ())):
-        with suppress(ImportError):  # what is missing is missed, if at all, by the stage that needs it
-            import_module(module)
 
 
 def described() -> dict[str, object]:

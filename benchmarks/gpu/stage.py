@@ -28,9 +28,6 @@ class Scale:
     recipe_sets: tuple[str, ...] = ("train.global_batch_size=64",)
     cifar_sets: tuple[str, ...] = ()
     jpegs: str = "synthetic:469x401"
-    jpeg_side: int = 469
-    kinds: tuple[str, ...] = ("420", "444", "gray", "progressive", "mixed")
-    loads: tuple[float, ...] = (0.65, 0.0, 1.0)
 
 
 SMALL_NETWORK = ("model.name=cifar_resnet8", "model.stem=imagenet", "train.precision=fp32")
@@ -40,13 +37,11 @@ COMPILED = ("model.compile=true", "model.compile_mode=default")  # no CUDA graph
 FULL = Scale()
 SMALL = Scale(
     sets=("model.name=cifar_resnet8", "train.precision=fp32", *SMALL_IMAGES),
-    batch_size=8, seconds=0.1, repeats=2, copy_bytes=1 << 22, matmul_side=128,
-    run_images=256,
+    batch_size=8, seconds=0.1, repeats=2, copy_bytes=1 << 22, matmul_side=128, jpegs="synthetic:64x48", run_images=256,
     recipes=("rn50-16ep", "rn50-a3"), recipe_steps=2,
     recipe_sets=(*SMALL_NETWORK, *SMALL_IMAGES, "train.global_batch_size=8", "phases.start_epochs=[]",
                  "phases.image_size=[]"),
     cifar_sets=(*SMALL_NETWORK, "train.epochs=2", "train.global_batch_size=32", "schedule.warmup_epochs=1"),
-    jpegs="synthetic:64x48", jpeg_side=64, kinds=("420", "mixed"), loads=(0.65,),
 )  # fmt: skip
 
 
@@ -77,10 +72,8 @@ class Job:
         return World(rank=0, local_rank=0, world_size=1, local_world_size=1, device=self.device)
 
     def resnet(self, *sets: str) -> Recipe:
-        """ResNet-50 as the standard recipe trains it, with `section.key=value` laid over it: the user's, which the
-        result then names, over those the stage's own. In a rehearsal something small in its place."""
-        if self.sets:
-            self.report.settings(set=self.sets)
+        """ResNet-50 as the standard recipe trains it, with `section.key=value` laid over it: the user's, over those
+        the stage's own. In a rehearsal something small in its place."""
         return config.load_config(Recipe, recipe_file("rn50-90ep"), (*self.sets, *sets, *self.scale.sets))
 
 
