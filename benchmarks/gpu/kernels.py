@@ -6,7 +6,7 @@ operator that launched it, where the profiler links the two, and by its own name
 """
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
@@ -114,10 +114,11 @@ def profiled(job: Job, name: str, sets: tuple[str, ...]) -> None:
     events = profiler.events() or ()
     num_steps = sum(one.device_type == DeviceType.CPU and one.name.startswith("Optimizer.step#") for one in events)
     found = {key: ms / num_steps for key, ms in by_class(events, not job.rehearse).items()}
-    whole, total = sum(found.values()), Counter[str]()
+    total: defaultdict[str, float] = defaultdict(float)
     for (kind, _), ms in found.items():
         total[kind] += ms
+    whole = sum(total.values())
     job.report.row(f"{name}: kernels", whole, f"ms a step of {job.scale.batch_size}")
-    for kind, ms in total.most_common():
-        of_kernels = {kernel[:90]: spent for (of_kind, kernel), spent in found.items() if of_kind == kind}
+    for kind, ms in sorted(total.items(), key=lambda one: -one[1]):
+        of_kernels = {kernel: spent for (of_kind, kernel), spent in found.items() if of_kind == kind}
         job.report.row(f"{name}: {kind}", ms, "ms", f"{ms / whole:.0%}", details=of_kernels)

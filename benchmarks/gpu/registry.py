@@ -55,8 +55,8 @@ STAGES = [
     Stage("graphs", "compute", 100, timed("compute", GRAPHS), "as compiled or faster", ("gpu",)),
     Stage("max-autotune", "compute", 240, timed("compute", AUTOTUNE), "as graphs or faster", ("gpu",)),
 
-    Stage("hw-load", "decode", 120, timed("loader", LOADS), "8,000 images/s on 16 cores; ambition 19,000", LOADER),
-    Stage("threads", "decode", 120, timed("loader", LOADER_THREADS), "how many cores 8,000 images/s take", LOADER),
+    Stage("hw-load", "decode", 150, timed("loader", LOADS), "8,000 images/s on 16 cores; ambition 19,000", LOADER),
+    Stage("threads", "decode", 150, timed("loader", LOADER_THREADS), "how many cores 8,000 images/s take", LOADER),
     Stage("region", "decode", 90, timed("loader", REGION), "may crash (nvImageCodec issue 55), or be faster", LOADER),
     Stage("whole", "decode", 90, timed("loader", WHOLE), "off: 380 images/s a core", LOADER),
     Stage("prefetch", "decode", 90, timed("loader", of_each("data.prefetch", 1, 2, 4, 8)), "2 is enough", LOADER),

@@ -36,7 +36,7 @@ EAGER = ("model.compile=false",)
 COMPILED = ("model.compile=true", "model.compile_mode=default")  # no CUDA graphs, on which a profile tells less
 FULL = Scale()
 SMALL = Scale(
-    sets=("model.name=cifar_resnet8", "train.precision=fp32", *SMALL_IMAGES),
+    sets=(*SMALL_NETWORK, *SMALL_IMAGES),
     batch_size=8, seconds=0.1, repeats=2, copy_bytes=1 << 22, matmul_side=128, jpegs="synthetic:64x48", run_images=256,
     recipes=("rn50-16ep", "rn50-a3"), recipe_steps=2,
     recipe_sets=(*SMALL_NETWORK, *SMALL_IMAGES, "train.global_batch_size=8", "phases.start_epochs=[]",
