@@ -55,18 +55,21 @@ def build(job: Job, kind: Kind, sets: tuple[str, ...], dataset: ShardSet | None 
 
 
 def measured(job: Job, built: Sequence[BatchProgram]) -> None:
+    """Rows of programs in turn, and close them. A program's row grows with each repeat, since time may run out."""
     try:
-        samples = in_turn(built, job.scale.seconds, job.scale.repeats)
+        samples = in_turn(built, job.scale.seconds, 0)  # the warm-up
+        for program in [*built] * job.scale.repeats:
+            taken = samples[program.name]
+            taken.append(program.run(job.scale.seconds))
+            wait, ahead = [one.data_wait for one in taken], [one.ahead for one in taken]
+            text = f"waiting {median(wait):.1%}, CPU {median(ahead):.2f} steps ahead"
+            memory = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_initialized() else None  # of all of them
+            job.report.row(program.name, [one.images_per_s for one in taken], "images/s", text,
+                           details={"data_wait": wait, "ahead": ahead, "memory_gb": memory})  # fmt: skip
     finally:
         for program in built:
             program.close()
-    memory = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_initialized() else None  # of all of them
     rates = {name: [one.images_per_s for one in taken] for name, taken in samples.items()}
-    for name, taken in samples.items():
-        wait, ahead = [one.data_wait for one in taken], [one.ahead for one in taken]
-        job.report.row(name, rates[name], "images/s",
-                       f"waiting {median(wait):.1%}, CPU {median(ahead):.2f} steps ahead",
-                       details={"data_wait": wait, "ahead": ahead, "memory_gb": memory})  # fmt: skip
     first, *others = rates
     for other in others:
         found = ratio(rates[first], rates[other])

@@ -77,8 +77,8 @@ class Report:
         self, what: str, figure: float | Sequence[float] | None = None, unit: str = "", text: str = "", *,
         right: bool = True, verdict: str = "", details: Mapping[str, object] | None = None,
     ) -> None:  # fmt: skip
-        """One figure, or the repeats of one. text: what was found, in words. right: nothing is as it must not be.
-        verdict: where it is not to be worked out of that."""
+        """One figure, or the repeats of one, in place of an earlier row of that name. text: what was found, in words.
+        right: nothing is as it must not be. verdict: where it is not to be worked out of that."""
         verdict = verdict or ("ok" if right else "wrong")
         row: Row = {"what": what, "figure": None, "unit": unit, "text": text, "verdict": verdict}
         if isinstance(figure, Sequence):
@@ -88,7 +88,7 @@ class Report:
             row["figure"] = figure
         if details:
             row["details"] = details
-        self.result["figures"].append(row)
+        self.result["figures"] = [*(one for one in self.result["figures"] if one["what"] != what), row]
         put(self._path, self.result)
         print(line(row), flush=True)
 
