@@ -15,7 +15,7 @@ from model.schedule import warmup_of
 from pipeline.augment import AugmentConfig
 from pipeline.config import DataConfig
 from recipes.phases import PhasesConfig
-from settings import check, setting, settings_of
+from settings import Setting, check, setting, settings_of
 
 FOLDER = Path(__file__).parent
 DEMO_DATA = "data/demo"  # what the demo recipe names; made where it is missing
@@ -98,13 +98,18 @@ class Recipe:
         object.__setattr__(self, "schedule", replace(self.schedule, warmup_epochs=warmup))
 
 
+def known_settings() -> dict[str, Setting]:
+    """What is known of every setting (text, range, …), by dotted key, in the order of declaration."""
+    recipe = Recipe()
+    return {
+        f"{section.name}.{name}": about
+        for section in fields(recipe)
+        for name, about in settings_of(getattr(recipe, section.name)).items()
+    }
+
+
 # What may change when a run is resumed: it alters the speed or the log, not the result.
-FREE_ON_RESUME = frozenset(
-    f"{section.name}.{name}"
-    for section in fields(Recipe)
-    for name, about in settings_of(getattr(Recipe(), section.name)).items()
-    if about.free_on_resume
-)
+FREE_ON_RESUME = frozenset(key for key, about in known_settings().items() if about.free_on_resume)
 
 
 def recipe_at(recipe: Recipe, epoch: int) -> Recipe:
