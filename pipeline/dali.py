@@ -1,0 +1,9 @@
+"""Names for DALI's objects, which have no types, in one place."""
+
+from typing import Any
+
+Node = Any  # of a graph: nvidia.dali.data_node.DataNode
+Pipeline = Any  # nvidia.dali.Pipeline
+TensorList = Any  # nvidia.dali.tensors.TensorListCPU, TensorListGPU
+
+Inputs = tuple[TensorList, ...]  # of one batch: the encoded images, then arrays of one row a sample
