@@ -14,7 +14,7 @@ from pipeline.augment import AugmentParams
 from pipeline.augment.graph import augment_images
 from pipeline.augment.steps import is_step
 from pipeline.config import DataConfig
-from pipeline.dali import Inputs, Node, Pipeline, TensorList
+from pipeline.dali import Arguments, Inputs, Node, Pipeline, TensorList
 
 Source = Callable[[], Inputs]
 GEOMETRY = ("roi_start", "roi_end", "shift", "mirror", "flip_vertical")  # in one pass one array, `geometry`
@@ -125,7 +125,7 @@ def decode(jpegs: Node, params: dict[str, Node], config: DataConfig, *, on_gpu: 
     """The planned region of each image: (H, W, 3) uint8, RGB."""
     from nvidia.dali import fn, types
 
-    settings: dict[str, object] = {
+    settings: Arguments = {
         "device": "cpu",
         "output_type": types.RGB,
         "adjust_orientation": False,  # as PIL and torchvision: EXIF orientation is not applied
@@ -150,7 +150,7 @@ def finish(
     from nvidia.dali import fn, types
 
     augmented = any(map(is_step, params))
-    mirror: dict[str, Node] = {}
+    mirror: Arguments = {}
     if in_one_pass(decodes_on_gpu(config, on_gpu)):
         from pipeline.resize import resize
 

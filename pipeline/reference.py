@@ -121,8 +121,9 @@ class _PlannedBatches(Dataset[Item]):
             image = F.to_pil_image(self._cropped(F.pil_to_tensor(image), params))
         if augment:
             image = reference_augment(image, params, augment, config)
-        pixels: torch.Tensor = F.pil_to_tensor(image).to(torch.float32)
-        return F.normalize(pixels, list(config.mean), list(config.std))
+        levels = F.pil_to_tensor(image).to(torch.float32)
+        normalised: torch.Tensor = F.normalize(levels, list(config.mean), list(config.std))
+        return normalised
 
     def _cropped(self, image: Pixels, params: AugmentParams) -> Pixels:
         """The image's crop, resized, and moved where it has a shift."""
@@ -131,7 +132,8 @@ class _PlannedBatches(Dataset[Item]):
         if not augment or augment.crop == "centre":
             resize_size = round(size / augment.crop_fraction) if augment else self.feed.resize_size(size)
             image = F.resize(image, [resize_size], **resampling)
-            return F.center_crop(image, [size, size])
+            image = F.center_crop(image, [size, size])
+            return image
         (top, left), (height, width) = params["anchor"].tolist(), params["shape"].tolist()
         image = F.resized_crop(image, top, left, height, width, [size, size], **resampling)
         if "shift" in params:

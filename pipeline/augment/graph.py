@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.augment.noise import MIX, SECOND, UINT32
 from pipeline.config import DataConfig
-from pipeline.dali import Node
+from pipeline.dali import Arguments, Node
 
 
 def augment_images(images: Node, params: dict[str, Node], config: DataConfig) -> Node:
@@ -38,7 +38,7 @@ def augment_images(images: Node, params: dict[str, Node], config: DataConfig) ->
     return images
 
 
-def _where(on: Node, images: Node, arguments: dict[str, Node], operation: Callable[..., Node]) -> Node:
+def _where(on: Node, images: Node, arguments: Arguments, operation: Callable[..., Node]) -> Node:
     """`operation` on the samples whose `on` is true."""
     from nvidia.dali import fn
 
