@@ -23,12 +23,12 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def compiled(
-    *, fastmath: bool | set[str] = False, error_model: Literal["python", "numpy"] = "python"
+    *, fastmath: bool | set[str] = False, error_model: Literal["python", "numpy"] = "python", nogil: bool = False
 ) -> Callable[[Function], Function]:
     """A decorator, as `numba.njit(cache=True, …)` is."""
 
     def wrapped(function: Function) -> Function:
-        dispatcher: object = njit(fastmath=fastmath, error_model=error_model)(function)
+        dispatcher: object = njit(fastmath=fastmath, error_model=error_model, nogil=nogil)(function)
         if dispatcher is not function:  # which it is under NUMBA_DISABLE_JIT
             _keep(dispatcher, function)
         return cast(Function, dispatcher)

@@ -188,11 +188,7 @@ class DaliLoader:
             self._reader.end_epoch()  # now, since who counts steps does not ask for the batch after the last
             raise StopIteration
         views = self._reader.views(planned.sample_ids)
-        known = [
-            place
-            for place, sample_id in enumerate(planned.sample_ids.tolist())
-            if sample_id in self._out or planned.span.start + place in self._holes
-        ] if self._out or self._holes else []  # fmt: skip
+        known = self._known_bad(planned)
         found = self._bad_headers(planned, views, known)
         for place in np.flatnonzero(self._scaled[planned.sample_ids]).tolist():
             views[place] = with_unit_factor(views[place])  # a copy, which lives as long as what `encoded` makes of it
@@ -204,6 +200,16 @@ class DaliLoader:
         inputs = (encoded(views), *self._arrays(planned).values())
         self._in_flight.append((planned, inputs, found))
         return inputs
+
+    def _known_bad(self, planned: PlannedBatch) -> list[int]:
+        """The places of a batch whose samples are left out."""
+        if not self._out and not self._holes:
+            return []
+        return [
+            place
+            for place, sample_id in enumerate(planned.sample_ids.tolist())
+            if sample_id in self._out or planned.span.start + place in self._holes
+        ]
 
     def _bad_headers(self, planned: PlannedBatch, views: list[np.ndarray], known: list[int]) -> list[BadSample]:
         """Those of a batch, but for the places that are `known`, that must not come before DALI. Each good header is
@@ -274,8 +280,8 @@ class DaliLoader:
 
 def _one_line(error: RuntimeError) -> str:
     """The heart of DALI's message, which is a page with stack traces."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    return next((line for line in lines if line and "rror" in line), lines[0] if lines else "unknown error")[:300]
+    lines = [line.strip() for line in str(error).splitlines()] or ["unknown error"]
+    return next((line for line in lines if "rror" in line), lines[0])[:300]
 
 
 def _chain(first: PlannedBatch, rest: Iterator[PlannedBatch]) -> Iterator[PlannedBatch]:

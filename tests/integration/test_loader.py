@@ -585,7 +585,7 @@ def test_one_decoder_takes_all_where_runs_must_agree(
 
     monkeypatch.setattr("pipeline.loader.build_graph", build_graph)
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
-    make_loader(dataset, hw_decoder_load=load)._build_pipe((), 40)
+    make_loader(dataset, hw_decoder_load=load)._build_pipe(())
     assert [config.hw_decoder_load for config in seen] == [taken]
 
 
