@@ -118,13 +118,16 @@ def check(section: "DataclassInstance") -> None:
 
 
 def _require_effect(section: "DataclassInstance", name: str, about: Setting) -> None:
+    """Raises ValueError unless what the setting belongs to has a value with which it is read."""
     if not about.belongs_to:
         return
     owner, value = about.belongs_to, getattr(section, about.belongs_to)
+    if value in about.when or (value and not about.when):
+        return
     if not about.when:
-        if not value:
-            raise ValueError(f"{name}: has no effect with {owner} = 0; leave it out, or set {owner}")
-    elif value not in about.when:
-        one_value = owner != "name"  # a `name` may have many that read a setting
-        reason = f'unless {owner} = "{about.when[0]}"' if one_value else f'with {owner} = "{value}"'
-        raise ValueError(f"{name}: has no effect {reason}; leave it out")
+        why = f"with {owner} = 0; leave it out, or set {owner}"
+    elif owner == "name":  # it may have many values with which the setting is read
+        why = f'with name = "{value}"; leave it out'
+    else:
+        why = f'unless {owner} = "{about.when[0]}"; leave it out'
+    raise ValueError(f"{name}: has no effect {why}")

@@ -133,7 +133,8 @@ def _lacks(config: ModelConfig, option: str, reason: str = "leave it out") -> Va
 
 def _use_small_stem(net: nn.Module) -> None:
     """Replace 7×7 stride 2 + max-pool (÷ 4) by 3×3 stride 1 (÷ 1), initialised as torchvision does the original."""
-    conv = nn.Conv2d(3, net.conv1.out_channels, kernel_size=3, stride=1, padding=1, bias=False)  # type: ignore
+    assert isinstance(net.conv1, nn.Conv2d)
+    conv = nn.Conv2d(3, net.conv1.out_channels, kernel_size=3, stride=1, padding=1, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     net.conv1 = conv
     net.maxpool = nn.Identity()
