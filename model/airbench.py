@@ -53,7 +53,8 @@ class Airbench(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.blocks(self.whiten(images))  # (N, widths[2], ⌊(S - 1) / 8⌋, the same)
-        return LOGIT_SCALE * self.fc(x.amax((2, 3)))
+        logits: Tensor = self.fc(x.amax((2, 3)))
+        return LOGIT_SCALE * logits
 
 
 def _block(c_in: int, c_out: int) -> nn.Sequential:

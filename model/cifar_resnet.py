@@ -34,7 +34,8 @@ class BasicBlock(nn.Module):
             x = F.avg_pool2d(x, 1, self.stride)
         if self.new_channels:
             x = F.pad(x, (0, 0, 0, 0, 0, self.new_channels))
-        return self.relu(residual + x)
+        activation: Tensor = self.relu(residual + x)
+        return activation
 
 
 class CifarResNet(nn.Module):
@@ -61,7 +62,8 @@ class CifarResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(images)))  # (N, 16, S, S)
         x = self.layer3(self.layer2(self.layer1(x)))  # (N, 64, S/4, S/4)
-        return self.fc(self.avgpool(x).flatten(1))
+        logits: Tensor = self.fc(self.avgpool(x).flatten(1))
+        return logits
 
 
 def _stage(in_channels: int, out_channels: int, num_blocks: int, stride: int) -> nn.Sequential:

@@ -6,8 +6,7 @@ interchangeable, and our own for small images. A new network is one entry in `OW
 """
 
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection
 
 import torchvision
 from torch import nn
@@ -56,7 +55,7 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
     return use_channels_last(net) if config.channels_last else net
 
 
-def _own_options(config: ModelConfig) -> dict[str, Any]:
+def _own_options(config: ModelConfig) -> dict[str, object]:
     """The keywords for the factory of one of our own networks."""
     accepted = inspect.signature(OWN_NETWORKS[config.name]).parameters
     for option in ("stochastic_depth", "dropout"):
@@ -72,11 +71,11 @@ def _own_options(config: ModelConfig) -> dict[str, Any]:
     return {option: value for option, value in wanted.items() if value is not None}
 
 
-def _torchvision_options(config: ModelConfig) -> dict[str, Any]:
+def _torchvision_options(config: ModelConfig) -> dict[str, object]:
     """The keywords for torchvision's builder; its return annotation is the class whose constructor takes them."""
     builder = torchvision.models.get_model_builder(config.name)
     accepted = inspect.signature(inspect.signature(builder).return_annotation.__init__).parameters
-    options: dict[str, Any] = {}
+    options: dict[str, object] = {}
     zero_init_residual = _zero_init_residual(config, accepted)
     if zero_init_residual is not None:
         options["zero_init_residual"] = zero_init_residual
@@ -116,10 +115,11 @@ def _family(config: ModelConfig) -> str:
     """The module of torchvision.models that a network comes from, or "own"."""
     if config.name in OWN_NETWORKS:
         return "own"
-    return torchvision.models.get_model_builder(config.name).__module__.rpartition(".")[2]
+    module: str = torchvision.models.get_model_builder(config.name).__module__
+    return module.rpartition(".")[2]
 
 
-def _zero_init_residual(config: ModelConfig, accepted: Mapping[str, Any]) -> bool | None:
+def _zero_init_residual(config: ModelConfig, accepted: Collection[str]) -> bool | None:
     if "zero_init_residual" in accepted:
         return config.zero_init_residual is not False
     if config.zero_init_residual:
@@ -133,7 +133,8 @@ def _lacks(config: ModelConfig, option: str, reason: str = "leave it out") -> Va
 
 def _use_small_stem(net: nn.Module) -> None:
     """Replace 7×7 stride 2 + max-pool (÷ 4) by 3×3 stride 1 (÷ 1), initialised as torchvision does the original."""
-    conv = nn.Conv2d(3, net.conv1.out_channels, kernel_size=3, stride=1, padding=1, bias=False)  # type: ignore
+    assert isinstance(net.conv1, nn.Conv2d)
+    conv = nn.Conv2d(3, net.conv1.out_channels, kernel_size=3, stride=1, padding=1, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     net.conv1 = conv
     net.maxpool = nn.Identity()

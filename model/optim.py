@@ -11,7 +11,7 @@ from torch import nn, optim
 
 from model.config import OptimizerConfig
 
-Group = dict[str, Any]
+Group = dict[str, Any]  # a parameter group, or keyword arguments of an optimizer, as torch and timm take them
 
 
 def param_groups(model: nn.Module, weight_decay: float) -> list[Group]:
@@ -110,7 +110,7 @@ OPTIMIZERS: dict[str, Callable[[list[Group], OptimizerConfig], optim.Optimizer]]
 }
 
 
-def _given(config: OptimizerConfig, *names: str) -> dict[str, Any]:
+def _given(config: OptimizerConfig, *names: str) -> Group:
     return {name: getattr(config, name) for name in names if getattr(config, name) is not None}
 
 

@@ -5,7 +5,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +24,24 @@ RENAMED = (
 )
 
 
+Weights = dict[str, object]  # of a file, by name: tensors, unless it is another kind of file
+
+
 class Rows(NamedTuple):
     """Which rows of a source's head are the network's classes, in their order; None for a class that it lacks.
     assumed: what is taken for granted in that, in words."""
 
     labels: Sequence[int | None]
     assumed: str = ""
+
+
+class Known(NamedTuple):
+    """What is known of a source's classes: how many it lists (0: it does not say), which of its rows are the network's,
+    and whether somebody was asked for them."""
+
+    num_classes: int
+    rows: Rows | None
+    asked: bool
 
 
 def load_pretrained(net: nn.Module, config: ModelConfig, rows_of: Callable[[Classes], Rows] | None = None) -> str:
@@ -52,21 +64,11 @@ def load_pretrained(net: nn.Module, config: ModelConfig, rows_of: Callable[[Clas
     state = dict(net.state_dict())
     weights, notes = _unwrapped({_own_name(name): tensor for name, tensor in weights.items()}, state, where)
     rows = rows_of(classes) if rows_of and classes else None
+    known = Known(len(classes or ()), rows, asked=rows_of is not None)
     for prefix, head in _heads(net).items():
-        theirs, ours = weights.get(f"{head}.weight"), state[f"{head}.weight"]
-        if theirs is None and (prefix or f"{head}.bias" not in weights):
-            notes.append(f"{prefix[:-1] or head} starts anew, they have none")
-            weights |= {name: tensor for name, tensor in state.items() if name.startswith(prefix or f"{head}.")}
-        elif isinstance(theirs, Tensor) and theirs.ndim > 1 and theirs.shape[1:] == ours.shape[1:]:
-            known = rows if classes and len(classes) == len(theirs) else None
-            kept, note = _kept_rows(known, len(theirs), len(ours))
-            if rows_of and not known and kept:
-                note = (
-                    f"is kept, as if its {len(theirs)} classes, which are not named there, were the dataset's, in order"
-                )
-            if note:
-                notes.append(f"{head} {note}")
-            weights |= _head_weights(head, weights, state, kept)
+        tensors, note = _fitted_head(prefix, head, weights, state, known)
+        weights |= tensors
+        notes.append(note)
     for prefix in AUXILIARY_PREFIXES:
         if not any(name.startswith(prefix) for name in state) and any(name.startswith(prefix) for name in weights):
             notes.append(f"{prefix[:-1]} is left out")
@@ -74,11 +76,33 @@ def load_pretrained(net: nn.Module, config: ModelConfig, rows_of: Callable[[Clas
     for name, tensor in state.items():  # files of 2018 and before do not count batches
         if name.endswith(".num_batches_tracked"):
             weights.setdefault(name, tensor)
-    _require_fit(weights, state, where)
+    fitting = _require_fit(weights, state, where)
     with torch.no_grad():
         for name, tensor in state.items():
-            tensor.copy_(weights[name])
-    return "; ".join([f"pretrained weights: {origin}", *notes])
+            tensor.copy_(fitting[name])
+    return "; ".join([f"pretrained weights: {origin}", *filter(None, notes)])
+
+
+def _fitted_head(
+    prefix: str, head: str, weights: Weights, state: dict[str, Tensor], known: Known
+) -> tuple[Weights, str]:
+    """The tensors of one head as the network takes them, and what to say of it, "" for nothing.
+
+    None of them where they are of another kind, which `_require_fit` tells.
+    """
+    theirs, ours = weights.get(f"{head}.weight"), state[f"{head}.weight"]
+    if theirs is None and (prefix or f"{head}.bias" not in weights):
+        fresh: Weights = {name: tensor for name, tensor in state.items() if name.startswith(prefix or f"{head}.")}
+        return fresh, f"{prefix[:-1] or head} starts anew, they have none"
+    if not isinstance(theirs, Tensor) or theirs.ndim < 2 or theirs.shape[1:] != ours.shape[1:]:
+        return {}, ""
+    rows = known.rows if known.num_classes == len(theirs) else None
+    kept, note = _kept_rows(rows, len(theirs), len(ours))
+    if known.asked and rows is None and kept:
+        note = f"is kept, as if its {len(theirs)} classes, which are not named there, were the dataset's, in order"
+    if note:
+        note = f"{head} {note}"
+    return _head_weights(head, weights, state, kept), note
 
 
 def _kept_rows(rows: Rows | None, num_theirs: int, num_ours: int) -> tuple[list[int] | None, str]:
@@ -86,35 +110,38 @@ def _kept_rows(rows: Rows | None, num_theirs: int, num_ours: int) -> tuple[list[
 
     rows: None where nothing is known of the classes but how many there are.
     """
-    every = [*range(num_theirs)]
+    every = list(range(num_theirs))
+    anew = f"starts anew, {num_theirs} → {num_ours} classes"
     if rows is None:
-        return (every, "") if num_theirs == num_ours else (None, f"starts anew, {num_theirs} → {num_ours} classes")
+        return (every, "") if num_theirs == num_ours else (None, anew)
     found = [label for label in rows.labels if label is not None]
     if len(found) < num_ours:
         known = f"only {len(found)}" if found else "none"
-        return None, f"starts anew, {num_theirs} → {num_ours} classes, {known} of which it knows"
-    note = "keeps the rows of the dataset's classes"
+        return None, f"{anew}, {known} of which it knows"
+    notes = ["keeps the rows of the dataset's classes"]
     if num_theirs > num_ours:
-        note += f", {num_ours} of {num_theirs}"
+        notes.append(f"{num_ours} of {num_theirs}")
     elif found != every:
-        note += ", which has them in another order"
+        notes.append("which has them in another order")
     elif not rows.assumed:
         return found, ""
-    return found, f"{note}{rows.assumed and ', '}{rows.assumed}"
+    if rows.assumed:
+        notes.append(rows.assumed)
+    return found, ", ".join(notes)
 
 
-def _head_weights(
-    head: str, weights: dict[str, Any], state: dict[str, Tensor], kept: list[int] | None
-) -> dict[str, Any]:
+def _head_weights(head: str, weights: Weights, state: dict[str, Tensor], kept: list[int] | None) -> Weights:
     """The head's tensors: the `kept` rows of `weights`, or those of `state` where it starts anew."""
-    names = [name for name in (f"{head}.weight", f"{head}.bias") if name in (state if kept is None else weights)]
+    names = (f"{head}.weight", f"{head}.bias")
     if kept is None:
-        return {name: state[name] for name in names}
-    rows = len(weights[f"{head}.weight"])
-    return {
-        name: tensor[kept] if isinstance(tensor := weights[name], Tensor) and tensor.shape[:1] == (rows,) else tensor
-        for name in names
-    }
+        return {name: state[name] for name in names if name in state}
+    weight = weights[names[0]]
+    assert isinstance(weight, Tensor)
+    tensors = {name: weights[name] for name in names if name in weights}
+    for name, tensor in tensors.items():
+        if isinstance(tensor, Tensor) and tensor.shape[:1] == weight.shape[:1]:
+            tensors[name] = tensor[kept]
+    return tensors
 
 
 def _own_name(name: str) -> str:
@@ -124,24 +151,26 @@ def _own_name(name: str) -> str:
     return name
 
 
-def _unwrapped(weights: dict[str, Any], state: dict[str, Tensor], where: str) -> tuple[dict[str, Any], list[str]]:
+def _unwrapped(weights: Weights, state: dict[str, Tensor], where: str) -> tuple[Weights, list[str]]:
     """The weights by their names in the network, without what a module around it puts before them; and what to say.
 
     Raises ValueError where there are several networks, or nothing of this one.
     """
-    shared = [name for name in state if name in weights]
+    if any(name in weights for name in state):
+        return weights, []
     first = next(iter(state))
-    around = {name.removesuffix(first) for name in weights if name.endswith(f".{first}")} if not shared else set()
+    around = {name.removesuffix(first) for name in weights if name.endswith(f".{first}")}
     found = [prefix for prefix in sorted(around) if 2 * sum(prefix + name in weights for name in state) > len(state)]
     if len(found) > 1:
         raise ValueError(f"{where} alone: it has several networks, {', '.join(found)}; save the state dict of one")
-    if not found and not shared:
+    if not found:
         raise ValueError(f"{where}: it has {', '.join(list(weights)[:3]) or 'nothing'}; the network {first} …")
-    if shared:
-        return weights, []
-    inside = {name.removeprefix(found[0]): tensor for name, tensor in weights.items() if name.startswith(found[0])}
-    left_out = len(weights) - len(inside)
-    return inside, [f"those of its {found[0][:-1]}" + (f", {left_out} other tensors left out" if left_out else "")]
+    prefix = found[0]
+    inside = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    note, left_out = f"those of its {prefix[:-1]}", len(weights) - len(inside)
+    if left_out:
+        note += f", {left_out} other tensors left out"
+    return inside, [note]
 
 
 def _heads(net: nn.Module) -> dict[str, str]:
@@ -158,10 +187,11 @@ def _heads(net: nn.Module) -> dict[str, str]:
     return heads
 
 
-def _require_fit(weights: dict[str, Any], state: dict[str, Tensor], where: str) -> None:
-    """Raise ValueError unless the names and shapes are the same."""
+def _require_fit(weights: Weights, state: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    """The weights, which have the names and shapes of `state`; raises ValueError unless they do."""
     faults = [f"{name} is missing" for name in state if name not in weights]
     faults += [f"{name} is too many" for name in weights if name not in state]
+    fitting = {}
     for name, ours in state.items():
         theirs = weights.get(name, ours)
         if not isinstance(theirs, Tensor):
@@ -170,6 +200,9 @@ def _require_fit(weights: dict[str, Any], state: dict[str, Tensor], where: str) 
             faults.append(f"{name} is {tuple(theirs.shape)} instead of {tuple(ours.shape)}")
         elif ours.is_floating_point() and not theirs.is_floating_point():
             faults.append(f"{name} is of whole numbers ({theirs.dtype}), as of a quantized network")
+        else:
+            fitting[name] = theirs
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise ValueError(f"{where}: {'; '.join(faults[:3])}{more}")
+    return fitting

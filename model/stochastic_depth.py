@@ -39,7 +39,8 @@ class StochasticBlock(nn.Module):
             branch = self.bn3(self.conv3(self.relu(branch)))
         branch = self.stochastic_depth(branch)
         branch += shortcut
-        return self.relu(branch)
+        activation: Tensor = self.relu(branch)
+        return activation
 
 
 def add_stochastic_depth(resnet: nn.Module, probability: float) -> None:

@@ -10,11 +10,13 @@ import hashlib
 import json
 import pickle
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torchvision
+from torchvision.models import WeightsEnum
 
 from model.config import ModelConfig
 from model.networks import OWN_NETWORKS
@@ -29,7 +31,7 @@ class Source(NamedTuple):
     """origin: where the weights come from, in words. classes: those of the head's rows, None where nothing says."""
 
     origin: str
-    weights: dict[str, Any]
+    weights: Mapping[str, object]
     classes: Classes | None = None
 
 
@@ -39,7 +41,7 @@ def read_weights(config: ModelConfig) -> Source:
     Raises ValueError where it is neither such a file nor weights of this network, or cannot be downloaded or read.
     """
     source = config.pretrained
-    published: dict[str, Any] = {}
+    published: dict[str, WeightsEnum] = {}
     if config.name not in OWN_NETWORKS:
         published = dict(torchvision.models.get_model_weights(config.name).__members__)
     name = source.rpartition(".")[2]  # also ResNet50_Weights.IMAGENET1K_V2
@@ -64,7 +66,7 @@ def read_weights(config: ModelConfig) -> Source:
     )
 
 
-def _categories(published: Any) -> Classes:
+def _categories(published: WeightsEnum) -> Classes:
     return tuple((str(label), name) for label, name in enumerate(published.meta["categories"]))
 
 
@@ -80,10 +82,10 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _download(published: Any, source: str) -> dict[str, Any]:
+def _download(published: WeightsEnum, source: str) -> Mapping[str, object]:
     advice = f"download {published.url} elsewhere and give the file's path"
     try:
-        weights: dict[str, Any] = published.get_state_dict(
+        weights: Mapping[str, object] = published.get_state_dict(
             progress=True, check_hash=True, map_location="cpu", weights_only=True
         )
     except OSError as error:
@@ -128,20 +130,25 @@ def _read_file(path: Path) -> Source:
     )
 
 
-def _json(text: str | bytes) -> Any:
+def _json(text: str | bytes) -> object:
     """What the text says, None where it is no JSON."""
     try:
-        return json.loads(text)
+        said: object = json.loads(text)
     except (ValueError, RecursionError):
         return None
+    return said
 
 
-def _classes_of(listed: Any) -> Classes | None:
+def _classes_of(listed: object) -> Classes | None:
     """Those that a checkpoint or an export lists; None where it lists none, or something else."""
-    try:
-        return tuple((str(info["wnid" if "wnid" in info else "class"]), str(info["name"])) for info in listed) or None
-    except (TypeError, KeyError):
+    if not isinstance(listed, list | tuple):
         return None
+    classes = []
+    for info in listed:
+        if not isinstance(info, dict) or "name" not in info or not {"wnid", "class"} & info.keys():
+            return None
+        classes.append((str(info["wnid" if "wnid" in info else "class"]), str(info["name"])))
+    return tuple(classes) or None
 
 
 def _first_line(error: Exception) -> str:

@@ -39,7 +39,7 @@ class Loader(Protocol):
     def __len__(self) -> int:
         """Batches this rank yields in a whole epoch."""
 
-    def iter_epoch(self, epoch: int, position: int = 0, image_size: int | None = None) -> Iterator[Batch]:
+    def iter_epoch(self, epoch: int, position: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from a position on."""
 
     def close(self) -> None:

@@ -18,14 +18,16 @@ _sizes: dict[Path, int] = {}
 def explain(path: Path, size: int) -> None:
     """From now on, a bus error in this process is explained by this file, where it has fewer bytes than `size`."""
     if not _sizes:
-        ctypes.CDLL(None).signal(signal.SIGBUS, _handler)
+        ctypes.CDLL(None).signal(signal.SIGBUS, _HANDLER)
     _sizes[path] = size
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_int)
-def _handler(number: int) -> None:
+def _handle(number: int) -> None:
     os.write(2, f"Error: {_cause()}\n".encode(errors="surrogateescape"))
     os._exit(EXIT_CODE)
+
+
+_HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)(_handle)  # kept here: the kernel holds no reference
 
 
 def _cause() -> str:

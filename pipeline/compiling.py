@@ -12,30 +12,34 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, TypeVar, cast
 
 from numba import njit
 from numba.core import sigutils
 from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 
+Function = TypeVar("Function", bound=Callable[..., object])
 
-def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """A decorator, as `numba.njit(cache=True, **options)` is."""
 
-    def wrapped(function: Callable[..., Any]) -> Any:
-        dispatcher = njit(**options)(function)
+def compiled(
+    *, fastmath: bool | set[str] = False, error_model: Literal["python", "numpy"] = "python", nogil: bool = False
+) -> Callable[[Function], Function]:
+    """A decorator, as `numba.njit(cache=True, …)` is."""
+
+    def wrapped(function: Function) -> Function:
+        dispatcher: object = njit(fastmath=fastmath, error_model=error_model, nogil=nogil)(function)
         if dispatcher is not function:  # which it is under NUMBA_DISABLE_JIT
             _keep(dispatcher, function)
-        return dispatcher
+        return cast(Function, dispatcher)
 
     return wrapped
 
 
-def compiled_callback(signature: Any) -> Callable[[Callable[..., Any]], CFunc]:
+def compiled_callback(signature: object) -> Callable[[Callable[..., object]], CFunc]:
     """A decorator, as `numba.cfunc(signature, cache=True)` is."""
 
-    def wrapped(function: Callable[..., Any]) -> CFunc:
+    def wrapped(function: Callable[..., object]) -> CFunc:
         callback = CFunc(function, sigutils.normalize_signature(signature), locals={}, options={})
         _keep(callback, function)
         callback.compile()
@@ -44,7 +48,7 @@ def compiled_callback(signature: Any) -> Callable[[Callable[..., Any]], CFunc]:
     return wrapped
 
 
-def _keep(compilable: Any, function: Callable[..., Any]) -> None:
+def _keep(compilable: Any, function: Callable[..., object]) -> None:
     """What `enable_caching` does, with a cache that may fail."""
     try:
         compilable._cache = _Cache(function)
@@ -55,7 +59,7 @@ def _keep(compilable: Any, function: Callable[..., Any]) -> None:
 class _Cache(FunctionCache):
     """One function's files. What cannot be read is compiled anew, what cannot be written is left."""
 
-    def load_overload(self, signature: Any, target_context: Any) -> Any:
+    def load_overload(self, signature: object, target_context: object) -> object:
         try:
             return super().load_overload(signature, target_context)
         except OSError as error:
@@ -64,7 +68,7 @@ class _Cache(FunctionCache):
             self._empty()
         return None
 
-    def save_overload(self, signature: Any, data: Any) -> None:
+    def save_overload(self, signature: object, data: object) -> None:
         try:
             super().save_overload(signature, data)
         except OSError as error:

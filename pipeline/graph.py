@@ -7,16 +7,16 @@ DALI's operators: docs.nvidia.com/deeplearning/dali, "Operation Reference".
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from pipeline.augment import AugmentParams
-from pipeline.augment.graph import Node, augment_images
+from pipeline.augment.graph import augment_images
 from pipeline.augment.steps import is_step
 from pipeline.config import DataConfig
+from pipeline.dali import Arguments, Inputs, Node, Pipeline, TensorList
 
-Source = Callable[[], tuple[Any, ...]]
+Source = Callable[[], Inputs]
 GEOMETRY = ("roi_start", "roi_end", "shift", "mirror", "flip_vertical")  # in one pass one array, `geometry`
 
 
@@ -46,7 +46,7 @@ def graph_inputs(params: AugmentParams, config: DataConfig, on_gpu: bool) -> Aug
     return arrays | {"geometry": rows}
 
 
-def encoded(views: list[np.ndarray]) -> Any:
+def encoded(views: list[np.ndarray]) -> TensorList:
     """(size,) uint8 arrays as DALI takes them: without a copy, and without its checks of each, 10 µs a sample."""
     from nvidia.dali.tensors import TensorCPU, TensorListCPU
 
@@ -64,7 +64,7 @@ def build_graph(
     threads: int,
     gpu: int | None,
     half: bool,
-) -> Any:
+) -> Pipeline:
     """A built `nvidia.dali.Pipeline` whose `run()` gives normalised images (n, S, S, 3).
 
     Args:
@@ -82,7 +82,14 @@ def build_graph(
 
 
 def define_graph(
-    pipe: Any, source: Source, names: Sequence[str], config: DataConfig, *, image_size: int, on_gpu: bool, half: bool
+    pipe: Pipeline,
+    source: Source,
+    names: Sequence[str],
+    config: DataConfig,
+    *,
+    image_size: int,
+    on_gpu: bool,
+    half: bool,
 ) -> None:
     """Give a pipeline without a graph its graph; a pipeline without a device may get one for the GPU, which can be
     serialized, not built. Arguments as of `build_graph`."""
@@ -92,7 +99,7 @@ def define_graph(
         pipe.set_outputs(finish(images, params, config, image_size=image_size, on_gpu=on_gpu, half=half))
 
 
-def new_pipeline(config: DataConfig, *, batch_size: int, threads: int, gpu: int | None) -> Any:
+def new_pipeline(config: DataConfig, *, batch_size: int, threads: int, gpu: int | None) -> Pipeline:
     """A DALI pipeline without a graph. Arguments as of `build_graph`."""
     from nvidia.dali import Pipeline
 
@@ -118,7 +125,7 @@ def decode(jpegs: Node, params: dict[str, Node], config: DataConfig, *, on_gpu: 
     """The planned region of each image: (H, W, 3) uint8, RGB."""
     from nvidia.dali import fn, types
 
-    settings: dict[str, Any] = {
+    settings: Arguments = {
         "device": "cpu",
         "output_type": types.RGB,
         "adjust_orientation": False,  # as PIL and torchvision: EXIF orientation is not applied
@@ -143,7 +150,7 @@ def finish(
     from nvidia.dali import fn, types
 
     augmented = any(map(is_step, params))
-    mirror: dict[str, Any] = {}
+    mirror: Arguments = {}
     if in_one_pass(decodes_on_gpu(config, on_gpu)):
         from pipeline.resize import resize
 

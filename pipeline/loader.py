@@ -12,13 +12,13 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 import torch
 
 from pipeline.augment import AugmentParams
 from pipeline.batch import Batch
+from pipeline.dali import Inputs, Pipeline
 from pipeline.feed import Feed, PlannedBatch
 from pipeline.graph import build_graph, decodes_on_gpu, encoded, graph_inputs
 from pipeline.gray import with_unit_factor
@@ -60,20 +60,20 @@ class DaliLoader:
         self._out: frozenset[int] = frozenset()  # the quarantine when the epoch under way began
         self._holes: set[int] = set()  # positions of those met since
         self._at = (0, 0)  # epoch, and position after the batch last given
-        self._pipe: Any = None
-        self._pipe_key: tuple[int, tuple[str, ...]] | None = None
+        self._pipe: Pipeline = None
         self._planned: Iterator[PlannedBatch] = iter(())
-        self._in_flight: deque[tuple[PlannedBatch, tuple[Any, ...], list[BadSample]]] = deque()
+        self._in_flight: deque[tuple[PlannedBatch, Inputs, list[BadSample]]] = deque()
         self._parsed = np.zeros(len(feed.split), bool)  # whose headers are good: memory only where it is touched
         self._scaled = np.zeros(len(feed.split), bool)  # which a GPU's decoder would scramble: `pipeline/gray.py`
-        self._used: deque[tuple[torch.cuda.Event, Any]] = deque()  # inputs that the GPU may still be reading, uncopied
+        self._used: deque[tuple[torch.cuda.Event, Inputs]] = (
+            deque()
+        )  # inputs that the GPU may still be reading, uncopied
         self._turn = object()  # of the epoch under way: a loader runs one at a time
 
     def __len__(self) -> int:
         return len(self.feed)
 
-    def iter_epoch(self, epoch: int, position: int = 0, image_size: int | None = None) -> Iterator[Batch]:
-        image_size = image_size or self.feed.image_size
+    def iter_epoch(self, epoch: int, position: int = 0) -> Iterator[Batch]:
         self._at = (epoch, position)
         self._out = frozenset(self.quarantine)
         self._holes.clear()
@@ -83,9 +83,9 @@ class DaliLoader:
         while True:
             done = self._at[1]  # perhaps inside a global batch, after a bad sample: the spans stay as they were
             self._reader.follow(self.feed.windows(epoch, position, done))
-            self._planned = self._ahead(self.feed.batches(epoch, position, image_size, done))
+            self._planned = self._ahead(self.feed.batches(epoch, position, self.feed.image_size, done))
             try:
-                yield from self._run(epoch, image_size, turn)
+                yield from self._run(epoch, turn)
                 return
             except RuntimeError as error:
                 if not raised_by_dali(error):
@@ -100,16 +100,13 @@ class DaliLoader:
         self._used.clear()
         self._reader.close()
 
-    def _run(self, epoch: int, image_size: int, turn: object) -> Iterator[Batch]:
+    def _run(self, epoch: int, turn: object) -> Iterator[Batch]:
         first = next(self._planned, None)
         if first is None:
             return
         self._planned = _chain(first, self._planned)
-        names = tuple(self._arrays(first))
-        if self._pipe_key != (image_size, names):
-            self._drop_pipe()
-            self._pipe = self._build_pipe(names, image_size)
-            self._pipe_key = (image_size, names)
+        if self._pipe is None:
+            self._pipe = self._build_pipe(tuple(self._arrays(first)))
         while True:
             # On a stream the batch is handed over without waiting for the GPU, and its memory is freed in stream order.
             stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
@@ -130,13 +127,13 @@ class DaliLoader:
                 raise ValueError("this epoch ended when iter_epoch was called again: a loader runs one at a time")
             self._in_flight.popleft()
 
-    def _hold(self, inputs: tuple[Any, ...], made: torch.cuda.Event) -> None:
+    def _hold(self, inputs: Inputs, made: torch.cuda.Event) -> None:
         """Keep what was not copied until the GPU has made the batch of it, which the CPU may be many steps ahead of."""
         self._used.append((made, inputs))
         while self._used and self._used[0][0].query():
             self._used.popleft()
 
-    def _build_pipe(self, names: tuple[str, ...], image_size: int) -> Any:
+    def _build_pipe(self, names: tuple[str, ...]) -> Pipeline:
         config = self.feed.config
         if config.hw_decoder_load and torch.are_deterministic_algorithms_enabled():
             # Between 0 and 1 which of the GPU's decoders takes an image is chance, and they round differently.
@@ -145,7 +142,7 @@ class DaliLoader:
             self._next_inputs,
             names,
             config,
-            image_size=image_size,
+            image_size=self.feed.image_size,
             batch_size=self.feed.batch_size,
             threads=self.threads,
             gpu=self._gpu,
@@ -184,18 +181,14 @@ class DaliLoader:
                     yield waiting.popleft()
             yield from waiting
 
-    def _next_inputs(self) -> tuple[Any, ...]:
+    def _next_inputs(self) -> Inputs:
         """DALI's source: called when the graph has room for one more batch."""
         planned = next(self._planned, None)
         if planned is None:
             self._reader.end_epoch()  # now, since who counts steps does not ask for the batch after the last
             raise StopIteration
         views = self._reader.views(planned.sample_ids)
-        known = [
-            place
-            for place, sample_id in enumerate(planned.sample_ids.tolist())
-            if sample_id in self._out or planned.span.start + place in self._holes
-        ] if self._out or self._holes else []  # fmt: skip
+        known = self._known_bad(planned)
         found = self._bad_headers(planned, views, known)
         for place in np.flatnonzero(self._scaled[planned.sample_ids]).tolist():
             views[place] = with_unit_factor(views[place])  # a copy, which lives as long as what `encoded` makes of it
@@ -207,6 +200,16 @@ class DaliLoader:
         inputs = (encoded(views), *self._arrays(planned).values())
         self._in_flight.append((planned, inputs, found))
         return inputs
+
+    def _known_bad(self, planned: PlannedBatch) -> list[int]:
+        """The places of a batch whose samples are left out."""
+        if not self._out and not self._holes:
+            return []
+        return [
+            place
+            for place, sample_id in enumerate(planned.sample_ids.tolist())
+            if sample_id in self._out or planned.span.start + place in self._holes
+        ]
 
     def _bad_headers(self, planned: PlannedBatch, views: list[np.ndarray], known: list[int]) -> list[BadSample]:
         """Those of a batch, but for the places that are `known`, that must not come before DALI. Each good header is
@@ -271,14 +274,14 @@ class DaliLoader:
             )
 
     def _drop_pipe(self) -> None:
-        self._pipe, self._pipe_key = None, None
+        self._pipe = None
         self._in_flight.clear()
 
 
 def _one_line(error: RuntimeError) -> str:
     """The heart of DALI's message, which is a page with stack traces."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    return next((line for line in lines if line and "rror" in line), lines[0] if lines else "unknown error")[:300]
+    lines = [line.strip() for line in str(error).splitlines()] or ["unknown error"]
+    return next((line for line in lines if "rror" in line), lines[0])[:300]
 
 
 def _chain(first: PlannedBatch, rest: Iterator[PlannedBatch]) -> Iterator[PlannedBatch]:

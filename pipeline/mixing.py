@@ -51,4 +51,5 @@ def _transform(config: AugmentConfig, num_classes: int) -> torch.nn.Module:
         transforms.append(v2.MixUp(alpha=config.mixup, num_classes=num_classes))
     if config.cutmix:
         transforms.append(v2.CutMix(alpha=config.cutmix, num_classes=num_classes))
-    return v2.RandomChoice(transforms)
+    either: torch.nn.Module = v2.RandomChoice(transforms)
+    return either

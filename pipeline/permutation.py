@@ -15,7 +15,8 @@ def _mix(x: np.ndarray) -> np.ndarray:
     """(n,) uint64 → (n,) uint64, a bijection that spreads every bit (Stafford's mix 13, used by SplitMix64)."""
     x = (x ^ (x >> _U64(30))) * _U64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> _U64(27))) * _U64(0x94D049BB133111EB)
-    return x ^ (x >> _U64(31))
+    mixed: np.ndarray = x ^ (x >> _U64(31))
+    return mixed
 
 
 def philox_key(seed: int, epoch: int, stream: str) -> np.ndarray:

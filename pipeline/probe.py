@@ -6,12 +6,12 @@ when it has complained, or one by one in advance (`Decoder`).
 """
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from pipeline.augment import AugmentParams
 from pipeline.config import DataConfig
+from pipeline.dali import Pipeline, TensorList
 from pipeline.graph import decode, inputs, new_pipeline
 from pipeline.gray import with_unit_factor
 
@@ -91,7 +91,7 @@ class Decoder:
 
     def __init__(self, config: DataConfig, gpu: int | None = None) -> None:
         self._config, self._gpu = replace(config, prefetch=1), gpu
-        self._pipe: Any = None
+        self._pipe: Pipeline = None
         self._inputs: tuple[list[np.ndarray], ...] = ()
 
     def pixels(self, data: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -99,7 +99,7 @@ class Decoder:
         output = self.run(data, np.zeros(2, np.int32), np.array([height, width], np.int32))
         return np.array(output.as_cpu().at(0))
 
-    def run(self, data: np.ndarray, anchor: np.ndarray, shape: np.ndarray) -> Any:
+    def run(self, data: np.ndarray, anchor: np.ndarray, shape: np.ndarray) -> TensorList:
         """DALI's list of the one region. `data`: (size,) uint8; `anchor`, `shape`: (2,) int32, row and column.
 
         Raises ValueError with DALI's complaint in one line.
@@ -114,7 +114,7 @@ class Decoder:
         self._pipe = pipe
         return output
 
-    def _build(self) -> Any:
+    def _build(self) -> Pipeline:
         pipe = new_pipeline(self._config, batch_size=1, threads=1, gpu=self._gpu)
         with pipe:
             jpegs, region = inputs(lambda: self._inputs, ("anchor", "shape"))

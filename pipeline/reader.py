@@ -53,8 +53,14 @@ class ShardReader:
         self.split, self._remote = split, remote
         self._maps: dict[int, tuple[mmap.mmap | None, np.ndarray]] = {}  # None: in memory
         raise_file_limit()
-        for shard, info in enumerate(() if remote else split.shards):
-            path = split.shard_path(shard)
+        if not remote:
+            self._check_sizes()
+        if in_memory:
+            self._load()
+
+    def _check_sizes(self) -> None:
+        for shard, info in enumerate(self.split.shards):
+            path = self.split.shard_path(shard)
             try:
                 size = path.stat().st_size
             except OSError as error:
@@ -62,11 +68,8 @@ class ShardReader:
             if size != info.bytes:
                 raise ValueError(
                     f"{path}: has {size} bytes, dataset.json says {info.bytes}; "
-                    f"find what is wrong with: python -m shard_tools verify {split.root}"
+                    f"find what is wrong with: python -m shard_tools verify {self.split.root}"
                 )
-
-        if in_memory:
-            self._load()
 
     def _load(self) -> None:
         need, free = sum(info.bytes for info in self.split.shards), _available_bytes()

@@ -4,7 +4,7 @@ import io
 import multiprocessing
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from pipeline.feed import Feed
 from pipeline.plan import Span
 from pipeline.reader import open_reader
 
+Pixels = TypeVar("Pixels", Image.Image, torch.Tensor)
+Item = tuple[torch.Tensor, torch.Tensor, torch.Tensor] | str  # images, labels, sample ids
 FILTERS = {
     "nearest": InterpolationMode.NEAREST_EXACT,  # torch's plain NEAREST is half a pixel off
     "linear": InterpolationMode.BILINEAR,
@@ -52,13 +54,12 @@ class ReferenceLoader:
     def __len__(self) -> int:
         return len(self.feed)
 
-    def iter_epoch(self, epoch: int, position: int = 0, image_size: int | None = None) -> Iterator[Batch]:
+    def iter_epoch(self, epoch: int, position: int = 0) -> Iterator[Batch]:
         if self.workers:
             _check_shared_memory()
-        size = image_size or self.feed.image_size
         spans = list(self.feed.spans(position))
         loader = DataLoader(
-            _PlannedBatches(self.feed, epoch, spans, size),
+            _PlannedBatches(self.feed, epoch, spans),
             batch_size=None,
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
@@ -89,18 +90,18 @@ def _check_shared_memory() -> None:
         ) from None
 
 
-class _PlannedBatches(Dataset[Any]):
+class _PlannedBatches(Dataset[Item]):
     """Item i is the batch at span i on the CPU, or a message for the user where a sample cannot be decoded."""
 
-    def __init__(self, feed: Feed, epoch: int, spans: list[Span], image_size: int) -> None:
-        self.feed, self.epoch, self.spans, self.image_size = feed, epoch, spans, image_size
+    def __init__(self, feed: Feed, epoch: int, spans: list[Span]) -> None:
+        self.feed, self.epoch, self.spans = feed, epoch, spans
         self.reader = open_reader(replace(feed, config=replace(feed.config, cache="none")))
 
     def __len__(self) -> int:
         return len(self.spans)
 
-    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | str:
-        planned = self.feed.batch(self.epoch, self.spans[i], self.image_size)
+    def __getitem__(self, i: int) -> Item:
+        planned = self.feed.batch(self.epoch, self.spans[i], self.feed.image_size)
         images = []
         for row, view in enumerate(self.reader.views(planned.sample_ids)):
             try:
@@ -112,25 +113,30 @@ class _PlannedBatches(Dataset[Any]):
 
     def _image(self, view: np.ndarray, params: AugmentParams) -> torch.Tensor:
         """(size,) uint8 JPEG → (3, S, S) float32, normalised."""
-        image: Any = Image.open(io.BytesIO(view.data)).convert("RGB")
-        config, size = self.feed.config, self.image_size
+        config, augment = self.feed.config, self.feed.augment
+        image: Image.Image = Image.open(io.BytesIO(view.data)).convert("RGB")
+        if config.antialias:
+            image = self._cropped(image, params)
+        else:  # which Pillow cannot
+            image = F.to_pil_image(self._cropped(F.pil_to_tensor(image), params))
+        if augment:
+            image = reference_augment(image, params, augment, config)
+        levels = F.pil_to_tensor(image).to(torch.float32)
+        normalised: torch.Tensor = F.normalize(levels, list(config.mean), list(config.std))
+        return normalised
+
+    def _cropped(self, image: Pixels, params: AugmentParams) -> Pixels:
+        """The image's crop, resized, and moved where it has a shift."""
+        config, size, augment = self.feed.config, self.feed.image_size, self.feed.augment
         resampling = {"interpolation": FILTERS[config.interpolation], "antialias": config.antialias}
-        if not config.antialias:  # which Pillow cannot
-            image = F.pil_to_tensor(image)
-        augment = self.feed.augment
         if not augment or augment.crop == "centre":
             resize_size = round(size / augment.crop_fraction) if augment else self.feed.resize_size(size)
             image = F.resize(image, [resize_size], **resampling)
             image = F.center_crop(image, [size, size])
-        else:
-            (top, left), (height, width) = params["anchor"].tolist(), params["shape"].tolist()
-            image = F.resized_crop(image, top, left, height, width, [size, size], **resampling)
-            if "shift" in params:
-                top, left = params["shift"].tolist()
-                image = F.crop(image, top, left, size, size)
-        if not config.antialias:
-            image = F.to_pil_image(image)
-        if augment:
-            image = reference_augment(image, params, augment, config)
-        pixels = F.pil_to_tensor(image).to(torch.float32)
-        return F.normalize(pixels, list(config.mean), list(config.std))
+            return image
+        (top, left), (height, width) = params["anchor"].tolist(), params["shape"].tolist()
+        image = F.resized_crop(image, top, left, height, width, [size, size], **resampling)
+        if "shift" in params:
+            top, left = params["shift"].tolist()
+            image = F.crop(image, top, left, size, size)
+        return image

@@ -6,15 +6,17 @@ operators do the work.
 """
 
 import functools
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 from numba import carray, types
 from numba.core import cgutils
+from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
 from pipeline.compiling import compiled, compiled_callback
 from pipeline.config import Interpolation
+from pipeline.dali import Node
 from pipeline.resize_kernel import (
     ANTIALIAS,
     BIAS,
@@ -63,7 +65,7 @@ def geometry(
 
 
 @intrinsic
-def _pointer(context, address):  # type: ignore[no-untyped-def]
+def _pointer(context, address):
     """An integer as a pointer, which is how DALI's operator hands over its arrays."""
     return types.voidptr(address), lambda cg, builder, signature, args: builder.inttoptr(args[0], cgutils.voidptr_t)
 
@@ -74,7 +76,7 @@ _SETUP = types.void(_ADDRESS, _ADDRESS, _COUNT, _ADDRESS, _ADDRESS, _COUNT, _COU
 
 
 @compiled()
-def _arguments(outs, out_shapes, ins, in_shapes):  # type: ignore[no-untyped-def]
+def _arguments(outs, out_shapes, ins, in_shapes):
     """What the operator is called with, for one output and the inputs (image, geometry)."""
     ins, in_shapes = carray(_pointer(ins), 2, np.uint64), carray(_pointer(in_shapes), 2, np.uint64)
     outs, out_shapes = carray(_pointer(outs), 1, np.uint64), carray(_pointer(out_shapes), 1, np.uint64)
@@ -84,25 +86,25 @@ def _arguments(outs, out_shapes, ins, in_shapes):  # type: ignore[no-untyped-def
 
 
 @compiled_callback(_RUN)
-def _run_normalised(outs, out_shapes, out_ndims, num_outs, ins, in_shapes, in_ndims, num_ins):  # type: ignore[no-untyped-def]
+def _run_normalised(outs, out_shapes, out_ndims, num_outs, ins, in_shapes, in_ndims, num_ins):
     image, size, geometry, address, out_size = _arguments(outs, out_shapes, ins, in_shapes)
     out = carray(_pointer(address), (out_size[0] * out_size[1] * 3,), np.float32)
     resize_image(image, size[0], size[1], geometry, out, out_size[0], out_size[1])
 
 
 @compiled_callback(_RUN)
-def _run_levels(outs, out_shapes, out_ndims, num_outs, ins, in_shapes, in_ndims, num_ins):  # type: ignore[no-untyped-def]
+def _run_levels(outs, out_shapes, out_ndims, num_outs, ins, in_shapes, in_ndims, num_ins):
     image, size, geometry, address, out_size = _arguments(outs, out_shapes, ins, in_shapes)
     out = carray(_pointer(address), (out_size[0] * out_size[1] * 3,), np.uint8)
     resize_image(image, size[0], size[1], geometry, out, out_size[0], out_size[1])
 
 
 @functools.cache  # also keeps the compiled code alive
-def _setup(image_size: int) -> Any:
+def _setup(image_size: int) -> CFunc:
     """The function that tells DALI the output's shape."""
 
     @compiled_callback(_SETUP)
-    def setup(out_shapes, out_ndims, num_outs, in_shapes, in_ndims, num_ins, num_samples):  # type: ignore[no-untyped-def]
+    def setup(out_shapes, out_ndims, num_outs, in_shapes, in_ndims, num_ins, num_samples):
         for address in carray(_pointer(out_shapes), (num_samples,), np.uint64):
             shape = carray(_pointer(address), 3, np.int64)
             shape[0], shape[1], shape[2] = image_size, image_size, 3
@@ -110,7 +112,7 @@ def _setup(image_size: int) -> Any:
     return setup
 
 
-def resize(images: Any, geometry: Any, image_size: int, *, normalise: bool) -> Any:
+def resize(images: Node, geometry: Node, image_size: int, *, normalise: bool) -> Node:
     """A node of the DALI graph: decoded regions (H, W, 3) uint8 → (image_size, image_size, 3).
 
     Args:
@@ -129,8 +131,8 @@ def resize(images: Any, geometry: Any, image_size: int, *, normalise: bool) -> A
         def _get_setup_fn_cpu(self, setup_fn: int) -> int:
             return setup_fn
 
-    compiled: Any = Compiled  # its annotations ask for Python functions
-    operator = compiled(
+    make: Callable[..., Callable[..., Node]] = Compiled  # its annotations ask for Python functions
+    operator = make(
         run_fn=(_run_normalised if normalise else _run_levels).address,
         setup_fn=_setup(image_size).address,
         out_types=[dali.FLOAT if normalise else dali.UINT8],

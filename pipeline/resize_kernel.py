@@ -50,7 +50,7 @@ def _filter(kind: int, x: float) -> float:
 
 
 @compiled()
-def _taps(n_in, start, end, shift, flip, kind, antialias, num_taps, first, count, weights):  # type: ignore[no-untyped-def]
+def _taps(n_in, start, end, shift, flip, kind, antialias, num_taps, first, count, weights):
     """Which inputs make an output, and with which weights; no input makes it black.
 
     Args:
@@ -92,7 +92,7 @@ def _taps(n_in, start, end, shift, flip, kind, antialias, num_taps, first, count
 
 
 @compiled(fastmath=_FAST, error_model="numpy")
-def _vertical(image, width, first, count, weights, row):  # type: ignore[no-untyped-def]
+def _vertical(image, width, first, count, weights, row):
     """One output row before the horizontal pass.
 
     Args:
@@ -127,7 +127,7 @@ def _vertical(image, width, first, count, weights, row):  # type: ignore[no-unty
 
 
 @compiled(fastmath=_FAST, error_model="numpy")
-def _horizontal(row, first, weights, most, line):  # type: ignore[no-untyped-def]
+def _horizontal(row, first, weights, most, line):
     """One output row. Four values are computed a pixel, three are meant: so each is one vector operation.
 
     Args:
@@ -173,7 +173,7 @@ def _horizontal(row, first, weights, most, line):  # type: ignore[no-untyped-def
 
 
 @compiled(fastmath=_FAST, error_model="numpy")
-def resize_image(image, height, width, geometry, out, out_height, out_width):  # type: ignore[no-untyped-def]
+def resize_image(image, height, width, geometry, out, out_height, out_width):
     """One image.
 
     Args:
@@ -209,12 +209,12 @@ def _store(line: np.ndarray, gain: np.ndarray, bias: np.ndarray, out: np.ndarray
 
 
 @overload(_store, jit_options={"fastmath": _FAST})
-def _store_for(line, gain, bias, out):  # type: ignore[no-untyped-def]
-    def normalised(line, gain, bias, out):  # type: ignore[no-untyped-def]
+def _store_for(line, gain, bias, out):
+    def normalised(line, gain, bias, out):
         for j in range(len(line)):
             out[j] = min(max(np.rint(line[j]), np.float32(0)), np.float32(255)) * gain[j] + bias[j]
 
-    def levels(line, gain, bias, out):  # type: ignore[no-untyped-def]
+    def levels(line, gain, bias, out):
         for j in range(len(line)):
             out[j] = np.uint8(min(max(np.rint(line[j]), np.float32(0)), np.float32(255)))
 

@@ -15,22 +15,21 @@ class SyntheticLoader:
     def __init__(self, feed: Feed, *, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.feed, self.device, self.dtype = feed, device, dtype
         self.quarantine: set[int] = set()
-        self._images: dict[int, torch.Tensor] = {}
+        self._images: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.feed)
 
-    def iter_epoch(self, epoch: int, position: int = 0, image_size: int | None = None) -> Iterator[Batch]:
-        size = image_size or self.feed.image_size
-        if size not in self._images:
-            generator = torch.Generator().manual_seed(self.feed.seed)
+    def iter_epoch(self, epoch: int, position: int = 0) -> Iterator[Batch]:
+        if self._images is None:
+            generator, size = torch.Generator().manual_seed(self.feed.seed), self.feed.image_size
             images = torch.randn(self.feed.batch_size, 3, size, size, generator=generator)
-            self._images = {size: images.to(self.device, self.dtype, memory_format=torch.channels_last)}
+            self._images = images.to(self.device, self.dtype, memory_format=torch.channels_last)
         for span in self.feed.spans(position):
             sample_ids = self.feed.sample_ids(epoch, [span])
             labels = torch.from_numpy(self.feed.split.samples["label"][sample_ids].astype(np.int64))
             yield Batch(
-                self._images[size][: span.count],
+                self._images[: span.count],
                 labels.to(self.device, non_blocking=True),
                 torch.from_numpy(sample_ids),
                 epoch,
@@ -38,4 +37,4 @@ class SyntheticLoader:
             )
 
     def close(self) -> None:
-        self._images = {}
+        self._images = None

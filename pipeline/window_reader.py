@@ -185,7 +185,7 @@ class WindowReader:
         if len(unknown):
             windows.append(self._open(np.unique(unknown), first=True))
         sizes = self.split.samples["size"][sample_ids].tolist()
-        views: list[np.ndarray | None] = [None] * len(sample_ids)
+        views: list[np.ndarray | None] = [None for _ in sizes]
         for window in windows:
             places, hits = _find(window, sample_ids)
             for i, piece, at in zip(

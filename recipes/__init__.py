@@ -5,7 +5,7 @@ fills the tree from defaults, a recipe file and `--set`.
 """
 
 from bisect import bisect_right
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
@@ -15,6 +15,7 @@ from model.schedule import warmup_of
 from pipeline.augment import AugmentConfig
 from pipeline.config import DataConfig
 from recipes.phases import PhasesConfig
+from settings import Setting, check, setting, settings_of
 
 FOLDER = Path(__file__).parent
 DEMO_DATA = "data/demo"  # what the demo recipe names; made where it is missing
@@ -22,47 +23,60 @@ DEMO_DATA = "data/demo"  # what the demo recipe names; made where it is missing
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How `train.py` loops.
+    """How `train.py` loops."""
 
-    epochs: passes over the training split.
-    global_batch_size: samples of one optimizer step over all ranks; a rank's batch is global_batch_size /
-        (ranks × accumulation) and must come out whole.
-    accumulation: batches a rank runs through before it steps.
-    precision: "bf16" and "fp16" run the network under autocast, fp16 with a loss scaler; "auto" is bf16 where the
-        device has instructions for it, else fp16 on a GPU and fp32 on a CPU.
-    clip_grad_norm: the most that the gradient's 2-norm over all parameters may be; longer ones are scaled; 0 for none.
-    seed: of the weights, the order and the augmentation.
-    val_flip: score each validation image as the mean of the logits of itself and of its mirror image.
-    eval_every: epochs between validations; the last epoch is always validated.
-    checkpoint_every: steps between checkpoints, besides the one at each epoch's end; 0 for none.
-    keep_checkpoints: how many of the newest are kept, besides the best.
-    log_every: steps between log lines on the screen; it is also how often the losses are fetched from the device.
-    timeout_s: seconds without progress after which a run ends and names the rank and the stage that hang.
-    wandb: a Weights & Biases project to log to, besides TensorBoard; empty for none.
-    """
-
-    epochs: int = 90
-    global_batch_size: int = 256
-    accumulation: int = 1
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    clip_grad_norm: float = 0.0
-    seed: int = 0
-    val_flip: bool = False
-    eval_every: int = 1
-    checkpoint_every: int = 0
-    keep_checkpoints: int = 2
-    log_every: int = 20
-    timeout_s: int = 600
-    wandb: str = ""
+    epochs: int = setting(90, "Passes over the training split.", at_least=1)
+    global_batch_size: int = setting(
+        256,
+        "Samples of one optimizer step over all ranks; a rank's batch is global_batch_size / (ranks × accumulation) "
+        "and must come out whole.",
+        at_least=1,
+    )
+    accumulation: int = setting(1, "Batches a rank runs through before it steps.", at_least=1)
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = setting(
+        "auto",
+        '"bf16" and "fp16" run the network under autocast, fp16 with a loss scaler; "auto" is bf16 where the device '
+        "has instructions for it, else fp16 on a GPU and fp32 on a CPU.",
+    )
+    clip_grad_norm: float = setting(
+        0.0,
+        "The most that the gradient's 2-norm over all parameters may be; longer ones are scaled; 0 for none.",
+        at_least=0,
+    )
+    seed: int = setting(0, "Of the weights, the order and the augmentation.", at_least=0)
+    val_flip: bool = setting(
+        False, "Score each validation image as the mean of the logits of itself and of its mirror image."
+    )
+    eval_every: int = setting(
+        1, "Epochs between validations; the last epoch is always validated.", at_least=1, free_on_resume=True
+    )
+    checkpoint_every: int = setting(
+        0,
+        "Steps between checkpoints, besides the one at each epoch's end; 0 for none.",
+        at_least=0,
+        free_on_resume=True,
+    )
+    keep_checkpoints: int = setting(
+        2, "How many of the newest checkpoints are kept, besides the best.", at_least=1, free_on_resume=True
+    )
+    log_every: int = setting(
+        20,
+        "Steps between log lines on the screen; it is also how often the losses are fetched from the device.",
+        at_least=1,
+        free_on_resume=True,
+    )
+    timeout_s: int = setting(
+        600,
+        "Seconds without progress after which a run ends and names the rank and the stage that hang.",
+        at_least=1,
+        free_on_resume=True,
+    )
+    wandb: str = setting(
+        "", "A Weights & Biases project to log to, besides TensorBoard; empty for none.", free_on_resume=True
+    )
 
     def __post_init__(self) -> None:
-        at_least_1 = "epochs", "global_batch_size", "accumulation", "eval_every", "log_every", "keep_checkpoints"
-        for name in (*at_least_1, "timeout_s"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
-        for name in ("seed", "checkpoint_every", "clip_grad_norm"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}: {getattr(self, name)} must be 0 or more")
+        check(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +96,20 @@ class Recipe:
     def __post_init__(self) -> None:
         warmup = warmup_of(self.schedule, self.train.epochs)  # raises where it is too long
         object.__setattr__(self, "schedule", replace(self.schedule, warmup_epochs=warmup))
+
+
+def known_settings() -> dict[str, Setting]:
+    """What is known of every setting (text, range, …), by dotted key, in the order of declaration."""
+    recipe = Recipe()
+    return {
+        f"{section.name}.{name}": about
+        for section in fields(recipe)
+        for name, about in settings_of(getattr(recipe, section.name)).items()
+    }
+
+
+# What may change when a run is resumed: it alters the speed or the log, not the result.
+FREE_ON_RESUME = frozenset(key for key, about in known_settings().items() if about.free_on_resume)
 
 
 def recipe_at(recipe: Recipe, epoch: int) -> Recipe:

@@ -11,19 +11,22 @@ import dataclasses
 import json
 import tomllib
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from recipes.config_names import unknown_key, unknown_section
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 class _Given(NamedTuple):
     """A value somebody gave, and where."""
 
-    value: Any
+    value: object
     where: str  # a file name, or "--set section.key=value"
     text: str | None = None  # what an override says literally, for fields that take it as a bare string
 
@@ -57,7 +60,7 @@ def load_config(schema: type[T], recipe_file: Path | None, overrides: Sequence[s
     return _build(schema, None, "", given, check_given=True)
 
 
-def to_toml(config: Any) -> str:
+def to_toml(config: "DataclassInstance") -> str:
     """The whole tree as TOML that `load_config` reads back to an equal one. A None that is the default is left out."""
     return "\n".join(_toml_lines(config, "")) + "\n"
 
@@ -70,11 +73,10 @@ def from_toml(schema: type[T], text: str, where: str) -> T:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not TOML: {error}") from None
     _collect(schema, table, "", where, given)
-    built: T = _build(schema, None, "", given)
-    return built
+    return _build(schema, None, "", given)
 
 
-def diff(a: Any, b: Any) -> list[str]:
+def diff(a: T, b: T) -> list[str]:
     """What changed from `a` to `b`, two trees of one schema: lines like `optimizer.lr: 0.1 → 0.2`."""
     lines = []
     for key in _leaf_types(type(a)):
@@ -84,12 +86,12 @@ def diff(a: Any, b: Any) -> list[str]:
     return lines
 
 
-def keys(schema: Any) -> list[str]:
+def keys(schema: "type[DataclassInstance]") -> list[str]:
     """The dotted keys of all settings, in the order of declaration."""
     return list(_leaf_types(schema))
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read_toml(path: Path) -> dict[str, object]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows editors begin with a mark
     except OSError as error:
@@ -98,7 +100,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not a TOML file: {error}") from None
 
 
-def _parse_override(text: str) -> Any:
+def _parse_override(text: str) -> object:
     try:
         parsed = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):
@@ -106,7 +108,9 @@ def _parse_override(text: str) -> Any:
     return parsed["value"] if len(parsed) == 1 else text
 
 
-def _collect(schema: type, table: dict[str, Any], prefix: str, where: str, given: dict[str, _Given]) -> None:
+def _collect(
+    schema: "type[DataclassInstance]", table: dict[str, object], prefix: str, where: str, given: dict[str, _Given]
+) -> None:
     """Flatten a TOML table into `given`, checking every key."""
     leaves = _leaf_types(schema)
     for name, value in table.items():
@@ -122,13 +126,15 @@ def _collect(schema: type, table: dict[str, Any], prefix: str, where: str, given
             raise ValueError(f"{where}: {key} = {value!r}: expected a section, [{key}]")
 
 
-def _build(schema: Any, default: Any, prefix: str, given: dict[str, _Given], check_given: bool = False) -> Any:
+def _build(schema: type[T], default: object, prefix: str, given: dict[str, _Given], check_given: bool = False) -> T:
     """An instance of `schema`: what is `given` under `prefix`, over its preset if one is given, over `default`, over
     the fields' own defaults. `check_given`: have it checked for slips."""
-    values: dict[str, Any] = {}
+    make: Callable[..., T] = schema
+    values: dict[str, object] = {}
     if f"{prefix}preset" in given:  # a field of a schema whose attribute `presets` has the values of each
         chosen = _coerce_given(given[f"{prefix}preset"], field_types(schema)["preset"], f"{prefix}preset")
-        default = schema(**schema.presets[chosen])
+        presets: dict[object, dict[str, object]] = getattr(schema, "presets", {})
+        default = make(**presets[chosen])
     for field in dataclasses.fields(schema):
         kind, key = field_types(schema)[field.name], prefix + field.name
         if _is_section(kind):
@@ -140,17 +146,18 @@ def _build(schema: Any, default: Any, prefix: str, given: dict[str, _Given], che
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ValueError(f"{key} has no default: give it in the recipe or with --set {key}=…")
     try:
-        built = schema(**values)
+        built = make(**values)
         if check_given and hasattr(built, "check_given"):
             built.check_given()
         return built
     except ValueError as error:
-        of = given.get(prefix + str(error).partition(":")[0])  # errors begin with the field's name
+        culprit = given.get(prefix + str(error).partition(":")[0])  # errors begin with the field's name
+        where = f"{culprit.where}: " if culprit else ""
         section = f"{prefix.rstrip('.')}: " if prefix else ""
-        raise ValueError(f"{f'{of.where}: ' if of else ''}{section}{error}") from None
+        raise ValueError(f"{where}{section}{error}") from None
 
 
-def _coerce_given(given: _Given, kind: Any, key: str) -> Any:
+def _coerce_given(given: _Given, kind: object, key: str) -> object:
     try:
         return _coerce(given.value, kind)
     except _WrongType as error:
@@ -162,35 +169,16 @@ def _coerce_given(given: _Given, kind: Any, key: str) -> Any:
         raise ValueError(f"{given.where}: {key} = {given.value!r}: expected {error}") from None
 
 
-def _coerce(value: Any, kind: Any) -> Any:
+def _coerce(value: object, kind: object) -> object:
     """`value` as the type annotation `kind` wants it; raises _WrongType saying what that is."""
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        if type(None) in args and (value is None or value == "none"):
-            return None
-        for arg in args:
-            # An exact type first, so that 1 stays an int in `float | int`.
-            if type(value) is arg:
-                return value
-        for arg in args:
-            try:
-                return _coerce(value, arg)
-            except _WrongType:
-                continue
-    elif origin is Literal:
+        return _coerce_to_one_of(value, kind)
+    if origin is tuple:
+        return _coerce_to_tuple(value, kind)
+    if origin is Literal:
         if any(value == arg and type(value) is type(arg) for arg in args):
             return value
-    elif origin is tuple or kind is tuple:
-        if isinstance(value, list | tuple):
-            variadic = not args or args[-1] is Ellipsis
-            kinds = [args[0] if args else Any] * len(value) if variadic else list(args)
-            if len(kinds) == len(value):
-                try:
-                    return tuple(_coerce(item, kind) for item, kind in zip(value, kinds, strict=True))
-                except _WrongType:
-                    pass
-    elif kind is Any:
-        return value
     elif kind is float:
         if isinstance(value, int | float) and not isinstance(value, bool) and value == value:  # no NaN
             try:
@@ -208,7 +196,34 @@ def _coerce(value: Any, kind: Any) -> Any:
     raise _WrongType(_describe(kind))
 
 
-def _describe(kind: Any) -> str:
+def _coerce_to_one_of(value: object, kind: object) -> object:
+    """`value` as one of the types of a union."""
+    args = get_args(kind)
+    if type(None) in args and (value is None or value == "none"):
+        return None
+    if type(value) in args:  # so that 1 stays an int in `float | int`
+        return value
+    for arg in args:
+        try:
+            return _coerce(value, arg)
+        except _WrongType:
+            continue
+    raise _WrongType(_describe(kind))
+
+
+def _coerce_to_tuple(value: object, kind: object) -> tuple[object, ...]:
+    if isinstance(value, list | tuple):
+        args = get_args(kind)
+        kinds = [args[0] for _ in value] if args[-1] is Ellipsis else args
+        if len(kinds) == len(value):
+            try:
+                return tuple(_coerce(item, kind) for item, kind in zip(value, kinds, strict=True))
+            except _WrongType:
+                pass
+    raise _WrongType(_describe(kind))
+
+
+def _describe(kind: object) -> str:
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return " or ".join(_describe(arg) for arg in args)
@@ -222,9 +237,9 @@ def _describe(kind: Any) -> str:
     return names.get(kind, getattr(kind, "__name__", str(kind)))
 
 
-def _leaf_types(schema: Any, prefix: str = "") -> dict[str, Any]:
+def _leaf_types(schema: "type[DataclassInstance]", prefix: str = "") -> dict[str, object]:
     """Dotted key → type of every field that is not a section, in the order of declaration."""
-    leaves: dict[str, Any] = {}
+    leaves: dict[str, object] = {}
     for name, kind in field_types(schema).items():
         if _is_section(kind):
             leaves |= _leaf_types(kind, f"{prefix}{name}.")
@@ -233,22 +248,22 @@ def _leaf_types(schema: Any, prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def field_types(schema: Any) -> dict[str, Any]:
+def field_types(schema: "type[DataclassInstance]") -> dict[str, object]:
     hints = get_type_hints(schema)
     return {field.name: hints[field.name] for field in dataclasses.fields(schema)}
 
 
-def _is_section(kind: Any) -> bool:
+def _is_section(kind: object) -> TypeGuard["type[DataclassInstance]"]:
     return isinstance(kind, type) and dataclasses.is_dataclass(kind)
 
 
-def _get(config: Any, key: str) -> Any:
+def _get(config: object, key: str) -> object:
     for name in key.split("."):
         config = getattr(config, name)
     return config
 
 
-def _default_of(field: dataclasses.Field[Any], owner: Any) -> Any:
+def _default_of(field: dataclasses.Field[object], owner: object) -> object:
     """The default of a section's field: what `owner`, an instance, has; else the field's own; else None."""
     if owner is not None:
         return getattr(owner, field.name)
@@ -257,7 +272,7 @@ def _default_of(field: dataclasses.Field[Any], owner: Any) -> Any:
     return None if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
-def _toml_lines(config: Any, prefix: str) -> Iterator[str]:
+def _toml_lines(config: "DataclassInstance", prefix: str) -> Iterator[str]:
     sections = [field for field in dataclasses.fields(config) if _is_section(type(getattr(config, field.name)))]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -268,7 +283,7 @@ def _toml_lines(config: Any, prefix: str) -> Iterator[str]:
         yield from _toml_lines(getattr(config, field.name), f"{prefix}{field.name}.")
 
 
-def toml_value(value: Any) -> str:
+def toml_value(value: object) -> str:
     match value:
         case None:
             return '"none"'

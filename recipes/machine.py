@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pipeline.config import ONLY_SPEED, DataConfig
 from recipes import Recipe, config
+from recipes.hardware import cores_allowed, cpu_model, gpu_name
 
 FILE = Path("machine.toml")
 NO_GPU = "none"
@@ -39,14 +40,11 @@ class MachineFile:
 
 def this_machine(device: str) -> Machine:
     """`device`: as the commands take it; with "cpu" the machine's GPU does not count."""
-    import torch  # here: a recipe is read, and what is wrong with it told, without
-
-    from training import environment
-
+    gpu = None if device == "cpu" else gpu_name()
     return Machine(
-        cpu=environment.cpu_model() or "",
-        cores=float(environment.cores_allowed() or 0),
-        gpu=environment.gpu_name() or NO_GPU if device != "cpu" and torch.cuda.is_available() else NO_GPU,
+        cpu=cpu_model() or "",
+        cores=float(cores_allowed() or 0),
+        gpu=gpu or NO_GPU,
         ranks=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
     )
 

@@ -9,6 +9,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from recipes.hardware import cgroup_folders as cgroup_folders  # benchmarks ask for these three here
+from recipes.hardware import cores_allowed as cores_allowed
+from recipes.hardware import cpu_cores, gpu_name, quota_cores, text_of
+from recipes.hardware import cpu_model as cpu_model
+
 if TYPE_CHECKING:  # torch is imported when it is asked: who only names this module needs none
     import torch
 
@@ -100,10 +105,10 @@ def describe() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "cpu": cpu_model(),
-        "cpu_cores": _cores(),
+        "cpu_cores": cpu_cores(),
         "cpu_quota_cores": quota_cores(),
         "cores_allowed": cores_allowed(),
-        "cpu_governor": _text(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        "cpu_governor": text_of(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
         "memory_gb": _memory_gb(),
         "torch_threads": torch.get_num_threads(),
         "gpu": gpu_name(),
@@ -120,7 +125,7 @@ def device_name(device: "torch.device") -> str:
         import torch
 
         return torch.cuda.get_device_name(device)
-    return f"{cpu_model() or 'CPU'} ({_cores()} cores)"
+    return f"{cpu_model() or 'CPU'} ({cpu_cores()} cores)"
 
 
 def best_precision(device: "torch.device") -> Literal["bf16", "fp16", "fp32"]:
@@ -167,79 +172,11 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        return None
-
-
-def cpu_model() -> str | None:
-    for line in (_text(Path("/proc/cpuinfo")) or "").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or None
-
-
 def _memory_gb() -> float | None:
     """Of the machine; a container's limit may be lower."""
     try:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
     except (ValueError, OSError):
-        return None
-
-
-def cores_allowed() -> float | None:
-    """How many cores' time this process can use: by its affinity and by its control group's quota."""
-    cores, quota = _cores(), quota_cores()
-    return cores if cores is None or quota is None else min(cores, quota)
-
-
-def _cores() -> int | None:
-    """Cores that this process may run on."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except (AttributeError, OSError):
-        return os.cpu_count()
-
-
-def quota_cores() -> float | None:
-    """The least CPU quota, in cores, of this process's control group and those above it; None if there is none."""
-    return min(filter(None, map(_quota_cores, cgroup_folders())), default=None)
-
-
-def cgroup_folders(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[Path]:
-    """The folders of this process's CPU control group and of those above it, of version 2 and of version 1."""
-    found: list[Path] = []
-    for line in (_text(own) or "").splitlines():
-        controllers, _, path = line.partition(":")[2].partition(":")
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        base = root / "cpu" if controllers else root
-        group = base / path.strip("/")
-        found += [folder for folder in (group, *group.parents) if folder.is_relative_to(base) and folder.is_dir()]
-    return found
-
-
-def _quota_cores(cgroup: Path) -> float | None:
-    """The CPU quota of one control group in cores; None if it has none."""
-    try:
-        if (cgroup / "cpu.max").exists():
-            quota, period = (cgroup / "cpu.max").read_text().split()
-        else:
-            quota = (cgroup / "cpu.cfs_quota_us").read_text().strip()
-            period = (cgroup / "cpu.cfs_period_us").read_text().strip()
-        return None if quota in ("max", "-1") else int(quota) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):
-        return None
-
-
-def gpu_name() -> str | None:
-    import torch
-
-    try:
-        return torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    except (RuntimeError, AssertionError):
         return None
 
 

@@ -19,21 +19,11 @@ from model.optim import build_optimizer
 from model.pretrained import Rows, load_pretrained
 from model.schedule import lr_at
 from model.weight_files import Classes
-from pipeline.config import ONLY_SPEED
-from recipes import Recipe, config
+from recipes import FREE_ON_RESUME, Recipe, config
 from shard_tools.class_match import match_classes
 from shards.format import ClassInfo, ShardSet
 from training import checkpoint, distributed, environment
 from training.distributed import World
-
-# What may change when a run is resumed: it alters the speed or the log, not the result.
-FREE_ON_RESUME = {
-    *(f"data.{name}" for name in ONLY_SPEED),
-    *(f"data.{name}" for name in ("path", "gpu_decode", "max_bad_fraction", "test_split", "store_timeout_s")),
-    *(f"data.{name}" for name in ("cache", "cache_dir", "cache_bytes", "fetch_bytes", "fetch_threads")),
-    *(f"train.{name}" for name in ("eval_every", "checkpoint_every", "keep_checkpoints", "log_every", "timeout_s")),
-    *("train.wandb", "model.pretrained", "model.compile", "model.compile_mode"),
-}
 
 
 class Learner(NamedTuple):

@@ -65,7 +65,7 @@ class _Reader(DaliLoader):
         super().__init__(feed, device=device, threads=1)
         self._pool, self._touching = ThreadPoolExecutor(touching), touching
 
-    def _build_pipe(self, names: tuple[str, ...], image_size: int) -> "_Toucher":
+    def _build_pipe(self, names: tuple[str, ...]) -> "_Toucher":
         return _Toucher(self._touch_next)
 
     def _touch_next(self) -> int:

@@ -44,7 +44,8 @@ def lighting(draws: np.ndarray, std: float) -> np.ndarray:
     """
     radius = np.sqrt(-2 * np.log1p(-draws[:, :3]))
     alphas = std * radius * np.cos(2 * np.pi * draws[:, 3:])
-    return (255 * (alphas * _EIGENVALUES) @ _EIGENVECTORS.T).astype(np.float32)
+    added: np.ndarray = (255 * (alphas * _EIGENVALUES) @ _EIGENVECTORS.T).astype(np.float32)
+    return added
 
 
 def colour_map(

@@ -1,5 +1,7 @@
 """(seed, epoch, position) → the parameters of every augmentation, in the units of their definitions."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from pipeline.augment import colour, noise
@@ -10,6 +12,24 @@ from pipeline.permutation import permute, philox_key
 from pipeline.plan import EpochPlan
 
 AugmentParams = dict[str, np.ndarray]  # name → one row a sample
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The plan's random numbers at positions start…start+count-1, each stream's its own."""
+
+    plan: EpochPlan
+    start: int
+    count: int
+
+    def __call__(self, stream: str, num_draws: int) -> np.ndarray:
+        """(count, num_draws) uniform in [0, 1)."""
+        return self.plan.uniforms(stream, self.start, self.count, num_draws)
+
+    def happens(self, stream: str, probability: float) -> np.ndarray:
+        """(count,) bool, true with this probability."""
+        happening: np.ndarray = self(stream, 1)[:, 0] < probability
+        return happening
 
 
 def train_params(
@@ -41,56 +61,75 @@ def train_params(
         erase: (n, 4) int32: top, left, height, width in pixels; a height of 0 erases nothing.
         Those switched off are left out; `mirror` is always there.
     """
-    n = len(heights)
-
-    def draws(stream: str, num_draws: int) -> np.ndarray:
-        return plan.uniforms(stream, start, n, num_draws)
-
-    def happens(stream: str, probability: float) -> np.ndarray:
-        return draws(stream, 1)[:, 0] < probability
-
-    match config.crop:
-        case "pad":
-            params = pad_crop(draws("pad_crop", 2), heights, widths, config.pad)
-        case "centre":
-            params = centre_crop_params(heights, widths, image_size, round(image_size / config.crop_fraction))
-        case _:
-            params = random_resized_crop(draws("random_resized_crop", 22), heights, widths, config.scale, config.ratio)
-    if config.hflip_alternate:
-        assert sample_ids is not None
-        params["mirror"] = alternating(plan, sample_ids)
-    else:
-        params["mirror"] = happens("hflip", config.hflip).astype(np.int32)
-    if config.vflip:
-        params["flip_vertical"] = happens("vflip", config.vflip).astype(np.int32)
+    draws = Draws(plan, start, len(heights))
+    params = _crop(draws, config, heights, widths, image_size)
+    params |= _flips(draws, config, sample_ids)
     if config.rotation:
         params["rotation"] = ((2 * draws("rotation", 1)[:, 0] - 1) * config.rotation).astype(np.float32)
     if config.auto != "none":
         params |= chosen_ops(draws(config.auto, 1 + 3 * num_ops(config)), config, image_size)
-    if config.jitters_colour:
-        params |= colour.colour_jitter(draws("colour_jitter", 4), config)
-    if config.lighting:
-        params["lighting"] = colour.lighting(draws("lighting", 6), config.lighting)
-    if config.grayscale:
-        params["grayscale"] = happens("grayscale", config.grayscale)
-    for name, bounds in (
-        ("blur", config.blur_sigma),
-        ("noise", config.noise_std),
-        ("salt_pepper", config.salt_pepper_amount),
-    ):
-        if probability := getattr(config, name):
-            on, amount, *key = draws(name, 4).T
-            params[name] = noise.in_range(amount, on < probability, bounds)
-            if name != "blur":
-                params[f"{name}_key"] = noise.noise_keys(np.stack(key, 1))
-    if config.jpeg:
-        on, amount = draws("jpeg", 2).T
-        params["jpeg"] = noise.quality(amount, on < config.jpeg, config.jpeg_quality)
+    params |= _colours(draws, config)
+    params |= _degradations(draws, config)
     if config.erase:
         on, box = np.split(draws("erase", 23), [1], axis=1)
         params["erase"] = noise.erased_box(
             box, on[:, 0] < config.erase, image_size, config.erase_scale, config.erase_ratio
         )
+    return params
+
+
+def _crop(
+    draws: Draws, config: AugmentConfig, heights: np.ndarray, widths: np.ndarray, image_size: int
+) -> AugmentParams:
+    match config.crop:
+        case "pad":
+            return pad_crop(draws("pad_crop", 2), heights, widths, config.pad)
+        case "centre":
+            return centre_crop_params(heights, widths, image_size, round(image_size / config.crop_fraction))
+        case "random_resized":
+            return random_resized_crop(draws("random_resized_crop", 22), heights, widths, config.scale, config.ratio)
+
+
+def _flips(draws: Draws, config: AugmentConfig, sample_ids: np.ndarray | None) -> AugmentParams:
+    params: AugmentParams = {}
+    if config.hflip_alternate:
+        assert sample_ids is not None
+        params["mirror"] = alternating(draws.plan, sample_ids)
+    else:
+        params["mirror"] = draws.happens("hflip", config.hflip).astype(np.int32)
+    if config.vflip:
+        params["flip_vertical"] = draws.happens("vflip", config.vflip).astype(np.int32)
+    return params
+
+
+def _colours(draws: Draws, config: AugmentConfig) -> AugmentParams:
+    params: AugmentParams = {}
+    if config.jitters_colour:
+        params |= colour.colour_jitter(draws("colour_jitter", 4), config)
+    if config.lighting:
+        params["lighting"] = colour.lighting(draws("lighting", 6), config.lighting)
+    if config.grayscale:
+        params["grayscale"] = draws.happens("grayscale", config.grayscale)
+    return params
+
+
+def _degradations(draws: Draws, config: AugmentConfig) -> AugmentParams:
+    """Blur, noise, JPEG compression: whether, how much, and for a noise its key."""
+    params: AugmentParams = {}
+    if config.blur:
+        on, amount = draws("blur", 2).T
+        params["blur"] = noise.in_range(amount, on < config.blur, config.blur_sigma)
+    if config.noise:
+        on, amount, *key = draws("noise", 4).T
+        params["noise"] = noise.in_range(amount, on < config.noise, config.noise_std)
+        params["noise_key"] = noise.noise_keys(np.stack(key, 1))
+    if config.salt_pepper:
+        on, amount, *key = draws("salt_pepper", 4).T
+        params["salt_pepper"] = noise.in_range(amount, on < config.salt_pepper, config.salt_pepper_amount)
+        params["salt_pepper_key"] = noise.noise_keys(np.stack(key, 1))
+    if config.jpeg:
+        on, amount = draws("jpeg", 2).T
+        params["jpeg"] = noise.quality(amount, on < config.jpeg, config.jpeg_quality)
     return params
 
 

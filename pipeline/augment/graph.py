@@ -7,14 +7,12 @@ DALI's operators: docs.nvidia.com/deeplearning/dali, "Operation Reference".
 
 from collections.abc import Callable
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 
 from pipeline.augment.noise import MIX, SECOND, UINT32
 from pipeline.config import DataConfig
-
-Node = Any  # nvidia.dali.data_node.DataNode
+from pipeline.dali import Arguments, Node
 
 
 def augment_images(images: Node, params: dict[str, Node], config: DataConfig) -> Node:
@@ -40,7 +38,7 @@ def augment_images(images: Node, params: dict[str, Node], config: DataConfig) ->
     return images
 
 
-def _where(on: Node, images: Node, arguments: dict[str, Any], operation: Callable[..., Node]) -> Node:
+def _where(on: Node, images: Node, arguments: Arguments, operation: Callable[..., Node]) -> Node:
     """`operation` on the samples whose `on` is true."""
     from nvidia.dali import fn
 

@@ -15,7 +15,8 @@ _TRIES = 10
 
 def noise_keys(draws: np.ndarray) -> np.ndarray:
     """(n, 2) uniform in [0, 1) → (n, 2) uint32: one key for the rows, one for the columns."""
-    return (draws * UINT32).astype(np.uint32)
+    keys: np.ndarray = (draws * UINT32).astype(np.uint32)
+    return keys
 
 
 def hashed_lines(keys: np.ndarray, length: int) -> np.ndarray:
@@ -23,14 +24,16 @@ def hashed_lines(keys: np.ndarray, length: int) -> np.ndarray:
     x = keys[:, None] + np.arange(1, length + 1, dtype=np.uint32) * np.uint32(SECOND)
     x = (x ^ (x >> np.uint32(16))) * np.uint32(MIX[0])
     x = (x ^ (x >> np.uint32(15))) * np.uint32(MIX[1])
-    return x ^ (x >> np.uint32(16))
+    words: np.ndarray = x ^ (x >> np.uint32(16))
+    return words
 
 
 def hashed_field(keys: np.ndarray, rows: int, columns: int) -> np.ndarray:
     """(n, 2) uint32 keys → (n, rows, columns) uint32: the field that the graph makes."""
     x = hashed_lines(keys[:, 0], rows)[:, :, None] ^ hashed_lines(keys[:, 1], columns)[:, None]
     x = x * np.uint32(MIX[0])
-    return (x ^ (x >> np.uint32(16))) * np.uint32(MIX[1])
+    field: np.ndarray = (x ^ (x >> np.uint32(16))) * np.uint32(MIX[1])
+    return field
 
 
 def gaussian_field(keys: np.ndarray, image_size: int) -> np.ndarray:
@@ -38,7 +41,8 @@ def gaussian_field(keys: np.ndarray, image_size: int) -> np.ndarray:
     bits = hashed_field(keys, image_size, 3 * image_size)
     radius = np.sqrt(-2 * np.log((bits + 0.5) / UINT32))
     angle = 2 * np.pi / UINT32 * (bits * np.uint32(SECOND))
-    return (radius * np.cos(angle)).astype(np.float32).reshape(len(keys), image_size, image_size, 3)
+    field: np.ndarray = (radius * np.cos(angle)).astype(np.float32)
+    return field.reshape(len(keys), image_size, image_size, 3)
 
 
 def salt_pepper_threshold(amount: np.ndarray) -> np.ndarray:
@@ -85,7 +89,8 @@ def blur_kernels(sigma: np.ndarray, radius: int) -> np.ndarray:
     """(n,) standard deviations in pixels → (n, 2 × radius + 1) float32 weights, each row of sum 1."""
     x = np.arange(-radius, radius + 1)
     weights = np.exp(-0.5 * (x / np.maximum(sigma, 1e-3)[:, None]) ** 2)
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    kernels: np.ndarray = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    return kernels
 
 
 def blur_radius(sigma_max: float) -> int:

@@ -45,12 +45,13 @@ def _flip_vertical(image: Image.Image, params: AugmentParams, *_: object) -> Ima
 
 
 def _rotation(image: Image.Image, params: AugmentParams, config: AugmentConfig, _: object) -> Image.Image:
-    linear = config.rotation_filter == "linear"
-    mode = InterpolationMode.BILINEAR if linear else InterpolationMode.NEAREST
-    # Pillow's bilinear rotation is black within half a pixel of the border; the tensors' fades out, without `fill`.
-    pixels = F.pil_to_tensor(image) if linear else image
-    turned = F.rotate(pixels, float(params["rotation"]), interpolation=mode)
-    return F.to_pil_image(turned) if linear else turned
+    degrees = float(params["rotation"])
+    if config.rotation_filter == "linear":
+        # Pillow's bilinear rotation is black within half a pixel of the border; the tensors' fades out, without `fill`.
+        pixels = F.rotate(F.pil_to_tensor(image), degrees, interpolation=InterpolationMode.BILINEAR)
+        return _to_image(pixels)
+    turned: Image.Image = F.rotate(image, degrees, interpolation=InterpolationMode.NEAREST)
+    return turned
 
 
 def _auto(image: Image.Image, params: AugmentParams, *_: object) -> Image.Image:
@@ -79,7 +80,8 @@ def _blur(image: Image.Image, params: AugmentParams, config: AugmentConfig, _: o
     if not params["blur"]:
         return image
     size = 2 * blur_radius(config.blur_sigma[1]) + 1
-    return F.to_pil_image(F.gaussian_blur(F.pil_to_tensor(image), [size, size], [float(params["blur"])] * 2))
+    sigma = float(params["blur"])
+    return _to_image(F.gaussian_blur(F.pil_to_tensor(image), [size, size], [sigma, sigma]))
 
 
 def _noise(image: Image.Image, params: AugmentParams, *_: object) -> Image.Image:
@@ -97,13 +99,20 @@ def _salt_pepper(image: Image.Image, params: AugmentParams, *_: object) -> Image
 def _jpeg(image: Image.Image, params: AugmentParams, *_: object) -> Image.Image:
     if not params["jpeg"]:
         return image
-    return F.to_pil_image(F.jpeg(F.pil_to_tensor(image), int(params["jpeg"])))
+    return _to_image(F.jpeg(F.pil_to_tensor(image), int(params["jpeg"])))
 
 
 def _erase(image: Image.Image, params: AugmentParams, _: object, data: DataConfig) -> Image.Image:
     top, left, height, width = params["erase"].tolist()
+    if not height:
+        return image
     colour = torch.tensor(data.mean).round().to(torch.uint8)[:, None, None]
-    return F.to_pil_image(F.erase(F.pil_to_tensor(image), top, left, height, width, colour)) if height else image
+    return _to_image(F.erase(F.pil_to_tensor(image), top, left, height, width, colour))
+
+
+def _to_image(pixels: torch.Tensor) -> Image.Image:
+    image: Image.Image = F.to_pil_image(pixels)
+    return image
 
 
 def _rounded(pixels: np.ndarray) -> Image.Image:

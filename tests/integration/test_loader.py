@@ -134,15 +134,15 @@ def test_validation_gives_each_image_once(dataset: ShardSet) -> None:
 
 
 @pytest.mark.parametrize("augment", [CROPS, AugmentConfig(crop="pad"), None])
-def test_another_image_size_per_epoch(dataset: ShardSet, augment: AugmentConfig | None) -> None:
-    loader = make_loader(dataset, augment=augment)
+def test_the_image_size_does_not_change_which_samples_come(dataset: ShardSet, augment: AugmentConfig | None) -> None:
     sequences = []
-    for size in (24, 56, None, 24):
-        batches = list(loader.iter_epoch(0, image_size=size))
-        assert {tuple(batch.images.shape[1:]) for batch in batches} == {(3, size or SIZE, size or SIZE)}
+    for size in (24, 56, SIZE):
+        loader = make_loader(dataset, augment=augment, image_size=size, val_image_size=size, val_resize_size=size)
+        batches = list(loader.iter_epoch(0))
+        assert {tuple(batch.images.shape[1:]) for batch in batches} == {(3, size, size)}
         sequences.append(ids(batches))
-    assert all(sequence == sequences[0] for sequence in sequences)  # sizes do not change which samples come
-    loader.close()
+        loader.close()
+    assert all(sequence == sequences[0] for sequence in sequences)
 
 
 # --- laws 1 and 2: the same pixels, whoever decodes them, before and after a restart
@@ -231,7 +231,7 @@ def test_epochs_leak_neither_threads_nor_files(dataset: ShardSet) -> None:
         epoch = loader.iter_epoch(1)
         next(epoch)
         epoch.close()
-        list(loader.iter_epoch(2, image_size=24))
+        list(loader.iter_epoch(2))
 
     use()
     before = threads_and_files()
@@ -585,7 +585,7 @@ def test_one_decoder_takes_all_where_runs_must_agree(
 
     monkeypatch.setattr("pipeline.loader.build_graph", build_graph)
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
-    make_loader(dataset, hw_decoder_load=load)._build_pipe((), 40)
+    make_loader(dataset, hw_decoder_load=load)._build_pipe(())
     assert [config.hw_decoder_load for config in seen] == [taken]
 
 
@@ -699,7 +699,6 @@ def test_every_loader_keeps_the_contract(dataset: ShardSet, name: str, augment: 
         assert batch.labels.tolist() == feed.split.samples["label"][batch.sample_ids.numpy()].tolist()
         batches.append(batch)
     assert len(batches) == len(loader) == len(feed)
-    assert next(iter(loader.iter_epoch(0, image_size=24))).images.shape[2:] == (24, 24)
     loader.close()
 
 

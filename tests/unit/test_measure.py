@@ -18,7 +18,7 @@ import torch
 from benchmarks import measure, noise, processes, rates, record
 from benchmarks.measure import Ratio, Sample
 from benchmarks.ranks import Together
-from training import environment
+from recipes import hardware
 from training.distributed import World
 
 
@@ -210,10 +210,10 @@ def test_throttling_is_read_from_every_control_group(tmp_path: Path, monkeypatch
     inner.mkdir(parents=True)
     own = tmp_path / "own"
     own.write_text("12:memory:/x\n0::/a/b\n")
-    assert environment.cgroup_folders(tmp_path, own) == [inner, tmp_path / "a", tmp_path]
+    assert hardware.cgroup_folders(tmp_path, own) == [inner, tmp_path / "a", tmp_path]
     (tmp_path / "cpu/a").mkdir(parents=True)
     own.write_text("3:cpu,cpuacct:/a\n")
-    assert environment.cgroup_folders(tmp_path, own) == [tmp_path / "cpu/a", tmp_path / "cpu"]
+    assert hardware.cgroup_folders(tmp_path, own) == [tmp_path / "cpu/a", tmp_path / "cpu"]
 
     (inner / "cpu.stat").write_text("usage_usec 7\nnr_periods 100\nnr_throttled 4\n")
     (tmp_path / "a/cpu.stat").write_text("nr_throttled 2\n")
@@ -221,10 +221,10 @@ def test_throttling_is_read_from_every_control_group(tmp_path: Path, monkeypatch
     (tmp_path / "a/cpu.max").write_text("150000 100000\n")
     folders = [inner, tmp_path / "a", tmp_path]
     monkeypatch.setattr(noise, "cgroup_folders", lambda: folders)
-    monkeypatch.setattr(environment, "cgroup_folders", lambda: folders)
+    monkeypatch.setattr(hardware, "cgroup_folders", lambda: folders)
     assert noise.throttled_periods() == 6
-    assert environment.quota_cores() == 1.5
-    assert environment.cores_allowed() == min(1.5, len(os.sched_getaffinity(0)))
+    assert hardware.quota_cores() == 1.5
+    assert hardware.cores_allowed() == min(1.5, len(os.sched_getaffinity(0)))
 
 
 def test_what_nvidia_smi_says_of_the_clocks() -> None:

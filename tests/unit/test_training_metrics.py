@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from recipes import hardware
 from training import environment
 from training.digest import sample_digest
 from training.metrics import MetricsLog, read_metrics
@@ -375,7 +376,7 @@ def test_environment_is_json_and_never_fails(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(("text", "cores"), [("max 100000", None), ("150000 100000", 1.5), ("odd", None)])
 def test_cgroup_quota(tmp_path: Path, text: str, cores: float | None) -> None:
     (tmp_path / "cpu.max").write_text(text)
-    assert environment._quota_cores(tmp_path) == cores
+    assert hardware._quota_cores(tmp_path) == cores
 
 
 UNWRITABLE = """

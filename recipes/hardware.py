@@ -1,0 +1,76 @@
+"""What the machine is: its processor, the cores that this process may use, its GPU. What is unknown is None."""
+
+import os
+import platform
+from pathlib import Path
+
+
+def cpu_model() -> str | None:
+    """The processor's name."""
+    for line in (text_of(Path("/proc/cpuinfo")) or "").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or None
+
+
+def cores_allowed() -> float | None:
+    """How many cores' time this process can use: by its affinity and by its control group's quota."""
+    allowed, quota = cpu_cores(), quota_cores()
+    return allowed if allowed is None or quota is None else min(allowed, quota)
+
+
+def cpu_cores() -> int | None:
+    """Cores that this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):
+        return os.cpu_count()
+
+
+def quota_cores() -> float | None:
+    """The least CPU quota, in cores, of this process's control group and those above it; None if there is none."""
+    return min(filter(None, map(_quota_cores, cgroup_folders())), default=None)
+
+
+def cgroup_folders(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[Path]:
+    """The folders of this process's CPU control group and of those above it, of version 2 and of version 1."""
+    found: list[Path] = []
+    for line in (text_of(own) or "").splitlines():
+        controllers, _, path = line.partition(":")[2].partition(":")
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        base = root / "cpu" if controllers else root
+        group = base / path.strip("/")
+        found += [folder for folder in (group, *group.parents) if folder.is_relative_to(base) and folder.is_dir()]
+    return found
+
+
+def _quota_cores(cgroup: Path) -> float | None:
+    """The CPU quota of one control group in cores; None if it has none."""
+    try:
+        if (cgroup / "cpu.max").exists():
+            quota, period = (cgroup / "cpu.max").read_text().split()
+        else:
+            quota = (cgroup / "cpu.cfs_quota_us").read_text().strip()
+            period = (cgroup / "cpu.cfs_period_us").read_text().strip()
+        return None if quota in ("max", "-1") else int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def gpu_name() -> str | None:
+    """The first GPU's name, as torch has it."""
+    import torch
+
+    try:
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    except (RuntimeError, AssertionError):
+        return None
+
+
+def text_of(path: Path) -> str | None:
+    """What a small file holds, such as the kernel's; None where it cannot be read."""
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return None

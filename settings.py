@@ -1,0 +1,133 @@
+"""What is known of a recipe's setting, said beside its field: its text, its range, what it belongs to, what it changes.
+
+    epochs: int = setting(90, "Passes over the training split.", at_least=1)
+
+A section is a frozen dataclass of such fields that calls `check` in its `__post_init__`. Others read `settings_of`.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A field's metadata, under the key "setting"; see `setting` for what each means."""
+
+    text: str
+    at_least: float | None
+    above: float | None
+    at_most: float | None
+    below: float | None
+    is_range: bool
+    must: str
+    belongs_to: str
+    when: tuple[str, ...]
+    only_speed: bool
+    free_on_resume: bool
+    scaled: bool
+
+    def allows(self, value: object) -> bool:
+        """Whether a number, or each number of a tuple, lies within the bounds. NaN lies within none."""
+        numbers = value if isinstance(value, tuple) else (value,)
+        if self.is_range and not numbers[0] <= numbers[1]:
+            return False
+        return all(self._has(number) for number in numbers if isinstance(number, int | float))
+
+    def _has(self, number: float) -> bool:
+        return (
+            (self.at_least is None or number >= self.at_least)
+            and (self.above is None or number > self.above)
+            and (self.at_most is None or number <= self.at_most)
+            and (self.below is None or number < self.below)
+        )
+
+    def bounds(self) -> str:
+        """The range in words, to follow "must": "be in 0 to 1"."""
+        if self.at_least is not None and self.at_most is not None:
+            words = f"in {self.at_least:g} to {self.at_most:g}"
+        elif self.at_least is not None and self.below is not None:
+            words = f"in [{self.at_least:g}, {self.below:g})"
+        elif self.at_least == 0:
+            words = "0 or more"
+        else:
+            named = {"at least": self.at_least, "above": self.above, "at most": self.at_most, "below": self.below}
+            words = " and ".join(f"{name} {bound:g}" for name, bound in named.items() if bound is not None)
+        if self.is_range:
+            words = f"low ≤ high, both {words}"
+        return self.must or f"be {words}"
+
+
+def setting(
+    default: T,
+    text: str,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    is_range: bool = False,
+    must: str = "",
+    belongs_to: str = "",
+    when: tuple[str, ...] = (),
+    only_speed: bool = False,
+    free_on_resume: bool = False,
+    scaled: bool = False,
+) -> T:
+    """A field of a section, with its default.
+
+    Args:
+        text: what it does, its unit and its choices, in sentences; the first one alone says what it is.
+        at_least, above, at_most, below: bounds of a number, or of each number of a tuple. None is always allowed.
+        is_range: the value is a pair, low ≤ high.
+        must: how an error says the bounds, where not in the words of `Setting.bounds`.
+        belongs_to: another setting of the section, which must be one of `when`, or without `when` anything but 0, for
+            this one to have an effect.
+        only_speed: it changes the speed, never the result.
+        free_on_resume: a run may be resumed with another value, as with any that is `only_speed`.
+        scaled: `AugmentConfig.scaled` multiplies it.
+    """
+    about = Setting(
+        text=text, at_least=at_least, above=above, at_most=at_most, below=below, is_range=is_range, must=must,
+        belongs_to=belongs_to, when=when, only_speed=only_speed, free_on_resume=free_on_resume or only_speed,
+        scaled=scaled,
+    )  # fmt: skip
+    return field(default=default, metadata={"setting": about})
+
+
+def settings_of(section: "DataclassInstance | type[DataclassInstance]") -> dict[str, Setting]:
+    """What is known of each field that `setting` made, by name, in the order of declaration."""
+    return {one.name: one.metadata["setting"] for one in fields(section) if "setting" in one.metadata}
+
+
+def check(section: "DataclassInstance") -> None:
+    """Raises ValueError, beginning with the setting's name, for a value outside its bounds, and for one that is given
+    though it has no effect."""
+    known = settings_of(section)
+    for name, about in known.items():
+        value = getattr(section, name)
+        if not about.allows(value):
+            raise ValueError(f"{name}: {value} must {about.bounds()}")
+    for one in fields(section):
+        if one.name in known and getattr(section, one.name) != one.default:
+            _require_effect(section, one.name, known[one.name])
+
+
+def _require_effect(section: "DataclassInstance", name: str, about: Setting) -> None:
+    """Raises ValueError unless what the setting belongs to has a value with which it is read."""
+    if not about.belongs_to:
+        return
+    owner, value = about.belongs_to, getattr(section, about.belongs_to)
+    if value in about.when or (value and not about.when):
+        return
+    if not about.when:
+        why = f"with {owner} = 0; leave it out, or set {owner}"
+    elif owner == "name":  # it may have many values with which the setting is read
+        why = f'with name = "{value}"; leave it out'
+    else:
+        why = f'unless {owner} = "{about.when[0]}"; leave it out'
+    raise ValueError(f"{name}: has no effect {why}")
