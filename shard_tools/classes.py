@@ -3,11 +3,11 @@
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shard_tools.sources.imagenet import imagenet_names
 from shard_tools.sources.naming import check_number, is_text, numbered_keys, some
@@ -56,7 +56,7 @@ def keys_with_file(keys: list[str], path: Path | None) -> list[str]:
     return numbered_keys(max(len(keys), *(number + 1 for number in numbers))) if numbers else keys
 
 
-def gap_lines(keys: Sequence[str], num_images: dict[str, np.ndarray]) -> Iterator[str]:
+def gap_lines(keys: Sequence[str], num_images: Mapping[str, NDArray[np.int64]]) -> Iterator[str]:
     """Lines for people about classes without images. num_images: split → (num_classes,), the training split first."""
     splits = list(num_images)
     empty = np.flatnonzero(np.sum(list(num_images.values()), axis=0) == 0)
@@ -94,7 +94,7 @@ def _alike(key: str) -> str:
     return plain_key(" ".join(unicodedata.normalize("NFKC", key).casefold().split()))
 
 
-def _some(keys: Sequence[str], labels: np.ndarray) -> str:
+def _some(keys: Sequence[str], labels: NDArray[np.int64]) -> str:
     return some([keys[label] for label in labels.tolist()])
 
 
@@ -156,10 +156,12 @@ def _key_and_name(line: str, keys: set[str]) -> tuple[str, str]:
     return " ".join(words[:num]), " ".join(words[num:] or words[:num])
 
 
-def _json_entries(found: Any, path: Path) -> dict[str, str]:
+def _json_entries(found: dict[str, object] | list[object], path: Path) -> dict[str, str]:
     """From an object of names, or of lists that end in one (`{"0": ["n01440764", "tench"]}`), or from a list."""
-    entries = dict(enumerate(found)) if isinstance(found, list) else found
-    names = {str(key): value[-1] if isinstance(value, list) and value else value for key, value in entries.items()}
-    if not all(isinstance(name, str) and is_text(name) for name in names.values()):
-        raise ValueError(f'{path}: must give each class a text, as {{"n01440764": "tench"}}')
+    names: dict[str, str] = {}
+    for key, value in enumerate(found) if isinstance(found, list) else found.items():
+        name = value[-1] if isinstance(value, list) and value else value
+        if not isinstance(name, str) or not is_text(name):
+            raise ValueError(f'{path}: must give each class a text, as {{"n01440764": "tench"}}')
+        names[str(key)] = name
     return names

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 SOI, EOI = b"\xff\xd8", b"\xff\xd9"
@@ -157,7 +158,7 @@ def has_end(data: bytes, header: Header) -> bool:
     return data.rfind(EOI, header.scan) >= 0
 
 
-def decode(data: bytes, header: Header, scale: int = 1) -> np.ndarray:
+def decode(data: bytes, header: Header, scale: int = 1) -> NDArray[np.uint8]:
     """Pixels at 1/scale of the size, rounded up: (height, width, 1) gray or (height, width, 4) RGBX, uint8.
 
     `scale` is 1, 2, 4 or 8 (scaled in the DCT).
@@ -178,14 +179,15 @@ def decode(data: bytes, header: Header, scale: int = 1) -> np.ndarray:
         return pixels.reshape(*pixels.shape[:2], -1)
 
 
-def _decode(data: bytes, scale: int, colours: str, strict: bool = True) -> np.ndarray:
+def _decode(data: bytes, scale: int, colours: str, strict: bool = True) -> NDArray[np.uint8]:
     import simplejpeg  # type: ignore[import-untyped]  # here: training on packed shards never needs it
 
-    if scale == 1:
-        return simplejpeg.decode_jpeg(data, colours, strict=strict)
-    height, width, *_ = simplejpeg.decode_jpeg_header(data, strict=False)
-    least = {"min_height": -(-height // scale), "min_width": -(-width // scale)}
-    return simplejpeg.decode_jpeg(data, colours, **least, strict=strict)
+    least = {}
+    if scale > 1:
+        height, width, *_ = simplejpeg.decode_jpeg_header(data, strict=False)
+        least = {"min_height": -(-height // scale), "min_width": -(-width // scale)}
+    pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colours, **least, strict=strict)
+    return pixels
 
 
 def _without_metadata(data: bytes, header: Header) -> bytes:

@@ -10,14 +10,17 @@ import io
 import threading
 import warnings
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.config import DataConfig
 from pipeline.probe import Decoder, bad_header
-from shard_tools.encode import FORMATS, BadImage, reason
+from shard_tools.encode import FORMATS, BadImage, EncodeConfig, Encoded, encode, reason
 
+ANY_SIZE = EncodeConfig(max_pixels=1 << 62)  # what is packed was small enough then
 TOLERANCE = 2  # grey levels of 255. What is right differs by rounding: CMYK and 16-bit colour by 1, all else by 0.
 _lock = threading.Lock()  # the decoder holds one image
 
@@ -29,7 +32,7 @@ def check_trains(data: bytes, height: int, width: int, compare: bool) -> None:
         BadImage: DALI does not decode it, or to other pixels.
     """
     try:
-        mode, expected = _pillow(data) if compare else ("", None)
+        expected = _pillow(data) if compare else None
         view = np.frombuffer(data, np.uint8)
         try:
             if complaint := bad_header(view, height, width):
@@ -38,10 +41,22 @@ def check_trains(data: bytes, height: int, width: int, compare: bool) -> None:
                 pixels = _decoder().pixels(view, height, width)
         except ValueError as error:
             raise BadImage(f"DALI does not decode it ({error}){'; pack converts it' if compare else ''}") from None
-        if expected is not None:
-            _compare(pixels, expected, mode)
+        if expected:
+            _compare(pixels, expected)
     except Exception as error:
         raise BadImage(reason(data, error)) from None
+
+
+def check_stored(data: bytes, compare: bool = True) -> Encoded:
+    """What packing would make of an image file, however large, that also trains as it is. compare: see `check_trains`;
+    an ordinary JPEG needs it in no case.
+
+    Raises:
+        BadImage: as `encode` and `check_trains`.
+    """
+    encoded = encode(data, ANY_SIZE)
+    check_trains(data, encoded.height, encoded.width, compare and encoded.kind != "jpeg")
+    return encoded
 
 
 @cache
@@ -49,18 +64,24 @@ def _decoder() -> Decoder:
     return Decoder(DataConfig())
 
 
-def _pillow(data: bytes) -> tuple[str, np.ndarray]:
-    """Pillow's mode, and (H, W, 3) uint8 as torchvision's loader gives them."""
+class _Expected(NamedTuple):
+    """Pillow's mode, and (H, W, 3) pixels as torchvision's loader gives them."""
+
+    mode: str
+    pixels: NDArray[np.uint8]
+
+
+def _pillow(data: bytes) -> _Expected:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return image.mode, np.asarray(image.convert("RGB"))
+            return _Expected(image.mode, np.asarray(image.convert("RGB")))
 
 
-def _compare(pixels: np.ndarray, expected: np.ndarray, mode: str) -> None:
-    apart = np.abs(pixels.astype(np.int16) - expected)
+def _compare(pixels: NDArray[np.uint8], expected: _Expected) -> None:
+    apart = np.abs(pixels.astype(np.int16) - expected.pixels)
     if apart.max() > TOLERANCE:
         raise BadImage(
-            f"DALI and Pillow see other colours in it (mode {mode}; up to {apart.max()} of 255 apart, "
+            f"DALI and Pillow see other colours in it (mode {expected.mode}; up to {apart.max()} of 255 apart, "
             f"{apart.mean():.0f} in the mean); pack converts it"
         )

@@ -18,9 +18,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 FORMAT = "penstock-1"
 INFO_FILE = "dataset.json"
@@ -29,6 +30,7 @@ CHECKED_ROWS = 1 << 14
 SAMPLE_DTYPE = np.dtype(
     [("shard", "<u4"), ("offset", "<u8"), ("size", "<u4"), ("label", "<i4"), ("height", "<u2"), ("width", "<u2")]
 )
+Samples = NDArray[np.void]  # (num_samples,) SAMPLE_DTYPE
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Split:
     name: str
     root: Path
     shards: tuple[ShardInfo, ...]
-    samples: np.ndarray  # (num_samples,) SAMPLE_DTYPE, read-only
+    samples: Samples  # read-only
     url: str = ""  # where the shards are, if not in `root`
     dataset_bytes: int = 0  # the shards of all splits of the dataset
 
@@ -95,13 +97,25 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Description:
+    """The content of `dataset.json`. made: how the dataset was made, which no reader depends on: whoever takes
+    something of it looks whether it is there, and what it is."""
+
+    classes: tuple[ClassInfo, ...]
+    shards: dict[str, tuple[ShardInfo, ...]]  # of each split
+    made: dict[str, object]
+    files: dict[str, str]  # table or source list → sha256
+    intact: bool  # it is as it was written
+
+
+@dataclass(frozen=True)
 class ShardSet:
     """A packed dataset. `open` checks that its parts agree; it does not read the shards."""
 
     root: Path
     classes: tuple[ClassInfo, ...]
     splits: dict[str, Split]
-    made: dict[str, Any]
+    made: dict[str, object]
     fingerprint: str  # sha256 of dataset.json: names this dataset in checkpoints
     files: dict[str, str] = field(default_factory=dict)  # table or source list → sha256
     intact: bool = True  # dataset.json is as it was written
@@ -133,25 +147,20 @@ class ShardSet:
                 "make one with: python -m shard_tools pack SOURCE OUT"
             ) from None
         try:
-            info = json.loads(raw)
-            if info["format"] != FORMAT:
-                raise ValueError(f"format is {info['format']!r}, this version reads {FORMAT!r}")
-            classes = tuple(ClassInfo(str(c["wnid"]), str(c["name"])) for c in info["classes"])
-            shards = shard_infos(info)
-            made = dict(info["made"])
-            files = {str(name): str(digest) for name, digest in info["files"].items()}
-            intact = info.pop("checksum") == _checksum(info)
+            found = read_description(raw)
         except DAMAGED as error:
             what = f"key {error} is missing" if isinstance(error, KeyError) else error
             raise ValueError(f"{path}: not a dataset description ({what}); pack the dataset again") from None
-        splits = {name: _open_split(root, name, infos, len(classes)) for name, infos in shards.items()}
+        classes = found.classes
+        splits = {name: _open_split(root, name, infos, len(classes)) for name, infos in found.shards.items()}
         if url:
-            for info in (info for infos in shards.values() for info in infos):
+            shards = [info for infos in found.shards.values() for info in infos]
+            for info in shards:
                 if not re.fullmatch("[0-9a-f]{64}", info.sha256):  # a file of the cache will have that name
                     raise ValueError(f"{path}: {info.sha256!r} is no sha256 of {info.file}; pack the dataset again")
-            size = sum(info.bytes for infos in shards.values() for info in infos)
+            size = sum(info.bytes for info in shards)
             splits = {name: replace(split, url=url, dataset_bytes=size) for name, split in splits.items()}
-        return cls(root, classes, splits, made, hashlib.sha256(raw).hexdigest(), files, intact, url)
+        return cls(root, classes, splits, found.made, hashlib.sha256(raw).hexdigest(), found.files, found.intact, url)
 
     def split(self, name: str) -> Split:
         """One split by name. Raises ValueError naming those there are."""
@@ -160,8 +169,16 @@ class ShardSet:
         return self.splits[name]
 
 
-def shard_infos(info: dict[str, Any]) -> dict[str, tuple[ShardInfo, ...]]:
-    """Split → its shards, from the content of `dataset.json`. Raises one of DAMAGED where it is not like that."""
+def read_description(raw: bytes, for_repair: bool = False) -> Description:
+    """`dataset.json` parsed. for_repair: also where another format or no checksum stands in it.
+
+    Raises:
+        DAMAGED: one of these, where it is not like that.
+    """
+    info = json.loads(raw)
+    if not for_repair and info["format"] != FORMAT:
+        raise ValueError(f"format is {info['format']!r}, this version reads {FORMAT!r}")
+    classes = tuple(ClassInfo(str(c["wnid"]), str(c["name"])) for c in info["classes"])
     splits = {
         str(name): tuple(
             ShardInfo(str(s["file"]), int(s["samples"]), int(s["bytes"]), str(s["sha256"])) for s in split["shards"]
@@ -171,7 +188,10 @@ def shard_infos(info: dict[str, Any]) -> dict[str, tuple[ShardInfo, ...]]:
     for shard in (shard for shards in splits.values() for shard in shards):
         if not (0 <= shard.samples < 1 << 63 and 0 <= shard.bytes < 1 << 63):
             raise ValueError(f"{shard.file!r} has {shard.samples} samples in {shard.bytes} bytes")
-    return splits
+    made = {str(name): value for name, value in dict(info["made"]).items()}
+    files = {str(name): str(digest) for name, digest in info["files"].items()}
+    checksum = info.pop("checksum", None) if for_repair else info.pop("checksum")
+    return Description(classes, splits, made, files, checksum == _checksum(info))
 
 
 def inside(root: Path, name: str) -> Path:
@@ -218,7 +238,7 @@ def _open_split(root: Path, name: str, shards: tuple[ShardInfo, ...], num_classe
     return Split(name, root, shards, samples)
 
 
-def _check_rows(path: Path, rows: np.ndarray, first: int, shard_sizes: np.ndarray, num_classes: int) -> None:
+def _check_rows(path: Path, rows: Samples, first: int, shard_sizes: NDArray[np.uint64], num_classes: int) -> None:
     if rows["shard"].max() >= len(shard_sizes):
         raise ValueError(f"{path}: names shard {rows['shard'].max()}, there are {len(shard_sizes)}")
     sizes = shard_sizes[rows["shard"]]
@@ -282,7 +302,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_split(
-    root: Path, name: str, samples: np.ndarray | Iterable[np.ndarray], sources: Iterable[str] | Iterable[bytes]
+    root: Path, name: str, samples: Samples | Iterable[Samples], sources: Iterable[str] | Iterable[bytes]
 ) -> dict[str, str]:
     """Write a split's table and source names; returns file → sha256 for `write_info`.
 
@@ -316,7 +336,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _checksum(info: dict[str, Any]) -> str:
+def _checksum(info: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
 
 
@@ -324,11 +344,11 @@ def write_info(
     root: Path,
     classes: Iterable[ClassInfo],
     splits: Mapping[str, Iterable[ShardInfo]],
-    made: dict[str, Any],
+    made: dict[str, object],
     files: dict[str, str],
 ) -> None:
     """Write `dataset.json`, the last file of a dataset. `files`: what the `write_split` calls returned."""
-    info: dict[str, Any] = {
+    info: dict[str, object] = {
         "format": FORMAT,
         "classes": [asdict(c) for c in classes],
         "splits": {

@@ -15,7 +15,7 @@ from PIL import Image
 from benchmarks.images import picture, pink_texture
 from shard_tools.encode import EncodeConfig
 from shard_tools.workers import num_cpus
-from shard_tools.writer import pack
+from shard_tools.writer import PackOptions, pack
 from shards.format import INFO_FILE, ShardSet
 
 QUALITY = 95
@@ -50,7 +50,7 @@ def packed(
                 for _ in pool.map(write, range(count)):
                     pass
             # "header": nothing is decoded, which would take simplejpeg
-            pack(images, out, encode=EncodeConfig(check="header"), samples_per_shard=1024, executor=pool)
+            pack(images, out, PackOptions(encode=EncodeConfig(check="header"), samples_per_shard=1024), executor=pool)
     return ShardSet.open(out)
 
 
@@ -69,5 +69,5 @@ def repacked(source: Path, out: Path, **encode: Any) -> ShardSet:
     """The images of a packed set, encoded anew (`shard_tools.encode.EncodeConfig`), in `out`."""
     if not (out / INFO_FILE).exists():
         with ThreadPoolExecutor(num_cpus()) as pool:
-            pack(source, out, encode=EncodeConfig(**encode), samples_per_shard=250, executor=pool)
+            pack(source, out, PackOptions(encode=EncodeConfig(**encode), samples_per_shard=250), executor=pool)
     return ShardSet.open(out)

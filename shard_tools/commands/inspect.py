@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from shard_tools.commands.running import LocalPath, PathOrUrl
+from shard_tools.commands.options import local_path, path_or_url
 from shard_tools.describe import UNTURNED
 from shard_tools.workers import num_cpus
 from shards.format import ShardSet
 
 
 @click.command("verify")
-@click.argument("out", type=LocalPath())
+@click.argument("out", type=local_path)
 @click.option("--decode", is_flag=True, help="Also decode every image, as training does.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as one JSON list.")
 @click.option(
@@ -66,7 +66,7 @@ def verify_command(out: Path, decode: bool, as_json: bool, fix: bool, workers: i
 
 
 @click.command("info")
-@click.argument("out", type=PathOrUrl())
+@click.argument("out", type=path_or_url)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 def info_command(out: Path | str, as_json: bool) -> None:
     """Show what the dataset in OUT holds: splits, samples, bytes, classes, image sizes, how it was made."""
@@ -84,7 +84,7 @@ def info_command(out: Path | str, as_json: bool) -> None:
 
 
 @click.command("preview")
-@click.argument("out", type=LocalPath())
+@click.argument("out", type=local_path)
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--split", default="train", show_default=True)
 @click.option("--num", type=click.IntRange(min=1, max=400), default=24, show_default=True, help="Samples.")

@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from shard_tools.sources.base import Place, Source, SourceImage
 from shard_tools.sources.imagenet import imagenet_classes, imagenet_names
-from shard_tools.sources.matfile import read_structs
+from shard_tools.sources.matfile import Struct, read_structs
 from shard_tools.sources.naming import Ignored, is_image, is_junk, some
 from shard_tools.sources.tarmembers import iterate_tar
 
@@ -134,7 +136,7 @@ class Ilsvrc(Source):
                 raise ValueError(f"{path}: has no {name}; get the devkit for tasks 1 and 2 of ILSVRC 2012")
         try:
             synsets = read_structs(files[META], "synsets")
-            wnid_of = {int(s["ILSVRC2012_ID"][0]): str(s["WNID"]) for s in synsets if int(s["num_children"][0]) == 0}
+            wnid_of = {_number(s, "ILSVRC2012_ID"): str(s["WNID"]) for s in synsets if not _number(s, "num_children")}
             truth = [int(line) for line in files[TRUTH].split()]
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise ValueError(f"{path}: {META} or {TRUTH} cannot be read ({error}); get it again") from None
@@ -157,3 +159,10 @@ class Ilsvrc(Source):
                     f"{path}: {TRUTH} has class {number} ({wnid_of[number]}) {count} times, not {self.val_per_class}; "
                     "get it again"
                 )
+
+
+def _number(struct: Struct, field: str) -> int:
+    value = struct[field]
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{field} is no number")
+    return int(value[0])

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from shard_tools.sources.labels import read_label as label_of_text
 from shard_tools.sources.naming import EXTENSIONS, Ignored, is_junk, is_text
@@ -108,7 +108,7 @@ def read_label(
     about = _json_object(sample, stream)
     if fields.label:
         named = _named(sample, fields.label)
-        member, key = next(((m, k) for m, k in named if not k or k in (_object(m, stream) or {})), (None, ""))
+        member, key = next(((m, k) for m, k in named if not k or k in _object(m, stream)), (None, ""))
     else:
         labels = [m for m in sample if f".{m.extension.lower()}".endswith(".cls")]
         exact = [m for m in labels if m.extension.lower() == "cls"]
@@ -166,22 +166,24 @@ def _text(member: Member, stream: BinaryIO) -> str:
     return stream.read(min(member.size, MAX_LABEL_BYTES)).decode("utf-8-sig", "replace").strip()
 
 
-def _parsed(member: Member, stream: BinaryIO) -> Any:
+def _parsed(member: Member, stream: BinaryIO) -> object:
     try:
-        return json.loads(_text(member, stream))
+        value: object = json.loads(_text(member, stream))
+        return value
     except (ValueError, RecursionError):
         return None
 
 
-def _object(member: Member, stream: BinaryIO) -> dict[str, Any] | None:
+def _object(member: Member, stream: BinaryIO) -> dict[str, object]:
+    """{} where it is none."""
     value = _parsed(member, stream)
-    return value if isinstance(value, dict) else None
+    return value if isinstance(value, dict) else {}
 
 
 def _json_object(sample: list[Member], stream: BinaryIO) -> dict[str, object]:
     for member in sample:
         if f".{member.extension.lower()}".endswith(".json"):
-            return _object(member, stream) or {}
+            return _object(member, stream)
     return {}
 
 
