@@ -25,6 +25,7 @@ from shard_tools.scan import Scanned, scan_shard
 from shard_tools.sources.tarsamples import FIND_OUT, NO_LABEL, Fields, check_fields
 from shard_tools.sources.webdataset import LabelsMet, names_beside, tars, unlabelled_test
 from shard_tools.workers import LOST, num_cpus, process_pool
+from shards.description import read_description
 from shards.format import (
     DAMAGED,
     INFO_FILE,
@@ -35,7 +36,6 @@ from shards.format import (
     ShardSet,
     escape,
     inside,
-    read_description,
     write_info,
     write_split,
 )

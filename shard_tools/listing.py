@@ -1,12 +1,6 @@
-"""The list of what is to be packed, on disk: one pass over a `Source` → fixed-size records, read back by position.
+"""The list of what is to be packed: one pass over a `Source` → a directory, whose files `records` describes and reads.
 
-    DIR/SPLIT.records   a RECORD an image, in the source's order; DIR/SPLIT.sizes: their sizes alone, u4
-    DIR/names           the images' names, one after the other
-    DIR/files.json      the containers, and the directories of files
-    DIR/unusable        what the source lists and cannot give: lines of OUT/rejected.tsv
-
-So neither the packing process nor its workers hold an object an image, and a shard's job is a few numbers. Memory-maps
-would count as memory once they are touched all over, as a shuffle does; records are read one by one instead (1 µs).
+Which images are packed, and what their labels are, is settled here. What is kept in memory grows with classes and containers.
 """
 
 import hashlib
@@ -15,34 +9,24 @@ import json
 import os
 import re
 import shutil
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shard_tools.classes import gap_lines, keys_with_file, met_lines, stranger
+from shard_tools.records import CHUNK, JOINED, METHODS, PACKED, chunks
 from shard_tools.rejected import NOTHING, Rejected, RejectedRows, refusal
-from shard_tools.sources.base import Method, Place, Source, SourceImage, Unusable
+from shard_tools.sources.base import Source, SourceImage, Unusable
 from shard_tools.sources.naming import numbered_key, some, split_rank
 from shard_tools.subset import SPLIT_NAME, Mask, Subset, choose
 from shards.format import file_sha256
 
-METHODS: tuple[Method, ...] = ("file", "stored", "deflate")
-JOINED = len(METHODS)  # in the place of a method: a file whose path is its `files.json` entry and its name
-RECORD = np.dtype(
-    {
-        "names": ["file", "method", "label", "offset", "stored", "size", "name", "name_bytes"],
-        "formats": ["<u4", "u1", "<i4", "<u8", "<u8", "<u8", "<u8", "<u4"],
-    }
-)
-PACKED = struct.Struct("<IBiQQQQI")  # a RECORD
 Labels = NDArray[np.int32]
-CHUNK = 1 << 16  # records in memory at once
 REMEDY = "leave them out with --on-bad skip, which lists all of them in OUT/rejected.tsv, or mend them"
 
 
@@ -66,41 +50,6 @@ class Listing:
     def sizes(self, split: str) -> NDArray[np.uint32]:
         """(num_images,) bytes of each image, memory-mapped."""
         return np.memmap(self.root / f"{split}.sizes", np.uint32, "r")
-
-
-class Listed(NamedTuple):
-    """One image of a listing."""
-
-    name: str
-    label: int
-    size_bytes: int
-    place: Place
-
-
-class Images:
-    """Reads a split's images from a listing, in any process."""
-
-    def __init__(self, root: Path, split: str):
-        with ExitStack() as stack:
-            self._records = stack.enter_context(open(root / f"{split}.records", "rb", buffering=0))
-            self._names = stack.enter_context(open(root / "names", "rb", buffering=0))
-            self._files: list[str] = json.loads((root / "files.json").read_bytes())
-            self._stack = stack.pop_all()
-
-    def __enter__(self) -> "Images":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def __getitem__(self, position: int) -> Listed:
-        """The image at a position of the source's order."""
-        raw = os.pread(self._records.fileno(), PACKED.size, position * PACKED.size)
-        file, method, label, offset, stored, size, name_at, name_bytes = PACKED.unpack(raw)
-        name = os.fsdecode(os.pread(self._names.fileno(), name_bytes, name_at))
-        if method == JOINED:
-            return Listed(name, label, size, Place("file", self._files[file] + name))
-        return Listed(name, label, size, Place(METHODS[method], self._files[file], offset, stored))
 
 
 @dataclass
@@ -288,13 +237,6 @@ def _notes(found: _Pass, splits: list[str], asked: frozenset[str], keys: list[st
     return [*notes, *gap_lines(keys, num_images)]
 
 
-def _chunks(path: Path) -> Iterator[NDArray[np.void]]:
-    """The records of a file, (≤ CHUNK,) RECORD at a time."""
-    with open(path, "rb") as stream:
-        while raw := stream.read(CHUNK * RECORD.itemsize):
-            yield np.frombuffer(bytearray(raw), RECORD)
-
-
 def _new_labels(found: _Pass, keys: list[str]) -> Labels:
     """Number of a class key, as met → label; -1 for keys that are none."""
     place = {key: label for label, key in enumerate(keys)}
@@ -303,7 +245,7 @@ def _new_labels(found: _Pass, keys: list[str]) -> Labels:
 
 def _labels(path: Path, new_label: Labels) -> Labels:
     """(num_images,): the only array as long as a split, and only where images are to be chosen."""
-    return np.concatenate([new_label[records["label"]] for records in _chunks(path)])
+    return np.concatenate([new_label[records["label"]] for records in chunks(path)])
 
 
 def _write_splits(
@@ -332,7 +274,7 @@ def _write_split(
     count = size = start = 0
     digest.update(f"\0{name}\0".encode())
     with open(root / f"{name}.records", "wb") as records_file, open(root / f"{name}.sizes", "wb") as sizes_file:
-        for records in _chunks(root / f"{met}.met"):
+        for records in chunks(root / f"{met}.met"):
             start += len(records)
             if chosen is not None:
                 records = records[chosen[start - len(records) : start]]

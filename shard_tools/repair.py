@@ -20,19 +20,18 @@ from shard_tools.rejected import REJECTED_FILE
 from shard_tools.repair_shard import RepairedShard, image_bytes, repair_shard
 from shard_tools.sources.tarsamples import Fields
 from shard_tools.trainable import check_stored
+from shards.description import Description, read_description
 from shards.format import (
     DAMAGED,
     INFO_FILE,
     SAMPLE_DTYPE,
     ClassInfo,
-    Description,
     Samples,
     ShardInfo,
     ShardSet,
     file_sha256,
     index_path,
     inside,
-    read_description,
     sources_file,
     table_file,
     unescape,

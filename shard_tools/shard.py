@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from pipeline.permutation import permute, philox_key
 from shard_tools.encode import BadImage, EncodeConfig, encode
-from shard_tools.listing import CHUNK, Images, Listed, Listing
+from shard_tools.listing import Listing
 from shard_tools.part import HASH_BYTES, Part, read_part, write_part
+from shard_tools.records import CHUNK, Images, Listed
 from shard_tools.sources.base import ByteReader, printable
 from shard_tools.tarindex import Member, index_line, write_index
 from shard_tools.tarwriter import TarWriter, member_bytes

@@ -9,13 +9,12 @@
 """
 
 import hashlib
-import json
 import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
@@ -23,41 +22,18 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-FORMAT = "penstock-1"
+from shards.description import DAMAGED as DAMAGED
+from shards.description import ClassInfo as ClassInfo
+from shards.description import ShardInfo as ShardInfo
+from shards.description import description_json, read_description
+from shards.description import key_name as key_name
+
 INFO_FILE = "dataset.json"
-DAMAGED = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)  # what its JSON may raise
 CHECKED_ROWS = 1 << 14
 SAMPLE_DTYPE = np.dtype(
     [("shard", "<u4"), ("offset", "<u8"), ("size", "<u4"), ("label", "<i4"), ("height", "<u2"), ("width", "<u2")]
 )
 Samples = NDArray[np.void]  # (num_samples,) SAMPLE_DTYPE
-
-
-@dataclass(frozen=True)
-class ClassInfo:
-    """One class; its label is its place in `ShardSet.classes`. `wnid` is its key, also where that is no wnid: the field
-    is called as in dataset.json and in checkpoints."""
-
-    wnid: str
-    name: str
-
-
-def key_name(classes: Iterable[ClassInfo]) -> str:
-    """What the field of these classes' keys is called in JSON for people: "wnid" if all are WordNet ids, else "class".
-
-    One name for all of a dataset's classes, so that a reader of the JSON needs no more than one.
-    """
-    return "wnid" if all(re.fullmatch(r"n[0-9]{8}", info.wnid) for info in classes) else "class"
-
-
-@dataclass(frozen=True)
-class ShardInfo:
-    """One tar file as `dataset.json` records it."""
-
-    file: str
-    samples: int
-    bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -94,18 +70,6 @@ class Split:
         path = self.shard_path(int(row["shard"]))
         place = f"{self.url}/{path.name}" if self.url else path
         return f"{place} at byte {row['offset']} ({self.source_name(sample_id)})"
-
-
-@dataclass(frozen=True)
-class Description:
-    """The content of `dataset.json`. made: how the dataset was made, which no reader depends on: whoever takes
-    something of it looks whether it is there, and what it is."""
-
-    classes: tuple[ClassInfo, ...]
-    shards: dict[str, tuple[ShardInfo, ...]]  # of each split
-    made: dict[str, object]
-    files: dict[str, str]  # table or source list → sha256
-    intact: bool  # it is as it was written
 
 
 @dataclass(frozen=True)
@@ -167,31 +131,6 @@ class ShardSet:
         if name not in self.splits:
             raise ValueError(f"{self.root}: no split {name!r}; it has {', '.join(sorted(self.splits))}")
         return self.splits[name]
-
-
-def read_description(raw: bytes, for_repair: bool = False) -> Description:
-    """`dataset.json` parsed. for_repair: also where another format or no checksum stands in it.
-
-    Raises:
-        DAMAGED: one of these, where it is not like that.
-    """
-    info = json.loads(raw)
-    if not for_repair and info["format"] != FORMAT:
-        raise ValueError(f"format is {info['format']!r}, this version reads {FORMAT!r}")
-    classes = tuple(ClassInfo(str(c["wnid"]), str(c["name"])) for c in info["classes"])
-    splits = {
-        str(name): tuple(
-            ShardInfo(str(s["file"]), int(s["samples"]), int(s["bytes"]), str(s["sha256"])) for s in split["shards"]
-        )
-        for name, split in info["splits"].items()
-    }
-    for shard in (shard for shards in splits.values() for shard in shards):
-        if not (0 <= shard.samples < 1 << 63 and 0 <= shard.bytes < 1 << 63):
-            raise ValueError(f"{shard.file!r} has {shard.samples} samples in {shard.bytes} bytes")
-    made = {str(name): value for name, value in dict(info["made"]).items()}
-    files = {str(name): str(digest) for name, digest in info["files"].items()}
-    checksum = info.pop("checksum", None) if for_repair else info.pop("checksum")
-    return Description(classes, splits, made, files, checksum == _checksum(info))
 
 
 def inside(root: Path, name: str) -> Path:
@@ -282,25 +221,6 @@ def tsv_line(*cells: str) -> bytes:
     return ("\t".join(escape(cell).replace("\t", "\\t") for cell in cells) + "\n").encode("utf-8", "surrogateescape")
 
 
-@contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that appears under its name whole, synced to disk, or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.filename == str(temporary):
-            error.filename = str(path)  # the one that people know
-        raise
-    finally:
-        with suppress(OSError):  # which a read-only directory raises for files that are not there
-            temporary.unlink()
-
-
 def write_split(
     root: Path, name: str, samples: Samples | Iterable[Samples], sources: Iterable[str] | Iterable[bytes]
 ) -> dict[str, str]:
@@ -336,10 +256,6 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _checksum(info: dict[str, object]) -> str:
-    return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
-
-
 def write_info(
     root: Path,
     classes: Iterable[ClassInfo],
@@ -348,16 +264,24 @@ def write_info(
     files: dict[str, str],
 ) -> None:
     """Write `dataset.json`, the last file of a dataset. `files`: what the `write_split` calls returned."""
-    info: dict[str, object] = {
-        "format": FORMAT,
-        "classes": [asdict(c) for c in classes],
-        "splits": {
-            name: {"samples": sum(s.samples for s in shards), "shards": [asdict(s) for s in shards]}
-            for name, shards in ((name, list(shards)) for name, shards in splits.items())
-        },
-        "files": files,
-        "made": made,
-    }
-    info["checksum"] = _checksum(info)
     with atomic_write(root / INFO_FILE) as stream:
-        stream.write(json.dumps(info, indent=1, ensure_ascii=False).encode() + b"\n")
+        stream.write(description_json(classes, splits, made, files))
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that appears under its name whole, synced to disk, or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.filename == str(temporary):
+            error.filename = str(path)  # the one that people know
+        raise
+    finally:
+        with suppress(OSError):  # which a read-only directory raises for files that are not there
+            temporary.unlink()

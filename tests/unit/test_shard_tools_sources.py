@@ -11,7 +11,8 @@ import pytest
 
 from shard_tools.classes import class_infos, keys_with_file, read_class_file
 from shard_tools.encode import EncodeConfig
-from shard_tools.listing import CHUNK, Images, Listing, write_listing
+from shard_tools.listing import Listing, write_listing
+from shard_tools.records import CHUNK, Images
 from shard_tools.rejected import BadImages
 from shard_tools.shard import plan_shards, shuffled
 from shard_tools.sources import SOURCES, SourceOptions, open_source

@@ -257,7 +257,10 @@ def test_an_index_does_not_change_what_is_packed(tmp_path: Path) -> None:
     shard(root / "train-0.tar", ("a", FIELDS))
     assert [info.wnid for info in indexed(root, fields=Fields("img", "label.txt")).classes] == ["three"]
     options = SourceOptions(image_field="img", label_field="output.cls")
-    assert [info.wnid for info in packed(root, tmp_path / "out", source_options=options).classes] == ["000000", "000001"]
+    assert [info.wnid for info in packed(root, tmp_path / "out", source_options=options).classes] == [
+        "000000",
+        "000001",
+    ]
 
 
 def test_mending_keeps_fields_and_names(tmp_path: Path) -> None:
