@@ -140,7 +140,7 @@ def reason(data: bytes, error: Exception) -> str:
 
 def _encode(data: bytes, config: EncodeConfig) -> Encoded:
     header = read_header(data)
-    if not header or header.components == 4:
+    if header is None or header.components == 4:
         return _from_other(data, header, config)
     try:
         return _from_jpeg(data, header, config)
@@ -186,7 +186,7 @@ def _from_other(data: bytes, header: Header | None, config: EncodeConfig) -> Enc
             kind = (image.format or "").lower()
             if data.startswith(SOI):
                 kind = "cmyk" if image.mode == "CMYK" else "odd-jpeg"
-                check_pixels(data, header) if header else check_odd(data)
+                check_pixels(data, header) if header is not None else check_odd(data)
             elif getattr(image, "n_frames", 1) > 1:
                 raise BadImage(f"animated {kind} with {getattr(image, 'n_frames', 1)} frames")
             pixels = np.array(_rgb(image).convert("RGBX"))

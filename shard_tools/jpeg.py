@@ -57,7 +57,7 @@ def read_header(data: bytes) -> Header | None:
                     return None
                 frame, progressive = (height, width, components), marker == PROGRESSIVE
             elif marker == SOS:
-                return Header(*frame, progressive, start, tagged) if frame else None
+                return Header(*frame, progressive, start, tagged) if frame is not None else None
             elif marker in STANDALONE or (marker < 0xD0 and marker != DHT):
                 return None
             tagged |= marker == APP1
@@ -77,7 +77,8 @@ def _is_common(factors: bytes, components: int) -> bool:
 
 def why_not(data: bytes) -> str:
     """Why a JPEG file that libjpeg does not read is none for us, if its frame header tells; else an empty string."""
-    if not (frame := _frame(data)):
+    frame = _frame(data)
+    if frame is None:
         return ""
     marker, bits, height, components = frame
     if marker in HIERARCHICAL:
@@ -144,7 +145,7 @@ def check_odd(data: bytes) -> None:
     to Pillow: scaled down, libjpeg-turbo 3.1 ends the process with a segmentation fault at them.
     """
     frame = _frame(data)
-    if not frame or frame[0] not in (BASELINE, EXTENDED, PROGRESSIVE):
+    if frame is None or frame[0] not in (BASELINE, EXTENDED, PROGRESSIVE):
         return
     try:
         _decode(data, 1, "gray")

@@ -1,6 +1,7 @@
 """The list of what is to be packed: one pass over a `Source` → a directory, whose files `records` describes and reads.
 
-Which images are packed, and what their labels are, is settled here. What is kept in memory grows with classes and containers.
+Which images are packed, and what their labels are, is settled here. In memory is what grows with the number of classes
+and of containers, not of images.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ from shard_tools.classes import gap_lines, keys_with_file, met_lines, stranger
 from shard_tools.records import CHUNK, JOINED, METHODS, PACKED, chunks
 from shard_tools.rejected import NOTHING, Rejected, RejectedRows, refusal
 from shard_tools.sources.base import Source, SourceImage, Unusable
-from shard_tools.sources.naming import numbered_key, some, split_rank
+from shard_tools.sources.naming import few_of, numbered_key, split_rank
 from shard_tools.subset import SPLIT_NAME, Mask, Subset, choose
 from shards.format import file_sha256
 
@@ -197,7 +198,7 @@ def _classes(found: _Pass, splits: list[str], asked: frozenset[str], where: str,
     more. asked: by `--only-classes`, which chooses among them."""
     unknown = sorted(key for key in asked if _forms(key).isdisjoint(found.keys) and _forms(key).isdisjoint(fixed or []))
     if unknown:
-        raise ValueError(f"{where}: has no class {some(unknown)}, which --only-classes asks for")
+        raise ValueError(f"{where}: has no class {few_of(unknown)}, which --only-classes asks for")
     if not splits:
         raise ValueError(f"{where}: has no images")
     if fixed is None:
@@ -229,7 +230,7 @@ def _notes(found: _Pass, splits: list[str], asked: frozenset[str], keys: list[st
     """What `--only-classes` did to the labels, and which classes have no images."""
     notes = []
     if asked:
-        notes.append(f"--only-classes: labels are numbered anew, 0 … {len(keys) - 1} ({some(keys)})")
+        notes.append(f"--only-classes: labels are numbered anew, 0 … {len(keys) - 1} ({few_of(keys)})")
     num_images = {}
     for split in splits:
         by_number = dict(zip(found.keys, found.per_class[split], strict=False))

@@ -125,7 +125,7 @@ def examine(data: bytes) -> Examined:
     """
     try:
         header = read_header(data)
-        if not header or header.components == 4:
+        if header is None or header.components == 4:
             return _examine_other(data)
         if not has_end(data, header):
             raise BadImage("truncated: no end marker")

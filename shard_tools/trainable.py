@@ -10,7 +10,6 @@ import io
 import threading
 import warnings
 from functools import cache
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,8 +40,8 @@ def check_trains(data: bytes, height: int, width: int, compare: bool) -> None:
                 pixels = _decoder().pixels(view, height, width)
         except ValueError as error:
             raise BadImage(f"DALI does not decode it ({error}){'; pack converts it' if compare else ''}") from None
-        if expected:
-            _compare(pixels, expected)
+        if expected is not None:
+            _compare(pixels, *expected)
     except Exception as error:
         raise BadImage(reason(data, error)) from None
 
@@ -64,24 +63,18 @@ def _decoder() -> Decoder:
     return Decoder(DataConfig())
 
 
-class _Expected(NamedTuple):
-    """Pillow's mode, and (H, W, 3) pixels as torchvision's loader gives them."""
-
-    mode: str
-    pixels: NDArray[np.uint8]
-
-
-def _pillow(data: bytes) -> _Expected:
+def _pillow(data: bytes) -> tuple[str, NDArray[np.uint8]]:
+    """Pillow's mode, and (H, W, 3) as torchvision's loader gives them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return _Expected(image.mode, np.asarray(image.convert("RGB")))
+            return image.mode, np.asarray(image.convert("RGB"))
 
 
-def _compare(pixels: NDArray[np.uint8], expected: _Expected) -> None:
-    apart = np.abs(pixels.astype(np.int16) - expected.pixels)
+def _compare(pixels: NDArray[np.uint8], mode: str, expected: NDArray[np.uint8]) -> None:
+    apart = np.abs(pixels.astype(np.int16) - expected)
     if apart.max() > TOLERANCE:
         raise BadImage(
-            f"DALI and Pillow see other colours in it (mode {expected.mode}; up to {apart.max()} of 255 apart, "
+            f"DALI and Pillow see other colours in it (mode {mode}; up to {apart.max()} of 255 apart, "
             f"{apart.mean():.0f} in the mean); pack converts it"
         )

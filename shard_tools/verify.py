@@ -175,10 +175,10 @@ def _table(check: ShardCheck, samples: list[list[Member]]) -> Iterator[Finding]:
             except ValueError as error:
                 yield Finding("table", file, None, str(error).removeprefix(f"{check.path}: "))
                 continue
-            i = row_at.pop(image.offset, None) if image else None
+            i = row_at.pop(image.offset, None) if image is not None else None
             if image is None or i is None:
                 if not check.foreign:
-                    what = "is not in the sample table" if image else f"has members {', '.join(extensions)}"
+                    what = "is not in the sample table" if image is not None else f"has members {', '.join(extensions)}"
                     yield Finding("table", file, None, f"the sample of {members[0].name} {what}")
                 continue
             row, sample = check.rows[i], check.first + i
@@ -225,5 +225,5 @@ def _at_most(findings: Iterator[Finding]) -> Iterator[Finding]:
         if counts[last.kind] <= MAX_FINDINGS_PER_SHARD:
             yield last
     for kind, count in counts.items():
-        if last and count > MAX_FINDINGS_PER_SHARD:
+        if last is not None and count > MAX_FINDINGS_PER_SHARD:
             yield Finding(kind, last.file, None, f"… {count - MAX_FINDINGS_PER_SHARD} more such findings in this shard")

@@ -168,7 +168,7 @@ def pack(
         classes = class_infos(listing.keys, source.class_names(), given, listing.numbered)
         made = _made(source, listing, classes, options)
         if done := _complete(target, made):
-            return Packed(done, already_complete=True, ignored=tuple(source.ignored()))
+            return Packed(done, already_complete=True, ignored=tuple(source.ignored))
         begin(target.local, made)
         jobs = _plan(target, listing, options)
         state = PackProgress(0, sum(listing.num_images.values()), sum(listing.size_bytes.values()), len(jobs))
@@ -177,7 +177,7 @@ def pack(
         rejected = _rejected(target.local, listing, finished, state, options.on_bad)
         duplicates = _finish(target.local, list(listing.num_images), classes, jobs, made, rejected.count)
     shard_set = publish(target.url, target.local) if target.url else ShardSet.open(target.local)
-    return Packed(shard_set, False, state, rejected, duplicates, tuple(source.ignored()))
+    return Packed(shard_set, False, state, rejected, duplicates, tuple(source.ignored))
 
 
 def _target(out: str | os.PathLike[str], staging: Path | None) -> Target:

@@ -1,4 +1,4 @@
-"""The content of `dataset.json`: a dataset's classes, the shards of its splits, how it was made. JSON → `Description`, and back."""
+"""The content of `dataset.json`: classes, shards of each split, how they were made. JSON → `Description`, and back."""
 
 import hashlib
 import json

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from shard_tools.commands.options import local_path, options_of, path_or_url, settings_from
-from shard_tools.commands.running import run
+from shard_tools.commands.running import one_line_errors, run
 from shard_tools.rejected import OnBad
 from shard_tools.sources import SourceOptions
 from shard_tools.sources.tarsamples import Fields
@@ -36,11 +36,9 @@ def pack_command(source: Path, out: Path | str, **values: object) -> None:
       python -m shard_tools pack imagenet s3://bucket/imagenet
       python -m shard_tools pack photos.csv data/photos --split train=0.9,val=0.1
     """
-    try:
+    with one_line_errors():
         _check_encoding(values)
         options = settings_from(PackOptions, values)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from None
     run(lambda progress: pack(source, out, options, progress=progress, say=click.echo), out)
 
 
@@ -97,7 +95,7 @@ def index_command(
     from shard_tools.describe import describe, summary
     from shard_tools.index import index
 
-    try:
+    with one_line_errors():
         shard_set = index(
             directory,
             on_bad=on_bad,
@@ -106,8 +104,6 @@ def index_command(
             workers=workers,
             say=lambda line: click.echo(f"{directory}: {line}"),
         )
-    except ValueError as error:
-        raise click.ClickException(str(error)) from None
     click.echo(summary(describe(shard_set)))
 
 

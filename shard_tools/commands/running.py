@@ -3,7 +3,8 @@
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -14,6 +15,15 @@ from shard_tools.report import closing, progress_bar
 from shard_tools.sources.naming import MAX_IGNORED
 from shard_tools.writer import Packed
 from shards.format import escape
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """A ValueError is told in its line, without a traceback."""
+    try:
+        yield
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
 
 
 def run(work: Callable[[Callable[[PackProgress], None]], Packed], out: Path | str) -> None:
@@ -53,7 +63,7 @@ def _interruptible(work: Callable[[Callable[[PackProgress], None]], Packed]) -> 
 
     handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with progress_bar() as show:
+        with one_line_errors(), progress_bar() as show:
 
             def progress(now: PackProgress) -> None:
                 nonlocal state
@@ -67,8 +77,6 @@ def _interruptible(work: Callable[[Callable[[PackProgress], None]], Packed]) -> 
         done = f"{state.done_shards} of {state.shards} shards are done and kept" if state.shards else "no shard is done"
         click.echo(f"Stopped: {done}; run the same command again to go on.", err=True)
         sys.exit(130)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from None
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from shard_tools.sources.links import broken, is_dir
-from shard_tools.sources.naming import is_image, is_junk, is_nameless, some, split_rank
+from shard_tools.sources.naming import few_of, is_image, is_junk, is_nameless, split_rank
 
 LAYOUT = "a directory with train/CLASS/IMAGE and val/CLASS/IMAGE, or CLASS/IMAGE"
 NONE = "none"  # --split-dirs none: every directory is a class
@@ -173,7 +173,7 @@ def given_layout(root: Path, text: str) -> Layout:
         return Layout([SplitDir("train", "")], given=True)
     splits = [_split_dir(root, item.strip()) for item in re.split(r",(?=\s*[\w-]+\s*=)", text)]
     if twice := sorted({a.split for i, a in enumerate(splits) for b in splits[:i] if a.split == b.split}):
-        raise ValueError(f"--split-dirs {text!r}: has {some(twice)} twice; a split has one directory")
+        raise ValueError(f"--split-dirs {text!r}: has {few_of(twice)} twice; a split has one directory")
     train = next((look(root / s.before).dirs for s in splits if s.split == "train" and not s.after), [])
     tests = [s.before for s in splits if s.split == "test" and len(splits) > 1 and s.before and not s.after]
     unlabelled = next((before for before in tests if is_classless(root / before, train)), "")
@@ -205,5 +205,5 @@ def _split_dir(root: Path, item: str) -> SplitDir:
     )
     if not (root / before).is_dir():
         there = [name for name, entry in visible(root).items() if is_dir(entry)]
-        raise ValueError(f"--split-dirs: {root} has no directory {before.rstrip('/')!r}; it has {some(there)}")
+        raise ValueError(f"--split-dirs: {root} has no directory {before.rstrip('/')!r}; it has {few_of(there)}")
     return SplitDir(split, before, after)

@@ -129,7 +129,7 @@ class Parquet(Source):
                 f"{self.root}: has a part of the data set only (partial-…); get the original files for all"
             )
         part = part_of(self.root) if self.root.is_file() else None
-        if part and part[2] > 1:
+        if part is not None and part[2] > 1:
             self._notes.append(f"{self.root.name} is one of {part[2]} files; give the directory for all of them")
         return kept
 

@@ -144,8 +144,8 @@ def _named(sample: list[Member], names: str) -> Iterator[tuple[Member, str]]:
     """The members that have one of the names, in their order, and the key in a .json's object, "" for all of it."""
     fields = {member.extension.lower(): member for member in reversed(sample)}
     for name in (name.strip().removeprefix(".") for name in names.split(";")):
-        if member := fields.get(name.lower()):
-            yield member, ""
+        if name.lower() in fields:
+            yield fields[name.lower()], ""
         for extension, member in fields.items():
             if f".{extension}".endswith(".json") and name.lower().startswith(f"{extension}."):
                 yield member, name[len(extension) + 1 :]

@@ -76,7 +76,7 @@ def test_splits_classes_and_order(tmp_path):
     assert listing.size_bytes["train"] == 5 + len("train/a/x.PNG") + len("train/b/2.JPG") + len(
         "train/b/deep/er/1.jpeg"
     )
-    assert sorted(source.ignored()) == ["README", "train/a/notes.txt", "train/stray.jpg"]
+    assert sorted(source.ignored) == ["README", "train/a/notes.txt", "train/stray.jpg"]
     with Images(listing.root, "train") as images:
         image = images[0]
         assert ByteReader().read(image.name, image.place, image.size_bytes) == b"12345"

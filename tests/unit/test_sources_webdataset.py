@@ -363,7 +363,7 @@ def test_what_systems_leave_in_tars_is_no_sample(tmp_path: Path) -> None:
     write_tar(root / "train-0.tar", [*left, ("d/a.jpg", jpeg(1)), ("d/a.cls", b"0")])
     source = open_source(root)
     assert [each.name for each in source.images(tmp_path)] == ["train-0.tar/d/a.jpg"]
-    assert source.ignored() == [f"train-0.tar/{name}" for name, _ in left]
+    assert source.ignored == [f"train-0.tar/{name}" for name, _ in left]
     assert indexed(root).made["ignored"] == 3
 
 
