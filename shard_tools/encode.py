@@ -186,7 +186,10 @@ def _from_other(data: bytes, header: Header | None, config: EncodeConfig) -> Enc
             kind = (image.format or "").lower()
             if data.startswith(SOI):
                 kind = "cmyk" if image.mode == "CMYK" else "odd-jpeg"
-                check_pixels(data, header) if header is not None else check_odd(data)
+                if header is not None:
+                    check_pixels(data, header)
+                else:
+                    check_odd(data)
             elif getattr(image, "n_frames", 1) > 1:
                 raise BadImage(f"animated {kind} with {getattr(image, 'n_frames', 1)} frames")
             pixels = np.array(_rgb(image).convert("RGBX"))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from shard_tools.sources.layout import LAYOUT, NONE, Layout, Level, SplitDir, is_classless, look
+from shard_tools.sources.layout import LAYOUT, NONE, Layout, Level, SplitDir, image_count, is_classless, look
 from shard_tools.sources.naming import EXTENSIONS, few_of, is_image, is_nameless, split_in, split_rank
 
 
@@ -37,7 +37,7 @@ def find_layout(root: Path) -> Layout:
     if inside:
         return _lone(root, inside, level)
     if not level.dirs:
-        beside = f", but {_count(level.images)} beside them" if level.images else ""
+        beside = f", but {image_count(len(level.images))} beside them" if level.images else ""
         raise ValueError(f"{root}: no images ({', '.join(EXTENSIONS)}) in its class directories{beside}; give {LAYOUT}")
     classes = [SplitDir("train", "")]
     _check_strays(root, "", level, classes)
@@ -84,7 +84,9 @@ def _lone(root: Path, inside: str, level: Level) -> Layout:
 def _check_strays(root: Path, directory: str, level: Level, reading: list[SplitDir]) -> None:
     """A few images beside the class directories are left out, with a line; many are no mistake."""
     if len(level.images) > len(level.dirs):
-        found = f"{directory or 'it'} has {_count(level.images)} beside its directories ({few_of(level.images)})"
+        found = (
+            f"{directory or 'it'} has {image_count(len(level.images))} beside its directories ({few_of(level.images)})"
+        )
         option = spec(reading) if reading != [SplitDir("train", "")] else NONE
         raise unclear(root, found, (option, "they are left out"))
 
@@ -219,9 +221,9 @@ class _Splits:
             inner = look(self.root / here / keys[0])
             if inner.is_container:
                 deeper = spec(self._reading(self.words, inner=True)), "its subdirectories are the classes"
-                readings = [as_classes, deeper][
-                    : 1 if self._known and self._known.isdisjoint([*keys, *inner.dirs]) else 2
-                ]
+                readings = [as_classes]
+                if not (self._known and self._known.isdisjoint([*keys, *inner.dirs])):
+                    readings.append(deeper)
                 raise unclear(self.root, f"all images of {here} lie in subdirectories of {keys[0]}/", *readings)
             if is_nameless(keys[0]):
                 found = f"all images of {here} lie in {keys[0]}/, without class directories"
@@ -259,7 +261,3 @@ def _table(root: Path) -> str:
     tables = [path for path in sorted(root.iterdir()) if path.suffix.lower() in (".csv", ".tsv") and path.is_file()]
     there = f", as {few_of([path.name for path in tables])} may do" if tables else ""
     return f"list all images in a CSV file with the columns path, label and split{there}, and pack that"
-
-
-def _count(images: list[str]) -> str:
-    return f"{len(images)} image{'s' if len(images) > 1 else ''}"

@@ -137,7 +137,11 @@ def described(root: Path, path: str) -> str:
     if not (root / path).is_dir():
         return path
     count = count_images(root / path)
-    return f"{path}/ ({count} image{'s' if count > 1 else ''})" if count else f"{path}/"
+    return f"{path}/ ({image_count(count)})" if count else f"{path}/"
+
+
+def image_count(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"
 
 
 def count_images(directory: Path) -> int:

@@ -137,7 +137,8 @@ def as_label(value: object) -> int | str | None:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | str):
         return None
-    return value if (is_text(value) if isinstance(value, str) else value >= 0) else None
+    is_label = is_text(value) if isinstance(value, str) else value >= 0
+    return value if is_label else None
 
 
 def _named(sample: list[Member], names: str) -> Iterator[tuple[Member, str]]:
