@@ -22,7 +22,7 @@ from shard_tools.trainable import ANY_SIZE, check_stored
 from shards.format import SAMPLE_DTYPE, Samples, ShardInfo, atomic_write, file_sha256, index_path
 
 
-@dataclass
+@dataclass(frozen=True)
 class RepairedShard:
     """One shard afterwards. keep: which of its old rows are left; None where the rows are new."""
 
