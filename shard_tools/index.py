@@ -6,6 +6,7 @@ are told as `sources.webdataset` tells them. An ordinary JPEG is checked by its 
 rest; what DALI may decode otherwise than Pillow is decoded by both (`trainable`).
 """
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
@@ -25,7 +26,6 @@ from shard_tools.scan import Scanned, scan_shard
 from shard_tools.sources.tarsamples import FIND_OUT, NO_LABEL, Fields, check_fields
 from shard_tools.sources.webdataset import LabelsMet, names_beside, tars, unlabelled_test
 from shard_tools.workers import LOST, num_cpus, process_pool
-from shards.description import read_description
 from shards.format import (
     DAMAGED,
     INFO_FILE,
@@ -105,7 +105,7 @@ def _find_tars(directory: Path) -> dict[str, list[Path]]:
 
 def _is_indexed(directory: Path) -> bool:
     try:
-        return bool(read_description(inside(directory, INFO_FILE).read_bytes(), for_repair=True).made["indexed"])
+        return bool(json.loads(inside(directory, INFO_FILE).read_bytes())["made"]["indexed"])
     except DAMAGED:
         return False
 
