@@ -87,9 +87,8 @@ def labels(column: "Array") -> list[Label | None]:
             column = pa.compute.utf8_trim_whitespace(column.cast(pa.large_string()))
         else:
             if pa.types.is_decimal(kind):
-                column = column.cast(
-                    pa.decimal128(38, kind.scale)
-                )  # narrower ones without a fraction do not cast (26.0)
+                # narrower ones without a fraction do not cast (pyarrow 26.0)
+                column = column.cast(pa.decimal128(38, kind.scale))
             column = column.cast(pa.int64())
         values: list[Label | None] = column.to_pylist()
         return values
