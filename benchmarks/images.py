@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from shard_tools.workers import num_cpus
-from shard_tools.writer import pack
+from shard_tools.writer import PackOptions, pack
 from shards.format import INFO_FILE
 
 PREFIX = "synthetic:"
@@ -69,7 +69,7 @@ def make(out: Path, width: int, height: int) -> None:
         with folder as images, ThreadPoolExecutor(num_cpus()) as pool:
             for split, count in NUM_IMAGES.items():
                 write_images(Path(images) / split, split, sizes(width, height, count), pool)
-            pack(images, out, samples_per_shard=max(1, max(NUM_IMAGES.values()) // 4), executor=pool)
+            pack(images, out, PackOptions(samples_per_shard=max(1, max(NUM_IMAGES.values()) // 4)), executor=pool)
     except OSError as error:
         shutil.rmtree(out, ignore_errors=True)
         raise ValueError(f"{error.filename or out}: cannot be written ({error.strerror})") from None

@@ -14,7 +14,7 @@ import numpy as np
 from shard_tools.class_match import match_classes
 from shard_tools.classes import plain_key
 from shard_tools.sources.imagenet import NAME_AGREEMENT, imagenet_classes
-from shard_tools.sources.naming import some
+from shard_tools.sources.naming import few_of
 from shards.format import ClassInfo, ShardSet
 
 Classes = Sequence[ClassInfo]
@@ -100,8 +100,8 @@ def relabelled(dataset: ShardSet, split: str, network: Classes, found: ClassMap,
         unknown = [dataset.classes[label].wnid for label in np.unique(samples["label"][labels < 0])]
         raise ValueError(
             f"{dataset.url or dataset.root}: {split} has images of {len(unknown):,} classes that {checkpoint} does not "
-            f"know: {some(unknown)}; it knows {len(network):,}: {some([info.wnid for info in network])}. Pack without "
-            "them (--only-classes), or say with --class-map FILE which they are"
+            f"know: {few_of(unknown)}; it knows {len(network):,}: {few_of([info.wnid for info in network])}. Pack "
+            "without them (--only-classes), or say with --class-map FILE which they are"
         )
     samples = np.array(samples)
     samples["label"] = labels
@@ -145,12 +145,12 @@ def read_class_map(path: Path, network: Classes, dataset: Classes) -> dict[str, 
             if ours.label(other) >= 0 and theirs.label(key) >= 0:
                 raise ValueError(f"{where}: {key!r} is the dataset's; write the network's class first: {other} {key}")
             raise ValueError(
-                f"{where}: the network has no class {key!r}; it has {some([info.wnid for info in network])}"
+                f"{where}: the network has no class {key!r}; it has {few_of([info.wnid for info in network])}"
             )
         if place >= 0 and found.setdefault(dataset[place].wnid, label) != label:
             raise ValueError(f"{where}: {other!r} is given two of the network's classes; leave one of them out")
     if not found:
-        keys = some([info.wnid for info in dataset])
+        keys = few_of([info.wnid for info in dataset])
         raise ValueError(f"{path}: names none of the dataset's classes ({keys}); its lines are KEY-of-the-network KEY")
     return found
 

@@ -19,7 +19,7 @@ from commands.load import Loaded, load_network
 from pipeline.build import threads_per_rank
 from shard_tools.classes import class_infos, read_class_file
 from shard_tools.encode import EncodeConfig
-from shard_tools.sources.naming import EXTENSIONS, Ignored, some
+from shard_tools.sources.naming import EXTENSIONS, Ignored, few_of
 from shard_tools.terminal import as_shown
 from shards.format import ClassInfo, escape, key_name
 from training import distributed, environment
@@ -104,7 +104,7 @@ def run(
     except OSError as error:
         raise click.ClickException(f"{error.filename or checkpoint}: {error.strerror or error}") from None
     if ignored:
-        click.echo(f"left out, not named as images: {some(ignored)}", err=True)
+        click.echo(f"left out, not named as images: {few_of(ignored)}", err=True)
     if num_bad:
         click.echo(f"{num_bad} of {num_images} files could not be decoded", err=True)
         sys.exit(1)

@@ -3,14 +3,14 @@
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shard_tools.sources.imagenet import imagenet_names
-from shard_tools.sources.naming import check_number, is_text, numbered_keys, some
+from shard_tools.sources.naming import check_number, few_of, is_text, numbered_keys
 from shards.format import ClassInfo
 
 
@@ -56,23 +56,23 @@ def keys_with_file(keys: list[str], path: Path | None) -> list[str]:
     return numbered_keys(max(len(keys), *(number + 1 for number in numbers))) if numbers else keys
 
 
-def gap_lines(keys: Sequence[str], num_images: dict[str, np.ndarray]) -> Iterator[str]:
+def gap_lines(keys: Sequence[str], num_images: Mapping[str, NDArray[np.int64]]) -> Iterator[str]:
     """Lines for people about classes without images. num_images: split → (num_classes,), the training split first."""
     splits = list(num_images)
     empty = np.flatnonzero(np.sum(list(num_images.values()), axis=0) == 0)
     if len(empty):
-        yield f"{len(empty):,} of {len(keys):,} classes without images, which keep their labels: {_some(keys, empty)}"
+        yield f"{len(empty):,} of {len(keys):,} classes without images, which keep their labels: {_few_of(keys, empty)}"
     for split in splits[1:]:
         new = np.flatnonzero((num_images[split] > 0) & (num_images[splits[0]] == 0))
         if len(new):
-            yield f"classes with images in {split} and none in {splits[0]}: {len(new):,}, {_some(keys, new)}"
+            yield f"classes with images in {split} and none in {splits[0]}: {len(new):,}, {_few_of(keys, new)}"
 
 
 def met_lines(keys: Sequence[str], lost: set[str]) -> Iterator[str]:
     """Lines for people about classes that are the sorted keys met, where that may surprise. lost: the keys of unusable
     images."""
     if missing := sorted(lost.difference(keys)):
-        yield f"no image of class {some(missing)} can be used, so that there are {len(keys):,} classes without it"
+        yield f"no image of class {few_of(missing)} can be used, so that there are {len(keys):,} classes without it"
     if all(key.isascii() and key.isdecimal() for key in keys):
         moved = [f"the label of {key!r} is {label}" for label, key in enumerate(keys) if int(key) != label]
         if moved:
@@ -86,7 +86,7 @@ def stranger(split: str, keys: set[str], first: str, known: set[str]) -> str:
     for key in extra:
         if other := written.get(_alike(key)):
             return f"class {key!a} of {split} is written {other!a} in {first}; rename one of them"
-    return f"class {some(extra)} of {split} is not in {first}; add it there or remove it from {split}"
+    return f"class {few_of(extra)} of {split} is not in {first}; add it there or remove it from {split}"
 
 
 def _alike(key: str) -> str:
@@ -94,8 +94,8 @@ def _alike(key: str) -> str:
     return plain_key(" ".join(unicodedata.normalize("NFKC", key).casefold().split()))
 
 
-def _some(keys: Sequence[str], labels: np.ndarray) -> str:
-    return some([keys[label] for label in labels.tolist()])
+def _few_of(keys: Sequence[str], labels: NDArray[np.int64]) -> str:
+    return few_of([keys[label] for label in labels.tolist()])
 
 
 def plain_key(key: str) -> str:
@@ -156,10 +156,12 @@ def _key_and_name(line: str, keys: set[str]) -> tuple[str, str]:
     return " ".join(words[:num]), " ".join(words[num:] or words[:num])
 
 
-def _json_entries(found: Any, path: Path) -> dict[str, str]:
+def _json_entries(found: dict[str, object] | list[object], path: Path) -> dict[str, str]:
     """From an object of names, or of lists that end in one (`{"0": ["n01440764", "tench"]}`), or from a list."""
-    entries = dict(enumerate(found)) if isinstance(found, list) else found
-    names = {str(key): value[-1] if isinstance(value, list) and value else value for key, value in entries.items()}
-    if not all(isinstance(name, str) and is_text(name) for name in names.values()):
-        raise ValueError(f'{path}: must give each class a text, as {{"n01440764": "tench"}}')
+    names: dict[str, str] = {}
+    for key, value in enumerate(found) if isinstance(found, list) else found.items():
+        name = value[-1] if isinstance(value, list) and value else value
+        if not isinstance(name, str) or not is_text(name):
+            raise ValueError(f'{path}: must give each class a text, as {{"n01440764": "tench"}}')
+        names[str(key)] = name
     return names

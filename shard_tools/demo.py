@@ -13,54 +13,61 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from shard_tools.execute import PackProgress
 from shard_tools.workers import missing_semaphores, num_cpus, process_pool
-from shard_tools.writer import Packed, pack
+from shard_tools.writer import Packed, PackOptions, pack
 from shards.format import INFO_FILE
 
+Coordinates = NDArray[np.floating]  # (height, width)
+Pixels = NDArray[np.uint8]
 NUM_IMAGES = {"train": 3000, "val": 1000}
 
 
-def disc(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def disc(x: Coordinates, y: Coordinates) -> Coordinates:
     return np.hypot(x, y) - 0.95
 
 
-def ring(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def ring(x: Coordinates, y: Coordinates) -> Coordinates:
     return np.abs(np.hypot(x, y) - 0.72) - 0.28
 
 
-def cross(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def cross(x: Coordinates, y: Coordinates) -> Coordinates:
     x, y = np.abs(x), np.abs(y)
-    return np.minimum(np.maximum(x - 0.34, y - 1), np.maximum(y - 0.34, x - 1))
+    distance: Coordinates = np.minimum(np.maximum(x - 0.34, y - 1), np.maximum(y - 0.34, x - 1))
+    return distance
 
 
-def triangle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def triangle(x: Coordinates, y: Coordinates) -> Coordinates:
     return np.maximum(np.maximum(0.866 * x - 0.5 * y, -0.866 * x - 0.5 * y), y) - 0.55
 
 
-def star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def star(x: Coordinates, y: Coordinates) -> Coordinates:
     """Five points: fold the plane into one of ten sectors, in which the outline is a straight line."""
     radius, angle = np.hypot(x, y), np.arctan2(y, x)
     angle = np.abs((angle + np.pi / 5) % (2 * np.pi / 5) - np.pi / 5)
     inner = 0.52 * np.array([np.cos(np.pi / 5), np.sin(np.pi / 5)])
     normal = np.array([inner[1], 1.05 - inner[0]]) / np.hypot(inner[1], 1.05 - inner[0])
-    return (radius * np.cos(angle) - 1.05) * normal[0] + radius * np.sin(angle) * normal[1]
+    distance: Coordinates = (radius * np.cos(angle) - 1.05) * normal[0] + radius * np.sin(angle) * normal[1]
+    return distance
 
 
-def stripes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.sin(2 * np.pi * x)
+def stripes(x: Coordinates, y: Coordinates) -> Coordinates:
+    which: Coordinates = np.sin(2 * np.pi * x)
+    return which
 
 
-def checker(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return 1.5 * np.sin(2 * np.pi * x) * np.sin(2 * np.pi * y)
+def checker(x: Coordinates, y: Coordinates) -> Coordinates:
+    which: Coordinates = 1.5 * np.sin(2 * np.pi * x) * np.sin(2 * np.pi * y)
+    return which
 
 
 # Shapes: coordinates in units of the object's radius → signed distance to the outline, negative inside.
@@ -70,7 +77,7 @@ TEXTURES = {f.__name__: f for f in (checker, stripes)}
 CLASSES = [(shape, texture) for shape in SHAPES for texture in TEXTURES]
 
 
-def draw(shape: str, texture: str, rng: np.random.Generator) -> np.ndarray:
+def draw(shape: str, texture: str, rng: np.random.Generator) -> Pixels:
     """One picture: (height, width, 3) uint8, shorter side 48 to 112, aspect ratio 3:4 to 4:3."""
     side = int(rng.integers(48, 113))
     longer = round(side * rng.uniform(1, 4 / 3))
@@ -104,7 +111,7 @@ def draw(shape: str, texture: str, rng: np.random.Generator) -> np.ndarray:
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
-def _colours(rng: np.random.Generator) -> np.ndarray:
+def _colours(rng: np.random.Generator) -> NDArray[np.float64]:
     """(3, 3) RGB: two of the object, one of the background, each well apart from the others in brightness or hue."""
     while True:
         colours = rng.uniform(10, 245, (3, 3))
@@ -113,7 +120,7 @@ def _colours(rng: np.random.Generator) -> np.ndarray:
             return colours
 
 
-def _turned(x: np.ndarray, y: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
+def _turned(x: Coordinates, y: Coordinates, angle: float) -> tuple[Coordinates, Coordinates]:
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     return cos * x + sin * y, cos * y - sin * x
 
@@ -153,11 +160,32 @@ def make_demo(
         ValueError: as `pack`.
     """
     out = Path(out)
-    workers = workers or num_cpus()
+    try:
+        with _images_dir(out) as images:
+            for split in num_images:
+                for shape, texture in CLASSES:
+                    (images / split / f"{shape}-{texture}").mkdir(parents=True)
+            with nullcontext(executor) if executor else process_pool(workers or num_cpus()) as pool:
+                chunks = [
+                    pool.submit(write_images, images, split, start, min(start + chunk, count), seed)
+                    for split, count in num_images.items()
+                    for start in range(0, count, chunk)
+                ]
+                for future in chunks:
+                    future.result()
+                options = PackOptions(samples_per_shard=max(1, -(-max(num_images.values()) // 5)), seed=seed)
+                return pack(images, out, options, executor=pool, progress=progress)
+    except OSError as error:
+        raise ValueError(f"{error.filename or out}: cannot be written ({error.strerror})") from None
+
+
+@contextmanager
+def _images_dir(out: Path) -> Iterator[Path]:
+    """A locked directory beside `out`, for as long as the `with` block lasts; those of killed runs are removed."""
     prefix = f".{out.name}-images-"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        for stale in out.parent.glob(f"{glob.escape(prefix)}*"):  # of a killed run
+        for stale in out.parent.glob(f"{glob.escape(prefix)}*"):
             if (lock := _lock(stale)) is not None:
                 shutil.rmtree(stale, ignore_errors=True)
                 os.close(lock)
@@ -166,27 +194,7 @@ def make_demo(
     except OSError as error:
         raise ValueError(f"{out.parent}: cannot be written ({error.strerror})") from None
     try:
-        for split in num_images:
-            for shape, texture in CLASSES:
-                (images / split / f"{shape}-{texture}").mkdir(parents=True)
-        with nullcontext(executor) if executor else process_pool(workers) as pool:
-            chunks = [
-                pool.submit(write_images, images, split, start, min(start + chunk, count), seed)
-                for split, count in num_images.items()
-                for start in range(0, count, chunk)
-            ]
-            for future in chunks:
-                future.result()
-            return pack(
-                images,
-                out,
-                samples_per_shard=max(1, -(-max(num_images.values()) // 5)),
-                seed=seed,
-                executor=pool,
-                progress=progress,
-            )
-    except OSError as error:
-        raise ValueError(f"{error.filename or images}: cannot be written ({error.strerror})") from None
+        yield images
     finally:
         shutil.rmtree(images, ignore_errors=True)
         if lock is not None:

@@ -1,11 +1,12 @@
 """A dataset described: as data (`info --json`), as a few lines, and as histograms for a terminal."""
 
 from itertools import pairwise
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
 
-from shards.format import ShardSet
+from shards.format import Samples, ShardSet
 
 QUANTILES = (0, 5, 50, 95, 100)
 BINS = 10
@@ -14,9 +15,37 @@ UNTURNED = "image(s) have an EXIF orientation that is not applied, as in torchvi
 EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
 
 
-def describe(shard_set: ShardSet) -> dict[str, Any]:
-    """What `info --json` prints. Sizes are in bytes, image sizes in pixels; quantiles are keyed by percentage."""
-    splits = {}
+class Histogram(TypedDict):
+    """`counts[i]` images (or classes) have `edges[i]` ≤ value < `edges[i + 1]`."""
+
+    edges: list[int]
+    counts: list[int]
+
+
+class SplitFacts(TypedDict):
+    """Sizes are in bytes, those of images (`height`, `width`, `short_side`) in pixels."""
+
+    samples: int
+    shards: int
+    bytes: int
+    mean_image_bytes: float
+    samples_per_class: dict[str, int]  # min, max
+    quantiles: dict[str, dict[str, float]]  # of height, width, bytes, by percentage
+    histograms: dict[str, Histogram]  # of short_side, samples_per_class
+
+
+class Facts(TypedDict):
+    """What `info --json` prints."""
+
+    root: str
+    num_classes: int
+    classes: list[str]
+    splits: dict[str, SplitFacts]
+    made: dict[str, object]
+
+
+def describe(shard_set: ShardSet) -> Facts:
+    splits: dict[str, SplitFacts] = {}
     for name, split in shard_set.splits.items():
         per_class = np.bincount(split.samples["label"], minlength=len(shard_set.classes))
         sizes = {key: split.samples[key] for key in ("height", "width")} | {"bytes": split.samples["size"]}
@@ -42,15 +71,14 @@ def describe(shard_set: ShardSet) -> dict[str, Any]:
     }
 
 
-def _histograms(samples: np.ndarray, per_class: np.ndarray) -> dict[str, dict[str, list[int]]]:
-    """`counts[i]` images (or classes) have `edges[i]` ≤ value < `edges[i + 1]`."""
+def _histograms(samples: Samples, per_class: NDArray[np.int64]) -> dict[str, Histogram]:
     if not len(samples):
         return {}
     values = {
         "short_side": np.minimum(samples["height"], samples["width"]),
         "samples_per_class": per_class,
     }
-    found = {}
+    found: dict[str, Histogram] = {}
     for key, numbers in values.items():
         low, high = int(numbers.min()), int(numbers.max()) + 1
         steps = np.geomspace(low, high, BINS + 1) if high > 8 * max(low, 1) > 8 else np.linspace(low, high, BINS + 1)
@@ -60,7 +88,7 @@ def _histograms(samples: np.ndarray, per_class: np.ndarray) -> dict[str, dict[st
     return found
 
 
-def summary(info: dict[str, Any]) -> str:
+def summary(info: Facts) -> str:
     """The same for people."""
     shown = ", ".join(info["classes"][:5]) + (", …" if info["num_classes"] > 5 else "")
     lines = [f"{info['root']}: {info['num_classes']} classes ({shown})"]
@@ -87,7 +115,7 @@ def summary(info: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def histograms(info: dict[str, Any]) -> str:
+def histograms(info: Facts) -> str:
     """Each split's shorter sides and class sizes as bars."""
     titles = {"short_side": ("shorter side, pixels", "images"), "samples_per_class": ("images of a class", "classes")}
     lines = []

@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shard_tools.part import read_names, read_rows
 from shards.format import atomic_write, tsv_line, unescape
@@ -90,12 +91,12 @@ def _lines(parts: list[PartFile], keys: list[str], found: Duplicates) -> Iterato
             yield tsv_line(f"{row['high']:016x}{row['low']:016x}", what, split, str(sample), key, name)
 
 
-def _differs(values: np.ndarray) -> np.ndarray:
+def _differs(values: NDArray[np.uint64]) -> NDArray[np.bool_]:
     """(n,) bool: whether each differs from the one before; the first does."""
     return np.append(True, values[1:] != values[:-1])[: len(values)]
 
 
-def _rows(part: PartFile, splits: list[str], number: int, passes: int) -> np.ndarray:
+def _rows(part: PartFile, splits: list[str], number: int, passes: int) -> NDArray[np.void]:
     """The rows of a part whose hashes belong to one of the passes. (n,) FOUND."""
     rows = read_rows(part.path)
     mine = np.flatnonzero(rows["hash_low"] % np.uint64(passes) == number)
@@ -105,7 +106,7 @@ def _rows(part: PartFile, splits: list[str], number: int, passes: int) -> np.nda
     return found
 
 
-def _names(rows: np.ndarray, parts: list[PartFile], splits: list[str]) -> dict[tuple[str, int], str]:
+def _names(rows: NDArray[np.void], parts: list[PartFile], splits: list[str]) -> dict[tuple[str, int], str]:
     """(split, sample) → source name of some rows; reads through the names of all parts that have one."""
     names = {}
     for part in parts:

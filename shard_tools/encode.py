@@ -13,19 +13,22 @@ width are those of the stored pixels, as PIL and torchvision see them. JPEGs tha
 import io
 import warnings
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from shard_tools.jpeg import SCALES, SOI, Header, check_odd, check_pixels, decode, has_end, read_header, why_not
+from shard_tools.option import Option
 from shard_tools.orientation import UPRIGHT, jpeg_orientation, orientation_of, sides, upright
 from shard_tools.resize import resize
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 SIGNATURES = {SOI: "JPEG", b"\x89PNG\r\n\x1a\n": "PNG"}  # how files begin; less than that tells no format
-CHECKS = ("decode", "header")
-SUBSAMPLINGS = ("420", "422", "444")
+Check = Literal["decode", "header"]
+Subsampling = Literal["420", "422", "444"]
+CHECKS, SUBSAMPLINGS = get_args(Check), get_args(Subsampling)
 MAX_PIXELS = 178_956_970  # where Pillow suspects a decompression bomb; the largest ImageNet JPEG has about half
 MAX_SIDE = 65_500  # libjpeg's JPEG_MAX_DIMENSION
 CONVERTED_QUALITY, CONVERTED_SUBSAMPLING = 95, "444"
@@ -52,15 +55,15 @@ class EncodeConfig:
     apply_orientation: turn the pixels where EXIF's orientation is not 1; if that is all, quality 95 and 4:4:4 as well.
     """
 
-    check: Literal["decode", "header"] = "decode"
-    max_pixels: int = MAX_PIXELS
-    max_side: int | None = None
-    short_side: int | None = None
-    quality: int = 90
-    subsampling: Literal["420", "422", "444"] = "420"
-    reencode: bool = False
-    baseline: bool = False
-    apply_orientation: bool = False
+    check: Annotated[Check, Option("How JPEGs are checked.", choices=CHECKS, shown=True)] = "decode"
+    max_pixels: Annotated[int, Option("More make an image bad.", least=1, shown=True)] = MAX_PIXELS
+    max_side: Annotated[int | None, Option("Scale images down to this longer side, in pixels.", least=1)] = None
+    short_side: Annotated[int | None, Option("Scale images down to this shorter side.", least=1)] = None
+    quality: Annotated[int, Option("Of JPEGs written anew.  [default: 90]", least=1, most=100)] = 90
+    subsampling: Annotated[Subsampling, Option("Of JPEGs written anew.  [default: 420]", choices=SUBSAMPLINGS)] = "420"
+    reencode: Annotated[bool, Option("Write every image anew at its size.")] = False
+    baseline: Annotated[bool, Option("Write progressive JPEGs anew, as hardware decoders want them.")] = False
+    apply_orientation: Annotated[bool, Option("Turn images as their EXIF orientation says.")] = False
 
     def __post_init__(self) -> None:
         if self.check not in CHECKS:
@@ -82,7 +85,7 @@ class EncodeConfig:
         bound = self.max_side or self.short_side or side
         if side <= bound:
             return height, width
-        return tuple(max(1, (n * bound + side // 2) // side) for n in (height, width))  # type: ignore[return-value]
+        return max(1, (height * bound + side // 2) // side), max(1, (width * bound + side // 2) // side)
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ def reason(data: bytes, error: Exception) -> str:
 
 def _encode(data: bytes, config: EncodeConfig) -> Encoded:
     header = read_header(data)
-    if not header or header.components == 4:
+    if header is None or header.components == 4:
         return _from_other(data, header, config)
     try:
         return _from_jpeg(data, header, config)
@@ -183,7 +186,10 @@ def _from_other(data: bytes, header: Header | None, config: EncodeConfig) -> Enc
             kind = (image.format or "").lower()
             if data.startswith(SOI):
                 kind = "cmyk" if image.mode == "CMYK" else "odd-jpeg"
-                check_pixels(data, header) if header else check_odd(data)
+                if header is not None:
+                    check_pixels(data, header)
+                else:
+                    check_odd(data)
             elif getattr(image, "n_frames", 1) > 1:
                 raise BadImage(f"animated {kind} with {getattr(image, 'n_frames', 1)} frames")
             pixels = np.array(_rgb(image).convert("RGBX"))
@@ -202,7 +208,7 @@ def _check_size(height: int, width: int, config: EncodeConfig) -> None:
 
 
 def _write(
-    pixels: np.ndarray, size: tuple[int, int], kind: str, orientation: int, config: EncodeConfig, asked: bool
+    pixels: NDArray[np.uint8], size: tuple[int, int], kind: str, orientation: int, config: EncodeConfig, asked: bool
 ) -> Encoded:
     """`pixels`: (height, width, 1 gray or 4 RGBX) uint8 as they lie in the file; `size`: theirs, or a smaller one.
 

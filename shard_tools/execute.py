@@ -1,12 +1,11 @@
 """Run the shards that are missing on an engine, and say how far it is: jobs → finished jobs, whose parts lie in OUT."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
-from shard_tools.part import Part
 from shard_tools.shard import ShardJob, finished_part, write_shard
 from shard_tools.workers import LOST, Engine, dask_engine, local_engine, num_cpus
 from shards.format import shard_file
@@ -47,61 +46,72 @@ def run_shards(
     progress: Callable[[PackProgress], None],
 ) -> list[ShardJob]:
     """Make the shards that are missing; returns those that are finished. Stops early at bad images that may not be."""
-    finished: set[int] = set()
-    any_bad = False
-
-    def finish(number: int, part: Part) -> None:
-        nonlocal any_bad
-        finished.add(number)
-        any_bad |= bool(part.bad)
-        state.done_shards += 1
-        state.done_images += jobs[number].count
-        state.done_bytes += jobs[number].size_bytes
-        state.written_bytes += part.info.bytes if part.info else 0
-
-    todo = []
-    for number, job in enumerate(jobs):
-        part = finished_part(job)
-        if part is None:
-            todo.append(number)
-        else:
-            finish(number, part)
+    run = _Run(jobs, state, progress, stop_at_bad=on_bad == "fail")
+    todo = [number for number in range(len(jobs)) if not run.is_finished(number)]
     state.kept_shards, state.kept_images, state.kept_bytes = state.done_shards, state.done_images, state.done_bytes
     state.seen_bytes = state.done_bytes
     progress(state)
-    if not todo or (any_bad and on_bad == "fail"):
-        return [jobs[number] for number in sorted(finished)]
-    queue = iter(todo)
-    running: dict[Future[None], int] = {}
-    with engine as workers:
+    if todo and not run.must_stop:
+        with engine as workers:
+            try:
+                run.work_off(iter(todo), workers)
+            except workers.lost:
+                progress(state)  # lets the caller stop here, if the workers died of the signal that told it to
+                raise ValueError(
+                    "a worker process died (out of memory?); finished shards are kept: run the same command again, "
+                    + workers.remedy
+                ) from None
+    return [jobs[number] for number in sorted(run.finished)]
+
+
+@dataclass
+class _Run:
+    """The jobs by number, and which of them are finished."""
+
+    jobs: list[ShardJob]
+    state: PackProgress
+    progress: Callable[[PackProgress], None]
+    stop_at_bad: bool
+    must_stop: bool = False
+    finished: set[int] = field(default_factory=set)
+
+    def is_finished(self, number: int) -> bool:
+        """Whether a shard is there and whole; takes note of it."""
+        job, state = self.jobs[number], self.state
+        part = finished_part(job)
+        if part is None:
+            return False
+        self.finished.add(number)
+        self.must_stop |= self.stop_at_bad and len(part.bad) > 0
+        state.done_shards += 1
+        state.done_images += job.count
+        state.done_bytes += job.size_bytes
+        state.written_bytes += part.info.bytes if part.info else 0
+        return True
+
+    def work_off(self, todo: Iterator[int], workers: Engine) -> None:
+        """Make shards, twice as many at a time as there are slots, so that none waits for this process."""
+        running: dict[Future[None], int] = {}
         try:
             while True:
-                stop = on_bad == "fail" and any_bad
-                for number in islice(queue, 0 if stop else 2 * workers.slots - len(running)):
-                    running[workers.executor.submit(write_shard, jobs[number])] = number
+                for number in islice(todo, 0 if self.must_stop else 2 * workers.slots - len(running)):
+                    running[workers.executor.submit(write_shard, self.jobs[number])] = number
                 if not running:
                     break
                 for future in wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done:
                     number = running.pop(future)
                     future.result()
-                    part = finished_part(jobs[number])
-                    if part is None:
-                        raise ValueError(f"{jobs[number].part_path}: vanished or changed; run the same command again")
-                    finish(number, part)
-                state.seen_bytes = state.done_bytes + _unfinished_bytes([jobs[n] for n in running.values()], state)
-                progress(state)
-        except workers.lost:
-            progress(state)  # lets the caller stop here, if the workers died of the signal that told it to
-            raise ValueError(
-                "a worker process died (out of memory?); finished shards are kept: run the same command again, "
-                + workers.remedy
-            ) from None
+                    if not self.is_finished(number):
+                        path = self.jobs[number].part_path
+                        raise ValueError(f"{path}: vanished or changed; run the same command again")
+                under_way = [self.jobs[number] for number in running.values()]
+                self.state.seen_bytes = self.state.done_bytes + _unfinished_bytes(under_way, self.state)
+                self.progress(self.state)
         finally:
             for future in running:
                 future.cancel()
             if workers.shared:
                 wait(running)
-    return [jobs[number] for number in sorted(finished)]
 
 
 def _unfinished_bytes(jobs: list[ShardJob], state: PackProgress) -> int:

@@ -11,15 +11,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shard_tools.classes import class_infos, gap_lines, keys_with_file, read_class_file
+from shard_tools.rejected import REJECTED_FILE, check_on_bad, refusal, write_rejected
 from shard_tools.scan import Scanned, scan_shard
 from shard_tools.sources.tarsamples import FIND_OUT, NO_LABEL, Fields, check_fields
 from shard_tools.sources.webdataset import LabelsMet, names_beside, tars, unlabelled_test
@@ -28,21 +30,17 @@ from shards.format import (
     DAMAGED,
     INFO_FILE,
     SAMPLE_DTYPE,
+    ClassInfo,
+    Samples,
     ShardInfo,
     ShardSet,
-    atomic_write,
     escape,
     inside,
-    tsv_line,
     write_info,
     write_split,
 )
 
-REJECTED_FILE = "rejected.tsv"
-
-
-class UnusableImages(ValueError):
-    """Some images cannot be used and `on_bad` is "fail"."""
+REMEDY = "leave them out of the tables with --on-bad skip, or pack the directory, which converts what it can"
 
 
 def index(
@@ -53,22 +51,38 @@ def index(
     fields: Fields = FIND_OUT,
     workers: int | None = None,
     executor: Executor | None = None,
-    progress: Callable[[int, int], None] = lambda done, shards: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> ShardSet:
     """Write what training needs beside the tars in `directory`. Doing it again gives the same files.
 
     `on_bad`: "fail", or "skip" to leave unusable images out of the tables and list them in rejected.tsv. `class_file`:
     readable names of classes, see `classes.read_class_file`. `executor` scans the shards; without one, `workers`
-    processes do. `progress` is told shards done and shards in all, `say` is given lines about labels and classes.
+    processes do. `say` is given lines about labels and classes.
 
     Raises:
-        UnusableImages: `on_bad` is "fail" and there are some. ValueError: these are no shards, or cannot be read or
-            written.
+        BadImages: `on_bad` is "fail" and there are some. ValueError: these are no shards, or cannot be read or written.
     """
-    if on_bad not in ("fail", "skip"):
-        raise ValueError(f'on_bad is {on_bad!r}; it can be "fail" or "skip"')
+    check_on_bad(on_bad)
     directory = Path(directory)
+    splits = _find_tars(directory)
+    paths = [path for split in splits.values() for path in split]
+    try:
+        check_fields(paths[0], fields)
+        with nullcontext(executor) if executor else process_pool(min(workers or num_cpus(), len(paths))) as pool:
+            scans = pool.map(partial(scan_shard, fields=fields), paths)
+            return _write(directory, splits, scans, on_bad, class_file, fields, say)
+    except LOST:
+        raise ValueError(
+            f"{directory}: a worker process died (out of memory?); try again with fewer --workers"
+        ) from None
+    except OSError as error:
+        raise ValueError(
+            f"{error.filename or directory}: {error.strerror}; nothing was changed in the shards"
+        ) from None
+
+
+def _find_tars(directory: Path) -> dict[str, list[Path]]:
+    """Split → its tars. Raises ValueError where they cannot be indexed in this directory."""
     try:
         splits = tars(directory)
     except OSError as error:
@@ -86,20 +100,7 @@ def index(
         raise ValueError(
             f"{directory}: is a packed dataset, which has its index; check it with: python -m shard_tools verify"
         )
-    workers = min(workers or num_cpus(), len(paths))
-    try:
-        check_fields(paths[0], fields)
-        with nullcontext(executor) if executor else process_pool(workers) as pool:
-            scans = pool.map(partial(scan_shard, fields=fields), paths)
-            return _write(directory, splits, scans, on_bad, class_file, fields, progress, say)
-    except LOST:
-        raise ValueError(
-            f"{directory}: a worker process died (out of memory?); try again with fewer --workers"
-        ) from None
-    except OSError as error:
-        raise ValueError(
-            f"{error.filename or directory}: {error.strerror}; nothing was changed in the shards"
-        ) from None
+    return splits
 
 
 def _is_indexed(directory: Path) -> bool:
@@ -116,58 +117,54 @@ def _write(
     on_bad: str,
     class_file: Path | None,
     fields: Fields,
-    progress: Callable[[int, int], None],
     say: Callable[[str], None],
 ) -> ShardSet:
     """Merge the scans into tables, then write dataset.json."""
     met = LabelsMet(names_beside(directory))
-    merged = {split: _Split() for split in splits}
     texts: dict[str, int] = {}  # class → number as met
-    done, shards = 0, sum(map(len, splits.values()))
     with ExitStack() as stack:
+        merged = {split: _Split(stack.enter_context(TemporaryFile("w+b"))) for split in splits}
         for split, paths in splits.items():
-            merged[split].sources = stack.enter_context(TemporaryFile("w+b"))
             for _ in paths:
                 merged[split].add(next(scans), directory, met, texts)
-                done += 1
-                progress(done, shards)
         if unlabelled := _unlabelled(merged):
             say(unlabelled)
             merged.pop("test")
-        bad = [row for part in merged.values() for row in part.bad]
-        _reject(directory, bad, on_bad)
+        rejected = write_rejected(directory, (row for part in merged.values() for row in part.bad))
+        if rejected.count and on_bad == "fail":
+            raise refusal(f"{rejected.count} image(s)", rejected, f" in {directory / REJECTED_FILE}", REMEDY)
         tables = {split: np.concatenate([np.empty(0, SAMPLE_DTYPE), *part.rows]) for split, part in merged.items()}
         for split, table in tables.items():
             if not len(table):
                 raise ValueError(f"{directory}: none of the images of {split} can be used (see {REJECTED_FILE})")
-        keys = _keys(tables, met, texts, class_file)
-        given = read_class_file(class_file, keys) if class_file else {}
-        classes = class_infos(keys, met.class_names(), given, numbered=not texts)
-        counts = {split: np.bincount(table["label"], minlength=len(keys)) for split, table in tables.items()}
-        for line in (*met.notes(), *gap_lines(keys, counts)):
-            say(line)
+        classes = _classes(tables, met, texts, class_file, say)
         files: dict[str, str] = {}
         for split, part in merged.items():
             part.sources.seek(0)
             files |= write_split(directory, split, tables[split], part.sources)
-    made = {
-        "indexed": True,
-        "image_extensions": sorted(set[str]().union(*(part.extensions for part in merged.values()))),
-        "kinds": dict(sorted(sum((part.kinds for part in merged.values()), Counter[str]()).items())),
-        "unturned": sum(part.unturned for part in merged.values()),
-        "rejected": len(bad),
-        "ignored": sum(part.ignored for part in merged.values()),
-    } | {f"{name}_field": value for name, value in vars(fields).items() if value}
+    made = _made(list(merged.values()), rejected.count, fields)
     write_info(directory, classes, {split: part.infos for split, part in merged.items()}, made, files)
     return ShardSet.open(directory)
+
+
+def _made(parts: list["_Split"], rejected: int, fields: Fields) -> dict[str, object]:
+    """How the dataset is made, for dataset.json."""
+    return {
+        "indexed": True,
+        "image_extensions": sorted(set[str]().union(*(part.extensions for part in parts))),
+        "kinds": dict(sorted(sum((part.kinds for part in parts), Counter[str]()).items())),
+        "unturned": sum(part.unturned for part in parts),
+        "rejected": rejected,
+        "ignored": sum(part.ignored for part in parts),
+    } | {f"{name}_field": value for name, value in asdict(fields).items() if value}
 
 
 @dataclass
 class _Split:
     """What the scans of one split's shards have found. sources: a file of the samples' names, a line each."""
 
-    sources: IO[bytes] = field(init=False)
-    rows: list[np.ndarray] = field(default_factory=list)
+    sources: IO[bytes]
+    rows: list[Samples] = field(default_factory=list)
     infos: list[ShardInfo] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
     extensions: set[str] = field(default_factory=set)
@@ -206,7 +203,25 @@ def _unlabelled(merged: dict[str, _Split]) -> str:
     return unlabelled_test(len(test.bad)) if secret else ""
 
 
-def _keys(tables: dict[str, np.ndarray], met: LabelsMet, texts: dict[str, int], class_file: Path | None) -> list[str]:
+def _classes(
+    tables: dict[str, Samples],
+    met: LabelsMet,
+    texts: dict[str, int],
+    class_file: Path | None,
+    say: Callable[[str], None],
+) -> list[ClassInfo]:
+    """The classes by label; the tables get the labels, and `say` what deserves a line."""
+    keys = _keys(tables, met, texts, class_file)
+    given = read_class_file(class_file, keys) if class_file else {}
+    counts: dict[str, NDArray[np.int64]] = {
+        split: np.bincount(table["label"], minlength=len(keys)) for split, table in tables.items()
+    }
+    for line in (*met.notes(), *gap_lines(keys, counts)):
+        say(line)
+    return class_infos(keys, met.class_names(), given, numbered=not texts)
+
+
+def _keys(tables: dict[str, Samples], met: LabelsMet, texts: dict[str, int], class_file: Path | None) -> list[str]:
     """The class keys by label. Labels that are text become positions in the sorted texts; numbers stay as they are."""
     numbered = met.keys()
     if numbered is not None:
@@ -217,20 +232,3 @@ def _keys(tables: dict[str, np.ndarray], met: LabelsMet, texts: dict[str, int], 
     for table in tables.values():
         table["label"] = position[table["label"]]
     return keys
-
-
-def _reject(directory: Path, bad: list[tuple[str, str]], on_bad: str) -> None:
-    """List the bad images, and stop if they are not to be skipped."""
-    path = directory / REJECTED_FILE
-    if not bad:
-        path.unlink(missing_ok=True)
-        return
-    with atomic_write(path) as stream:
-        stream.writelines(tsv_line(*cells) for cells in [("name", "reason"), *bad])
-    if on_bad == "fail":
-        lines = "\n  ".join(f"{escape(name)}: {reason}" for name, reason in bad[:10])
-        more = f"\n  … {len(bad) - 10} more in {path}" if len(bad) > 10 else ""
-        raise UnusableImages(
-            f"{len(bad)} image(s) cannot be used:\n  {lines}{more}\n"
-            "leave them out of the tables with --on-bad skip, or pack the directory, which converts what it can"
-        )

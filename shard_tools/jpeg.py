@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 SOI, EOI = b"\xff\xd8", b"\xff\xd9"
@@ -56,7 +57,7 @@ def read_header(data: bytes) -> Header | None:
                     return None
                 frame, progressive = (height, width, components), marker == PROGRESSIVE
             elif marker == SOS:
-                return Header(*frame, progressive, start, tagged) if frame else None
+                return Header(*frame, progressive, start, tagged) if frame is not None else None
             elif marker in STANDALONE or (marker < 0xD0 and marker != DHT):
                 return None
             tagged |= marker == APP1
@@ -76,7 +77,8 @@ def _is_common(factors: bytes, components: int) -> bool:
 
 def why_not(data: bytes) -> str:
     """Why a JPEG file that libjpeg does not read is none for us, if its frame header tells; else an empty string."""
-    if not (frame := _frame(data)):
+    frame = _frame(data)
+    if frame is None:
         return ""
     marker, bits, height, components = frame
     if marker in HIERARCHICAL:
@@ -143,7 +145,7 @@ def check_odd(data: bytes) -> None:
     to Pillow: scaled down, libjpeg-turbo 3.1 ends the process with a segmentation fault at them.
     """
     frame = _frame(data)
-    if not frame or frame[0] not in (BASELINE, EXTENDED, PROGRESSIVE):
+    if frame is None or frame[0] not in (BASELINE, EXTENDED, PROGRESSIVE):
         return
     try:
         _decode(data, 1, "gray")
@@ -157,7 +159,7 @@ def has_end(data: bytes, header: Header) -> bool:
     return data.rfind(EOI, header.scan) >= 0
 
 
-def decode(data: bytes, header: Header, scale: int = 1) -> np.ndarray:
+def decode(data: bytes, header: Header, scale: int = 1) -> NDArray[np.uint8]:
     """Pixels at 1/scale of the size, rounded up: (height, width, 1) gray or (height, width, 4) RGBX, uint8.
 
     `scale` is 1, 2, 4 or 8 (scaled in the DCT).
@@ -178,14 +180,15 @@ def decode(data: bytes, header: Header, scale: int = 1) -> np.ndarray:
         return pixels.reshape(*pixels.shape[:2], -1)
 
 
-def _decode(data: bytes, scale: int, colours: str, strict: bool = True) -> np.ndarray:
+def _decode(data: bytes, scale: int, colours: str, strict: bool = True) -> NDArray[np.uint8]:
     import simplejpeg  # type: ignore[import-untyped]  # here: training on packed shards never needs it
 
-    if scale == 1:
-        return simplejpeg.decode_jpeg(data, colours, strict=strict)
-    height, width, *_ = simplejpeg.decode_jpeg_header(data, strict=False)
-    least = {"min_height": -(-height // scale), "min_width": -(-width // scale)}
-    return simplejpeg.decode_jpeg(data, colours, **least, strict=strict)
+    least = {}
+    if scale > 1:
+        height, width, *_ = simplejpeg.decode_jpeg_header(data, strict=False)
+        least = {"min_height": -(-height // scale), "min_width": -(-width // scale)}
+    pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colours, **least, strict=strict)
+    return pixels
 
 
 def _without_metadata(data: bytes, header: Header) -> bytes:

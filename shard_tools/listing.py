@@ -1,43 +1,33 @@
-"""The list of what is to be packed, on disk: one pass over a `Source` → fixed-size records, read back by position.
+"""The list of what is to be packed: one pass over a `Source` → a directory, whose files `records` describes and reads.
 
-    DIR/SPLIT.records   a RECORD an image, in the source's order; DIR/SPLIT.sizes: their sizes alone, u4
-    DIR/names           the images' names, one after the other
-    DIR/files.json      the containers, and the directories of files
-    DIR/unusable        what the source lists and cannot give: lines of OUT/rejected.tsv
-
-So neither the packing process nor its workers hold an object an image, and a shard's job is a few numbers. Memory-maps
-would count as memory once they are touched all over, as a shuffle does; records are read one by one instead (1 µs).
+Which images are packed, and what their labels are, is settled here. In memory is what grows with the number of classes
+and of containers, not of images.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import re
 import shutil
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shard_tools.classes import gap_lines, keys_with_file, met_lines, stranger
-from shard_tools.rejected import Rejected, RejectedRows, refusal
-from shard_tools.sources.base import Place, Source, SourceImage, Unusable
-from shard_tools.sources.naming import numbered_key, some, split_rank
-from shard_tools.subset import Subset, choose
+from shard_tools.records import CHUNK, JOINED, METHODS, PACKED, chunks
+from shard_tools.rejected import NOTHING, Rejected, RejectedRows, refusal
+from shard_tools.sources.base import Source, SourceImage, Unusable
+from shard_tools.sources.naming import few_of, numbered_key, split_rank
+from shard_tools.subset import SPLIT_NAME, Mask, Subset, choose
+from shards.format import file_sha256
 
-METHODS = ("file", "stored", "deflate", "joined")  # joined: a file whose path is its `files.json` entry and its name
-RECORD = np.dtype(
-    {
-        "names": ["file", "method", "label", "offset", "stored", "size", "name", "name_bytes"],
-        "formats": ["<u4", "u1", "<i4", "<u8", "<u8", "<u8", "<u8", "<u4"],
-    }
-)
-PACKED = struct.Struct("<IBiQQQQI")  # a RECORD
-CHUNK = 1 << 16  # records in memory at once
+Labels = NDArray[np.int32]
 REMEDY = "leave them out with --on-bad skip, which lists all of them in OUT/rejected.tsv, or mend them"
 
 
@@ -58,44 +48,9 @@ class Listing:
     def unusable(self) -> Path:
         return self.root / "unusable"
 
-    def sizes(self, split: str) -> np.ndarray:
-        """(num_images,) uint32 bytes of each image, memory-mapped."""
+    def sizes(self, split: str) -> NDArray[np.uint32]:
+        """(num_images,) bytes of each image, memory-mapped."""
         return np.memmap(self.root / f"{split}.sizes", np.uint32, "r")
-
-
-class Listed(NamedTuple):
-    """One image of a listing."""
-
-    name: str
-    label: int
-    size_bytes: int
-    place: Place
-
-
-class Images:
-    """Reads a split's images from a listing, in any process."""
-
-    def __init__(self, root: Path, split: str):
-        with ExitStack() as stack:
-            self._records = stack.enter_context(open(root / f"{split}.records", "rb", buffering=0))
-            self._names = stack.enter_context(open(root / "names", "rb", buffering=0))
-            self._files: list[str] = json.loads((root / "files.json").read_bytes())
-            self._stack = stack.pop_all()
-
-    def __enter__(self) -> "Images":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def __getitem__(self, position: int) -> Listed:
-        """The image at a position of the source's order."""
-        raw = os.pread(self._records.fileno(), PACKED.size, position * PACKED.size)
-        file, method, label, offset, stored, size, name_at, name_bytes = PACKED.unpack(raw)
-        name = os.fsdecode(os.pread(self._names.fileno(), name_bytes, name_at))
-        if METHODS[method] == "joined":
-            return Listed(name, label, size, Place("file", self._files[file] + name))
-        return Listed(name, label, size, Place(METHODS[method], self._files[file], offset, stored))  # type: ignore[arg-type]
 
 
 @dataclass
@@ -108,6 +63,7 @@ class _Pass:
     per_class: dict[str, list[int]] = field(default_factory=dict)  # images of each number
     unusable: dict[str, Unusable] = field(default_factory=dict)  # the first of each split
     lost: set[str] = field(default_factory=set)  # class keys of what is unusable
+    rejected: Rejected = NOTHING
     name_at: int = 0
 
 
@@ -132,63 +88,42 @@ def write_listing(
     shutil.rmtree(root, ignore_errors=True)  # of a killed run
     root.mkdir(parents=True)
     asked = subset.only_classes
-    subset = replace(subset, only_classes=frozenset(form for key in asked for form in _forms(key)))
     found = _Pass()
-    rejected = _meet(root, source, work, subset, where, progress, found)
-    if rejected.count and on_bad == "fail":
-        total = rejected.count + sum(found.num_images.values())
-        raise refusal(f"{where}: {rejected.count} of {total} image(s)", rejected, "", REMEDY)
-    for split, (_, name, reason, _) in found.unusable.items():
-        if split and split not in found.num_images:
-            raise ValueError(f"{where}: none of the images of {split} can be used (first {name!r}: {reason})")
-    digest = hashlib.sha256()
-    here = Path.cwd()  # workers may have another
-    (root / "files.json").write_text(json.dumps([file and os.path.join(here, file) for file in found.files]))
-    with open(root / "names", "rb") as stream:
-        digest.update(hashlib.file_digest(stream, "sha256").digest())
+    _meet(root, _readable(source, work, where), {form for key in asked for form in _forms(key)}, where, progress, found)
+    _check_usable(found, on_bad, where)
     splits = sorted(found.num_images, key=split_rank)
     fixed = source.fixed_classes()
     keys = _classes(found, splits, asked, where, keys_with_file(fixed, class_file) if fixed else None)
-    place = {key: label for label, key in enumerate(keys)}
-    new_label = np.array([place.get(key, -1) for key in found.keys], np.int32)  # number as met → label
-    notes = _notes(found, splits, subset, keys) if fixed else list(met_lines(keys, found.lost))
+    notes = _notes(found, splits, asked, keys) if fixed else list(met_lines(keys, found.lost))
     if subset.fractions and splits != ["train"]:
         raise ValueError(f"{where}: has the splits {', '.join(splits)} already; leave out --split")
-    num_images: dict[str, int] = {}
-    size_bytes: dict[str, int] = {}
-    for split in splits:
-        chosen: dict[str, np.ndarray | None] = {split: None}
-        if subset.fractions or subset.per_class or subset.limit:
-            chosen = choose(subset, split, _labels(root / f"{split}.met", new_label), seed)
-        for name, mask in chosen.items():
-            num_images[name], size_bytes[name] = _write_split(root, split, name, mask, new_label, digest)
-            if not num_images[name]:
-                raise ValueError(f"{where}: no image is left for the split {name}; choose larger parts or more classes")
-        (root / f"{split}.met").unlink()
+    here = Path.cwd()  # workers may have another
+    (root / "files.json").write_text(json.dumps([file and os.path.join(here, file) for file in found.files]))
+    digest = hashlib.sha256(bytes.fromhex(file_sha256(root / "names")))
+    num_images, size_bytes = _write_splits(root, splits, subset, seed, _new_labels(found, keys), where, digest)
     digest.update("\0".join(keys).encode())
-    if rejected.count:
-        with open(root / "unusable", "rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return Listing(root, tuple(keys), bool(fixed), num_images, size_bytes, digest.hexdigest(), tuple(notes), rejected)
+    if found.rejected.count:
+        digest.update(bytes.fromhex(file_sha256(root / "unusable")))
+    fingerprint = digest.hexdigest()
+    return Listing(root, tuple(keys), bool(fixed), num_images, size_bytes, fingerprint, tuple(notes), found.rejected)
 
 
 def _meet(
     root: Path,
-    source: Source,
-    work: Path,
-    subset: Subset,
+    images: Iterator[SourceImage | Unusable],
+    only_classes: set[str],
     where: str,
     progress: Callable[[int], None],
     found: _Pass,
-) -> Rejected:
+) -> None:
     """The pass: SPLIT.met with the records of each split, names, unusable; and `found`."""
     with open(root / "names", "wb", 1 << 20) as names, open(root / "unusable", "wb") as table, ExitStack() as stack:
         rejected = RejectedRows(table)
         streams: dict[str, BinaryIO] = {}
-        for number, image in enumerate(_readable(source, work, where)):
+        for number, image in enumerate(images):
             if number % CHUNK == 0:
                 progress(number)
-            if subset.only_classes and image.key and image.key not in subset.only_classes:
+            if only_classes and image.key and image.key not in only_classes:
                 continue
             if isinstance(image, Unusable):
                 found.unusable.setdefault(image.split, image)
@@ -200,7 +135,7 @@ def _meet(
                 streams[image.split] = stack.enter_context(open(root / f"{image.split}.met", "wb", 1 << 20))
                 found.num_images[image.split], found.per_class[image.split] = 0, []
             streams[image.split].write(_record(image, found, names))
-    return rejected.rejected()
+    found.rejected = rejected.rejected()
 
 
 def _readable(source: Source, work: Path, where: str) -> Iterator[SourceImage | Unusable]:
@@ -219,12 +154,12 @@ def _record(image: SourceImage, found: _Pass, names: BinaryIO) -> bytes:
     found.num_images[split] += 1
     per_class = found.per_class[split]
     if number >= len(per_class):
-        per_class.extend([0] * (number + 1 - len(per_class)))
+        per_class.extend(itertools.repeat(0, number + 1 - len(per_class)))
     per_class[number] += 1
     raw_name = os.fsencode(name)
     code = METHODS.index(method)
-    if code == 0 and file.endswith(name):
-        code, file = 3, file[: -len(name)]
+    if method == "file" and file.endswith(name):
+        code, file = JOINED, file[: -len(name)]
         if not file and not name.startswith("/"):
             file = "./"
     file_number = found.files.get(file)
@@ -237,10 +172,20 @@ def _record(image: SourceImage, found: _Pass, names: BinaryIO) -> bytes:
 
 
 def _check_split(split: str, where: str) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", split):
+    if not SPLIT_NAME.fullmatch(split):
         raise ValueError(
             f"{where}: the split name {split!r} cannot be part of a file name; use letters, digits, - and _"
         )
+
+
+def _check_usable(found: _Pass, on_bad: str, where: str) -> None:
+    """Raises BadImages, or ValueError where a split has no image that can be used."""
+    if found.rejected.count and on_bad == "fail":
+        total = found.rejected.count + sum(found.num_images.values())
+        raise refusal(f"{where}: {found.rejected.count} of {total} image(s)", found.rejected, "", REMEDY)
+    for split, (_, name, reason, _) in found.unusable.items():
+        if split and split not in found.num_images:
+            raise ValueError(f"{where}: none of the images of {split} can be used (first {name!r}: {reason})")
 
 
 def _forms(key: str) -> set[str]:
@@ -253,7 +198,7 @@ def _classes(found: _Pass, splits: list[str], asked: frozenset[str], where: str,
     more. asked: by `--only-classes`, which chooses among them."""
     unknown = sorted(key for key in asked if _forms(key).isdisjoint(found.keys) and _forms(key).isdisjoint(fixed or []))
     if unknown:
-        raise ValueError(f"{where}: has no class {some(unknown)}, which --only-classes asks for")
+        raise ValueError(f"{where}: has no class {few_of(unknown)}, which --only-classes asks for")
     if not splits:
         raise ValueError(f"{where}: has no images")
     if fixed is None:
@@ -281,11 +226,11 @@ def _met(found: _Pass, splits: list[str], where: str) -> list[str]:
     return sorted(members[first])
 
 
-def _notes(found: _Pass, splits: list[str], subset: Subset, keys: list[str]) -> list[str]:
+def _notes(found: _Pass, splits: list[str], asked: frozenset[str], keys: list[str]) -> list[str]:
     """What `--only-classes` did to the labels, and which classes have no images."""
     notes = []
-    if subset.only_classes:
-        notes.append(f"--only-classes: labels are numbered anew, 0 … {len(keys) - 1} ({some(keys)})")
+    if asked:
+        notes.append(f"--only-classes: labels are numbered anew, 0 … {len(keys) - 1} ({few_of(keys)})")
     num_images = {}
     for split in splits:
         by_number = dict(zip(found.keys, found.per_class[split], strict=False))
@@ -293,26 +238,44 @@ def _notes(found: _Pass, splits: list[str], subset: Subset, keys: list[str]) -> 
     return [*notes, *gap_lines(keys, num_images)]
 
 
-def _chunks(path: Path) -> Iterator[np.ndarray]:
-    """The records of a file, (≤ CHUNK,) RECORD at a time."""
-    with open(path, "rb") as stream:
-        while raw := stream.read(CHUNK * RECORD.itemsize):
-            yield np.frombuffer(bytearray(raw), RECORD)
+def _new_labels(found: _Pass, keys: list[str]) -> Labels:
+    """Number of a class key, as met → label; -1 for keys that are none."""
+    place = {key: label for label, key in enumerate(keys)}
+    return np.array([place.get(key, -1) for key in found.keys], np.int32)
 
 
-def _labels(path: Path, new_label: np.ndarray) -> np.ndarray:
-    """(num_images,) int32: the only array as long as a split, and only where images are to be chosen."""
-    return np.concatenate([new_label[records["label"]] for records in _chunks(path)])
+def _labels(path: Path, new_label: Labels) -> Labels:
+    """(num_images,): the only array as long as a split, and only where images are to be chosen."""
+    return np.concatenate([new_label[records["label"]] for records in chunks(path)])
+
+
+def _write_splits(
+    root: Path, splits: list[str], subset: Subset, seed: int, new_label: Labels, where: str, digest: "hashlib._Hash"
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Write the records of all splits, those of the source or those that `subset` makes of it; returns the images and
+    the bytes of each."""
+    num_images: dict[str, int] = {}
+    size_bytes: dict[str, int] = {}
+    for split in splits:
+        chosen: dict[str, Mask | None] = {split: None}
+        if subset.fractions or subset.per_class or subset.limit:
+            chosen = {**choose(subset, split, _labels(root / f"{split}.met", new_label), seed)}
+        for name, mask in chosen.items():
+            num_images[name], size_bytes[name] = _write_split(root, split, name, mask, new_label, digest)
+            if not num_images[name]:
+                raise ValueError(f"{where}: no image is left for the split {name}; choose larger parts or more classes")
+        (root / f"{split}.met").unlink()
+    return num_images, size_bytes
 
 
 def _write_split(
-    root: Path, met: str, name: str, chosen: np.ndarray | None, new_label: np.ndarray, digest: Any
+    root: Path, met: str, name: str, chosen: Mask | None, new_label: Labels, digest: "hashlib._Hash"
 ) -> tuple[int, int]:
     """Write the chosen records of the source's split `met` as split `name`; returns images and bytes."""
     count = size = start = 0
     digest.update(f"\0{name}\0".encode())
     with open(root / f"{name}.records", "wb") as records_file, open(root / f"{name}.sizes", "wb") as sizes_file:
-        for records in _chunks(root / f"{met}.met"):
+        for records in chunks(root / f"{met}.met"):
             start += len(records)
             if chosen is not None:
                 records = records[chosen[start - len(records) : start]]

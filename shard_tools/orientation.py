@@ -4,6 +4,7 @@ import io
 import warnings
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from shard_tools.jpeg import Header
@@ -38,7 +39,7 @@ def sides(height: int, width: int, orientation: int) -> tuple[int, int]:
     return (width, height) if orientation >= 5 else (height, width)
 
 
-def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+def upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     """(H, W, C) → the same pixels as they are to be seen, (H, W, C) or (W, H, C), contiguous.
 
     As `PIL.ImageOps.exif_transpose`. An orientation says where the first row and the first column lie (TIFF 6.0, tag

@@ -4,11 +4,12 @@ The file is a line of JSON, the sample table's rows with a hash of each source, 
 """
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shards.format import SAMPLE_DTYPE, ShardInfo, atomic_write
 
@@ -24,7 +25,7 @@ class Part:
     index_bytes: int
     samples: int
     kinds: dict[str, int]  # what the images were: "jpeg" or what was converted
-    bad: list[list[str]]  # name, reason
+    bad: list[tuple[str, str]]  # name, reason
     unturned: int = 0  # images with an EXIF orientation other than 1 that was not applied
 
 
@@ -40,7 +41,7 @@ def read_part(path: Path) -> Part:
         return _header(stream.readline())
 
 
-def read_rows(path: Path) -> np.ndarray:
+def read_rows(path: Path) -> NDArray[np.void]:
     """(samples,) PART_DTYPE."""
     with open(path, "rb") as stream:
         samples = _header(stream.readline()).samples
@@ -50,11 +51,12 @@ def read_rows(path: Path) -> np.ndarray:
 def read_names(path: Path) -> bytes:
     with open(path, "rb") as stream:
         samples = _header(stream.readline()).samples
-        stream.seek(samples * PART_DTYPE.itemsize, 1)
+        stream.seek(samples * PART_DTYPE.itemsize, os.SEEK_CUR)
         return stream.read()
 
 
 def _header(line: bytes) -> Part:
-    fields: dict[str, Any] = json.loads(line)
+    fields = json.loads(line)
     info = fields.pop("info")
-    return Part(ShardInfo(**info) if info else None, **fields)
+    bad = [(str(name), str(reason)) for name, reason in fields.pop("bad")]
+    return Part(ShardInfo(**info) if info else None, bad=bad, **fields)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 from recipes import Recipe, recipe_file
@@ -60,7 +61,7 @@ def preview(
 
 def sheet(cells: list[Cell], columns: int, headings: Sequence[str] = ()) -> Image.Image:
     """Pictures, `columns` in a row, each over its text; one line of headings over the columns, if any. RGB."""
-    top = GAP + TEXT * bool(headings)
+    top = GAP + (TEXT if headings else 0)
     height = CELL + TEXT * max(text.count("\n") + 1 for _, text in cells) + GAP
     page = Image.new("RGB", (GAP + columns * (CELL + GAP), top + -(-len(cells) // columns) * height), WHITE)
     for column, heading in enumerate(headings):
@@ -96,7 +97,7 @@ def _stored(split: Split, sample_id: int) -> Image.Image:
 
 
 def _augmented(
-    split: Split, ids: np.ndarray, recipe_name: str, seed: int, names: Sequence[str]
+    split: Split, ids: NDArray[np.int64], recipe_name: str, seed: int, names: Sequence[str]
 ) -> Iterator[list[Cell]]:
     """VIEWS times the samples `ids` as an epoch of the recipe's training augments and mixes them."""
     import torch  # here and below: it takes seconds, and the sheet of what is stored needs none
@@ -133,7 +134,7 @@ def _augmented(
         loader.close()
 
 
-def _shares(label: np.ndarray, names: Sequence[str]) -> str:
+def _shares(label: NDArray[np.float32], names: Sequence[str]) -> str:
     """A line for each class in a mixed image, the larger share first, down to half a percent. label: (C,), of each."""
     there = sorted(np.flatnonzero(label >= 0.005).tolist(), key=lambda i: -label[i])
     return "\n".join(f"{label[i]:.0%} {names[i]}".replace("%", " %", 1) for i in there)

@@ -1,14 +1,17 @@
-"""What `pack` leaves out: the table OUT/rejected.tsv, and the error where nothing may be left out."""
+"""What `pack` and `index` leave out: the table OUT/rejected.tsv, and the error where nothing may be left out."""
 
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal, get_args
 
 from shards.format import atomic_write, escape, tsv_line
 
 REJECTED_FILE = "rejected.tsv"
+OnBad = Literal["fail", "skip"]
+ON_BAD = get_args(OnBad)
 SHOWN = 10  # images in a message
 MAX_NAME = 500  # characters: a column that is taken for paths may hold whole images as text
 
@@ -19,6 +22,9 @@ class Rejected:
 
     count: int = 0
     first: tuple[tuple[str, str], ...] = ()
+
+
+NOTHING = Rejected()
 
 
 class BadImages(ValueError):
@@ -44,16 +50,26 @@ class RejectedRows:
         return Rejected(self._count, tuple(self._first))
 
 
-def write_rejected(out: Path, listed: Path, from_listing: Rejected, bad: Iterable[tuple[str, str]]) -> Rejected:
+def check_on_bad(on_bad: str) -> None:
+    """Raises ValueError for what nobody can do about unusable images."""
+    if on_bad not in ON_BAD:
+        raise ValueError(f'on_bad is {on_bad!r}; it can be "fail" or "skip"')
+
+
+def write_rejected(
+    out: Path, bad: Iterable[tuple[str, str]], listed: Path | None = None, from_listing: Rejected = NOTHING
+) -> Rejected:
     """OUT/rejected.tsv, if there is anything to write: the rows of the file `listed`, then `bad` (name, reason)."""
     rest = iter(bad)
     first = list(islice(rest, 1))
     if not first and not from_listing.count:
         (out / REJECTED_FILE).unlink(missing_ok=True)
-        return Rejected()
-    with atomic_write(out / REJECTED_FILE) as stream, open(listed, "rb") as lines:
+        return NOTHING
+    with atomic_write(out / REJECTED_FILE) as stream:
         stream.write(tsv_line("name", "reason"))
-        stream.writelines(lines)
+        if listed:
+            with open(listed, "rb") as lines:
+                shutil.copyfileobj(lines, stream)
         rows = RejectedRows(stream, from_listing.count, list(from_listing.first))
         for row in chain(first, rest):
             rows.add(*row)

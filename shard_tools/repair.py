@@ -6,32 +6,32 @@ while all its images still decode is left as it is, a finding for ever: nobody c
 Shards that `index` found in place are never written to.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from shard_tools.encode import BadImage, encode
-from shard_tools.index import REJECTED_FILE, index
-from shard_tools.repair_shard import LENIENT, RepairedShard, image_bytes, repair_shard
+from shard_tools.encode import BadImage
+from shard_tools.index import index
+from shard_tools.rejected import REJECTED_FILE
+from shard_tools.repair_shard import RepairedShard, image_bytes, repair_shard
 from shard_tools.sources.tarsamples import Fields
-from shard_tools.trainable import check_trains
+from shard_tools.trainable import check_stored
+from shards.description import Description, read_description
 from shards.format import (
     DAMAGED,
     INFO_FILE,
     SAMPLE_DTYPE,
     ClassInfo,
+    Samples,
     ShardInfo,
     ShardSet,
     file_sha256,
     index_path,
     inside,
-    shard_infos,
     sources_file,
     table_file,
     unescape,
@@ -49,19 +49,17 @@ def repair(root: str | os.PathLike[str], workers: int | None = None) -> list[str
     root = Path(root)
     path = root / INFO_FILE
     try:
-        info = json.loads(inside(root, INFO_FILE).read_bytes())
-        classes = [ClassInfo(str(c["wnid"]), str(c["name"])) for c in info["classes"]]
-        splits = {name: list(shards) for name, shards in shard_infos(info).items()}
-        made, files = dict(info["made"]), dict(info["files"])
-        for name, shards in splits.items():  # before anything is renamed or removed
+        description = read_description(inside(root, INFO_FILE).read_bytes(), for_repair=True)
+        for name, shards in description.shards.items():  # before anything is renamed or removed
             for file in (table_file(name), sources_file(name), *(shard.file for shard in shards)):
-                inside(root, file), inside(root, index_path(root / file).name)
+                inside(root, file)
+                inside(root, index_path(root / file).name)
     except (OSError, *DAMAGED) as error:
         raise ValueError(f"{path}: cannot be mended ({error}); restore it from a copy, or pack again") from None
     try:
-        if made.get("indexed"):
-            return _repair_foreign(root, workers, classes, made)
-        return _repair_packed(root, classes, splits, made, files, _is_intact(root))
+        if description.made.get("indexed"):
+            return _repair_foreign(root, workers, list(description.classes), description.made)
+        return _repair_packed(root, description, _is_intact(root))
     except OSError as error:
         raise ValueError(f"{error.filename or root}: cannot be mended ({error.strerror})") from None
 
@@ -73,50 +71,51 @@ def _is_intact(root: Path) -> bool:
         return False
 
 
-def _repair_packed(
-    root: Path,
-    classes: list[ClassInfo],
-    splits: dict[str, list[ShardInfo]],
-    made: dict[str, Any],
-    files: dict[str, str],
-    intact: bool,
-) -> list[str]:
-    lines = _unswap(root, [info for shards in splits.values() for info in shards])
-    tables: dict[str, np.ndarray] = {}
-    infos: dict[str, list[ShardInfo]] = {}
-    sources: dict[str, list[RepairedShard]] = {}
-    for split, shards in splits.items():
-        table = _trusted_table(root, split, files)
-        if table is not None and len(table) and table["label"].max() >= len(classes):
-            raise ValueError(
-                f"{root / INFO_FILE}: cannot be mended (it lists {len(classes)} classes, {table_file(split)} has label "
-                f"{table['label'].max()}); restore it from a copy, or pack again"
-            )
-        mended = []
-        for number, shard in enumerate(shards):
-            rows = None if table is None else table[table["shard"] == number]
-            mended.append(repair_shard(root, shard, rows, len(classes), intact))
-            lines += mended[-1].lines
-        kept = [m for m in mended if m.info is not None]
-        if not kept:
-            raise ValueError(f"{root}: no sample of {split} is left; pack again")
-        if table is None:
-            lines.append(f"{table_file(split)}: rebuilt from the tars")
-        for number, m in enumerate(kept):
-            m.rows["shard"] = number
-        infos[split] = [m.info for m in kept if m.info is not None]
-        tables[split], sources[split] = np.concatenate([m.rows for m in kept]), mended
+def _repair_packed(root: Path, description: Description, intact: bool) -> list[str]:
+    old = [info for shards in description.shards.values() for info in shards]
+    lines = _unswap(root, old)
+    repaired: dict[str, list[RepairedShard]] = {}
+    for split in description.shards:
+        repaired[split] = _repair_split(root, split, description, intact, lines)
+    infos = {split: [shard.info for shard in shards if shard.info] for split, shards in repaired.items()}
+    tables = {split: np.concatenate([s.rows for s in shards if s.info]) for split, shards in repaired.items()}
     if not intact:
         lines.append(f"{INFO_FILE}: counts and hashes set right; class names and settings stay as they were edited")
-    old = sum(info.samples for shards in splits.values() for info in shards)
-    lost = old - sum(map(len, tables.values()))
+    made, lost = description.made, sum(info.samples for info in old) - sum(map(len, tables.values()))
     if lost > 0:
-        made["removed"] = made.get("removed", 0) + lost
+        before = made.get("removed", 0)
+        made = made | {"removed": lost + (before if isinstance(before, int) else 0)}
     written: dict[str, str] = {}
     for split, table in tables.items():
-        written |= write_split(root, split, table, list(_names(root, split, sources[split], lines)))
-    write_info(root, classes, infos, made, written)
+        written |= write_split(root, split, table, list(_names(root, split, repaired[split], lines)))
+    write_info(root, description.classes, infos, made, written)
     return lines
+
+
+def _repair_split(
+    root: Path, split: str, description: Description, intact: bool, lines: list[str]
+) -> list[RepairedShard]:
+    """Its shards afterwards; appends to `lines`."""
+    table, num_classes = _trusted_table(root, split, description.files), len(description.classes)
+    if table is not None and len(table) and table["label"].max() >= num_classes:
+        raise ValueError(
+            f"{root / INFO_FILE}: cannot be mended (it lists {num_classes} classes, {table_file(split)} has label "
+            f"{table['label'].max()}); restore it from a copy, or pack again"
+        )
+    repaired: list[RepairedShard] = []
+    num_kept = 0
+    for number, info in enumerate(description.shards[split]):
+        rows = None if table is None else table[table["shard"] == number]
+        shard = repair_shard(root, info, rows, num_classes, intact)
+        lines += shard.lines
+        shard.rows["shard"] = num_kept
+        num_kept += shard.info is not None
+        repaired.append(shard)
+    if not num_kept:
+        raise ValueError(f"{root}: no sample of {split} is left; pack again")
+    if table is None:
+        lines.append(f"{table_file(split)}: rebuilt from the tars")
+    return repaired
 
 
 def _unswap(root: Path, shards: list[ShardInfo]) -> list[str]:
@@ -132,7 +131,7 @@ def _unswap(root: Path, shards: list[ShardInfo]) -> list[str]:
     return [f"{target}: had the name {file}, renamed" for file, target in moves.items()]
 
 
-def _trusted_table(root: Path, split: str, files: dict[str, str]) -> np.ndarray | None:
+def _trusted_table(root: Path, split: str, files: dict[str, str]) -> Samples | None:
     path = root / table_file(split)
     with suppress(OSError, ValueError):
         if file_sha256(path) == files.get(path.name):  # so that it is as it was written
@@ -162,7 +161,7 @@ def _names(root: Path, split: str, shards: list[RepairedShard], lines: list[str]
                 yield unescape(line.rstrip(b"\n").decode("utf-8", "surrogateescape"))
 
 
-def _repair_foreign(root: Path, workers: int | None, classes: list[ClassInfo], made: dict[str, Any]) -> list[str]:
+def _repair_foreign(root: Path, workers: int | None, classes: list[ClassInfo], made: dict[str, object]) -> list[str]:
     """Index anew, as it was before, then take out what does not decode. The classes keep their names."""
     fields = Fields(str(made.get("image_field", "")), str(made.get("label_field", "")))
     lines = [f"{root}: indexed anew"]
@@ -180,8 +179,7 @@ def _repair_foreign(root: Path, workers: int | None, classes: list[ClassInfo], m
         for i, row in enumerate(split.samples):
             data = image_bytes(split.shard_path(int(row["shard"])), row)
             try:
-                encoded = encode(data, LENIENT)
-                check_trains(data, encoded.height, encoded.width, compare=False)  # as the index did
+                check_stored(data, compare=False)  # as the index did
             except BadImage as error:
                 keep[i] = False
                 lines.append(f"{split.where(i)}: taken out: {error}")

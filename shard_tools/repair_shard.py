@@ -6,35 +6,34 @@ the byte; else it is a shorter one.
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import simplejpeg  # type: ignore[import-untyped]
+from numpy.typing import NDArray
 
-from shard_tools.encode import BadImage, EncodeConfig, encode
+from shard_tools.encode import BadImage, encode
 from shard_tools.sources.naming import Ignored
 from shard_tools.sources.tarsamples import iterate_samples
-from shard_tools.tarindex import Member, read_index
+from shard_tools.tarindex import Member, index_line, read_index, write_index
 from shard_tools.tarwriter import TarWriter
-from shard_tools.trainable import check_trains
-from shards.format import SAMPLE_DTYPE, ShardInfo, atomic_write, file_sha256, index_path
-
-LENIENT = EncodeConfig(max_pixels=1 << 62)
+from shard_tools.trainable import ANY_SIZE, check_stored
+from shards.format import SAMPLE_DTYPE, Samples, ShardInfo, atomic_write, file_sha256, index_path
 
 
-@dataclass
+@dataclass(frozen=True)
 class RepairedShard:
     """One shard afterwards. keep: which of its old rows are left; None where the rows are new."""
 
     info: ShardInfo | None
-    rows: np.ndarray
-    keep: np.ndarray | None
+    rows: Samples
+    keep: NDArray[np.bool_] | None
     names: list[str]
     lines: list[str] = field(default_factory=list)
 
 
-def repair_shard(root: Path, info: ShardInfo, rows: np.ndarray | None, num_classes: int, intact: bool) -> RepairedShard:
+def repair_shard(root: Path, info: ShardInfo, rows: Samples | None, num_classes: int, intact: bool) -> RepairedShard:
     """One shard: its samples as the table or else the tar tells them, without those that are lost."""
     path = root / info.file
     if not path.is_file():
@@ -45,45 +44,48 @@ def repair_shard(root: Path, info: ShardInfo, rows: np.ndarray | None, num_class
     samples, whole = _readable(path)
     changed = file_sha256(path) != info.sha256
     names = _keys(path, samples)
-    old_rows = rows is not None
-    rows = _rows_of(path, samples, num_classes) if rows is None else np.array(rows)
-    bad = [_complaint(path, row, changed) for row in rows]
-    keep = np.array([complaint is None for complaint in bad], bool)
+    all_rows = _rows_of(path, samples, num_classes) if rows is None else np.array(rows)
+    bad = [_complaint(path, row, changed) for row in all_rows]
+    is_good = np.array([not complaint for complaint in bad], bool)
+    keep = None if rows is None else is_good
     lines = [
         f"{info.file}: sample {names.get(int(row['offset']), '?')} taken out: {complaint}"
-        for row, complaint in zip(rows, bad, strict=True)
+        for row, complaint in zip(all_rows, bad, strict=True)
         if complaint
     ]
-    rows = rows[keep]
-    if not len(rows):
+    good = all_rows[is_good]
+    if not len(good):
         path.unlink()
         index_path(path).unlink(missing_ok=True)
-        return RepairedShard(
-            None, rows, keep if old_rows else None, [], [*lines, f"{info.file}: removed, nothing is left"]
-        )
-    keys = [names.get(int(offset), "") for offset in rows["offset"]]
+        return RepairedShard(None, good, keep, [], [*lines, f"{info.file}: removed, nothing is left"])
+    keys = [names.get(int(offset), "") for offset in good["offset"]]
     if not all(keys):
-        keys = [f"{i:09d}" for i in range(len(rows))]
-    if changed or not whole or not keep.all():
-        new, new_rows = _rewritten(path, rows, keys)
-        before = len(lines)
-        if new.sha256 == info.sha256:
-            lines.append(f"{info.file}: restored, every byte as it was written")
-        elif before or not whole or not old_rows:
-            lines.append(f"{info.file}: written anew with the {len(rows)} samples that are whole")
-        elif not intact:
-            lines.append(f"{info.file}: agrees with its table, taken as it is")
-        else:
-            Path(f"{path}.mended").unlink()
+        keys = [f"{i:09d}" for i in range(len(good))]
+    if changed or not whole or not is_good.all():
+        new, new_rows = _rewritten(path, good, keys)
+        is_damaged = len(lines) > 0 or not whole or rows is None
+        done = _done(info, new, is_damaged, intact)
+        if not done:
+            _rewritten_path(path).unlink()
             remedy = "restore the shard from a copy, or pack again"
             lines.append(f"{info.file}: not mended: its bytes changed, but every image decodes; {remedy}")
-            return RepairedShard(info, rows, keep if old_rows else None, keys, lines)
-        os.replace(f"{path}.mended", path)
-        info, rows = new, new_rows
-    elif info.samples != len(rows):
-        info = ShardInfo(info.file, len(rows), info.bytes, info.sha256)
+            return RepairedShard(info, good, keep, keys, lines)
+        lines.append(f"{info.file}: {done}")
+        os.replace(_rewritten_path(path), path)
+        info, good = new, new_rows
+    elif info.samples != len(good):
+        info = replace(info, samples=len(good))
     lines += _write_index(path)
-    return RepairedShard(info, rows, keep if old_rows else None, keys, lines)
+    return RepairedShard(info, good, keep, keys, lines)
+
+
+def _done(old: ShardInfo, new: ShardInfo, is_damaged: bool, intact: bool) -> str:
+    """What the rewritten shard is; "" where nobody can tell which of its images were altered."""
+    if new.sha256 == old.sha256:
+        return "restored, every byte as it was written"
+    if is_damaged:
+        return f"written anew with the {new.samples} samples that are whole"
+    return "" if intact else "agrees with its table, taken as it is"
 
 
 def _readable(path: Path) -> tuple[list[list[Member]], bool]:
@@ -104,7 +106,7 @@ def _keys(path: Path, samples: list[list[Member]]) -> dict[int, str]:
     return {m.offset: m.name.partition(".")[0] for sample in samples for m in sample if m.extension == "jpg"}
 
 
-def _rows_of(path: Path, samples: list[list[Member]], num_classes: int) -> np.ndarray:
+def _rows_of(path: Path, samples: list[list[Member]], num_classes: int) -> Samples:
     """Table rows from the tar alone; a sample without a label or a size has label -1 or size 0."""
     rows = []
     with open(path, "rb") as stream:
@@ -117,7 +119,7 @@ def _rows_of(path: Path, samples: list[list[Member]], num_classes: int) -> np.nd
             label = int(text) if text.isdecimal() and int(text) < num_classes else -1
             stream.seek(members["jpg"].offset)
             try:
-                encoded = encode(stream.read(members["jpg"].size), LENIENT)
+                encoded = encode(stream.read(members["jpg"].size), ANY_SIZE)
                 height, width = encoded.height, encoded.width
             except BadImage:
                 height = width = 0
@@ -125,16 +127,16 @@ def _rows_of(path: Path, samples: list[list[Member]], num_classes: int) -> np.nd
     return np.array(rows, SAMPLE_DTYPE)
 
 
-def _complaint(path: Path, row: np.void, suspicious: bool) -> str | None:
-    """Why a sample must be taken out. In a shard whose bytes changed, even libjpeg's harmless warnings count."""
+def _complaint(path: Path, row: np.void, suspicious: bool) -> str:
+    """Why a sample must be taken out, "" if it need not. In a shard whose bytes changed, even libjpeg's harmless
+    warnings count."""
     if row["label"] < 0:
         return "its label is lost"
     data = image_bytes(path, row)
     if len(data) != row["size"]:
         return "the shard ends before it"
     try:
-        encoded = encode(data, LENIENT)
-        check_trains(data, encoded.height, encoded.width, compare=encoded.kind != "jpeg")
+        encoded = check_stored(data)
         if suspicious and encoded.kind == "jpeg":  # others are taken out anyway
             simplejpeg.decode_jpeg(data, "gray", min_height=1, min_width=1)
     except ValueError as error:
@@ -143,7 +145,7 @@ def _complaint(path: Path, row: np.void, suspicious: bool) -> str | None:
         return f"is {encoded.kind}, not a gray or RGB JPEG"
     if (encoded.height, encoded.width) != (row["height"], row["width"]):
         return f"is {encoded.height}×{encoded.width} pixels and was {row['height']}×{row['width']}"
-    return None
+    return ""
 
 
 def image_bytes(path: Path, row: np.void) -> bytes:
@@ -152,10 +154,14 @@ def image_bytes(path: Path, row: np.void) -> bytes:
         return stream.read(int(row["size"]))
 
 
-def _rewritten(path: Path, rows: np.ndarray, keys: list[str]) -> tuple[ShardInfo, np.ndarray]:
-    """The same samples in a new tar, PATH.mended."""
+def _rewritten_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.mended")
+
+
+def _rewritten(path: Path, rows: Samples, keys: list[str]) -> tuple[ShardInfo, Samples]:
+    """The same samples in a new tar, at `_rewritten_path`."""
     new_rows = rows.copy()
-    with atomic_write(Path(f"{path}.mended")) as stream:
+    with atomic_write(_rewritten_path(path)) as stream:
         tar = TarWriter(stream)
         for i, (row, key) in enumerate(zip(rows, keys, strict=True)):
             tar.add(f"{key}.cls", str(row["label"]).encode())
@@ -169,7 +175,5 @@ def _write_index(path: Path) -> list[str]:
     with suppress(OSError, ValueError):
         if read_index(index_path(path)) == samples:
             return []
-    lines = [" ".join(f"{m.extension} {m.offset} {m.size} {m.name}" for m in sample) for sample in samples]
-    with atomic_write(index_path(path)) as stream:
-        stream.write("".join(f"{line}\n" for line in (f"v1.2 {len(lines)}", *lines)).encode())
+    write_index(index_path(path), list(map(index_line, samples)))
     return [f"{index_path(path).name}: rebuilt from {path.name}"]

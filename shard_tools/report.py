@@ -82,8 +82,8 @@ def closing(packed: Packed, elapsed_s: float) -> str:
     for name, split in packed.shard_set.splits.items():
         size = sum(shard.bytes for shard in split.shards)
         lines.append(f"  {name}: {len(split):,} images in {len(split.shards):,} shard(s), {size / 1e6:,.1f} MB")
-    if made["converted"]:
-        lines.append("  written anew: " + ", ".join(f"{count:,} {kind}" for kind, count in made["converted"].items()))
+    if isinstance(converted := made["converted"], dict) and converted:
+        lines.append("  written anew: " + ", ".join(f"{count:,} {kind}" for kind, count in converted.items()))
     if made["unturned"]:
         lines.append(f"  {made['unturned']:,} {UNTURNED}; --apply-orientation turns them")
     if packed.rejected.count:

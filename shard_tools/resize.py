@@ -10,19 +10,22 @@ from collections.abc import Callable
 from functools import cache
 
 import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]  # (height, width, channels)
 
 PRECISION_BITS = 22
 HALF = 1 << (PRECISION_BITS - 1)
 
 
-def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+def resize(pixels: Pixels, height: int, width: int) -> Pixels:
     """`pixels`: (H, W, 1 or 4) uint8, contiguous. Returns (height, width, 1 or 4) uint8."""
     combine_rows = _compiled()
     columns = combine_rows(_transposed(pixels), width)
     return combine_rows(_transposed(columns), height)
 
 
-def _transposed(pixels: np.ndarray) -> np.ndarray:
+def _transposed(pixels: Pixels) -> Pixels:
     """(H, W, C) → (W, H, C), a pixel at a time."""
     if pixels.shape[2] == 4:
         return np.ascontiguousarray(pixels.view(np.uint32).swapaxes(0, 1)).view(np.uint8)
@@ -30,15 +33,15 @@ def _transposed(pixels: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _compiled() -> Callable[[np.ndarray, int], np.ndarray]:
+def _compiled() -> Callable[[Pixels, int], Pixels]:
     """`_combine_rows`, compiled at the first use: importing numba takes a second, which few jobs need."""
     from pipeline.compiling import compiled
 
-    found: Callable[[np.ndarray, int], np.ndarray] = compiled(nogil=True)(_combine_rows)
+    found: Callable[[Pixels, int], Pixels] = compiled(nogil=True)(_combine_rows)
     return found
 
 
-def _combine_rows(pixels: np.ndarray, num_rows: int) -> np.ndarray:
+def _combine_rows(pixels: Pixels, num_rows: int) -> Pixels:
     """(H, W, C) uint8 → (num_rows, W, C) uint8."""
     in_rows = pixels.shape[0]
     rows = pixels.reshape(in_rows, -1)

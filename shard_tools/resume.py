@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from shard_tools.shard import LISTING_DIR, WORK_DIR, ShardJob, finished_part
 from shard_tools.upload import is_lost
@@ -81,7 +80,7 @@ def _remove_unused(out: Path, existed: bool) -> None:
             out.rmdir()
 
 
-def complete(out: Path, made: dict[str, Any], at_url: ShardSet | None = None) -> ShardSet | None:
+def complete(out: Path, made: dict[str, object], at_url: ShardSet | None = None) -> ShardSet | None:
     """The dataset in `out`, or at the URL that it is for, if there is one.
 
     Raises ValueError if it is another than the one to be made.
@@ -102,7 +101,7 @@ def forget_lost(url: str, jobs: Iterable[ShardJob]) -> None:
             job.part_path.unlink()
 
 
-def begin(out: Path, made: dict[str, Any]) -> None:
+def begin(out: Path, made: dict[str, object]) -> None:
     """Note what is being made, or check that the unfinished run in `out` was making the same."""
     path = out / WORK_DIR / JOB_FILE
     if not path.exists():
@@ -119,7 +118,7 @@ def begin(out: Path, made: dict[str, Any]) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def _check_same(where: str, what: str, old: dict[str, Any], new: dict[str, Any], remedy: str) -> None:
+def _check_same(where: str, what: str, old: dict[str, object], new: dict[str, object], remedy: str) -> None:
     old, new = _flat(old), _flat(new)
     names = [name for name in [*new, *(set(old) - set(new))] if name in new or name.partition(".")[0] in new]
     changed = {
@@ -137,9 +136,9 @@ def _check_same(where: str, what: str, old: dict[str, Any], new: dict[str, Any],
         raise ValueError(f"{where}: {what} ({'; '.join(changed.values())}); {remedy}")
 
 
-def _flat(made: dict[str, Any]) -> dict[str, Any]:
+def _flat(made: dict[str, object]) -> dict[str, object]:
     """Nested settings by dotted names: {"encode": {"quality": 90}} → {"encode.quality": 90}."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for name, value in made.items():
         if isinstance(value, dict):
             flat |= {f"{name}.{inner}": v for inner, v in value.items()}

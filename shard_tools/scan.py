@@ -25,8 +25,9 @@ from shard_tools.sources.tarsamples import (
     no_image,
     read_label,
 )
+from shard_tools.tarindex import Member, index_line, write_index
 from shard_tools.trainable import check_trains
-from shards.format import SAMPLE_DTYPE, ShardInfo, atomic_write, index_path, inside
+from shards.format import SAMPLE_DTYPE, Samples, ShardInfo, index_path, inside
 
 
 @dataclass
@@ -34,9 +35,9 @@ class Scanned:
     """One shard. `rows` have shard 0 and, as label, the number itself or a position in `texts`."""
 
     info: ShardInfo
-    rows: np.ndarray  # (num_samples,) SAMPLE_DTYPE
+    rows: Samples
     names: list[str] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
+    texts: dict[str, int] = field(default_factory=dict)  # class → its position
     worded: str = ""  # name of the first sample whose label is text
     numbered: str = ""  # name of the sample with the largest label that is a number
     highest: int = -1  # this label
@@ -46,6 +47,15 @@ class Scanned:
     extensions: set[str] = field(default_factory=set)
     bad: list[tuple[str, str]] = field(default_factory=list)  # name, reason
     ignored: Ignored = field(default_factory=Ignored)  # members that belong to no sample
+
+    def number(self, label: int | str, name: str) -> int:
+        """What stands in the table for the label of the sample `name`."""
+        if isinstance(label, str):
+            self.worded = self.worded or name
+            return self.texts.setdefault(label, len(self.texts))
+        if label > self.highest:
+            self.highest, self.numbered = label, name
+        return label
 
 
 def scan_shard(path: Path, fields: Fields = FIND_OUT) -> Scanned:
@@ -57,19 +67,12 @@ def scan_shard(path: Path, fields: Fields = FIND_OUT) -> Scanned:
     """
     rows: list[tuple[int, ...]] = []
     lines: list[str] = []
-    texts: dict[str, int] = {}
-    labels: list[int] = []
     with open(inside(path.parent, path.name), "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
         scanned = Scanned(ShardInfo(path.name, 0, path.stat().st_size, digest), np.empty(0, SAMPLE_DTYPE))
         for sample in iterate_samples(path, scanned.ignored):
-            for member in sample:
-                if len(member.name.split()) != 1 or len(member.extension.split()) != 1:
-                    raise ValueError(
-                        f"{path}: the name {member.name!r} has white space, which an .idx cannot hold; "
-                        "pack the directory instead"
-                    )
-            lines.append(" ".join(f"{m.extension} {m.offset} {m.size} {m.name}" for m in sample))
+            _check_names(sample, path)
+            lines.append(index_line(sample))
             image = image_of(sample, path, fields)
             name = f"{path.name}/{(image or sample[0]).name}"
             if image is None:
@@ -77,36 +80,32 @@ def scan_shard(path: Path, fields: Fields = FIND_OUT) -> Scanned:
                 continue
             try:
                 label, about = read_label(sample, stream, path, fields)
-            except Unlabelled as error:
-                scanned.bad.append((name, str(error)))
-                continue
-            stream.seek(image.offset)
-            try:
+                stream.seek(image.offset)
                 found = examine(stream.read(image.size))
-            except ValueError as error:
+            except (Unlabelled, BadImage) as error:
                 scanned.bad.append((name, str(error)))
                 continue
             scanned.class_names.add(label, about, image.name)
-            if isinstance(label, int):
-                if label > scanned.highest:
-                    scanned.highest, scanned.numbered = label, name
-            else:
-                scanned.worded = scanned.worded or name
-                label = texts.setdefault(label, len(texts))
-            labels.append(label)
-            rows.append((0, image.offset, image.size, 0, found.height, found.width))
+            rows.append((0, image.offset, image.size, scanned.number(label, name), found.height, found.width))
             scanned.names.append(name)
             scanned.kinds[found.kind] += 1
             scanned.unturned += found.unturned
             scanned.extensions.add(image.extension)
-    with atomic_write(index_path(path)) as out:
-        out.write("".join(f"{line}\n" for line in (f"v1.2 {len(lines)}", *lines)).encode())
+    write_index(index_path(path), lines)
     scanned.info = ShardInfo(path.name, len(rows), scanned.info.bytes, digest)
+    if scanned.highest >= MAX_CLASSES:  # `LabelsMet` refuses it; the table cannot hold it
+        rows = []
     scanned.rows = np.array(rows, SAMPLE_DTYPE)
-    if scanned.highest < MAX_CLASSES:  # else `LabelsMet` refuses it
-        scanned.rows["label"] = labels
-    scanned.texts = list(texts)
     return scanned
+
+
+def _check_names(sample: list[Member], path: Path) -> None:
+    for member in sample:
+        if len(member.name.split()) != 1 or len(member.extension.split()) != 1:
+            raise ValueError(
+                f"{path}: the name {member.name!r} has white space, which an .idx cannot hold; "
+                "pack the directory instead"
+            )
 
 
 class Examined(NamedTuple):
@@ -126,7 +125,7 @@ def examine(data: bytes) -> Examined:
     """
     try:
         header = read_header(data)
-        if not header or header.components == 4:
+        if header is None or header.components == 4:
             return _examine_other(data)
         if not has_end(data, header):
             raise BadImage("truncated: no end marker")

@@ -8,16 +8,21 @@ import hashlib
 import struct
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.permutation import permute, philox_key
 from shard_tools.encode import BadImage, EncodeConfig, encode
-from shard_tools.listing import CHUNK, Images, Listed, Listing
+from shard_tools.listing import Listing
 from shard_tools.part import HASH_BYTES, Part, read_part, write_part
+from shard_tools.records import CHUNK, Images, Listed
 from shard_tools.sources.base import ByteReader, printable
+from shard_tools.tarindex import Member, index_line, write_index
 from shard_tools.tarwriter import TarWriter, member_bytes
 from shard_tools.upload import remove_uploaded, upload_shard
 from shards.format import ShardInfo, atomic_write, escape, index_path, shard_file
@@ -54,8 +59,8 @@ class ShardJob:
                 yield images[int(position)]
 
 
-def shuffled(positions: np.ndarray, num_images: int, seed: int, split: str) -> np.ndarray:
-    """Positions in the shuffled split → in the listing. (n,) int64 both."""
+def shuffled(positions: NDArray[np.int64], num_images: int, seed: int, split: str) -> NDArray[np.int64]:
+    """Positions in the shuffled split → in the listing. (n,) both."""
     return permute(positions, num_images, philox_key(seed, 0, f"pack {split}"))
 
 
@@ -106,54 +111,66 @@ def write_shard(job: ShardJob) -> None:
         ValueError: a source cannot be read or changed since it was listed, or the output cannot be written.
     """
     tar_path = job.out / shard_file(job.split, job.shard)
-    rows, names, index = bytearray(), [], []
-    kinds: Counter[str] = Counter()
-    unturned = 0
-    bad: list[list[str]] = []
-    reader = ByteReader()
     try:
         with atomic_write(tar_path) as stream:
-            tar = TarWriter(stream)
-            for position, image in enumerate(job.images(), job.first):
-                data = _read(reader, image)
-                try:
-                    encoded = encode(data, job.encode)
-                except BadImage as error:
-                    bad.append([image.name, str(error)])
-                    continue
-                key, label, jpeg = f"{position:09d}", str(image.label), encoded.jpeg
-                label_offset = tar.add(f"{key}.cls", label.encode())
-                offset = tar.add(f"{key}.jpg", jpeg)
-                index.append(f"cls {label_offset} {len(label)} {key}.cls jpg {offset} {len(jpeg)} {key}.jpg\n")
-                digest = hashlib.sha256(data).digest()[:HASH_BYTES]
-                rows += ROW.pack(0, offset, len(jpeg), image.label, encoded.height, encoded.width, digest)
-                names.append(escape(image.name))
-                kinds[encoded.kind] += 1
-                unturned += encoded.unturned
-            tar.close()
-        info = None
-        text = b""
-        if index:
-            info = ShardInfo(tar_path.name, len(index), tar.size_bytes, tar.sha256.hexdigest())
-            text = f"v1.2 {len(index)}\n{''.join(index)}".encode()  # as DALI's wds2idx
-            with atomic_write(index_path(tar_path)) as stream:
-                stream.write(text)
+            content = _write_tar(job, stream)
+        info, index_bytes = None, 0
+        if content.index:
+            info = ShardInfo(tar_path.name, len(content.index), content.size_bytes, content.sha256)
+            index_bytes = write_index(index_path(tar_path), content.index)
             if job.url:
                 upload_shard(job.url, tar_path)
         else:
             tar_path.unlink()
-        part = Part(info, len(text), len(index), dict(sorted(kinds.items())), bad, unturned)
-        write_part(
-            job.part_path, part, bytes(rows), "".join(f"{name}\n" for name in names).encode("utf-8", "surrogateescape")
-        )
+        kinds = dict(sorted(content.kinds.items()))
+        part = Part(info, index_bytes, len(content.index), kinds, content.bad, content.unturned)
+        write_part(job.part_path, part, bytes(content.rows), "".join(content.names).encode("utf-8", "surrogateescape"))
         if job.url and info:
             remove_uploaded(job.out, info)
     except OSError as error:
         raise ValueError(
             f"{tar_path}: cannot be written ({error.strerror}); finished shards are kept: run the same command again"
         ) from None
-    finally:
-        reader.close()
+
+
+@dataclass
+class _Content:
+    """What has been written into a tar, and what has not."""
+
+    rows: bytearray = field(default_factory=bytearray)  # PART_DTYPE
+    names: list[str] = field(default_factory=list)  # of the sources, a line each
+    index: list[str] = field(default_factory=list)  # the lines of the .idx
+    kinds: Counter[str] = field(default_factory=Counter)
+    unturned: int = 0
+    bad: list[tuple[str, str]] = field(default_factory=list)  # name, reason
+    size_bytes: int = 0  # of the tar
+    sha256: str = ""
+
+
+def _write_tar(job: ShardJob, stream: BinaryIO) -> _Content:
+    """All of the job's images, in their order, but for the bad ones."""
+    content, tar = _Content(), TarWriter(stream)
+    with closing(ByteReader()) as reader:
+        for position, image in enumerate(job.images(), job.first):
+            data = _read(reader, image)
+            try:
+                encoded = encode(data, job.encode)
+            except BadImage as error:
+                content.bad.append((image.name, str(error)))
+                continue
+            label, jpeg = str(image.label).encode(), encoded.jpeg
+            label_name, image_name = f"{position:09d}.cls", f"{position:09d}.jpg"
+            label_member = Member("cls", tar.add(label_name, label), len(label), label_name)
+            offset = tar.add(image_name, jpeg)
+            content.index.append(index_line([label_member, Member("jpg", offset, len(jpeg), image_name)]))
+            digest = hashlib.sha256(data).digest()[:HASH_BYTES]
+            content.rows += ROW.pack(0, offset, len(jpeg), image.label, encoded.height, encoded.width, digest)
+            content.names.append(f"{escape(image.name)}\n")
+            content.kinds[encoded.kind] += 1
+            content.unturned += encoded.unturned
+    tar.close()
+    content.size_bytes, content.sha256 = tar.size_bytes, tar.sha256.hexdigest()
+    return content
 
 
 def finished_part(job: ShardJob) -> Part | None:

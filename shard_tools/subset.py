@@ -5,46 +5,17 @@ The choices are draws from (seed, split): the same source gives the same ones, i
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.permutation import permute, philox_key
+from shard_tools.option import Option
 
-
-@dataclass(frozen=True, kw_only=True)
-class Subset:
-    """What to pack. The default is everything, in the source's splits.
-
-    fractions: new splits of a source that has one, as (name, fraction) pairs that add up to 1; each class is split
-        alike. per_class, limit: at most so many images of each class, and in all, of each split. only_classes: class
-        keys; () for all. Labels are places among the classes of `only_classes`; the others do not change them.
-    """
-
-    fractions: tuple[tuple[str, float], ...] = ()
-    per_class: int | None = None
-    limit: int | None = None
-    only_classes: frozenset[str] = frozenset()
-
-    def __post_init__(self) -> None:
-        if self.fractions:
-            names = [name for name, _ in self.fractions]
-            if any(not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", name) for name in names) or len(set(names)) < len(
-                names
-            ):
-                raise ValueError(f"split: the names {', '.join(names)} must differ and be letters, digits, - and _")
-            if (
-                any(not 0 < fraction < 1 for _, fraction in self.fractions)
-                or abs(sum(dict(self.fractions).values()) - 1) > 1e-6
-            ):
-                raise ValueError(f"split: {parts_text(self)} are not positive fractions that add up to 1")
-        for name in ("per_class", "limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
-
-
-def parts_text(subset: Subset) -> str:
-    return ",".join(f"{name}={fraction:g}" for name, fraction in subset.fractions)
+SPLIT_NAME = re.compile("[A-Za-z0-9_][A-Za-z0-9_-]*")  # it becomes a part of file names
+Mask = NDArray[np.bool_]  # (n,) of one split's images
 
 
 def parse_fractions(text: str) -> tuple[tuple[str, float], ...]:
@@ -56,7 +27,60 @@ def parse_fractions(text: str) -> tuple[tuple[str, float], ...]:
         raise ValueError(f"split: {text!r} is not like train=0.8,val=0.1,test=0.1") from None
 
 
-def choose(subset: Subset, split: str, labels: np.ndarray, seed: int) -> dict[str, np.ndarray | None]:
+def parse_class_keys(text: str) -> frozenset[str]:
+    """`A,B`, or the lines of a file; of `WNID NAME`, as in ImageNet's lists, the wnid.
+
+    Raises:
+        ValueError: the file has none. OSError: it cannot be read.
+    """
+    path = Path(text)
+    if not text or not path.is_file():
+        return frozenset(key.strip() for key in text.split(",") if key.strip())
+    lines = map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())
+    keys = frozenset(re.sub(r"^(n[0-9]{8})\s.*", r"\1", line) for line in lines if line)
+    if not keys:
+        raise ValueError(f"{path}: --only-classes needs a class key a line, and it has none")
+    return keys
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subset:
+    """What to pack. The default is everything, in the source's splits.
+
+    fractions: new splits of a source that has one, as (name, fraction) pairs that add up to 1; each class is split
+        alike. per_class, limit: at most so many images of each class, and in all, of each split. only_classes: class
+        keys; () for all. Labels are places among the classes of `only_classes`; the others do not change them.
+    """
+
+    fractions: Annotated[
+        tuple[tuple[str, float], ...],
+        Option("Split a source that has one split: train=0.8,val=0.1,test=0.1.", flag="--split", kind=parse_fractions),
+    ] = ()
+    per_class: Annotated[int | None, Option("At most so many images of each class in each split.", least=1)] = None
+    limit: Annotated[int | None, Option("At most so many images in each split.", least=1)] = None
+    only_classes: Annotated[
+        frozenset[str], Option("Class keys A,B,… or a file with a class key a line.", kind=parse_class_keys)
+    ] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.fractions:
+            names = [name for name, _ in self.fractions]
+            if not all(map(SPLIT_NAME.fullmatch, names)) or len(set(names)) < len(names):
+                raise ValueError(f"split: the names {', '.join(names)} must differ and be letters, digits, - and _")
+            parts = [fraction for _, fraction in self.fractions]
+            if not all(0 < part < 1 for part in parts) or abs(sum(parts) - 1) > 1e-6:
+                raise ValueError(f"split: {parts_text(self)} are not positive fractions that add up to 1")
+        for name in ("per_class", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+
+
+def parts_text(subset: Subset) -> str:
+    return ",".join(f"{name}={fraction:g}" for name, fraction in subset.fractions)
+
+
+def choose(subset: Subset, split: str, labels: NDArray[np.int32], seed: int) -> dict[str, Mask]:
     """New split → (n,) bool of the images that go into it. `labels`: (n,) int32 of one split of the source."""
     masks = {split: np.ones(len(labels), bool)}
     if subset.fractions:
@@ -67,10 +91,10 @@ def choose(subset: Subset, split: str, labels: np.ndarray, seed: int) -> dict[st
         if subset.limit:
             count = int(mask.sum())
             mask[mask] = permute(np.arange(count), max(1, count), philox_key(seed, 0, f"limit {name}")) < subset.limit
-    return dict(masks)
+    return masks
 
 
-def _rank_in_class(labels: np.ndarray, key: np.ndarray) -> np.ndarray:
+def _rank_in_class(labels: NDArray[np.int32], key: NDArray[np.uint64]) -> NDArray[np.int64]:
     """(n,) the place of each image in a random order of its class."""
     order = np.lexsort((np.random.Philox(key=key).random_raw(len(labels)), labels))
     starts = np.concatenate([[0], np.cumsum(np.bincount(labels))])
@@ -79,7 +103,9 @@ def _rank_in_class(labels: np.ndarray, key: np.ndarray) -> np.ndarray:
     return rank
 
 
-def _stratified(fractions: tuple[tuple[str, float], ...], labels: np.ndarray, key: np.ndarray) -> dict[str, np.ndarray]:
+def _stratified(
+    fractions: tuple[tuple[str, float], ...], labels: NDArray[np.int32], key: NDArray[np.uint64]
+) -> dict[str, Mask]:
     """Each class is cut alike. What rounding leaves is carried to the next class, so that the totals are right too.
 
     The first split gets what the others leave, and at least one image of each class.
@@ -88,7 +114,7 @@ def _stratified(fractions: tuple[tuple[str, float], ...], labels: np.ndarray, ke
     ends = np.cumsum(counts)
     rank = _rank_in_class(labels, key)
     left = counts.copy()  # ranks below are not taken yet
-    masks: dict[str, np.ndarray] = {}
+    masks: dict[str, Mask] = {}
     for name, fraction in reversed(fractions[1:]):
         share = np.diff(np.floor(fraction * ends + 0.5), prepend=0).astype(np.int64)
         share = np.minimum(share, np.maximum(left - 1, 0))

@@ -1,7 +1,10 @@
-"""What lies where in a WebDataset tar, as its DALI index (`.idx`, version 1.2) records it."""
+"""What lies where in a WebDataset tar, as its DALI index (`.idx`, version 1.2) records it: read, and written."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from shards.format import atomic_write
 
 
 class Member(NamedTuple):
@@ -34,3 +37,16 @@ def read_index(path: Path) -> list[list[Member]]:
     if version != "v1.2" or int(count) != len(samples):
         raise ValueError(f"says {version}, {count} samples; has {len(samples)}")
     return samples
+
+
+def index_line(sample: Sequence[Member]) -> str:
+    """The line of one sample."""
+    return " ".join(f"{m.extension} {m.offset} {m.size} {m.name}" for m in sample)
+
+
+def write_index(path: Path, lines: Sequence[str]) -> int:
+    """Write the index whose samples have these lines; returns its bytes."""
+    data = "".join(f"{line}\n" for line in (f"v1.2 {len(lines)}", *lines)).encode()
+    with atomic_write(path) as stream:
+        stream.write(data)
+    return len(data)

@@ -12,12 +12,14 @@ import warnings
 from functools import cache
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.config import DataConfig
 from pipeline.probe import Decoder, bad_header
-from shard_tools.encode import FORMATS, BadImage, reason
+from shard_tools.encode import FORMATS, BadImage, EncodeConfig, Encoded, encode, reason
 
+ANY_SIZE = EncodeConfig(max_pixels=1 << 62)  # what is packed was small enough then
 TOLERANCE = 2  # grey levels of 255. What is right differs by rounding: CMYK and 16-bit colour by 1, all else by 0.
 _lock = threading.Lock()  # the decoder holds one image
 
@@ -29,7 +31,7 @@ def check_trains(data: bytes, height: int, width: int, compare: bool) -> None:
         BadImage: DALI does not decode it, or to other pixels.
     """
     try:
-        mode, expected = _pillow(data) if compare else ("", None)
+        expected = _pillow(data) if compare else None
         view = np.frombuffer(data, np.uint8)
         try:
             if complaint := bad_header(view, height, width):
@@ -39,9 +41,21 @@ def check_trains(data: bytes, height: int, width: int, compare: bool) -> None:
         except ValueError as error:
             raise BadImage(f"DALI does not decode it ({error}){'; pack converts it' if compare else ''}") from None
         if expected is not None:
-            _compare(pixels, expected, mode)
+            _compare(pixels, *expected)
     except Exception as error:
         raise BadImage(reason(data, error)) from None
+
+
+def check_stored(data: bytes, compare: bool = True) -> Encoded:
+    """What packing would make of an image file, however large, that also trains as it is. compare: see `check_trains`;
+    an ordinary JPEG needs it in no case.
+
+    Raises:
+        BadImage: as `encode` and `check_trains`.
+    """
+    encoded = encode(data, ANY_SIZE)
+    check_trains(data, encoded.height, encoded.width, compare and encoded.kind != "jpeg")
+    return encoded
 
 
 @cache
@@ -49,15 +63,15 @@ def _decoder() -> Decoder:
     return Decoder(DataConfig())
 
 
-def _pillow(data: bytes) -> tuple[str, np.ndarray]:
-    """Pillow's mode, and (H, W, 3) uint8 as torchvision's loader gives them."""
+def _pillow(data: bytes) -> tuple[str, NDArray[np.uint8]]:
+    """Pillow's mode, and (H, W, 3) as torchvision's loader gives them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return image.mode, np.asarray(image.convert("RGB"))
 
 
-def _compare(pixels: np.ndarray, expected: np.ndarray, mode: str) -> None:
+def _compare(pixels: NDArray[np.uint8], mode: str, expected: NDArray[np.uint8]) -> None:
     apart = np.abs(pixels.astype(np.int16) - expected)
     if apart.max() > TOLERANCE:
         raise BadImage(

@@ -14,17 +14,16 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from shard_tools.encode import BadImage, EncodeConfig, encode
+from shard_tools.encode import BadImage
 from shard_tools.shard import WORK_DIR
 from shard_tools.sources.naming import Ignored
 from shard_tools.sources.tarsamples import Fields, image_of, iterate_samples, read_label
 from shard_tools.tarindex import Member, read_index
-from shard_tools.trainable import check_trains
+from shard_tools.trainable import check_stored
 from shard_tools.workers import LOST, process_pool
-from shards.format import INFO_FILE, ShardInfo, ShardSet, file_sha256, index_path, inside
+from shards.format import INFO_FILE, Samples, ShardInfo, ShardSet, file_sha256, index_path, inside
 
 MAX_FINDINGS_PER_SHARD = 5  # of one kind: a shifted table is wrong in every row
-DECODE = EncodeConfig(max_pixels=1 << 62)
 
 
 class Finding(NamedTuple):
@@ -46,7 +45,7 @@ class ShardCheck:
     path: Path
     info: ShardInfo
     first: int
-    rows: np.ndarray
+    rows: Samples
     classes: tuple[str, ...]
     foreign: bool
     fields: Fields  # of foreign shards
@@ -176,10 +175,10 @@ def _table(check: ShardCheck, samples: list[list[Member]]) -> Iterator[Finding]:
             except ValueError as error:
                 yield Finding("table", file, None, str(error).removeprefix(f"{check.path}: "))
                 continue
-            i = row_at.pop(image.offset, None) if image else None
+            i = row_at.pop(image.offset, None) if image is not None else None
             if image is None or i is None:
                 if not check.foreign:
-                    what = "is not in the sample table" if image else f"has members {', '.join(extensions)}"
+                    what = "is not in the sample table" if image is not None else f"has members {', '.join(extensions)}"
                     yield Finding("table", file, None, f"the sample of {members[0].name} {what}")
                 continue
             row, sample = check.rows[i], check.first + i
@@ -206,8 +205,7 @@ def _sample(
     stream.seek(image.offset)
     data = stream.read(image.size)
     try:
-        encoded = encode(data, DECODE)
-        check_trains(data, encoded.height, encoded.width, compare=encoded.kind != "jpeg")
+        encoded = check_stored(data)
     except BadImage as error:
         yield "decode", str(error)
         return
@@ -227,5 +225,5 @@ def _at_most(findings: Iterator[Finding]) -> Iterator[Finding]:
         if counts[last.kind] <= MAX_FINDINGS_PER_SHARD:
             yield last
     for kind, count in counts.items():
-        if last and count > MAX_FINDINGS_PER_SHARD:
+        if last is not None and count > MAX_FINDINGS_PER_SHARD:
             yield Finding(kind, last.file, None, f"… {count - MAX_FINDINGS_PER_SHARD} more such findings in this shard")

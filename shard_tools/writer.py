@@ -10,41 +10,99 @@ with the number of images.
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Annotated, NamedTuple
 
 from shard_tools.classes import class_infos, read_class_file
 from shard_tools.duplicates import Duplicates, PartFile, find_duplicates
 from shard_tools.encode import EncodeConfig
 from shard_tools.execute import PackProgress, engine_for, run_shards
-from shard_tools.listing import write_listing
+from shard_tools.listing import Listing, write_listing
+from shard_tools.option import Option
 from shard_tools.part import read_names, read_part, read_rows
-from shard_tools.rejected import REJECTED_FILE, BadImages, Rejected, refusal, write_rejected
+from shard_tools.rejected import ON_BAD, REJECTED_FILE, OnBad, Rejected, check_on_bad, refusal, write_rejected
 from shard_tools.resume import SOURCE_DIR, begin, complete, forget_lost, work_dir
 from shard_tools.shard import LISTING_DIR, ShardJob, plan_shards
-from shard_tools.sources import SourceOptions, open_source
+from shard_tools.sources import SOURCES, SourceOptions, open_source
 from shard_tools.sources.base import Source
 from shard_tools.subset import Subset, parts_text
 from shard_tools.upload import clean, publish, staging_dir
-from shards.format import (
-    SAMPLE_DTYPE,
-    ClassInfo,
-    ShardInfo,
-    ShardSet,
-    write_info,
-    write_split,
-)
+from shards.format import SAMPLE_DTYPE, ClassInfo, Samples, ShardInfo, ShardSet, write_info, write_split
 from shards.remote import is_url
 
-SAMPLES_PER_SHARD = 10_000
-SHARD_SIZE = 1 << 30
-FIND_OUT, EVERYTHING, UNTOUCHED = SourceOptions(), Subset(), EncodeConfig()
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+REMEDY = "leave them out with --on-bad skip (finished shards are kept), or mend them and pack into a new directory"
+
+
+def parse_size(text: str) -> int:
+    """256MiB, 1GB, 500000 → bytes. Raises ValueError for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([kmgt]i?)?b?\s*", text, re.IGNORECASE)
+    number = float(match[1]) * UNITS[(match[2] or "").lower()] if match else 0.0
+    size = int(number) if number < 1 << 63 else 0
+    if size < 1:
+        raise ValueError(f"--shard-size: {text!r} is not a size; write e.g. 256MiB, 1GB or 500000 (bytes)")
+    return size
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackOptions:
+    """What `pack` may be told.
+
+    format, source_options: how the source is read. class_file: readable names, see `classes.read_class_file`.
+    samples_per_shard, shard_size: a shard is full at so many samples or bytes, whichever comes first; images that have
+        to be converted or re-encoded count with their size before that.
+    workers, scheduler: what runs the shards: so many local processes, or the Dask cluster whose scheduler has this
+        address.
+    staging: a local directory (with `scheduler`, one that its workers share) for what is on its way to a URL.
+    """
+
+    format: Annotated[str, Option(choices=("auto", *SOURCES), shown=True)] = "auto"
+    source_options: SourceOptions = field(default_factory=SourceOptions)
+    class_file: Annotated[
+        Path | None, Option("Readable names of classes: lines KEY NAME, or JSON.", flag="--classes", kind=Path)
+    ] = None
+    subset: Subset = field(default_factory=Subset)
+    encode: EncodeConfig = field(default_factory=EncodeConfig)
+    on_bad: Annotated[
+        OnBad,
+        Option(
+            "What to do about unusable images: stop, or leave them out and list them in OUT/rejected.tsv.",
+            choices=ON_BAD,
+            shown=True,
+        ),
+    ] = "fail"
+    samples_per_shard: Annotated[int, Option(least=1, shown=True)] = 10_000
+    shard_size: Annotated[
+        int, Option("Bytes, or with a unit: 256MiB, 1GB.", metavar="SIZE", kind=parse_size, shown="1GiB")
+    ] = 1 << 30
+    seed: Annotated[int, Option("Of the shuffle and the choices.", least=0, shown=True)] = 0
+    workers: Annotated[int | None, Option("Worker processes.  [default: one for each CPU core]", least=1)] = None
+    scheduler: Annotated[
+        str | None, Option("Address of a Dask scheduler whose workers pack, instead of local processes.")
+    ] = None
+    staging: Annotated[
+        Path | None,
+        Option(
+            "Where OUT is a URL: a directory for what is on its way.  "
+            "[default: in $XDG_CACHE_HOME/penstock, ~/.cache/penstock]",
+            kind=Path,
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        check_on_bad(self.on_bad)
+        if min(self.samples_per_shard, self.shard_size) < 1:
+            raise ValueError("samples_per_shard and shard_size must be at least 1")
+        if self.workers and self.scheduler:
+            raise ValueError("--workers and --scheduler: choose one; a Dask cluster has its own workers")
+
+
+USUAL = PackOptions()
 
 
 @dataclass(frozen=True)
@@ -59,126 +117,141 @@ class Packed:
     ignored: tuple[str, ...] = ()  # entries of the source that are no images: the first thousand
 
 
+class Target(NamedTuple):
+    """Where the shards go. local: the directory that they are made in. at_url: what is complete at the URL."""
+
+    local: Path
+    url: str = ""
+    at_url: ShardSet | None = None
+
+
 def pack(
     source: str | os.PathLike[str] | Source,
     out: str | os.PathLike[str],
+    options: PackOptions = USUAL,
     *,
-    format: str = "auto",
-    options: SourceOptions = FIND_OUT,
-    class_file: Path | None = None,
-    subset: Subset = EVERYTHING,
-    encode: EncodeConfig = UNTOUCHED,
-    samples_per_shard: int = SAMPLES_PER_SHARD,
-    shard_size: int = SHARD_SIZE,
-    seed: int = 0,
-    on_bad: str = "fail",
-    workers: int | None = None,
-    scheduler: str | None = None,
     executor: Executor | None = None,
-    staging: Path | None = None,
     progress: Callable[[PackProgress], None] = lambda progress: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Packed:
     """Pack the images of `source` into shards in `out`; goes on where an interrupted call stopped.
 
-    A shard is full at `samples_per_shard` samples or `shard_size` bytes, whichever comes first; images that have to be
-    converted or re-encoded count with their size before that.
-
     Args:
-        source: a path, read as `format` and `options` say, or a `Source`.
+        source: a path, or a `Source`.
         out: a directory, or a URL (s3://, gs:// …).
-        class_file: readable names of classes, see `classes.read_class_file`.
-        seed: of the shuffle and of the choices of `subset`.
-        on_bad: "fail" or "skip".
-        workers, scheduler, executor: what runs the shards: so many local processes (by default one for each core), a
-            Dask cluster's scheduler at this address, or this executor.
-        staging: a local directory (with `scheduler`, one that its workers share) for what is on its way to a URL; by
-            default in the user's cache.
+        executor: runs the shards, instead of what `options` names.
         progress: called after each shard and about twice a second. say: given a line about the source.
 
     Raises:
         BadImages: `on_bad` is "fail" and there are some.
         ValueError: the source, the output or the settings do not allow it. Finished shards are kept.
     """
-    if on_bad not in ("fail", "skip"):
-        raise ValueError(f'on_bad is {on_bad!r}; it can be "fail" or "skip"')
-    if min(samples_per_shard, shard_size) < 1:
-        raise ValueError("samples_per_shard and shard_size must be at least 1")
-    if staging and not is_url(out):
-        raise ValueError(f"{out}: is no URL, so nothing is staged; leave out --staging")
-    url = str(out) if is_url(out) else ""
-    out, at_url = staging_dir(url, staging) if url else (Path(out).absolute(), None)
+    target = _target(out, options.staging)
     where = str(source) if isinstance(source, str | os.PathLike) else source.format
-    if isinstance(source, str | os.PathLike):
-        if out.resolve().is_relative_to(Path(source).resolve()):
-            raise ValueError(f"{out}: lies inside the source; choose a directory elsewhere")
-        source = open_source(source, format, options)
+    source = _opened(source, target.local, options)
     say(f"{where}: {source.explained} ({source.format})")
-    with work_dir(out) as work:
-        listed = work / LISTING_DIR
+    with work_dir(target.local) as work:
         listing = write_listing(
-            listed,
+            work / LISTING_DIR,
             source,
             work / SOURCE_DIR,
-            subset,
-            seed,
+            options.subset,
+            options.seed,
             where,
             lambda n: progress(PackProgress(listed=n)),
-            on_bad,
-            class_file,
+            options.on_bad,
+            options.class_file,
         )
         for note in (*source.notes(), *listing.notes):
             say(f"{where}: {note}")
-        given = read_class_file(class_file, listing.keys) if class_file else {}
+        given = read_class_file(options.class_file, listing.keys) if options.class_file else {}
         classes = class_infos(listing.keys, source.class_names(), given, listing.numbered)
-        made = {
-            "source": source.format,
-            "num_classes": len(classes),
-            "images": listing.num_images,
-            "source_bytes": listing.size_bytes,
-            "fingerprint": listing.fingerprint,
-            "seed": seed,
-            "samples_per_shard": samples_per_shard,
-            "shard_size": shard_size,
-            "encode": asdict(encode),
-            "subset": asdict(subset) | {"fractions": parts_text(subset), "only_classes": sorted(subset.only_classes)},
-            "class_names": hashlib.sha256("\0".join(info.name for info in classes).encode()).hexdigest(),
-        }
-        done = complete(out, made, at_url)
-        if at_url:
-            clean(out)  # what a run that was killed at its very end has left
-        elif done and url:
-            done = publish(url, out)
-        if done:
-            return Packed(done, already_complete=True, ignored=tuple(source.ignored()))
-        begin(out, made)
-        jobs = [
-            job
-            for split in listing.num_images
-            for job in plan_shards(out, listing, split, samples_per_shard, shard_size, seed, encode, url)
-        ]
-        if url:
-            forget_lost(url, jobs)
+        made = _made(source, listing, classes, options)
+        if done := _complete(target, made):
+            return Packed(done, already_complete=True, ignored=tuple(source.ignored))
+        begin(target.local, made)
+        jobs = _plan(target, listing, options)
         state = PackProgress(0, sum(listing.num_images.values()), sum(listing.size_bytes.values()), len(jobs))
-        finished = run_shards(jobs, engine_for(workers, scheduler, executor, len(jobs)), on_bad, state, progress)
-        bad = ((name, reason) for job in finished for name, reason in read_part(job.part_path).bad)
-        rejected = write_rejected(out, listing.unusable, listing.rejected, bad)
-        if rejected.count and on_bad == "fail":
-            raise _bad_images(rejected, state, out)
-        duplicates = _finish(out, list(listing.num_images), classes, jobs, made, rejected.count)
-    return Packed(
-        publish(url, out) if url else ShardSet.open(out), False, state, rejected, duplicates, tuple(source.ignored())
-    )
+        engine = engine_for(options.workers, options.scheduler, executor, len(jobs))
+        finished = run_shards(jobs, engine, options.on_bad, state, progress)
+        rejected = _rejected(target.local, listing, finished, state, options.on_bad)
+        duplicates = _finish(target.local, list(listing.num_images), classes, jobs, made, rejected.count)
+    shard_set = publish(target.url, target.local) if target.url else ShardSet.open(target.local)
+    return Packed(shard_set, False, state, rejected, duplicates, tuple(source.ignored))
 
 
-def _bad_images(rejected: Rejected, state: PackProgress, out: Path) -> BadImages:
-    checked = "" if state.done_images == state.images else f" among the {state.done_images} of {state.images} checked"
-    remedy = "leave them out with --on-bad skip (finished shards are kept), or mend them and pack into a new directory"
-    return refusal(f"{rejected.count} image(s){checked}", rejected, f" in {out / REJECTED_FILE}", remedy)
+def _target(out: str | os.PathLike[str], staging: Path | None) -> Target:
+    if is_url(out):
+        local, at_url = staging_dir(str(out), staging)
+        return Target(local, str(out), at_url)
+    if staging:
+        raise ValueError(f"{out}: is no URL, so nothing is staged; leave out --staging")
+    return Target(Path(out).absolute())
+
+
+def _opened(source: str | os.PathLike[str] | Source, local: Path, options: PackOptions) -> Source:
+    if not isinstance(source, str | os.PathLike):
+        return source
+    if local.resolve().is_relative_to(Path(source).resolve()):
+        raise ValueError(f"{local}: lies inside the source; choose a directory elsewhere")
+    return open_source(source, options.format, options.source_options)
+
+
+def _made(source: Source, listing: Listing, classes: list[ClassInfo], options: PackOptions) -> dict[str, object]:
+    """How the dataset is made, for `dataset.json`; what a run that goes on with it must agree with."""
+    subset = options.subset
+    return {
+        "source": source.format,
+        "num_classes": len(classes),
+        "images": listing.num_images,
+        "source_bytes": listing.size_bytes,
+        "fingerprint": listing.fingerprint,
+        "seed": options.seed,
+        "samples_per_shard": options.samples_per_shard,
+        "shard_size": options.shard_size,
+        "encode": asdict(options.encode),
+        "subset": asdict(subset) | {"fractions": parts_text(subset), "only_classes": sorted(subset.only_classes)},
+        "class_names": hashlib.sha256("\0".join(info.name for info in classes).encode()).hexdigest(),
+    }
+
+
+def _complete(target: Target, made: dict[str, object]) -> ShardSet | None:
+    """The dataset, if all of it is there already; one that only lacks its upload is uploaded."""
+    done = complete(target.local, made, target.at_url)
+    if target.at_url:
+        clean(target.local)  # what a run that was killed at its very end has left
+    elif done and target.url:
+        return publish(target.url, target.local)
+    return done
+
+
+def _plan(target: Target, listing: Listing, options: PackOptions) -> list[ShardJob]:
+    """All shards, of all splits."""
+    samples, size = options.samples_per_shard, options.shard_size
+    jobs = [
+        job
+        for split in listing.num_images
+        for job in plan_shards(target.local, listing, split, samples, size, options.seed, options.encode, target.url)
+    ]
+    if target.url:
+        forget_lost(target.url, jobs)
+    return jobs
+
+
+def _rejected(out: Path, listing: Listing, finished: list[ShardJob], state: PackProgress, on_bad: str) -> Rejected:
+    """OUT/rejected.tsv. Raises BadImages if there are some and none may be."""
+    bad = ((name, reason) for job in finished for name, reason in read_part(job.part_path).bad)
+    rejected = write_rejected(out, bad, listing.unusable, listing.rejected)
+    if rejected.count and on_bad == "fail":
+        all_seen = state.done_images == state.images
+        checked = "" if all_seen else f" among the {state.done_images} of {state.images} checked"
+        what, more = f"{rejected.count} image(s){checked}", f" in {out / REJECTED_FILE}"
+        raise refusal(what, rejected, more, REMEDY)
+    return rejected
 
 
 def _finish(
-    out: Path, splits: list[str], classes: list[ClassInfo], jobs: list[ShardJob], made: dict[str, Any], rejected: int
+    out: Path, splits: list[str], classes: list[ClassInfo], jobs: list[ShardJob], made: dict[str, object], rejected: int
 ) -> Duplicates:
     """Merge the parts into tables, one part in memory at a time, look for duplicates, then write `dataset.json`."""
     infos: dict[str, list[ShardInfo]] = {split: [] for split in splits}
@@ -201,7 +274,7 @@ def _finish(
         mine = [part.path for part in parts if part.split == split]
         files |= write_split(out, split, _table(mine), map(read_names, mine))
     duplicates = find_duplicates(out, parts, [info.wnid for info in classes])
-    made |= {
+    made = made | {
         "converted": {kind: count for kind, count in sorted(kinds.items()) if kind != "jpeg"},
         "unturned": unturned,
         "rejected": rejected,
@@ -211,7 +284,7 @@ def _finish(
     return duplicates
 
 
-def _table(parts: list[Path]) -> Iterator[np.ndarray]:
+def _table(parts: list[Path]) -> Iterator[Samples]:
     """The parts' rows as SAMPLE_DTYPE, with their places among the shards."""
     for shard, path in enumerate(parts):
         rows = read_rows(path)[list(SAMPLE_DTYPE.names or ())].astype(SAMPLE_DTYPE)

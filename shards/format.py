@@ -9,53 +9,31 @@
 """
 
 import hashlib
-import json
 import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
-FORMAT = "penstock-1"
+from shards.description import DAMAGED as DAMAGED
+from shards.description import ClassInfo as ClassInfo
+from shards.description import ShardInfo as ShardInfo
+from shards.description import description_json, read_description
+from shards.description import key_name as key_name
+
 INFO_FILE = "dataset.json"
-DAMAGED = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)  # what its JSON may raise
 CHECKED_ROWS = 1 << 14
 SAMPLE_DTYPE = np.dtype(
     [("shard", "<u4"), ("offset", "<u8"), ("size", "<u4"), ("label", "<i4"), ("height", "<u2"), ("width", "<u2")]
 )
-
-
-@dataclass(frozen=True)
-class ClassInfo:
-    """One class; its label is its place in `ShardSet.classes`. `wnid` is its key, also where that is no wnid: the field
-    is called as in dataset.json and in checkpoints."""
-
-    wnid: str
-    name: str
-
-
-def key_name(classes: Iterable[ClassInfo]) -> str:
-    """What the field of these classes' keys is called in JSON for people: "wnid" if all are WordNet ids, else "class".
-
-    One name for all of a dataset's classes, so that a reader of the JSON needs no more than one.
-    """
-    return "wnid" if all(re.fullmatch(r"n[0-9]{8}", info.wnid) for info in classes) else "class"
-
-
-@dataclass(frozen=True)
-class ShardInfo:
-    """One tar file as `dataset.json` records it."""
-
-    file: str
-    samples: int
-    bytes: int
-    sha256: str
+Samples = NDArray[np.void]  # (num_samples,) SAMPLE_DTYPE
 
 
 @dataclass(frozen=True)
@@ -65,7 +43,7 @@ class Split:
     name: str
     root: Path
     shards: tuple[ShardInfo, ...]
-    samples: np.ndarray  # (num_samples,) SAMPLE_DTYPE, read-only
+    samples: Samples  # read-only
     url: str = ""  # where the shards are, if not in `root`
     dataset_bytes: int = 0  # the shards of all splits of the dataset
 
@@ -101,7 +79,7 @@ class ShardSet:
     root: Path
     classes: tuple[ClassInfo, ...]
     splits: dict[str, Split]
-    made: dict[str, Any]
+    made: dict[str, object]
     fingerprint: str  # sha256 of dataset.json: names this dataset in checkpoints
     files: dict[str, str] = field(default_factory=dict)  # table or source list → sha256
     intact: bool = True  # dataset.json is as it was written
@@ -133,45 +111,26 @@ class ShardSet:
                 "make one with: python -m shard_tools pack SOURCE OUT"
             ) from None
         try:
-            info = json.loads(raw)
-            if info["format"] != FORMAT:
-                raise ValueError(f"format is {info['format']!r}, this version reads {FORMAT!r}")
-            classes = tuple(ClassInfo(str(c["wnid"]), str(c["name"])) for c in info["classes"])
-            shards = shard_infos(info)
-            made = dict(info["made"])
-            files = {str(name): str(digest) for name, digest in info["files"].items()}
-            intact = info.pop("checksum") == _checksum(info)
+            found = read_description(raw)
         except DAMAGED as error:
             what = f"key {error} is missing" if isinstance(error, KeyError) else error
             raise ValueError(f"{path}: not a dataset description ({what}); pack the dataset again") from None
-        splits = {name: _open_split(root, name, infos, len(classes)) for name, infos in shards.items()}
+        classes = found.classes
+        splits = {name: _open_split(root, name, infos, len(classes)) for name, infos in found.shards.items()}
         if url:
-            for info in (info for infos in shards.values() for info in infos):
+            shards = [info for infos in found.shards.values() for info in infos]
+            for info in shards:
                 if not re.fullmatch("[0-9a-f]{64}", info.sha256):  # a file of the cache will have that name
                     raise ValueError(f"{path}: {info.sha256!r} is no sha256 of {info.file}; pack the dataset again")
-            size = sum(info.bytes for infos in shards.values() for info in infos)
+            size = sum(info.bytes for info in shards)
             splits = {name: replace(split, url=url, dataset_bytes=size) for name, split in splits.items()}
-        return cls(root, classes, splits, made, hashlib.sha256(raw).hexdigest(), files, intact, url)
+        return cls(root, classes, splits, found.made, hashlib.sha256(raw).hexdigest(), found.files, found.intact, url)
 
     def split(self, name: str) -> Split:
         """One split by name. Raises ValueError naming those there are."""
         if name not in self.splits:
             raise ValueError(f"{self.root}: no split {name!r}; it has {', '.join(sorted(self.splits))}")
         return self.splits[name]
-
-
-def shard_infos(info: dict[str, Any]) -> dict[str, tuple[ShardInfo, ...]]:
-    """Split → its shards, from the content of `dataset.json`. Raises one of DAMAGED where it is not like that."""
-    splits = {
-        str(name): tuple(
-            ShardInfo(str(s["file"]), int(s["samples"]), int(s["bytes"]), str(s["sha256"])) for s in split["shards"]
-        )
-        for name, split in info["splits"].items()
-    }
-    for shard in (shard for shards in splits.values() for shard in shards):
-        if not (0 <= shard.samples < 1 << 63 and 0 <= shard.bytes < 1 << 63):
-            raise ValueError(f"{shard.file!r} has {shard.samples} samples in {shard.bytes} bytes")
-    return splits
 
 
 def inside(root: Path, name: str) -> Path:
@@ -218,7 +177,7 @@ def _open_split(root: Path, name: str, shards: tuple[ShardInfo, ...], num_classe
     return Split(name, root, shards, samples)
 
 
-def _check_rows(path: Path, rows: np.ndarray, first: int, shard_sizes: np.ndarray, num_classes: int) -> None:
+def _check_rows(path: Path, rows: Samples, first: int, shard_sizes: NDArray[np.uint64], num_classes: int) -> None:
     if rows["shard"].max() >= len(shard_sizes):
         raise ValueError(f"{path}: names shard {rows['shard'].max()}, there are {len(shard_sizes)}")
     sizes = shard_sizes[rows["shard"]]
@@ -262,27 +221,8 @@ def tsv_line(*cells: str) -> bytes:
     return ("\t".join(escape(cell).replace("\t", "\\t") for cell in cells) + "\n").encode("utf-8", "surrogateescape")
 
 
-@contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that appears under its name whole, synced to disk, or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.filename == str(temporary):
-            error.filename = str(path)  # the one that people know
-        raise
-    finally:
-        with suppress(OSError):  # which a read-only directory raises for files that are not there
-            temporary.unlink()
-
-
 def write_split(
-    root: Path, name: str, samples: np.ndarray | Iterable[np.ndarray], sources: Iterable[str] | Iterable[bytes]
+    root: Path, name: str, samples: Samples | Iterable[Samples], sources: Iterable[str] | Iterable[bytes]
 ) -> dict[str, str]:
     """Write a split's table and source names; returns file → sha256 for `write_info`.
 
@@ -316,28 +256,32 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _checksum(info: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
-
-
 def write_info(
     root: Path,
     classes: Iterable[ClassInfo],
     splits: Mapping[str, Iterable[ShardInfo]],
-    made: dict[str, Any],
+    made: dict[str, object],
     files: dict[str, str],
 ) -> None:
     """Write `dataset.json`, the last file of a dataset. `files`: what the `write_split` calls returned."""
-    info: dict[str, Any] = {
-        "format": FORMAT,
-        "classes": [asdict(c) for c in classes],
-        "splits": {
-            name: {"samples": sum(s.samples for s in shards), "shards": [asdict(s) for s in shards]}
-            for name, shards in ((name, list(shards)) for name, shards in splits.items())
-        },
-        "files": files,
-        "made": made,
-    }
-    info["checksum"] = _checksum(info)
     with atomic_write(root / INFO_FILE) as stream:
-        stream.write(json.dumps(info, indent=1, ensure_ascii=False).encode() + b"\n")
+        stream.write(description_json(classes, splits, made, files))
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that appears under its name whole, synced to disk, or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.filename == str(temporary):
+            error.filename = str(path)  # the one that people know
+        raise
+    finally:
+        with suppress(OSError):  # which a read-only directory raises for files that are not there
+            temporary.unlink()

@@ -17,9 +17,12 @@ from collections.abc import Callable
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
 from shards.cache import cache_root, make_once
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 T = TypeVar("T")
 TIMEOUT_S = 60.0
@@ -47,6 +50,14 @@ def is_url(path: str | os.PathLike[str]) -> bool:
     return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", str(path)) is not None
 
 
+class _Opened(NamedTuple):
+    """fsspec's file system, which does not survive a fork of its process, and the URL's path in it."""
+
+    process: int
+    filesystem: "AbstractFileSystem"
+    path: str
+
+
 class Unmendable(ValueError):
     """An answer that comes again however often it is asked for."""
 
@@ -68,17 +79,16 @@ class Store:
         self.url, self.timeout_s, self._attempts = url.rstrip("/"), timeout_s, attempts
         if url.startswith(("http://", "https://")) and ("?" in url or "#" in url):
             raise ValueError(f"{url}: a dataset's files lie under its URL, so it cannot have a query; leave it out")
-        self._opened: tuple[int, Any, str] | None = None
+        self._opened: _Opened | None = None
         self._part_bytes = PART_BYTES
-        self._filesystem()
+        self._open()
 
-    def _filesystem(self) -> tuple[Any, str]:
-        """fsspec's file system, which does not survive a fork, and the URL's path in it."""
-        if self._opened is None or self._opened[0] != os.getpid():
+    def _open(self) -> "_Opened":
+        if self._opened is None or self._opened.process != os.getpid():
             from fsspec.config import conf
             from fsspec.core import url_to_fs
 
-            options: dict[str, Any] = {"use_listings_cache": False}  # another process may write there
+            options: dict[str, object] = {"use_listings_cache": False}  # another process may write there
             if self.url.startswith(("s3://", "s3a://")):
                 config = conf.get("s3", {}).get("config_kwargs", {})
                 ours = {"retries": {"total_max_attempts": self._attempts}, "max_pool_connections": CONNECTIONS}
@@ -96,8 +106,8 @@ class Store:
                 filesystem.retries = self._attempts
             if not (log := logging.getLogger("gcsfs")).level:  # it writes tracebacks of errors that are told in a line
                 log.setLevel(logging.CRITICAL)
-            self._opened = os.getpid(), filesystem, path.rstrip("/")
-        return self._opened[1:]
+            self._opened = _Opened(os.getpid(), filesystem, path.rstrip("/"))
+        return self._opened
 
     def read(self, file: str, start: int | None = None, end: int | None = None) -> bytes:
         """The bytes start…end-1 of a file, or all."""
@@ -164,7 +174,7 @@ class Store:
         """Names of what lies under the URL, and their bytes; none where nothing does."""
 
         def names() -> dict[str, int]:
-            path = self._filesystem()[1]
+            path = self._open().path
             try:
                 found = self._call("ls", path, detail=True)
             except FileNotFoundError:
@@ -175,17 +185,17 @@ class Store:
         return self._retry("", names)
 
     def _path(self, file: str) -> str:
-        return f"{self._filesystem()[1]}/{file}"
+        return f"{self._open().path}/{file}"
 
-    def _call(self, method: str, *arguments: Any, timeout_s: float = 0.0, **options: Any) -> Any:
+    def _call(self, method: str, *arguments: str, timeout_s: float = 0.0, **options: int) -> Any:
         """One request. Most of fsspec's file systems are asynchronous and can be told to stop waiting."""
         from fsspec.asyn import sync
 
-        filesystem, _ = self._filesystem()
+        filesystem = self._open().filesystem
         if not filesystem.async_impl:
             return getattr(filesystem, method)(*arguments, **options)
 
-        async def bounded() -> Any:
+        async def bounded() -> object:
             request = getattr(filesystem, f"_{method}")(*arguments, **options)
             return await asyncio.wait_for(request, timeout_s or self.timeout_s / 3)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shard_tools.writer import pack
+from shard_tools.writer import PackOptions, pack
 from shards.format import ShardSet
 
 # What takes minutes, or repeats with another number what a daily test does.
@@ -64,7 +64,7 @@ def dataset_dir(image_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """The packed dataset, several shards a split; read only."""
     out = tmp_path_factory.mktemp("packed") / "data"
     with ThreadPoolExecutor(1) as executor:
-        pack(image_tree, out, samples_per_shard=25, executor=executor)
+        pack(image_tree, out, PackOptions(samples_per_shard=25), executor=executor)
     return out
 
 

@@ -10,7 +10,7 @@ from benchmarks import images
 from benchmarks.gpu.stage import Job
 from shard_tools.encode import EncodeConfig
 from shard_tools.workers import num_cpus
-from shard_tools.writer import pack
+from shard_tools.writer import PackOptions, pack
 from shards.format import INFO_FILE, ShardSet
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +32,7 @@ def small_set(job: Job, num_train: int, num_classes: int = 10) -> ShardSet:
                 height, width = rng.integers(30, 41, size=2).tolist()
                 Image.fromarray(images.picture(texture, width, height, rng)).save(path, quality=95, subsampling=0)
         with ThreadPoolExecutor(num_cpus()) as pool:  # "header": nothing is decoded, which would take simplejpeg
-            pack(folder, out, encode=EncodeConfig(check="header"), executor=pool)
+            pack(folder, out, PackOptions(encode=EncodeConfig(check="header")), executor=pool)
     return ShardSet.open(out)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 
 from benchmarks.peers import gradient
-from shard_tools.writer import pack
+from shard_tools.writer import PackOptions, pack
 from shards.format import ShardSet, Split, table_file
 
 COMPLETE = "complete.json"
@@ -109,15 +109,15 @@ def write_folder(split: Split, target: Path) -> None:
 
 def _resized(dataset: ShardSet) -> bool:
     """Whether its shards were made from images of another size, which packing the copies would not do again."""
-    encode = dataset.made.get("encode", {})
-    return any(encode.get(name) for name in ("max_side", "short_side", "reencode"))
+    encode = dataset.made.get("encode")
+    return isinstance(encode, dict) and any(encode.get(name) for name in ("max_side", "short_side", "reencode"))
 
 
 def pack_seconds(images: Path, workers: int) -> float:
     """Pack the folder, and throw the shards away."""
     with tempfile.TemporaryDirectory(prefix=".pack-", dir=images.parent) as out:
         started = time.perf_counter()
-        pack(images, Path(out) / "packed", workers=workers)
+        pack(images, Path(out) / "packed", PackOptions(workers=workers))
         return time.perf_counter() - started
 
 

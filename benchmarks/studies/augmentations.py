@@ -28,7 +28,7 @@ from pipeline.config import DataConfig
 from pipeline.feed import Feed
 from pipeline.loader import DaliLoader
 from pipeline.reference import ReferenceLoader
-from shard_tools.writer import pack
+from shard_tools.writer import PackOptions, pack
 from shards.format import ShardSet
 
 CASES: dict[str, dict[str, Any]] = {
@@ -141,7 +141,7 @@ def sheet(out: Path) -> None:
             path = Path(folder, "images", "train", "scene", f"{i}.jpg")
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(scene(240)).save(path, quality=95)
-        pack(Path(folder, "images"), Path(folder, "packed"), workers=1)
+        pack(Path(folder, "images"), Path(folder, "packed"), PackOptions(workers=1))
         shard_set = ShardSet.open(Path(folder, "packed"))
         whole = {"crop": "centre", "crop_fraction": 1.0, "hflip": 0.0}
         for name, settings in CASES.items():

@@ -29,7 +29,7 @@ from shard_tools.encode import EncodeConfig, encode
 from shard_tools.execute import PackProgress
 from shard_tools.shard import ShardJob, write_shard
 from shard_tools.sources.base import Place, SourceImage
-from shard_tools.writer import pack
+from shard_tools.writer import PackOptions, pack
 
 NUM_DIFFERENT = 4096
 NUM_CLASSES = 1000
@@ -147,7 +147,7 @@ def measure(kind: str, count: int, root: Path) -> dict[str, Any]:
 
     before = peak_mib()
     start = time.perf_counter()
-    pack(source, root / "out", executor=worker, workers=1, encode=config, progress=progress)
+    pack(source, root / "out", PackOptions(workers=1, encode=config), executor=worker, progress=progress)
     end = time.perf_counter()
     return {
         "source": kind,

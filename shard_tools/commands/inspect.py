@@ -6,14 +6,15 @@ from pathlib import Path
 
 import click
 
-from shard_tools.commands.running import LocalPath, PathOrUrl
+from shard_tools.commands.options import local_path, path_or_url
+from shard_tools.commands.running import one_line_errors
 from shard_tools.describe import UNTURNED
 from shard_tools.workers import num_cpus
 from shards.format import ShardSet
 
 
 @click.command("verify")
-@click.argument("out", type=LocalPath())
+@click.argument("out", type=local_path)
 @click.option("--decode", is_flag=True, help="Also decode every image, as training does.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as one JSON list.")
 @click.option(
@@ -35,10 +36,8 @@ def verify_command(out: Path, decode: bool, as_json: bool, fix: bool, workers: i
     from shard_tools.verify import verify
 
     def check() -> int:
-        try:
+        with one_line_errors():
             findings = verify(out, decode or fix, workers or num_cpus(), _show_progress)
-        except ValueError as error:
-            raise click.ClickException(str(error)) from None
         if as_json:
             click.echo(json.dumps([finding._asdict() for finding in findings], indent=1))
         else:
@@ -48,11 +47,9 @@ def verify_command(out: Path, decode: bool, as_json: bool, fix: bool, workers: i
 
     left = check()
     if left and fix:
-        try:
+        with one_line_errors():
             for line in repair(out, workers):
                 click.echo(line, err=True)
-        except ValueError as error:
-            raise click.ClickException(str(error)) from None
         click.echo("checking again", err=True)
         left = check()
     if left:
@@ -66,16 +63,14 @@ def verify_command(out: Path, decode: bool, as_json: bool, fix: bool, workers: i
 
 
 @click.command("info")
-@click.argument("out", type=PathOrUrl())
+@click.argument("out", type=path_or_url)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 def info_command(out: Path | str, as_json: bool) -> None:
     """Show what the dataset in OUT holds: splits, samples, bytes, classes, image sizes, how it was made."""
     from shard_tools.describe import describe, histograms, summary
 
-    try:
+    with one_line_errors():
         shard_set = ShardSet.open(out)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from None
     information = describe(shard_set)
     if as_json:
         click.echo(json.dumps(information, indent=1))
@@ -84,7 +79,7 @@ def info_command(out: Path | str, as_json: bool) -> None:
 
 
 @click.command("preview")
-@click.argument("out", type=LocalPath())
+@click.argument("out", type=local_path)
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--split", default="train", show_default=True)
 @click.option("--num", type=click.IntRange(min=1, max=400), default=24, show_default=True, help="Samples.")
@@ -102,10 +97,8 @@ def preview_command(out: Path, file: Path, split: str, num: int, seed: int, augm
     """
     from shard_tools.preview import preview
 
-    try:
+    with one_line_errors():
         preview(out, file, split, num, seed, augment)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from None
     click.echo(str(file))
 
 

@@ -3,43 +3,56 @@
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import click
 
 from shard_tools.execute import PackProgress
 from shard_tools.report import closing, progress_bar
+from shard_tools.sources.naming import MAX_IGNORED
 from shard_tools.writer import Packed
 from shards.format import escape
-from shards.remote import is_url
 
 
-class LocalPath(click.ParamType):
-    """A path; a URL is refused in words."""
-
-    name = "path"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        if is_url(value):
-            self.fail(f"{value} is a URL, and this command reads disks only: copy it to one (URLs: pack OUT, info)")
-        return Path(value)
-
-
-class PathOrUrl(click.ParamType):
-    name = "path"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
-        return str(value) if is_url(value) else Path(value)
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """A ValueError is told in its line, without a traceback."""
+    try:
+        yield
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
 
 
 def run(work: Callable[[Callable[[PackProgress], None]], Packed], out: Path | str) -> None:
     """Run `work` (a `pack` that takes a `progress`) and report how it ended; exits with 1 or 130 if it failed."""
+    start = time.monotonic()
+    packed = _interruptible(work)
+    if packed.ignored:
+        names = ", ".join(escape(name) for name in packed.ignored[:5]) + (" …" if len(packed.ignored) > 5 else "")
+        click.echo(f"ignored {_entries(len(packed.ignored))}, not images of a class: {names}", err=True)
+    if packed.already_complete:
+        click.echo(f"{out}: already complete, nothing to do")
+        return
+    for name, reason in packed.rejected.first:
+        click.echo(f"skipped {escape(name)}: {reason}", err=True)
+    for line in packed.duplicates.shown:
+        click.echo(f"the same image: {escape(line)}", err=True)
+    click.echo(closing(packed, time.monotonic() - start))
+
+
+def _entries(count: int) -> str:
+    if count == 1:
+        return "1 entry"
+    return f"{count:,} entries" + (" (or more)" if count >= MAX_IGNORED else "")
+
+
+def _interruptible(work: Callable[[Callable[[PackProgress], None]], Packed]) -> Packed:
+    """What `work` returns. On a Ctrl-C or SIGTERM it stops at the next progress, and the process ends."""
     state = PackProgress()
     stop = False
-    start = time.monotonic()
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
         """Raising anywhere in concurrent.futures can leave its locks held, so a running pack stops at `progress`."""
@@ -50,7 +63,7 @@ def run(work: Callable[[Callable[[PackProgress], None]], Packed], out: Path | st
 
     handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with progress_bar() as show:
+        with one_line_errors(), progress_bar() as show:
 
             def progress(now: PackProgress) -> None:
                 nonlocal state
@@ -59,26 +72,11 @@ def run(work: Callable[[Callable[[PackProgress], None]], Packed], out: Path | st
                 if stop:
                     raise KeyboardInterrupt
 
-            packed = work(progress)
+            return work(progress)
     except KeyboardInterrupt:
         done = f"{state.done_shards} of {state.shards} shards are done and kept" if state.shards else "no shard is done"
         click.echo(f"Stopped: {done}; run the same command again to go on.", err=True)
         sys.exit(130)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from None
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    if packed.ignored:
-        names = ", ".join(escape(name) for name in packed.ignored[:5]) + (" …" if len(packed.ignored) > 5 else "")
-        what = "1 entry" if len(packed.ignored) == 1 else f"{len(packed.ignored):,} entries (or more)"
-        what = what if len(packed.ignored) >= 1000 else what.removesuffix(" (or more)")
-        click.echo(f"ignored {what}, not images of a class: {names}", err=True)
-    if packed.already_complete:
-        click.echo(f"{out}: already complete, nothing to do")
-        return
-    for name, reason in packed.rejected.first:
-        click.echo(f"skipped {escape(name)}: {reason}", err=True)
-    for line in packed.duplicates.shown:
-        click.echo(f"the same image: {escape(line)}", err=True)
-    click.echo(closing(packed, time.monotonic() - start))

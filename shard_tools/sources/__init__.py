@@ -5,12 +5,15 @@ To add a kind: a module here with `recognise(path)` and a `Source`, and a line i
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
+from shard_tools.option import Option
 from shard_tools.sources import csv, ilsvrc, imagefolder, kaggle, parquet, tiny_imagenet, webdataset
 from shard_tools.sources.base import Source
 from shard_tools.sources.elsewhere import instead, is_tree
+from shard_tools.sources.layout import LAYOUT as TREE
 from shard_tools.sources.tarsamples import Fields
 
 
@@ -18,12 +21,21 @@ from shard_tools.sources.tarsamples import Fields
 class SourceOptions:
     """What the user may say about a source; "" lets the source find out."""
 
-    image_column: str = ""  # a name, or for csv a number from 1
-    label_column: str = ""
-    split_column: str = ""
-    split_dirs: str = ""  # of a tree: "train=DIRECTORY,val=DIRECTORY" or "none", see `layout.given_layout`
-    image_field: str = ""  # of webdataset's samples, e.g. "input.jpg"
-    label_field: str = ""
+    image_column: Annotated[str, Option("csv, parquet: the column of the paths or images (csv: or its number).")] = ""
+    label_column: Annotated[str, Option("csv, parquet: the column of the classes.")] = ""
+    split_column: Annotated[str, Option("csv: the column of the splits.")] = ""
+    image_field: Annotated[str, Option("webdataset: which member is the image, e.g. input.jpg.", metavar="EXT")] = ""
+    label_field: Annotated[
+        str,
+        Option("webdataset: which member is the label, e.g. output.cls; json.KEY for a key of a .json.", metavar="EXT"),
+    ] = ""
+    split_dirs: Annotated[
+        str,
+        Option(
+            'imagefolder: the directories of the splits, "train=Training_Set,val=Val"; none: all are classes.',
+            metavar="SPLIT=DIR,…",
+        ),
+    ] = ""
 
 
 @dataclass(frozen=True)
@@ -67,7 +79,7 @@ SOURCES: dict[str, SourceKind] = {  # `auto` takes the first that recognises the
     "imagefolder": SourceKind(
         imagefolder.recognise,
         lambda path, options: imagefolder.ImageFolder(path, options.split_dirs),
-        imagefolder.LAYOUT,
+        TREE,
         ("split_dirs",),
     ),
 }
@@ -101,7 +113,7 @@ def open_source(
             if not format:
                 raise ValueError(f"{path}: not a directory or file of a kind that is known; give {_layouts()}")
         kind = SOURCES[format]
-        for name, value in vars(options).items():
+        for name, value in asdict(options).items():
             if value and name not in kind.options:
                 raise ValueError(f"{path}: is read as {format}, which has no {name} to choose ({value!r})")
         return kind.open(path, options)

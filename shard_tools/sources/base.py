@@ -6,7 +6,7 @@ does not grow with their number.
 
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -59,10 +59,12 @@ class Source(Protocol):
     """Input of `pack`. `open_source` finds the right one for a path.
 
     explained: one line for people: what was recognised, and how it will be read.
+    ignored: what `images` met and left out as being no image of a class: at most 1,000 names.
     """
 
     format: str
     explained: str
+    ignored: Sequence[str] = ()
 
     def images(self, work: Path) -> Iterator[SourceImage | Unusable]:
         """Every image once, in an order that is the same each time.
@@ -77,10 +79,6 @@ class Source(Protocol):
     def class_names(self) -> dict[str, str]:
         """Class key → readable name, as far as the source knows; complete only after `images` has run through."""
         return {}
-
-    def ignored(self) -> list[str]:
-        """What `images` met and left out as being no image of a class: at most 1,000 names."""
-        return []
 
     def fixed_classes(self) -> list[str] | None:
         """The class keys by label, where the source fixes the labels: label i is the i-th, whether it has images or

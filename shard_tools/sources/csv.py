@@ -9,6 +9,7 @@ mixture is an error. A split other than the first whose rows have no label is le
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -96,7 +97,8 @@ class Csv(Source):
                 cell = "".join(row[self._table.columns["label"] :][:1]).strip()
                 yield Unusable(split, path, f"line {line}: {without_label(cell) if label is None else 'has no split'}")
                 continue
-            key = self._key(line, label)
+            with self._at(line):
+                key = self._labels.key(label, f"line {line}")
             found = self._table.files.find(path)
             if isinstance(found, Found):
                 yield SourceImage(split, key, found.name, found.size_bytes, Place("file", found.file))
@@ -139,14 +141,13 @@ class Csv(Source):
 
     def _label(self, line: int, row: list[str]) -> int | str | None:
         column = self._table.columns["label"]
-        try:
+        with self._at(line):
             return read_label(row[column]) if column < len(row) else None
-        except ValueError as error:
-            raise ValueError(f"{self.path}: line {line}: {error}") from None
 
-    def _key(self, line: int, label: int | str) -> str:
+    @contextmanager
+    def _at(self, line: int) -> Iterator[None]:
         try:
-            return self._labels.key(label, f"line {line}")
+            yield
         except ValueError as error:
             raise ValueError(f"{self.path}: line {line}: {error}") from None
 

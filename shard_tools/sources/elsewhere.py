@@ -9,7 +9,7 @@ from shard_tools.sources import ilsvrc, kaggle, parquet, tiny_imagenet, webdatas
 from shard_tools.sources.findlayout import find_layout
 from shard_tools.sources.layout import holds_images, visible
 from shard_tools.sources.links import is_dir
-from shard_tools.sources.naming import some
+from shard_tools.sources.naming import few_of
 
 PUBLISHED = (kaggle, ilsvrc, tiny_imagenet)  # layouts whose name alone says what they are
 ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4", ".zip", ".7z", ".rar")
@@ -87,13 +87,13 @@ def _of_files(path: Path, files: Iterable[Path]) -> str:
         )
     if archives:
         return (
-            f"{path}: compressed archives ({some(archives)}) are not read in place; decompress WebDataset shards "
+            f"{path}: compressed archives ({few_of(archives)}) are not read in place; decompress WebDataset shards "
             "(gunzip), unpack others (tar -xf, unzip), and give the directory"
         )
     if kinds:
         kind = next(iter(kinds.values()))
         return (
-            f"{path}: {kind} files ({some(list(kinds))}) are not read; give the images that they were made of, "
+            f"{path}: {kind} files ({few_of(list(kinds))}) are not read; give the images that they were made of, "
             "or write them as WebDataset tars or Parquet"
         )
     if path.suffix == ".tar":

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from shard_tools.sources.layout import LAYOUT, NONE, Layout, Level, SplitDir, is_classless, look
-from shard_tools.sources.naming import EXTENSIONS, is_image, is_nameless, some, split_in, split_rank
+from shard_tools.sources.layout import LAYOUT, NONE, Layout, Level, SplitDir, image_count, is_classless, look
+from shard_tools.sources.naming import EXTENSIONS, few_of, is_image, is_nameless, split_in, split_rank
 
 
 class Unclear(ValueError):
@@ -37,7 +37,7 @@ def find_layout(root: Path) -> Layout:
     if inside:
         return _lone(root, inside, level)
     if not level.dirs:
-        beside = f", but {_count(level.images)} beside them" if level.images else ""
+        beside = f", but {image_count(len(level.images))} beside them" if level.images else ""
         raise ValueError(f"{root}: no images ({', '.join(EXTENSIONS)}) in its class directories{beside}; give {LAYOUT}")
     classes = [SplitDir("train", "")]
     _check_strays(root, "", level, classes)
@@ -71,7 +71,7 @@ def _lone(root: Path, inside: str, level: Level) -> Layout:
     top, *below = inside.rstrip("/").split("/")
     one_class = NONE, f"{top} is the one class"
     if level.is_container:
-        others = spec([SplitDir("train", inside)]), f"{some(level.dirs)} are classes"
+        others = spec([SplitDir("train", inside)]), f"{few_of(level.dirs)} are classes"
         raise unclear(root, f"all images lie in subdirectories of {inside}", one_class, others)
     if below:
         others = spec([SplitDir("train", f"{PurePosixPath(inside).parent}/")]), f"{below[-1]} is the one class"
@@ -84,7 +84,9 @@ def _lone(root: Path, inside: str, level: Level) -> Layout:
 def _check_strays(root: Path, directory: str, level: Level, reading: list[SplitDir]) -> None:
     """A few images beside the class directories are left out, with a line; many are no mistake."""
     if len(level.images) > len(level.dirs):
-        found = f"{directory or 'it'} has {_count(level.images)} beside its directories ({some(level.images)})"
+        found = (
+            f"{directory or 'it'} has {image_count(len(level.images))} beside its directories ({few_of(level.images)})"
+        )
         option = spec(reading) if reading != [SplitDir("train", "")] else NONE
         raise unclear(root, found, (option, "they are left out"))
 
@@ -157,18 +159,18 @@ class _Splits:
             elif reading and len(readings) == 1:
                 train = SplitDir("train", self.inside)
                 readings.append((spec([train, *reading]), "the others are classes of train"))
-            raise unclear(where, f"{some(names)} can be splits by name, {some(others)} not", *readings)
+            raise unclear(where, f"{few_of(names)} can be splits by name, {few_of(others)} not", *readings)
         if not self._deep:
             raise unclear(
                 where,
-                f"{some(names)}: images without class directories "
+                f"{few_of(names)}: images without class directories "
                 f"(sort them into {names[0]}CLASS/, or {_table(self.root)})",
                 classes,
             )
         for split in dict.fromkeys(self.words.values()):
             same = [name for name in self.words if self.words[name] == split]
             if len(same) > 1:
-                both = f"{some(same)} all mean {split} (to have all, move what is in them into one)"
+                both = f"{few_of(same)} all mean {split} (to have all, move what is in them into one)"
                 raise unclear(where, both, classes, (spec(reading), "only the first of them is read"))
         for name in self.level.empty:
             split = split_in(name)[0] if not split_in(name)[1] else ""
@@ -186,7 +188,7 @@ class _Splits:
             here += f"{level.dirs[0]}/"
             level = look(self.root / here)
         words = split_words(level.dirs) if len(others) == 1 else {}
-        return own_splits(self.root, here, words, f"{some(list(words))} in {here} are the splits")
+        return own_splits(self.root, here, words, f"{few_of(list(words))} in {here} are the splits")
 
     def _unlabelled(self) -> str:
         """The directory of test, if that has images and no classes. Raises ValueError for any other such split."""
@@ -211,7 +213,7 @@ class _Splits:
         """What lies in the directory of a split."""
         here, keys = self._dirs[name], self._levels[name].dirs
         _check_strays(self.root, here, self._levels[name], reading)
-        as_classes = spec(reading), f"{some(keys)} the class{'es' if len(keys) > 1 else ''}"
+        as_classes = spec(reading), f"{few_of(keys)} the class{'es' if len(keys) > 1 else ''}"
         if self._known and self._known.isdisjoint(keys):
             as_classes = spec([split for split in reading if split.before != here]), f"{name} is left out"
         everywhere = {key for other in self._deep if other != name for key in self._levels[other].dirs}
@@ -219,16 +221,16 @@ class _Splits:
             inner = look(self.root / here / keys[0])
             if inner.is_container:
                 deeper = spec(self._reading(self.words, inner=True)), "its subdirectories are the classes"
-                readings = [as_classes, deeper][
-                    : 1 if self._known and self._known.isdisjoint([*keys, *inner.dirs]) else 2
-                ]
+                readings = [as_classes]
+                if not (self._known and self._known.isdisjoint([*keys, *inner.dirs])):
+                    readings.append(deeper)
                 raise unclear(self.root, f"all images of {here} lie in subdirectories of {keys[0]}/", *readings)
             if is_nameless(keys[0]):
                 found = f"all images of {here} lie in {keys[0]}/, without class directories"
                 raise unclear(self.root, f"{found} (sort them into {here}CLASS/, or {_table(self.root)})", as_classes)
         words = split_words(keys)
         if len(words) > 1:
-            found = f"{some(list(words))} in {here} can be splits by name, too"
+            found = f"{few_of(list(words))} in {here} can be splits by name, too"
             raise unclear(self.root, found, as_classes, *own_splits(self.root, here, words, "they are the splits"))
 
     def _without_classes(self, name: str) -> str:
@@ -257,9 +259,5 @@ def spec(splits: list[SplitDir]) -> str:
 def _table(root: Path) -> str:
     """What to do about images that no class directories tell the labels of."""
     tables = [path for path in sorted(root.iterdir()) if path.suffix.lower() in (".csv", ".tsv") and path.is_file()]
-    there = f", as {some([path.name for path in tables])} may do" if tables else ""
+    there = f", as {few_of([path.name for path in tables])} may do" if tables else ""
     return f"list all images in a CSV file with the columns path, label and split{there}, and pack that"
-
-
-def _count(images: list[str]) -> str:
-    return f"{len(images)} image{'s' if len(images) > 1 else ''}"

@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from shard_tools.sources.base import Place, Source, SourceImage
 from shard_tools.sources.imagenet import imagenet_classes, imagenet_names
-from shard_tools.sources.matfile import read_structs
-from shard_tools.sources.naming import Ignored, is_image, is_junk, some
+from shard_tools.sources.matfile import Struct, read_structs
+from shard_tools.sources.naming import Ignored, few_of, is_image, is_junk
 from shard_tools.sources.tarmembers import iterate_tar
 
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
@@ -38,7 +40,7 @@ class Ilsvrc(Source):
     val_per_class: int = 50
     format: str = "ilsvrc"
     explained: str = field(init=False)
-    _ignored: Ignored = field(default_factory=Ignored)
+    ignored: Ignored = field(default_factory=Ignored)
 
     def __post_init__(self) -> None:
         self._has_val = (self.root / VAL).is_file()
@@ -50,10 +52,10 @@ class Ilsvrc(Source):
 
     def images(self, work: Path) -> Iterator[SourceImage]:
         """train/WNID/FILE in the order of the tars, then val/FILE."""
-        self._ignored = Ignored()
+        self.ignored = Ignored()
         for name in sorted(path.name for path in self.root.iterdir()):
             if name not in (TRAIN, VAL, DEVKIT) and not is_junk(name):
-                self._ignored.append(name)
+                self.ignored.append(name)
         yield from self._train(set(self._devkit[0].values() if self._has_val else imagenet_classes()))
         if self._has_val:
             yield from self._val()
@@ -61,16 +63,13 @@ class Ilsvrc(Source):
     def class_names(self) -> dict[str, str]:
         return imagenet_names(self._devkit[0].values() if self._has_val else imagenet_classes())
 
-    def ignored(self) -> list[str]:
-        return self._ignored
-
     def _train(self, wnids: set[str]) -> Iterator[SourceImage]:
         path = self.root / TRAIN
         seen: set[str] = set()
         for outer in iterate_tar(path):
             name = PurePosixPath(outer.name)
             if name.suffix != ".tar" or not outer.isreg() or any(map(is_junk, name.parts)):
-                self._ignored.append(f"{TRAIN}/{outer.name}")
+                self.ignored.append(f"{TRAIN}/{outer.name}")
                 continue
             wnid = name.stem
             if wnid not in wnids or wnid in seen:
@@ -81,7 +80,7 @@ class Ilsvrc(Source):
             for member in iterate_tar(path, outer.offset_data, outer.offset_data + outer.size):
                 file = PurePosixPath(member.name).name
                 if not is_image(member.name) or not member.isreg():
-                    self._ignored.append(f"{TRAIN}/{outer.name}/{member.name}")
+                    self.ignored.append(f"{TRAIN}/{outer.name}/{member.name}")
                     continue
                 empty = False
                 place = Place("stored", str(path), member.offset_data, member.size)
@@ -99,7 +98,7 @@ class Ilsvrc(Source):
             file = PurePosixPath(member.name).name
             match = re.fullmatch(r"ILSVRC2012_val_(\d{8})\.JPEG", file)
             if match is None or not member.isreg() or not is_image(member.name):
-                self._ignored.append(f"{VAL}/{member.name}")
+                self.ignored.append(f"{VAL}/{member.name}")
                 continue
             number = int(match[1])
             if not 1 <= number <= len(truth) or seen[number - 1]:
@@ -134,7 +133,7 @@ class Ilsvrc(Source):
                 raise ValueError(f"{path}: has no {name}; get the devkit for tasks 1 and 2 of ILSVRC 2012")
         try:
             synsets = read_structs(files[META], "synsets")
-            wnid_of = {int(s["ILSVRC2012_ID"][0]): str(s["WNID"]) for s in synsets if int(s["num_children"][0]) == 0}
+            wnid_of = {_number(s, "ILSVRC2012_ID"): str(s["WNID"]) for s in synsets if not _number(s, "num_children")}
             truth = [int(line) for line in files[TRUTH].split()]
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise ValueError(f"{path}: {META} or {TRUTH} cannot be read ({error}); get it again") from None
@@ -145,15 +144,22 @@ class Ilsvrc(Source):
         if sorted(wnid_of) != list(range(1, self.num_classes + 1)) or len(set(wnid_of.values())) != self.num_classes:
             raise ValueError(f"{path}: {META} has {len(wnid_of)} classes, not 1…{self.num_classes}; get it again")
         if unknown := sorted(set(wnid_of.values()) - set(imagenet_classes())):
-            raise ValueError(f"{path}: {META} has {some(unknown)}, not of ImageNet-1k; get the devkit of ILSVRC 2012")
+            raise ValueError(f"{path}: {META} has {few_of(unknown)}, not of ImageNet-1k; get the devkit of ILSVRC 2012")
         expected = self.num_classes * self.val_per_class
         if len(truth) != expected:
             raise ValueError(f"{path}: {TRUTH} has {len(truth)} lines, not {expected}; get it again")
         if unknown_ids := sorted({str(i) for i in truth if i not in wnid_of}):
-            raise ValueError(f"{path}: {TRUTH} has id {some(unknown_ids)}, not of {META}; get it again")
+            raise ValueError(f"{path}: {TRUTH} has id {few_of(unknown_ids)}, not of {META}; get it again")
         for number, count in sorted(Counter(truth).items()):
             if count != self.val_per_class:
                 raise ValueError(
                     f"{path}: {TRUTH} has class {number} ({wnid_of[number]}) {count} times, not {self.val_per_class}; "
                     "get it again"
                 )
+
+
+def _number(struct: Struct, field: str) -> int:
+    value = struct[field]
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{field} is no number")
+    return int(value[0])

@@ -15,7 +15,7 @@ from shard_tools.sources.base import Place, Source, SourceImage, Unusable
 from shard_tools.sources.findlayout import find_layout, own_splits, spec, split_words, unclear
 from shard_tools.sources.layout import LAYOUT, NONE, Layout, SplitDir, count_images, given_layout, visible
 from shard_tools.sources.links import Links, broken
-from shard_tools.sources.naming import EXTENSIONS, Ignored, is_image, some
+from shard_tools.sources.naming import EXTENSIONS, Ignored, few_of, is_image
 
 MAX_SUBDIRS = 100  # of a class, remembered to see whether they repeat
 
@@ -40,7 +40,7 @@ class ImageFolder(Source):
     split_dirs: str = ""  # as `given_layout` reads it; "": by the directories' names
     format: str = "imagefolder"
     explained: str = field(init=False)
-    _ignored: Ignored = field(default_factory=Ignored)
+    ignored: Ignored = field(default_factory=Ignored)
     _notes: list[str] = field(default_factory=list)
     _links: Links | None = None
 
@@ -52,21 +52,18 @@ class ImageFolder(Source):
     def images(self, work: Path) -> Iterator[SourceImage | Unusable]:
         """By split, then in the order of the directories' and files' names."""
         layout = self._find_layout()
-        self._ignored, self._notes = Ignored(), []
+        self.ignored, self._notes = Ignored(), []
         for name in layout.beside(self.root):
             before, _, key = name.rpartition("/")
             splits = [split.split for split in layout.splits if split.before.rstrip("/") == before]
             if (reason := broken(self.root / name)) and splits and not Path(name).suffix:  # a class, perhaps
                 yield Unusable(splits[0], name, reason, key)
             else:
-                self._ignored.append(f"{name} ({reason})" if reason else name)
+                self.ignored.append(f"{name} ({reason})" if reason else name)
         class_dirs = [path for split in layout.splits for path in layout.class_dirs(self.root, split).values()]
         self._links = Links(self.root, class_dirs)
         for split in layout.splits:
             yield from self._split(layout, split)
-
-    def ignored(self) -> list[str]:
-        return self._ignored
 
     def notes(self) -> list[str]:
         return [*self._notes, *(self._links.notes() if self._links else [])]
@@ -84,7 +81,7 @@ class ImageFolder(Source):
             forks[key], count = Fork(), 0
             for name, size in self._walk(directory, frozenset(), layout, forks[key]):
                 if size is None:
-                    self._ignored.append(name)
+                    self.ignored.append(name)
                     continue
                 count += 1
                 if isinstance(size, str):
@@ -100,12 +97,12 @@ class ImageFolder(Source):
                 f"give {split.before}CLASS{split.after}/IMAGE"
             )
         if layout.given:
-            self._ignored.extend(f"{path}/ (no images)" for path in empty)
+            self.ignored.extend(f"{path}/ (no images)" for path in empty)
             return
         if empty and split == layout.splits[0]:
             raise ValueError(
-                f"{self.root}: no images, or only links to those of others, in {some(empty)}; add some, remove it, or "
-                f"leave it out with --split-dirs {shlex.quote(_as_read(layout)[0])}"
+                f"{self.root}: no images, or only links to those of others, in {few_of(empty)}; add some, remove it, "
+                f"or leave it out with --split-dirs {shlex.quote(_as_read(layout)[0])}"
             )
         self._check_repeated(layout, forks)
 
@@ -148,7 +145,7 @@ class ImageFolder(Source):
         ):
             inner = [SplitDir(split, f"{before}/" if before else "", f"/{name}") for name, split in words.items()]
             readings.append((spec(inner), f"the splits lie in the class directories, {key} and others"))
-        return unclear(self.root, f"{directory}/ has {some(list(words))}, which can be splits by name", *readings)
+        return unclear(self.root, f"{directory}/ has {few_of(list(words))}, which can be splits by name", *readings)
 
     def _check_repeated(self, layout: Layout, forks: dict[str, Fork]) -> None:
         """The same directories in most of the classes may be the classes, and those the splits or data sets of their
@@ -166,9 +163,9 @@ class ImageFolder(Source):
             others = spec([SplitDir(split, place) for split, place in zip(("train", "val"), places, strict=False)])
         raise unclear(
             self.root,
-            f"{some(repeated)} repeat in {some(places)}",
+            f"{few_of(repeated)} repeat in {few_of(places)}",
             _as_read(layout),
-            (others, f"or the like: {some(repeated)} are the classes"),
+            (others, f"or the like: {few_of(repeated)} are the classes"),
         )
 
 

@@ -4,7 +4,6 @@ LOC_synset_mapping.txt: `WNID name, other names` a class. LOC_val_solution.csv: 
 word is the image's wnid. The test images have no labels.
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -13,7 +12,7 @@ from typing import NamedTuple
 from shard_tools.sources.base import Place, Source, SourceImage, Unusable, read_bytes
 from shard_tools.sources.layout import visible
 from shard_tools.sources.links import broken, is_dir
-from shard_tools.sources.naming import Ignored, is_image, is_junk, some
+from shard_tools.sources.naming import Ignored, few_of, is_image
 from shard_tools.sources.zipmembers import iterate_zip, place
 
 IMAGES, MAPPING, SOLUTION = "ILSVRC/Data/CLS-LOC", "LOC_synset_mapping.txt", "LOC_val_solution.csv"
@@ -47,7 +46,7 @@ class Kaggle(Source):
     format: str = "kaggle"
     explained: str = field(init=False)
     _names: dict[str, str] = field(default_factory=dict)
-    _ignored: Ignored = field(default_factory=Ignored)
+    ignored: Ignored = field(default_factory=Ignored)
 
     def __post_init__(self) -> None:
         what = "zip, read in place" if self.root.is_file() else "directory"
@@ -57,9 +56,9 @@ class Kaggle(Source):
 
     def images(self, work: Path) -> Iterator[SourceImage | Unusable]:
         """train/WNID/FILE, then val/FILE."""
-        self._ignored = Ignored()
+        self.ignored = Ignored()
         if next(self._files(f"{IMAGES}/test/"), None):
-            self._ignored.append(f"{IMAGES}/test/ (no labels)")
+            self.ignored.append(f"{IMAGES}/test/ (no labels)")
         self._names = self._mapping()
         yield from self._train()
         yield from self._val()
@@ -67,15 +66,12 @@ class Kaggle(Source):
     def class_names(self) -> dict[str, str]:
         return self._names
 
-    def ignored(self) -> list[str]:
-        return self._ignored
-
     def _train(self) -> Iterator[SourceImage | Unusable]:
         seen: set[str] = set()
         for entry in self._files(f"{IMAGES}/train/"):
             wnid, _, file = entry.name.removeprefix(f"{IMAGES}/train/").rpartition("/")
             if not is_image(entry.name) or not wnid:
-                self._ignored.append(entry.name)
+                self.ignored.append(entry.name)
                 continue
             if wnid not in self._names:
                 raise ValueError(
@@ -84,14 +80,14 @@ class Kaggle(Source):
             seen.add(wnid)
             yield _image("train", wnid, f"train/{wnid}/{file}", entry)
         if missing := sorted(set(self._names) - seen):
-            raise ValueError(f"{self.root}: {IMAGES}/train has no images of class {some(missing)}; get it again")
+            raise ValueError(f"{self.root}: {IMAGES}/train has no images of class {few_of(missing)}; get it again")
 
     def _val(self) -> Iterator[SourceImage | Unusable]:
         wnid_of, found = self._solution(), False
         for entry in self._files(f"{IMAGES}/val/"):
             file = PurePosixPath(entry.name)
             if not is_image(entry.name):
-                self._ignored.append(entry.name)
+                self.ignored.append(entry.name)
                 continue
             if wnid := wnid_of.pop(file.stem, ""):
                 found = True
@@ -155,10 +151,8 @@ class Kaggle(Source):
     def _below(self, directory: str) -> Iterator[Entry]:
         if not (self.root / directory).is_dir():
             return
-        with os.scandir(self.root / directory) as found:
-            entries = sorted((e for e in found if not is_junk(e.name)), key=lambda e: e.name)
-        for entry in entries:
-            name = f"{directory}/{entry.name}"
+        for file, entry in visible(self.root / directory).items():
+            name = f"{directory}/{file}"
             if is_dir(entry):
                 yield from self._below(name)
             else:

@@ -5,7 +5,7 @@ Numbers keep their values: label i is the i-th class, whether it has images or n
 
 import re
 
-from shard_tools.sources.naming import MAX_CLASSES, numbered_key, some
+from shard_tools.sources.naming import MAX_CLASSES, few_of, numbered_key
 
 MISSING = ("", "NaN", "nan", "NA", "<NA>", "N/A", "n/a", "#N/A", "NULL", "null", "None")  # of pandas, R, Excel, SQL
 
@@ -64,7 +64,7 @@ def check_single(first_met: dict[str, str]) -> None:
             parts = [part.strip() for part in label.split(separator)]
             if len(parts) > 1 and not first_met.keys().isdisjoint(parts):
                 raise ValueError(
-                    f"{where}: the label {label!r} is several of the others ({some(parts)}), and an image has one "
+                    f"{where}: the label {label!r} is several of the others ({few_of(parts)}), and an image has one "
                     f"class; leave such images out, or, if it is a class, write it without {separator!r}"
                 )
 

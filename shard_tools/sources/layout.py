@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from shard_tools.sources.links import broken, is_dir
-from shard_tools.sources.naming import is_image, is_junk, is_nameless, some, split_rank
+from shard_tools.sources.naming import few_of, is_image, is_junk, is_nameless, split_rank
 
 LAYOUT = "a directory with train/CLASS/IMAGE and val/CLASS/IMAGE, or CLASS/IMAGE"
 NONE = "none"  # --split-dirs none: every directory is a class
@@ -137,7 +137,11 @@ def described(root: Path, path: str) -> str:
     if not (root / path).is_dir():
         return path
     count = count_images(root / path)
-    return f"{path}/ ({count} image{'s' if count > 1 else ''})" if count else f"{path}/"
+    return f"{path}/ ({image_count(count)})" if count else f"{path}/"
+
+
+def image_count(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"
 
 
 def count_images(directory: Path) -> int:
@@ -173,7 +177,7 @@ def given_layout(root: Path, text: str) -> Layout:
         return Layout([SplitDir("train", "")], given=True)
     splits = [_split_dir(root, item.strip()) for item in re.split(r",(?=\s*[\w-]+\s*=)", text)]
     if twice := sorted({a.split for i, a in enumerate(splits) for b in splits[:i] if a.split == b.split}):
-        raise ValueError(f"--split-dirs {text!r}: has {some(twice)} twice; a split has one directory")
+        raise ValueError(f"--split-dirs {text!r}: has {few_of(twice)} twice; a split has one directory")
     train = next((look(root / s.before).dirs for s in splits if s.split == "train" and not s.after), [])
     tests = [s.before for s in splits if s.split == "test" and len(splits) > 1 and s.before and not s.after]
     unlabelled = next((before for before in tests if is_classless(root / before, train)), "")
@@ -205,5 +209,5 @@ def _split_dir(root: Path, item: str) -> SplitDir:
     )
     if not (root / before).is_dir():
         there = [name for name, entry in visible(root).items() if is_dir(entry)]
-        raise ValueError(f"--split-dirs: {root} has no directory {before.rstrip('/')!r}; it has {some(there)}")
+        raise ValueError(f"--split-dirs: {root} has no directory {before.rstrip('/')!r}; it has {few_of(there)}")
     return SplitDir(split, before, after)

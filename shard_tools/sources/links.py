@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from shard_tools.sources.naming import some
+from shard_tools.sources.base import Place, SourceImage, Unusable
+from shard_tools.sources.naming import few_of
 
 MAX_HOPS = 40  # as Linux follows
 
@@ -52,7 +53,7 @@ class Links:
             notes.append(f"{self._count} links lead to images that are read anyway, and are left out")
         if self._same:
             notes.append(f"{len(self._same)} class directories are links to others, whose images are packed twice: ")
-            notes[-1] += some(self._same)
+            notes[-1] += few_of(self._same)
         return notes
 
 
@@ -72,6 +73,13 @@ def broken(entry: os.DirEntry[str] | Path) -> str:
         except OSError as error:
             return f"a link to {Path(entry).readlink()}: {(error.strerror or str(error)).lower()}"
     return ""
+
+
+def file_image(split: str, key: str, name: str, entry: os.DirEntry[str]) -> SourceImage | Unusable:
+    """An image that is a file, or why the link that it is cannot be read."""
+    if reason := broken(entry):
+        return Unusable(split, name, reason, key)
+    return SourceImage(split, key, name, entry.stat().st_size, Place("file", entry.path))
 
 
 def _hops(link: str) -> Iterator[str]:

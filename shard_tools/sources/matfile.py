@@ -6,18 +6,22 @@ Source: "MAT-File Format" (MathWorks), chapter 1, level 5. The project has no ot
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 MATRIX, COMPRESSED = 14, 15
 NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
+WIDE = (4, 17, 18)  # kinds of text whose units have several bytes
 TEXT = {2: "latin-1", 4: "utf-16", 16: "utf-8", 17: "utf-16", 18: "utf-32"}  # 2 and 4: code units of a char array
 STRUCT, CHAR = 2, 4
+Struct: TypeAlias = "dict[str, Value]"
+Value: TypeAlias = "str | NDArray[np.generic] | list[Struct] | None"  # None for anything else
 
 
-def read_structs(data: bytes, name: str) -> list[dict[str, Any]]:
-    """The elements of the struct array `name`, in MATLAB's order; values are strings and arrays of numbers, else None.
+def read_structs(data: bytes, name: str) -> list[Struct]:
+    """The elements of the struct array `name`, in MATLAB's order; arrays of numbers are 1-d.
 
     Raises:
         ValueError: it is no such file, or has no such variable.
@@ -53,15 +57,15 @@ def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
             position += 8 + (size + 7) // 8 * 8
 
 
-def _matrix(content: bytes, order: str) -> tuple[str, Any]:
-    """Name and value of one array: str, 1-d ndarray, list of dicts for a struct array, None for anything else."""
+def _matrix(content: bytes, order: str) -> tuple[str, Value]:
+    """Name and value of one array; numbers are 1-d."""
     if not content:
         return "", np.empty(0)
     elements = _elements(content, order)
     flags, shape, name = (next(elements)[1] for _ in range(3))
     kind = struct.unpack(f"{order}I", flags[:4])[0] & 0xFF
     count = int(np.prod(np.frombuffer(shape, f"{order}i4")))
-    value: Any = None
+    value: Value = None
     if kind == STRUCT:
         width = struct.unpack(f"{order}i", next(elements)[1])[0]
         text = next(elements)[1]
@@ -69,7 +73,8 @@ def _matrix(content: bytes, order: str) -> tuple[str, Any]:
         value = [{field: _matrix(next(elements)[1], order)[1] for field in fields} for _ in range(count)]
     elif kind == CHAR:
         number, data = next(elements, (2, b""))
-        value = data.decode(TEXT[number] + ("-le" if order == "<" else "-be") * (number in (4, 17, 18)))
+        byte_order = "-le" if order == "<" else "-be"
+        value = data.decode(TEXT[number] + (byte_order if number in WIDE else ""))
     elif 6 <= kind <= 15:
         number, data = next(elements, (9, b""))
         value = np.frombuffer(data, order + NUMBERS[number])

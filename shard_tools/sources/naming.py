@@ -118,6 +118,6 @@ def numbered_classes(names: list[str]) -> dict[str, str]:
     return dict(zip(wnids_of(names) or numbered_keys(len(names)), names, strict=True))
 
 
-def some(names: list[str]) -> str:
+def few_of(names: list[str]) -> str:
     """A few of them, for a message."""
     return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

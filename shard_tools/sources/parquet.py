@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shard_tools.sources.base import Place, Source, SourceImage, Unusable
 from shard_tools.sources.labels import without_label
@@ -24,6 +25,7 @@ from shard_tools.sources.locate import TRIED, Found, Locator
 from shard_tools.sources.parquet_classes import ClassMap, FileLabels, map_classes
 from shard_tools.sources.parquet_columns import (
     Columns,
+    Label,
     choose_columns,
     image_bytes,
     labels,
@@ -35,6 +37,10 @@ from shard_tools.sources.parquet_layout import LAYOUT as LAYOUT
 from shard_tools.sources.parquet_layout import find_files, part_of
 from shard_tools.sources.parquet_layout import recognise as recognise
 from shards.format import atomic_write
+
+if TYPE_CHECKING:
+    from pyarrow import Array, RecordBatch  # type: ignore[import-untyped]
+    from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
 
 BATCH_ROWS = 64  # rows in memory at once, besides what pyarrow keeps of a row group
 NO_BYTES = -1
@@ -116,20 +122,20 @@ class Parquet(Source):
             for file in files:
                 if not file.columns.label:
                     with _reading(file.path) as reader:
-                        raise ValueError(f"{no_label(reader.schema_arrow, self.label_column)}")
+                        raise ValueError(no_label(reader.schema_arrow, self.label_column))
             kept += files
         if any(file.name.startswith("partial-") for file in kept):  # what Hugging Face converts of a large set
             self._notes.append(
                 f"{self.root}: has a part of the data set only (partial-…); get the original files for all"
             )
         part = part_of(self.root) if self.root.is_file() else None
-        if part and part[2] > 1:
+        if part is not None and part[2] > 1:
             self._notes.append(f"{self.root.name} is one of {part[2]} files; give the directory for all of them")
         return kept
 
-    def _look_at(self, split: str, path: Path, name: str, reader: Any, known: Columns | None) -> _File:
+    def _look_at(self, split: str, path: Path, name: str, reader: "ParquetFile", known: Columns | None) -> _File:
         """known: the columns of the first file, which are those of any other that has them."""
-        first_rows: dict[int | str | None, int] = {}
+        first_rows: dict[Label | None, int] = {}
         schema = reader.schema_arrow
         image_column = self.image_column or (known.image if known and known.image in schema.names else "")
         label_column = self.label_column or (known.label if known and known.label in schema.names else "")
@@ -142,7 +148,7 @@ class Parquet(Source):
         return _File(split, path, name, reader.metadata.num_rows, columns, found)
 
     def _rows(
-        self, file: _File, keys: dict[int | str | None, str | None], reader: Any, work: Path
+        self, file: _File, keys: dict[Label | None, str | None], reader: "ParquetFile", work: Path
     ) -> Iterator[SourceImage | Unusable]:
         columns = file.columns
         spool, sizes = Path(), np.full(file.num_rows, NO_BYTES)
@@ -170,7 +176,7 @@ class Parquet(Source):
                 yield Unusable(file.split, name, f"has no bytes, and its path: {found}" if inner else found, key)
             offset += max(0, int(sizes[row]))
 
-    def _spool(self, reader: Any, file: _File, work: Path) -> Path:
+    def _spool(self, reader: "ParquetFile", file: _File, work: Path) -> Path:
         """Copy the image bytes of one Parquet file, unless that is done; returns the copy."""
         path, column = file.path, file.columns.image_bytes
         folder = work / "parquet"  # a changed file, or another column, gets another name
@@ -179,7 +185,7 @@ class Parquet(Source):
         spool = folder / f"{path.stem}-{digest[:16]}.images"
         if spool.with_suffix(".sizes").is_file():
             return spool
-        sizes: list[np.ndarray] = []
+        sizes: list[NDArray[np.int64]] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for left_by_a_killed_run in folder.glob(f".{spool.name}.*.tmp"):
@@ -203,7 +209,7 @@ class Parquet(Source):
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[Any]:
+def _reading(path: Path) -> Iterator["ParquetFile"]:
     """pyarrow's reader of a file. What is wrong with the file, or is said about it inside, is an error of one line."""
     arrow = pyarrow()
     try:
@@ -219,16 +225,18 @@ def _reading(path: Path) -> Iterator[Any]:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _inner(batch: Any, column: str, inner: str) -> Any:
+def _inner(batch: "RecordBatch", column: str, inner: str) -> "Array":
     """A column of a batch, or the field `inner` (`column.field`) of one that is a struct."""
     array = batch.column(column)
     return array if inner == column else pyarrow().compute.struct_field(array, inner.removeprefix(f"{column}."))
 
 
-def _labels_and_paths(reader: Any, columns: Columns) -> Iterator[tuple[int | str | None, str | None]]:
+def _labels_and_paths(reader: "ParquetFile", columns: Columns) -> Iterator[tuple[Label | None, str | None]]:
     """(label, path) of every row."""
     wanted = [columns.label] + ([columns.image_path] if columns.image_path else [])
     for batch in reader.iter_batches(batch_size=1 << 12, columns=wanted):
         values = labels(batch.column(columns.label))
-        paths = texts(_inner(batch, columns.image, columns.image_path)) if columns.image_path else [None] * len(values)
-        yield from zip(values, paths, strict=True)
+        if columns.image_path:
+            yield from zip(values, texts(_inner(batch, columns.image, columns.image_path)), strict=True)
+        else:
+            yield from ((value, None) for value in values)

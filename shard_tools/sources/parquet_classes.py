@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from shard_tools.sources.imagenet import imagenet_classes, wnids_of
 from shard_tools.sources.labels import LabelKinds, class_number, read_label
-from shard_tools.sources.naming import numbered_classes, some
+from shard_tools.sources.naming import few_of, numbered_classes
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class _Mapper:
         there = self.names or list(self.known)
         here = file.names or [label for label in file.first_rows if isinstance(label, str)]
         differences = [
-            f"only {where}: {some(names)}"
+            f"only {where}: {few_of(names)}"
             for where, names in (
                 ("here", [name for name in here if name not in self.known]),
                 ("there", [name for name in there if name not in here]),
@@ -138,10 +138,10 @@ class _Mapper:
         lines = []
         unnamed = [file.file for file in self.files if not file.names and any(map(self._is_place, file.first_rows))]
         if self.names and unnamed:
-            lines.append(f"{some(unnamed)}: without class names; the labels are taken for places in the others' list")
+            lines.append(f"{few_of(unnamed)}: without class names; the labels are taken for places in the others' list")
         others = [file.file for file in self.files if file.names and file.names != self.names]
         if others:
-            lines.append(f"{some(others)}: another list of classes; the labels are mapped by the classes' names")
+            lines.append(f"{few_of(others)}: another list of classes; the labels are mapped by the classes' names")
         return lines
 
 

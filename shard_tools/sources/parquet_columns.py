@@ -7,7 +7,14 @@ numbers of any type, or text.
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # it is optional, and takes half a second
+    from pyarrow import Array, DataType, Schema  # type: ignore[import-untyped]
+
+Label = int | str
+Feature = dict[str, object]  # of Hugging Face's note about a column, which may say anything
 
 IMAGE_NAMES = (
     "image", "img", "images", "jpg", "jpeg", "png", "picture", "photo", "imagebytes", "bytes",
@@ -28,19 +35,21 @@ class Columns:
     names: list[str]
 
 
-def pyarrow() -> Any:
+def pyarrow() -> ModuleType:
+    """The library. Raises ValueError where it is not installed."""
     try:
-        import pyarrow  # type: ignore[import-untyped]
+        import pyarrow
         import pyarrow.compute  # type: ignore[import-untyped]
         import pyarrow.parquet  # type: ignore[import-untyped]
     except ImportError:
         raise ValueError(
             "reading Parquet needs pyarrow, which is not installed; install the extra: pip install '.[parquet]'"
         ) from None
-    return pyarrow
+    library: ModuleType = pyarrow
+    return library
 
 
-def choose_columns(schema: Any, image_column: str, label_column: str) -> Columns:
+def choose_columns(schema: "Schema", image_column: str, label_column: str) -> Columns:
     """As the caller says, by Hugging Face's metadata, or by the usual names.
 
     Raises:
@@ -60,12 +69,12 @@ def choose_columns(schema: Any, image_column: str, label_column: str) -> Columns
     return Columns(image, inside, outside, label, _names(features.get(label, {}), label))
 
 
-def no_label(schema: Any, label_column: str) -> str:
+def no_label(schema: "Schema", label_column: str) -> str:
     """The message for a file in which no label column was found."""
     return _which("ClassLabel", schema, "label-column", label_column)
 
 
-def labels(column: Any) -> list[int | str | None]:
+def labels(column: "Array") -> list[Label | None]:
     """The values of a label column. Raises ValueError if one is a number that is not whole."""
     pa = pyarrow()
     column = _decoded(column)
@@ -75,37 +84,43 @@ def labels(column: Any) -> list[int | str | None]:
         column = pa.compute.if_else(pa.compute.is_nan(column), None, column)  # as pandas writes a missing number
     try:
         if _is_bytes(kind) or _is_text(kind):
-            return pa.compute.utf8_trim_whitespace(column.cast(pa.large_string())).to_pylist()
-        if pa.types.is_decimal(kind):
-            column = column.cast(pa.decimal128(38, kind.scale))  # narrower ones without a fraction do not cast (26.0)
-        return column.cast(pa.int64()).to_pylist()
+            column = pa.compute.utf8_trim_whitespace(column.cast(pa.large_string()))
+        else:
+            if pa.types.is_decimal(kind):
+                # narrower ones without a fraction do not cast (pyarrow 26.0)
+                column = column.cast(pa.decimal128(38, kind.scale))
+            column = column.cast(pa.int64())
+        values: list[Label | None] = column.to_pylist()
+        return values
     except pa.ArrowInvalid as error:
         raise ValueError(f"has labels of the type {kind} that are no classes ({str(error).splitlines()[0]})") from None
 
 
-def texts(column: Any) -> list[str | None]:
+def texts(column: "Array") -> list[str | None]:
     """The values of a column of paths."""
-    return _decoded(column).cast(pyarrow().large_string()).to_pylist()
+    values: list[str | None] = _decoded(column).cast(pyarrow().large_string()).to_pylist()
+    return values
 
 
-def image_bytes(column: Any) -> list[bytes | None]:
+def image_bytes(column: "Array") -> list[bytes | None]:
     """The values of a column of images. Raises ValueError if a list holds what is no byte."""
     column = _decoded(column)
     if not _is_list(column.type):
-        return column.to_pylist()
+        values: list[bytes | None] = column.to_pylist()
+        return values
     return [_list_bytes(value.values) if value.is_valid else None for value in column]
 
 
-def _list_bytes(values: Any) -> bytes:
+def _list_bytes(values: "Array") -> bytes:
     pa = pyarrow()
     try:
         numbers = values.view(pa.uint8()) if values.type == pa.int8() else values.cast(pa.uint8())
-        return numbers.to_numpy(zero_copy_only=True).tobytes()
+        return bytes(numbers.to_numpy(zero_copy_only=True))
     except pa.ArrowInvalid as error:
         raise ValueError(f"has lists of numbers that are not the bytes of an image ({error})") from None
 
 
-def _features(schema: Any) -> dict[str, dict[str, Any]]:
+def _features(schema: "Schema") -> dict[str, Feature]:
     """What Hugging Face's `datasets` notes about each column; {} without such a note."""
     try:
         found = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
@@ -114,20 +129,22 @@ def _features(schema: Any) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def _names(feature: dict[str, Any], column: str) -> list[str]:
+def _names(feature: Feature, column: str) -> list[str]:
     """The names of a ClassLabel's classes by label. Raises ValueError if they are no list of text."""
     names = feature.get("names") if feature.get("_type") == "ClassLabel" else []
     if isinstance(names, dict) and set(names) == {str(number) for number in range(len(names))}:  # of older files
         names = [names[str(number)] for number in range(len(names))]
-    if not isinstance(names or [], list) or not all(isinstance(name, str | int) for name in names or []):
+    if not names:
+        return []
+    if not isinstance(names, list) or not all(isinstance(name, str | int) for name in names):
         raise ValueError(
             f"the names of the column {column} in Hugging Face's note are no list of text, but {str(names)[:60]}; "
             "write the file anew with the list, or without the note (table.replace_schema_metadata(None))"
         )
-    return [str(name).strip() for name in names or []]
+    return [str(name).strip() for name in names]
 
 
-def _choose(schema: Any, features: dict[str, dict[str, Any]], given: str, kind: str, usual: tuple[str, ...]) -> str:
+def _choose(schema: "Schema", features: dict[str, Feature], given: str, kind: str, usual: tuple[str, ...]) -> str:
     """The column's name, "" if it cannot be told."""
     plain = {re.sub(r"[\W_]+", "", name.casefold()): name for name in reversed(schema.names)}
     by_name = [plain[name] for name in usual if name in plain]
@@ -143,12 +160,12 @@ def _choose(schema: Any, features: dict[str, dict[str, Any]], given: str, kind: 
     return likely[0] if likely and schema.names.count(likely[0]) == 1 else ""
 
 
-def _which(kind: str, schema: Any, option: str, given: str) -> str:
+def _which(kind: str, schema: "Schema", option: str, given: str) -> str:
     what = f"has no one column {given!r}:" if given else f"which column is the {kind}?"
     return f"{what} it has {', '.join(schema.names)}; name one with --{option}"
 
 
-def _image_parts(name: str, kind: Any) -> tuple[str, str]:
+def _image_parts(name: str, kind: "DataType") -> tuple[str, str]:
     """The columns of the bytes and of the paths."""
     pa = pyarrow()
     if pa.types.is_struct(kind):
@@ -168,37 +185,37 @@ def _image_parts(name: str, kind: Any) -> tuple[str, str]:
     return found[0], found[1]
 
 
-def _value_type(kind: Any) -> Any:
+def _value_type(kind: "DataType") -> "DataType":
     return kind.value_type if pyarrow().types.is_dictionary(kind) else kind
 
 
-def _decoded(column: Any) -> Any:
+def _decoded(column: "Array") -> "Array":
     return column.dictionary_decode() if pyarrow().types.is_dictionary(column.type) else column
 
 
-def _is_text(kind: Any) -> bool:
+def _is_any(kind: "DataType", *names: str) -> bool:
+    """Whether it is one of Arrow's types of these names."""
     types = pyarrow().types
-    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    return any(getattr(types, f"is_{name}")(kind) for name in names)
 
 
-def _is_bytes(kind: Any) -> bool:
-    types = pyarrow().types
-    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+def _is_text(kind: "DataType") -> bool:
+    return _is_any(kind, "string", "large_string", "string_view")
 
 
-def _is_list(kind: Any) -> bool:
-    types = pyarrow().types
-    is_view = types.is_list_view(kind) or types.is_large_list_view(kind)
-    return is_view or types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+def _is_bytes(kind: "DataType") -> bool:
+    return _is_any(kind, "binary", "large_binary", "binary_view")
 
 
-def _is_image(kind: Any) -> bool:
-    types = pyarrow().types
-    is_list = _is_list(kind) and types.is_integer(kind.value_type)
-    return _is_bytes(kind) or types.is_fixed_size_binary(kind) or is_list
+def _is_list(kind: "DataType") -> bool:
+    return _is_any(kind, "list", "large_list", "list_view", "large_list_view", "fixed_size_list")
 
 
-def _is_label(kind: Any) -> bool:
-    types = pyarrow().types
-    is_number = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_decimal(kind)
-    return is_number or _is_text(kind) or _is_bytes(kind) or types.is_null(kind)
+def _is_image(kind: "DataType") -> bool:
+    is_list = _is_list(kind) and _is_any(kind.value_type, "integer")
+    return _is_bytes(kind) or _is_any(kind, "fixed_size_binary") or is_list
+
+
+def _is_label(kind: "DataType") -> bool:
+    is_number = _is_any(kind, "integer", "floating", "boolean", "decimal", "null")
+    return is_number or _is_text(kind) or _is_bytes(kind)

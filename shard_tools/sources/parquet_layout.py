@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shard_tools.sources.links import is_dir
-from shard_tools.sources.naming import SPLIT_WORDS, is_image, some, split_of, split_rank
+from shard_tools.sources.naming import SPLIT_WORDS, few_of, is_image, split_of, split_rank
 
 LAYOUT = (
     "a .parquet file, or a directory with SPLIT-00000-of-000NN.parquet or SPLIT/*.parquet (or in data/ or one other "
@@ -42,8 +42,8 @@ def find_files(source: Path) -> tuple[Path, dict[str, list[Path]]]:
         raise ValueError(f"{source}: has no .parquet files; give {LAYOUT}")
     if len(configs) > 1:
         raise ValueError(
-            f"{source}: has the Parquet files of {len(configs)} configurations ({some(sorted(configs))}); give one of "
-            "these directories, or one file"
+            f"{source}: has the Parquet files of {len(configs)} configurations ({few_of(sorted(configs))}); give one "
+            "of these directories, or one file"
         )
     config, splits = configs.popitem()
     _check_parts([path for paths in splits.values() for path in paths])
@@ -74,12 +74,13 @@ def _all_files(root: Path) -> Iterator[Path]:
 
 def _look(folder: Path) -> tuple[list[str], list[str]]:
     """The names of files and of directories in a folder, without hidden ones."""
-    names: tuple[list[str], list[str]] = [], []
+    files: list[str] = []
+    folders: list[str] = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if not entry.name.startswith("."):
-                names[is_dir(entry)].append(entry.name)
-    return names
+                (folders if is_dir(entry) else files).append(entry.name)
+    return files, folders
 
 
 def _tables(files: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from shard_tools.sources.labels import read_label as label_of_text
 from shard_tools.sources.naming import EXTENSIONS, Ignored, is_junk, is_text
@@ -108,7 +108,7 @@ def read_label(
     about = _json_object(sample, stream)
     if fields.label:
         named = _named(sample, fields.label)
-        member, key = next(((m, k) for m, k in named if not k or k in (_object(m, stream) or {})), (None, ""))
+        member, key = next(((m, k) for m, k in named if not k or k in _object(m, stream)), (None, ""))
     else:
         labels = [m for m in sample if f".{m.extension.lower()}".endswith(".cls")]
         exact = [m for m in labels if m.extension.lower() == "cls"]
@@ -137,15 +137,16 @@ def as_label(value: object) -> int | str | None:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | str):
         return None
-    return value if (is_text(value) if isinstance(value, str) else value >= 0) else None
+    is_label = is_text(value) if isinstance(value, str) else value >= 0
+    return value if is_label else None
 
 
 def _named(sample: list[Member], names: str) -> Iterator[tuple[Member, str]]:
     """The members that have one of the names, in their order, and the key in a .json's object, "" for all of it."""
     fields = {member.extension.lower(): member for member in reversed(sample)}
     for name in (name.strip().removeprefix(".") for name in names.split(";")):
-        if member := fields.get(name.lower()):
-            yield member, ""
+        if name.lower() in fields:
+            yield fields[name.lower()], ""
         for extension, member in fields.items():
             if f".{extension}".endswith(".json") and name.lower().startswith(f"{extension}."):
                 yield member, name[len(extension) + 1 :]
@@ -166,22 +167,24 @@ def _text(member: Member, stream: BinaryIO) -> str:
     return stream.read(min(member.size, MAX_LABEL_BYTES)).decode("utf-8-sig", "replace").strip()
 
 
-def _parsed(member: Member, stream: BinaryIO) -> Any:
+def _parsed(member: Member, stream: BinaryIO) -> object:
     try:
-        return json.loads(_text(member, stream))
+        value: object = json.loads(_text(member, stream))
+        return value
     except (ValueError, RecursionError):
         return None
 
 
-def _object(member: Member, stream: BinaryIO) -> dict[str, Any] | None:
+def _object(member: Member, stream: BinaryIO) -> dict[str, object]:
+    """{} where it is none."""
     value = _parsed(member, stream)
-    return value if isinstance(value, dict) else None
+    return value if isinstance(value, dict) else {}
 
 
 def _json_object(sample: list[Member], stream: BinaryIO) -> dict[str, object]:
     for member in sample:
         if f".{member.extension.lower()}".endswith(".json"):
-            return _object(member, stream) or {}
+            return _object(member, stream)
     return {}
 
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shard_tools.sources.base import Place, Source, SourceImage, Unusable
+from shard_tools.sources.base import Source, SourceImage, Unusable
 from shard_tools.sources.layout import visible
-from shard_tools.sources.links import broken, is_dir
+from shard_tools.sources.links import file_image, is_dir
 from shard_tools.sources.naming import Ignored, is_image
 
 ANNOTATIONS = "val/val_annotations.txt"
@@ -31,24 +31,24 @@ class TinyImageNet(Source):
     format: str = "tiny-imagenet"
     explained: str = f"Tiny-ImageNet; {ANNOTATIONS} gives the validation labels, test images have none and are left out"
     _classes: set[str] = field(default_factory=set)
-    _ignored: Ignored = field(default_factory=Ignored)
+    ignored: Ignored = field(default_factory=Ignored)
 
     def images(self, work: Path) -> Iterator[SourceImage | Unusable]:
         """train/WNID/images/FILE, then val/images/FILE, by name."""
-        self._ignored = Ignored(["test/ (no labels)"] if (self.root / "test").is_dir() else [])
+        self.ignored = Ignored(["test/ (no labels)"] if (self.root / "test").is_dir() else [])
         if not (self.root / "train").is_dir():
             raise ValueError(f"{self.root}: has no train directory; give {LAYOUT}")
         for wnid, entry in visible(self.root / "train").items():
             if not is_dir(entry):
-                self._ignored.append(f"train/{wnid}")
+                self.ignored.append(f"train/{wnid}")
                 continue
             self._classes.add(wnid)
             for name, entry in self._files(f"train/{wnid}/images"):
-                yield self._image("train", wnid, name, entry)
+                yield file_image("train", wnid, name, entry)
         wnid_of = self._annotations()
         for name, entry in self._files("val/images"):
             if key := wnid_of.pop(entry.name, ""):
-                yield self._image("val", key, name, entry)
+                yield file_image("val", key, name, entry)
             else:
                 yield Unusable("val", name, f"has no line in {ANNOTATIONS}")
         for file, key in wnid_of.items():
@@ -65,9 +65,6 @@ class TinyImageNet(Source):
                         names[key] = words.partition(",")[0].strip()
         return names
 
-    def ignored(self) -> list[str]:
-        return self._ignored
-
     def _annotations(self) -> dict[str, str]:
         wnid_of: dict[str, str] = {}
         with open(self.root / ANNOTATIONS, encoding="utf-8", errors="replace") as lines:
@@ -82,17 +79,12 @@ class TinyImageNet(Source):
                 wnid_of[file] = key
         return wnid_of
 
-    def _image(self, split: str, key: str, name: str, entry: os.DirEntry[str]) -> SourceImage | Unusable:
-        if reason := broken(entry):
-            return Unusable(split, name, reason, key)
-        return SourceImage(split, key, name, entry.stat().st_size, Place("file", str(self.root / name)))
-
     def _files(self, directory: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
         """The images in one directory, by name."""
         if not (self.root / directory).is_dir():
             raise ValueError(f"{self.root / directory}: no such directory; give {LAYOUT}")
         for name, entry in visible(self.root / directory).items():
             if is_dir(entry) or not is_image(name):
-                self._ignored.append(f"{directory}/{name}")
+                self.ignored.append(f"{directory}/{name}")
             else:
                 yield f"{directory}/{name}", entry

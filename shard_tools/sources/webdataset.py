@@ -145,7 +145,7 @@ class WebDataset(Source):
     format: str = "webdataset"
     explained: str = field(init=False)
     _met: LabelsMet = field(default_factory=lambda: LabelsMet({}))
-    _ignored: Ignored = field(default_factory=Ignored)
+    ignored: Ignored = field(default_factory=Ignored)
     _left_out: str = ""
 
     def __post_init__(self) -> None:
@@ -154,7 +154,7 @@ class WebDataset(Source):
 
     def images(self, work: Path) -> Iterator[SourceImage | Unusable]:
         """By split, tar and position."""
-        self._ignored = Ignored()
+        self.ignored = Ignored()
         beside = names_beside(self.root)
         if not beside and (self.root / INFO_FILE).is_file():
             packed = ShardSet.open(self.root)
@@ -184,7 +184,7 @@ class WebDataset(Source):
     def _samples(self, split: str, path: Path, keys: list[str]) -> Iterator[SourceImage | Unusable]:
         """Those of one tar. keys: of the classes by label, where a file beside the tars names them."""
         with open(path, "rb") as stream:
-            for sample in iterate_samples(path, self._ignored):
+            for sample in iterate_samples(path, self.ignored):
                 image = image_of(sample, path, self.fields)
                 name = f"{path.relative_to(self.root).as_posix()}/{(image or sample[0]).name}"
                 if image is None:
@@ -202,9 +202,6 @@ class WebDataset(Source):
 
     def class_names(self) -> dict[str, str]:
         return self._met.class_names()
-
-    def ignored(self) -> list[str]:
-        return self._ignored
 
     def fixed_classes(self) -> list[str] | None:
         return self._met.keys()

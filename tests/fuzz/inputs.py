@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from shard_tools.writer import pack
+from shard_tools.writer import PackOptions, pack
 from training import checkpoint
 
 Files = dict[str, bytes]
@@ -69,7 +69,7 @@ def dataset() -> Files:
     """Packed: two training shards, one for validation."""
     with tempfile.TemporaryDirectory() as folder:
         write(images(), Path(folder, "images"))
-        pack(Path(folder, "images"), Path(folder, "out"), samples_per_shard=4, executor=Serial())
+        pack(Path(folder, "images"), Path(folder, "out"), PackOptions(samples_per_shard=4), executor=Serial())
         return files_of(Path(folder, "out"))
 
 

@@ -28,7 +28,7 @@ from shard_tools.__main__ import main as shard_tools
 from shard_tools.describe import describe, histograms, summary
 from shard_tools.index import index
 from shard_tools.resize import resize
-from shard_tools.writer import pack
+from shard_tools.writer import PackOptions, pack
 from shards.format import ShardSet
 from tests.fuzz import inputs, mutate
 from tests.fuzz.inputs import Files, Serial
@@ -117,7 +117,7 @@ def index_and_pack(folder: Path) -> None:
         (folder / "sub").mkdir()
         for path in folder.glob("*.tar"):
             path.rename(folder / "sub" / path.name)
-        pack(folder / "sub", folder / "out", on_bad="skip", executor=Serial())
+        pack(folder / "sub", folder / "out", PackOptions(on_bad="skip"), executor=Serial())
 
 
 def read_recipe(folder: Path) -> None:

@@ -28,7 +28,8 @@ from shard_tools.index import index
 from shard_tools.repair import repair
 from shard_tools.sources.tarmembers import iterate_tar
 from shard_tools.verify import verify
-from shards.format import INFO_FILE, SAMPLE_DTYPE, ShardSet, _checksum
+from shards.description import _checksum
+from shards.format import INFO_FILE, SAMPLE_DTYPE, ShardSet
 from tests.fuzz import inputs, oracle
 from tests.fuzz.oracle import Violation, watched
 from tests.fuzz.targets import EVIL, TARGETS, Target, case, run_case

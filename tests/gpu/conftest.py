@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from shard_tools.writer import pack
+from shard_tools.writer import PackOptions, pack
 from shards.format import ShardSet
 from tests.conftest import picture
 
@@ -35,7 +35,7 @@ def kinds_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 image = image.convert("L") if kind == "gray" else image
                 image.save(folder / f"{i}.jpg", quality=90, **settings)
     with ThreadPoolExecutor(1) as executor:
-        pack(root / "tree", root / "data", samples_per_shard=25, executor=executor)
+        pack(root / "tree", root / "data", PackOptions(samples_per_shard=25), executor=executor)
     return root / "data"
 
 

@@ -18,7 +18,7 @@ import torch
 
 from pipeline.decoders_used import decoders_used
 from pipeline.loader import DaliLoader
-from shard_tools.writer import pack
+from shard_tools.writer import PackOptions, pack
 from shards.format import ShardSet
 from tests.conftest import picture
 from tests.gpu.decoding import in_a_process, levels, validation
@@ -96,7 +96,7 @@ def test_gray_images_of_any_sampling_factor(tmp_path: Path) -> None:
             (folder / f"{i}.jpg").write_bytes(with_factor(stream.getvalue(), factor))
     shutil.copytree(tmp_path / "tree" / "val", tmp_path / "tree" / "train")
     with ThreadPoolExecutor(1) as executor:
-        pack(tmp_path / "tree", tmp_path / "data", samples_per_shard=25, executor=executor)
+        pack(tmp_path / "tree", tmp_path / "data", PackOptions(samples_per_shard=25), executor=executor)
     gray = ShardSet.open(tmp_path / "data")
     cpu = DaliLoader(validation(gray), device=torch.device("cpu"), threads=2)
     gpu = DaliLoader(validation(gray, hw_decoder_load=1.0), device=torch.device("cuda"), threads=4)

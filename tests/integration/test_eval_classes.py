@@ -14,7 +14,7 @@ from commands.options import evaluate_command as command
 from pipeline.feed import Feed
 from pipeline.loader import DaliLoader
 from shard_tools.sources.imagenet import imagenet_classes
-from shard_tools.writer import pack
+from shard_tools.writer import PackOptions, pack
 from shards.format import ShardSet
 
 CLASSES = [{"wnid": key, "name": key} for key in ("class2", "other", "class0", "class1")]  # the network's
@@ -111,7 +111,7 @@ def test_the_same_numbers_by_other_names_are_said(image_tree: Path, tmp_path: Pa
     assert scored(tmp_path / "a.pt", data).stderr == ""
     with ThreadPoolExecutor(1) as executor:
         (tmp_path / "names").write_text("0 Cat, tabby\n1 dax\n2 fep\n")
-        pack(tmp_path / "tree", tmp_path / "named", class_file=tmp_path / "names", executor=executor)
+        pack(tmp_path / "tree", tmp_path / "named", PackOptions(class_file=tmp_path / "names"), executor=executor)
     assert (
         "1 of 3 numbers have other names: 1 is 'dog' in the network and 'dax'"
         in scored(tmp_path / "a.pt", tmp_path / "named").stderr

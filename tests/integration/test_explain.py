@@ -16,7 +16,7 @@ import bench
 from benchmarks import measure, programs
 from benchmarks.explain import command, limits
 from pipeline.reader import ShardReader
-from shard_tools.writer import pack
+from shard_tools.writer import PackOptions, pack
 from tests.conftest import picture
 from training import environment
 
@@ -47,7 +47,7 @@ def large_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             picture(HEIGHT, WIDTH, rng).save(path, quality=90)
     with ThreadPoolExecutor(1) as executor:
-        pack(root / "images", root / "packed", samples_per_shard=4, executor=executor)
+        pack(root / "images", root / "packed", PackOptions(samples_per_shard=4), executor=executor)
     return root / "packed"
 
 

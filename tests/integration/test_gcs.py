@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pipeline.loader import DaliLoader
-from shard_tools.writer import pack
+from shard_tools.writer import PackOptions, pack
 from shards.format import ShardSet
 from shards.remote import Store
 from tests.integration.packing import hashes
@@ -73,7 +73,7 @@ def test_what_is_packed_there_is_what_a_disk_gets_and_reads_the_same(
     image_tree: Path, dataset: ShardSet, dataset_dir: Path, tmp_path: Path, running: Emulator
 ) -> None:
     with ThreadPoolExecutor(1) as executor:
-        pack(image_tree, URL, samples_per_shard=25, executor=executor, staging=tmp_path / "stage")
+        pack(image_tree, URL, PackOptions(samples_per_shard=25, staging=tmp_path / "stage"), executor=executor)
     (tmp_path / "back").mkdir()
     for name in Store(URL).files():
         (tmp_path / "back" / name).write_bytes(Store(URL).read(name))

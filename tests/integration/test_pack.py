@@ -17,9 +17,10 @@ from packing import NUM_IMAGES, cli, hashes, write_source
 from PIL import Image
 
 from shard_tools import duplicates
+from shard_tools.rejected import BadImages
 from shard_tools.subset import Subset
 from shard_tools.verify import verify
-from shard_tools.writer import BadImages, pack
+from shard_tools.writer import PackOptions, pack
 from shards.format import ShardSet
 
 
@@ -32,7 +33,7 @@ def source(tmp_path_factory) -> Path:
 def packed(source, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("packed") / "out"
     with ThreadPoolExecutor(1) as executor:
-        pack(source, out, samples_per_shard=32, executor=executor)
+        pack(source, out, PackOptions(samples_per_shard=32), executor=executor)
     return out
 
 
@@ -101,12 +102,12 @@ def test_the_index_is_what_wds2idx_writes(packed, tmp_path):
 def test_the_bytes_do_not_depend_on_workers_executor_or_place(source, packed, tmp_path):
     moved = tmp_path / "moved"
     subprocess.run(["cp", "-r", source, moved], check=True)
-    pack(moved, tmp_path / "a", samples_per_shard=32, workers=1)
-    pack(source, tmp_path / "b", samples_per_shard=32, workers=2)
+    pack(moved, tmp_path / "a", PackOptions(samples_per_shard=32, workers=1))
+    pack(source, tmp_path / "b", PackOptions(samples_per_shard=32, workers=2))
     with ProcessPoolExecutor(2, mp_context=get_context("forkserver")) as executor:  # a fork would have DALI's threads
-        pack(source, tmp_path / "c", samples_per_shard=32, executor=executor)
+        pack(source, tmp_path / "c", PackOptions(samples_per_shard=32), executor=executor)
     assert hashes(tmp_path / "a") == hashes(tmp_path / "b") == hashes(tmp_path / "c") == hashes(packed)
-    pack(source, tmp_path / "d", samples_per_shard=32, seed=1)
+    pack(source, tmp_path / "d", PackOptions(samples_per_shard=32, seed=1))
     assert hashes(tmp_path / "d")["train-000000.tar"] != hashes(packed)["train-000000.tar"]
 
 
@@ -135,7 +136,7 @@ def spoiled(source, tmp_path) -> Path:
 def test_bad_images_stop_it_by_default_and_can_be_skipped(spoiled, packed, tmp_path):
     out = tmp_path / "out"
     with ThreadPoolExecutor(1) as executor, pytest.raises(BadImages) as caught:
-        pack(spoiled, out, samples_per_shard=200, executor=executor)
+        pack(spoiled, out, PackOptions(samples_per_shard=200), executor=executor)
     text = str(caught.value)
     assert text.startswith("12 image(s)")
     assert text.count("train/class1/bad") == 10
@@ -158,7 +159,7 @@ def test_bad_images_stop_it_by_default_and_can_be_skipped(spoiled, packed, tmp_p
 
 def test_a_shard_without_a_usable_image_is_left_out(spoiled, tmp_path):
     with ThreadPoolExecutor(1) as executor:
-        done = pack(spoiled, tmp_path / "out", samples_per_shard=1, on_bad="skip", executor=executor)
+        done = pack(spoiled, tmp_path / "out", PackOptions(samples_per_shard=1, on_bad="skip"), executor=executor)
     assert len(done.shard_set.split("train").shards) == NUM_IMAGES["train"]
     assert done.rejected.count == 12
     assert verify(tmp_path / "out", decode=True) == []
@@ -190,12 +191,12 @@ def test_a_finished_shard_that_was_damaged_is_made_again(spoiled, source, tmp_pa
     out = tmp_path / "out"
     with ThreadPoolExecutor(1) as executor:
         with pytest.raises(BadImages):
-            pack(spoiled, out, samples_per_shard=200, executor=executor)
+            pack(spoiled, out, PackOptions(samples_per_shard=200), executor=executor)
         for part in (out / ".pack").glob("train-*.part"):
             part.write_text("{}")
         shorten(out / "val-000000.tar", 512)
-        pack(spoiled, out, samples_per_shard=200, executor=executor, on_bad="skip")
-        pack(spoiled, tmp_path / "again", samples_per_shard=200, executor=executor, on_bad="skip")
+        pack(spoiled, out, PackOptions(samples_per_shard=200, on_bad="skip"), executor=executor)
+        pack(spoiled, tmp_path / "again", PackOptions(samples_per_shard=200, on_bad="skip"), executor=executor)
     assert hashes(out) == hashes(tmp_path / "again")
 
 
@@ -311,7 +312,7 @@ def test_duplicates_are_found_in_any_number_of_passes(tmp_path, monkeypatch):
     for rows in (1 << 18, 2):
         monkeypatch.setattr(duplicates, "ROWS", rows)
         with ThreadPoolExecutor(1) as executor:
-            pack(source, tmp_path / str(rows), samples_per_shard=3, executor=executor)
+            pack(source, tmp_path / str(rows), PackOptions(samples_per_shard=3), executor=executor)
         lines = (tmp_path / str(rows) / "duplicates.tsv").read_text().splitlines()
         found.append((ShardSet.open(tmp_path / str(rows)).made["duplicates"], sorted(lines)))
     assert found[0] == found[1]
@@ -351,7 +352,7 @@ def test_a_table_of_images_anywhere(source, tmp_path):
     files = sorted((source / "train").rglob("*.jpg"))[:30]
     (tmp_path / "t.tsv").write_text("".join(f"{path}\t{i % 11}\n" for i, path in enumerate(files)))
     with ThreadPoolExecutor(1) as executor:
-        pack(tmp_path / "t.tsv", tmp_path / "out", executor=executor, subset=Subset(limit=20))
+        pack(tmp_path / "t.tsv", tmp_path / "out", PackOptions(subset=Subset(limit=20)), executor=executor)
     split = ShardSet.open(tmp_path / "out").split("train")
     assert len(split) == 20
     for i, row in enumerate(split.samples):

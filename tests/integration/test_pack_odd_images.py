@@ -14,7 +14,7 @@ from recipes import Recipe
 from shard_tools import encode, scan, trainable
 from shard_tools.index import index
 from shard_tools.verify import verify
-from shard_tools.writer import pack
+from shard_tools.writer import PackOptions, pack
 from shards.format import ShardSet
 from tests.odd_jpegs import oriented, sampled, saved, smooth, with_frame, without_adobe
 from tests.unit.source_images import write_tar
@@ -85,7 +85,7 @@ def test_one_image_that_nobody_foresaw_costs_its_line(
     original = encode.read_header
     monkeypatch.setattr(encode, "read_header", lambda data: {}[6] if data == JPEG else original(data))
     with ThreadPoolExecutor(1) as executor:
-        packed = pack(source, tmp_path / "out", executor=executor, on_bad="skip")
+        packed = pack(source, tmp_path / "out", PackOptions(on_bad="skip"), executor=executor)
     assert dict(packed.rejected.first) == {
         "class/a.jpg": "KeyError: 6",
         "class/f.jpg": "a JPEG with 12 bits a sample; only 8-bit JPEGs can be used, convert it first",

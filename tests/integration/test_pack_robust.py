@@ -17,7 +17,7 @@ from packing import cli, finished_shards, hashes, write_source
 from shard_tools import workers
 from shard_tools.resume import work_dir
 from shard_tools.sources.base import Place, Source, SourceImage
-from shard_tools.writer import pack
+from shard_tools.writer import PackOptions, pack
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +44,13 @@ from packing import finished_shards, hashes
 from shard_tools import workers
 from shard_tools.resume import work_dir
 from shard_tools.sources.base import Place, Source, SourceImage
-from shard_tools.writer import pack
+from shard_tools.writer import PackOptions, pack
 
 ENDED = os.WEXITED | os.WNOHANG | os.WNOWAIT
 
 def run(source, out):
     with ThreadPoolExecutor(2) as executor:
-        pack(source, out, samples_per_shard=4, executor=executor)
+        pack(source, out, PackOptions(samples_per_shard=4), executor=executor)
 
 source, whole, out = map(Path, sys.argv[1:])
 run(source, whole)  # also imports all there is
@@ -185,17 +185,17 @@ def test_a_full_disk_is_one_line_and_loses_nothing(source, tmp_path, limit_bytes
     """While listing, while writing an index, while writing a tar."""
     out = tmp_path / "out"
     with ThreadPoolExecutor(1) as executor:
-        pack(source, tmp_path / "whole", samples_per_shard=8, executor=executor)
+        pack(source, tmp_path / "whole", PackOptions(samples_per_shard=8), executor=executor)
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, before[1]))
         try:
             with pytest.raises(ValueError, match=r"cannot be written .File too large") as caught:
-                pack(source, out, samples_per_shard=8, executor=executor)
+                pack(source, out, PackOptions(samples_per_shard=8), executor=executor)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
         assert "\n" not in str(caught.value)
         assert list(out.glob(".*.tmp")) == []
-        pack(source, out, samples_per_shard=8, executor=executor)
+        pack(source, out, PackOptions(samples_per_shard=8), executor=executor)
     assert hashes(out) == hashes(tmp_path / "whole")
 
 
@@ -209,7 +209,7 @@ def test_a_second_run_in_the_same_directory_is_refused(source, tmp_path):
 def test_a_dask_cluster_writes_the_same_bytes(source, tmp_path, monkeypatch):
     distributed = pytest.importorskip("distributed")
     with ThreadPoolExecutor(1) as executor:
-        pack(source, tmp_path / "here", samples_per_shard=10, executor=executor)
+        pack(source, tmp_path / "here", PackOptions(samples_per_shard=10), executor=executor)
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
     # Starting workers leaves OMP_NUM_THREADS=1 and more in this process, which later tests' processes would inherit.
     with mock.patch.dict(os.environ), distributed.LocalCluster(**options) as cluster:

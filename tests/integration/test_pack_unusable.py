@@ -15,7 +15,7 @@ from shard_tools.sources import open_source
 from shard_tools.sources.base import Source, SourceImage, Unusable
 from shard_tools.subset import Subset
 from shard_tools.verify import verify
-from shard_tools.writer import pack
+from shard_tools.writer import PackOptions, pack
 from shards.format import ShardSet
 
 
@@ -62,14 +62,14 @@ def test_skipped_ones_are_listed_and_a_kill_changes_nothing(root: Path, tmp_path
 
     settings = {"on_bad": "skip", "samples_per_shard": 8}
     with ThreadPoolExecutor(1) as executor:
-        done = pack(Holes(root), tmp_path / "whole", executor=executor, **settings)
+        done = pack(Holes(root), tmp_path / "whole", PackOptions(**settings), executor=executor)
         with pytest.raises(KeyboardInterrupt):
-            pack(Holes(root), tmp_path / "killed", executor=executor, progress=kill, **settings)
+            pack(Holes(root), tmp_path / "killed", PackOptions(**settings), executor=executor, progress=kill)
         assert not (tmp_path / "killed/dataset.json").exists()
-        again = pack(Holes(root), tmp_path / "killed", executor=executor, **settings)
+        again = pack(Holes(root), tmp_path / "killed", PackOptions(**settings), executor=executor)
         assert again.progress.kept_shards > 0
         assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
-        assert pack(Holes(root), tmp_path / "whole", executor=executor, **settings).already_complete
+        assert pack(Holes(root), tmp_path / "whole", PackOptions(**settings), executor=executor).already_complete
     shard_set = ShardSet.open(tmp_path / "whole")
     assert {name: len(split) for name, split in shard_set.splits.items()} == {"train": 90, "val": 25}
     assert shard_set.made["rejected"] == done.rejected.count == again.rejected.count == 25

@@ -29,7 +29,7 @@ from pipeline.feed import Feed
 from pipeline.loader import DaliLoader
 from pipeline.reader import ShardReader, open_reader
 from pipeline.reference import ReferenceLoader
-from shard_tools.writer import pack
+from shard_tools.writer import PackOptions, pack
 from shards import remote
 from shards.format import ShardSet
 from shards.remote import Store
@@ -390,7 +390,10 @@ def test_pack_to_a_url_goes_on_after_a_failure(
     def run(**settings: Any) -> Any:
         with ThreadPoolExecutor(1) as executor:
             return pack(
-                image_tree, url, samples_per_shard=25, executor=executor, staging=tmp_path / "stage", **settings
+                image_tree,
+                url,
+                PackOptions(samples_per_shard=25, staging=tmp_path / "stage", **settings),
+                executor=executor,
             )
 
     server.refuse = lambda method, path: "AccessDenied" if method == "PUT" and "train-000002" in path else ""
@@ -427,7 +430,9 @@ def test_what_is_no_longer_at_the_url_is_packed_again(
 
     def run(url: str) -> Any:
         with ThreadPoolExecutor(1) as executor:
-            return pack(image_tree, url, samples_per_shard=25, executor=executor, staging=tmp_path / "stage")
+            return pack(
+                image_tree, url, PackOptions(samples_per_shard=25, staging=tmp_path / "stage"), executor=executor
+            )
 
     def is_whole(url: str) -> bool:
         filesystem, expected = fsspec.filesystem("s3"), hashes(dataset_dir)
@@ -460,7 +465,7 @@ def test_what_is_no_longer_at_the_url_is_packed_again(
 def test_workers_that_do_not_share_the_store_are_noticed(image_tree: Path, tmp_path: Path) -> None:
     """memory:// is each process's own."""
     with pytest.raises(ValueError, match=r"memory://set/.*\.tar: is not there.*remove .* and pack again"):
-        pack(image_tree, "memory://set", samples_per_shard=25, workers=2, staging=tmp_path)
+        pack(image_tree, "memory://set", PackOptions(samples_per_shard=25, workers=2, staging=tmp_path))
 
 
 @pytest.fixture

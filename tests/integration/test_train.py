@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 import train
 from commands import command_line
 from commands.audit import audit
-from shard_tools.writer import pack
+from shard_tools.writer import PackOptions, pack
 from shards.format import ShardSet
 from tests.conftest import LONG
 from training.report import read_run
@@ -324,7 +324,7 @@ def test_a_checkpoint_of_another_dataset_is_refused_with_the_difference(
     tree, packed = Path(shutil.copytree(image_tree, tmp_path / "tree")), tmp_path / "packed"
     OTHERS[expected](tree)
     with ThreadPoolExecutor(1) as executor:
-        pack(tree, packed, samples_per_shard=25, executor=executor)
+        pack(tree, packed, PackOptions(samples_per_shard=25), executor=executor)
     result = run(packed, tmp_path / "run", "--resume", str(whole))
     assert result.exit_code == 1
     assert f"made from another dataset ({expected.format(packed)})" in result.output

@@ -18,7 +18,8 @@ from wds2idx import IndexCreator
 
 from pipeline.reader import ShardReader
 from shard_tools.__main__ import main
-from shard_tools.index import UnusableImages, index
+from shard_tools.index import index
+from shard_tools.rejected import BadImages
 from shard_tools.verify import verify
 from shards.format import INFO_FILE, ShardSet, file_sha256
 
@@ -123,7 +124,7 @@ def test_what_dali_cannot_take_is_found(root: Path) -> None:
         root / "train-002.tar",
         [(f"{n}.{e}", d) for n, (x, _) in bad.items() for e, d in (("jpg", x), ("cls", b"0"))] + good,
     )
-    with pytest.raises(UnusableImages, match="7 image") as caught:
+    with pytest.raises(BadImages, match="7 image") as caught:
         indexed(root)
     assert not (root / INFO_FILE).exists()
     for name, (_, reason) in bad.items():

@@ -11,7 +11,8 @@ import pytest
 
 from shard_tools.classes import class_infos, keys_with_file, read_class_file
 from shard_tools.encode import EncodeConfig
-from shard_tools.listing import CHUNK, Images, Listing, write_listing
+from shard_tools.listing import Listing, write_listing
+from shard_tools.records import CHUNK, Images
 from shard_tools.rejected import BadImages
 from shard_tools.shard import plan_shards, shuffled
 from shard_tools.sources import SOURCES, SourceOptions, open_source
@@ -75,7 +76,7 @@ def test_splits_classes_and_order(tmp_path):
     assert listing.size_bytes["train"] == 5 + len("train/a/x.PNG") + len("train/b/2.JPG") + len(
         "train/b/deep/er/1.jpeg"
     )
-    assert sorted(source.ignored()) == ["README", "train/a/notes.txt", "train/stray.jpg"]
+    assert sorted(source.ignored) == ["README", "train/a/notes.txt", "train/stray.jpg"]
     with Images(listing.root, "train") as images:
         image = images[0]
         assert ByteReader().read(image.name, image.place, image.size_bytes) == b"12345"

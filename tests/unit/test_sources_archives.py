@@ -97,7 +97,7 @@ def test_ilsvrc_archives_pack_in_place(archives: tuple[Path, Labelled], tmp_path
     write_tar(root / "ILSVRC2012_img_test_v10102019.tar", [])
     source = open_source(root)
     assert listed(source, tmp_path) == expected
-    assert source.ignored() == ["ILSVRC2012_img_test_v10102019.tar"]
+    assert source.ignored == ["ILSVRC2012_img_test_v10102019.tar"]
     assert not list(tmp_path.rglob("*.JPEG"))
     found, shard_set = packed(root, tmp_path / "out")
     assert found == expected
@@ -212,7 +212,7 @@ def test_kaggle_packs_from_directory_and_zip(tmp_path: Path, kind: str) -> None:
             archive.comment = b"a comment"
     source = open_source(path)
     assert listed(source, tmp_path) == expected
-    assert source.ignored() == ["ILSVRC/Data/CLS-LOC/test/ (no labels)"]
+    assert source.ignored == ["ILSVRC/Data/CLS-LOC/test/ (no labels)"]
     found, shard_set = packed(path, tmp_path / "out")
     assert found == expected
     assert [info.name for info in shard_set.classes] == ["tench", "fox", "chute", "tissue"]
@@ -309,7 +309,7 @@ def test_tiny_imagenet_packs(tmp_path: Path) -> None:
     source = open_source(root)
     assert source.format == "tiny-imagenet"
     assert listed(source, tmp_path) == expected
-    assert source.ignored() == ["test/ (no labels)"]
+    assert source.ignored == ["test/ (no labels)"]
     found, shard_set = packed(root, tmp_path / "out")
     assert found == expected
     assert [info.name for info in shard_set.classes][:2] == ["tench", "kit fox"]

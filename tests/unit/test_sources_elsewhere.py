@@ -90,14 +90,14 @@ def test_archives_beside_images_are_no_reason_to_stop(tmp_path: Path) -> None:
     root = files(tmp_path / "s", "train/a/1.jpg", "train/b/1.jpg", "images.zip", "state.json")
     source = open_source(root)
     assert len(list(source.images(tmp_path))) == 2
-    assert source.ignored() == ["images.zip", "state.json"]
+    assert source.ignored == ["images.zip", "state.json"]
 
 
 def test_tars_beside_a_tree_are_refused_with_the_options(tmp_path: Path) -> None:
     root = files(tmp_path / "s", "train/a/1.jpg", "train/b/1.jpg", "train/a.tar")
     assert refused(root).endswith("say which to read: --format webdataset or --format imagefolder")
     source = open_source(root, "imagefolder")
-    assert (len(list(source.images(tmp_path))), source.ignored()) == (2, ["train/a.tar"])
+    assert (len(list(source.images(tmp_path))), source.ignored) == (2, ["train/a.tar"])
     shards = files(tmp_path / "shards", "assets/1.jpg", "0.tar")
     assert open_source(shards).format == "webdataset"
 

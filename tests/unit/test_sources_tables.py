@@ -196,7 +196,7 @@ def test_webdataset_packs_again(tmp_path: Path) -> None:
     source = open_source(root)
     assert source.format == "webdataset"
     assert listed(source, tmp_path) == expected
-    assert source.ignored() == ["imagenet1k-train-0001.tar/README", "imagenet1k-train-0001.tar/.hidden.jpg"]
+    assert source.ignored == ["imagenet1k-train-0001.tar/README", "imagenet1k-train-0001.tar/.hidden.jpg"]
     found, shard_set = packed(root, tmp_path / "out")
     assert found == expected
     assert [info.name for info in shard_set.classes] == NAMES

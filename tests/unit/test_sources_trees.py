@@ -36,7 +36,7 @@ def read(root: Path, split_dirs: str = "") -> tuple[Found, list[str], str]:
     for image in source.images(root):
         assert Path(image.place.file).stat().st_size == image.size_bytes
         found.setdefault(image.split, []).append(f"{image.key}/{image.name.rpartition('/')[2]}")
-    return {split: sorted(names) for split, names in found.items()}, sorted(source.ignored()), source.explained
+    return {split: sorted(names) for split, names in found.items()}, sorted(source.ignored), source.explained
 
 
 AB = ["a/1.jpg", "b/1.jpg"]
@@ -248,7 +248,7 @@ def test_links_do_not_bring_images_into_another_class_or_split(tmp_path: Path) -
         "train/a/1.jpg", "train/b/1.jpg", "train/b/2.jpg", "train/b/more/3.jpg", "train/b/more/4.jpg",
         "val/a/1.jpg", "val/b/1.jpg", "val/b/2.jpg",
     ]  # fmt: skip
-    assert source.ignored() == [
+    assert source.ignored == [
         "train/a/hop.jpg (a link to val/b/2.jpg)", "train/a/others (a link to a directory of classes)",
         "train/a/self (a link to train/a)", "train/a/x.jpg (a link to val/a/1.jpg)",
         "train/a/y.jpg (a link to train/b/1.jpg)", "train/a/z.jpg (a link to train/a/1.jpg)",
@@ -285,7 +285,7 @@ def test_links_that_lead_nowhere_are_unusable_where_they_may_be_images(tmp_path:
     assert [image.name for image in found if isinstance(image, SourceImage)] == [
         "train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "val/b/1.jpg",
     ]  # fmt: skip
-    assert source.ignored() == [
+    assert source.ignored == [
         f"latest (a link to /nowhere: {absent})", f"train/a/list.txt (a link to /nowhere/list.txt: {absent})",
     ]  # fmt: skip
     with pytest.raises(BadImages, match=r"6 of 10 image\(s\) cannot be used"):

@@ -24,7 +24,7 @@ from shard_tools.sources.imagenet import imagenet_classes
 from shard_tools.sources.tarsamples import Fields
 from shard_tools.subset import Subset
 from shard_tools.verify import verify
-from shard_tools.writer import pack
+from shard_tools.writer import PackOptions, pack
 from shards.format import INFO_FILE, ClassInfo, ShardSet, unescape
 
 IMAGENET = list(imagenet_classes())
@@ -45,7 +45,7 @@ def sample(number: int, label: object, **about: object) -> Sample:
 def packed(root: Path, out: Path, lines: list[str] | None = None, **settings: Any) -> ShardSet:
     with ThreadPoolExecutor(1) as executor:
         say = (lines if lines is not None else []).append
-        return pack(root, out, executor=executor, say=say, **settings).shard_set
+        return pack(root, out, PackOptions(**settings), executor=executor, say=say).shard_set
 
 
 def indexed(root: Path, lines: list[str] | None = None, **settings: Any) -> ShardSet:
@@ -257,7 +257,10 @@ def test_an_index_does_not_change_what_is_packed(tmp_path: Path) -> None:
     shard(root / "train-0.tar", ("a", FIELDS))
     assert [info.wnid for info in indexed(root, fields=Fields("img", "label.txt")).classes] == ["three"]
     options = SourceOptions(image_field="img", label_field="output.cls")
-    assert [info.wnid for info in packed(root, tmp_path / "out", options=options).classes] == ["000000", "000001"]
+    assert [info.wnid for info in packed(root, tmp_path / "out", source_options=options).classes] == [
+        "000000",
+        "000001",
+    ]
 
 
 def test_mending_keeps_fields_and_names(tmp_path: Path) -> None:
@@ -360,7 +363,7 @@ def test_what_systems_leave_in_tars_is_no_sample(tmp_path: Path) -> None:
     write_tar(root / "train-0.tar", [*left, ("d/a.jpg", jpeg(1)), ("d/a.cls", b"0")])
     source = open_source(root)
     assert [each.name for each in source.images(tmp_path)] == ["train-0.tar/d/a.jpg"]
-    assert source.ignored() == [f"train-0.tar/{name}" for name, _ in left]
+    assert source.ignored == [f"train-0.tar/{name}" for name, _ in left]
     assert indexed(root).made["ignored"] == 3
 
 

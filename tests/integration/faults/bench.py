@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from shard_tools.writer import pack
+from shard_tools.writer import PackOptions, pack
 from tests.conftest import write_tree
 from tests.integration.faults.inject import Fault
 from tests.integration.faults.launch import Launched, launch
@@ -48,7 +48,7 @@ class Bench:
 
     def _pack(self, out: Path, **settings: Any) -> None:
         with ThreadPoolExecutor(1) as executor:
-            pack(self.folder / "images", out, samples_per_shard=25, executor=executor, **settings)
+            pack(self.folder / "images", out, PackOptions(samples_per_shard=25, **settings), executor=executor)
 
     def data_of_another_seed(self) -> Path:
         """The same images in another order."""
