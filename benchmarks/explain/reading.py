@@ -10,14 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 
 from benchmarks.measure import Sample
 from benchmarks.options import Opened
-from benchmarks.programs import MIN_BATCHES, BatchProgram, Stopwatch, endless, repeated
+from benchmarks.programs import Stopwatch, repeated
 from pipeline.feed import Feed
 from pipeline.loader import DaliLoader
 from shards.format import Split
@@ -27,7 +26,6 @@ from training.environment import cgroup_folders
 DISK, CACHED = "read, disk", "read, cached"
 PAGE = 4096
 PART_BYTES = 1 << 30  # of a larger split so many bytes are read
-CPU = torch.device("cpu")
 
 
 class Reader(DaliLoader):
@@ -35,13 +33,13 @@ class Reader(DaliLoader):
     what that gives, takes the reader itself. `views`, `arrays`: what the graph would have been given, the encoded
     images and the plan's arrays by name, of the last batch."""
 
-    def __init__(self, setup: Opened, min_batches: int = 1, cache: Literal["none", "encoded"] = "none") -> None:
+    def __init__(self, setup: Opened, min_batches: int = 1) -> None:
         """min_batches: of an epoch; the split's rows are repeated to so many."""
         recipe, world = setup.recipe, setup.world
         split = part(setup.dataset.split(recipe.data.train_split))
         global_batch_size = setup.batch_size * world.world_size
         feed = Feed(
-            split=repeated(split, min_batches * global_batch_size), config=replace(recipe.data, cache=cache),
+            split=repeated(split, min_batches * global_batch_size), config=replace(recipe.data, cache="none"),
             augment=recipe.augment, batch_size=setup.batch_size, global_batch_size=global_batch_size,
             seed=recipe.train.seed, rank=world.rank, world_size=world.world_size,
             local_world_size=world.local_world_size,
@@ -93,7 +91,7 @@ class FromDisk:
             distributed.barrier()  # the other ranks have closed their readers too
             drop(reader.feed.split)
             distributed.barrier()
-            watch = Stopwatch(CPU)
+            watch = Stopwatch(torch.device("cpu"))
             for batch in reader.iter_epoch(0):
                 num_images += len(batch.labels)
                 if watch.running() > seconds:
@@ -101,12 +99,6 @@ class FromDisk:
             return Sample(num_images / watch.lap())
 
     def close(self) -> None: ...
-
-
-def from_cache(setup: Opened) -> BatchProgram:
-    """ "read, cached" as a program."""
-    reader = Reader(setup, MIN_BATCHES, setup.recipe.data.cache)
-    return BatchProgram(CACHED, endless(reader), next, CPU, reader.close)
 
 
 def part(split: Split) -> Split:

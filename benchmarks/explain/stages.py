@@ -147,7 +147,8 @@ def build(name: str, setup: Opened, batches: Sequence[EncodedBatch]) -> BatchPro
     recipe, dataset, world, batch_size, _ = setup
     match name:
         case "read, cached":
-            program = reading.from_cache(setup)
+            reader = reading.Reader(setup, programs.MIN_BATCHES)
+            program = BatchProgram(name, programs.endless(reader), next, torch.device("cpu"), reader.close)
         case "decode":
             program = _graph_program(_decoder(setup, batches), batches, world.device)
         case "resize":
