@@ -71,11 +71,8 @@ def command(
     settings = setup.settings | {"seconds": seconds, "repeats": repeats, "model": recipe.model.name}
     settings["precision"] = models.precision_of(setup)
     result = record.build("explain", settings, timings.samples, {}, warnings, more)
-    result["explain"] = figures(timings, model, changes) | {"applied": None, "recipe": config.to_toml(recipe)}
-    if tried and seen:
-        result["explain"]["applied"] = {
-            "options": [tried[0].option], "expected": tried[1], "seen": seen._asdict()
-        }  # fmt: skip
+    applied = {"options": [tried[0].option], "expected": tried[1], "seen": seen._asdict()} if tried and seen else None
+    result["explain"] = figures(timings, model, changes) | {"applied": applied, "recipe": config.to_toml(recipe)}
     rates.keep(result, json_file, out)
 
 

@@ -176,11 +176,12 @@ def meta_network(setup: Opened) -> nn.Module:
 
 
 def encoded_batches(setup: Opened) -> list[EncodedBatch]:
-    """The first batches of an epoch. They keep the shards open."""
+    """The first batches of an epoch, copied into memory; the loader has taken out images with bad headers."""
     found, num_bytes = list[EncodedBatch](), 0
     with closing(reading.Reader(setup)) as reader:
         for batch in reader.iter_epoch(0):
-            found.append(EncodedBatch(reader.views, reader.arrays, batch.labels.cpu()))
+            views = [view.copy() for view in reader.views]
+            found.append(EncodedBatch(views, reader.arrays, batch.labels.cpu()))
             num_bytes += 3 * int(reader.arrays["shape"].prod(axis=1).sum())
             if len(found) * setup.batch_size >= NUM_IMAGES or num_bytes > MAX_BYTES:
                 break
