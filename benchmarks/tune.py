@@ -2,24 +2,22 @@
 
 A coordinate search: each setting climbs its ladder from where it stands, up while that pays, else down. A candidate is
 measured in turn with the incumbent, since a machine's speed drifts, and replaces it only where it is faster by
-`MIN_GAIN` in the median and faster at all in every turn but one. It is given up as soon as it cannot become that, or is
-clearly slower in a first short turn, and taken at once where three turns agree. Rounds go over all settings until one
-changes nothing, or the time is spent. Then the loader's best batch size is looked for in the same way, which is only
-told: in training it is the recipe's.
+`MIN_GAIN` in the median and faster at all in every turn but one. Turns begin short and grow; a trial ends as soon as it
+is decided. Rounds go over all settings until one changes nothing, or the time is spent. Then the loader's best batch
+size is looked for in the same way, which is only told: in training it is the recipe's.
 """
 
 import statistics
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from time import monotonic
-from typing import Any
 
 from benchmarks import programs
 from benchmarks.measure import Program
 from benchmarks.options import TUNE_TURNS, Opened
 from benchmarks.ranks import Together, shared_clock
 from benchmarks.text import shown_rate
-from benchmarks.turns import Settings, Turns
 from pipeline.build import threads_per_rank
 from recipes import config
 from recipes.machine import Machine
@@ -31,8 +29,11 @@ AGREED = 3  # turns that are all above MIN_GAIN
 BATCH_SIZES = [16, 32, 64, 128, 256, 512]
 BATCH_SHARE = 0.2  # of the time, for the batch size; what the settings leave comes to it
 TRIAL_SHARE = 0.2  # of the time, at most, for one trial
+SHORTEST = 4  # the first turns of a trial are a quarter and half as long
+BUSIER = 1.5  # so much longer than ever before may take what lies beside a turn, where others use the machine
 
-Versus = Callable[[Settings, Settings], Iterator[tuple[float, float]]]
+Settings = dict[str, float]  # name in [data], or batch_size → value
+Versus = Callable[[Settings, Settings], Iterator[tuple[float, float]]]  # two settings → (first, second) images/s a turn
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Trial:
     decided: False where its time was up before that."""
 
     setting: str
-    value: Any
+    value: float
     images_per_s: float
     incumbent_images_per_s: float
     ratio: float
@@ -59,44 +60,74 @@ class Found:
     finished: bool = False
 
 
-def ladders(num_cores: int, on_gpu: bool) -> dict[str, list[Any]]:
+def ladders(num_cores: int, on_gpu: bool) -> dict[str, list[float]]:
     """The values of each setting that are worth a try, rising. Threads beyond the cores pay where threads wait."""
-    threads = sorted({1, max(1, num_cores // 2), max(1, num_cores * 3 // 4), num_cores, num_cores + 1, num_cores * 2})
-    found: dict[str, list[Any]] = {"threads": threads, "prefetch": [1, 2, 3, 4, 6], "read_ahead": [0, 2, 4, 8, 16]}
-    if on_gpu:
-        found["hw_decoder_load"] = [0.0, 0.25, 0.5, 0.65, 0.8, 0.9, 1.0]
-    return found
+    threads = {1, max(1, num_cores // 2), max(1, num_cores * 3 // 4), num_cores, num_cores + 1, num_cores * 2}
+    loads = {"hw_decoder_load": [0.0, 0.25, 0.5, 0.65, 0.8, 0.9, 1.0]} if on_gpu else {}
+    return {"threads": sorted(threads), "prefetch": [1, 2, 3, 4, 6], "read_ahead": [0, 2, 4, 8, 16], **loads}
+
+
+class Turns:
+    """Measures two settings in turn, as `Versus`; ends with the turns or with the time: none begins that would not end
+    in time, by what those before it have taken.
+
+    Both programs are made anew for each pair, so that both begin with the same samples: one that was further on would
+    read what no program has read yet. What they throw away before they count (`BatchProgram`) is their warm-up, which
+    also makes and compiles what they need. Who begins changes from turn to turn.
+    """
+
+    deadline = float("inf")  # by the clock
+    most_s = float("inf")  # for one pair: what is close must not take the time of all
+
+    def __init__(
+        self, build: Callable[[Settings], Program], clock: Callable[[], float], *, seconds: float, number: int,
+        batch_size: int = 1,
+    ) -> None:  # fmt: skip
+        """seconds: of a turn of full length, of each program. number: of turns, at most. batch_size: where the settings
+        have none."""
+        self._build, self._clock, self._seconds, self._number = build, clock, seconds, number
+        self._batch_size, self._counted = batch_size, 0
+        self._beside_s = [0.0, 0.0]  # what a pair's first and later turns took beside their seconds, at most, an image
+
+    def __call__(self, ours: Settings, theirs: Settings) -> Iterator[tuple[float, float]]:
+        size = sum(settings.get("batch_size", self._batch_size) for settings in (ours, theirs))
+        end = self._clock() + self.most_s
+        with ExitStack() as stack:
+            pair: list[Program] = []
+            for turn in range(self._number):
+                seconds = self._seconds / (max(1, SHORTEST >> turn) if self._number > 2 else 1)
+                begun, beside_s = self._clock(), size * self._beside_s[min(turn, 1)]
+                too_long = turn and begun + 2 * seconds + beside_s > end
+                # the first turn of all is made in any case: without it nothing is known
+                if too_long or (self._counted and begun + 2 * seconds + BUSIER * beside_s > self.deadline):
+                    return
+                pair = pair or [stack.enter_context(closing(self._build(settings))) for settings in (ours, theirs)]
+                rates = {one: pair[one].run(seconds).images_per_s for one in ((0, 1) if turn % 2 == 0 else (1, 0))}
+                beside_s = (self._clock() - begun - 2 * seconds) / size
+                self._beside_s[min(turn, 1)] = max(self._beside_s[min(turn, 1)], beside_s)
+                self._counted += 1
+                yield rates[0], rates[1]
 
 
 def search(
     start: Settings,
-    ladders: dict[str, list[Any]],
+    ladders: Mapping[str, Sequence[float]],
     versus: Versus,
     report: Callable[[Trial], None] = lambda trial: None,
     turns: int = TUNE_TURNS,
 ) -> Found:
-    """Search from `start`.
-
-    Args:
-        versus: two settings in turn: (first, second) images/s of each turn, as many as are asked for; it ends when the
-            time does.
-        report: told of each trial.
-        turns: of a trial at the most.
-    """
-    found = Found(dict(start))
-    known: set[tuple[tuple[str, Any], ...]] = {tuple(sorted(start.items()))}
-    changed = True
+    """Search from `start`. `versus` ends when the time does; `report` is told of each trial, of `turns` at the most."""
+    found, known, changed = Found(start), [start], True
     while changed:
         changed = False
-        for name, values in ladders.items():
-            values = sorted({*values, found.settings[name]})
-            for step in (1, -1):
-                climbed = False
+        for name in ladders:
+            values = sorted({*ladders[name], found.settings[name]})
+            for step in (1, -1):  # after a climb, what lies below is known
                 while 0 <= (place := values.index(found.settings[name]) + step) < len(values):
                     candidate = found.settings | {name: values[place]}
-                    if tuple(sorted(candidate.items())) in known:
+                    if candidate in known:
                         break
-                    known.add(tuple(sorted(candidate.items())))
+                    known.append(candidate)
                     trial = _trial(name, values[place], versus(candidate, found.settings), turns)
                     if trial is None:
                         return found
@@ -104,15 +135,12 @@ def search(
                     report(trial)
                     if not trial.accepted:
                         break
-                    found.settings, climbed = candidate, True
-                changed |= climbed
-                if climbed:
-                    break  # what lies below is where it came from
+                    found.settings, changed = candidate, True
     found.finished = all(trial.decided for trial in found.trials)
     return found
 
 
-def _trial(name: str, value: Any, measured: Iterator[tuple[float, float]], turns: int) -> Trial | None:
+def _trial(name: str, value: float, measured: Iterator[tuple[float, float]], turns: int) -> Trial | None:
     """None where there was no time for a single turn."""
     pairs: list[tuple[float, float]] = []
     accepted = None
@@ -138,60 +166,55 @@ def verdict(ratios: Sequence[float], turns: int) -> bool | None:
 
 
 def search_machine(
-    on: Opened, seconds: float, turn_s: float, number: int, report: Callable[[Trial], None]
+    setup: Opened, seconds: float, turn_s: float, number: int, report: Callable[[Trial], None]
 ) -> tuple[Found, Found]:
     """Search the loader's settings, then its batch size, `seconds` in all, in turns of `turn_s`. Over several ranks a
     rate is that of all of them."""
-    recipe, world = on.recipe, on.world
+    recipe, world = setup.recipe, setup.world
     clock = shared_clock(world) if world.world_size > 1 else monotonic
     end = clock() + distributed.of_main(seconds, world)
 
     def built(settings: Settings) -> Program:
         data = {name: value for name, value in settings.items() if name != "batch_size"}
-        changed = replace(recipe, data=replace(recipe.data, **data))
-        batch_size = settings.get("batch_size", on.batch_size)
-        program = programs.build("loader", "dali", changed, on.dataset, world, batch_size)
+        changed = replace(recipe, data=replace(recipe.data, **data))  # type: ignore[arg-type]
+        batch_size = int(settings.get("batch_size", setup.batch_size))
+        program = programs.build("loader", "dali", changed, setup.dataset, world, batch_size)
         program.settle_batches = changed.data.prefetch + 1  # what lies decoded, and the one under way
         return Together(program, world) if world.world_size > 1 else program
 
-    turns = Turns(built, clock, seconds=turn_s, number=number, batch_size=on.batch_size)
+    turns = Turns(built, clock, seconds=turn_s, number=number, batch_size=setup.batch_size)
     turns.deadline, turns.most_s = end - BATCH_SHARE * seconds, TRIAL_SHARE * seconds
     values = ladders(threads_per_rank(0, world.local_world_size), world.device.type == "cuda")
-    start = {name: getattr(recipe.data, name) for name in values} | {"threads": on.threads}
+    start = {name: getattr(recipe.data, name) for name in values} | {"threads": setup.threads}
     found = search(start, values, turns, report, number)
     turns.deadline = end
-    start = found.settings | {"batch_size": on.batch_size}
+    start = found.settings | {"batch_size": setup.batch_size}
     return found, search(start, {"batch_size": BATCH_SIZES}, turns, report, number)
 
 
 def batch_advice(found: Found, batch_size: int) -> str:
     """A line about the loader's best batch size beside the one that was given."""
-    best = found.settings["batch_size"]
-    if best == batch_size:
-        tried = ", ".join(str(trial.value) for trial in found.trials if trial.decided)
-        if not tried:
-            return f"batch size: {batch_size}; there was no time to decide on another"
-        return f"batch size: {batch_size}; of others ({tried} tried) none is faster in the loader"
-    gain = statistics.median([trial.ratio for trial in found.trials if trial.value == best])
-    return (
-        f"batch size: {best} is {gain:.2f} times as fast in the loader as the one before; it is the recipe's to choose"
-    )
+    best, tried = found.settings["batch_size"], [str(trial.value) for trial in found.trials if trial.decided]
+    if best != batch_size:
+        gain = statistics.median(trial.ratio for trial in found.trials if trial.value == best)
+        taken = f"{best} is {gain:.2f} times as fast in the loader as the one before; it is the recipe's to choose"
+        return f"batch size: {taken}"
+    if not tried:
+        return f"batch size: {batch_size}; there was no time to decide on another"
+    return f"batch size: {batch_size}; of others ({', '.join(tried)} tried) none is faster in the loader"
 
 
 def outcome(trial: Trial) -> str:
     """How a trial ended, to stand behind its figures."""
-    if not trial.decided:
-        return ", undecided in its time"
-    return ", taken" if trial.accepted else ""
+    return ", undecided in its time" if not trial.decided else ", taken" if trial.accepted else ""
 
 
 def options(settings: Settings) -> str:
     """The same settings on a command line."""
-    names = {name: f"--set data.{name}=" if name != "batch_size" else "--batch-size " for name in settings}
-    return " ".join(f"{names[name]}{value}" for name, value in settings.items())
+    return " ".join(f"--set data.{name}={value}" for name, value in settings.items())
 
 
-def to_toml(found: Found, machine: Machine, about: dict[str, Any]) -> str:
+def to_toml(found: Found, machine: Machine, about: Mapping[str, str]) -> str:
     """The file, as `recipes.machine` reads it; as comments, how it came about."""
     lines = [
         "The fastest settings of the loader that `bench.py tune` found on one machine. train.py and bench.py take them",
@@ -202,12 +225,10 @@ def to_toml(found: Found, machine: Machine, about: dict[str, Any]) -> str:
         f"search: {'ended by itself' if found.finished else 'ended for lack of time; more --seconds may find more'}",
         f"trials: {len(found.trials)}, each in turn with the incumbent, and taken above {MIN_GAIN:g}",
         "",
-        *(
-            f"{t.setting} = {t.value}: {shown_rate(t.images_per_s)} images/s, {t.ratio:.3f} times the "
-            f"{shown_rate(t.incumbent_images_per_s)} before{outcome(t)}"
-            for t in found.trials
-        ),
     ]
+    for t in found.trials:
+        before = f"{t.ratio:.3f} times the {shown_rate(t.incumbent_images_per_s)} before{outcome(t)}"
+        lines.append(f"{t.setting} = {t.value}: {shown_rate(t.images_per_s)} images/s, {before}")
     header = "".join(f"# {line}".rstrip() + "\n" for line in lines)
     data = "".join(f"{name} = {value}\n" for name, value in found.settings.items())
     return f"{header}\n[machine]\n{config.to_toml(machine)}\n[data]\n{data}"

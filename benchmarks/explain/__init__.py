@@ -1,10 +1,8 @@
 """`bench.py explain`: which stage limits training, how far the others are from it, and what to change.
 
-`stages` has the programs, `measuring` runs them, `model` joins them, `network` and `limits` know what is possible at
-all, `advice` what could be changed, `report` shows it.
+`stages` (with `reading`) times each alone, `model` joins them and knows what could be changed, `report` shows it.
 """
 
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,20 +10,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from benchmarks import record
-from benchmarks.measure import Ratio
-from benchmarks.options import COMMON, Opened, opened, with_options
+from benchmarks.options import COMMON, opened, with_options
 from benchmarks.text import wrapped
 from recipes import config
 
 if TYPE_CHECKING:  # what takes torch is imported when the command runs
-    from benchmarks.explain.measuring import Change, Findings
+    from benchmarks.explain.model import Change, Model
+    from benchmarks.explain.stages import Timings
+    from benchmarks.measure import Ratio
 
 TIMING = [
     click.option("--seconds", type=click.FloatRange(min=0.1), default=2.0, metavar="T", help="Length of a repeat."),
     click.option("--repeats", type=click.IntRange(min=1), default=3, metavar="N", help="Repeats, after a warm-up."),
-    click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for chart and result."),
+    click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for the result."),
     click.option("--apply", "apply_too", is_flag=True,
-                 help="Then train with those changes that a recipe can make: the gain seen beside the expected."),
+                 help="Then train with the first change that a recipe can make: the gain seen beside the expected."),
 ]  # fmt: skip
 
 
@@ -37,77 +36,55 @@ def command(
     """Which stage limits training, how much faster the others are, and the two settings most worth changing.
 
     Reading, decoding, resizing, copying to the GPU, computing and communication run each alone, in turn with the
-    loader and with training, which always take DALI's loader. Limits of the machine and of the network stand beside.
+    loader and with training, which always take DALI's loader.
     """
     record.require_writable(json_file, out)
-    on = opened(**common)
+    setup = opened(**common)
 
-    from benchmarks import noise
-    from benchmarks.explain import measuring, report
+    from benchmarks import noise, rates
+    from benchmarks.explain import model as models
+    from benchmarks.explain import report, stages
 
-    done = None
-    with noise.watched(on.world.device) as warnings:
-        findings = measuring.measure(on, seconds, repeats)
-        if on.world.is_main:
-            click.echo("\n".join(report.text(findings, on)))
-        if apply_too:
-            done = measuring.apply(on, findings, seconds, repeats)
-    if not on.world.is_main:
+    with noise.watched(setup.world.device) as warnings:
+        timings = stages.measure(setup, seconds, repeats)
+        model = models.model_of(timings, setup)
+
+        def gain_of(change: "Change", stage: str) -> "Ratio":
+            return stages.compare(stage, models.applied(setup, change), setup, timings.batches, seconds, repeats)
+
+        found = models.candidates(model, setup, timings.fits)
+        changes = models.best(model, found, lambda change: gain_of(change, model.bottleneck).median)
+        if setup.world.is_main:
+            click.echo("\n".join(report.text(timings, model, changes, setup)))
+        tried = next((pair for pair in changes if pair[0].settings), None) if apply_too else None
+        seen = gain_of(tried[0], "train") if tried else None
+    if not setup.world.is_main:
         return
-    if apply_too:
-        click.echo(report.applied(*done) if done else "--apply: none of these is a setting of the recipe alone")
-    rates = {name: [one.images_per_s for one in taken] for name, taken in findings.samples.items()}
-    warnings += noise.spread_warnings(rates)
+    if tried and seen:
+        click.echo(report.applied(*tried, seen))
+    elif apply_too:
+        click.echo("--apply: none of these is a setting of the recipe alone")
+    warnings += noise.spread_warnings(timings.rates())
     for line in warnings:
         click.echo("\n".join(wrapped(f"  warning: {line}")), err=True)
-    settings = on.settings | {"seconds": seconds, "repeats": repeats, "model": on.recipe.model.name}
-    settings["precision"] = findings.precision
-    more = {name: {"cpu_s": cost} for name, cost in findings.cpu_s.items()}
-    result = record.build("explain", settings, findings.samples, {}, warnings, more)
-    result["explain"] = figures(findings) | {"applied": _applied(done), "recipe": config.to_toml(on.recipe)}
-    keep(result, findings, on, json_file, out)
+    recipe, more = setup.recipe, {name: {"cpu_s": cost} for name, cost in timings.cpu_s.items()}
+    settings = setup.settings | {"seconds": seconds, "repeats": repeats, "model": recipe.model.name}
+    settings["precision"] = models.precision_of(setup)
+    result = record.build("explain", settings, timings.samples, {}, warnings, more)
+    applied = {"options": [tried[0].option], "expected": tried[1], "seen": seen._asdict()} if tried and seen else None
+    result["explain"] = figures(timings, model, changes) | {"applied": applied, "recipe": config.to_toml(recipe)}
+    rates.keep(result, json_file, out)
 
 
-def figures(findings: "Findings") -> dict[str, Any]:
-    """What was found, for JSON. Seconds an image, bytes an image, bytes and FLOPs a second."""
-    from benchmarks.explain.measuring import DTYPES
+def figures(timings: "Timings", model: "Model", changes: "list[tuple[Change, float]]") -> dict[str, object]:
+    """What was found, for JSON. Costs are seconds an image, predictions images/s."""
     from benchmarks.explain.model import LOADING
 
-    model, network = findings.model, findings.network
-    levels = {level: network.image_bytes(level, DTYPES[findings.precision]) for level in network.elements}
     return {
         "bottleneck": model.bottleneck,
         "headroom": model.headroom(),
         "costs": {stage: cost._asdict() for stage, cost in model.costs.items()},
         "predicted": {"loader": model.rate(LOADING), "train": model.rate()},
-        "split_fits_in_memory": findings.fits,
-        "pages_not_dropped": findings.stayed,
-        "copy_bytes_per_s": findings.copy_bytes_per_s,
-        "peak_flops_per_s": findings.peak,
-        "flops": network.flops,
-        "forward_flops": network.forward_flops,
-        "network_bytes": levels,
-        "loader_bytes": dict(zip(("encoded", "region", "out"), findings.image_bytes, strict=True)),
-        "advice": [asdict(change) | {"expected": gain} for change, gain in findings.found],
+        "split_fits_in_memory": timings.fits,
+        "advice": [asdict(change) | {"expected": gain} for change, gain in changes],
     }
-
-
-def _applied(done: "tuple[list[Change], float, Ratio] | None") -> dict[str, Any] | None:
-    if done is None:
-        return None
-    changes, expected, seen = done
-    return {"options": [change.option for change in changes], "expected": expected, "seen": seen._asdict()}
-
-
-def keep(result: dict[str, Any], findings: "Findings", on: Opened, json_file: Path | None, out: Path | None) -> None:
-    """Write the result and the chart where the options say."""
-    if json_file:
-        record.write(json_file, result)
-    if out:
-        from benchmarks.explain import report
-
-        stem = out / f"explain-{time.strftime('%Y%m%d-%H%M%S')}"
-        record.write(stem.with_suffix(".json"), result)
-        title = f"{on.recipe.model.name}, {on.batch_size} × {on.recipe.data.image_size} px, {on.threads} threads"
-        report.picture(findings, title).savefig(stem.with_suffix(".png"), dpi=150)
-        click.echo(f"kept as {stem}.json and .png")

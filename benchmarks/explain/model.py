@@ -1,4 +1,4 @@
-"""The model of a joined rate: what each stage takes alone → what they allow together, and which one limits.
+"""What each stage takes alone → what they allow together, which one limits, and what the changes worth trying gain.
 
 A stage that runs alone, with all that it may use, takes `clock_s` seconds an image by the clock (its ceiling is
 1 / clock_s images/s) and `cpu_s` CPU seconds an image over all threads.
@@ -13,17 +13,30 @@ With several ranks the exchange of gradients runs beside the backward pass: a fo
 engines of their own and overlap, so the slowest one is the ceiling. The GPU's decoding and training share its
 multiprocessors in truth: there the model is an upper bound.
 
-The bottleneck is the stage with the lowest ceiling; another's headroom is its ceiling in units of the bottleneck's. A
-setting changes what stages take by known factors, and its expected gain is the ratio of the joined rates.
+The bottleneck is the stage with the lowest ceiling; another's headroom is its ceiling in units of the bottleneck's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from benchmarks.explain.stages import Timings, meta_network
+from benchmarks.options import Opened
+from pipeline.build import threads_per_rank
+from training import distributed, environment
+from training.learner import autocast_dtype
 
 LOADING = ("read", "decode", "resize")
 STAGES = (*LOADING, "h2d", "compute", "communication")
+WORTH = 1.03  # gains below are noise
+SMALLER_SIZE, SIZE_STEP = 5 / 7, 32  # 224 → 160 px, as FFCV's recipes begin
+OTHER_TRAINING = ("data.image_size",)  # settings with which another network comes out
 
 Factors = Mapping[str, tuple[float, float]]  # stage → what becomes of its clock_s and of its cpu_s
+Value = str | float | bool  # of a recipe's key
 
 
 class Cost(NamedTuple):
@@ -33,27 +46,28 @@ class Cost(NamedTuple):
     cpu_s: float
 
 
+FREE = Cost(0.0, 0.0)
+
+
 class Model(NamedTuple):
-    """costs: of the stages that there are, by name. cores: that all ranks together may use."""
+    """costs: of the stages that there are, by name. cores: that all ranks together may use. train_s: what an image
+    takes in training, as measured; 0 where it was not."""
 
     costs: Mapping[str, Cost]
     cores: float
     on_gpu: bool
+    train_s: float = 0.0
 
     def bounds(self, stages: tuple[str, ...] = STAGES) -> dict[str, float]:
         """What bounds these stages when they run together → seconds an image that it takes."""
-        costs = {stage: cost for stage, cost in self.costs.items() if stage in stages}
+        costs = {stage: self.costs.get(stage, FREE) if stage in stages else FREE for stage in STAGES}
         if self.on_gpu:
             return {stage: cost.clock_s for stage, cost in costs.items()}
-
-        def clock(*names: str) -> float:
-            return sum(costs[name].clock_s for name in names if name in costs)
-
         return {
-            "decode threads": clock("decode", "resize"),
-            "main thread": clock("read", "compute"),
+            "decode threads": costs["decode"].clock_s + costs["resize"].clock_s,
+            "main thread": costs["read"].clock_s + costs["compute"].clock_s,
             "cores": sum(cost.cpu_s for cost in costs.values()) / self.cores,
-            "communication": clock("communication"),
+            "communication": costs["communication"].clock_s,
         }
 
     def rate(self, stages: tuple[str, ...] = STAGES) -> float:
@@ -66,25 +80,135 @@ class Model(NamedTuple):
 
     def headroom(self) -> dict[str, float]:
         """Stage → its ceiling in units of the bottleneck's, for all but that; the tightest first."""
-        slowest = self.bottleneck
-        ratios = {
-            stage: self.costs[slowest].clock_s / cost.clock_s
-            for stage, cost in self.costs.items()
-            if stage != slowest
-        }  # fmt: skip
+        slowest = self.costs[self.bottleneck].clock_s
+        ratios = {stage: slowest / cost.clock_s for stage, cost in self.costs.items() if stage != self.bottleneck}
         return dict(sorted(ratios.items(), key=lambda item: item[1]))
 
-    def changed(self, factors: Factors) -> "Model":
-        """The model with some stages' costs multiplied."""
+    def gain(self, factors: Factors) -> float:
+        """How many times as fast training is expected to be where stages' costs change by these factors.
+
+        On a CPU training is slower than computing alone by what loading takes of the cores, also where the main thread
+        is the bound. So much of this ends as loading needs less CPU time.
+        """
         costs = dict(self.costs)
         for stage, (clock, cpu) in factors.items():
             if stage in costs:
                 costs[stage] = Cost(costs[stage].clock_s * clock, costs[stage].cpu_s * cpu)
-        return self._replace(costs=costs)
+        gain = self._replace(costs=costs).rate() / self.rate()
+        if gain > WORTH or self.on_gpu or not self.train_s:
+            return gain
+        before, after = (sum(its[stage].cpu_s for stage in LOADING) for its in (self.costs, costs))
+        lost_s = max(0.0, self.train_s - self.costs["compute"].clock_s)
+        return self.train_s / (self.train_s - lost_s * (1 - after / before))
 
-    def gain(self, *changes: Factors) -> float:
-        """How many times as fast training is expected to be with these changes."""
-        model = self
-        for factors in changes:
-            model = model.changed(factors)
-        return model.rate() / self.rate()
+
+def model_of(timings: Timings, setup: Opened) -> Model:
+    """The model of what was timed."""
+    world, names = setup.world, {stage: timings.reading if stage == "read" else stage for stage in STAGES}
+    there = {stage: name for stage, name in names.items() if name in timings.samples}
+    costs = {stage: Cost(1 / timings.rate(name), timings.cpu_s[name]) for stage, name in there.items()}
+    cores = distributed.of_main(environment.cores_allowed() or 1, world) * world.world_size / world.local_world_size
+    return Model(costs, cores, world.device.type == "cuda", 1 / timings.rate("train"))
+
+
+@dataclass(frozen=True)
+class Change:
+    """Something to change.
+
+    option: to be typed. why: what it does, in a few words. factors: as `Model.gain` takes them; None where only
+    measuring tells what it does to the bottleneck's stage. settings: the recipe's, section.key → value; empty where
+    images are packed again. changes_result: the network is trained otherwise.
+    """
+
+    option: str
+    why: str
+    factors: Factors | None
+    settings: Mapping[str, Value] = field(default_factory=dict)
+    changes_result: bool = False
+
+
+def candidates(model: Model, setup: Opened, fits: bool) -> list[Change]:
+    """The changes whose conditions hold, whatever they gain. `fits`: the training split fits in memory."""
+    recipe, device, ranks = setup.recipe, setup.world.device, setup.world.world_size
+    data, net, read = recipe.data, recipe.model, model.costs["read"]
+    threads, cores = setup.threads, threads_per_rank(0, setup.world.local_world_size)
+    size = round(data.image_size * SMALLER_SIZE / SIZE_STEP) * SIZE_STEP
+    smaller = SIZE_STEP <= size < data.image_size and not hasattr(meta_network(setup), "image_size")
+    pixels = (size / data.image_size) ** 2
+    computes, decodes = (model.on_gpu and model.bottleneck == stage for stage in ("compute", "decode"))
+    half, on_cores = environment.best_precision(device), data.gpu_decode == "off"
+    # CUDA graphs do not go with accumulation, and "auto" has them on one GPU
+    graphs = recipe.train.accumulation == 1 and net.compile is not False
+    graphs = graphs and (net.compile_mode == "default" or (net.compile_mode == "auto" and ranks > 1))
+    by_threads = dict.fromkeys(("decode", "resize"), (threads / cores, 1.0))
+    no_waits, fewer = {"read": (read.cpu_s / read.clock_s, 1.0)}, {"compute": (pixels, pixels), "h2d": (pixels, 1.0)}
+    rows: list[tuple[bool, str, Value, Factors | None, str]] = [
+        # when, setting, value, what it does to the stages (None: to be measured), why
+        (threads < cores, "data.threads", cores, by_threads, "decoding takes all cores"),
+        (fits and data.cache == "none", "data.cache", "encoded", no_waits, "shards are read once, when the run starts"),
+        (smaller, "data.image_size", size, fewer, "fewer pixels; for the first epochs only: [phases]"),
+        (computes and precision_of(setup) == "fp32", "train.precision", half, None, "half the bytes, other units"),
+        (computes and net.compile is False, "model.compile", True, None, "fewer passes over memory"),
+        (computes and graphs, "model.compile_mode", "reduce-overhead", None, "a step is launched as CUDA graphs"),
+        (decodes and on_cores, "data.gpu_decode", "whole", None, "the GPU decodes"),
+        (decodes and not on_cores, "data.gpu_decode", "off", None, "the CPU's cores decode"),
+    ]
+    if decodes and not on_cores:
+        loads = [load for load in (0.4, 0.8, 1.0) if load != data.hw_decoder_load]
+        rows += [(True, "data.hw_decoder_load", load, None, "another share for the JPEG engines") for load in loads]
+    found = [
+        Change(f"--set {key}={'true' if value is True else value}", why, factors, {key: value}, key in OTHER_TRAINING)
+        for when, key, value, factors, why in rows
+        if when
+    ]
+    if not model.on_gpu or model.bottleneck in ("read", "decode"):
+        found.append(smaller_copies(setup, fits))
+    return found
+
+
+def smaller_copies(setup: Opened, fits: bool) -> Change:
+    """Images packed with a shorter side of what validation resizes to, or of twice the largest size that is trained,
+    which is more than random crops of it need, where that is less. Decoding takes time, and the disk, by the pixels."""
+    data, samples = setup.recipe.data, setup.dataset.split(setup.recipe.data.train_split).samples
+    trained = max((data.image_size, *setup.recipe.phases.image_size))
+    short_side = max(trained, min(data.val_resize_size, 2 * trained))
+    height, width = samples["height"].astype(float), samples["width"].astype(float)
+    scale = np.minimum(1.0, short_side / np.minimum(height, width))
+    share = float((height * width * scale**2).sum() / (height * width).sum())
+    why = f"{share:.2f} times the pixels; re-encoded"
+    if short_side < data.val_resize_size:
+        why += f"; validation then enlarges images to data.val_resize_size = {data.val_resize_size}"
+    command = f"python -m shard_tools pack SOURCE OUT --short-side {short_side}"
+    return Change(command, why, {"decode": (share, share), "read": (1.0 if fits else share, 1.0)})
+
+
+def applied(setup: Opened, change: Change) -> Opened:
+    """With the recipe's settings changed."""
+    recipe = setup.recipe
+    for key, value in change.settings.items():
+        section, name = key.split(".")
+        recipe = replace(recipe, **{section: replace(getattr(recipe, section), **{name: value})})
+    return setup._replace(recipe=recipe)
+
+
+def best(
+    model: Model, found: Sequence[Change], measured: Callable[[Change], float], number: int = 2
+) -> list[tuple[Change, float]]:
+    """The changes most worth making, with the gain expected of each alone: what leaves the training as it is first,
+    then by gain. Those that gain less than 3 % are left out. `measured`: how many times as fast the bottleneck's stage
+    is with a change whose factors nobody knows."""
+    gains = []
+    for change in found:
+        factors = change.factors
+        if factors is None:
+            share = 1 / measured(change)
+            factors = {model.bottleneck: (share, share)}
+        gains.append((replace(change, factors=factors), model.gain(factors)))
+    gains = [(change, gain) for change, gain in gains if gain > WORTH]
+    return sorted(gains, key=lambda pair: (pair[0].changes_result, -pair[1]))[:number]
+
+
+def precision_of(setup: Opened) -> str:
+    """What the network runs in: "fp32", "bf16" or "fp16"."""
+    dtype = autocast_dtype(setup.recipe, setup.world.device)
+    return {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]

@@ -1,102 +1,140 @@
-"""The stage "read": `DaliLoader` as it is, without its graph. The plan, read-ahead, views, every page touched.
+"""The stage "read": `DaliLoader` with its plan, read-ahead and views, but without its graph; every page is touched.
 
-Pages are touched by as many threads as decode. "read, disk": the shards (of a large split, the first) are out of the
-page cache when a turn begins, and it ends when each image was read once; then they are loaded again. "read, cached":
-the same images from memory, again and again.
+"read, disk": each turn begins with the shards (of a large split, the first) out of the page cache, and ends when each
+image was read once, or its time is over. "read, cached": images from memory, again and again.
 """
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.explain import page_cache
-from benchmarks.explain.stages import training_feed
 from benchmarks.measure import Sample
 from benchmarks.options import Opened
-from benchmarks.programs import MIN_BATCHES, BatchProgram, Stopwatch, endless
+from benchmarks.programs import Stopwatch, repeated
 from pipeline.feed import Feed
 from pipeline.loader import DaliLoader
 from shards.format import Split
+from training import distributed
+from training.environment import cgroup_folders
 
 DISK, CACHED = "read, disk", "read, cached"
 PAGE = 4096
+PART_BYTES = 1 << 30  # of a larger split so many bytes are read
 
 
-class Reading:
-    """The stage as a program. `stayed`: the share of the shards' pages that stayed in memory when they were
-    dropped, for each turn; only for DISK."""
+class Reader(DaliLoader):
+    """This rank's batches of the training split's `part`, with empty images: the place of the loader's graph, and of
+    what that gives, takes the reader itself. `views`, `arrays`: what the graph would have been given, the encoded
+    images and the plan's arrays by name, of the last batch."""
 
-    def __init__(self, on: Opened, split: Split, cold: bool) -> None:
-        self.name = DISK if cold else CACHED
-        self.stayed: list[float] = []
-        self._cold, self._world = cold, on.world
-        self._split = split
-        feed = training_feed(on, split, 1 if cold else MIN_BATCHES)
-        if cold:
-            feed = replace(feed, config=replace(feed.config, cache="none"))
-        self._loader = _Reader(feed, on.world.device, on.threads)
-        self._warm = BatchProgram(self.name, endless(self._loader), next, torch.device("cpu"))
+    def __init__(self, setup: Opened, min_batches: int = 1) -> None:
+        """min_batches: of an epoch; the split's rows are repeated to so many."""
+        recipe, world = setup.recipe, setup.world
+        split = part(setup.dataset.split(recipe.data.train_split))
+        global_batch_size = setup.batch_size * world.world_size
+        feed = Feed(
+            split=repeated(split, min_batches * global_batch_size), config=replace(recipe.data, cache="none"),
+            augment=recipe.augment, batch_size=setup.batch_size, global_batch_size=global_batch_size,
+            seed=recipe.train.seed, rank=world.rank, world_size=world.world_size,
+            local_world_size=world.local_world_size,
+        )  # fmt: skip
+        super().__init__(feed, device=world.device, threads=setup.threads)
+        self._pool = ThreadPoolExecutor(setup.threads)
 
-    def run(self, seconds: float) -> Sample:
-        return self._once(seconds) if self._cold else self._warm.run(seconds)
+    def _build_pipe(self, names: tuple[str, ...]) -> "Reader":
+        self._names = names
+        return self
 
-    def _once(self, seconds: float) -> Sample:
-        self.stayed.append(page_cache.drop(self._split, self._world))
-        num_images, watch = 0, Stopwatch(torch.device("cpu"))
-        for batch in self._loader.iter_epoch(0):
-            num_images += len(batch.labels)
-            if watch.running() > seconds:
-                break
-        elapsed = watch.lap()
-        page_cache.restore(self._split, self._world)
-        return Sample(num_images / elapsed)
-
-    def close(self) -> None:
-        self._loader.close()
-
-
-class _Reader(DaliLoader):
-    """With a `_Toucher` for a graph; `touching`: threads that touch pages."""
-
-    def __init__(self, feed: Feed, device: torch.device, touching: int) -> None:
-        super().__init__(feed, device=device, threads=1)
-        self._pool, self._touching = ThreadPoolExecutor(touching), touching
-
-    def _build_pipe(self, names: tuple[str, ...]) -> "_Toucher":
-        return _Toucher(self._touch_next)
-
-    def _touch_next(self) -> int:
-        encoded, *_ = self._next_inputs()
-        views = [np.asarray(encoded[place]) for place in range(len(encoded))]  # no copies, as `at` makes
-        for _ in self._pool.map(_touch, (views[part :: self._touching] for part in range(self._touching))):
+    def run(self, stream: object) -> "tuple[Reader]":
+        encoded, *arrays = self._next_inputs()
+        self.views = [np.asarray(encoded[place]) for place in range(len(encoded))]  # no copies, as `at` makes
+        self.arrays: dict[str, np.ndarray] = dict(zip(self._names, arrays, strict=True))
+        for _ in self._pool.map(_touch, (self.views[first :: self.threads] for first in range(self.threads))):
             pass
-        return len(views)
+        return (self,)
+
+    def as_tensor(self) -> torch.Tensor:
+        return torch.empty(len(self.views), 1, 1, 3)
+
+    def reset(self) -> None: ...
 
     def close(self) -> None:
         super().close()
         self._pool.shutdown()
-
-
-class _Toucher:
-    """Stands where the loader has its graph: has each page of a batch touched, and gives empty images."""
-
-    def __init__(self, touch: Callable[[], int]) -> None:
-        self._touch, self._num_images = touch, 0
-
-    def run(self, stream: object) -> "tuple[_Toucher]":
-        self._num_images = self._touch()
-        return (self,)
-
-    def as_tensor(self) -> torch.Tensor:
-        return torch.empty(self._num_images, 1, 1, 3)
-
-    def reset(self) -> None: ...
+        self.views = []  # which keep the maps
 
 
 def _touch(views: Sequence[np.ndarray]) -> None:
     for view in views:
         view[::PAGE].max()
         view[-1:].max()
+
+
+class FromDisk:
+    """ "read, disk" as a program. The kernel drops no page that a process has mapped: while it runs, no other reader of
+    these shards may be open."""
+
+    name = DISK
+
+    def __init__(self, setup: Opened) -> None:
+        self._setup = setup
+
+    def run(self, seconds: float) -> Sample:
+        num_images = 0
+        with closing(Reader(self._setup)) as reader:
+            distributed.barrier()  # the other ranks have closed their readers too
+            drop(reader.feed.split)
+            distributed.barrier()
+            watch = Stopwatch(torch.device("cpu"))
+            for batch in reader.iter_epoch(0):
+                num_images += len(batch.labels)
+                if watch.running() > seconds:
+                    break
+            return Sample(num_images / watch.lap())
+
+    def close(self) -> None: ...
+
+
+def part(split: Split) -> Split:
+    """The first shards of a split, up to `PART_BYTES`, one at least; all of a split at a URL."""
+    number, total = 0, 0
+    while number < len(split.shards) and (not number or total + split.shards[number].bytes <= PART_BYTES):
+        total += split.shards[number].bytes
+        number += 1
+    if split.url or number == len(split.shards):
+        return split
+    return replace(split, shards=split.shards[:number], samples=split.samples[split.samples["shard"] < number])
+
+
+def fits_in_memory(split: Split) -> bool:
+    """Whether the page cache can hold all shards: by the kernel's estimate, and by what the control group allows."""
+    free = [float("inf")]
+    with suppress(OSError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free += [int(line.split()[1]) * 1024.0 for line in lines if line.startswith("MemAvailable:")]
+    for folder in cgroup_folders():
+        with suppress(OSError, ValueError):
+            free.append(float((folder / "memory.max").read_text()))
+    return sum(info.bytes for info in split.shards) < min(free)
+
+
+def load(split: Split) -> None:
+    """Have the shards in the page cache."""
+    for shard in range(len(split.shards)):
+        with open(split.shard_path(shard), "rb") as file:
+            while file.read(1 << 24):
+                pass
+
+
+def drop(split: Split) -> None:
+    """Drop the shards from the page cache."""
+    for shard in range(len(split.shards)):
+        with open(split.shard_path(shard), "rb") as file:
+            os.fsync(file.fileno())  # what is not written yet is not dropped either
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

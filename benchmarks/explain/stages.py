@@ -1,48 +1,94 @@
-"""The stages as `measure.Program`s, each alone: what they are fed lies ready in memory, what they make is thrown away.
+"""What `explain` times: the stages as `measure.Program`s, fed from memory, each alone; then what is joined of them.
 
 read            see `reading`
 decode          the first part of the loader's graph, on a few batches of encoded images
 resize          the rest of it, on decoded images: resize, augmentation, normalisation
-libjpeg-turbo   the same encoded images decoded whole by simplejpeg in as many threads: what bounds `decode`
-communication   the sum over the ranks of as many bytes as the gradients have, in DDP's buckets
+libjpeg-turbo   the same encoded images decoded whole by simplejpeg in as many threads: a yardstick for `decode`
+h2d             copies of a batch from pinned memory; only with a GPU
+compute         training steps on a batch that is there, of each rank by itself
+communication   the sum over the ranks of as many bytes as the gradients have, in DDP's buckets; only with several ranks
+loader, train   all of it joined: batches thrown away, and trained on
 """
 
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import cycle, repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import simplejpeg  # type: ignore[import-untyped]
 import torch
+from torch import nn
 
-from benchmarks.measure import Program, Sample
+from benchmarks import programs
+from benchmarks.explain import reading
+from benchmarks.explain.reading import CACHED, DISK
+from benchmarks.measure import Program, Ratio, Sample, in_turn, ratio
 from benchmarks.options import Opened
-from benchmarks.programs import BatchProgram, repeated
+from benchmarks.programs import BatchProgram
+from benchmarks.ranks import Together, shared_clock
+from model.networks import build_model
 from pipeline import graph
 from pipeline.batch import Batch
-from pipeline.feed import Feed
-from pipeline.probe import bad_header
-from pipeline.reader import open_reader
 from shard_tools.jpeg import SOI
-from shards.format import Split
 from training import distributed
 from training.data import image_dtype
 from training.distributed import World
 
-HELD_IMAGES = 512  # so many or a little more go round, fewer where they take more than HELD_BYTES decoded
-HELD_BYTES = 1 << 29
+LIBJPEG = "libjpeg-turbo"
+NAMES = (CACHED, "decode", "resize", LIBJPEG, "h2d", "compute", "communication", "loader", "train")  # as data flows
+NUM_IMAGES = 512  # so many or a little more go round, fewer where they take more than MAX_BYTES decoded
+MAX_BYTES = 1 << 29
 REGION = ("anchor", "shape")  # the arrays that decoding takes
 BUCKET_BYTES = 25 << 20  # DistributedDataParallel's default
+NOTHING = torch.empty(0)
+
+Pipeline = Any  # nvidia.dali.Pipeline
 
 
-class Costed:
-    """A program, and what its images cost: `cpu_s` has the CPU seconds an image of each run, of all ranks together."""
+class EncodedBatch(NamedTuple):
+    """A batch as the graph takes it: encoded images, the plan's arrays by name, labels."""
 
-    def __init__(self, program: Program) -> None:
-        self.name, self._program = program.name, program
-        self.cpu_s: list[float] = []
+    views: list[np.ndarray]
+    arrays: dict[str, np.ndarray]
+    labels: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Of each program the repeats, and the CPU seconds that an image takes over all threads and ranks. fits: the
+    training split fits in memory. batches: what stages were fed."""
+
+    samples: dict[str, list[Sample]]
+    cpu_s: dict[str, float]
+    fits: bool
+    batches: Sequence[EncodedBatch]
+
+    def rates(self) -> dict[str, list[float]]:
+        """Images/s of the repeats of each program."""
+        return {name: [one.images_per_s for one in taken] for name, taken in self.samples.items()}
+
+    def rate(self, name: str) -> float:
+        """Images/s, the median."""
+        return statistics.median(self.rates()[name])
+
+    @property
+    def reading(self) -> str:
+        """Which of the two counts: where all shards fit in memory, every epoch but the first reads from there."""
+        return CACHED if CACHED in self.samples else DISK
+
+
+class CpuTimed:
+    """A program of all ranks; `cpu_s` has the CPU seconds an image of each run."""
+
+    def __init__(self, program: Program, world: World) -> None:
+        self.name, self.cpu_s = program.name, list[float]()
+        self._program = Together(program, world) if world.world_size > 1 else program
 
     def run(self, seconds: float) -> Sample:
         cpu, clock = time.process_time(), time.perf_counter()
@@ -56,175 +102,173 @@ class Costed:
         self._program.close()
 
 
-def training_feed(on: Opened, split: Split, min_batches: int) -> Feed:
-    """This rank's share of a training split, its rows repeated to so many batches at least."""
-    recipe, world = on.recipe, on.world
-    return Feed(
-        split=repeated(split, min_batches * on.batch_size * world.world_size),
-        config=recipe.data,
-        augment=recipe.augment,
-        batch_size=on.batch_size,
-        global_batch_size=on.batch_size * world.world_size,
-        seed=recipe.train.seed,
-        rank=world.rank,
-        world_size=world.world_size,
-        local_world_size=world.local_world_size,
-    )
+def measure(setup: Opened, seconds: float, repeats: int) -> Timings:
+    """Time all stages: reading from the disk first, while no shard is open, then the others in turn."""
+    world, split = setup.world, setup.dataset.split(setup.recipe.data.train_split)
+    fits = bool(distributed.of_main(float(reading.fits_in_memory(split)), world))
+    timed, samples = list[CpuTimed](), dict[str, list[Sample]]()
+    if not split.url:
+        timed.append(CpuTimed(reading.FromDisk(setup), world))
+        samples[DISK] = [timed[0].run(seconds) for _ in range(1 + repeats)][1:]
+        reading.load(reading.part(split))
+    batches = encoded_batches(setup)
+    jpegs = torch.tensor(float(any(map(_are_jpegs, batches))))
+    is_there = {
+        CACHED: fits or bool(split.url),
+        LIBJPEG: distributed.sum_tensor(jpegs).item() == world.world_size,
+        "h2d": world.device.type == "cuda",
+        "communication": world.world_size > 1,
+    }
+    with ExitStack() as stack:
+        for name in (name for name in NAMES if is_there.get(name, True)):
+            timed.append(CpuTimed(stack.enter_context(closing(build(name, setup, batches))), world))
+        samples |= _in_turn([one for one in timed if one.name != DISK], world, seconds, repeats)
+    cpu_s = {one.name: statistics.median(one.cpu_s[-repeats:]) for one in timed}
+    return Timings(samples, cpu_s, fits, batches)
 
 
-class Held:
-    """A few batches in memory, as the graph takes them: `views` encoded, `arrays` the plan's, `labels`."""
+def compare(
+    name: str, changed: Opened, setup: Opened, batches: Sequence[EncodedBatch], seconds: float, repeats: int
+) -> Ratio:
+    """One stage with other settings, in turn with the stage as it is: how many times as fast."""
+    with ExitStack() as stack:
+        pair = [stack.enter_context(closing(build(name, one, batches))) for one in (changed, setup)]
+        pair[0].name = f"{name}, changed"
+        taken = _in_turn([CpuTimed(program, setup.world) for program in pair], setup.world, seconds, repeats).values()
+    return ratio(*([one.images_per_s for one in samples] for samples in taken))
 
-    def __init__(self, on: Opened) -> None:
-        feed = training_feed(on, on.dataset.split(on.recipe.data.train_split), 1)
-        on_gpu = on.world.device.type == "cuda"
-        self.views: list[list[np.ndarray]] = []
-        self.arrays: list[dict[str, np.ndarray]] = []
-        self.labels: list[torch.Tensor] = []
-        num_bytes, reader = 0, open_reader(feed)
-        for planned in feed.batches(0, 0, feed.image_size):
-            views = [view.copy() for view in reader.views(planned.sample_ids)]
-            rows = feed.split.samples[planned.sample_ids]
-            sizes = zip(views, rows["height"].tolist(), rows["width"].tolist(), strict=True)
-            if any(bad_header(*image) for image in sizes):
-                continue
-            num_bytes += 3 * int(planned.params["shape"].prod(axis=1).sum())
-            self.views.append(views)
-            self.arrays.append(graph.graph_inputs(planned.params, feed.config, on_gpu))
-            self.labels.append(torch.from_numpy(planned.labels))
-            if len(self.views) * on.batch_size >= HELD_IMAGES or num_bytes > HELD_BYTES:
+
+def _in_turn(timed: Sequence[CpuTimed], world: World, seconds: float, repeats: int) -> dict[str, list[Sample]]:
+    return in_turn(timed, seconds, repeats, shared_clock(world) if world.world_size > 1 else time.monotonic)
+
+
+def build(name: str, setup: Opened, batches: Sequence[EncodedBatch]) -> BatchProgram:
+    """The program of a stage, by its name; not for reading from the disk."""
+    recipe, dataset, world, batch_size, _ = setup
+    match name:
+        case "read, cached":
+            reader = reading.Reader(setup, programs.MIN_BATCHES)
+            program = BatchProgram(name, programs.endless(reader), next, torch.device("cpu"), reader.close)
+        case "decode":
+            program = _graph_program(_decoder(setup, batches), batches, world.device)
+        case "resize":
+            program = _graph_program(_finisher(setup, batches), batches, world.device)
+        case "libjpeg-turbo":
+            program = _libjpeg([batch for batch in batches if _are_jpegs(batch)], setup.threads)
+        case "h2d":
+            program = programs.build_copies(recipe, dataset, world, batch_size)[0]
+        case "compute":
+            single = replace(world, rank=0, world_size=1, local_world_size=1)  # gradients are not exchanged
+            program = programs.build("compute", "synthetic", recipe, dataset, single, batch_size)
+        case "communication":
+            sizes = [one.numel() for one in meta_network(setup).parameters() if one.requires_grad]
+            program = communication(setup, sum(sizes))
+        case "loader" | "train":
+            program = programs.build(name, "dali", recipe, dataset, world, batch_size)
+    program.name = name
+    return program
+
+
+def meta_network(setup: Opened) -> nn.Module:
+    """The network without memory for its parameters."""
+    with torch.device("meta"):
+        return build_model(setup.recipe.model, len(setup.dataset.classes))
+
+
+def encoded_batches(setup: Opened) -> list[EncodedBatch]:
+    """The first batches of an epoch, copied into memory; the loader has taken out images with bad headers."""
+    found, num_bytes = list[EncodedBatch](), 0
+    with closing(reading.Reader(setup)) as reader:
+        for batch in reader.iter_epoch(0):
+            views = [view.copy() for view in reader.views]
+            found.append(EncodedBatch(views, reader.arrays, batch.labels.cpu()))
+            num_bytes += 3 * int(reader.arrays["shape"].prod(axis=1).sum())
+            if len(found) * setup.batch_size >= NUM_IMAGES or num_bytes > MAX_BYTES:
                 break
-        reader.close()
-        if not self.views:
-            raise ValueError(
-                f"{feed.split.root}: every batch has an image that cannot be decoded; find them with: "
-                f"python -m shard_tools verify --decode {feed.split.root}"
-            )
-        self.num_images = len(self.views) * on.batch_size
-        self.encoded_bytes = sum(len(view) for views in self.views for view in views) / self.num_images
-        self.region_bytes = num_bytes / self.num_images  # decoded, uint8 RGB
+    return found
 
 
-def build_decode(on: Opened, held: Held) -> BatchProgram:
-    return _program("decode", _decoder(on, held), held, on.world.device)
-
-
-def build_resize(on: Opened, held: Held) -> BatchProgram:
-    decoder = _decoder(on, held)
-    try:
-        decoded = [_copied(decoder.run()[0]) for _ in held.views]
-    except RuntimeError:
-        root = on.dataset.root
-        raise ValueError(
-            f"{root}: DALI cannot decode one of the first images; find it with: "
-            f"python -m shard_tools verify --decode {root}"
-        ) from None
-    return _program("resize", _finisher(on, held, decoded), held, on.world.device)
-
-
-def _decoder(on: Opened, held: Held) -> Any:
+def _decoder(setup: Opened, batches: Sequence[EncodedBatch]) -> Pipeline:
     """The first part of the loader's graph."""
-    given = cycle(
-        [
-            (graph.encoded(views), *_picked(arrays, REGION))
-            for views, arrays in zip(held.views, held.arrays, strict=True)
-        ]
-    )
-    pipe = _new_pipeline(on)
+    given = cycle([(graph.encoded(one.views), *(one.arrays[name] for name in REGION)) for one in batches])
+    pipe = _new_pipeline(setup)
     with pipe:
-        jpegs, params = graph.inputs(lambda: next(given), REGION)
-        pipe.set_outputs(graph.decode(jpegs, params, on.recipe.data, on_gpu=_decodes_on_gpu(on)))
+        jpegs, region = graph.inputs(lambda: next(given), REGION)
+        pipe.set_outputs(graph.decode(jpegs, region, setup.recipe.data, on_gpu=_decodes_on_gpu(setup)))
     pipe.build()
     return pipe
 
 
-def _finisher(on: Opened, held: Held, decoded: Sequence[Any]) -> Any:
-    """The rest of it, on batches of decoded images, which lie on the device."""
+def _finisher(setup: Opened, batches: Sequence[EncodedBatch]) -> Pipeline:
+    """The rest of it, on batches of decoded images, which lie on the device. Raises ValueError where one cannot be."""
     from nvidia.dali import fn
 
-    names = tuple(name for name in held.arrays[0] if name not in REGION)
-    given, images = cycle([_picked(arrays, names) for arrays in held.arrays]), cycle(decoded)
-    on_gpu = _gpu(on) is not None
-    pipe = _new_pipeline(on)
+    decoder, recipe, root = _decoder(setup, batches), setup.recipe, setup.dataset.root
+    try:
+        decoded = cycle([decoder.run()[0] for _ in batches])
+    except RuntimeError:
+        remedy = f"find it with: python -m shard_tools verify --decode {root}"
+        raise ValueError(f"{root}: DALI cannot decode one of the first images; {remedy}") from None
+    names = tuple(name for name in batches[0].arrays if name not in REGION)
+    given = cycle([tuple(one.arrays[name] for name in names) for one in batches])
+    source = partial(fn.external_source, batch=True, no_copy=True)
+    pipe = _new_pipeline(setup)
     with pipe:
-        arrays = fn.external_source(source=lambda: next(given), num_outputs=len(names), batch=True, no_copy=True)
-        regions = fn.external_source(
-            source=lambda: next(images), batch=True, no_copy=True, device="gpu" if _decodes_on_gpu(on) else "cpu",
-            layout="HWC",
-        )  # fmt: skip
-        pipe.set_outputs(
-            graph.finish(
-                regions, dict(zip(names, arrays, strict=True)), on.recipe.data,
-                image_size=on.recipe.data.image_size, on_gpu=on_gpu,
-                half=image_dtype(on.recipe, on.world) == torch.float16,
-            )
-        )  # fmt: skip
+        images = source(lambda: next(decoded), device="gpu" if _decodes_on_gpu(setup) else "cpu", layout="HWC")
+        arrays = dict(zip(names, source(lambda: next(given), num_outputs=len(names)), strict=True))
+        size, half = recipe.data.image_size, image_dtype(recipe, setup.world) == torch.float16
+        on_gpu = _gpu(setup) is not None
+        pipe.set_outputs(graph.finish(images, arrays, recipe.data, image_size=size, on_gpu=on_gpu, half=half))
     pipe.build()
     return pipe
 
 
-def _new_pipeline(on: Opened) -> Any:
-    return graph.new_pipeline(on.recipe.data, batch_size=on.batch_size, threads=on.threads, gpu=_gpu(on))
+def _new_pipeline(setup: Opened) -> Pipeline:
+    data = setup.recipe.data
+    return graph.new_pipeline(data, batch_size=setup.batch_size, threads=setup.threads, gpu=_gpu(setup))
 
 
-def _decodes_on_gpu(on: Opened) -> bool:
-    return graph.decodes_on_gpu(on.recipe.data, _gpu(on) is not None)
+def _decodes_on_gpu(setup: Opened) -> bool:
+    return graph.decodes_on_gpu(setup.recipe.data, _gpu(setup) is not None)
 
 
-def _gpu(on: Opened) -> int | None:
-    return on.world.device.index or 0 if on.world.device.type == "cuda" else None
+def _gpu(setup: Opened) -> int | None:
+    device = setup.world.device
+    return device.index or 0 if device.type == "cuda" else None
 
 
-def _picked(arrays: dict[str, np.ndarray], names: Sequence[str]) -> tuple[np.ndarray, ...]:
-    return tuple(arrays[name] for name in names)
-
-
-def _copied(output: Any) -> list[Any]:
-    """A batch of DALI's, of its own memory: on the CPU as NumPy arrays, on the GPU as tensors."""
-    if type(output).__name__ == "TensorListCPU":
-        return [np.array(output.at(place)) for place in range(len(output))]
-    copies = [torch.from_dlpack(output[place]).clone() for place in range(len(output))]
-    torch.cuda.synchronize()  # DALI takes its memory back when `output` goes
-    return copies
-
-
-def _program(name: str, pipe: Any, held: Held, device: torch.device) -> BatchProgram:
-    def batches() -> Iterator[Batch]:
+def _graph_program(pipe: Pipeline, batches: Sequence[EncodedBatch], device: torch.device) -> BatchProgram:
+    def outputs() -> Iterator[Batch]:
         stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
-        nothing = torch.empty(0)
-        for labels in cycle(held.labels):
+        for batch in cycle(batches):
             output = pipe.run(stream)
-            yield Batch(nothing, labels, nothing)
+            yield Batch(NOTHING, batch.labels, NOTHING)
             del output
 
-    return BatchProgram(name, batches(), next, device)
+    return BatchProgram("graph", outputs(), next, device)
 
 
-def build_libjpeg(on: Opened, held: Held) -> BatchProgram | None:
-    """None where no batch is all JPEGs."""
-    jpegs = [(views, labels) for views, labels in zip(held.views, held.labels, strict=True) if _are_jpegs(views)]
-    if not jpegs:
-        return None
-    pool = ThreadPoolExecutor(on.threads)
+def _libjpeg(batches: Sequence[EncodedBatch], threads: int) -> BatchProgram:
+    pool = ThreadPoolExecutor(threads)
 
-    def batches() -> Iterator[Batch]:
-        for views, labels in cycle(jpegs):
-            for _ in pool.map(lambda view: simplejpeg.decode_jpeg(view, "RGB"), views):
+    def decoded() -> Iterator[Batch]:
+        for batch in cycle(batches):
+            for _ in pool.map(lambda view: simplejpeg.decode_jpeg(view, "RGB"), batch.views):
                 pass
-            yield Batch(torch.empty(0), labels, labels)
+            yield Batch(NOTHING, batch.labels, NOTHING)
 
-    return BatchProgram("libjpeg-turbo", batches(), next, torch.device("cpu"), pool.shutdown)
-
-
-def _are_jpegs(views: Sequence[np.ndarray]) -> bool:
-    return all(view[: len(SOI)].tobytes() == SOI for view in views)
+    return BatchProgram(LIBJPEG, decoded(), next, torch.device("cpu"), pool.shutdown)
 
 
-def build_communication(on: Opened, num_params: int) -> BatchProgram:
-    """An all-reduce of float32 gradients: gloo on the CPU, NCCL on GPUs. Only for several ranks."""
-    world: World = on.world
+def _are_jpegs(batch: EncodedBatch) -> bool:
+    return all(view[: len(SOI)].tobytes() == SOI for view in batch.views)
+
+
+def communication(setup: Opened, num_params: int) -> BatchProgram:
+    """An all-reduce of float32 gradients: gloo on the CPU, NCCL on GPUs."""
+    world = setup.world
     buckets = torch.zeros(num_params, device=world.device).split(BUCKET_BYTES // 4)
-    batch = Batch(torch.empty(0), torch.empty(on.batch_size), torch.empty(0))
+    batch = Batch(NOTHING, torch.empty(setup.batch_size), NOTHING)
 
     def exchange(taken: Iterator[Batch]) -> None:
         next(taken)

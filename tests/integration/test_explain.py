@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 import bench
 from benchmarks import measure, programs
-from benchmarks.explain import command, limits
+from benchmarks.explain import command
 from pipeline.reader import ShardReader
 from shard_tools.writer import PackOptions, pack
 from tests.conftest import picture
@@ -28,8 +28,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Short turns; one thread for torch, whose threads wait for each other where other programs have the cores."""
     monkeypatch.setattr(programs, "SETTLE_BATCHES", 3)
     monkeypatch.setattr(measure, "STEADY", 10.0)
-    monkeypatch.setattr(limits, "TURNS", 1)
-    monkeypatch.setattr(limits, "TURN_S", 0.01)
     monkeypatch.setattr(environment, "best_precision", lambda device: "fp32")
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -94,16 +92,14 @@ def test_slow_decoding_is_named_and_its_cure_applied(large_images: Path, tmp_pat
         assert found["applied"]["options"] == [options[1]]
         assert found["applied"]["seen"]["median"] > 0
         assert f"applied {options[1]}" in output
-    (drawn,) = tmp_path.glob("explain-*.png")
-    assert drawn.read_bytes().startswith(b"\x89PNG")
+    (kept,) = tmp_path.glob("explain-*.json")
+    assert json.loads(kept.read_text())["explain"] == found
 
 
 def test_a_slow_network_is_named(dataset_dir: Path, tmp_path: Path) -> None:
     network = ("--set", "model.name=resnet152", "--set", "train.precision=fp32")
     found, _ = explain(dataset_dir, *network, "--batch-size", "2", "--threads", "2", tmp_path=tmp_path)
     assert found["bottleneck"] == "compute"
-    options = [change["option"] for change in found["advice"]]
-    assert "--set model.name=resnet50" in options or any("global_batch_size" in one for one in options)
     assert found["headroom"]["decode"] > 3
 
 

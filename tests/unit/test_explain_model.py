@@ -1,12 +1,12 @@
-"""`bench.py explain`: the model, the counts, the limits and the advice against figures by hand or published ones."""
+"""`bench.py explain`: the model, the candidates and the report against figures by hand; the stages' own ways."""
 
+import ctypes
 import json
 import mmap
 import os
 import socket
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -14,29 +14,37 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from benchmarks.explain import advice, limits, measuring, network, page_cache, reading, report, stages
-from benchmarks.explain.advice import Change, Facts
-from benchmarks.explain.limits import Shrunk
-from benchmarks.explain.measuring import Findings
-from benchmarks.explain.model import LOADING, Cost, Model
-from benchmarks.explain.network import Network
+from benchmarks.explain import model as explain_model
+from benchmarks.explain import reading, report, stages
+from benchmarks.explain.model import LOADING, Change, Cost, Model, applied, best, candidates, smaller_copies
+from benchmarks.explain.stages import Timings
 from benchmarks.measure import Sample
 from benchmarks.options import Opened
 from model.config import ModelConfig
-from model.networks import list_networks
-from pipeline.augment import AugmentConfig
 from pipeline.config import DataConfig
 from recipes import Recipe, TrainConfig, config
 from recipes.phases import PhasesConfig
-from shards.format import ShardSet
-from tests.conftest import picture
-from training import distributed
+from shards.format import ShardSet, Split
+from training import distributed, environment
 from training.distributed import World
 
 MS = 1e-3
 COSTS = {"read": Cost(0.1 * MS, 0.1 * MS), "decode": Cost(0.7 * MS, 1.4 * MS), "resize": Cost(0.2 * MS, 0.4 * MS),
          "compute": Cost(2 * MS, 3 * MS)}  # fmt: skip
 ON_CPU = Model(COSTS, cores=2, on_gpu=False)
+CPU = World(0, 0, 1, 1, torch.device("cpu"))
+GPU = World(0, 0, 1, 1, torch.device("cuda", 0))
+
+
+@pytest.fixture(autouse=True)
+def bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best precision, of whatever machine."""
+    monkeypatch.setattr(environment, "best_precision", lambda device: "bf16")
+
+
+def given(dataset: ShardSet, world: World = CPU, **recipe: Any) -> Opened:
+    recipe = {"data": DataConfig(image_size=32)} | recipe
+    return Opened(Recipe(**recipe), dataset, world, 4, {})
 
 
 def test_on_a_cpu_stages_share_threads_and_cores() -> None:
@@ -61,84 +69,54 @@ def test_on_a_gpu_the_slowest_stage_is_the_ceiling() -> None:
 def test_a_gain_ends_where_another_bound_begins() -> None:
     faster = {"compute": (0.1, 0.1)}
     assert ON_CPU.gain(faster) == pytest.approx(2.45 / 1.1), "cores: (0.1 + 1.4 + 0.4 + 0.3) / 2"
-    assert ON_CPU.gain(faster, {"decode": (0.5, 0.5)}) == pytest.approx(2.45 / 0.75)
+    assert ON_CPU.gain(faster | {"decode": (0.5, 0.5)}) == pytest.approx(2.45 / 0.75)
     assert ON_CPU.gain({"h2d": (0.5, 0.5)}) == 1
 
 
-def test_resnet_50_takes_the_published_flops_and_bytes() -> None:
-    counted = network.count(ModelConfig(name="resnet50"), 1000, 224)
-    assert counted.num_params == 25_557_032
-    assert counted.flops == pytest.approx(24.3e9, rel=0.005)
-    assert counted.forward_flops == pytest.approx(2 * 4.09e9, rel=0.005), "4.09 G multiply-adds, torchvision's table"
-    published = {"eager": 475e6, "fused": 353e6, "ideal": 197e6}
-    found = {level: counted.image_bytes(level, torch.bfloat16) for level in published}
-    assert found == pytest.approx(published, rel=0.02)
+def options(model: Model, setup: Opened, fits: bool = True) -> dict[str, Change]:
+    return {change.option: change for change in candidates(model, setup, fits)}
 
 
-def test_a_transformer_gets_flops_and_no_bytes() -> None:
-    counted = network.count(ModelConfig(name="vit_b_16"), 1000, 224)
-    assert counted.elements == {}
-    assert counted.own_size == 224
-    assert counted.forward_flops == pytest.approx(2 * 17.56e9, rel=0.01), "torchvision's table"
+def limited_by(stage: str, on_gpu: bool = True) -> Model:
+    return Model(COSTS | {stage: Cost(9 * MS, 1 * MS)}, 2, on_gpu)
 
 
-def test_a_smaller_network_is_of_the_family() -> None:
-    full = network.count(ModelConfig(name="resnet34"), 10, 64)
-    smaller = network.smaller(full, ModelConfig(name="resnet34"), 10, list_networks)
-    assert smaller is not None
-    assert smaller.name == "resnet18"
-    assert smaller.flops / full.flops == pytest.approx(1.81 / 3.66, rel=0.03), "torchvision's table"
-    assert network.smaller(full, ModelConfig(name="resnet18"), 10, list_networks) is None
-
-
-NETWORK = Network("resnet50", 224, 24.3e9, 8.2e9, {"eager": 240e6, "fused": 176e6, "ideal": 98e6}, 25_000_000, None)
-
-
-def facts(model: Model = ON_CPU, recipe: Recipe | None = None, **given: Any) -> Facts:
-    known: dict[str, Any] = {
-        "network": NETWORK, "batch_size": 100, "world_size": 1, "threads": 2, "torch_threads": 2, "cores": 2,
-        "peak": {"fp32": 1e11}, "precision": "fp32", "best_precision": "fp32", "bandwidth": 1e10, "num_train": 10_000,
-    }  # fmt: skip
-    return Facts(recipe=recipe or Recipe(), model=model, **(known | given))
-
-
-ALL = [
-    facts(
-        threads=1, torch_threads=1, shrunk=Shrunk(0.3, 0.3), short_side=256, smaller=NETWORK._replace(name="resnet18")
-    ),
-    facts(Model(COSTS | {"read": Cost(5 * MS, 0.1 * MS)}, 2, False), sequential_s=1 * MS, fits=False),
-    facts(Model(COSTS | {"read": Cost(5 * MS, 0.1 * MS)}, 2, True), best_precision="bf16"),
-]
-
-
-@pytest.mark.parametrize("known", ALL)
-def test_options_are_what_the_recipe_takes(known: Facts) -> None:
+@pytest.mark.parametrize(
+    ("model", "world", "overrides"),
+    [
+        (limited_by("decode", on_gpu=False), CPU, ["data.threads=1"]),
+        (limited_by("read"), GPU, []),
+        (limited_by("compute"), GPU, ["train.precision=fp32"]),
+        (limited_by("compute"), GPU, ["model.compile=true", "model.compile_mode=default"]),
+        (limited_by("decode"), GPU, []),
+        (limited_by("decode"), GPU, ["data.gpu_decode=off"]),
+    ],
+)
+def test_options_are_what_the_recipe_takes(
+    model: Model, world: World, overrides: list[str], dataset: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is printed to be typed and what `--apply` does are one and the same."""
-    found = [*advice.changes(known), *advice.trials(known)]
+    monkeypatch.setattr(explain_model, "threads_per_rank", lambda threads, ranks: 3)
+    setup = Opened(config.load_config(Recipe, None, overrides), dataset, world, 4, {})
+    found = [change for change in candidates(model, setup, fits=True) if change.settings]
     for change in found:
-        if change.settings:
-            (option,) = [change.option.removeprefix("--set ")]
-            assert config.load_config(Recipe, None, [option]) == advice.applied(Recipe(), change.settings)
-    assert any(change.settings for change in found)
+        option = change.option.removeprefix("--set ")
+        assert config.load_config(Recipe, None, [*overrides, option]) == applied(setup, change).recipe
+    assert len(found) >= 2
 
 
-def by_option(known: Facts) -> dict[str, Change]:
-    return {change.option: change for change in advice.changes(known)}
-
-
-def test_rules_give_what_the_model_says() -> None:
-    first, second, third = map(by_option, ALL)
-    assert first["--set data.threads=2"].factors["decode"] == (0.5, 1.0)
-    packing = "python -m shard_tools pack SOURCE OUT --short-side 256"
-    assert first[packing].factors == {"decode": (0.3, 0.3), "read": (1.0, 1.0)}
-    assert first["--set data.image_size=160"].factors["compute"][0] == pytest.approx((160 / 224) ** 2)
-    step_share = 5 * 4 * 25e6 / 1e10 / 100 / (2 * MS)  # 50 ms of memory traffic a step of 100 images
-    assert first["--set train.global_batch_size=512"].factors["compute"][0] == pytest.approx(1 - step_share / 2)
-    assert second["--set data.order=block"].factors == {"read": (pytest.approx(0.2), 1.0)}
-    assert "--set data.cache=encoded" not in second, "it does not fit"
-    assert third["--set data.cache=encoded"].factors["read"][0] == pytest.approx(0.1 / 5)
-    assert "--set model.compile=true" in third
-    assert "--set model.compile=true" not in first, "on a CPU no rule knows"
+def test_candidates_gain_what_the_model_says(dataset: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(explain_model, "threads_per_rank", lambda threads, ranks: 2)
+    setup = given(dataset, data=DataConfig(threads=1))
+    slow = limited_by("read", on_gpu=False)
+    found = options(slow, setup)
+    assert found["--set data.threads=2"].factors == {"decode": (0.5, 1.0), "resize": (0.5, 1.0)}
+    assert found["--set data.cache=encoded"].factors == {"read": (pytest.approx(1 / 9), 1.0)}
+    assert found["--set data.image_size=160"].factors["compute"] == pytest.approx(((160 / 224) ** 2,) * 2)
+    assert found["--set data.image_size=160"].changes_result
+    assert "--set data.cache=encoded" not in options(slow, setup, fits=False), "it does not fit"
+    one_size = given(dataset, data=DataConfig(), model=ModelConfig(name="vit_b_16"))
+    assert "--set data.image_size=160" not in options(slow, one_size), "the network takes no other"
 
 
 # 2 cores: JPEGs of 469×401, cifar_resnet8 at 32 px; loader 965, compute 1,078 images/s, training 438
@@ -146,31 +124,53 @@ LARGE = Model({"read": Cost(0.02 * MS, 0.02 * MS), "decode": Cost(0.86 * MS, 1.7
                "resize": Cost(0.16 * MS, 0.31 * MS), "compute": Cost(MS / 1.078, 1.9 * MS)}, 2, False)  # fmt: skip
 
 
-def test_smaller_images_are_advised_on_a_cpu_though_the_network_is_the_bottleneck(
-    dataset: ShardSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def sized(dataset: ShardSet, height: int, width: int) -> ShardSet:
+    """The dataset, with images of this size in its table."""
+    split = dataset.split("train")
+    samples = split.samples.copy()
+    samples["height"], samples["width"] = height, width
+    return cast(ShardSet, FakeSet(dataset, replace(split, samples=samples)))
+
+
+class FakeSet:
+    def __init__(self, dataset: ShardSet, split: Split) -> None:
+        self.classes, self._split = dataset.classes, split
+
+    def split(self, name: str) -> Split:
+        return self._split
+
+
+def test_smaller_images_are_advised_on_a_cpu_though_the_network_is_the_bottleneck(dataset: ShardSet) -> None:
     assert LARGE.bottleneck == "compute"
     assert LARGE.rate(LOADING) == pytest.approx(965, rel=0.02)
     assert LARGE.rate() == pytest.approx(1.16 * 438, rel=0.02), "the model leaves out that threads get into their way"
-    monkeypatch.setattr(limits, "shrunk", lambda views, short_side: Shrunk(0.06, 0.09))
-    monkeypatch.setattr(network, "smaller", lambda *given: None)
-    held: Any = SimpleNamespace(views=[[]])
-    on = opened(dataset)
-    recipe = replace(on.recipe, data=replace(on.recipe.data, threads=2))
-    known = measuring._with_details(facts(LARGE, recipe), on._replace(recipe=recipe), held)
-    (change, gain), *_ = advice.best(LARGE, advice.changes(known))
+    setup = given(sized(dataset, 401, 469))
+    share = (64 / 401) ** 2
+    (change, gain), *_ = ranked(LARGE, setup)
     assert change.option == "python -m shard_tools pack SOURCE OUT --short-side 64"
+    assert change.factors["decode"] == pytest.approx((share, share))
     assert "enlarges images to data.val_resize_size = 256" in change.why
     assert 571 / 438 < gain < 1.8, "1.3 times was measured"
-    crowded = Model(LARGE.costs | {"compute": Cost(20.8 * MS, 1.9 * MS)}, 2, on_gpu=False)  # by the main thread
-    assert advice.best(crowded, advice.changes(replace(known, model=crowded, train_s=20.8 * MS))) == []
-    (change, gain), *_ = advice.best(crowded, advice.changes(replace(known, model=crowded, train_s=32.3 * MS)))
+    crowded = LARGE._replace(costs=LARGE.costs | {"compute": Cost(20.8 * MS, 1.9 * MS)})  # by the main thread
+    assert ranked(crowded._replace(train_s=20.8 * MS), setup) == []
+    (change, gain), *_ = ranked(crowded._replace(train_s=32.3 * MS), setup)
     assert "--short-side" in change.option
-    assert gain == pytest.approx(32.3 / (32.3 - (32.3 - 20.8) * 0.94 * 1.72 / 2.05)), (
+    assert gain == pytest.approx(32.3 / (32.3 - (32.3 - 20.8) * (1 - share) * 1.72 / 2.05)), (
         "48 images/s alone, 31 in training"
     )
-    on_gpu = measuring._with_details(facts(LARGE._replace(on_gpu=True), recipe), on, held)
-    assert on_gpu.shrunk is None, "engines of their own: decoding is not what limits"
+    on_gpu = options(LARGE._replace(on_gpu=True), setup)
+    assert not any("--short-side" in option for option in on_gpu), "engines of their own: decoding is not what limits"
+
+
+def ranked(model: Model, setup: Opened) -> list[tuple[Change, float]]:
+    return best(model, candidates(model, setup, fits=True), lambda change: 1.0)
+
+
+def test_of_images_that_are_small_already_nothing_is_gained(dataset: ShardSet) -> None:
+    setup = given(sized(dataset, 20, 30))
+    assert smaller_copies(setup, fits=False).factors == {"decode": (1.0, 1.0), "read": (1.0, 1.0)}
+    half = smaller_copies(given(sized(dataset, 128, 500)), fits=False)
+    assert half.factors == {"decode": (0.25, 0.25), "read": (0.25, 1.0)}
 
 
 @pytest.mark.parametrize(
@@ -178,100 +178,103 @@ def test_smaller_images_are_advised_on_a_cpu_though_the_network_is_the_bottlenec
     [((224,), 256, 256), ((32,), 32, 32), ((32,), 256, 64), ((160, 192), 293, 293), ((288,), 256, 288)],
 )
 def test_images_are_packed_as_large_as_training_and_validation_need(
-    trained: tuple[int, ...], validated: int, expected: int
+    trained: tuple[int, ...], validated: int, expected: int, dataset: ShardSet
 ) -> None:
     phases = PhasesConfig(start_epochs=(0, 1), image_size=trained) if len(trained) > 1 else PhasesConfig()
     data = DataConfig(image_size=trained[0], val_image_size=32, val_resize_size=validated)
-    assert advice.short_side(Recipe(data=data, phases=phases)) == expected
+    packed = smaller_copies(given(dataset, data=data, phases=phases), fits=True)
+    assert packed.option.endswith(f"--short-side {expected}")
 
 
-def test_a_compiled_network_that_limits_a_gpu_is_tried_with_graphs() -> None:
-    slow = COSTS | {"compute": Cost(9 * MS, 9 * MS)}
-
+def test_a_compiled_network_that_limits_a_gpu_is_tried_with_graphs(dataset: ShardSet) -> None:
     def tried(
         on_gpu: bool, compile_it: bool, accumulation: int = 1, mode: Any = "default", world_size: int = 1
     ) -> list[str]:
-        model = ModelConfig(compile=compile_it, compile_mode=mode)
-        recipe = replace(Recipe(), model=model, train=TrainConfig(accumulation=accumulation))
-        known = facts(Model(slow, 2, on_gpu), recipe, precision="bf16", world_size=world_size)
-        return [change.option for change in advice.trials(known) if "compile" in change.option]
+        world = replace(GPU if on_gpu else CPU, world_size=world_size, local_world_size=world_size)
+        net = ModelConfig(compile=compile_it, compile_mode=mode)
+        setup = given(dataset, world, model=net, train=TrainConfig(accumulation=accumulation))
+        return [option for option in options(limited_by("compute", on_gpu), setup) if "compile" in option]
 
-    assert tried(on_gpu=True, compile_it=True) == ["--set model.compile_mode=reduce-overhead"]
-    assert tried(on_gpu=False, compile_it=True) == tried(on_gpu=True, compile_it=False) == []
+    graphs = ["--set model.compile_mode=reduce-overhead"]
+    assert tried(on_gpu=True, compile_it=True) == graphs
+    assert tried(on_gpu=True, compile_it=False) == ["--set model.compile=true"]
+    assert tried(on_gpu=False, compile_it=True) == tried(on_gpu=False, compile_it=False) == [], "on a CPU no rule knows"
     assert tried(on_gpu=True, compile_it=True, accumulation=2) == [], "which CUDA graphs do not go with"
     assert tried(on_gpu=True, compile_it=True, mode="auto") == [], "one GPU has them"
-    assert tried(on_gpu=True, compile_it=True, mode="auto", world_size=2) == [
-        "--set model.compile_mode=reduce-overhead"
-    ]
+    assert tried(on_gpu=True, compile_it=True, mode="auto", world_size=2) == graphs
+
+
+def test_half_precision_is_tried_where_a_gpu_computes_in_float32(dataset: ShardSet) -> None:
+    setup = given(dataset, GPU, train=TrainConfig(precision="fp32"))
+    assert "--set train.precision=bf16" in options(limited_by("compute"), setup)
+    assert "--set train.precision=bf16" not in options(limited_by("decode"), setup)
+    assert "--set train.precision=bf16" not in options(limited_by("compute"), given(dataset, GPU))
 
 
 @pytest.mark.parametrize(("way", "other"), [("whole", "off"), ("off", "whole")])
-def test_where_decoding_limits_a_gpu_the_cores_are_tried_in_its_place(way: Any, other: str) -> None:
-    slow = COSTS | {"decode": Cost(9 * MS, 9 * MS)}
-    known = facts(Model(slow, 2, True), replace(Recipe(), data=DataConfig(gpu_decode=way)))
-    assert f"--set data.gpu_decode={other}" in [change.option for change in advice.trials(known)]
+def test_where_decoding_limits_a_gpu_the_cores_are_tried_in_its_place(way: Any, other: str, dataset: ShardSet) -> None:
+    found = options(limited_by("decode"), given(dataset, GPU, data=DataConfig(gpu_decode=way, hw_decoder_load=0.8)))
+    assert f"--set data.gpu_decode={other}" in found
+    loads = [option.partition("load=")[2] for option in found if "hw_decoder_load" in option]
+    assert loads == (["0.4", "1.0"] if way == "whole" else [])
 
 
 def test_what_leaves_the_training_as_it_is_comes_first() -> None:
-    compute = [Change("a", "", {"compute": (0.5, 0.5)}, other_training=True), Change("b", "", {"compute": (0.9, 0.9)}),
-               Change("c", "", {"compute": (0.8, 0.8)}), Change("d", "", {"read": (0.99, 1)})]  # fmt: skip
-    assert [change.option for change, _ in advice.best(ON_CPU, compute, 3)] == ["c", "b", "a"]
-    assert advice.best(ON_CPU, compute[3:]) == []
+    compute = [Change("a", "", {"compute": (0.5, 0.5)}, changes_result=True), Change("b", "", {"compute": (0.9, 0.9)}),
+               Change("c", "", {"compute": (0.8, 0.8)}), Change("d", "", {"read": (0.99, 1)}),
+               Change("e", "", None)]  # fmt: skip
+    assert [change.option for change, _ in best(ON_CPU, compute, lambda change: 1.0, 3)] == ["c", "b", "a"]
+    (change, gain), *_ = best(ON_CPU, compute, lambda change: 2.0)
+    assert (change.option, change.factors) == ("e", {"compute": (0.5, 0.5)}), "as it was measured"
+    assert gain == ON_CPU.gain({"compute": (0.5, 0.5)})
+    assert best(ON_CPU, compute[3:], lambda change: 1.0) == []
 
 
-def test_dropped_shards_are_out_of_memory_though_they_are_mapped(dataset: ShardSet) -> None:
-    split = dataset.split("train")
-    world = World(0, 0, 1, 1, torch.device("cpu"))
-    page_cache.restore(split, world)
-    if page_cache.drop(split, world) == 1:
+def resident(split: Split) -> int:
+    """Pages of its shards in memory, by mincore(2)."""
+    libc, pages = ctypes.CDLL(None), 0
+    for shard in range(len(split.shards)):
+        with open(split.shard_path(shard), "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+            view = np.frombuffer(mapped, np.uint8)
+            there = np.zeros(-(-len(view) // mmap.PAGESIZE), np.uint8)
+            address, length = ctypes.c_void_p(view.ctypes.data), ctypes.c_size_t(len(view))
+            assert libc.mincore(address, length, ctypes.c_void_p(there.ctypes.data)) == 0
+            pages += int((there & 1).sum())
+            del view
+    return pages
+
+
+def test_shards_are_out_of_memory_when_they_are_read_from_the_disk(
+    dataset: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split, left, drop = dataset.split("train"), [], reading.drop
+    reading.load(split)
+    before = resident(split)
+    assert before == sum(-(-shard.bytes // mmap.PAGESIZE) for shard in split.shards)
+    drop(split)
+    if resident(split) == before:
         pytest.skip("this file system keeps its files in memory")
-    with open(split.shard_path(0), "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as pages:
-        page_cache.restore(split, world)
-        assert sum(pages[::4096]) > 0
-        assert page_cache.drop(split, world) == 0
-        assert sum(pages[::4096]) > 0, "the map can still be read"
+
+    def watched(split: Split) -> None:
+        assert resident(split) > 0, "the turn before has read it"
+        drop(split)
+        left.append(resident(split))
+
+    monkeypatch.setattr(reading, "drop", watched)
+    reading.load(split)
+    program = reading.FromDisk(given(dataset))
+    for seconds in (10, 0, 10):  # 0: it ends in mid-epoch
+        assert program.run(seconds).images_per_s > 0
+    assert left == [0, 0, 0], "no reader has the shards mapped"
 
 
-def test_a_part_of_a_split_has_whole_shards(dataset: ShardSet) -> None:
+def test_a_part_of_a_split_has_whole_shards(dataset: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
     split = dataset.split("train")
-    assert page_cache.part(split) is split
-    some = page_cache.part(split, split.shards[0].bytes + split.shards[1].bytes)
+    assert reading.part(split) is split
+    monkeypatch.setattr(reading, "PART_BYTES", split.shards[0].bytes + split.shards[1].bytes)
+    some = reading.part(split)
     assert len(some.shards) == 2
     assert len(some) == split.shards[0].samples + split.shards[1].samples
-
-
-def test_smaller_copies_of_images_decode_faster(tmp_path: Path) -> None:
-    image = picture(480, 640, np.random.default_rng(0))
-    image.save(tmp_path / "x.jpg", quality=95)
-    view = np.fromfile(tmp_path / "x.jpg", np.uint8)
-    found = limits.shrunk([view] * 4, 120)
-    assert found.decode < 0.7, "0.1 on a quiet machine"
-    assert found.bytes < 0.3
-    assert limits.shrunk([view] * 4, 480) == Shrunk(1, 1), "none is larger: nothing is timed"
-    assert limits.shrunk([np.zeros(10, np.uint8)], 120) == Shrunk(1, 1), "what is no JPEG tells nothing"
-
-
-def opened(dataset: ShardSet, **augment: Any) -> Opened:
-    recipe = Recipe(data=DataConfig(image_size=32), augment=AugmentConfig(**augment))
-    return Opened(recipe, dataset, World(0, 0, 1, 1, torch.device("cpu")), 4, {})
-
-
-def test_a_trial_of_resizing_has_its_own_augmentation(dataset: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[set[str]] = []
-
-    def build_resize(on: Opened, held: stages.Held) -> SimpleNamespace:
-        seen.append({name.split(":")[1] for name in held.arrays[0] if ":" in name})
-        return SimpleNamespace()
-
-    monkeypatch.setattr(stages, "build_resize", build_resize)
-    monkeypatch.setattr(measuring, "_pair_rates", lambda pair, *_: [[2.0], [1.0]])
-    on = opened(dataset, rotation=30.0, rotation_filter="linear")
-    change = advice._set("augment.rotation_filter", "nearest", "", {})
-    monkeypatch.setattr(advice, "trials", lambda facts: [change])
-    facts = cast(Facts, SimpleNamespace(model=SimpleNamespace(bottleneck="resize")))
-    (found,) = measuring._tried(facts, on, stages.Held(on), 0.1, 1)
-    assert seen == [{"warp_nearest"}, {"warp_linear"}]
-    assert found.factors["resize"] == (0.5, 0.5)
 
 
 def test_reading_touches_the_shards_pages_and_no_copies(dataset: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,20 +284,32 @@ def test_reading_touches_the_shards_pages_and_no_copies(dataset: ShardSet, monke
         touched.extend(view.__array_interface__["data"][0] for view in views)
 
     monkeypatch.setattr(reading, "_touch", touch)
-    split = dataset.split("train")
-    program = reading.Reading(opened(dataset), split, cold=False)
-    batch = next(program._loader.iter_epoch(0))
-    there = [view.__array_interface__["data"][0] for view in program._loader._reader.views(batch.sample_ids.numpy())]
+    reader = reading.Reader(given(dataset))
+    batch = next(reader.iter_epoch(0))
+    there = [view.__array_interface__["data"][0] for view in reader._reader.views(batch.sample_ids.numpy())]
     assert sorted(touched) == sorted(there)
-    program.close()
+    reader.close()
 
 
-def findings(rates: dict[str, float]) -> Findings:
+def test_resizing_is_fed_what_was_decoded(dataset: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs of the decoder are kept while it goes on: they must stay what they were."""
+    setup = given(dataset, data=DataConfig(image_size=32, threads=1))
+    batches = stages.encoded_batches(setup)
+    assert len(batches) > 4, "more than DALI decodes ahead"
+    first, again = stages._decoder(setup, batches), stages._decoder(setup, batches)
+    kept = [first.run()[0] for _ in batches]
+    for output in kept:
+        fresh = again.run()[0]
+        for place in range(len(fresh)):
+            np.testing.assert_array_equal(output.at(place), fresh.at(place))
+    program = stages.build("resize", setup, batches)
+    assert program.name == "resize"
+    assert program.run(0.05).images_per_s > 0
+
+
+def timings(rates: dict[str, float], fits: bool = True) -> Timings:
     samples = {name: [Sample(0.9 * rate), Sample(rate), Sample(1.1 * rate)] for name, rate in rates.items()}
-    return Findings(
-        samples=samples, cpu_s={}, model=ON_CPU, network=NETWORK, precision="fp32", copy_bytes_per_s=1e10,
-        peak={"fp32": 1e11}, fits=True, stayed=0.0, image_bytes=(1e5, 3e5, 6e5), found=[],
-    )  # fmt: skip
+    return Timings(samples, dict.fromkeys(rates, MS), fits, [])
 
 
 RATES = {"read, disk": 1e6, "read, cached": 1e4, "decode": 1428.0, "resize": 5000.0, "libjpeg-turbo": 1500.0,
@@ -303,7 +318,7 @@ RATES = {"read, disk": 1e6, "read, cached": 1e4, "decode": 1428.0, "resize": 500
 
 def test_the_chart_fits_80_columns_and_marks_the_bottleneck(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
-    lines = report.chart(findings(RATES))
+    lines = report.chart(timings(RATES), ON_CPU)
     assert max(map(len, lines)) <= 80
     (marked,) = [line for line in lines if "bottleneck" in line]
     assert marked.split()[0] == "compute"
@@ -313,23 +328,29 @@ def test_the_chart_fits_80_columns_and_marks_the_bottleneck(monkeypatch: pytest.
 
 
 def test_the_text_has_the_verdict_and_the_arithmetic() -> None:
-    found = findings(RATES)
-    lines = report.verdict(found)
-    assert lines[0] == "bottleneck: compute, 500 images/s alone"
+    lines = list(report.verdict(timings(RATES), ON_CPU))
+    assert lines[0] == (
+        "bottleneck: compute, 500 images/s alone; the others could do decode 2.9×, resize 10.0×, read 20.0× as many"
+    )
     assert "train: 408 images/s predicted (by cores), 390 measured, 96%" in lines
     shared = "on a CPU all stages share the cores: decoding slows training also where it waits for no data"
     assert shared in lines
-    on_gpu = report.verdict(Findings(**{**vars(found), "model": ON_CPU._replace(on_gpu=True)}))
-    assert shared not in on_gpu
+    assert shared not in report.verdict(timings(RATES), ON_CPU._replace(on_gpu=True))
+    assert "libjpeg-turbo decodes 1,500 whole images/s; decode (regions) has 95% of it" in report.notes(timings(RATES))
 
 
-def test_of_two_readings_the_one_that_counts_is_marked() -> None:
-    slow = ON_CPU._replace(costs=COSTS | {"read": Cost(1.0, 1.0)})
-    found = findings(RATES)
-    cached = Findings(**{**vars(found), "model": slow})
-    assert [report.kind_of(name, cached) for name in ("read, disk", "read, cached")] == ["stage", "bottleneck"]
-    disk = Findings(**{**vars(found), "model": slow, "fits": False})
-    assert [report.kind_of(name, disk) for name in ("read, disk", "read, cached")] == ["bottleneck", "stage"]
+def test_of_two_readings_the_one_that_counts_is_marked(dataset: ShardSet) -> None:
+    slow = RATES | {"read, disk": 20.0, "read, cached": 10.0}
+    for rates, expected in (
+        (slow, "read, cached"),
+        ({k: v for k, v in slow.items() if "cached" not in k}, "read, disk"),
+    ):
+        found = timings(rates, fits="read, cached" in rates)
+        model = explain_model.model_of(found, given(dataset))
+        assert model.bottleneck == "read"
+        assert 1 / model.costs["read"].clock_s == pytest.approx(rates[expected])
+        (marked,) = [line for line in report.chart(found, model) if "bottleneck" in line]
+        assert expected in marked
 
 
 def exchange(rank: int, port: int, folder: str) -> None:
@@ -344,8 +365,8 @@ def exchange(rank: int, port: int, folder: str) -> None:
         return sum_tensor(tensor)
 
     distributed.sum_tensor = watched
-    on = Opened(Recipe(), cast(ShardSet, None), world, 8, {})
-    sample = stages.build_communication(on, 7_000_000).run(0.2)
+    setup = Opened(Recipe(), cast(ShardSet, None), world, 8, {})
+    sample = stages.communication(setup, 7_000_000).run(0.2)
     distributed.finish()
     (Path(folder) / str(rank)).write_text(json.dumps([sample.images_per_s, summed]))
 

@@ -8,7 +8,7 @@ import pytest
 from benchmarks import tune
 from benchmarks.measure import Sample
 from benchmarks.options import TUNE_TURNS
-from benchmarks.turns import Turns
+from benchmarks.tune import Turns
 
 LADDERS = {"threads": [1, 2, 3, 4], "prefetch": [1, 2, 3, 4, 6], "read_ahead": [0, 2, 4, 8, 16]}
 START = {"threads": 2, "prefetch": 2, "read_ahead": 4}
