@@ -24,7 +24,6 @@ class Setting:
     at_most: float | None
     below: float | None
     is_range: bool
-    must: str
     belongs_to: str
     when: tuple[str, ...]
     only_speed: bool
@@ -47,7 +46,7 @@ class Setting:
         )
 
     def bounds(self) -> str:
-        """The range in words, to follow "must": "be in 0 to 1"."""
+        """The range in words: "in 0 to 1", "at least 1"."""
         if self.at_least is not None and self.at_most is not None:
             words = f"in {self.at_least:g} to {self.at_most:g}"
         elif self.at_least is not None and self.below is not None:
@@ -59,7 +58,7 @@ class Setting:
             words = " and ".join(f"{name} {bound:g}" for name, bound in named.items() if bound is not None)
         if self.is_range:
             words = f"low ≤ high, both {words}"
-        return self.must or f"be {words}"
+        return words
 
 
 def setting(
@@ -71,7 +70,6 @@ def setting(
     at_most: float | None = None,
     below: float | None = None,
     is_range: bool = False,
-    must: str = "",
     belongs_to: str = "",
     when: tuple[str, ...] = (),
     only_speed: bool = False,
@@ -84,7 +82,6 @@ def setting(
         text: what it does, its unit and its choices, in sentences; the first one alone says what it is.
         at_least, above, at_most, below: bounds of a number, or of each number of a tuple. None is always allowed.
         is_range: the value is a pair, low ≤ high.
-        must: how an error says the bounds, where not in the words of `Setting.bounds`.
         belongs_to: another setting of the section, which must be one of `when`, or without `when` anything but 0, for
             this one to have an effect.
         only_speed: it changes the speed, never the result.
@@ -92,7 +89,7 @@ def setting(
         scaled: `AugmentConfig.scaled` multiplies it.
     """
     about = Setting(
-        text=text, at_least=at_least, above=above, at_most=at_most, below=below, is_range=is_range, must=must,
+        text=text, at_least=at_least, above=above, at_most=at_most, below=below, is_range=is_range,
         belongs_to=belongs_to, when=when, only_speed=only_speed, free_on_resume=free_on_resume or only_speed,
         scaled=scaled,
     )  # fmt: skip
@@ -111,7 +108,7 @@ def check(section: "DataclassInstance") -> None:
     for name, about in known.items():
         value = getattr(section, name)
         if not about.allows(value):
-            raise ValueError(f"{name}: {value} must {about.bounds()}")
+            raise ValueError(f"{name}: {value} must be {about.bounds()}")
     for one in fields(section):
         if one.name in known and getattr(section, one.name) != one.default:
             _require_effect(section, one.name, known[one.name])

@@ -101,7 +101,6 @@ class DataConfig:
         "images they take is chance; under `--deterministic` they then take all that they can.",
         at_least=0,
         at_most=1,
-        must="lie in 0 to 1",
         only_speed=True,
     )
     gpu_decode: Literal["whole", "region", "off"] = setting(
@@ -122,7 +121,6 @@ class DataConfig:
         "tolerated.",
         at_least=0,
         at_most=1,
-        must="lie in 0 to 1",
         free_on_resume=True,
     )
 

@@ -23,7 +23,6 @@ class PhasesConfig:
         "How strong the augmentation is, 0 to 1, as `AugmentConfig.scaled` has it: 1 is the recipe's.",
         at_least=0,
         at_most=1,
-        must="lie in 0 to 1",
     )
 
     def __post_init__(self) -> None:
