@@ -1,18 +1,17 @@
 """timm's `create_dataset` and `create_loader`, with no augmentation but crop and flip. Its prefetcher normalises whole
 batches in the main process."""
 
-from collections.abc import Iterator
-from typing import Any
+from types import SimpleNamespace
 
-import numpy as np
 import torch
 from timm.data import ImageDataset, create_loader
+from timm.data.loader import PrefetchLoader
 
 
-def batches(job: Any) -> Iterator[np.ndarray]:
+def loader(job: SimpleNamespace) -> PrefetchLoader:
     dataset = ImageDataset(job.folder)
-    dataset.reader.samples = dataset.reader.samples * -(-job.epoch_images // len(dataset.reader.samples))
-    loader = create_loader(
+    dataset.reader.samples = dataset.reader.samples * job.repeats
+    return create_loader(
         dataset,
         job.image_size,
         job.batch_size,
@@ -26,6 +25,3 @@ def batches(job: Any) -> Iterator[np.ndarray]:
         num_workers=job.workers,
         device=torch.device("cpu"),
     )
-    while True:
-        for images, _ in loader:
-            yield images.numpy()
