@@ -130,7 +130,7 @@ def table(result: Mapping[str, Any]) -> str:
         more = f"{one['memory_mb']:,.0f}", f"{one['first_batch_s']:.1f}", f"{one['size_bytes'] / 1e6:,.1f}"
         rows.append((-statistics.median(rates), (name, one["version"], str(one["workers"]), rate, ratio, *more)))
     lines = tabulated([COLUMNS, *(cells for _, cells in sorted(rows))], 2)
-    for outcome in ("skipped", "failed"):
+    for outcome, shown in ("skipped", "skipped"), ("failed", "FAILED"):
         for name, why in result[outcome].items():
-            lines += wrapped(f"  {name}: {outcome}, {why}")
+            lines += wrapped(f"  {name}: {shown}, {why}")
     return "\n".join(lines)

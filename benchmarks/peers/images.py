@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -17,18 +17,12 @@ SPLIT = "train"
 
 
 class Images(NamedTuple):
-    """folder: LABEL/SAMPLE.jpg. shards, indexes: the files of the packed split. key: names these images."""
+    """folder: LABEL/SAMPLE.jpg. packed: the files of the split, tars, indexes and table. key: names these images."""
 
     split: Split
     folder: Path
-    shards: list[Path]
-    indexes: list[Path]
+    packed: list[Path]
     key: str
-
-    @property
-    def shard_bytes(self) -> int:
-        """Of what is read of the packed split."""
-        return bytes_of(*self.shards, *self.indexes, self.split.root / table_file(SPLIT))
 
 
 def make_once(target: Path, make: Callable[[Path], None]) -> None:
@@ -55,9 +49,9 @@ def lay_out(dataset: ShardSet, data: Path) -> Images:
                 tar.seek(int(row["offset"]))
                 path.write_bytes(tar.read(int(row["size"])))
 
-    folder, shards = data / f"images-{key}", range(len(split.shards))
-    make_once(folder, write)
-    return Images(split, folder, list(map(split.shard_path, shards)), list(map(split.index_path, shards)), key)
+    make_once(data / f"images-{key}", write)
+    files = [path(shard) for path in (split.shard_path, split.index_path) for shard in range(len(split.shards))]
+    return Images(split, data / f"images-{key}", [*files, split.root / table_file(SPLIT)], key)
 
 
 def lay_out_marked(data: Path) -> Images:
@@ -75,7 +69,7 @@ def lay_out_marked(data: Path) -> Images:
     return lay_out(ShardSet.open(data / "marked"), data)
 
 
-def bytes_of(*paths: Path) -> int:
+def bytes_of(paths: Iterable[Path]) -> int:
     """Of files, and of all below folders."""
     files = [file for path in paths for file in (path.rglob("*") if path.is_dir() else [path])]
     return sum(file.stat().st_size for file in files if file.is_file())

@@ -4,7 +4,6 @@ import tomllib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from pipeline.config import DataConfig
 from shards.format import ShardSet
 
 ROOT = Path(__file__).parents[2]
+OUR_VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 EPOCH_BATCHES = 200  # that an epoch has at least, by repeating images
 NUM_CHECKED = 2000  # images, of the marked ones and of those that are timed
 MARKED_BATCH, MARKED_WORKERS = 50, 4  # at most: each worker then gives several batches of the marked images
@@ -101,59 +101,46 @@ def enter(name: str, images: Images, marked: Images, settings: Settings, ours: S
     """
     if not python_of(name, settings.folder).exists():
         raise PeerError(name, "it has no environment yet", missing=True)
-    for layout in (marked, images) if PEERS[name].reads == "own" else ():
-        make_once(own_files(name, layout, settings), partial(prepare, name, layout, settings))
+    if PEERS[name].reads == "own":
+        prepare(name, marked, settings)
+        prepare(name, images, settings)
     with closing(start(name, marked, settings, min(MARKED_WORKERS, settings.workers[0]), MARKED_BATCH)) as child:
         child.answer()
         crops = child.describe(NUM_CHECKED)
-    refuse(name, marked_faults(crops, ours[0] if ours else crops))
     children: dict[int, Child] = {}
     rates: dict[int, float] = {}
     with ExitStack() as unless_right:
         for workers in settings.workers:
             children[workers] = child = unless_right.enter_context(closing(start(name, images, settings, workers)))
             first_batch_s, version = child.answer()
-            child.figures = {"version": version or our_version(), "workers": workers, "first_batch_s": first_batch_s}
+            child.figures = {"version": version or OUR_VERSION, "workers": workers, "first_batch_s": first_batch_s}
             rates[workers] = child.run(min(TURN_S, settings.seconds)).images_per_s
             best = children[max(rates, key=rates.__getitem__)]
             for slower in set(children.values()) - {best}:
                 slower.close()
         best.seen = crops, best.describe(NUM_CHECKED)
-        refuse(name, pixel_faults(best.seen[1], ours[1] if ours else best.seen[1]))
+        ours = ours or best.seen
+        if faults := marked_faults(crops, ours[0]) or pixel_faults(best.seen[1], ours[1]):
+            raise PeerError(name, f"its output is wrong: {'; '.join(faults)}")
         unless_right.pop_all()
     best.figures["images_per_s_of_workers"] = {str(workers): rate for workers, rate in rates.items()}
-    best.figures["size_bytes"] = bytes_read(name, images, settings)
+    files = {"folder": [images.folder], "shards": images.packed, "own": [own_files(name, images, settings)]}
+    best.figures["size_bytes"] = bytes_of(files[PEERS[name].reads])
     return best
-
-
-def refuse(name: str, faults: Sequence[str]) -> None:
-    if faults:
-        raise PeerError(name, f"its output is wrong: {'; '.join(faults)}")
 
 
 def own_files(name: str, images: Images, settings: Settings) -> Path:
     return settings.folder.absolute() / "data" / f"{name}-{images.key}"
 
 
-def prepare(name: str, images: Images, settings: Settings, target: Path) -> None:
-    """Have a peer write files of its own."""
-    with closing(start(name, images, settings, 1, prepare_in=target)) as child:
-        child.answer(PREPARE_LIMIT_S)
+def prepare(name: str, images: Images, settings: Settings) -> None:
+    """Have a peer write files of its own, unless they are there."""
 
+    def make(target: Path) -> None:
+        with closing(start(name, images, settings, 1, prepare_in=target)) as child:
+            child.answer(PREPARE_LIMIT_S)
 
-def bytes_read(name: str, images: Images, settings: Settings) -> int:
-    """On the disk."""
-    match PEERS[name].reads:
-        case "folder":
-            return bytes_of(images.folder)
-        case "shards":
-            return images.shard_bytes
-        case "own":
-            return bytes_of(own_files(name, images, settings))
-
-
-def our_version() -> str:
-    return str(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"])
+    make_once(own_files(name, images, settings), make)
 
 
 def start(
@@ -166,7 +153,8 @@ def start(
     job = {
         "adapter": peer.adapter, "package": peer.package, "options": dict(peer.options), "root": str(ROOT),
         "folder": str(images.folder), "num_images": len(images.split), "dataset": str(images.split.root),
-        "shards": list(map(str, images.shards)), "indexes": list(map(str, images.indexes)),
+        "shards": [str(path) for path in images.packed if path.suffix == ".tar"],
+        "indexes": [str(path) for path in images.packed if path.suffix == ".idx"],
         "prepare": prepare_in is not None, "prepared": str(prepare_in or own_files(name, images, settings)),
         "repeats": -(-EPOCH_BATCHES * batch_size // len(images.split)),
         "image_size": settings.image_size, "batch_size": batch_size, "workers": workers, "cores": settings.cores,
