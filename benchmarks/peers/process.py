@@ -62,8 +62,10 @@ class Child:
         code = self._process.wait()
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         last = next((line.strip() for line in reversed(lines) if line.strip()), "it says nothing")
+        if last.startswith(IMPORTS):
+            raise PeerError(self.name, last, missing=True)
         how = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"
-        raise PeerError(self.name, f"{how}: {last} (see {self.log})", missing=last.startswith(IMPORTS))
+        raise PeerError(self.name, f"{how}: {last} (see {self.log})")
 
     def run(self, seconds: float) -> Sample:
         self._send(("run", seconds))

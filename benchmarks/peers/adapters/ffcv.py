@@ -20,16 +20,9 @@ def prepare(job: SimpleNamespace) -> None:
 def loader(job: SimpleNamespace) -> Loader:
     crop = RandomResizedCropRGBImageDecoder((job.image_size, job.image_size), scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
     normalize = NormalizeImage(np.array(job.mean), np.array(job.std), np.float32)
+    image = [crop, RandomHorizontalFlip(), normalize, ToTensor(), ToTorchImage()]
     return Loader(
-        f"{job.prepared}/train.beton",
-        job.batch_size,
-        num_workers=job.workers,
-        order=OrderOption.RANDOM,
-        os_cache=True,
-        drop_last=True,
-        indices=np.tile(np.arange(job.num_images), job.repeats),
-        pipelines={
-            "image": [crop, RandomHorizontalFlip(), normalize, ToTensor(), ToTorchImage()],
-            "label": [IntDecoder(), ToTensor()],
-        },
-    )
+        f"{job.prepared}/train.beton", job.batch_size, num_workers=job.workers, order=OrderOption.RANDOM, os_cache=True,
+        drop_last=True, indices=np.tile(np.arange(job.num_images), job.repeats),
+        pipelines={"image": image, "label": [IntDecoder(), ToTensor()]},
+    )  # fmt: skip

@@ -11,17 +11,9 @@ from timm.data.loader import PrefetchLoader
 def loader(job: SimpleNamespace) -> PrefetchLoader:
     dataset = ImageDataset(job.folder)
     dataset.reader.samples = dataset.reader.samples * job.repeats
+    mean, std = (tuple(value / 255 for value in values) for values in (job.mean, job.std))
     return create_loader(
-        dataset,
-        job.image_size,
-        job.batch_size,
-        is_training=True,
-        scale=(0.08, 1.0),
-        ratio=(3 / 4, 4 / 3),
-        color_jitter=0.0,
-        interpolation="bilinear",
-        mean=tuple(value / 255 for value in job.mean),
-        std=tuple(value / 255 for value in job.std),
-        num_workers=job.workers,
+        dataset, job.image_size, job.batch_size, is_training=True, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3),
+        color_jitter=0.0, interpolation="bilinear", mean=mean, std=std, num_workers=job.workers,
         device=torch.device("cpu"),
-    )
+    )  # fmt: skip
