@@ -4,41 +4,42 @@ All get the same images, crop law, output and cores; a program whose output is n
 """
 
 import os
+import statistics
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
-from benchmarks import images
+from benchmarks import images as synthetic
 from benchmarks.options import TIMING, with_options
 from benchmarks.peers.registry import OURS, PEERS
+from benchmarks.text import shown_rate, tabulated, wrapped
 from recipes import DEMO_DATA
 from shard_tools.demo import ensure_demo
 from shards.format import ShardSet
 
+MANY_THREADS = 4
+COLUMNS = ("program", "version", "workers", "images/s", "ours/theirs", "memory MB", "first batch s", "disk MB")
 
-class Numbers(click.ParamType):
-    """Numbers from 1 on, with commas between them."""
 
-    name = "N,N,…"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            found = tuple(sorted({int(part) for part in str(value).split(",")}))
-        except ValueError:
-            found = ()
-        if not found or found[0] < 1:
-            self.fail(f"{value!r} is no list of numbers from 1 on, such as 1,2,4", param, ctx)
-        return found
+def numbers(context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...]:
+    """Of "1,2,4"; none for None."""
+    try:
+        found = tuple(sorted({int(part) for part in value.split(",")})) if value is not None else ()
+    except ValueError:
+        found = (0,)
+    if min(found, default=1) < 1:
+        raise click.BadParameter(f"{value!r} is no list of numbers from 1 on, such as 1,2,4")
+    return found
 
 
 @click.command(name="peers", help=f"""Images/s of this project's loader beside other projects', on the CPU.
 
-    The programs get the same images (of a packed training split), crop law (random-resized, flipped), output (float32,
-    normalised, in the main process) and cores, and the number of workers with which each is fastest. Each one's output
-    is checked before it is timed: shape, type, mean, contrast, and where it crops. Most need an environment of their
-    own, which --setup makes; those that are not installed are skipped.
+    The programs get the same images (a packed training split), crop law (random-resized, flipped), output (float32,
+    normalised, with labels, in the main process) and cores, and the number of workers with which each is fastest. Each
+    one's output is checked before it is timed: form, labels, mean, contrast, where it crops, and whether each image
+    comes. Most need an environment of their own, which --setup makes; those that are not installed are skipped.
 
     \b
     python bench.py peers --setup
@@ -49,66 +50,46 @@ class Numbers(click.ParamType):
     {chr(10).join(f"    {name:<20} {peer.about}" for name, peer in PEERS.items()).strip()}
     """)  # fmt: skip
 @click.option("--data", metavar="DIR|synthetic:WxH", help="Packed dataset.  [default: the demo's]")
-@click.option("--against", metavar="DIR|synthetic:WxH", help="The peers read this one instead.")
-@click.option("--split", default="train", help="Of the dataset.")
 @click.option("--image-size", type=click.IntRange(min=8), default=224, metavar="S", help="Pixels.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=100, metavar="B")
-@click.option(
-    "--threads", type=click.IntRange(min=0), default=0, metavar="N", help="Cores that each program may use; 0 for all."
-)
-@click.option(
-    "--workers",
-    type=Numbers(),
-    help="Numbers of workers to try.  [default: 1,2,3,4; with more than 4 threads 1/2, 1, 3/2, 2 times them]",
-)
-@click.option(
-    "--only",
-    "names",
-    type=click.Choice(list(PEERS)),
-    multiple=True,
-    help="This peer; several times for several.  [default: all]",
-)
+@click.option("--threads", type=click.IntRange(min=0), default=0, metavar="N", help="Cores of a program; 0 for all.")
+@click.option("--workers", callback=numbers, metavar="N,N,…", help="Numbers of workers to try.  [default: 1,2,3,4; "
+              "with more than 4 threads 1/2, 1, 3/2, 2 times them]")  # fmt: skip
+@click.option("--only", "names", type=click.Choice(list(PEERS)), multiple=True, help="This peer; several times for "
+              "several.  [default: all]")  # fmt: skip
 @click.option("--setup", is_flag=True, help="Make the environments of the peers, and measure nothing.")
-@click.option(
-    "--folder",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=".peers",
-    help="Where the environments, the peers' copies of the images, and logs are.",
-)
+@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), default=".peers", help="Where the "
+              "environments, the peers' copies of the images, and logs are.")  # fmt: skip
 @with_options(TIMING)
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the result.")
 def command(
-    data: str | None, against: str | None, split: str, image_size: int, batch_size: int, threads: int,
-    workers: tuple[int, ...] | None, names: tuple[str, ...], setup: bool, folder: Path, seconds: float, repeats: int,
-    out: Path | None, json_file: Path | None,
+    data: str | None, image_size: int, batch_size: int, threads: int, workers: tuple[int, ...], names: tuple[str, ...],
+    setup: bool, folder: Path, seconds: float, repeats: int, out: Path | None, json_file: Path | None,
 ) -> None:  # fmt: skip
     """See `help` above."""
+    names = tuple(name for name in PEERS if name == OURS or name in names or not names)
     if setup:
         from benchmarks.peers.environments import set_up
 
-        if failed := set_up(names or list(PEERS), folder, click.echo):
+        if failed := set_up(names, folder, click.echo):
             raise click.ClickException(f"not installed: {', '.join(failed)}; the others are")
         return
-    cores = cores_to_use(threads)
-    other, ours = opened(against) if against else None, opened(data)
+    cores = sorted(os.sched_getaffinity(0))
+    if threads > len(cores):
+        raise ValueError(f"--threads {threads}: this process may use {len(cores)} cores; give at most so many")
+    cores = cores[: threads or len(cores)]
+    dataset = ShardSet.open(there(data))
 
-    from benchmarks.peers import contest
-    from benchmarks.peers.report import table
-    from benchmarks.peers.run import compare, worker_counts
+    from benchmarks import record
+    from benchmarks.peers import run
     from benchmarks.rates import keep
     from training import environment
 
-    settings = contest.Settings(
-        image_size=image_size,
-        batch_size=batch_size,
-        cores=cores,
-        workers=workers or worker_counts(len(cores)),
-        folder=folder,
-        num_checked=contest.NUM_CHECKED,
-        turn_s=min(contest.TURN_S, seconds),
+    record.require_writable(json_file, out)
+    settings = run.Settings(
+        image_size, batch_size, tuple(cores), workers or worker_counts(len(cores)), folder, seconds, repeats
     )
-    wanted = [OURS, *(name for name in PEERS if name != OURS and (name in names or not names))]
-    result = compare(wanted, ours, other, split, settings, seconds, repeats, say)
+    result = run.compare(names, dataset, settings, say)
     click.echo(f"peers, {batch_size} × {image_size} px, {len(cores)} threads, {environment.cpu_model() or 'CPU'}; "
                f"median [range] of {repeats} × {seconds:g} s; ours/theirs with its 95 % interval")  # fmt: skip
     click.echo(table(result))
@@ -124,18 +105,32 @@ def say(line: str) -> None:
     click.echo(line, err=True)
 
 
-def cores_to_use(threads: int) -> tuple[int, ...]:
-    """The first `threads` cores that this process may use; all for 0. Raises ValueError where there are fewer."""
-    allowed = sorted(os.sched_getaffinity(0))
-    if threads > len(allowed):
-        raise ValueError(f"--threads {threads}: this process may use {len(allowed)} cores; give at most so many")
-    return tuple(allowed[: threads or len(allowed)])
-
-
-def opened(data: str | None) -> ShardSet:
-    """The packed dataset that --data names; the demo's and synthetic ones are made where they are not there yet."""
+def there(data: str | None) -> str:
+    """The folder of the dataset that --data names; the demo's and synthetic ones are made where they are not there."""
     if data is None:
         ensure_demo(Path(DEMO_DATA), say)
-    elif data.startswith(images.PREFIX):
-        data = str(images.ensure(data, say=say))
-    return ShardSet.open(data or DEMO_DATA)
+        return DEMO_DATA
+    return str(synthetic.ensure(data, say=say)) if data.startswith(synthetic.PREFIX) else data
+
+
+def worker_counts(threads: int) -> tuple[int, ...]:
+    """Numbers of workers to try: 1 to 4, and with more threads than that, from half as many to twice as many."""
+    if threads <= MANY_THREADS:
+        return tuple(range(1, MANY_THREADS + 1))
+    return tuple(threads * quarters // 4 for quarters in (2, 4, 6, 8))
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """A line a program, the fastest first; under them those that were left out, and why."""
+    rows = []
+    for name, one in result["programs"].items():
+        rates, times = one["images_per_s"], result["ratios"].get(f"{OURS} / {name}")
+        rate = f"{shown_rate(statistics.median(rates))} [{shown_rate(min(rates))}–{shown_rate(max(rates))}]"
+        ratio = f"{times['median']:.2f} [{times['low']:.2f}–{times['high']:.2f}]" if times else "1"
+        more = f"{one['memory_mb']:,.0f}", f"{one['first_batch_s']:.1f}", f"{one['size_bytes'] / 1e6:,.1f}"
+        rows.append((-statistics.median(rates), (name, one["version"], str(one["workers"]), rate, ratio, *more)))
+    lines = tabulated([COLUMNS, *(cells for _, cells in sorted(rows))], 2)
+    for outcome, shown in ("skipped", "skipped"), ("failed", "FAILED"):
+        for name, why in result[outcome].items():
+            lines += wrapped(f"  {name}: {shown}, {why}")
+    return "\n".join(lines)

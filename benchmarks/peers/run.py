@@ -1,104 +1,163 @@
-"""The comparison: lay the images out, let each peer in, time those that passed in turn → a result (`record`)."""
+"""The comparison: check each peer's output, choose its number of workers, time those that passed in turn → a result."""
 
-from collections.abc import Callable, Iterator, Sequence
+import tomllib
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import noise, record
 from benchmarks.measure import Sample, in_turn, ratio
-from benchmarks.peers.contest import Contestant, Settings, enter, reference
-from benchmarks.peers.environments import how_to_install
-from benchmarks.peers.layout import Layout, lay_out, lay_out_gradients
-from benchmarks.peers.process import Missing, PeerError
-from benchmarks.peers.registry import OURS
+from benchmarks.peers.check import Seen, marked_faults, pixel_faults
+from benchmarks.peers.environments import how_to_install, python_of
+from benchmarks.peers.images import Images, bytes_of, lay_out, lay_out_marked, make_once
+from benchmarks.peers.process import Child, PeerError
+from benchmarks.peers.registry import OURS, PEERS
+from pipeline.config import DataConfig
 from shards.format import ShardSet
 
-MANY_THREADS = 4
+ROOT = Path(__file__).parents[2]
+OUR_VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+EPOCH_BATCHES = 200  # that an epoch has at least, by repeating images
+NUM_CHECKED = 2000  # images, of the marked ones and of those that are timed
+MARKED_BATCH, MARKED_WORKERS = 50, 4  # at most: each worker then gives several batches of the marked images
+TURN_S = 2.0  # how long a number of workers is tried, at most
+PREPARE_LIMIT_S = 24 * 3600.0
 
 
-def worker_counts(threads: int) -> tuple[int, ...]:
-    """Numbers of workers to try: 1 to 4, and with more threads than that, from half as many to twice as many."""
-    if threads <= MANY_THREADS:
-        return tuple(range(1, MANY_THREADS + 1))
-    return tuple(threads * quarters // 4 for quarters in (2, 4, 6, 8))
+@dataclass(frozen=True)
+class Settings:
+    """What all programs are asked for.
 
-
-def compare(
-    names: Sequence[str], data: ShardSet, against: ShardSet | None, split: str, settings: Settings, seconds: float,
-    repeats: int, say: Callable[[str], None],
-) -> dict[str, Any]:  # fmt: skip
-    """Ours and the peers `names`.
-
-    Args:
-        against: what the peers read, where that is another than what ours reads.
-        seconds, repeats: of each program's turns.
-        say: gets a line about each program as it comes in.
-
-    Returns:
-        the result, with `skipped` and `failed` besides: peer → why.
+    cores: that a program's processes may use. workers: numbers of worker processes or threads that are tried.
+    folder: environments, the peers' copies of the images, and logs. seconds, repeats: of each program's turns.
     """
-    ours = lay_out(data, split, settings.folder, len(settings.cores))
-    theirs = lay_out(against, split, settings.folder, len(settings.cores)) if against else ours
+
+    image_size: int
+    batch_size: int
+    cores: tuple[int, ...]
+    workers: tuple[int, ...]
+    folder: Path
+    seconds: float
+    repeats: int
+
+
+def compare(names: Sequence[str], dataset: ShardSet, settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
+    """The result of the peers `names`, with `skipped` and `failed` besides: peer → why. The first is ours, beside which
+    the others are checked. say: gets a line about each program as it comes in.
+
+    Raises PeerError where ours fails before it is timed.
+    """
+    images, marked = lay_out(dataset, settings.folder / "data"), lay_out_marked(settings.folder / "data")
     skipped: dict[str, str] = {}
     failed: dict[str, str] = {}
+    children: list[Child] = []
+    samples: dict[str, list[Sample]] = {}
+
+    def leave_out(error: PeerError) -> None:
+        outcome, found = ("skipped", skipped) if error.missing else ("FAILED", failed)
+        found[error.peer] = f"{error}; {how_to_install(error.peer)}" if error.missing else str(error)
+        say(f"{error.peer}: {outcome}, {found[error.peer]}")
+
     with ExitStack() as stack:
-        contestants = []
-        for contestant in entered(names, ours, theirs, settings, skipped, failed, say):
-            contestants.append(stack.enter_context(closing(contestant)))
+        for name in names:
+            try:
+                child = enter(name, images, marked, settings, children[0].seen if children else None)
+                children.append(stack.enter_context(closing(child)))
+                say(f"{name}: output checked, {child.figures['workers']} workers")
+            except PeerError as error:
+                if not children:
+                    raise
+                leave_out(error)
         with noise.watched(torch.device("cpu")) as warnings:
-            samples = timed(contestants, seconds, repeats, failed, say)
+            while children and not samples:  # where one fails the others begin again: all theirs are taken in turn
+                try:
+                    samples = in_turn(children, settings.seconds, settings.repeats)
+                except PeerError as error:
+                    leave_out(error)
+                    children = [child for child in children if child.name != error.peer]
+        figures = {child.name: child.figures | {"memory_mb": child.memory_mb()} for child in children}
     rates = {name: [one.images_per_s for one in taken] for name, taken in samples.items()}
-    ratios = {
-        f"{OURS} / {name}": ratio(rates[OURS], theirs)
-        for name, theirs in rates.items()
-        if name != OURS and OURS in rates
-    }
-    described = {
-        "data": str(data.root), "against": str((against or data).root), "split": split,
+    ratios = {f"{OURS} / {name}": ratio(rates[OURS], rates[name]) for name in rates if name != OURS and OURS in rates}
+    about = {
+        "data": str(dataset.root), "against": str(dataset.root), "split": images.split.name,
         "image_size": settings.image_size, "batch_size": settings.batch_size, "threads": len(settings.cores),
-        "workers": list(settings.workers), "seconds": seconds, "repeats": repeats, "device": "cpu",
+        "workers": list(settings.workers), "seconds": settings.seconds, "repeats": settings.repeats, "device": "cpu",
     }  # fmt: skip
     lines = [*warnings, *noise.spread_warnings(rates)]
-    figures = {one.name: one.figures() for one in contestants if one.name in samples}
-    result = record.build("peers", described, samples, ratios, lines, figures)
+    result = record.build("peers", about, samples, ratios, lines, figures)
     return result | {"skipped": skipped, "failed": failed}
 
 
-def entered(
-    names: Sequence[str], ours: Layout, theirs: Layout, settings: Settings, skipped: dict[str, str],
-    failed: dict[str, str], say: Callable[[str], None],
-) -> Iterator[Contestant]:  # fmt: skip
-    """Each program that may be timed, as soon as it has passed. Fills `skipped` and `failed`."""
-    gradients = lay_out_gradients(settings.folder)
-    crops = reference(gradients, settings, crops=True)
-    expected = {layout.key: reference(layout, settings) for layout in (ours, theirs)}
-    for name in names:
-        images = ours if name == OURS else theirs
-        try:
-            contestant = enter(name, images, gradients, expected[images.key], crops, settings)
-        except Missing as error:
-            skipped[name] = f"{error}; {how_to_install(name)}"
-            say(f"{name}: skipped, {skipped[name]}")
-        except PeerError as error:
-            failed[name] = str(error)
-            say(f"{name}: FAILED, {error}")
-        else:
-            say(f"{name}: output checked, {contestant.workers} workers")
-            yield contestant
+def enter(name: str, images: Images, marked: Images, settings: Settings, ours: Sequence[Seen] | None) -> Child:
+    """A peer whose files are made and whose output is checked, with that number of workers with which it is fastest.
+
+    ours: what ours makes of the marked images and of those that are timed; None where this is ours.
+
+    Raises PeerError where it is not installed, fails, or delivers something else than was asked for.
+    """
+    if not python_of(name, settings.folder).exists():
+        raise PeerError(name, "it has no environment yet", missing=True)
+    if PEERS[name].reads == "own":
+        prepare(name, marked, settings)
+        prepare(name, images, settings)
+    with closing(start(name, marked, settings, min(MARKED_WORKERS, settings.workers[0]), MARKED_BATCH)) as child:
+        child.answer()
+        crops = child.describe(NUM_CHECKED)
+    children: dict[int, Child] = {}
+    rates: dict[int, float] = {}
+    with ExitStack() as unless_right:
+        for workers in settings.workers:
+            children[workers] = child = unless_right.enter_context(closing(start(name, images, settings, workers)))
+            first_batch_s, version = child.answer()
+            child.figures = {"version": version or OUR_VERSION, "workers": workers, "first_batch_s": first_batch_s}
+            rates[workers] = child.run(min(TURN_S, settings.seconds)).images_per_s
+            best = children[max(rates, key=rates.__getitem__)]
+            for slower in set(children.values()) - {best}:
+                slower.close()
+        best.seen = crops, best.describe(NUM_CHECKED)
+        ours = ours or best.seen
+        if faults := marked_faults(crops, ours[0]) or pixel_faults(best.seen[1], ours[1]):
+            raise PeerError(name, f"its output is wrong: {'; '.join(faults)}")
+        unless_right.pop_all()
+    best.figures["images_per_s_of_workers"] = {str(workers): rate for workers, rate in rates.items()}
+    files = {"folder": [images.folder], "shards": images.packed, "own": [own_files(name, images, settings)]}
+    best.figures["size_bytes"] = bytes_of(files[PEERS[name].reads])
+    return best
 
 
-def timed(
-    contestants: Sequence[Contestant], seconds: float, repeats: int, failed: dict[str, str], say: Callable[[str], None]
-) -> dict[str, list[Sample]]:
-    """`in_turn`; where one fails the others begin again without it, so that all of theirs were taken in turn."""
-    left = list(contestants)
-    while left:
-        try:
-            return in_turn(left, seconds, repeats)
-        except PeerError as error:
-            failed[error.peer] = str(error)
-            say(f"{error.peer}: FAILED, {error}")
-            left = [one for one in left if one.name != error.peer]
-    return {}
+def own_files(name: str, images: Images, settings: Settings) -> Path:
+    return settings.folder.absolute() / "data" / f"{name}-{images.key}"
+
+
+def prepare(name: str, images: Images, settings: Settings) -> None:
+    """Have a peer write files of its own, unless they are there."""
+
+    def make(target: Path) -> None:
+        with closing(start(name, images, settings, 1, prepare_in=target)) as child:
+            child.answer(PREPARE_LIMIT_S)
+
+    make_once(own_files(name, images, settings), make)
+
+
+def start(
+    name: str, images: Images, settings: Settings, workers: int, batch_size: int = 0, prepare_in: Path | None = None
+) -> Child:
+    """A peer's process, which first answers with its first batch. batch_size: at most; 0 for the settings'.
+    prepare_in: where it has to write its files instead."""
+    peer, config = PEERS[name], DataConfig()
+    batch_size = min(batch_size or settings.batch_size, settings.batch_size)
+    job = {
+        "adapter": peer.adapter, "package": peer.package, "options": dict(peer.options), "root": str(ROOT),
+        "folder": str(images.folder), "num_images": len(images.split), "dataset": str(images.split.root),
+        "shards": [str(path) for path in images.packed if path.suffix == ".tar"],
+        "indexes": [str(path) for path in images.packed if path.suffix == ".idx"],
+        "prepare": prepare_in is not None, "prepared": str(prepare_in or own_files(name, images, settings)),
+        "repeats": -(-EPOCH_BATCHES * batch_size // len(images.split)),
+        "image_size": settings.image_size, "batch_size": batch_size, "workers": workers, "cores": settings.cores,
+        "mean": list(config.mean), "std": list(config.std),
+    }  # fmt: skip
+    return Child(name, python_of(name, settings.folder), job, settings.folder / "logs" / f"{name}.txt")

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
@@ -18,26 +17,33 @@ from click.testing import CliRunner
 from PIL import Image
 from torchvision.transforms.v2 import RandomResizedCrop
 
+from benchmarks import peers
 from benchmarks.measure import Sample
-from benchmarks.peers import check, command, contest, environments, gradient, layout, observe, registry, report, run
-from benchmarks.peers.process import CHILD, Child, Missing, PeerError
+from benchmarks.peers import check, command, environments, images, process, run
+from benchmarks.peers.process import Child, PeerError
 from benchmarks.peers.registry import OURS, PEERS, Peer
 from shards.format import ShardSet
 
 SIDE = 32
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
-SOURCE = Image.fromarray(gradient.image())
-SIZE = [gradient.WIDTH, gradient.HEIGHT]
+SOURCES = [Image.fromarray(check.marked_image(label)) for label in range(check.NUM_MARKED)]
 
 # --- what a crop is, seen from its colours
 
 
-def cut(left: float, top: float, width: float, height: float, flip: bool = False) -> np.ndarray:
-    """(3, SIDE, SIDE) float32, normalised: a region in pixels, resized by PIL."""
+def cut(label: int, left: float, top: float, width: float, height: float, flip: bool = False) -> np.ndarray:
+    """(3, SIDE, SIDE) float32, normalised: a region in pixels of a marked image, resized by PIL."""
     box = (left, top, left + width, top + height)
-    pixels = np.asarray(SOURCE.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=box), dtype=np.float32)
+    pixels = np.asarray(SOURCES[label].resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=box), dtype=np.float32)
     pixels = pixels[:, ::-1] if flip else pixels
     return ((pixels - MEAN) / STD).transpose(2, 0, 1).astype(np.float32)
+
+
+def seen(images: np.ndarray, labels: np.ndarray | None = None) -> check.Seen:
+    """One batch, described."""
+    job = SimpleNamespace(batch_size=len(images), image_size=images.shape[-1], mean=MEAN, std=STD)
+    labels = np.zeros(len(images), np.int64) if labels is None else labels
+    return check.describe([(images, labels)], len(images), job)
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -45,50 +51,46 @@ def cut(left: float, top: float, width: float, height: float, flip: bool = False
     "box", [(0, 0, 320, 240), (10, 20, 200, 100), (250, 0, 70, 240), (3, 200, 60, 40), (100.0, 50.0, 20.0, 30.0)]
 )
 def test_a_crop_is_found_from_its_colours(box: tuple[float, ...], flip: bool) -> None:
-    crop = cut(*box, flip=flip)
-    found = observe.describe_crops(crop[None], MEAN, STD, SIZE)
-    shares = np.array(box) / [320, 240, 320, 240]
-    assert np.allclose(
-        [found[name][0] for name in ("left", "top", "width", "height")], shares, atol=0.01
-    )  # 2.5 grey levels
-    assert (found["flipped"], found["upside_down"]) == ([flip], [False])
-    assert found["blue"][0] == pytest.approx(gradient.BLUE, abs=0.5)
-    assert found["error"][0] < 0.03
+    found = seen(cut(5, *box, flip=flip)[None])
+    left, top, width, height = np.array(box) / [320, 240, 320, 240]
+    assert found["centre from the left"][0] == pytest.approx(left + width / 2, abs=0.01)  # 2.5 grey levels
+    assert found["centre from the top"][0] == pytest.approx(top + height / 2, abs=0.01)
+    assert found["area"][0] == pytest.approx(width * height, abs=0.01 * (width + height))
+    assert found["aspect ratio"][0] == pytest.approx(box[2] / box[3], rel=0.03)
+    assert (found["flipped"].tolist(), found["upside down"].tolist()) == ([flip], [False])
+    assert found["blue"][0] == pytest.approx(check.blue_of(5), abs=0.5)
+    assert found["bent"][0] < 0.03
 
 
 # --- the checks
 
 
 def law(num: int, seed: int, scale: tuple[float, float] = (0.08, 1.0), ratio: tuple[float, float] = (3 / 4, 4 / 3),
-        flipped: float = 0.5, centred: bool = False) -> np.ndarray:  # fmt: skip
-    """(num, 3, SIDE, SIDE): crops drawn by torchvision."""
+        flipped: float = 0.5, centred: bool = False) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """(num, 3, SIDE, SIDE) crops drawn by torchvision, each image as often as another, and their labels."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    draw, crops = RandomResizedCrop(SIDE, scale, ratio), []
-    whole = torch.empty(3, gradient.HEIGHT, gradient.WIDTH)
-    for _ in range(num):
+    draw, crops, labels = RandomResizedCrop(SIDE, scale, ratio), [], np.arange(num) % check.NUM_MARKED
+    whole = torch.empty(3, check.HEIGHT, check.WIDTH)
+    for label in labels:
         box = draw.make_params([whole])
         left, top, width, height = (box[name] for name in ("left", "top", "width", "height"))
         if centred:
-            left, top = (gradient.WIDTH - width) / 2, (gradient.HEIGHT - height) / 2
-        crops.append(cut(left, top, width, height, rng.random() < flipped))
-    return np.stack(crops)
+            left, top = (check.WIDTH - width) / 2, (check.HEIGHT - height) / 2
+        crops.append(cut(int(label), left, top, width, height, rng.random() < flipped))
+    return np.stack(crops), labels
 
 
-def seen(images: np.ndarray) -> dict[str, Any]:
-    return observe.describe(images) | observe.describe_crops(images, MEAN, STD, SIZE)
-
-
-NUM = 500
+NUM = 1000
 
 
 @pytest.fixture(scope="module")
-def expected() -> dict[str, Any]:
-    return seen(law(NUM, seed=1))
+def expected() -> check.Seen:
+    return seen(*law(NUM, seed=1))
 
 
-def test_the_same_law_passes(expected: dict[str, Any]) -> None:
-    assert check.crop_faults(seen(law(NUM, seed=2)), expected) == []
+def test_the_same_law_passes(expected: check.Seen) -> None:
+    assert check.marked_faults(seen(*law(NUM, seed=2)), expected) == []
 
 
 @pytest.mark.parametrize(
@@ -100,31 +102,36 @@ def test_the_same_law_passes(expected: dict[str, Any]) -> None:
         ("centre", {"centred": True}),
     ],
 )
-def test_another_crop_law_is_refused(what: str, wrong: dict[str, Any], expected: dict[str, Any]) -> None:
-    faults = check.crop_faults(seen(law(NUM, seed=2, **wrong)), expected)
-    assert faults
-    assert all(what in fault for fault in faults) or wrong.get("scale")  # larger crops also lie nearer the centre
+def test_another_crop_law_is_refused(what: str, wrong: dict[str, Any], expected: check.Seen) -> None:
+    faults = check.marked_faults(seen(*law(NUM, seed=2, **wrong)), expected)
     assert any(what in fault for fault in faults)
+    if what != "aspect ratio" and "scale" not in wrong:  # other shapes and larger crops also lie nearer the centre
+        assert all(what in fault for fault in faults)
 
 
 @pytest.mark.parametrize(
     ("what", "spoil"),
     [
-        ("blue", lambda images: images[:, ::-1]),
-        ("blue", lambda images: images / 255),
-        ("blue", lambda images: images + 0.2),
-        ("upside down", lambda images: images[:, :, ::-1]),
-        ("colours are", lambda images: np.roll(images, SIDE // 2, axis=3)),
+        ("blue", lambda images, labels: (images[:, ::-1], labels)),
+        ("blue", lambda images, labels: (images / 255, labels)),
+        ("blue", lambda images, labels: (images + 0.2, labels)),
+        ("wrong label", lambda images, labels: (images, labels[::-1])),
+        ("wrong label", lambda images, labels: (images, labels + 1)),
+        ("upside down", lambda images, labels: (images[:, :, ::-1], labels)),
+        ("colours are", lambda images, labels: (np.roll(images, SIDE // 2, axis=3), labels)),
+        ("image 7 comes 0 times", lambda images, labels: (images[labels != 7], labels[labels != 7])),
+        ("image 3 comes 7", lambda images, labels: (np.concatenate([images, *[images[labels == 3][:20]] * 2]),
+                                                    np.concatenate([labels, [3] * 40]))),
     ],
-)
-def test_other_pixels_than_a_crops_are_refused(what: str, spoil: Callable[..., Any], expected: dict[str, Any]) -> None:
-    assert what in check.crop_faults(seen(spoil(law(50, seed=2))), expected)[0]
+)  # fmt: skip
+def test_other_images_labels_and_epochs_are_refused(what: str, spoil: Callable[..., Any], expected: check.Seen) -> None:
+    assert what in check.marked_faults(seen(*spoil(*law(NUM, seed=2))), expected)[0]
 
 
-def test_a_small_sample_of_the_right_law_passes(expected: dict[str, Any]) -> None:
+def test_a_small_sample_of_the_right_law_passes(expected: check.Seen) -> None:
     """The limits are those of chance, however few crops there are."""
     for seed in range(10):
-        assert check.crop_faults(seen(law(20, seed=10 + seed)), expected) == []
+        assert check.marked_faults(seen(*law(20, seed=10 + seed)), expected) == []
 
 
 def photographs(num: int, seed: int) -> np.ndarray:
@@ -140,74 +147,70 @@ def photographs(num: int, seed: int) -> np.ndarray:
     ("what", "spoil"),
     [
         ("red's mean", lambda images: images[:, ::-1]),
-        ("std", lambda images: images * (np.reshape(STD, (3, 1, 1)) / 127.5)),
-        ("std", lambda images: images / 255),
+        ("mean square", lambda images: images * (np.reshape(STD, (3, 1, 1)) / 127.5)),
+        ("mean square", lambda images: images / 255),
         ("mean", lambda images: images + 0.3),
-        ("std", lambda images: images.clip(-0.5, 0.5)),
+        ("mean square", lambda images: images.clip(-0.5, 0.5)),
     ],
 )
 def test_other_colours_are_refused(what: str, spoil: Callable[..., Any]) -> None:
-    right = observe.describe(photographs(2000, 1))
-    assert check.pixel_faults(observe.describe(photographs(2000, 2)), right) == []
-    assert any(what in fault for fault in check.pixel_faults(observe.describe(spoil(photographs(2000, 2))), right))
+    right = seen(photographs(2000, 1))
+    assert check.pixel_faults(seen(photographs(2000, 2)), right) == []
+    spoilt = np.asarray(spoil(photographs(2000, 2)), np.float32)
+    assert any(what in fault for fault in check.pixel_faults(seen(spoilt), right))
+
+
+GOOD_IMAGES, GOOD_LABELS = np.zeros((4, 3, SIDE, SIDE), np.float32), np.zeros(4, np.int64)
 
 
 @pytest.mark.parametrize(
-    ("what", "images"),
+    ("what", "images", "labels"),
     [
-        ("dtype is uint8", np.zeros((4, 3, SIDE, SIDE), np.uint8)),
-        ("shape", np.zeros((4, SIDE, SIDE, 3), np.float32)),
-        ("shape", np.zeros((5, 3, SIDE, SIDE), np.float32)),
-        ("not finite", np.full((4, 3, SIDE, SIDE), np.nan, np.float32)),
+        ("uint8, not", np.zeros((4, 3, SIDE, SIDE), np.uint8), GOOD_LABELS),
+        ("images are", np.zeros((4, SIDE, SIDE, 3), np.float32), GOOD_LABELS),
+        ("images are", np.zeros((3, 3, SIDE, SIDE), np.float32), np.zeros(3, np.int64)),  # a last batch that is smaller
+        ("not finite", np.full((4, 3, SIDE, SIDE), np.nan, np.float32), GOOD_LABELS),
+        ("labels are", GOOD_IMAGES, np.zeros((4, 10), np.int64)),
+        ("labels are", GOOD_IMAGES, np.zeros(4)),
     ],
 )
-def test_another_form_is_refused(what: str, images: np.ndarray) -> None:
-    assert check.form_faults(observe.describe(np.zeros((4, 3, SIDE, SIDE), np.float32)), 4, SIDE) == []
-    (fault,) = check.form_faults(observe.describe(images), 4, SIDE)
-    assert what in fault
-
-
-def test_one_bad_batch_among_good_ones_is_seen() -> None:
-    good = np.zeros((2, 3, 8, 8), np.float32)
-    whole = observe.joined([observe.describe(one) for one in (good, good * np.nan, good)])
-    assert not whole["finite"]
-    whole = observe.joined([observe.describe(one) for one in (good, good[:1], good)])
-    assert whole["shape"] == [1, 3, 8, 8], "a last batch that is smaller"
-    assert len(observe.joined([observe.describe(good)] * 3)["means"]) == 6
-
-
-def test_the_distance_is_kolmogorov_smirnovs() -> None:
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(size=60), rng.normal(0.5, 2, size=90)
-    brute = max(abs((a <= x).mean() - (b <= x).mean()) for x in np.concatenate([a, b]))
-    assert check.ks_distance(a, b) == pytest.approx(brute)
-    same = [check.ks_distance(rng.random(200), rng.random(300)) for _ in range(400)]
-    assert 0.01 < np.mean(np.array(same) > check.ks_limit(200, 300, level=0.05)) < 0.09
+def test_another_form_is_refused(what: str, images: np.ndarray, labels: np.ndarray) -> None:
+    """Also of one bad batch among good ones."""
+    job = SimpleNamespace(batch_size=4, image_size=SIDE, mean=MEAN, std=STD)
+    good = (GOOD_IMAGES, GOOD_LABELS)
+    assert len(check.describe([good, good, good, good], 12, job)["label"]) == 12
+    with pytest.raises(ValueError, match=what):
+        check.describe([good, (images, labels), good], 12, job)
 
 
 # --- processes that misbehave
 
 GOOD = """
 import numpy as np
-def batches(job):
+def loader(job):
     print("a library's chatter")
     while True:
-        yield np.zeros((job.batch_size, 3, 4, 4), np.float32)
+        yield np.zeros((job.batch_size, 3, 4, 4), np.float32), np.zeros(job.batch_size, np.int64)
 """
 
 
+def write_adapter(folder: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the adapter "fake" of the processes that are started."""
+    (folder / "adapters").mkdir(exist_ok=True)
+    (folder / "adapters" / "fake.py").write_text(source)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+
+
 @pytest.fixture
-def child(tmp_path: Path) -> Iterator[Callable[..., Child]]:
-    """`child(source, **job)` starts an adapter; all end with the test."""
+def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Child]]:
+    """`child(source)` starts an adapter; all end with the test."""
     started = []
 
-    def start(source: str, limit_s: float = 60.0, script: Path = CHILD, **job: Any) -> Child:
-        adapter = tmp_path / "adapter.py"
-        adapter.write_text(source)
-        cores = sorted(os.sched_getaffinity(0))
-        told = {"package": "numpy", "batch_size": 5, "workers": 1, "cores": cores, "settle": 2} | job
-        command = [sys.executable, "-P", str(script), str(adapter)]
-        started.append(Child("fake", command, told, tmp_path / "log.txt", limit_s))
+    def start(source: str) -> Child:
+        write_adapter(tmp_path, source, monkeypatch)
+        job = {"adapter": "fake", "package": "numpy", "prepare": False, "batch_size": 5, "image_size": 4, "workers": 1,
+               "cores": sorted(os.sched_getaffinity(0)), "mean": MEAN, "std": STD}  # fmt: skip
+        started.append(Child("fake", environments.python_of(OURS, tmp_path), job, tmp_path / "log.txt"))
         return started[-1]
 
     yield start
@@ -217,72 +220,65 @@ def child(tmp_path: Path) -> Iterator[Callable[..., Child]]:
 
 def test_a_program_is_started_and_timed(child: Callable[..., Child], tmp_path: Path) -> None:
     program = child(GOOD)
-    assert program.ask("start")["version"] == np.__version__
-    done = program.ask("run", seconds=0.2)
-    assert done["images"] % 5 == 0
-    assert 0.2 <= done["seconds"] < 5
-    assert program.ask("describe", num_images=12)["means"] == [[0, 0, 0]] * 15
+    first_batch_s, version = program.answer()
+    assert 0 < first_batch_s < 60
+    assert version == np.__version__
+    before = time.monotonic()
+    assert program.run(0.2).images_per_s > 0
+    assert 0.2 <= time.monotonic() - before < 5
+    assert program.describe(12)["red's mean"].tolist() == [0] * 15
     assert "chatter" in (tmp_path / "log.txt").read_text()
 
 
 @pytest.mark.parametrize(
-    ("source", "kind", "words"),
+    ("source", "missing", "words"),
     [
-        ("raise ImportError('no module ffcv')", Missing, "no module ffcv"),
-        ("def batches(job):\n  raise OSError('disk\\nis full')\n  yield", PeerError, "OSError: disk is full"),
-        ("import os, sys\nprint('bad alloc', file=sys.stderr)\nsys.stderr.flush()\nos._exit(3)", PeerError,
-         "ended with status 3 at 'start': bad alloc"),
-        ("import os\nos.kill(os.getpid(), 11)", PeerError, "was ended by signal 11 at 'start'"),
-        ("def batches(job):\n  return iter([])", PeerError, "StopIteration"),
+        ("raise ImportError('no module ffcv')", True, "ImportError: no module ffcv"),
+        ("import no_such_package", True, "No module named 'no_such_package'"),
+        ("def loader(job):\n  raise OSError('disk is full')", False, "OSError: disk is full"),
+        ("import os, sys\nprint('bad alloc', file=sys.stderr)\nsys.stderr.flush()\nos._exit(3)", False,
+         "ended with status 3: bad alloc"),
+        ("import os\nos.kill(os.getpid(), 11)", False, "was ended by signal 11"),
+        ("def loader(job):\n  return iter([])", False, "the loader gives no batch"),
     ],
 )  # fmt: skip
-def test_a_failure_is_one_clear_line(
-    child: Callable[..., Child], source: str, kind: type[PeerError], words: str
-) -> None:
+def test_a_failure_is_one_clear_line(child: Callable[..., Child], source: str, missing: bool, words: str) -> None:
     with pytest.raises(PeerError) as caught:
-        child(source).ask("start")
-    assert type(caught.value) is kind
+        child(source).answer()
+    assert caught.value.missing is missing
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.peer == "fake"
 
 
 def test_a_program_that_hangs_is_given_up(child: Callable[..., Child]) -> None:
-    program = child("import time\ntime.sleep(600)", limit_s=1.0)
+    program = child("import time\ntime.sleep(600)")
     before = time.monotonic()
-    with pytest.raises(PeerError, match=r"no answer to 'start' in 1 s \(see .*log.txt\)"):
-        program.ask("start")
+    with pytest.raises(PeerError, match=r"no answer in 1 s \(see .*log.txt\)"):
+        program.answer(1.0)
     program.close()
     assert time.monotonic() - before < 20
-
-
-@pytest.mark.parametrize("rubbish", ["hello", "[1, 2]", '{"other": 1}', '{"answer": 3}', "\\xff\\xfe"])
-def test_rubbish_is_no_answer(child: Callable[..., Child], tmp_path: Path, rubbish: str) -> None:
-    script = tmp_path / "child.py"
-    script.write_text(f"import sys\nfor line in sys.stdin:\n    print({rubbish!r}, flush=True)")
-    with pytest.raises(PeerError, match=r"'start' with .* which is no answer"):
-        child("", script=script).ask("start")
 
 
 WITH_WORKER = """
 import os, time
 import numpy as np
-def batches(job):
+def loader(job):
     if os.fork() == 0:
         held = np.ones(300_000_000 // 8)
         time.sleep(600)
     while True:
         time.sleep(0.01)
-        yield np.zeros((job.batch_size, 3, 4, 4), np.float32)
+        yield np.zeros((job.batch_size, 3, 4, 4), np.float32), np.zeros(job.batch_size, np.int64)
 """
 
 
 def test_memory_counts_all_processes_and_all_end(child: Callable[..., Child]) -> None:
     program = child(WITH_WORKER)
     session = program._process.pid
-    program.ask("start")
-    program.ask("run", watch=True, seconds=2.0)
-    assert 300 < program.memory_mb < 600
+    program.answer()
+    program.run(2.0)
+    assert 300 < program.memory_mb() < 600
     program.close()
     command = ["ps", "-o", "stat=", "-s", str(session)]
     for _ in range(100):
@@ -303,15 +299,15 @@ from PIL import Image
 from pathlib import Path
 
 def prepare(job):
-    Path(job.prepared).mkdir(parents=True)
     (Path(job.prepared) / "file").write_bytes(bytes(1000))
 
-def batches(job):
+def loader(job):
     rng = np.random.default_rng()
-    sources = [np.asarray(Image.open(p).convert("RGB")) for p in sorted(Path(job.folder).glob("*/*.jpg"))]
+    files = sorted(Path(job.folder).glob("*/*.jpg"))
+    sources = [np.asarray(Image.open(path).convert("RGB")) for path in files]
     while True:
-        images = []
-        for i in rng.integers(len(sources), size=job.batch_size):
+        images, chosen = [], rng.integers(len(sources), size=job.batch_size)
+        for i in chosen:
             source = Image.fromarray(sources[i])
             W, H = source.size
             for _ in range(10):
@@ -326,61 +322,62 @@ def batches(job):
             pixels = np.asarray(image)[:, ::rng.choice([-1, 1])]
             images.append(((pixels - job.mean) / job.std).astype(np.float32).transpose(2, 0, 1))
         time.sleep(job.options["slow"][job.workers])
-        yield np.stack(images)[:, ::job.options["channels"]]
+        labels = np.array([int(files[i].parent.name) for i in chosen])
+        yield np.stack(images)[:, ::job.options["channels"]], labels + job.options["label"]
 """
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> contest.Settings:
-    return contest.Settings(image_size=SIDE, batch_size=10, cores=tuple(sorted(os.sched_getaffinity(0))),
-                            workers=(1, 2, 3), folder=tmp_path, num_checked=200, turn_s=0.2, limit_s=60.0)  # fmt: skip
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> run.Settings:
+    monkeypatch.setattr(run, "NUM_CHECKED", 300)
+    return run.Settings(image_size=SIDE, batch_size=10, cores=tuple(sorted(os.sched_getaffinity(0))),
+                        workers=(1, 2, 3), folder=tmp_path, seconds=0.2, repeats=2)  # fmt: skip
 
 
-def enter_fake(monkeypatch: pytest.MonkeyPatch, dataset: ShardSet, settings: contest.Settings, channels: int) -> Any:
-    adapter = settings.folder / "fake.py"
-    adapter.write_text(FAKE)
-    options = {"slow": [0, 0.2, 0.0, 0.1], "channels": channels}
-    monkeypatch.setitem(PEERS, "fake", Peer("numpy", "own", "a fake", options=options))
-    monkeypatch.setattr(contest, "adapter_file", lambda name: adapter)
-    images = layout.lay_out(dataset, "train", settings.folder, workers=None)
-    gradients = layout.lay_out_gradients(settings.folder)
-    expected, crops = contest.reference(images, settings), contest.reference(gradients, settings, crops=True)
-    return contest.enter("fake", images, gradients, expected, crops, settings)
+def enter_fake(monkeypatch: pytest.MonkeyPatch, dataset: ShardSet, settings: run.Settings, **options: int) -> Child:
+    write_adapter(settings.folder, FAKE, monkeypatch)
+    told: Any = {"slow": [0, 0.2, 0.0, 0.1], "channels": 1, "label": 0} | options
+    monkeypatch.setitem(PEERS, "fake", Peer("numpy", "own", "fake", "a fake", told))
+    data = settings.folder / "data"
+    return run.enter("fake", images.lay_out(dataset, data), images.lay_out_marked(data), settings, None)
 
 
 def test_a_peer_is_prepared_checked_and_given_the_best_workers(
-    monkeypatch: pytest.MonkeyPatch, dataset: ShardSet, settings: contest.Settings
+    monkeypatch: pytest.MonkeyPatch, dataset: ShardSet, settings: run.Settings
 ) -> None:
-    with closing(enter_fake(monkeypatch, dataset, settings, channels=1)) as contestant:
-        figures = contestant.figures()
-        assert contestant.run(0.1).images_per_s > 0
+    with closing(enter_fake(monkeypatch, dataset, settings)) as child:
+        figures: Any = child.figures
+        assert child.run(0.1).images_per_s > 0
+        assert child.memory_mb() > 10
     assert figures["workers"] == 2
     assert set(figures["images_per_s_of_workers"]) == {"1", "2", "3"}
     assert figures["size_bytes"] == 1000
-    assert 0 < figures["prepare_s"] < figures["first_batch_s"] < 60
-    assert figures["memory_mb"] > 10
+    assert 0 < figures["first_batch_s"] < 60
 
 
-def test_a_peer_with_other_channels_is_refused(
-    monkeypatch: pytest.MonkeyPatch, dataset: ShardSet, settings: contest.Settings
+@pytest.mark.parametrize("options", [{"channels": -1}, {"label": 1}])
+def test_a_peer_with_wrong_output_is_refused(
+    monkeypatch: pytest.MonkeyPatch, dataset: ShardSet, settings: run.Settings, options: dict[str, int]
 ) -> None:
-    with pytest.raises(PeerError, match="its output is wrong: an even blue of 128 comes out as"):
-        enter_fake(monkeypatch, dataset, settings, channels=-1)
+    with pytest.raises(PeerError, match=r"its output is wrong: the even blue .* comes out as"):
+        enter_fake(monkeypatch, dataset, settings, **options)
 
 
-def test_a_peer_without_its_environment_is_missing(settings: contest.Settings, dataset: ShardSet) -> None:
-    images = layout.lay_out(dataset, "train", settings.folder, workers=None)
-    with pytest.raises(Missing, match="no environment"):
-        contest.enter("ffcv", images, images, {}, {}, settings)
+def test_a_peer_without_its_environment_is_missing(settings: run.Settings, dataset: ShardSet) -> None:
+    laid_out = images.lay_out(dataset, settings.folder / "data")
+    with pytest.raises(PeerError, match="no environment") as caught:
+        run.enter("ffcv", laid_out, laid_out, settings, None)
+    assert caught.value.missing
     assert "peers --setup --only ffcv" in environments.how_to_install("ffcv")
     assert "uv pip install timm" in environments.how_to_install("timm")
 
 
 class Fake:
-    """A program that fails in its `fails_at`-th turn."""
+    """A program that fails in its `fails_at`-th turn, or is not there."""
 
-    def __init__(self, name: str, fails_at: int = 0) -> None:
-        self.name, self.fails_at, self.turns = name, fails_at, 0
+    def __init__(self, name: str, fails_at: int) -> None:
+        self.name, self.fails_at, self.turns, self.seen = name, fails_at, 0, ({}, {})
+        self.figures = {"workers": 1}
 
     def run(self, seconds: float) -> Sample:
         self.turns += 1
@@ -388,58 +385,67 @@ class Fake:
             raise PeerError(self.name, "gave up")
         return Sample(100.0)
 
+    def memory_mb(self) -> float:
+        return 1.0
 
-def test_a_peer_that_fails_while_timed_is_left_out_and_the_others_are_timed() -> None:
-    failed: dict[str, str] = {}
+    def close(self) -> None:
+        pass
+
+
+def test_a_peer_that_fails_while_timed_is_left_out_and_the_others_are_timed(
+    monkeypatch: pytest.MonkeyPatch, dataset: ShardSet, settings: run.Settings
+) -> None:
+    def enter(name: str, *_: object) -> Fake:
+        if name == "ffcv":
+            raise PeerError(name, "not there", missing=True)
+        return Fake(name, fails_at=5 if name == "timm" else 0)
+
     lines: list[str] = []
-    programs: Any = [Fake("a"), Fake("b", fails_at=5), Fake("c")]
-    samples = run.timed(programs, 0.01, 3, failed, lines.append)
-    assert {name: len(taken) for name, taken in samples.items()} == {"a": 3, "c": 3}
-    assert failed == {"b": "gave up"}
-    assert lines == ["b: FAILED, gave up"]
+    monkeypatch.setattr(run, "enter", enter)
+    result = run.compare([OURS, "timm", "dali", "ffcv"], dataset, settings, lines.append)
+    taken = {name: one["images_per_s"] for name, one in result["programs"].items()}
+    assert taken == {OURS: [100.0] * 2, "dali": [100.0] * 2}
+    assert result["failed"] == {"timm": "gave up"}
+    assert result["skipped"] == {"ffcv": "not there; install it with: python bench.py peers --setup --only ffcv"}
+    assert list(result["ratios"]) == [f"{OURS} / dali"]
+    assert lines[-1] == "timm: FAILED, gave up"
 
 
 # --- images
 
 
-def test_the_folder_has_the_shards_images(dataset: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "pack_seconds", lambda images, workers: 1.5)
-    made = layout.lay_out(dataset, "train", tmp_path, workers=2)
+def test_the_folder_has_the_shards_images(dataset: ShardSet, tmp_path: Path) -> None:
+    made = images.lay_out(dataset, tmp_path)
     files = sorted(made.folder.glob("*/*.jpg"))
     members: dict[str, bytes] = {}
-    for shard in made.job()["shards"]:
-        with tarfile.open(shard) as tar:
-            members |= {one.name: tar.extractfile(one).read() for one in tar if one.isfile()}  # type: ignore[union-attr]
+    for shard in made.packed:
+        if shard.suffix == ".tar":
+            with tarfile.open(shard) as tar:
+                members |= {one.name: tar.extractfile(one).read() for one in tar if one.isfile()}  # type: ignore[union-attr]
     assert {path.name: path.read_bytes() for path in files} == {
         name: data for name, data in members.items() if name.endswith(".jpg")
     }
     assert all(int(path.parent.name) == int(members[path.stem + ".cls"]) for path in files)
-    assert made.pack_s == 1.5
-    assert made.folder_bytes == sum(path.stat().st_size for path in files)
-    assert made.shard_bytes > made.folder_bytes
+    assert images.bytes_of([made.folder]) == sum(path.stat().st_size for path in files)
+    assert images.bytes_of(made.packed) > images.bytes_of([made.folder])
 
 
 def test_an_interrupted_copy_is_made_again_and_a_complete_one_kept(tmp_path: Path) -> None:
     calls = []
 
-    def make(target: Path) -> dict[str, Any]:
+    def make(target: Path) -> None:
         assert list(target.iterdir()) == []
         (target / "part").touch()
         calls.append(target)
         if len(calls) == 1:
             raise KeyboardInterrupt
-        return {"seconds": 2.0}
 
     with pytest.raises(KeyboardInterrupt):
-        layout.make_once(tmp_path / "copy", make)
-    assert [layout.make_once(tmp_path / "copy", make) for _ in range(2)] == [{"seconds": 2.0}] * 2
+        images.make_once(tmp_path / "copy", make)
+    for _ in range(2):
+        images.make_once(tmp_path / "copy", make)
     assert len(calls) == 2
-
-
-def test_packing_resized_images_again_is_no_figure(dataset: ShardSet) -> None:
-    resized = SimpleNamespace(made=dataset.made | {"encode": dataset.made["encode"] | {"max_side": 500}})
-    assert layout._resized(resized)  # type: ignore[arg-type]
-    assert not layout._resized(dataset)
+    assert (tmp_path / "copy" / "part").exists()
 
 
 # --- the command
@@ -448,21 +454,21 @@ def test_packing_resized_images_again_is_no_figure(dataset: ShardSet) -> None:
 def test_the_table_tells_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.text.MAX_COLUMNS", 200)
     monkeypatch.setenv("COLUMNS", "200")
-    figures = {"version": "1.2", "workers": 3, "memory_mb": 1234.5, "first_batch_s": 2.25, "prepare_s": None,
+    figures = {"version": "1.2", "workers": 3, "memory_mb": 1234.5, "first_batch_s": 2.25,
                "size_bytes": 5_600_000}  # fmt: skip
     result = {
         "programs": {
             "slow": figures | {"images_per_s": [400, 500, 600]},
-            OURS: figures | {"images_per_s": [1000, 1100, 1200], "prepare_s": 7.0},
+            OURS: figures | {"images_per_s": [1000, 1100, 1200]},
         },
         "ratios": {f"{OURS} / slow": {"median": 2.2, "low": 2.0, "high": 2.5, "min": 2.0, "max": 2.5}},
         "skipped": {"ffcv": "it has no environment yet; install it with: …"},
         "failed": {"timm": "its output is wrong: dtype is uint8, not float32"},
     }
-    head, ours, slow, *rest = report.table(result).splitlines()
+    head, ours, slow, *rest = peers.table(result).splitlines()
     assert head.split("  ")[1] == "program"
-    assert ours.split() == [OURS, "1.2", "3", "1,100", "[1,000–1,200]", "1", "1,234", "2.2", "7.0", "5.6"]
-    assert slow.split() == ["slow", "1.2", "3", "500", "[400–600]", "2.20", "[2.00–2.50]", "1,234", "2.2", "–", "5.6"]
+    assert ours.split() == [OURS, "1.2", "3", "1,100", "[1,000–1,200]", "1", "1,234", "2.2", "5.6"]
+    assert slow.split() == ["slow", "1.2", "3", "500", "[400–600]", "2.20", "[2.00–2.50]", "1,234", "2.2", "5.6"]
     assert rest == [
         "  ffcv: skipped, it has no environment yet; install it with: …",
         "  timm: FAILED, its output is wrong: dtype is uint8, not float32",
@@ -470,13 +476,12 @@ def test_the_table_tells_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_peer_has_its_files() -> None:
-    for name in PEERS:
-        assert registry.adapter_file(name).exists(), name
-    own = {registry.adapter_of(name) for name in PEERS if registry.requirements(name)}
-    assert {path.stem for path in (registry.HERE / "requirements").iterdir()} == own
-    used = {registry.adapter_of(name) for name in PEERS}
-    assert {path.stem for path in (registry.HERE / "adapters").glob("*.py")} == used
-    for path in (registry.HERE / "requirements").iterdir():
+    folder = environments.REQUIREMENTS
+    own = {PEERS[name].adapter for name in PEERS if environments.requirements(name)}
+    assert {path.stem for path in folder.iterdir()} == own
+    used = {peer.adapter for peer in PEERS.values()}
+    assert {path.stem for path in process.CHILD.parent.glob("adapters/*.py")} == used | {"shared"}
+    for path in folder.iterdir():
         lines = path.read_text().splitlines()
         assert all(">=" in line and "://" not in line and not line.startswith("-") for line in lines), path
 
@@ -484,7 +489,7 @@ def test_every_peer_has_its_files() -> None:
 @pytest.mark.parametrize(("threads", "tried"), [(1, (1, 2, 3, 4)), (2, (1, 2, 3, 4)), (4, (1, 2, 3, 4)),
                                                 (16, (8, 16, 24, 32)), (5, (2, 5, 7, 10))])  # fmt: skip
 def test_workers_go_with_the_threads(threads: int, tried: tuple[int, ...]) -> None:
-    assert run.worker_counts(threads) == tried
+    assert peers.worker_counts(threads) == tried
 
 
 @pytest.mark.parametrize("value", ["", "0,1", "two", "-1", "1,,2"])
@@ -516,13 +521,13 @@ def test_setup_makes_the_environments_and_tells_what_failed(fake_uv: Path, tmp_p
     assert result.exit_code == 1
     lines = result.output.splitlines()
     assert "timm: runs in the project's own environment" in lines
-    assert f"ffcv-half-raw: installed in {tmp_path}/peers/ffcv" in lines
+    assert f"ffcv: installed in {tmp_path}/peers/ffcv" in lines
     assert "tfdata: not installed: warning: slow No solution found" in lines
     assert lines[-1] == "Error: not installed: tfdata; the others are"
     calls = fake_uv.read_text().splitlines()
     assert len(calls) == 4, "ffcv's two files share an environment"
     python = f"{tmp_path}/peers/ffcv/bin/python"
-    assert calls[1] == f"pip install --quiet --python {python} --requirement {registry.requirements('ffcv')}"
+    assert calls[1] == f"pip install --quiet --python {python} --requirement {environments.requirements('ffcv')}"
 
 
 def test_setup_without_uv_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

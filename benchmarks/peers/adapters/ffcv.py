@@ -1,8 +1,6 @@
 """FFCV: its own file, its compiled decode-and-crop, threads. Options are those of its `RGBImageField`."""
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import numpy as np
 from ffcv.fields import IntField, RGBImageField
@@ -13,32 +11,18 @@ from ffcv.writer import DatasetWriter
 from torchvision.datasets import ImageFolder
 
 
-def prepare(job: Any) -> None:
-    Path(job.prepared).mkdir(parents=True)
+def prepare(job: SimpleNamespace) -> None:
     fields = {"image": RGBImageField(**job.options), "label": IntField()}
     writer = DatasetWriter(f"{job.prepared}/train.beton", fields, num_workers=len(job.cores))
     writer.from_indexed_dataset(ImageFolder(job.folder))
 
 
-def batches(job: Any) -> Iterator[np.ndarray]:
-    size = (job.image_size, job.image_size)
-    images = [
-        RandomResizedCropRGBImageDecoder(size, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)),
-        RandomHorizontalFlip(),
-        NormalizeImage(np.array(job.mean), np.array(job.std), np.float32),
-        ToTensor(),
-        ToTorchImage(),
-    ]
-    loader = Loader(
-        f"{job.prepared}/train.beton",
-        job.batch_size,
-        num_workers=job.workers,
-        order=OrderOption.RANDOM,
-        os_cache=True,
-        drop_last=True,
-        indices=np.tile(np.arange(job.num_images), -(-job.epoch_images // job.num_images)),
-        pipelines={"image": images, "label": [IntDecoder(), ToTensor()]},
-    )
-    while True:
-        for batch in loader:
-            yield batch[0].numpy()
+def loader(job: SimpleNamespace) -> Loader:
+    crop = RandomResizedCropRGBImageDecoder((job.image_size, job.image_size), scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
+    normalize = NormalizeImage(np.array(job.mean), np.array(job.std), np.float32)
+    image = [crop, RandomHorizontalFlip(), normalize, ToTensor(), ToTorchImage()]
+    return Loader(
+        f"{job.prepared}/train.beton", job.batch_size, num_workers=job.workers, order=OrderOption.RANDOM, os_cache=True,
+        drop_last=True, indices=np.tile(np.arange(job.num_images), job.repeats),
+        pipelines={"image": image, "label": [IntDecoder(), ToTensor()]},
+    )  # fmt: skip

@@ -1,59 +1,40 @@
 """mosaicml-streaming's StreamingDataset of the JPEGs as they are, decoded by PIL, with torchvision's transforms."""
 
-import random
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
-import numpy as np
 import torch
+from adapters.shared import shuffled_files, torchvision_transform
 from PIL import Image
 from streaming import MDSWriter, StreamingDataset
 from torch.utils.data import DataLoader
-from torchvision.transforms import v2
 
 
-def prepare(job: Any) -> None:
-    paths = sorted(Path(job.folder).glob("*/*.jpg"))
-    random.Random(0).shuffle(paths)  # it shuffles within blocks of shards
+def prepare(job: SimpleNamespace) -> None:
     with MDSWriter(out=job.prepared, columns={"x": "jpeg", "y": "int"}) as writer:
-        for path in paths:
+        for path, label in shuffled_files(job):
             with Image.open(path) as image:
-                writer.write({"x": image, "y": int(path.parent.name)})
+                writer.write({"x": image, "y": label})
 
 
 class Images(StreamingDataset):
-    def __init__(self, transform: Any, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.transform = transform
+    def __init__(self, job: SimpleNamespace, **settings: object) -> None:
+        super().__init__(shuffle=True, batch_size=job.batch_size, **settings)
+        self.transform = torchvision_transform(job, pil=True)
 
     def __getitem__(self, at: int) -> tuple[torch.Tensor, int]:
         sample = super().__getitem__(at)
         return self.transform(sample["x"].convert("RGB")), sample["y"]
 
 
-def batches(job: Any) -> Iterator[np.ndarray]:
-    transform = v2.Compose(
-        [
-            v2.RandomResizedCrop(job.image_size, antialias=True),
-            v2.RandomHorizontalFlip(),
-            v2.PILToTensor(),
-            v2.ToDtype(torch.float32),
-            v2.Normalize(job.mean, job.std),
-        ]
-    )
+def loader(job: SimpleNamespace) -> Iterator[list[torch.Tensor]]:
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder) / "data"  # it refuses a folder that another process uses, by name
         local.symlink_to(job.prepared)
-        dataset = Images(
-            transform,
-            local=str(local),
-            shuffle=True,
-            batch_size=job.batch_size,
-            epoch_size=max(job.num_images, job.epoch_images),
-        )
-        loader = DataLoader(dataset, job.batch_size, drop_last=True, num_workers=job.workers, persistent_workers=True)
+        dataset = Images(job, local=str(local), epoch_size=job.num_images * job.repeats)
+        options = {"drop_last": True, "persistent_workers": True}
+        loader = DataLoader(dataset, job.batch_size, num_workers=job.workers, **options)
         while True:
-            for images, _ in loader:
-                yield images.numpy()
+            yield from loader

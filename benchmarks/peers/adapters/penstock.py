@@ -3,12 +3,13 @@
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from itertools import count
+from types import SimpleNamespace
 
 import numpy as np
 
 
-def batches(job: Any) -> Iterator[np.ndarray]:
+def loader(job: SimpleNamespace) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     sys.path.insert(0, job.root)
     import torch
 
@@ -18,17 +19,11 @@ def batches(job: Any) -> Iterator[np.ndarray]:
     from pipeline.feed import Feed
     from shards.format import ShardSet
 
-    split = ShardSet.open(job.dataset).split(job.split)
-    feed = Feed(
-        split=replace(split, samples=np.tile(split.samples, -(-job.epoch_images // len(split)))),
-        config=DataConfig(image_size=job.image_size),
-        augment=AugmentConfig(),
-        batch_size=job.batch_size,
-        global_batch_size=job.batch_size,
-    )
-    loader = build_loader(feed, device=torch.device("cpu"), threads=job.workers)
-    epoch = 0
-    while True:
-        for batch in loader.iter_epoch(epoch):
-            yield batch.images.numpy()
-        epoch += 1
+    split, size = ShardSet.open(job.dataset).split("train"), job.batch_size
+    split = replace(split, samples=np.tile(split.samples, job.repeats))
+    feed = Feed(split=split, config=DataConfig(image_size=job.image_size), augment=AugmentConfig(), batch_size=size,
+                global_batch_size=size)  # fmt: skip
+    batches = build_loader(feed, device=torch.device("cpu"), threads=job.workers)
+    for epoch in count():
+        for batch in batches.iter_epoch(epoch):
+            yield batch.images.numpy(), batch.labels.numpy()

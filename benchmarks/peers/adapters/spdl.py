@@ -4,15 +4,12 @@ import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
-import numpy as np
 import spdl.io
 import torch
+from adapters.shared import shuffled_files
 from spdl.pipeline import PipelineBuilder
-
-ATTEMPTS = 10  # as torchvision's; then the whole image
-AHEAD = 2  # batches
 
 try:
     spdl.io.get_video_filter_desc()
@@ -23,7 +20,7 @@ except RuntimeError as error:
 
 def draw_crop(width: int, height: int) -> tuple[int, int, int, int]:
     """Width, height, left and top by torchvision's law."""
-    for _ in range(ATTEMPTS):
+    for _ in range(10):  # then the whole image
         area = random.uniform(0.08, 1.0) * width * height
         ratio = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
@@ -32,39 +29,28 @@ def draw_crop(width: int, height: int) -> tuple[int, int, int, int]:
     return width, height, 0, 0
 
 
-def batches(job: Any) -> Iterator[np.ndarray]:
+def loader(job: SimpleNamespace) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     torch.set_num_threads(1)  # the pipeline's threads are as many as were asked for
-    paths = sorted(map(str, Path(job.folder).glob("*/*.jpg")))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (job.mean, job.std))
+    files = shuffled_files(job)
 
-    def source() -> Iterator[str]:
+    def source() -> Iterator[tuple[Path, int]]:
         while True:
-            yield from random.sample(paths, len(paths))
+            yield from random.sample(files, len(files))
 
-    def decode(path: str) -> Any:
-        packets = spdl.io.demux_image(path)
+    def decode(file: tuple[Path, int]) -> tuple[object, int]:
+        packets = spdl.io.demux_image(str(file[0]))
         w, h, left, top = draw_crop(packets.width, packets.height)
-        steps = [
-            f"crop={w}:{h}:{left}:{top}:exact=1",
-            f"scale={job.image_size}:{job.image_size}:flags=bilinear",
-            "format=pix_fmts=rgb24",
-            *(["hflip"] if random.random() < 0.5 else []),
-        ]
-        return spdl.io.decode_packets(packets, filter_desc=",".join(steps))
+        steps = f"crop={w}:{h}:{left}:{top}:exact=1,scale={job.image_size}:{job.image_size}:flags=bilinear"
+        flip = ",hflip" if random.random() < 0.5 else ""
+        return spdl.io.decode_packets(packets, filter_desc=f"{steps},format=pix_fmts=rgb24{flip}"), file[1]
 
-    def collate(frames: list[Any]) -> torch.Tensor:
-        pixels = torch.from_numpy(spdl.io.to_numpy(spdl.io.convert_frames(frames)))  # (N, S, S, 3) uint8
-        return pixels.permute(0, 3, 1, 2).to(torch.float32).sub_(mean).div_(std)
+    def collate(samples: list[tuple[object, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        frames, labels = zip(*samples, strict=True)
+        pixels = torch.from_numpy(spdl.io.to_numpy(spdl.io.convert_frames(list(frames))))  # (N, S, S, 3) uint8
+        return pixels.permute(0, 3, 1, 2).to(torch.float32).sub_(mean).div_(std), torch.tensor(labels)
 
-    pipeline = (
-        PipelineBuilder()
-        .add_source(source())
-        .pipe(decode, concurrency=job.workers)
-        .aggregate(job.batch_size)
-        .pipe(collate)
-        .add_sink(AHEAD)
-        .build(num_threads=job.workers)
-    )
+    builder = PipelineBuilder().add_source(source()).pipe(decode, concurrency=job.workers).aggregate(job.batch_size)
+    pipeline = builder.pipe(collate).add_sink(2).build(num_threads=job.workers)
     with pipeline.auto_stop():
-        for images in pipeline:
-            yield images.numpy()
+        yield from pipeline

@@ -1,0 +1,75 @@
+"""A packed training split → what the peers read: the same JPEGs as a folder of classes, and the shards themselves."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from benchmarks.peers import check
+from shard_tools.writer import pack
+from shards.format import ShardSet, Split, table_file
+
+SPLIT = "train"
+
+
+class Images(NamedTuple):
+    """folder: LABEL/SAMPLE.jpg. packed: the files of the split, tars, indexes and table. key: names these images."""
+
+    split: Split
+    folder: Path
+    packed: list[Path]
+    key: str
+
+
+def make_once(target: Path, make: Callable[[Path], None]) -> None:
+    """Have the folder `target` filled by `make`, unless an earlier run came to the end of that."""
+    if not target.exists():
+        partial = target.with_name(f".{target.name}")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        make(partial)
+        partial.rename(target)
+
+
+def lay_out(dataset: ShardSet, data: Path) -> Images:
+    """Copy the JPEGs to files below `data`, unless they are there. Raises ValueError for shards that are no files."""
+    split, key = dataset.split(SPLIT), dataset.fingerprint[:12]
+    if split.url:
+        raise ValueError(f"{split.url}: the peers read files; give a dataset on a disk")
+
+    def write(target: Path) -> None:
+        for sample_id, row in enumerate(split.samples):
+            path = target / f"{row['label']:05d}" / f"{sample_id:09d}.jpg"  # sorting the labels keeps their numbers
+            path.parent.mkdir(exist_ok=True)
+            with open(split.shard_path(row["shard"]), "rb") as tar:
+                tar.seek(int(row["offset"]))
+                path.write_bytes(tar.read(int(row["size"])))
+
+    make_once(data / f"images-{key}", write)
+    files = [path(shard) for path in (split.shard_path, split.index_path) for shard in range(len(split.shards))]
+    return Images(split, data / f"images-{key}", [*files, split.root / table_file(SPLIT)], key)
+
+
+def lay_out_marked(data: Path) -> Images:
+    """The marked images of `check`, each of a class of its own, packed and as files below `data`."""
+
+    def make(target: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix=".marked-", dir=data) as folder, ThreadPoolExecutor(1) as executor:
+            for label in range(check.NUM_MARKED):
+                path = Path(folder, SPLIT, f"{label:02d}", "image.jpg")
+                path.parent.mkdir(parents=True)
+                Image.fromarray(check.marked_image(label)).save(path, quality=95, subsampling=0)
+            pack(folder, target, executor=executor)
+
+    make_once(data / "marked", make)
+    return lay_out(ShardSet.open(data / "marked"), data)
+
+
+def bytes_of(paths: Iterable[Path]) -> int:
+    """Of files, and of all below folders."""
+    files = [file for path in paths for file in (path.rglob("*") if path.is_dir() else [path])]
+    return sum(file.stat().st_size for file in files if file.is_file())
