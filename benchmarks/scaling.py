@@ -1,23 +1,25 @@
-"""What a training run asks of storage, network and cores at 1 to 1,024 GPUs, on paper.
+"""What a training run asks of storage, network and cores at 1 to 1,024 GPUs, on paper: `python -m benchmarks.scaling`.
 
-    python benchmarks/studies/scaling.py
-
-Input: the figures below, measured (bytes an image, images/s a core; docs/LOG.md) and published.
-Output: the tables of docs/scaling.md. Nothing is run; the arithmetic is `demand` and `limits`.
+Input: the figures below, measured (`results/`), published and assumed. Output: the tables of docs/scaling.md. Nothing is
+run; the arithmetic is `demand` and `limits`.
 """
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, from anywhere
-
+from benchmarks import record
+from benchmarks.peers.registry import OURS
 from shards.format import SAMPLE_DTYPE
 
 NUM_TRAIN = 1_281_167  # ImageNet-1k
 WINDOW_REQUEST = 1 << 20  # bytes: what `block` order asks for at a time, at least
+RESULTS = Path(__file__).parent / "results"
+MEASURED = {"originals": "peers-in500-2cpu.json", "--short-side 256": "peers-short256-2cpu.json"}
+NUM_MEASURED = 500  # images in each of them
+NETWORK_IMAGES_PER_S = 4300.0  # of ResNet-50 in bf16 on one H100, published
+GRADIENT_BYTES = 25_557_032 * 4.0  # what the ranks add up each step, in float32
 
 
 @dataclass(frozen=True)
@@ -27,21 +29,6 @@ class Shards:
     name: str
     image_bytes: float
     images_per_s_core: float
-
-
-MEASURED = (  # bytes of 5,000 packed images; the loader's images/s on 2 cores of an AMD EPYC
-    Shards("originals", 559_441_920 / 5000, 1130.0 / 2),
-    Shards("--short-side 256", 156_231_680 / 5000, 2731.3 / 2),
-)
-
-
-@dataclass(frozen=True)
-class Network:
-    """What trains. images_per_s: a GPU's, published; gradient_bytes: what the ranks add up each step, in float32."""
-
-    name: str = "ResNet-50, bf16, one H100"
-    images_per_s: float = 4300.0
-    gradient_bytes: float = 25_557_032 * 4.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +41,8 @@ class Machine:
     disk_requests: float = 500e3
     network_bytes: float = 50e9  # 400 Gbit/s, one way
     store_bytes: float = 100e9  # the shared file system or object store, all nodes together
+    gpu_images_per_s: float = NETWORK_IMAGES_PER_S
+    gradient_bytes: float = GRADIENT_BYTES
 
     def part(self, gpus: int) -> "Machine":
         """A machine with fewer GPUs, and that share of the cores; disk and network stay."""
@@ -68,7 +57,6 @@ class Demand:
     batch_size: int
     images_per_s: float
     epoch_s: float
-    steps_per_epoch: int
     bytes_all: float
     bytes_node: float
     requests_node: float  # `global` order: an image each
@@ -77,7 +65,7 @@ class Demand:
     network_node: float
 
 
-def demand(gpus: int, shards: Shards, network: Network, machine: Machine, batch_size: int, max_batch: int) -> Demand:
+def demand(gpus: int, shards: Shards, machine: Machine, batch_size: int, max_batch: int) -> Demand:
     """At `gpus` GPUs that are never idle, with `batch_size` each as long as the global batch stays within `max_batch`.
 
     A node sends 2(n-1)/n of the gradient each step: the ring all-reduce over n nodes, whose share inside a node goes
@@ -85,21 +73,20 @@ def demand(gpus: int, shards: Shards, network: Network, machine: Machine, batch_
     """
     nodes = -(-gpus // machine.gpus)
     batch_size = min(batch_size, max_batch // gpus)
-    images_per_s = gpus * network.images_per_s
-    steps_per_s = network.images_per_s / batch_size
+    images_per_s = gpus * machine.gpu_images_per_s
+    steps_per_s = machine.gpu_images_per_s / batch_size
     images_node = images_per_s / nodes
     return Demand(
         nodes=nodes,
         batch_size=batch_size,
         images_per_s=images_per_s,
         epoch_s=NUM_TRAIN / images_per_s,
-        steps_per_epoch=NUM_TRAIN // (batch_size * gpus),
         bytes_all=images_per_s * shards.image_bytes,
         bytes_node=images_node * shards.image_bytes,
         requests_node=images_node,
         window_requests_node=images_node * shards.image_bytes / WINDOW_REQUEST,
         cores_node=images_node / shards.images_per_s_core,
-        network_node=2 * (nodes - 1) / nodes * network.gradient_bytes * steps_per_s,
+        network_node=2 * (nodes - 1) / nodes * machine.gradient_bytes * steps_per_s,
     )
 
 
@@ -115,14 +102,24 @@ def limits(asked: Demand, machine: Machine) -> dict[str, float]:
     return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
-def table(shards: Shards, network: Network, machine: Machine, batch_size: int, max_batch: int) -> list[str]:
+def measured() -> list[Shards]:
+    """From the results that README's table is made of."""
+    found = []
+    for name, file in MEASURED.items():
+        result = record.read(RESULTS / file)
+        ours = result.programs[OURS]
+        found.append(Shards(name, (ours.size_bytes or 0) / NUM_MEASURED, ours.median / result.settings["threads"]))
+    return found
+
+
+def table(shards: Shards, machine: Machine, batch_size: int, max_batch: int) -> list[str]:
     """Lines of Markdown: a row for each number of GPUs, and what limits it first."""
     head = ["GPUs", "batch a GPU", "images/s", "epoch", "read, all", "read, a node", "reads/s a node", "in windows/s",
             "cores a node", "all-reduce a node", "first limit (share of it asked for)"]  # fmt: skip
     lines = [f"| {' | '.join(head)} |", f"| {' | '.join(['---:'] * (len(head) - 1) + ['---'])} |"]
     for gpus in (1, 8, 64, 1024):
         node = machine if gpus >= machine.gpus else machine.part(gpus)
-        asked = demand(gpus, shards, network, node, batch_size, max_batch)
+        asked = demand(gpus, shards, node, batch_size, max_batch)
         first, share = next(iter(limits(asked, node).items()))
         cells = [f"{gpus:,}", f"{asked.batch_size}", f"{asked.images_per_s:,.0f}", f"{asked.epoch_s:,.1f} s",
                  _bytes(asked.bytes_all), _bytes(asked.bytes_node), f"{asked.requests_node:,.0f}",
@@ -138,19 +135,17 @@ def _bytes(rate: float) -> str:
 
 def report(batch_size: int, max_batch: int) -> str:
     """Everything that docs/scaling.md shows."""
-    network, machine = Network(), Machine()
     lines = []
-    for shards in MEASURED:
+    for shards in measured():
         lines += [
             f"**{shards.name}**: {shards.image_bytes / 1e3:.1f} kB an image, {shards.images_per_s_core:,.0f} images/s "
             f"a core, {NUM_TRAIN * shards.image_bytes / 1e9:.0f} GB in all",
             "",
-            *table(shards, network, machine, batch_size, max_batch),
+            *table(shards, Machine(), batch_size, max_batch),
             "",
         ]
     rows = NUM_TRAIN * SAMPLE_DTYPE.itemsize
-    lines.append(f"The sample table takes {rows / 1e6:.0f} MB of memory a node, mapped once.")
-    return "\n".join(lines)
+    return "\n".join([*lines, f"The sample table takes {rows / 1e6:.0f} MB of memory a node, mapped once."])
 
 
 @click.command()

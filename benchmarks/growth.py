@@ -1,16 +1,15 @@
 """How the loader's cost grows: `bench.py loader` in a fresh process for each size of the dataset, number of threads,
 image size and number of ranks; one result a run, from which `bench.py plot` draws.
 
-    python benchmarks/studies/growth.py --data DIR [--out benchmarks/results] [--only rows]
+    python -m benchmarks.growth --data DIR [--out benchmarks/results] [--only rows]
 
 The datasets of 10³ to 10⁶ rows repeat DIR's training rows (their shards are links to DIR's) and are kept beside it, in
 DIR-ROWS (`bench.py plot` takes results of such names for one line): so memory is that of a table of that size, and the
-images are the same. A loader that is measured repeats a table of less than 200 batches to these. The time to the first
-batch does not have the opening of the table in it: that takes 0.03 s at 1.28 million rows.
+images are the same. The time to the first batch does not have the opening of the table in it: that takes 0.03 s at 1.28
+million rows.
 """
 
 import os
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -20,11 +19,9 @@ from pathlib import Path
 import click
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, from anywhere
+from shards.format import INFO_FILE, ShardSet, write_info, write_split
 
-from shards.format import ShardSet, write_info, write_split
-
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 SERIES: dict[str, tuple[int, ...]] = {
     "rows": (1_000, 10_000, 100_000, 1_000_000),
     "threads": (1, 2, 3, 4),
@@ -34,18 +31,14 @@ SERIES: dict[str, tuple[int, ...]] = {
 
 
 def repeated_dataset(source: ShardSet, rows: int, out: Path) -> None:
-    """Write a dataset whose training table repeats the source's to `rows`; its shards are links where they can be."""
+    """Write a dataset whose training table repeats the source's to `rows`; its shards are links."""
     split = source.split("train")
     table = np.resize(split.samples, rows)
     counts = Counter(table["shard"].tolist())
     shards = [replace(info, samples=counts[shard]) for shard, info in enumerate(split.shards)]
     for shard, info in enumerate(shards):
-        target = out / info.file
-        target.unlink(missing_ok=True)  # of a run that was interrupted
-        try:
-            os.link(split.shard_path(shard).resolve(), target)
-        except OSError:
-            shutil.copyfile(split.shard_path(shard), target)
+        (out / info.file).unlink(missing_ok=True)  # of a run that was interrupted
+        (out / info.file).symlink_to(split.shard_path(shard).resolve())
     files = write_split(out, "train", table, (b"repeated\n" for _ in range(rows)))
     write_info(out, source.classes, {"train": shards}, {"repeated": str(source.root)}, files)
 
@@ -53,7 +46,7 @@ def repeated_dataset(source: ShardSet, rows: int, out: Path) -> None:
 def of_rows(data: Path, rows: int) -> Path:
     """The dataset that repeats `data` to so many rows, made where it is not there yet."""
     out = data.with_name(f"{data.name}-{rows}")
-    if not (out / "dataset.json").exists():
+    if not (out / INFO_FILE).exists():
         out.mkdir(exist_ok=True)
         repeated_dataset(ShardSet.open(data), rows, out)
     return out
@@ -76,7 +69,7 @@ def arguments(series: str, value: int, data: Path) -> list[str]:
 @click.option("--seconds", default=5.0, show_default=True)
 @click.option("--repeats", default=5, show_default=True)
 def main(data: Path, out: Path, only: tuple[str, ...], seconds: float, repeats: int) -> None:
-    """Run every series and write GROWTH-SERIES-VALUE.json files."""
+    """Run every series and write growth-SERIES-VALUE.json files."""
     data, out = (Path(os.path.relpath(path, ROOT)) for path in (data, out))
     os.chdir(ROOT)
     for series in only or SERIES:

@@ -1,0 +1,123 @@
+"""The augmentations one by one: the difference to torchvision, the cost on the CPU; docs/augmentations.md has the figures.
+
+    python -m benchmarks.augmentations difference DIR [--max-images 500]    DIR: a packed dataset
+    python -m benchmarks.augmentations cost DIR                             on an otherwise idle machine
+"""
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+
+from pipeline.augment import AugmentConfig
+from pipeline.augment.auto import OPS
+from pipeline.batch import Loader
+from pipeline.config import DataConfig
+from pipeline.feed import Feed
+from pipeline.loader import DaliLoader
+from pipeline.reference import ReferenceLoader
+from shards.format import ShardSet
+
+CASES: dict[str, AugmentConfig] = {
+    "random-resized crop": AugmentConfig(),
+    "centre crop": AugmentConfig(crop="centre"),
+    "pad and crop": AugmentConfig(crop="pad", pad=16),
+    "vertical flip": AugmentConfig(vflip=0.5),
+    "rotation, linear": AugmentConfig(rotation=30),
+    "rotation, nearest": AugmentConfig(rotation=30, rotation_filter="nearest"),
+    "brightness": AugmentConfig(brightness=0.4),
+    "contrast": AugmentConfig(contrast=0.4),
+    "saturation": AugmentConfig(saturation=0.4),
+    "hue": AugmentConfig(hue=0.1),
+    "all four": AugmentConfig(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),
+    "lighting": AugmentConfig(lighting=0.1),
+    "grayscale": AugmentConfig(grayscale=1),
+    "blur": AugmentConfig(blur=1),
+    "noise": AugmentConfig(noise=1),
+    "salt and pepper": AugmentConfig(salt_pepper=1),
+    "JPEG": AugmentConfig(jpeg=1),
+    "erasing": AugmentConfig(erase=1),
+    "TrivialAugmentWide": AugmentConfig(auto="trivial"),
+    "RandAugment": AugmentConfig(auto="rand"),
+    "AutoAugment": AugmentConfig(auto="autoaugment"),
+}
+CPU, BATCH_SIZE, IMAGE_SIZE, SEED = torch.device("cpu"), 50, 224, 1
+COST_REPEATS = 5
+
+
+def feed_of(shard_set: ShardSet, config: AugmentConfig) -> Feed:
+    split = shard_set.split("train")
+    batch_size = min(BATCH_SIZE, len(split))
+    return Feed(split=split, config=DataConfig(image_size=IMAGE_SIZE), augment=config, batch_size=batch_size,
+                global_batch_size=batch_size, seed=SEED)  # fmt: skip
+
+
+def gray_levels(loader: Loader, feed: Feed) -> Iterator[np.ndarray]:
+    """The batches as (n, S, S, 3) in grey levels 0–255."""
+    for batch in loader.iter_epoch(0):
+        yield batch.images.permute(0, 2, 3, 1).numpy() * np.array(feed.config.std) + np.array(feed.config.mean)
+
+
+@click.group()
+def main() -> None:
+    """The augmentations: differences, cost."""
+
+
+@main.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--max-images", default=500, show_default=True)
+def difference(data: Path, max_images: int) -> None:
+    """Mean absolute difference to torchvision with the same draws, in grey levels."""
+    shard_set = ShardSet.open(data)
+    click.echo("| | mean | median image | worst image |\n| --- | --- | --- | --- |")
+    for name, config in CASES.items():
+        feed = feed_of(shard_set, config)
+        found: dict[str, list[float]] = defaultdict(list)
+        with (
+            closing(DaliLoader(feed, device=CPU, threads=2)) as ours,
+            closing(ReferenceLoader(feed, device=CPU, workers=0)) as theirs,
+        ):
+            for planned, a, b in zip(
+                feed.batches(0, 0, IMAGE_SIZE), gray_levels(ours, feed), gray_levels(theirs, feed), strict=True
+            ):
+                differences = np.abs(a - b).mean((1, 2, 3)).tolist()
+                found[name] += differences
+                if config.auto == "trivial":
+                    for op, value in zip(planned.params["auto_op"][:, 0], differences, strict=True):
+                        found[f"… {OPS[op]}"].append(value)
+                if len(found[name]) >= max_images:
+                    break
+        for label, values in found.items():
+            click.echo(f"| {label} | {np.mean(values):.2f} | {np.median(values):.2f} | {max(values):.2f} |")
+
+
+@main.command()
+@click.argument("data", type=click.Path(path_type=Path))
+def cost(data: Path) -> None:
+    """CPU time an image, and what an augmentation adds to the first line, each case in turn with it."""
+    shard_set = ShardSet.open(data)
+    click.echo("| | ms an image | added |\n| --- | --- | --- |")
+
+    def cpu_ms(loader: DaliLoader, epoch: int) -> float:
+        start_s = time.process_time()
+        count = sum(len(batch.labels) for batch in loader.iter_epoch(epoch))
+        return 1000 * (time.process_time() - start_s) / count
+
+    with closing(DaliLoader(feed_of(shard_set, AugmentConfig()), device=CPU, threads=2)) as plain:
+        cpu_ms(plain, 0)
+        for name, config in CASES.items():
+            with closing(DaliLoader(feed_of(shard_set, config), device=CPU, threads=2)) as loader:
+                cpu_ms(loader, 0)  # builds the graph
+                pairs = [(cpu_ms(plain, epoch), cpu_ms(loader, epoch)) for epoch in range(1, COST_REPEATS + 1)]
+            added = statistics.median(b - a for a, b in pairs)
+            click.echo(f"| {name} | {statistics.median(b for _, b in pairs):.2f} | {added:+.2f} |")
+
+
+if __name__ == "__main__":
+    main()
