@@ -136,15 +136,12 @@ def train(**given: Unpack[Timed]) -> None:
 @main.command()
 @with_options(COMMON)
 @click.option("--num", "num_images", type=click.IntRange(min=1), default=500, metavar="N", help="Images a split.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Also ask its network for both images' top-1.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="runs/parity", help="Report's folder.")
-def parity(
-    num_images: int, checkpoint: Path | None, out: Path, json_file: Path | None, **common: Unpack[Common]
-) -> None:
+def parity(num_images: int, out: Path, json_file: Path | None, **common: Unpack[Common]) -> None:
     """The loader's images against PIL's and torchvision's, same plan: differences in grey levels.
 
-    On a GPU also the GPU's images against the CPU's. Nothing is timed. Writes parity.json (or --json) and, for each
-    line of the table, a picture of the worst image: ours, theirs, and eight times the difference.
+    On a GPU also those that the GPU made. Nothing is timed. Writes parity.json (or --json) and, for each line of the
+    table, a picture of the worst image: ours, theirs, and eight times the difference.
     """
     from benchmarks import record
 
@@ -154,13 +151,11 @@ def parity(
         raise ValueError("parity compares images in one process; start it without torchrun")
 
     from benchmarks.parity import compare_all, table
-    from training import environment
 
-    differences = compare_all(setup, num_images, common["batch_size"], checkpoint, out)
-    click.echo(f"grey levels of 255, {setup.recipe.data.path}, {environment.device_name(setup.world.device)}")
+    differences = compare_all(setup, num_images, common["batch_size"], out)
+    click.echo(f"DALI's images beside PIL's and torchvision's, {setup.recipe.data.path}, in grey levels of 255")
     click.echo("\n".join(table(differences)))
     settings = setup.settings | {"recipe": config.to_toml(setup.recipe), "num_images": num_images}
-    settings["checkpoint"] = str(checkpoint) if checkpoint else None
     more = {"differences": list(map(asdict, differences))}
     file = json_file or out / "parity.json"
     record.write(file, replace(record.build("parity", settings, {}, {}, []), more=more))

@@ -1,13 +1,11 @@
-"""The augmentations one by one: the difference to torchvision, the cost on the CPU; docs/augmentations.md has the figures.
+"""The augmentations one by one: the difference to torchvision, the cost on the CPU; figures: docs/augmentations.md.
 
-    python -m benchmarks.augmentations difference DIR [--max-images 500]    DIR: a packed dataset
-    python -m benchmarks.augmentations cost DIR                             on an otherwise idle machine
+python -m benchmarks.augmentations DIR [--max-images 500]    DIR: a packed dataset, on an otherwise idle machine
 """
 
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -17,7 +15,6 @@ import torch
 
 from pipeline.augment import AugmentConfig
 from pipeline.augment.auto import OPS
-from pipeline.batch import Loader
 from pipeline.config import DataConfig
 from pipeline.feed import Feed
 from pipeline.loader import DaliLoader
@@ -58,65 +55,52 @@ def feed_of(shard_set: ShardSet, config: AugmentConfig) -> Feed:
                 global_batch_size=batch_size, seed=SEED)  # fmt: skip
 
 
-def gray_levels(loader: Loader, feed: Feed) -> Iterator[np.ndarray]:
-    """The batches as (n, S, S, 3) in grey levels 0–255."""
-    for batch in loader.iter_epoch(0):
-        yield batch.images.permute(0, 2, 3, 1).numpy() * np.array(feed.config.std) + np.array(feed.config.mean)
+def differences(name: str, feed: Feed, max_images: int) -> dict[str, list[float]]:
+    """Each image's mean absolute difference to torchvision's with the same draws, in grey levels, under the case's
+    name; TrivialAugmentWide's also under the operation's."""
+    found: dict[str, list[float]] = defaultdict(list)
+    levels = np.reshape(feed.config.std, (3, 1, 1))
+    with (
+        closing(DaliLoader(feed, device=CPU, threads=2)) as ours,
+        closing(ReferenceLoader(feed, device=CPU, workers=0)) as theirs,
+    ):
+        for planned, a, b in zip(feed.batches(0, 0, IMAGE_SIZE), ours.iter_epoch(0), theirs.iter_epoch(0), strict=True):
+            values = (np.abs(a.images.numpy() - b.images.numpy()) * levels).mean((1, 2, 3)).tolist()
+            found[name] += values
+            if "auto_op" in planned.params and name == "TrivialAugmentWide":
+                for op, value in zip(planned.params["auto_op"][:, 0], values, strict=True):
+                    found[f"… {OPS[op]}"].append(value)
+            if len(found[name]) >= max_images:
+                break
+    return found
 
 
-@click.group()
-def main() -> None:
-    """The augmentations: differences, cost."""
+def cpu_ms(loader: DaliLoader, epoch: int) -> float:
+    """Of an image."""
+    start_s = time.process_time()
+    count = sum(len(batch.labels) for batch in loader.iter_epoch(epoch))
+    return 1000 * (time.process_time() - start_s) / count
 
 
-@main.command()
+@click.command()
 @click.argument("data", type=click.Path(path_type=Path))
-@click.option("--max-images", default=500, show_default=True)
-def difference(data: Path, max_images: int) -> None:
-    """Mean absolute difference to torchvision with the same draws, in grey levels."""
+@click.option("--max-images", default=500, show_default=True, help="Of which differences are taken.")
+def main(data: Path, max_images: int) -> None:
+    """Print the difference to torchvision in grey levels, CPU time an image, and what a case adds to the first's, each
+    in turn with it."""
     shard_set = ShardSet.open(data)
-    click.echo("| | mean | median image | worst image |\n| --- | --- | --- | --- |")
-    for name, config in CASES.items():
-        feed = feed_of(shard_set, config)
-        found: dict[str, list[float]] = defaultdict(list)
-        with (
-            closing(DaliLoader(feed, device=CPU, threads=2)) as ours,
-            closing(ReferenceLoader(feed, device=CPU, workers=0)) as theirs,
-        ):
-            for planned, a, b in zip(
-                feed.batches(0, 0, IMAGE_SIZE), gray_levels(ours, feed), gray_levels(theirs, feed), strict=True
-            ):
-                differences = np.abs(a - b).mean((1, 2, 3)).tolist()
-                found[name] += differences
-                if config.auto == "trivial":
-                    for op, value in zip(planned.params["auto_op"][:, 0], differences, strict=True):
-                        found[f"… {OPS[op]}"].append(value)
-                if len(found[name]) >= max_images:
-                    break
-        for label, values in found.items():
-            click.echo(f"| {label} | {np.mean(values):.2f} | {np.median(values):.2f} | {max(values):.2f} |")
-
-
-@main.command()
-@click.argument("data", type=click.Path(path_type=Path))
-def cost(data: Path) -> None:
-    """CPU time an image, and what an augmentation adds to the first line, each case in turn with it."""
-    shard_set = ShardSet.open(data)
-    click.echo("| | ms an image | added |\n| --- | --- | --- |")
-
-    def cpu_ms(loader: DaliLoader, epoch: int) -> float:
-        start_s = time.process_time()
-        count = sum(len(batch.labels) for batch in loader.iter_epoch(epoch))
-        return 1000 * (time.process_time() - start_s) / count
-
+    click.echo("| | mean | median image | worst image | ms an image | added |\n|" + " --- |" * 6)
     with closing(DaliLoader(feed_of(shard_set, AugmentConfig()), device=CPU, threads=2)) as plain:
         cpu_ms(plain, 0)
         for name, config in CASES.items():
-            with closing(DaliLoader(feed_of(shard_set, config), device=CPU, threads=2)) as loader:
+            feed = feed_of(shard_set, config)
+            with closing(DaliLoader(feed, device=CPU, threads=2)) as loader:
                 cpu_ms(loader, 0)  # builds the graph
                 pairs = [(cpu_ms(plain, epoch), cpu_ms(loader, epoch)) for epoch in range(1, COST_REPEATS + 1)]
-            added = statistics.median(b - a for a, b in pairs)
-            click.echo(f"| {name} | {statistics.median(b for _, b in pairs):.2f} | {added:+.2f} |")
+            costs = f"{statistics.median(b for _, b in pairs):.2f} | {statistics.median(b - a for a, b in pairs):+.2f}"
+            for label, found in differences(name, feed, max_images).items():
+                shown = f"{np.mean(found):.2f} | {np.median(found):.2f} | {max(found):.2f}"
+                click.echo(f"| {label} | {shown} | {costs if label == name else ' | '} |")
 
 
 if __name__ == "__main__":

@@ -74,7 +74,9 @@ def make(out: Path, width: int, height: int) -> None:
         folder = tempfile.TemporaryDirectory(prefix=f".{out.name}-images-", dir=out.parent)
         with folder as images, ThreadPoolExecutor(num_cpus()) as pool:
             written = [
-                pool.submit(write, Path(images, split, f"class{row % NUM_CLASSES}", f"{row:06d}.jpg"), shape, split, row)
+                pool.submit(
+                    write, Path(images, split, f"class{row % NUM_CLASSES}", f"{row:06d}.jpg"), shape, split, row
+                )
                 for split, count in NUM_IMAGES.items()
                 for row, shape in enumerate(sizes(width, height, count))
             ]

@@ -1,11 +1,10 @@
 """Is the machine quiet? What else ran, and what throttled it, while something was measured → warnings, a line each.
 
-Reads /proc/stat, the control group's cpu.stat and, where there is a GPU, nvidia-smi. What cannot be read is left out.
+Reads /proc/stat and the control group's cpu.stat. What cannot be read is left out.
 """
 
 import os
 import statistics
-import subprocess
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,8 +19,6 @@ from training.environment import cgroup_folders
 
 MAX_SPREAD = 0.10  # of a program's repeats: (most - least) / median
 MAX_OTHERS = 0.05  # of the time of the cores that this process may use
-GPU_POLL_MS = 500
-LOWERED = 0x04 | 0x08 | 0x20 | 0x40 | 0x80  # of NVML's nvmlClocksEventReasons: power limit, hardware, heat, power brake
 
 
 class CpuTime(NamedTuple):
@@ -47,14 +44,9 @@ def watched(device: torch.device) -> Iterator[list[str]]:
     """Around a measurement: a list that has its warnings after the end, of the machine and of unsteady programs."""
     lines: list[str] = []
     cpu, throttled = cpu_time(), throttled_periods()
-    polling = _poll_gpu(device) if device.type == "cuda" else None
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", Unsteady)
-            yield lines
-    finally:
-        if polling is not None:
-            polling.terminate()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", Unsteady)
+        yield lines
     for one in caught:
         if issubclass(one.category, Unsteady):
             lines.append(str(one.message))
@@ -65,8 +57,6 @@ def watched(device: torch.device) -> Iterator[list[str]]:
         lines.append(f"other processes took {others:.0%} of the cores' time (more than {MAX_OTHERS:.0%})")
     if (periods := throttled_periods() - throttled) > 0:
         lines.append(f"the container's CPU quota stopped this process in {periods} periods")
-    if polling is not None and (share := lowered_share(polling.communicate()[0])):
-        lines.append(f"the GPU's clocks were lowered by power, heat or a brake in {share:.0%} of the time")
 
 
 def others_share(before: CpuTime | None, after: CpuTime | None) -> float | None:
@@ -103,18 +93,3 @@ def throttled_periods() -> int:
             fields = dict(line.split() for line in (folder / "cpu.stat").read_text().splitlines())
             found += int(fields.get("nr_throttled", 0))
     return found
-
-
-def _poll_gpu(device: torch.device) -> "subprocess.Popen[str] | None":
-    """nvidia-smi, printing why this GPU's clocks are lowered, twice a second; None where it cannot be started."""
-    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"  # CUDA's numbers need not be nvidia-smi's
-    query = ["--query-gpu=clocks_throttle_reasons.active", "--format=csv,noheader", f"--loop-ms={GPU_POLL_MS}"]
-    with suppress(OSError):
-        return subprocess.Popen(["nvidia-smi", f"--id={uuid}", *query], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    return None
-
-
-def lowered_share(polled: str) -> float:
-    """In what share of the looks the clocks were lowered. `polled`: the masks that nvidia-smi printed, one a line."""
-    masks = [int(line, 16) for line in polled.split() if line.startswith("0x")]
-    return sum(bool(mask & LOWERED) for mask in masks) / len(masks) if masks else 0.0

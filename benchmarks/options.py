@@ -1,7 +1,7 @@
 """The options that the commands of `bench.py` share, and what they set up: recipe, dataset, where to run."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, Unpack
@@ -44,7 +44,7 @@ TIMING: list[Option] = [
 ]  # fmt: skip
 
 
-def with_options(*groups: list[Option]) -> Option:
+def with_options(*groups: Sequence[Option]) -> Option:
     options = [option for group in groups for option in group]
     return lambda command: functools.reduce(lambda inner, option: option(inner), reversed(options), command)
 

@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,7 @@ from training import environment
 
 FORMAT = 2
 JSON = dict[str, Any]  # an object of a file, whose keys are a benchmark's own
-PARTS = {"benchmark": str, "command": str, "time": str, "settings": dict, "programs": dict, "ratios": dict,
-         "warnings": list, "env": dict}  # fmt: skip
+PARTS = ("benchmark", "command", "time", "settings", "programs", "ratios", "warnings", "env")
 
 
 @dataclass(frozen=True)
@@ -145,22 +144,16 @@ def read(path: Path) -> Result:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error}); give a file that bench.py --json wrote") from None
-    if not isinstance(content, dict) or "format" not in content:
-        raise ValueError(f"{path}: not a result of bench.py; give a file that --json wrote")
-    if (number := content.pop("format")) != FORMAT:
-        raise ValueError(f"{path}: has format {number!r}, this is for {FORMAT}; measure again")
-    for part, kind in PARTS.items():
-        if not isinstance(content.get(part), kind):
-            raise ValueError(f"{path}: {part!r} is missing or not a {kind.__name__}; measure again")
-    parts = {part: content.pop(part) for part in PARTS}
-    parts["programs"] = {name: _figures(path, name, figures) for name, figures in parts["programs"].items()}
-    parts["ratios"] = {name: Ratio(**ratio) for name, ratio in parts["ratios"].items()}
+    try:
+        if (number := content.pop("format")) != FORMAT:
+            raise ValueError(f"{path}: has format {number!r}, this is for {FORMAT}; measure again")
+        parts = {part: content.pop(part) for part in PARTS}
+        parts["programs"] = {name: Figures(**figures) for name, figures in parts["programs"].items()}
+        parts["ratios"] = {name: Ratio(**ratio) for name, ratio in parts["ratios"].items()}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a result of bench.py ({error}); give a file that --json wrote") from None
+    for name, figures in parts["programs"].items():
+        rates = figures.images_per_s
+        if not isinstance(rates, list) or not rates or not all(isinstance(r, int | float) and r > 0 for r in rates):
+            raise ValueError(f"{path}: images_per_s of {name!r} is no list of rates; measure again")
     return Result(**parts, more=content)
-
-
-def _figures(path: Path, name: str, content: JSON) -> Figures:
-    known = {one.name for one in fields(Figures)}
-    rates = content.get("images_per_s")
-    if not isinstance(rates, list) or not rates or not all(isinstance(r, int | float) and r > 0 for r in rates):
-        raise ValueError(f"{path}: images_per_s of {name!r} is no list of rates; measure again")
-    return Figures(**{key: value for key, value in content.items() if key in known})

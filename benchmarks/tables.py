@@ -19,7 +19,7 @@ COLUMNS = {  # of `Figures`: heading, factor to what that says
 
 
 def columns_of(results: Sequence[Result]) -> list[str]:
-    """Those of which the results tell something. Of training alone that is the waiting: a loader's program only waits."""
+    """Those of which the results tell something. The waiting only of training: a loader's program only waits."""
     return [
         column
         for column in COLUMNS

@@ -4,7 +4,6 @@ import os
 import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from time import monotonic
 
 import click
@@ -14,7 +13,7 @@ from benchmarks.measure import Program, Sample, in_turn, ratio
 from benchmarks.options import Setup
 from benchmarks.processes import memory_mb, stats, tree
 from benchmarks.programs import BatchProgram, Kind
-from benchmarks.ranks import Alone, Together, shared_clock
+from benchmarks.ranks import Together, shared_clock
 from benchmarks.record import JSON, Result
 from benchmarks.tables import COLUMNS, cells, columns_of
 from benchmarks.text import shown_rate, tabulated, wrapped
@@ -24,27 +23,17 @@ LEAST_AHEAD, MOST_WAIT = 0.2, 0.1  # steps; of the time, beyond which the loader
 
 
 def build(kind: Kind, names: Sequence[str], setup: Setup) -> list[Program]:
-    """The programs of loaders `names`. Over several ranks each runs on all of them at once, and on rank 0 alone, with
-    the threads that a rank has beside the others."""
-    recipe, world = setup.recipe, setup.world
-    given = setup.dataset, world, setup.batch_size
-    built = [programs.build(kind, name, recipe, *given) for name in names]
-    if world.world_size == 1:
-        return list(built)
-    recipe = replace(recipe, data=replace(recipe.data, threads=setup.threads))
-    given = setup.dataset, replace(world, rank=0, world_size=1, local_world_size=1), setup.batch_size
-    alone = [programs.build(kind, name, recipe, *given) if world.is_main else None for name in names]
-    return [
-        *(Together(program, world) for program in built),
-        *(Alone(f"{name}, 1 rank", program, world) for name, program in zip(names, alone, strict=True)),
-    ]
+    """The programs of loaders `names`; over several ranks each runs on all of them at once."""
+    world = setup.world
+    built = [programs.build(kind, name, setup.recipe, setup.dataset, world, setup.batch_size) for name in names]
+    return list(built) if world.world_size == 1 else [Together(program, world) for program in built]
 
 
 def time_programs(
-    benchmark: str, built: Sequence[Program], setup: Setup, seconds: float, repeats: int, settings: Mapping[str, object]
+    benchmark: str, built: Sequence[Program], setup: Setup, seconds: float, repeats: int, settings: JSON
 ) -> Result:
-    """Time programs in turn, and close them. Returns the result, with the ratio of the first to each other, and over
-    several ranks of each to as many times what it does alone. `settings`: further ones."""
+    """Time programs in turn, and close them. Returns the result, with the ratio of the first to each other.
+    `settings`: further ones."""
     world = setup.world
     with ExitStack() as stack, noise.watched(world.device) as warnings:
         for program in built:
@@ -55,12 +44,8 @@ def time_programs(
         if len(built) == 1:  # else it is of all of them together
             details[built[0].name]["memory_mb"] = memory_mb(tree(os.getpid(), stats())) or None  # 0: not told
     rates = {name: [one.images_per_s for one in taken] for name, taken in samples.items()}
-    first, *others = (program.name for program in built if not isinstance(program, Alone))
+    first, *others = rates
     ratios = {f"{first} / {other}": ratio(rates[first], rates[other]) for other in others}
-    for name in (first, *others):
-        if alone := rates.get(f"{name}, 1 rank"):
-            linear = [world.world_size * rate for rate in alone]
-            ratios[f"{name} / ({world.world_size} × {name}, 1 rank)"] = ratio(rates[name], linear)
     lines = [*warnings, *noise.spread_warnings(rates)]
     lines += launch_warnings(samples) if benchmark in ("compute", "train") else []
     settings = setup.settings | {"seconds": seconds, "repeats": repeats} | settings
@@ -111,9 +96,8 @@ def show(result: Result, setup: Setup) -> None:
             "  on a CPU decoding shares the cores: it slows training also where that waits for no data (`explain`)"
         )
     for name, one in result.ratios.items():
-        what = "scaling efficiency " if " × " in name else ""
         shown = f"{one.median:.2f}, 95 % interval {one.low:.2f}–{one.high:.2f} [{one.min:.2f}–{one.max:.2f}]"
-        lines += wrapped(f"  {what}{name}: {shown}")
+        lines += wrapped(f"  {name}: {shown}")
     click.echo("\n".join(lines))
     for line in result.warnings:
         click.echo("\n".join(wrapped(f"  warning: {line}")), err=True)

@@ -5,7 +5,7 @@ all, `advice` what could be changed, `report` shows it.
 """
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import click
 
 from benchmarks import record
 from benchmarks.measure import Ratio
-from benchmarks.options import COMMON, Opened, opened, with_options
+from benchmarks.options import COMMON, Setup, prepare, with_options
 from benchmarks.text import wrapped
 from recipes import config
 
@@ -40,7 +40,7 @@ def command(
     loader and with training, which always take DALI's loader. Limits of the machine and of the network stand beside.
     """
     record.require_writable(json_file, out)
-    on = opened(**common)
+    on = prepare(**common)
 
     from benchmarks import noise
     from benchmarks.explain import measuring, report
@@ -64,7 +64,8 @@ def command(
     settings["precision"] = findings.precision
     more = {name: {"cpu_s": cost} for name, cost in findings.cpu_s.items()}
     result = record.build("explain", settings, findings.samples, {}, warnings, more)
-    result["explain"] = figures(findings) | {"applied": _applied(done), "recipe": config.to_toml(on.recipe)}
+    explained = figures(findings) | {"applied": _applied(done), "recipe": config.to_toml(on.recipe)}
+    result = replace(result, more={"explain": explained})
     keep(result, findings, on, json_file, out)
 
 
@@ -99,7 +100,7 @@ def _applied(done: "tuple[list[Change], float, Ratio] | None") -> dict[str, Any]
     return {"options": [change.option for change in changes], "expected": expected, "seen": seen._asdict()}
 
 
-def keep(result: dict[str, Any], findings: "Findings", on: Opened, json_file: Path | None, out: Path | None) -> None:
+def keep(result: record.Result, findings: "Findings", on: Setup, json_file: Path | None, out: Path | None) -> None:
     """Write the result and the chart where the options say."""
     if json_file:
         record.write(json_file, result)

@@ -17,7 +17,7 @@ from benchmarks.explain.network import Network
 from benchmarks.explain.reading import CACHED, DISK, Reading
 from benchmarks.explain.stages import Costed, Held
 from benchmarks.measure import Program, Ratio, Sample, in_turn, ratio
-from benchmarks.options import Opened
+from benchmarks.options import Setup
 from benchmarks.ranks import Together, shared_clock
 from model.networks import list_networks
 from pipeline.build import threads_per_rank
@@ -51,7 +51,7 @@ class Findings:
         return statistics.median(one.images_per_s for one in self.samples[name])
 
 
-def measure(on: Opened, seconds: float, repeats: int) -> Findings:
+def measure(on: Setup, seconds: float, repeats: int) -> Findings:
     """Everything but `--apply`."""
     recipe, world = on.recipe, on.world
     split = on.dataset.split(recipe.data.train_split)
@@ -93,7 +93,7 @@ def measure(on: Opened, seconds: float, repeats: int) -> Findings:
     )  # fmt: skip
 
 
-def _programs(on: Opened, held: Held, fits: bool, num_params: int) -> list[Program]:
+def _programs(on: Setup, held: Held, fits: bool, num_params: int) -> list[Program]:
     """All that is timed, in the order in which data flows, then what is joined."""
     recipe, dataset, world = on.recipe, on.dataset, on.world
     split = page_cache.part(dataset.split(recipe.data.train_split))
@@ -118,7 +118,7 @@ def _programs(on: Opened, held: Held, fits: bool, num_params: int) -> list[Progr
     return found
 
 
-def _compute(on: Opened) -> programs.BatchProgram:
+def _compute(on: Setup) -> programs.BatchProgram:
     """Training steps of each rank by itself, without the exchange of gradients."""
     single = replace(on.world, rank=0, world_size=1, local_world_size=1)
     return programs.build("compute", "synthetic", on.recipe, on.dataset, single, on.batch_size)
@@ -129,12 +129,12 @@ def _named(name: str, program: programs.BatchProgram) -> programs.BatchProgram:
     return program
 
 
-def _timed(built: Sequence[Program], on: Opened, seconds: float, repeats: int) -> dict[str, list[Sample]]:
+def _timed(built: Sequence[Program], on: Setup, seconds: float, repeats: int) -> dict[str, list[Sample]]:
     clock: Callable[[], float] = shared_clock(on.world) if on.world.world_size > 1 else monotonic
     return in_turn(built, seconds, repeats, clock)
 
 
-def _model(samples: dict[str, list[Sample]], cpu_s: dict[str, float], fits: bool, on: Opened) -> Model:
+def _model(samples: dict[str, list[Sample]], cpu_s: dict[str, float], fits: bool, on: Setup) -> Model:
     """Reading is from the page cache where all shards fit in memory, since every epoch but the first is. Its CPU time
     is that of the cached one, where dropping pages takes no part."""
     reading = CACHED if CACHED in samples and (fits or DISK not in samples) else DISK
@@ -149,7 +149,7 @@ def _model(samples: dict[str, list[Sample]], cpu_s: dict[str, float], fits: bool
     return Model(costs, cores, on.world.device.type == "cuda")
 
 
-def _with_details(facts: Facts, on: Opened, held: Held) -> Facts:
+def _with_details(facts: Facts, on: Setup, held: Held) -> Facts:
     """What only the rules for this bottleneck need, and takes time to find out."""
     split = page_cache.part(on.dataset.split(on.recipe.data.train_split))
     bottleneck = facts.model.bottleneck
@@ -166,7 +166,7 @@ def _with_details(facts: Facts, on: Opened, held: Held) -> Facts:
     return facts
 
 
-def apply(on: Opened, findings: Findings, seconds: float, repeats: int) -> tuple[list[Change], float, Ratio] | None:
+def apply(on: Setup, findings: Findings, seconds: float, repeats: int) -> tuple[list[Change], float, Ratio] | None:
     """Train with those of the changes that a recipe can make, in turn with training as it is. Returns these changes,
     the gain expected of them together, and the gain seen; None where there is none."""
     changes = [change for change, _ in findings.found if change.settings]
@@ -184,7 +184,7 @@ def apply(on: Opened, findings: Findings, seconds: float, repeats: int) -> tuple
     return changes, findings.model.gain(*(change.factors for change in changes)), ratio(*rates)
 
 
-def _tried(facts: Facts, on: Opened, held: Held, seconds: float, repeats: int) -> list[Change]:
+def _tried(facts: Facts, on: Setup, held: Held, seconds: float, repeats: int) -> list[Change]:
     """The trials of the bottleneck's stage, each in turn with the stage as it is."""
     found, bottleneck = [], facts.model.bottleneck
     build = {"decode": stages.build_decode, "resize": stages.build_resize, "compute": lambda on, _: _compute(on)}
@@ -197,7 +197,7 @@ def _tried(facts: Facts, on: Opened, held: Held, seconds: float, repeats: int) -
     return found
 
 
-def _pair_rates(pair: Sequence[Program], on: Opened, seconds: float, repeats: int) -> list[list[float]]:
+def _pair_rates(pair: Sequence[Program], on: Setup, seconds: float, repeats: int) -> list[list[float]]:
     """Images/s of two programs in turn; closes them."""
     with ExitStack() as stack:
         for program in pair:

@@ -15,7 +15,7 @@ import torch
 from benchmarks.explain import page_cache
 from benchmarks.explain.stages import training_feed
 from benchmarks.measure import Sample
-from benchmarks.options import Opened
+from benchmarks.options import Setup
 from benchmarks.programs import MIN_BATCHES, BatchProgram, Stopwatch, endless
 from pipeline.feed import Feed
 from pipeline.loader import DaliLoader
@@ -29,7 +29,7 @@ class Reading:
     """The stage as a program. `stayed`: the share of the shards' pages that stayed in memory when they were
     dropped, for each turn; only for DISK."""
 
-    def __init__(self, on: Opened, split: Split, cold: bool) -> None:
+    def __init__(self, on: Setup, split: Split, cold: bool) -> None:
         self.name = DISK if cold else CACHED
         self.stayed: list[float] = []
         self._cold, self._world = cold, on.world

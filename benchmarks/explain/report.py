@@ -12,7 +12,7 @@ from benchmarks.explain.measuring import DTYPES, LIBJPEG, STAYED, Findings
 from benchmarks.explain.model import LOADING
 from benchmarks.explain.reading import CACHED, DISK
 from benchmarks.measure import Ratio
-from benchmarks.options import Opened
+from benchmarks.options import Setup
 from benchmarks.text import columns, shown_rate, wrapped
 from training import environment
 
@@ -36,7 +36,7 @@ def kind_of(name: str, findings: Findings) -> str:
     return "bottleneck" if stage_of(name) == findings.model.bottleneck and counts else "stage"
 
 
-def text(findings: Findings, on: Opened) -> list[str]:
+def text(findings: Findings, on: Setup) -> list[str]:
     """All but what `--apply` finds."""
     head = (
         f"{on.batch_size} × {on.recipe.data.image_size} px, {on.threads} threads, {on.recipe.model.name} in "
@@ -76,7 +76,7 @@ def times(share: float) -> str:
     return f"{share:,.0f}×" if share >= 100 else f"{share:.1f}×"
 
 
-def absent(findings: Findings, on: Opened) -> Iterator[str]:
+def absent(findings: Findings, on: Setup) -> Iterator[str]:
     """Stages that there are none of, and what was not measured as it should be."""
     if "h2d" not in findings.samples:
         yield "host to device: none (the network runs on the CPU)"
@@ -117,7 +117,7 @@ def verdict(findings: Findings) -> list[str]:
     return lines
 
 
-def limits(findings: Findings, on: Opened) -> Iterator[str]:
+def limits(findings: Findings, on: Setup) -> Iterator[str]:
     """What the hardware could do, with the arithmetic, and the share of it that is reached."""
     if LIBJPEG in findings.samples:
         whole = findings.rate(LIBJPEG)

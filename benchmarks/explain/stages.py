@@ -18,7 +18,7 @@ import simplejpeg  # type: ignore[import-untyped]
 import torch
 
 from benchmarks.measure import Program, Sample
-from benchmarks.options import Opened
+from benchmarks.options import Setup
 from benchmarks.programs import BatchProgram, repeated
 from pipeline import graph
 from pipeline.batch import Batch
@@ -56,7 +56,7 @@ class Costed:
         self._program.close()
 
 
-def training_feed(on: Opened, split: Split, min_batches: int) -> Feed:
+def training_feed(on: Setup, split: Split, min_batches: int) -> Feed:
     """This rank's share of a training split, its rows repeated to so many batches at least."""
     recipe, world = on.recipe, on.world
     return Feed(
@@ -75,7 +75,7 @@ def training_feed(on: Opened, split: Split, min_batches: int) -> Feed:
 class Held:
     """A few batches in memory, as the graph takes them: `views` encoded, `arrays` the plan's, `labels`."""
 
-    def __init__(self, on: Opened) -> None:
+    def __init__(self, on: Setup) -> None:
         feed = training_feed(on, on.dataset.split(on.recipe.data.train_split), 1)
         on_gpu = on.world.device.type == "cuda"
         self.views: list[list[np.ndarray]] = []
@@ -105,11 +105,11 @@ class Held:
         self.region_bytes = num_bytes / self.num_images  # decoded, uint8 RGB
 
 
-def build_decode(on: Opened, held: Held) -> BatchProgram:
+def build_decode(on: Setup, held: Held) -> BatchProgram:
     return _program("decode", _decoder(on, held), held, on.world.device)
 
 
-def build_resize(on: Opened, held: Held) -> BatchProgram:
+def build_resize(on: Setup, held: Held) -> BatchProgram:
     decoder = _decoder(on, held)
     try:
         decoded = [_copied(decoder.run()[0]) for _ in held.views]
@@ -122,7 +122,7 @@ def build_resize(on: Opened, held: Held) -> BatchProgram:
     return _program("resize", _finisher(on, held, decoded), held, on.world.device)
 
 
-def _decoder(on: Opened, held: Held) -> Any:
+def _decoder(on: Setup, held: Held) -> Any:
     """The first part of the loader's graph."""
     given = cycle(
         [
@@ -138,7 +138,7 @@ def _decoder(on: Opened, held: Held) -> Any:
     return pipe
 
 
-def _finisher(on: Opened, held: Held, decoded: Sequence[Any]) -> Any:
+def _finisher(on: Setup, held: Held, decoded: Sequence[Any]) -> Any:
     """The rest of it, on batches of decoded images, which lie on the device."""
     from nvidia.dali import fn
 
@@ -163,15 +163,15 @@ def _finisher(on: Opened, held: Held, decoded: Sequence[Any]) -> Any:
     return pipe
 
 
-def _new_pipeline(on: Opened) -> Any:
+def _new_pipeline(on: Setup) -> Any:
     return graph.new_pipeline(on.recipe.data, batch_size=on.batch_size, threads=on.threads, gpu=_gpu(on))
 
 
-def _decodes_on_gpu(on: Opened) -> bool:
+def _decodes_on_gpu(on: Setup) -> bool:
     return graph.decodes_on_gpu(on.recipe.data, _gpu(on) is not None)
 
 
-def _gpu(on: Opened) -> int | None:
+def _gpu(on: Setup) -> int | None:
     return on.world.device.index or 0 if on.world.device.type == "cuda" else None
 
 
@@ -200,7 +200,7 @@ def _program(name: str, pipe: Any, held: Held, device: torch.device) -> BatchPro
     return BatchProgram(name, batches(), next, device)
 
 
-def build_libjpeg(on: Opened, held: Held) -> BatchProgram | None:
+def build_libjpeg(on: Setup, held: Held) -> BatchProgram | None:
     """None where no batch is all JPEGs."""
     jpegs = [(views, labels) for views, labels in zip(held.views, held.labels, strict=True) if _are_jpegs(views)]
     if not jpegs:
@@ -220,7 +220,7 @@ def _are_jpegs(views: Sequence[np.ndarray]) -> bool:
     return all(view[: len(SOI)].tobytes() == SOI for view in views)
 
 
-def build_communication(on: Opened, num_params: int) -> BatchProgram:
+def build_communication(on: Setup, num_params: int) -> BatchProgram:
     """An all-reduce of float32 gradients: gloo on the CPU, NCCL on GPUs. Only for several ranks."""
     world: World = on.world
     buckets = torch.zeros(num_params, device=world.device).split(BUCKET_BYTES // 4)

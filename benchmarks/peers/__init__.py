@@ -95,7 +95,7 @@ def command(
     from benchmarks.peers import contest
     from benchmarks.peers.report import table
     from benchmarks.peers.run import compare, worker_counts
-    from benchmarks.rates import keep
+    from benchmarks.record import keep
     from training import environment
 
     settings = contest.Settings(
@@ -112,11 +112,11 @@ def command(
     click.echo(f"peers, {batch_size} × {image_size} px, {len(cores)} threads, {environment.cpu_model() or 'CPU'}; "
                f"median [range] of {repeats} × {seconds:g} s; ours/theirs with its 95 % interval")  # fmt: skip
     click.echo(table(result))
-    for line in result["warnings"]:
+    for line in result.warnings:
         click.echo(f"  warning: {line}", err=True)
     keep(result, json_file, out)
-    if result["failed"]:
-        raise click.ClickException(f"failed, and not measured: {', '.join(result['failed'])}")
+    if failed := result.more["failed"]:
+        raise click.ClickException(f"failed, and not measured: {', '.join(failed)}")
 
 
 def say(line: str) -> None:

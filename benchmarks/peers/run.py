@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from typing import Any
+from dataclasses import replace
 
 import torch
 
@@ -28,7 +28,7 @@ def worker_counts(threads: int) -> tuple[int, ...]:
 def compare(
     names: Sequence[str], data: ShardSet, against: ShardSet | None, split: str, settings: Settings, seconds: float,
     repeats: int, say: Callable[[str], None],
-) -> dict[str, Any]:  # fmt: skip
+) -> record.Result:  # fmt: skip
     """Ours and the peers `names`.
 
     Args:
@@ -37,7 +37,7 @@ def compare(
         say: gets a line about each program as it comes in.
 
     Returns:
-        the result, with `skipped` and `failed` besides: peer → why.
+        the result, with `skipped` and `failed` in `more`: peer → why.
     """
     ours = lay_out(data, split, settings.folder, len(settings.cores))
     theirs = lay_out(against, split, settings.folder, len(settings.cores)) if against else ours
@@ -63,7 +63,7 @@ def compare(
     lines = [*warnings, *noise.spread_warnings(rates)]
     figures = {one.name: one.figures() for one in contestants if one.name in samples}
     result = record.build("peers", described, samples, ratios, lines, figures)
-    return result | {"skipped": skipped, "failed": failed}
+    return replace(result, more={"skipped": skipped, "failed": failed})
 
 
 def entered(

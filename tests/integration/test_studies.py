@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import numpy as np
-
 from benchmarks.studies import growth
+
 from shards.format import ShardSet
 
 

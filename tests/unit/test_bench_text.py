@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
+from benchmarks.rates import program_parts
 
 from benchmarks import record
 from benchmarks.explain import report as explain_report
 from benchmarks.peers import report as peers_report
-from benchmarks.rates import program_parts
 from benchmarks.text import fitted, shown_rate, tabulated, wrapped
 
 LONG = "expected 1.30 times: whole decoding takes 0.06 times as long as libjpeg-turbo's, re-encoded and well-behaved"

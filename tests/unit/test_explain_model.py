@@ -21,7 +21,7 @@ from benchmarks.explain.measuring import Findings
 from benchmarks.explain.model import LOADING, Cost, Model
 from benchmarks.explain.network import Network
 from benchmarks.measure import Sample
-from benchmarks.options import Opened
+from benchmarks.options import Setup
 from model.config import ModelConfig
 from model.networks import list_networks
 from pipeline.augment import AugmentConfig
@@ -251,15 +251,15 @@ def test_smaller_copies_of_images_decode_faster(tmp_path: Path) -> None:
     assert limits.shrunk([np.zeros(10, np.uint8)], 120) == Shrunk(1, 1), "what is no JPEG tells nothing"
 
 
-def opened(dataset: ShardSet, **augment: Any) -> Opened:
+def opened(dataset: ShardSet, **augment: Any) -> Setup:
     recipe = Recipe(data=DataConfig(image_size=32), augment=AugmentConfig(**augment))
-    return Opened(recipe, dataset, World(0, 0, 1, 1, torch.device("cpu")), 4, {})
+    return Setup(recipe, dataset, World(0, 0, 1, 1, torch.device("cpu")), 4, {})
 
 
 def test_a_trial_of_resizing_has_its_own_augmentation(dataset: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[set[str]] = []
 
-    def build_resize(on: Opened, held: stages.Held) -> SimpleNamespace:
+    def build_resize(on: Setup, held: stages.Held) -> SimpleNamespace:
         seen.append({name.split(":")[1] for name in held.arrays[0] if ":" in name})
         return SimpleNamespace()
 
@@ -344,7 +344,7 @@ def exchange(rank: int, port: int, folder: str) -> None:
         return sum_tensor(tensor)
 
     distributed.sum_tensor = watched
-    on = Opened(Recipe(), cast(ShardSet, None), world, 8, {})
+    on = Setup(Recipe(), cast(ShardSet, None), world, 8, {})
     sample = stages.build_communication(on, 7_000_000).run(0.2)
     distributed.finish()
     (Path(folder) / str(rank)).write_text(json.dumps([sample.images_per_s, summed]))

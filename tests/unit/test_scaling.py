@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-
 from benchmarks.studies.scaling import Machine, Network, Shards, demand, limits, report
 
 ROOT = Path(__file__).parents[2]
