@@ -198,7 +198,7 @@ def tune_command(
 
     data = f"{setup.recipe.data.path}, {setup.batch_size} × {setup.recipe.data.image_size} px"
     say(f"{data}, {setup.threads} threads")
-    with noise.watched(setup.world.device) as warnings:
+    with noise.watched() as warnings:
         left = seconds - (time.monotonic() - started)
         found, batches = tune.search_machine(setup, left, turn, repeats, report)
     if not setup.world.is_main:

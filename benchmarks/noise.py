@@ -11,8 +11,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from benchmarks.measure import Unsteady
 from benchmarks.processes import tree_root, tree_ticks
 from training.environment import cgroup_folders
@@ -40,7 +38,7 @@ def spread_warnings(rates: Mapping[str, Sequence[float]]) -> list[str]:
 
 
 @contextmanager
-def watched(device: torch.device) -> Iterator[list[str]]:
+def watched() -> Iterator[list[str]]:
     """Around a measurement: a list that has its warnings after the end, of the machine and of unsteady programs."""
     lines: list[str] = []
     cpu, throttled = cpu_time(), throttled_periods()

@@ -35,7 +35,7 @@ def time_programs(
     """Time programs in turn, and close them. Returns the result, with the ratio of the first to each other.
     `settings`: further ones."""
     world = setup.world
-    with ExitStack() as stack, noise.watched(world.device) as warnings:
+    with ExitStack() as stack, noise.watched() as warnings:
         for program in built:
             stack.enter_context(closing(program))
         clock = shared_clock(world) if world.world_size > 1 else monotonic

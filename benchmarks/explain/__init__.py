@@ -46,7 +46,7 @@ def command(
     from benchmarks.explain import measuring, report
 
     done = None
-    with noise.watched(on.world.device) as warnings:
+    with noise.watched() as warnings:
         findings = measuring.measure(on, seconds, repeats)
         if on.world.is_main:
             click.echo("\n".join(report.text(findings, on)))

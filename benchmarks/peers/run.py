@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 
-import torch
-
 from benchmarks import noise, record
 from benchmarks.measure import Sample, in_turn, ratio
 from benchmarks.peers.contest import Contestant, Settings, enter, reference
@@ -47,7 +45,7 @@ def compare(
         contestants = []
         for contestant in entered(names, ours, theirs, settings, skipped, failed, say):
             contestants.append(stack.enter_context(closing(contestant)))
-        with noise.watched(torch.device("cpu")) as warnings:
+        with noise.watched() as warnings:
             samples = timed(contestants, seconds, repeats, failed, say)
     rates = {name: [one.images_per_s for one in taken] for name, taken in samples.items()}
     ratios = {

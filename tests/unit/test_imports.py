@@ -16,7 +16,6 @@ SCRIPTS = ("train", "bench", "tests")
 ALLOWED = {package: PACKAGES[:place] for place, package in enumerate(PACKAGES)}
 ALLOWED["model"] = ()  # knows no data
 ALLOWED["shard_tools"] = ("shards", "pipeline", "recipes")
-ALLOWED["benchmarks"] = (*ALLOWED["benchmarks"], "tests.integration")
 EXCEPTIONS = {
     "recipes/machine.py": ("training",),
     "commands/command_line.py": ("train",),  # which it starts
@@ -139,7 +138,7 @@ def test_the_graph_loads_dali_only_when_it_is_built() -> None:
 
 
 HEAVY = ("torch", "torchvision", "matplotlib", "timm", "nvidia.dali", "numba", "tensorboard", "fsspec")
-BENCHMARKS = ("loader", "train", "h2d", "parity", "tune", "explain", "peers", "plot")
+BENCHMARKS = ("loader", "train", "parity", "tune", "explain", "peers", "plot")
 TOLD_EARLY = {  # what a command line is answered with before anything heavy is imported
     "train.py": {
         "--help": "Usage:",
