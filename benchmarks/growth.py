@@ -36,7 +36,7 @@ def repeated_dataset(source: ShardSet, rows: int, out: Path) -> None:
     out.mkdir(exist_ok=True)
     for shard, info in enumerate(shards):
         (out / info.file).unlink(missing_ok=True)  # of a run that was interrupted
-        (out / info.file).symlink_to(split.shard_path(shard).resolve())
+        (out / info.file).hardlink_to(split.shard_path(shard).resolve())
     files = write_split(out, "train", table, (b"repeated\n" for _ in range(rows)))
     write_info(out, source.classes, {"train": shards}, {"repeated": str(source.root)}, files)
 

@@ -7,6 +7,7 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,8 @@ from click.testing import CliRunner
 from PIL import Image
 from torchvision.transforms.v2 import RandomResizedCrop
 
-from benchmarks.measure import Sample
+from benchmarks import record
+from benchmarks.measure import Ratio, Sample
 from benchmarks.peers import check, command, contest, environments, gradient, layout, observe, registry, report, run
 from benchmarks.peers.process import CHILD, Child, Missing, PeerError
 from benchmarks.peers.registry import OURS, PEERS, Peer
@@ -448,17 +450,18 @@ def test_packing_resized_images_again_is_no_figure(dataset: ShardSet) -> None:
 def test_the_table_tells_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.text.MAX_COLUMNS", 200)
     monkeypatch.setenv("COLUMNS", "200")
-    figures = {"version": "1.2", "workers": 3, "memory_mb": 1234.5, "first_batch_s": 2.25, "prepare_s": None,
-               "size_bytes": 5_600_000}  # fmt: skip
-    result = {
-        "programs": {
-            "slow": figures | {"images_per_s": [400, 500, 600]},
-            OURS: figures | {"images_per_s": [1000, 1100, 1200], "prepare_s": 7.0},
+    slow_figures = record.Figures([400, 500, 600], version="1.2", workers=3, memory_mb=1234.5, first_batch_s=2.25,
+                                  size_bytes=5_600_000)  # fmt: skip
+    ours_figures = replace(slow_figures, images_per_s=[1000, 1100, 1200], prepare_s=7.0)
+    result = replace(
+        record.build("peers", {}, {}, {}, []),
+        programs={"slow": slow_figures, OURS: ours_figures},
+        ratios={f"{OURS} / slow": Ratio(2.2, 2.0, 2.5, 2.0, 2.5)},
+        more={
+            "skipped": {"ffcv": "it has no environment yet; install it with: …"},
+            "failed": {"timm": "its output is wrong: dtype is uint8, not float32"},
         },
-        "ratios": {f"{OURS} / slow": {"median": 2.2, "low": 2.0, "high": 2.5, "min": 2.0, "max": 2.5}},
-        "skipped": {"ffcv": "it has no environment yet; install it with: …"},
-        "failed": {"timm": "its output is wrong: dtype is uint8, not float32"},
-    }
+    )
     head, ours, slow, *rest = report.table(result).splitlines()
     assert head.split("  ")[1] == "program"
     assert ours.split() == [OURS, "1.2", "3", "1,100", "[1,000–1,200]", "1", "1,234", "2.2", "7.0", "5.6"]
