@@ -60,7 +60,6 @@ def main() -> None:
     """Measure images/s, and what limits it: where `train` is near `compute` the network does, near `loader` the data.
 
     \b
-    python bench.py loader --data DIR --image-size 224 --batch-size 100 --threads 2
     python bench.py loader --data DIR --recipe rn50-90ep --loader dali --against reference
     python bench.py train  --data synthetic:469x401 --recipe rn50-90ep --device cuda --json result.json
     torchrun --nproc-per-node 8 bench.py train --data DIR --recipe rn50-90ep
@@ -199,8 +198,7 @@ def tune_command(
     data = f"{setup.recipe.data.path}, {setup.batch_size} × {setup.recipe.data.image_size} px"
     say(f"{data}, {setup.threads} threads")
     with noise.watched() as warnings:
-        left = seconds - (time.monotonic() - started)
-        found, batches = tune.search_machine(setup, left, turn, repeats, report)
+        found, batches = tune.search_machine(setup, seconds - time.monotonic() + started, turn, repeats, report)
     if not setup.world.is_main:
         return
     packages = ", ".join(f"{name} {version}" for name, version in environment.describe()["packages"].items())
@@ -215,9 +213,10 @@ def tune_command(
     for line in warnings:
         say("\n".join(wrapped(f"  warning: {line}")), err=True)
     ended = "" if found.finished else " (time was up before the search ended; --seconds gives it more)"
-    for line in (tune.batch_advice(batches, setup.batch_size), f"wrote {out}{ended}; elsewhere use:"):
-        say("\n".join(wrapped(line)))
-    say(f"  {tune.options(found.settings)}")
+    wrote = wrapped(f"wrote {out}{ended}; elsewhere use:")
+    say(
+        "\n".join([*wrapped(tune.batch_advice(batches, setup.batch_size)), *wrote, f"  {tune.options(found.settings)}"])
+    )
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def time_programs(
         clock = shared_clock(world) if world.world_size > 1 else monotonic
         samples = in_turn(built, seconds, repeats, clock)
         details = {program.name: _details(program, repeats) for program in built}
-        if len(built) == 1:  # else it is of all of them together
+        if len(built) == world.world_size == 1:  # else it is of all of them together, or of one rank of several
             details[built[0].name]["memory_mb"] = memory_mb(tree(os.getpid(), stats())) or None  # 0: not told
     rates = {name: [one.images_per_s for one in taken] for name, taken in samples.items()}
     first, *others = rates
