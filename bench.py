@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Unpack
 
 import click
 
-from benchmarks.options import COMMON, TIMING, TUNE_TURNS, Common, prepare, with_options
+from benchmarks.options import COMMON, LOADER, TIMING, TUNE_TURNS, Common, prepare, with_options
 from commands.command_line import Group
 from recipes import config
 from recipes.machine import FILE, this_machine
@@ -68,13 +68,6 @@ def main() -> None:
     """
 
 
-LOADERS = click.Choice(["dali", "reference", "synthetic"])
-LOADER = [
-    click.option("--loader", type=LOADERS, help="[default: the recipe's; for compute, synthetic]"),
-    click.option("--against", type=LOADERS, help="Measure a second loader in turn, and the ratio."),
-]
-
-
 class Timed(Common):
     """The options of what is timed. json_file and out: where the result is kept."""
 
@@ -102,9 +95,8 @@ def time_loaders(
     if against == loader:
         raise ValueError(f"--against {against}: is what is measured already; name another loader")
     built = throughput.build(kind, [loader, *([against] if against else [])], setup)
-    settings = {"loader": loader}
-    if kind != "loader":
-        settings |= {"model": setup.recipe.model.name, "precision": setup.recipe.train.precision}
+    network = {"model": setup.recipe.model.name, "precision": setup.recipe.train.precision}
+    settings = {"loader": loader} | (network if kind != "loader" else {})
     result = throughput.time_programs(kind, built, setup, seconds, repeats, settings)
     if setup.world.is_main:
         throughput.show(result, setup)
@@ -155,10 +147,11 @@ def parity(num_images: int, out: Path, json_file: Path | None, **common: Unpack[
     click.echo(f"DALI's images beside PIL's and torchvision's, {setup.recipe.data.path}, in grey levels of 255")
     click.echo("\n".join(table(differences)))
     settings = setup.settings | {"recipe": config.to_toml(setup.recipe), "num_images": num_images}
-    more = {"differences": list(map(asdict, differences))}
-    file = json_file or out / "parity.json"
-    record.write(file, replace(record.build("parity", settings, {}, {}, []), more=more))
-    click.echo(f"  report     {file}")
+    result = record.build("parity", settings, {}, {}, [])
+    record.write(
+        json_file or out / "parity.json", replace(result, more={"differences": list(map(asdict, differences))})
+    )
+    click.echo(f"  report     {json_file or out / 'parity.json'}")
 
 
 @main.command("tune")

@@ -36,6 +36,11 @@ COMMON: list[Option] = [
     click.option("--no-machine-config", is_flag=True, help="Leave out the machine.toml of `tune` in this folder."),
     click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the result."),
 ]  # fmt: skip
+LOADERS = click.Choice(["dali", "reference", "synthetic"])
+LOADER: list[Option] = [
+    click.option("--loader", type=LOADERS, help="[default: the recipe's; for compute, synthetic]"),
+    click.option("--against", type=LOADERS, help="Measure a second loader in turn, and the ratio."),
+]
 TIMING: list[Option] = [
     click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, metavar="T", help="Length of a repeat."),
     click.option("--repeats", type=click.IntRange(min=1), default=5, metavar="N", help="Repeats, after a warm-up."),
