@@ -50,7 +50,7 @@ def beside_made_up(job: Job, *sets: str) -> None:
     job.report.row("with DALI", rates["dali"], "images/s", at_least=goal and TOLERANCE * goal, batch_size=size)
     job.report.row("made-up batches", rates["synthetic"], "images/s")
     job.report.row("waiting for data", [sample.data_wait for sample in samples["dali"]], "of the time", at_most=0.01)
-    for name, taken in samples.items():  # of a small one `benchmarks.rates.launch_warnings` says more
+    for name, taken in samples.items():  # of a small one `throughput.launch_warnings` says more
         job.report.row(f"{name}: the CPU ahead of the GPU", [sample.ahead for sample in taken], "steps")
     found = ratio(rates["dali"], rates["synthetic"])
     job.report.row("DALI / made up", found.median, "times", at_least=OF_SYNTHETIC,
