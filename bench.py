@@ -5,14 +5,14 @@ This file has the commands; what they do is in `benchmarks/`. It runs under `pyt
 
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
-from benchmarks.options import COMMON, LOADERS, TIMING, TUNE_TURNS, opened, with_options
+from benchmarks.options import COMMON, LOADER, TIMING, TUNE_TURNS, Common, prepare, with_options
 from commands.command_line import Group
 from recipes import config
 from recipes.machine import FILE, this_machine
@@ -41,7 +41,7 @@ class Commands(Group):
         command: click.Command = import_module(LAZY[name]).command
         return command
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
         except ValueError as error:
@@ -60,7 +60,6 @@ def main() -> None:
     """Measure images/s, and what limits it: where `train` is near `compute` the network does, near `loader` the data.
 
     \b
-    python bench.py loader --data DIR --image-size 224 --batch-size 100 --threads 2
     python bench.py loader --data DIR --recipe rn50-90ep --loader dali --against reference
     python bench.py train  --data synthetic:469x401 --recipe rn50-90ep --device cuda --json result.json
     torchrun --nproc-per-node 8 bench.py train --data DIR --recipe rn50-90ep
@@ -69,152 +68,90 @@ def main() -> None:
     """
 
 
-COMPARE = [
-    click.option("--compare", "earlier_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-                 help="An earlier --json: print the ratio to it; refused where it is of another device."),
-    click.option("--force", is_flag=True, help="Compare with a result of another device too."),
-]  # fmt: skip
-LOADER = [
-    click.option("--loader", type=LOADERS, help="[default: the recipe's; for compute, synthetic]"),
-    click.option("--against", type=LOADERS, help="Measure a second loader in turn, and the ratio."),
-]
+class Timed(Common):
+    """The options of what is timed. json_file and out: where the result is kept."""
+
+    loader: str | None
+    against: str | None
+    seconds: float
+    repeats: int
+    json_file: Path | None
+    out: Path | None
 
 
-def compare_first(earlier_file: Path | None, force: bool) -> dict[str, Any] | None:
-    """The earlier result, refused before anything is measured."""
-    if earlier_file is None:
-        return None
-    from benchmarks import record
-    from training import environment
-
-    earlier = record.read(earlier_file)
-    record.same_device({"env": environment.describe()}, earlier, force)
-    return earlier
-
-
-def finish(
-    result: dict[str, Any], on: Any, earlier_file: Path | None, earlier: dict[str, Any] | None, json_file: Path | None,
-    out: Path | None,
+def time_loaders(
+    kind: "Kind", loader: str | None, against: str | None, seconds: float, repeats: int, json_file: Path | None,
+    out: Path | None, **common: Unpack[Common],
 ) -> None:  # fmt: skip
-    """Print the result and write it, once."""
-    from benchmarks import rates
-
-    if earlier_file is not None and earlier is not None:
-        result["warnings"] += rates.compared(result, earlier_file, earlier)
-    if on.world.is_main:
-        rates.show(result, on)
-        rates.keep(result, json_file, out)
-
-
-def measure(
-    kind: "Kind", loader: str | None, against: str | None, seconds: float, repeats: int, earlier_file: Path | None,
-    force: bool, json_file: Path | None, out: Path | None, **common: Any,
-) -> None:  # fmt: skip
+    """Time `kind` with one loader or two, print the result, and keep it where the options say."""
     from benchmarks import record
 
     record.require_writable(json_file, out)
-    earlier = compare_first(earlier_file, force)
-    on = opened(**common)
+    setup = prepare(**common)
 
-    from benchmarks import rates
+    from benchmarks import throughput
 
-    loader = loader or ("synthetic" if kind == "compute" else on.recipe.data.loader)
+    loader = loader or ("synthetic" if kind == "compute" else setup.recipe.data.loader)
     if against == loader:
         raise ValueError(f"--against {against}: is what is measured already; name another loader")
-    names = [loader, *([against] if against else [])]
-    more = {"loader": loader}
-    if kind != "loader":
-        more |= {"model": on.recipe.model.name, "precision": on.recipe.train.precision}
-    result = rates.measure_rates(kind, rates.on_ranks(kind, names, on), on, seconds, repeats, more)
-    finish(result, on, earlier_file, earlier, json_file, out)
+    built = throughput.build(kind, [loader, *([against] if against else [])], setup)
+    network = {"model": setup.recipe.model.name, "precision": setup.recipe.train.precision}
+    settings = {"loader": loader} | (network if kind != "loader" else {})
+    result = throughput.time_programs(kind, built, setup, seconds, repeats, settings)
+    if setup.world.is_main:
+        throughput.show(result, setup)
+        record.keep(result, json_file, out)
 
 
 @main.command()
-@with_options(COMMON, LOADER, TIMING, COMPARE)
-def loader(**given: Any) -> None:
+@with_options(COMMON, LOADER, TIMING)
+def loader(**given: Unpack[Timed]) -> None:
     """Batches delivered and thrown away: what the data pipeline alone can do."""
-    measure("loader", **given)
+    time_loaders("loader", **given)
 
 
 @main.command()
-@with_options(COMMON, LOADER, TIMING, COMPARE)
-def compute(**given: Any) -> None:
+@with_options(COMMON, LOADER, TIMING)
+def compute(**given: Unpack[Timed]) -> None:
     """Training steps on one batch that is already there: what the network alone can do."""
-    measure("compute", **given)
+    time_loaders("compute", **given)
 
 
 @main.command()
-@with_options(COMMON, LOADER, TIMING, COMPARE)
-def train(**given: Any) -> None:
+@with_options(COMMON, LOADER, TIMING)
+def train(**given: Unpack[Timed]) -> None:
     """Training steps on real batches, end to end, and the share of the time spent waiting for data."""
-    measure("train", **given)
-
-
-@main.command()
-@with_options(COMMON, TIMING, COMPARE)
-def h2d(
-    seconds: float, repeats: int, earlier_file: Path | None, force: bool, json_file: Path | None, out: Path | None,
-    **common: Any,
-) -> None:  # fmt: skip
-    """Copies of a batch from the CPU to the GPU, from pinned and from pageable memory: images/s and GB/s."""
-    from benchmarks import programs, rates, record
-    from benchmarks.ranks import Together
-
-    programs.require_gpu(common["device"])
-    record.require_writable(json_file, out)
-    earlier = compare_first(earlier_file, force)
-    on = opened(**common)
-    copies = programs.build_copies(on.recipe, on.dataset, on.world, on.batch_size)
-    built = copies if on.world.world_size == 1 else [Together(program, on.world) for program in copies]
-    result = rates.measure_rates("h2d", built, on, seconds, repeats, {})
-    rates.add_bytes(result, programs.image_bytes(on.recipe, on.world))
-    finish(result, on, earlier_file, earlier, json_file, out)
+    time_loaders("train", **given)
 
 
 @main.command()
 @with_options(COMMON)
 @click.option("--num", "num_images", type=click.IntRange(min=1), default=500, metavar="N", help="Images a split.")
-@click.option("--steps", type=click.IntRange(min=0), default=30, help="Training steps of the network that judges.")
-@click.option("--checkpoint", "checkpoint_file", type=click.Path(path_type=Path), help="Its network judges instead.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="runs/parity", help="Report's folder.")
-def parity(
-    num_images: int, steps: int, checkpoint_file: Path | None, out: Path, json_file: Path | None, **common: Any
-) -> None:
-    """The loader's images against PIL's and torchvision's, same plan: differences in grey levels, and top-1 agreement.
+def parity(num_images: int, out: Path, json_file: Path | None, **common: Unpack[Common]) -> None:
+    """The loader's images against PIL's and torchvision's, same plan: differences in grey levels.
 
-    On a GPU also the GPU's images against the CPU's. Nothing is timed. Writes parity.json (or --json) and, for each
-    line of the table, a picture of the worst image: ours, theirs, and eight times the difference.
+    On a GPU also those that the GPU made. Nothing is timed. Writes parity.json (or --json) and, for each line of the
+    table, a picture of the worst image: ours, theirs, and eight times the difference.
     """
     from benchmarks import record
 
     record.require_writable(json_file, out)
-    on = opened(**common)
-
-    from benchmarks.parity import measure as compare
-    from benchmarks.parity import table
-    from training import environment
-
-    if on.world.world_size > 1:
+    setup = prepare(**common)
+    if setup.world.world_size > 1:
         raise ValueError("parity compares images in one process; start it without torchrun")
-    differences, verdicts = compare(
-        on.recipe,
-        on.dataset,
-        on.world.device,
-        num_images=num_images,
-        steps=steps,
-        threads=on.threads,
-        batch_size=common["batch_size"],
-        checkpoint_file=checkpoint_file,
-        out=out,
+
+    from benchmarks.parity import compare_all, table
+
+    differences = compare_all(setup, num_images, common["batch_size"], out)
+    click.echo(f"DALI's images beside PIL's and torchvision's, {setup.recipe.data.path}, in grey levels of 255")
+    click.echo("\n".join(table(differences)))
+    settings = setup.settings | {"recipe": config.to_toml(setup.recipe), "num_images": num_images}
+    result = record.build("parity", settings, {}, {}, [])
+    record.write(
+        json_file or out / "parity.json", replace(result, more={"differences": list(map(asdict, differences))})
     )
-    click.echo(f"grey levels of 255, {on.recipe.data.path}, {environment.device_name(on.world.device)}")
-    click.echo(table(differences, verdicts))
-    settings = on.settings | {"recipe": config.to_toml(on.recipe), "steps": steps, "num_images": num_images}
-    settings["checkpoint"] = str(checkpoint_file) if checkpoint_file else None
-    found = {"differences": list(map(asdict, differences)), "top1": list(map(asdict, verdicts))}
-    file = json_file or out / "parity.json"
-    record.write(file, record.build("parity", settings, {}, {}, []) | found)
-    click.echo(f"  report     {file}")
+    click.echo(f"  report     {json_file or out / 'parity.json'}")
 
 
 @main.command("tune")
@@ -223,7 +160,9 @@ def parity(
 @click.option("--turn", type=click.FloatRange(min=0.1), default=1.0, metavar="T", help="Seconds of one measurement.")
 @click.option("--repeats", type=click.IntRange(min=1), default=TUNE_TURNS, help="Turns of a trial, at most.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=str(FILE), help="What to write.")
-def tune_command(seconds: float, turn: float, repeats: int, out: Path, json_file: Path | None, **common: Any) -> None:
+def tune_command(
+    seconds: float, turn: float, repeats: int, out: Path, json_file: Path | None, **common: Unpack[Common]
+) -> None:
     """Search the loader's fastest settings on this machine, and write machine.toml, which train.py takes.
 
     Decode threads, prefetch, read_ahead and, on a GPU, hw_decoder_load; then batch sizes, which are only told: the
@@ -233,15 +172,15 @@ def tune_command(seconds: float, turn: float, repeats: int, out: Path, json_file
     from benchmarks import record
 
     record.require_writable(out, json_file)
-    on = opened(**common)
+    setup = prepare(**common)
 
     from benchmarks import noise, tune
     from benchmarks.text import shown_rate, wrapped
     from training import environment
 
-    def say(line: str, **to: Any) -> None:
-        if on.world.is_main:
-            click.echo(line, **to)
+    def say(line: str, err: bool = False) -> None:
+        if setup.world.is_main:
+            click.echo(line, err=err)
 
     def report(trial: "Trial") -> None:
         say(
@@ -249,31 +188,28 @@ def tune_command(seconds: float, turn: float, repeats: int, out: Path, json_file
             f"{trial.ratio:.3f} times the incumbent in {trial.turns} turn(s){tune.outcome(trial)}"
         )
 
-    say(f"batches of {on.batch_size} × {on.recipe.data.image_size} px from {on.recipe.data.path}, {on.threads} threads")
-    with noise.watched(on.world.device) as warnings:
-        left = seconds - (time.monotonic() - started)
-        found, batches = tune.search_machine(on, left, turn, repeats, report)
-    machine = this_machine(on.world.device.type)
-    advice = tune.batch_advice(batches, on.batch_size)
-    about = {
-        "measured": time.strftime("%Y-%m-%d"),
-        "data": f"{on.recipe.data.path}, {on.batch_size} × {on.recipe.data.image_size} px",
-        "packages": ", ".join(f"{name} {version}" for name, version in environment.describe()["packages"].items()),
-    }
-    if not on.world.is_main:
+    data = f"{setup.recipe.data.path}, {setup.batch_size} × {setup.recipe.data.image_size} px"
+    say(f"{data}, {setup.threads} threads")
+    with noise.watched() as warnings:
+        found, batches = tune.search_machine(setup, seconds - time.monotonic() + started, turn, repeats, report)
+    if not setup.world.is_main:
         return
+    packages = ", ".join(f"{name} {version}" for name, version in environment.describe()["packages"].items())
+    about = {"measured": time.strftime("%Y-%m-%d"), "data": data, "packages": packages}
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(tune.to_toml(found, machine, about), encoding="utf-8")
+    out.write_text(tune.to_toml(found, this_machine(setup.world.device.type), about), encoding="utf-8")
     if json_file:
-        settings = on.settings | {"seconds": seconds, "turn": turn, "repeats": repeats}
+        settings = setup.settings | {"seconds": seconds, "turn": turn, "repeats": repeats}
         trials = [asdict(trial) for trial in (*found.trials, *batches.trials)]
         more = {"found": found.settings, "finished": found.finished, "trials": trials}
-        record.write(json_file, record.build("tune", settings, {}, {}, warnings) | more)
+        record.write(json_file, replace(record.build("tune", settings, {}, {}, warnings), more=more))
     for line in warnings:
         say("\n".join(wrapped(f"  warning: {line}")), err=True)
     ended = "" if found.finished else " (time was up before the search ended; --seconds gives it more)"
-    say("\n".join([*wrapped(advice), *wrapped(f"wrote {out}{ended}; elsewhere use:")]))
-    say(f"  {tune.options(found.settings)}")
+    wrote = wrapped(f"wrote {out}{ended}; elsewhere use:")
+    say(
+        "\n".join([*wrapped(tune.batch_advice(batches, setup.batch_size)), *wrote, f"  {tune.options(found.settings)}"])
+    )
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""What `bench.py` runs. `measure` is how anything is timed, `record` what a result is; docs/benchmarking.md: why."""
+"""What `bench.py` runs: `programs` is what is timed, `measure` how, `record` what comes of it; docs/benchmarking.md."""

@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -62,14 +62,28 @@ def ensure(data: str, folder: Path = FOLDER, say: Callable[[str], None] = print)
 
 
 def make(out: Path, width: int, height: int) -> None:
-    """Draw the images beside `out`, pack them into `out`, remove them."""
+    """Draw the images in class folders beside `out`, pack them into `out`, remove them."""
+    texture = pink_texture(TEXTURE_SIDE, np.random.default_rng(0))
+
+    def write(path: Path, shape: np.ndarray, split: str, row: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(texture, shape, split, row))
+
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         folder = tempfile.TemporaryDirectory(prefix=f".{out.name}-images-", dir=out.parent)
         with folder as images, ThreadPoolExecutor(num_cpus()) as pool:
-            for split, count in NUM_IMAGES.items():
-                write_images(Path(images) / split, split, sizes(width, height, count), pool)
-            pack(images, out, PackOptions(samples_per_shard=max(1, max(NUM_IMAGES.values()) // 4)), executor=pool)
+            written = [
+                pool.submit(
+                    write, Path(images, split, f"class{row % NUM_CLASSES}", f"{row:06d}.jpg"), shape, split, row
+                )
+                for split, count in NUM_IMAGES.items()
+                for row, shape in enumerate(sizes(width, height, count))
+            ]
+            for one in written:
+                one.result()
+            options = PackOptions(samples_per_shard=max(1, max(NUM_IMAGES.values()) // 4))
+            pack(images, out, options, executor=pool)
     except OSError as error:
         shutil.rmtree(out, ignore_errors=True)
         raise ValueError(f"{error.filename or out}: cannot be written ({error.strerror})") from None
@@ -80,24 +94,9 @@ def sizes(width: int, height: int, count: int) -> np.ndarray:
     rng = np.random.default_rng([count, width, height])
     shapes = SHAPES[rng.choice(len(SHAPES), count, p=SHAPE_SHARES)].astype(np.float64)
     odd = rng.random(count) < ODD_SHARE
-    scales = np.where(odd, ODD_SCALE * rng.lognormal(0, ODD_SIGMA, count), 1.0)
-    shapes *= scales[:, None]
+    shapes *= np.where(odd, ODD_SCALE * rng.lognormal(0, ODD_SIGMA, count), 1.0)[:, None]
     shapes *= np.array([width, height]) / shapes.mean(axis=0)
     return np.maximum(np.rint(shapes), MIN_SIDE).astype(int)
-
-
-def write_images(root: Path, split: str, shapes: np.ndarray, pool: Executor) -> None:
-    """One JPEG a row of `shapes` in class folders below `root`."""
-    texture = pink_texture(TEXTURE_SIDE, np.random.default_rng(0))
-    for label in range(NUM_CLASSES):
-        (root / f"class{label}").mkdir(parents=True)
-
-    def write(row: int) -> None:
-        path = root / f"class{row % NUM_CLASSES}" / f"{row:06d}.jpg"
-        path.write_bytes(jpeg(texture, shapes[row], split, row))
-
-    for _ in pool.map(write, range(len(shapes))):
-        pass
 
 
 def jpeg(texture: np.ndarray, shape: np.ndarray, split: str, row: int) -> bytes:
@@ -127,7 +126,6 @@ def picture(texture: np.ndarray, width: int, height: int, rng: np.random.Generat
     rows, columns = (top + np.arange(height)) % len(texture), (left + np.arange(width)) % len(texture)
     luma, blue, red = np.moveaxis(texture[rows[:, None], columns], 2, 0)
     contrast = np.float32(CONTRAST * rng.lognormal(0, CONTRAST_SIGMA))
-    colour = np.float32(0.25)
-    luma = luma + colour * np.stack([1.4 * red, -0.34 * blue - 0.71 * red, 1.77 * blue])  # JFIF's YCbCr → RGB
+    luma = luma + np.float32(0.25) * np.stack([1.4 * red, -0.34 * blue - 0.71 * red, 1.77 * blue])  # JFIF's YCbCr → RGB
     pixels = np.moveaxis(np.float32(rng.uniform(90, 150)) + contrast * luma, 0, 2)
     return np.ascontiguousarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))

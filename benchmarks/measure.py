@@ -112,24 +112,6 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
     ratios = np.array([a / b for a, b in zip(ours, theirs, strict=True)])
     if not len(ratios):
         raise ValueError("a ratio needs at least one repeat")
-    medians = _resampled_medians(ratios, np.random.default_rng(0))
-    return _ratio(np.median(ratios), medians, ratios.min(), ratios.max())
-
-
-def ratio_of_medians(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
-    """The ratio of two programs that did not run in turn, such as to an earlier result: drift between the two counts.
-
-    Both sides are resampled, each by itself; min and max are of the extreme repeats.
-    """
-    a, b, rng = np.array(ours), np.array(theirs), np.random.default_rng(0)
-    medians = _resampled_medians(a, rng) / _resampled_medians(b, rng)
-    return _ratio(np.median(a) / np.median(b), medians, a.min() / b.max(), a.max() / b.min())
-
-
-def _resampled_medians(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return np.median(values[rng.integers(len(values), size=(RESAMPLED, len(values)))], axis=1)
-
-
-def _ratio(median: float, resampled: np.ndarray, least: float, most: float) -> Ratio:
-    low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Ratio(*(float(value) for value in (median, low, high, least, most)))
+    drawn = np.random.default_rng(0).integers(len(ratios), size=(RESAMPLED, len(ratios)))
+    low, high = np.quantile(np.median(ratios[drawn], axis=1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Ratio(float(np.median(ratios)), float(low), float(high), float(ratios.min()), float(ratios.max()))

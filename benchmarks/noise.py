@@ -1,19 +1,15 @@
-"""Is the machine quiet? What else ran, and what throttled it, while a `Watch` was open → warnings, a line each.
+"""Is the machine quiet? What else ran, and what throttled it, while something was measured → warnings, a line each.
 
-Reads /proc/stat, the control group's cpu.stat and, where there is a GPU, nvidia-smi. What cannot be read is left out.
+Reads /proc/stat and the control group's cpu.stat. What cannot be read is left out.
 """
 
 import os
 import statistics
-import subprocess
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Self
-
-import torch
+from typing import NamedTuple
 
 from benchmarks.measure import Unsteady
 from benchmarks.processes import tree_root, tree_ticks
@@ -21,15 +17,6 @@ from training.environment import cgroup_folders
 
 MAX_SPREAD = 0.10  # of a program's repeats: (most - least) / median
 MAX_OTHERS = 0.05  # of the time of the cores that this process may use
-GPU_POLL_MS = 500
-# nvmlClocksEventReasons in NVML's reference; the others are idleness and clocks that somebody set on purpose
-GPU_REASONS = {
-    0x04: "its power limit",
-    0x08: "hardware slowdown",
-    0x20: "heat (software slowdown)",
-    0x40: "heat (hardware slowdown)",
-    0x80: "power brake",
-}
 
 
 class CpuTime(NamedTuple):
@@ -51,10 +38,11 @@ def spread_warnings(rates: Mapping[str, Sequence[float]]) -> list[str]:
 
 
 @contextmanager
-def watched(device: torch.device) -> Iterator[list[str]]:
+def watched() -> Iterator[list[str]]:
     """Around a measurement: a list that has its warnings after the end, of the machine and of unsteady programs."""
     lines: list[str] = []
-    with warnings.catch_warnings(record=True) as caught, Watch(device) as watch:
+    cpu, throttled = cpu_time(), throttled_periods()
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", Unsteady)
         yield lines
     for one in caught:
@@ -62,34 +50,11 @@ def watched(device: torch.device) -> Iterator[list[str]]:
             lines.append(str(one.message))
         else:
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-    lines += watch.warnings
-
-
-class Watch:
-    """A context manager around a measurement; `warnings` has its lines after the end."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.warnings: list[str] = []
-        self._device = device
-        self._gpu: subprocess.Popen[str] | None = None
-
-    def __enter__(self) -> Self:
-        self._cpu, self._throttled = cpu_time(), throttled_periods()
-        if self._device.type == "cuda":
-            self._gpu = _poll_gpu(self._device)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        others = others_share(self._cpu, cpu_time())
-        if others is not None and others > MAX_OTHERS:
-            self.warnings.append(f"other processes took {others:.0%} of the cores' time (more than {MAX_OTHERS:.0%})")
-        if (periods := throttled_periods() - self._throttled) > 0:
-            self.warnings.append(f"the container's CPU quota stopped this process in {periods} periods")
-        if self._gpu is not None:
-            self._gpu.terminate()
-            self.warnings += gpu_warnings(self._gpu.communicate()[0])
+    others = others_share(cpu, cpu_time())
+    if others is not None and others > MAX_OTHERS:
+        lines.append(f"other processes took {others:.0%} of the cores' time (more than {MAX_OTHERS:.0%})")
+    if (periods := throttled_periods() - throttled) > 0:
+        lines.append(f"the container's CPU quota stopped this process in {periods} periods")
 
 
 def others_share(before: CpuTime | None, after: CpuTime | None) -> float | None:
@@ -126,28 +91,3 @@ def throttled_periods() -> int:
             fields = dict(line.split() for line in (folder / "cpu.stat").read_text().splitlines())
             found += int(fields.get("nr_throttled", 0))
     return found
-
-
-def gpu_warnings(polled: str) -> list[str]:
-    """A line for each reason that lowered the clocks. `polled`: the masks that nvidia-smi printed, one a line."""
-    masks = []
-    for line in polled.splitlines():
-        with suppress(ValueError):
-            masks.append(int(line.strip(), 16))
-    found = []
-    for bit, reason in GPU_REASONS.items():
-        if count := sum(bool(mask & bit) for mask in masks):
-            found.append(f"the GPU's clocks were lowered by {reason} in {count / len(masks):.0%} of the time")
-    return found
-
-
-def _poll_gpu(device: torch.device) -> "subprocess.Popen[str] | None":
-    """nvidia-smi, printing why this GPU's clocks are lowered, twice a second; None where it cannot be started."""
-    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"  # CUDA's numbers need not be nvidia-smi's
-    query = ["--query-gpu=clocks_throttle_reasons.active", "--format=csv,noheader", f"--loop-ms={GPU_POLL_MS}"]
-    try:
-        return subprocess.Popen(
-            ["nvidia-smi", f"--id={uuid}", *query], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-    except OSError:
-        return None

@@ -1,10 +1,10 @@
-"""The options that the commands of `bench.py` share, and what they open: recipe, dataset, where to run."""
+"""The options that the commands of `bench.py` share, and what they set up: recipe, dataset, where to run."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, Unpack
 
 import click
 
@@ -14,28 +14,34 @@ from recipes.machine import load_recipe
 from shards.format import ShardSet
 from training.refusal import refusing
 
-if TYPE_CHECKING:  # what takes torch is imported when a benchmark is opened: --help and a misspelt option need none
+if TYPE_CHECKING:  # what takes torch is imported when a benchmark is set up: --help and a misspelt option need none
     from training.distributed import World
 
 MAX_DEFAULT_BATCH = 256
 TUNE_TURNS = 5  # of a trial of `tune`, at most
 
-LOADERS = click.Choice(["dali", "reference", "synthetic"])
-COMMON = [
+Option = Callable[[Callable[..., object]], Callable[..., object]]
+
+COMMON: list[Option] = [
     click.option("--data", metavar="DIR|URL|synthetic:WxH",
                  help="Packed dataset; without it the recipe's, or the demo's images. synthetic:469x401 makes JPEGs as "
                       "heavy as ImageNet's."),
     click.option("--recipe", "recipe_name", metavar="NAME|FILE", help="[default: rn50-90ep with --data, else demo]"),
     click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a recipe's value."),
     click.option("--image-size", type=click.IntRange(min=1), metavar="S", help="Pixels. [default: the recipe's]"),
-    click.option("--batch-size", type=click.IntRange(min=1), metavar="B", help="Of a rank. [default: the recipe's, at "
-                                                                               f"most {MAX_DEFAULT_BATCH}]"),
+    click.option("--batch-size", type=click.IntRange(min=1), metavar="B",
+                 help=f"Of a rank. [default: the recipe's, at most {MAX_DEFAULT_BATCH}]"),
     click.option("--threads", type=click.IntRange(min=0), metavar="N", help="Decode threads; 0 for all cores."),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="auto: CUDA if any."),
     click.option("--no-machine-config", is_flag=True, help="Leave out the machine.toml of `tune` in this folder."),
     click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the result."),
 ]  # fmt: skip
-TIMING = [
+LOADERS = click.Choice(["dali", "reference", "synthetic"])
+LOADER: list[Option] = [
+    click.option("--loader", type=LOADERS, help="[default: the recipe's; for compute, synthetic]"),
+    click.option("--against", type=LOADERS, help="Measure a second loader in turn, and the ratio."),
+]
+TIMING: list[Option] = [
     click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, metavar="T", help="Length of a repeat."),
     click.option("--repeats", type=click.IntRange(min=1), default=5, metavar="N", help="Repeats, after a warm-up."),
     click.option("--out", type=click.Path(path_type=Path, file_okay=False),
@@ -43,19 +49,32 @@ TIMING = [
 ]  # fmt: skip
 
 
-def with_options(*groups: list[Any]) -> Callable[[Any], Any]:
+def with_options(*groups: Sequence[Option]) -> Option:
     options = [option for group in groups for option in group]
     return lambda command: functools.reduce(lambda inner, option: option(inner), reversed(options), command)
 
 
-class Opened(NamedTuple):
+class Common(TypedDict):
+    """What `COMMON` gives a command, but for --json."""
+
+    data: str | None
+    recipe_name: str | None
+    overrides: tuple[str, ...]
+    image_size: int | None
+    batch_size: int | None
+    threads: int | None
+    device: Literal["auto", "cpu", "cuda"]
+    no_machine_config: bool
+
+
+class Setup(NamedTuple):
     """What a benchmark runs on. batch_size: of a rank. settings: for the result."""
 
     recipe: Recipe
     dataset: ShardSet
     world: "World"
     batch_size: int
-    settings: dict[str, Any]
+    settings: dict[str, object]
 
     @property
     def threads(self) -> int:
@@ -64,10 +83,7 @@ class Opened(NamedTuple):
         return threads_per_rank(self.recipe.data.threads, self.world.local_world_size)
 
 
-def opened(
-    *, data: str | None, recipe_name: str | None, overrides: tuple[str, ...], image_size: int | None,
-    batch_size: int | None, threads: int | None, device: Any, no_machine_config: bool,
-) -> Opened:  # fmt: skip
+def prepare(**given: Unpack[Common]) -> Setup:
     """Load the recipe with what the options say, join the other ranks, make the dataset where it is to be made, and
     open it. Rank 0 says what it took from machine.toml.
 
@@ -75,14 +91,16 @@ def opened(
     """
     from benchmarks import images
 
+    data, device = given["data"], given["device"]
     with refusing():  # before anything starts
-        if data and data.startswith(images.PREFIX):
-            images.parse(data)
-        name = recipe_name or ("rn50-90ep" if data else "demo")
-        recipe, of_machine = load_recipe(recipe_file(name), overrides, device=device, use=not no_machine_config)
+        name = given["recipe_name"] or ("rn50-90ep" if data else "demo")
+        use = not given["no_machine_config"]
+        recipe, of_machine = load_recipe(recipe_file(name), given["overrides"], device=device, use=use)
         check_network(recipe.model.name)
         path = data or recipe.data.path or DEMO_DATA
-        if path != DEMO_DATA and not path.startswith(images.PREFIX):
+        if path.startswith(images.PREFIX):
+            images.parse(path)
+        elif path != DEMO_DATA:
             ShardSet.open(path, recipe.data.cache_dir, recipe.data.store_timeout_s)
 
     from pipeline.build import threads_per_rank
@@ -98,20 +116,17 @@ def opened(
     if world.local_rank == 0 and path == DEMO_DATA:
         ensure_demo(Path(path), say)
     if path.startswith(images.PREFIX):
-        folder = images.folder_of(path)
-        if world.local_rank == 0:
-            images.ensure(path, say=say)
-        path = str(folder)
+        path = str(images.ensure(path, say=say) if world.local_rank == 0 else images.folder_of(path))
     distributed.of_main(0.0, world)  # the others wait until it is there
-    given = {"image_size": image_size, "threads": threads}
-    given = {key: value for key, value in given.items() if value is not None}
-    recipe = replace(recipe, data=replace(recipe.data, path=path, **given))  # type: ignore[arg-type]
-    batch_size = batch_size or min(recipe.train.global_batch_size, MAX_DEFAULT_BATCH)
+    image_size = given["image_size"] or recipe.data.image_size
+    threads = recipe.data.threads if given["threads"] is None else given["threads"]
+    recipe = replace(recipe, data=replace(recipe.data, path=path, image_size=image_size, threads=threads))
+    batch_size = given["batch_size"] or min(recipe.train.global_batch_size, MAX_DEFAULT_BATCH)
     dataset = open_dataset(recipe)
     settings = {
-        "data": path, "recipe": name, "overrides": list(overrides), "batch_size": batch_size,
-        "image_size": recipe.data.image_size, "threads": threads_per_rank(recipe.data.threads, world.local_world_size),
+        "data": path, "recipe": name, "overrides": list(given["overrides"]), "batch_size": batch_size,
+        "image_size": image_size, "threads": threads_per_rank(threads, world.local_world_size),
         "device": world.device.type, "ranks": world.world_size, "machine_config": of_machine,
         "num_samples": len(dataset.split(recipe.data.train_split)),
     }  # fmt: skip
-    return Opened(recipe, dataset, world, batch_size, settings)
+    return Setup(recipe, dataset, world, batch_size, settings)

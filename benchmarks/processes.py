@@ -15,9 +15,8 @@ def stats(proc: Path = PROC) -> dict[int, list[str]]:
     for folder in proc.iterdir():
         if folder.name.isdigit():
             with suppress(OSError):  # it ended meanwhile
-                found[int(folder.name)] = (
-                    (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
-                )  # names may hold any
+                text = (folder / "stat").read_text(errors="replace")
+                found[int(folder.name)] = text.rpartition(")")[2].split()  # a name may hold ") "
     return found
 
 
@@ -28,12 +27,9 @@ def tree_root() -> int:
 
 def tree(root: int, found: dict[int, list[str]]) -> list[int]:
     """A process and its descendants, by `stats`."""
-    children: dict[int, list[int]] = {}
-    for pid, fields in found.items():
-        children.setdefault(int(fields[PARENT]), []).append(pid)
     ids = [root]
     for pid in ids:
-        ids += children.get(pid, [])
+        ids += [child for child, fields in found.items() if int(fields[PARENT]) == pid]
     return ids
 
 
@@ -49,15 +45,13 @@ def session(number: int, proc: Path = PROC) -> list[int]:
 
 
 def memory_mb(pids: Iterable[int], proc: Path = PROC) -> float:
-    """MB (10⁶ bytes) that processes have in memory.
+    """MB (10⁶ bytes) that processes have in memory, as proportional set size (PSS).
 
-    It is the proportional set size (PSS): a page that several of them share counts once, as does what they have mapped
-    of files and have touched.
+    A page that several of them share counts once, as does what they have mapped of files and have touched.
     """
     total = 0
     for pid in pids:
         with suppress(OSError, IndexError, ValueError):  # it has ended meanwhile, or is not ours to look at
-            for line in (proc / str(pid) / "smaps_rollup").read_text().splitlines():
-                if line.startswith("Pss:"):
-                    total += int(line.split()[1]) * 1024
+            lines = (proc / str(pid) / "smaps_rollup").read_text().splitlines()
+            total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
     return total / 1e6

@@ -77,12 +77,12 @@ class BatchProgram:
     mixed: what is done to the batches first, which is work too, and no waiting for data.
     tied: the world whose ranks work in step, as DDP's do; rank 0 says how many steps a repeat has, so that none waits
         for a step that another does not make.
-    settle_batches: taken before each repeat; None for SETTLE_BATCHES.
+    settle_batches: taken before each repeat.
     first_batch_s: what it took to build the loader and get its first batch; None before there was one.
     """
 
     first_batch_s: float | None = None
-    settle_batches: int | None = None
+    settle_batches: int = SETTLE_BATCHES
 
     def __init__(
         self,
@@ -94,12 +94,12 @@ class BatchProgram:
         tied: World | None = None,
         mixed: Callable[[Iterator[Batch]], Iterator[Batch]] = iter,
     ) -> None:
-        self.name, self.close, self._mixed = name, close, mixed
-        self._batches, self._work, self._device, self._tied = batches, work, device, tied
+        self.name, self.work, self.close, self.tied, self.mixed = name, work, close, tied, mixed
+        self._batches, self._device = batches, device
         self._step_s = 0.0  # of the repeat before
 
     def run(self, seconds: float) -> Sample:
-        for _ in range(SETTLE_BATCHES if self.settle_batches is None else self.settle_batches):
+        for _ in range(self.settle_batches):
             next(self._batches)
         num_images, watch = 0, Stopwatch(self._device)
 
@@ -109,12 +109,12 @@ class BatchProgram:
                 num_images += len(batch.labels)
                 yield batch
 
-        batches = self._mixed(counted())
-        if self._tied:
-            elapsed = self._steps(batches, watch, seconds, self._tied)
+        batches = self.mixed(counted())
+        if self.tied:
+            elapsed = self._steps(batches, watch, seconds, self.tied)
         else:
             while watch.running() < seconds:
-                self._work(batches)
+                self.work(batches)
             elapsed = watch.lap()
         ahead = watch.left_s * watch.num_batches / elapsed
         return Sample(num_images / elapsed, watch.wait_s / elapsed, ahead)
@@ -125,7 +125,7 @@ class BatchProgram:
         while not done or left > 0.1 * seconds:
             num_steps = round(left / self._step_s) if self._step_s else 1
             for _ in range(int(distributed.of_main(max(1, num_steps), world))):
-                self._work(batches)
+                self.work(batches)
                 done += 1
             elapsed = watch.lap()
             self._step_s, left = elapsed / done, distributed.of_main(seconds - elapsed, world)
@@ -158,29 +158,15 @@ def build(kind: Kind, name: str, recipe: Recipe, dataset: ShardSet, world: World
                 program.first_batch_s = build_s + time.perf_counter() - asked
             yield batch
 
-    if kind == "loader":
-        program = BatchProgram(name, batches(), next, world.device, loader.close)
-        return program
-    train_config = replace(recipe.train, accumulation=1)
-    learner = build_learner(recipe, len(dataset.classes), world)
-    mixer = Mixer(recipe.augment, len(dataset.classes), seed=recipe.train.seed, rank=world.rank)
-    learner.net.train()
-    program = BatchProgram(
-        name,
-        batches(),
-        lambda taken: train_step(learner, taken, train_config),
-        world.device,
-        loader.close,
-        tied=world if world.world_size > 1 else None,
-        mixed=mixer.mixed,
-    )
+    program = BatchProgram(name, batches(), next, world.device, loader.close)
+    if kind != "loader":
+        train_config = replace(recipe.train, accumulation=1)
+        learner = build_learner(recipe, len(dataset.classes), world)
+        learner.net.train()
+        program.work = lambda taken: train_step(learner, taken, train_config)
+        program.mixed = Mixer(recipe.augment, len(dataset.classes), seed=recipe.train.seed, rank=world.rank).mixed
+        program.tied = world if world.world_size > 1 else None
     return program
-
-
-def require_gpu(device: str) -> None:
-    """Raises ValueError where `device`, as the commands take it, is no GPU."""
-    if device == "cpu" or not torch.cuda.is_available():
-        raise ValueError("h2d copies batches from the CPU to a GPU and needs one; torch sees none, or --device is cpu")
 
 
 def build_copies(recipe: Recipe, dataset: ShardSet, world: World, batch_size: int) -> list[BatchProgram]:

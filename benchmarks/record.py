@@ -1,4 +1,4 @@
-"""A result: what was measured, how, and where → a dict, written as JSON.
+"""A result: what was measured, how, and where. `--json` writes it, `plot` reads it.
 
 {"format": 2, "benchmark": "loader", "command": "python bench.py …", "time": "2030-01-31T12:00:00", "settings": {…},
  "programs": {NAME: {"images_per_s": [one a repeat], "data_wait": […], …}},
@@ -9,50 +9,89 @@
 import json
 import os
 import shlex
+import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import click
 
 from benchmarks.measure import Ratio, Sample
 from training import environment
 
 FORMAT = 2
-PARTS = {"benchmark": str, "command": str, "settings": dict, "programs": dict, "ratios": dict, "warnings": list,
-         "env": dict}  # fmt: skip
-DEVICE = {"CPU": "cpu", "cores allowed": "cores_allowed", "GPU": "gpu"}  # what must be the same to be compared
+JSON = dict[str, Any]  # an object of a file, whose keys are a benchmark's own
+PARTS = ("benchmark", "command", "time", "settings", "programs", "ratios", "warnings", "env")
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured of one program; a list has one value a repeat, None was not measured.
+
+    data_wait: shares of the time. ahead: steps that the CPU was ahead of a GPU. cpu_s: CPU seconds an image.
+    images_per_s_of_rank: a list a rank. Of peers: images_per_s_of_workers, for each number that was tried; prepare_s,
+    to make what it reads of a folder of JPEGs, which takes size_bytes.
+    """
+
+    images_per_s: list[float]
+    data_wait: list[float] | None = None
+    ahead: list[float] | None = None
+    images_per_s_of_rank: list[list[float]] | None = None
+    first_batch_s: float | None = None
+    memory_mb: float | None = None
+    cpu_s: float | None = None
+    version: str | None = None
+    workers: int | None = None
+    images_per_s_of_workers: dict[str, float] | None = None
+    prepare_s: float | None = None
+    size_bytes: int | None = None
+
+    @property
+    def median(self) -> float:
+        """Images/s."""
+        return statistics.median(self.images_per_s)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One measurement. more: what only its benchmark has, beside the other parts in the file."""
+
+    benchmark: str
+    settings: JSON
+    programs: dict[str, Figures]
+    ratios: dict[str, Ratio]
+    warnings: list[str]
+    command: str
+    time: str
+    env: JSON
+    more: JSON = field(default_factory=dict)
 
 
 def build(
     benchmark: str,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
     samples: Mapping[str, Sequence[Sample]],
     ratios: Mapping[str, Ratio],
     warnings: Sequence[str],
-    more: Mapping[str, Mapping[str, Any]] | None = None,
-) -> dict[str, Any]:
-    """The result of one measurement, now and here. `more`: further lists or numbers of a program, by its name."""
+    more: Mapping[str, JSON] | None = None,
+) -> Result:
+    """The result of one measurement, now and here. `more`: further `Figures` of a program, by its name."""
     programs = {
-        name: {
-            "images_per_s": [one.images_per_s for one in taken],
-            "data_wait": [one.data_wait for one in taken],
-            **({"ahead": [one.ahead for one in taken]} if any(one.ahead for one in taken) else {}),
+        name: Figures(
+            images_per_s=[one.images_per_s for one in taken],
+            data_wait=[one.data_wait for one in taken],
+            ahead=[one.ahead for one in taken] if any(one.ahead for one in taken) else None,
             **(more or {}).get(name, {}),
-        }
+        )
         for name, taken in samples.items()
     }
-    return {
-        "format": FORMAT,
-        "benchmark": benchmark,
-        "command": command(),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
-        "settings": dict(settings),
-        "programs": programs,
-        "ratios": {name: ratio._asdict() for name, ratio in ratios.items()},
-        "warnings": list(warnings),
-        "env": environment.describe(),
-    }
+    return Result(
+        benchmark, dict(settings), programs, dict(ratios), list(warnings),
+        command=command(), time=time.strftime("%Y-%m-%dT%H:%M:%S"), env=environment.describe(),
+    )  # fmt: skip
 
 
 def command() -> str:
@@ -70,45 +109,51 @@ def require_writable(*paths: Path | None) -> None:
             raise ValueError(f"{path}: cannot be written; name another place for it")
 
 
-def write(path: Path, result: Mapping[str, Any]) -> None:
+def keep(result: Result, json_file: Path | None, out: Path | None) -> None:
+    """Write the result where the options say: to a file, and to a folder under a name with its time."""
+    if json_file:
+        write(json_file, result)
+    if out:
+        file = out / f"{result.benchmark}-{time.strftime('%Y%m%d-%H%M%S')}.json"
+        write(file, result)
+        click.echo(f"  kept as {file}")
+
+
+def write(path: Path, result: Result) -> None:
     """Raises ValueError, naming the file, where it cannot be written."""
-    text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
+    content = {"format": FORMAT} | {part: getattr(result, part) for part in PARTS} | result.more
+    content["programs"] = {
+        name: {key: value for key, value in asdict(figures).items() if value is not None}
+        for name, figures in result.programs.items()
+    }
+    content["ratios"] = {name: ratio._asdict() for name, ratio in result.ratios.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # a byte of a file name that is no UTF-8 becomes "\\udcff", which is JSON
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise ValueError(f"{path}: cannot be written ({error.strerror})") from None
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> Result:
     """Raises ValueError, naming the file, where it is no result, or one of another format."""
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error}); give a file that bench.py --json wrote") from None
-    if not isinstance(result, dict) or "format" not in result:
-        raise ValueError(f"{path}: not a result of bench.py; give a file that --json wrote")
-    if result["format"] != FORMAT:
-        raise ValueError(f"{path}: has format {result['format']!r}, this is for {FORMAT}; measure again")
-    for part, kind in PARTS.items():
-        if not isinstance(result.get(part), kind):
-            raise ValueError(f"{path}: {part!r} is missing or not a {kind.__name__}; measure again")
-    for name, figures in result["programs"].items():
-        rates = figures.get("images_per_s") if isinstance(figures, dict) else None
+    try:
+        if (number := content.pop("format")) != FORMAT:
+            raise ValueError(f"{path}: has format {number!r}, this is for {FORMAT}; measure again")
+        parts = {part: content.pop(part) for part in PARTS}
+        parts["programs"] = {name: Figures(**figures) for name, figures in parts["programs"].items()}
+        parts["ratios"] = {name: Ratio(**ratio) for name, ratio in parts["ratios"].items()}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a result of bench.py ({error}); give a file that --json wrote") from None
+    for name, figures in parts["programs"].items():
+        rates = figures.images_per_s
         if not isinstance(rates, list) or not rates or not all(isinstance(r, int | float) and r > 0 for r in rates):
             raise ValueError(f"{path}: images_per_s of {name!r} is no list of rates; measure again")
-    return result
-
-
-def same_device(a: Mapping[str, Any], b: Mapping[str, Any], force: bool = False) -> None:
-    """Raises ValueError where two results come from different devices, naming both, unless `force`."""
-    differences = [
-        f"{what} {a['env'].get(key)} and {b['env'].get(key)}"
-        for what, key in DEVICE.items()
-        if a["env"].get(key) != b["env"].get(key)
-    ]
-    if differences and not force:
-        raise ValueError(f"the results come from different devices ({'; '.join(differences)}); --force compares them")
+    return Result(**parts, more=content)

@@ -3,14 +3,14 @@
 `stages` (with `reading`) times each alone, `model` joins them and knows what could be changed, `report` shows it.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from benchmarks import record
-from benchmarks.options import COMMON, opened, with_options
+from benchmarks.options import COMMON, prepare, with_options
 from benchmarks.text import wrapped
 from recipes import config
 
@@ -39,13 +39,13 @@ def command(
     loader and with training, which always take DALI's loader.
     """
     record.require_writable(json_file, out)
-    setup = opened(**common)
+    setup = prepare(**common)
 
-    from benchmarks import noise, rates
+    from benchmarks import noise
     from benchmarks.explain import model as models
     from benchmarks.explain import report, stages
 
-    with noise.watched(setup.world.device) as warnings:
+    with noise.watched() as warnings:
         timings = stages.measure(setup, seconds, repeats)
         model = models.model_of(timings, setup)
 
@@ -72,8 +72,8 @@ def command(
     settings["precision"] = models.precision_of(setup)
     result = record.build("explain", settings, timings.samples, {}, warnings, more)
     applied = {"options": [tried[0].option], "expected": tried[1], "seen": seen._asdict()} if tried and seen else None
-    result["explain"] = figures(timings, model, changes) | {"applied": applied, "recipe": config.to_toml(recipe)}
-    rates.keep(result, json_file, out)
+    explained = figures(timings, model, changes) | {"applied": applied, "recipe": config.to_toml(recipe)}
+    record.keep(replace(result, more={"explain": explained}), json_file, out)
 
 
 def figures(timings: "Timings", model: "Model", changes: "list[tuple[Change, float]]") -> dict[str, object]:

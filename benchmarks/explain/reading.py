@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks.measure import Sample
-from benchmarks.options import Opened
+from benchmarks.options import Setup
 from benchmarks.programs import Stopwatch, repeated
 from pipeline.feed import Feed
 from pipeline.loader import DaliLoader
@@ -33,7 +33,7 @@ class Reader(DaliLoader):
     what that gives, takes the reader itself. `views`, `arrays`: what the graph would have been given, the encoded
     images and the plan's arrays by name, of the last batch."""
 
-    def __init__(self, setup: Opened, min_batches: int = 1) -> None:
+    def __init__(self, setup: Setup, min_batches: int = 1) -> None:
         """min_batches: of an epoch; the split's rows are repeated to so many."""
         recipe, world = setup.recipe, setup.world
         split = part(setup.dataset.split(recipe.data.train_split))
@@ -82,7 +82,7 @@ class FromDisk:
 
     name = DISK
 
-    def __init__(self, setup: Opened) -> None:
+    def __init__(self, setup: Setup) -> None:
         self._setup = setup
 
     def run(self, seconds: float) -> Sample:

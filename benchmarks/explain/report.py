@@ -7,14 +7,14 @@ from benchmarks.explain.model import LOADING, STAGES, Change, Model, precision_o
 from benchmarks.explain.reading import CACHED, DISK
 from benchmarks.explain.stages import LIBJPEG, Timings
 from benchmarks.measure import Ratio
-from benchmarks.options import Opened
+from benchmarks.options import Setup
 from benchmarks.text import columns, shown_rate, wrapped
 from training import environment
 
 LONGEST = 8.0  # bars, in units of the bottleneck's
 
 
-def text(timings: Timings, model: Model, changes: Sequence[tuple[Change, float]], setup: Opened) -> list[str]:
+def text(timings: Timings, model: Model, changes: Sequence[tuple[Change, float]], setup: Setup) -> list[str]:
     """All but what `--apply` finds."""
     recipe, world = setup.recipe, setup.world
     head = (

@@ -4,20 +4,23 @@ All get the same images, crop law, output and cores; a program whose output is n
 """
 
 import os
-import statistics
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from benchmarks import images as synthetic
 from benchmarks.options import TIMING, with_options
 from benchmarks.peers.registry import OURS, PEERS
-from benchmarks.text import shown_rate, tabulated, wrapped
+from benchmarks.tables import rates_cell, ratio_cell
+from benchmarks.text import tabulated, wrapped
 from recipes import DEMO_DATA
 from shard_tools.demo import ensure_demo
 from shards.format import ShardSet
+
+if TYPE_CHECKING:
+    from benchmarks.record import Result
 
 MANY_THREADS = 4
 COLUMNS = ("program", "version", "workers", "images/s", "ours/theirs", "memory MB", "first batch s", "disk MB")
@@ -82,7 +85,6 @@ def command(
 
     from benchmarks import record
     from benchmarks.peers import run
-    from benchmarks.rates import keep
     from training import environment
 
     record.require_writable(json_file, out)
@@ -93,11 +95,11 @@ def command(
     click.echo(f"peers, {batch_size} × {image_size} px, {len(cores)} threads, {environment.cpu_model() or 'CPU'}; "
                f"median [range] of {repeats} × {seconds:g} s; ours/theirs with its 95 % interval")  # fmt: skip
     click.echo(table(result))
-    for line in result["warnings"]:
+    for line in result.warnings:
         click.echo(f"  warning: {line}", err=True)
-    keep(result, json_file, out)
-    if result["failed"]:
-        raise click.ClickException(f"failed, and not measured: {', '.join(result['failed'])}")
+    record.keep(result, json_file, out)
+    if failed := result.more["failed"]:
+        raise click.ClickException(f"failed, and not measured: {', '.join(failed)}")
 
 
 def say(line: str) -> None:
@@ -120,17 +122,16 @@ def worker_counts(threads: int) -> tuple[int, ...]:
     return tuple(threads * quarters // 4 for quarters in (2, 4, 6, 8))
 
 
-def table(result: Mapping[str, Any]) -> str:
+def table(result: "Result") -> str:
     """A line a program, the fastest first; under them those that were left out, and why."""
-    rows = []
-    for name, one in result["programs"].items():
-        rates, times = one["images_per_s"], result["ratios"].get(f"{OURS} / {name}")
-        rate = f"{shown_rate(statistics.median(rates))} [{shown_rate(min(rates))}–{shown_rate(max(rates))}]"
-        ratio = f"{times['median']:.2f} [{times['low']:.2f}–{times['high']:.2f}]" if times else "1"
-        more = f"{one['memory_mb']:,.0f}", f"{one['first_batch_s']:.1f}", f"{one['size_bytes'] / 1e6:,.1f}"
-        rows.append((-statistics.median(rates), (name, one["version"], str(one["workers"]), rate, ratio, *more)))
-    lines = tabulated([COLUMNS, *(cells for _, cells in sorted(rows))], 2)
+    rows: list[Sequence[str]] = [COLUMNS]
+    for name, one in sorted(result.programs.items(), key=lambda item: -item[1].median):
+        times = result.ratios.get(f"{OURS} / {name}")
+        rates = rates_cell(one.images_per_s), ratio_cell(times) if times else "1"
+        more = f"{one.memory_mb or 0:,.0f}", f"{one.first_batch_s or 0:.1f}", f"{(one.size_bytes or 0) / 1e6:,.1f}"
+        rows.append((name, one.version or "", str(one.workers), *rates, *more))
+    lines = tabulated(rows, 2)
     for outcome, shown in ("skipped", "skipped"), ("failed", "FAILED"):
-        for name, why in result[outcome].items():
+        for name, why in result.more[outcome].items():
             lines += wrapped(f"  {name}: {shown}, {why}")
     return "\n".join(lines)

@@ -3,11 +3,8 @@
 import tomllib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from benchmarks import noise, record
 from benchmarks.measure import Sample, in_turn, ratio
@@ -45,9 +42,9 @@ class Settings:
     repeats: int
 
 
-def compare(names: Sequence[str], dataset: ShardSet, settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
-    """The result of the peers `names`, with `skipped` and `failed` besides: peer → why. The first is ours, beside which
-    the others are checked. say: gets a line about each program as it comes in.
+def compare(names: Sequence[str], dataset: ShardSet, settings: Settings, say: Callable[[str], None]) -> record.Result:
+    """The result of the peers `names`, with `skipped` and `failed` in `more`: peer → why. The first is ours, beside
+    which the others are checked. say: gets a line about each program as it comes in.
 
     Raises PeerError where ours fails before it is timed.
     """
@@ -72,7 +69,7 @@ def compare(names: Sequence[str], dataset: ShardSet, settings: Settings, say: Ca
                 if not children:
                     raise
                 leave_out(error)
-        with noise.watched(torch.device("cpu")) as warnings:
+        with noise.watched() as warnings:
             while children and not samples:  # where one fails the others begin again: all theirs are taken in turn
                 try:
                     samples = in_turn(children, settings.seconds, settings.repeats)
@@ -89,7 +86,7 @@ def compare(names: Sequence[str], dataset: ShardSet, settings: Settings, say: Ca
     }  # fmt: skip
     lines = [*warnings, *noise.spread_warnings(rates)]
     result = record.build("peers", about, samples, ratios, lines, figures)
-    return result | {"skipped": skipped, "failed": failed}
+    return replace(result, more={"skipped": skipped, "failed": failed})
 
 
 def enter(name: str, images: Images, marked: Images, settings: Settings, ours: Sequence[Seen] | None) -> Child:

@@ -1,8 +1,7 @@
-"""`bench.py parity`: its statistics against NumPy's, its report, and the networks that judge."""
+"""`bench.py parity`: its statistics against NumPy's, and its report."""
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +12,18 @@ from PIL import Image
 
 import bench
 from benchmarks import parity
-from model.networks import build_model
-from recipes import Recipe, config
+from recipes import Recipe
 from shards.format import ShardSet
 from tests.conftest import VAL_SIZES
-from training import checkpoint
 
 SMALL_IMAGES = [
     f"--set={setting}" for setting in ("data.image_size=32", "data.val_image_size=32", "data.val_resize_size=36")
 ]
 
 
-def test_parity_reports_both_splits_and_the_verdict_of_a_network(dataset_dir: Path, tmp_path: Path) -> None:
+def test_parity_reports_both_splits(dataset_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "report"
-    arguments = ["parity", "--data", str(dataset_dir), "--num", "50", "--steps", "2", "--out", str(out), *SMALL_IMAGES]
+    arguments = ["parity", "--data", str(dataset_dir), "--num", "50", "--out", str(out), *SMALL_IMAGES]
     result = CliRunner().invoke(bench.main, [*arguments, "--threads", "1", "--device", "cpu"])
     assert result.exit_code == 0, result.output
     report = json.loads((out / "parity.json").read_text())
@@ -36,8 +33,7 @@ def test_parity_reports_both_splits_and_the_verdict_of_a_network(dataset_dir: Pa
         assert line["mean"] <= line["worst_mean"] < 1.5, "a grey level or so, or another image was decoded"
         assert line["worst_image"].endswith(".jpg")
         assert Image.open(out / line["picture"]).size == (3 * 32, 32)
-    assert report["top1"][0]["num_images"] == len(VAL_SIZES)
-    assert report["top1"][0]["top1_agreement"] >= 0.9
+        assert line["picture"] in result.output
 
 
 def test_parity_statistics_are_numpys(dataset: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,16 +41,14 @@ def test_parity_statistics_are_numpys(dataset: ShardSet, tmp_path: Path, monkeyp
     rng = np.random.default_rng(0)
     ours, noise = rng.uniform(20, 200, (8, 3, 5, 5)), rng.exponential(3, (8, 3, 5, 5))
     noise[5] += 4
-    mean, std = (np.reshape(values, (3, 1, 1)) for values in (feed.config.mean, feed.config.std))
 
     def both(*_: object) -> Iterator[tuple[torch.Tensor, ...]]:
         for rows in (slice(0, 3), slice(3, 8)):
-            left, right = ((levels[rows] - mean) / std for levels in (ours, ours + noise))
+            left, right = (levels[rows] for levels in (ours, ours + noise))
             yield torch.from_numpy(left).float(), torch.from_numpy(right).float(), torch.arange(8)[rows]
 
     monkeypatch.setattr(parity, "both", both)
-    pair = parity.programs(torch.device("cpu"))[0]
-    found = parity.compare(feed, *pair, 1, tmp_path)
+    found = parity.compare(feed, torch.device("cpu"), 1, tmp_path)
     assert found.num_images == 8
     np.testing.assert_allclose(found.mean, noise.mean(), rtol=1e-4)
     np.testing.assert_allclose(found.p99, np.percentile(noise, 99), atol=2 * parity.BIN)
@@ -63,17 +57,3 @@ def test_parity_statistics_are_numpys(dataset: ShardSet, tmp_path: Path, monkeyp
     pixels = np.asarray(Image.open(tmp_path / found.picture), np.float64).transpose(2, 0, 1)
     expected = [ours[5], ours[5] + noise[5], noise[5] * 8]
     np.testing.assert_allclose(pixels, np.concatenate(expected, axis=2).clip(0, 255), atol=0.51)
-
-
-def test_a_checkpoints_network_can_judge(dataset: ShardSet, tmp_path: Path) -> None:
-    recipe = config.load_config(Recipe, None, ["model.name=cifar_resnet8"])
-    net = build_model(recipe.model, len(dataset.classes))
-    classes = [asdict(c) for c in dataset.classes]
-    state = {"net": net.state_dict(), "recipe": config.to_toml(recipe), "classes": classes}
-    checkpoint.save(tmp_path / "last.pt", state)
-    images = torch.randn(2, 3, 32, 32)
-    assert torch.equal(parity.trained(tmp_path / "last.pt", dataset).eval()(images), net.eval()(images))
-    other = build_model(recipe.model, 1).state_dict()
-    checkpoint.save(tmp_path / "last.pt", state | {"net": other, "classes": classes[:1]})
-    with pytest.raises(ValueError, match="has 1 classes"):
-        parity.trained(tmp_path / "last.pt", dataset)

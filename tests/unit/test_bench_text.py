@@ -1,15 +1,19 @@
 """What `bench.py` prints: rates with the digits that they have, lines that fit and break between words."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks import peers, record
+from benchmarks import peers, record, tables
 from benchmarks.explain import report as explain_report
-from benchmarks.rates import program_parts
-from benchmarks.text import fitted, shown_rate, tabulated, wrapped
+from benchmarks.measure import Ratio
+from benchmarks.record import Figures
+from benchmarks.text import shown_rate, tabulated, wrapped
 
 LONG = "expected 1.30 times: whole decoding takes 0.06 times as long as libjpeg-turbo's, re-encoded and well-behaved"
+
+RESULT = record.build("peers", {}, {}, {}, [])
 
 
 @pytest.fixture(autouse=True)
@@ -34,14 +38,12 @@ def test_words_and_commands_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
         assert all(len(line) <= columns for line in lines if "phases" not in line)
 
 
-def test_a_programs_line_goes_on_below_its_figures() -> None:
-    figures = {"images_per_s": [3.04, 2.5, 9.94], "data_wait": [0.995] * 3, "first_batch_s": 6.09, "memory_mb": 992.0,
-               "images_per_s_of_rank": [[1234.0]] * 9}  # fmt: skip
-    lines = fitted("  dali       ", program_parts(figures))
-    assert "3.0 images/s [2.5–9.9]" in lines[0]
-    assert max(map(len, lines)) <= 80
-    assert [line[:13] for line in lines[1:]] == [" " * 13] * (len(lines) - 1)
-    assert sum(line.count("1,234") for line in lines) == 9
+def test_a_programs_figures_are_cells() -> None:
+    figures = Figures([3.04, 2.5, 9.94], data_wait=[0.995, 0.9, 1.0], first_batch_s=6.09, memory_mb=1992.0)
+    train, loader = (replace(RESULT, benchmark=name, programs={"dali": figures}) for name in ("train", "loader"))
+    assert tables.columns_of([train]) == ["data_wait", "memory_mb", "first_batch_s"]
+    assert tables.columns_of([loader]) == ["memory_mb", "first_batch_s"], "a loader alone does nothing but wait"
+    assert tables.cells(figures, ["data_wait", "memory_mb", "workers"]) == ["3.0 [2.5–9.9]", "99.5", "1,992", "–"]
 
 
 def test_a_table_that_is_too_wide_goes_on_below() -> None:
@@ -55,12 +57,14 @@ def test_a_table_that_is_too_wide_goes_on_below() -> None:
 
 
 def test_the_table_of_peers_fits() -> None:
-    figures = {"images_per_s": [31877.0, 130015.0], "version": "2.4.0.dev2026", "workers": 16, "memory_mb": 12345.0,
-               "first_batch_s": 12.3, "size_bytes": 1e11}  # fmt: skip
-    ratio = {"median": 22.03, "low": 21.0, "high": 23.5}
+    figures = Figures(images_per_s=[31877.0, 130015.0], version="2.4.0.dev2026", workers=16, memory_mb=12345.0,
+                      first_batch_s=12.3, size_bytes=10**11)  # fmt: skip
     why = "its package cannot be installed: " + "no such wheel " * 9
-    result = {"programs": {peers.OURS: figures, "torchvision-tensor": figures}, "skipped": {"ffcv": why},
-              "ratios": {f"{peers.OURS} / torchvision-tensor": ratio}, "failed": {}}  # fmt: skip
+    result = replace(
+        RESULT, programs={peers.OURS: figures, "torchvision-tensor": figures},
+        ratios={f"{peers.OURS} / torchvision-tensor": Ratio(22.03, 21.0, 23.5, 20.0, 24.0)},
+        more={"skipped": {"ffcv": why}, "failed": {}},
+    )  # fmt: skip
     lines = peers.table(result).splitlines()
     assert max(map(len, lines)) <= 80
     for cell in (*peers.COLUMNS, "22.03 [21.00–23.50]", "31,877–130,015]"):

@@ -17,7 +17,6 @@ COMMON = "settings"  # which every package may import
 ALLOWED = {package: PACKAGES[:place] for place, package in enumerate(PACKAGES)}
 ALLOWED["model"] = ()  # knows no data
 ALLOWED["shard_tools"] = ("shards", "pipeline", "recipes")
-ALLOWED["benchmarks"] = (*ALLOWED["benchmarks"], "tests.integration")
 EXCEPTIONS = {
     "commands/command_line.py": ("train",),  # which it starts
 }
@@ -144,7 +143,7 @@ def test_the_graph_loads_dali_only_when_it_is_built() -> None:
 
 
 HEAVY = ("torch", "torchvision", "matplotlib", "timm", "nvidia.dali", "numba", "tensorboard", "fsspec")
-BENCHMARKS = ("loader", "train", "h2d", "parity", "tune", "explain", "peers", "plot")
+BENCHMARKS = ("loader", "train", "parity", "tune", "explain", "peers", "plot")
 TOLD_EARLY = {  # what a command line is answered with before anything heavy is imported
     "train.py": {
         "--help": "Usage:",

@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import measure, noise, processes, rates, record
+from benchmarks import measure, noise, processes, record, throughput
 from benchmarks.measure import Ratio, Sample
 from benchmarks.ranks import Together
 from recipes import hardware
@@ -78,7 +79,7 @@ def test_who_waits_for_launches_is_told() -> None:
         "waiting for data": [Sample(3000, 0.5, 0.1)] * 3,
         "on the CPU": [Sample(30, 0.0)] * 3,
     }
-    (line,) = rates.launch_warnings(samples)
+    (line,) = throughput.launch_warnings(samples)
     assert line.startswith(
         "launching: perhaps launching kernels limits, for the CPU is only 0.10 steps ahead of the GPU"
     )
@@ -93,12 +94,12 @@ class Launching(Fake):
 def test_a_result_says_how_far_the_cpu_was_ahead(kind: str) -> None:
     """And warns of it, but for a loader alone, which has no step."""
     world = World(0, 0, 1, 1, torch.device("cpu"))
-    on: Any = SimpleNamespace(world=world, settings={})
+    setup: Any = SimpleNamespace(world=world, settings={})
     built = [Together(Launching("a", Clock(), [100.0]), world), Fake("b", Clock(), [100.0])]
-    result = rates.measure_rates(kind, built, on, 0.01, 2, {})
-    assert result["programs"]["a"]["ahead"] == [0.05] * 2
-    assert "ahead" not in result["programs"]["b"]
-    assert sum("launching kernels" in line for line in result["warnings"]) == (kind != "loader")
+    result = throughput.time_programs(kind, built, setup, 0.01, 2, {})
+    assert result.programs["a"].ahead == [0.05] * 2
+    assert result.programs["b"].ahead is None
+    assert sum("launching kernels" in line for line in result.warnings) == (kind != "loader")
 
 
 def test_programs_are_repeated_in_turn() -> None:
@@ -198,11 +199,12 @@ def test_a_watch_tells_what_it_saw(monkeypatch: pytest.MonkeyPatch) -> None:
     periods = iter([3, 10])
     monkeypatch.setattr(noise, "cpu_time", lambda: next(seen))
     monkeypatch.setattr(noise, "throttled_periods", lambda: next(periods))
-    with noise.Watch(torch.device("cpu")) as watch:
-        pass
-    assert len(watch.warnings) == 2
-    assert "other processes took 40%" in watch.warnings[0]
-    assert "in 7 periods" in watch.warnings[1]
+    with noise.watched() as lines:
+        warnings.warn("not steady", measure.Unsteady, stacklevel=1)
+    assert len(lines) == 3
+    assert lines[0] == "not steady"
+    assert "other processes took 40%" in lines[1]
+    assert "in 7 periods" in lines[2]
 
 
 def test_throttling_is_read_from_every_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,31 +229,23 @@ def test_throttling_is_read_from_every_control_group(tmp_path: Path, monkeypatch
     assert hardware.cores_allowed() == min(1.5, len(os.sched_getaffinity(0)))
 
 
-def test_what_nvidia_smi_says_of_the_clocks() -> None:
-    assert noise.gpu_warnings("0x0000000000000000\n0x0000000000000001\n[N/A]\n") == []
-    lines = noise.gpu_warnings("0x0000000000000004\n0x0000000000000044\n0x0000000000000000\n0x0000000000000004\n")
-    assert [line.partition("by ")[2] for line in lines] == [
-        "its power limit in 75% of the time",
-        "heat (hardware slowdown) in 25% of the time",
-    ]
-
-
-def result(**env: Any) -> dict[str, Any]:
+def result() -> record.Result:
     samples = {"a": [Sample(100.0, 0.5), Sample(90.0, 0.25)]}
     ratios = {"a / b": measure.ratio([2.0], [1.0])}
-    built = record.build("loader", {"threads": 2}, samples, ratios, ["noisy"], {"a": {"peak_mb": 7}})
-    return built | {"env": built["env"] | env}
+    return record.build("loader", {"threads": 2}, samples, ratios, ["noisy"], {"a": {"memory_mb": 7}})
 
 
 def test_a_result_is_written_and_read(tmp_path: Path) -> None:
     file = tmp_path / "sub/result.json"
-    written = result() | {"command": "python bench.py loader --data b\udcffd"}  # a byte of a name that is no UTF-8
+    # a byte of a name that is no UTF-8
+    written = replace(result(), command="python bench.py loader --data b\udcffd", more={"found": {"threads": 3}})
     record.write(file, written)
-    read = record.read(file)
-    assert read == json.loads(json.dumps(written))
-    assert read["programs"]["a"] == {"images_per_s": [100, 90], "data_wait": [0.5, 0.25], "peak_mb": 7}
-    assert read["ratios"]["a / b"] == {"median": 2, "low": 2, "high": 2, "min": 2, "max": 2}
-    assert read["env"]["cores_allowed"]
+    assert record.read(file) == written
+    content = json.loads(file.read_text())
+    assert content["programs"]["a"] == {"images_per_s": [100, 90], "data_wait": [0.5, 0.25], "memory_mb": 7}
+    assert content["ratios"]["a / b"] == {"median": 2, "low": 2, "high": 2, "min": 2, "max": 2}
+    assert content["found"] == {"threads": 3}
+    assert content["env"]["cores_allowed"]
 
 
 def test_a_result_that_cannot_be_written_is_named() -> None:
@@ -266,7 +260,7 @@ def test_a_result_that_cannot_be_written_is_named() -> None:
         ("[1]", "not a result"),
         ('{"images_per_s": 3}', "not a result"),
         ('{"format": 1}', "has format 1"),
-        ('{"format": 2, "benchmark": "loader"}', "'command' is missing"),
+        ('{"format": 2, "benchmark": "loader"}', "not a result.*'command'"),
     ],
 )
 def test_what_is_no_result_is_named(text: str, what: str, tmp_path: Path) -> None:
@@ -279,23 +273,12 @@ def test_what_is_no_result_is_named(text: str, what: str, tmp_path: Path) -> Non
         record.read(tmp_path / "none.json")
 
 
-def test_rates_that_are_none_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rates", [[], [0], ["x"], "x"])
+def test_rates_that_are_none_are_named(rates: Any, tmp_path: Path) -> None:
     file = tmp_path / "odd.json"
-    for values in ([], [0], ["x"], None):
-        record.write(file, result() | {"programs": {"a": {"images_per_s": values}}})
-        with pytest.raises(ValueError, match="images_per_s of 'a'"):
-            record.read(file)
-
-
-@pytest.mark.parametrize("change", [{"cpu": "Other CPU"}, {"cores_allowed": 1234}, {"gpu": "Other GPU"}])
-def test_results_of_different_devices_are_refused(change: dict[str, Any]) -> None:
-    here, there = result(), result(**change)
-    record.same_device(here, result())
-    (name, value), own = next(iter(change.items())), here["env"]
-    with pytest.raises(ValueError, match="different devices") as raised:
-        record.same_device(here, there)
-    assert f"{own[name]} and {value}" in str(raised.value)
-    record.same_device(here, there, force=True)
+    record.write(file, replace(result(), programs={"a": record.Figures(images_per_s=rates)}))
+    with pytest.raises(ValueError, match="images_per_s of 'a'"):
+        record.read(file)
 
 
 def test_steady_is_what_it_says() -> None:

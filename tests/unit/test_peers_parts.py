@@ -6,6 +6,7 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +18,8 @@ from click.testing import CliRunner
 from PIL import Image
 from torchvision.transforms.v2 import RandomResizedCrop
 
-from benchmarks import peers
-from benchmarks.measure import Sample
+from benchmarks import peers, record
+from benchmarks.measure import Ratio, Sample
 from benchmarks.peers import check, command, environments, images, process, run
 from benchmarks.peers.process import Child, PeerError
 from benchmarks.peers.registry import OURS, PEERS, Peer
@@ -403,11 +404,11 @@ def test_a_peer_that_fails_while_timed_is_left_out_and_the_others_are_timed(
     lines: list[str] = []
     monkeypatch.setattr(run, "enter", enter)
     result = run.compare([OURS, "timm", "dali", "ffcv"], dataset, settings, lines.append)
-    taken = {name: one["images_per_s"] for name, one in result["programs"].items()}
+    taken = {name: one.images_per_s for name, one in result.programs.items()}
     assert taken == {OURS: [100.0] * 2, "dali": [100.0] * 2}
-    assert result["failed"] == {"timm": "gave up"}
-    assert result["skipped"] == {"ffcv": "not there; install it with: python bench.py peers --setup --only ffcv"}
-    assert list(result["ratios"]) == [f"{OURS} / dali"]
+    assert result.more["failed"] == {"timm": "gave up"}
+    assert result.more["skipped"] == {"ffcv": "not there; install it with: python bench.py peers --setup --only ffcv"}
+    assert list(result.ratios) == [f"{OURS} / dali"]
     assert lines[-1] == "timm: FAILED, gave up"
 
 
@@ -454,17 +455,17 @@ def test_an_interrupted_copy_is_made_again_and_a_complete_one_kept(tmp_path: Pat
 def test_the_table_tells_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.text.MAX_COLUMNS", 200)
     monkeypatch.setenv("COLUMNS", "200")
-    figures = {"version": "1.2", "workers": 3, "memory_mb": 1234.5, "first_batch_s": 2.25,
-               "size_bytes": 5_600_000}  # fmt: skip
-    result = {
-        "programs": {
-            "slow": figures | {"images_per_s": [400, 500, 600]},
-            OURS: figures | {"images_per_s": [1000, 1100, 1200]},
+    slow_figures = record.Figures([400, 500, 600], version="1.2", workers=3, memory_mb=1234.5, first_batch_s=2.25,
+                                  size_bytes=5_600_000)  # fmt: skip
+    result = replace(
+        record.build("peers", {}, {}, {}, []),
+        programs={"slow": slow_figures, OURS: replace(slow_figures, images_per_s=[1000, 1100, 1200])},
+        ratios={f"{OURS} / slow": Ratio(2.2, 2.0, 2.5, 2.0, 2.5)},
+        more={
+            "skipped": {"ffcv": "it has no environment yet; install it with: …"},
+            "failed": {"timm": "its output is wrong: dtype is uint8, not float32"},
         },
-        "ratios": {f"{OURS} / slow": {"median": 2.2, "low": 2.0, "high": 2.5, "min": 2.0, "max": 2.5}},
-        "skipped": {"ffcv": "it has no environment yet; install it with: …"},
-        "failed": {"timm": "its output is wrong: dtype is uint8, not float32"},
-    }
+    )
     head, ours, slow, *rest = peers.table(result).splitlines()
     assert head.split("  ")[1] == "program"
     assert ours.split() == [OURS, "1.2", "3", "1,100", "[1,000–1,200]", "1", "1,234", "2.2", "5.6"]

@@ -62,7 +62,7 @@ def torchs_own() -> Iterator[None]:
 @pytest.mark.usefixtures("torchs_own")
 def test_a_benchmark_measures_the_kernels_that_training_takes(dataset_dir: Path) -> None:
     given: dict[str, Any] = {"recipe_name": "demo", "overrides": (), "image_size": None, "batch_size": 4, "threads": 1}
-    options.opened(data=str(dataset_dir), device="cpu", no_machine_config=True, **given)
+    options.prepare(data=str(dataset_dir), device="cpu", no_machine_config=True, **given)
     assert torch.backends.cudnn.benchmark
     assert torch.get_float32_matmul_precision() == "high"
 

@@ -1,10 +1,10 @@
-"""`benchmarks/studies/growth.py`: what it computes, against what is known."""
+"""`python -m benchmarks.growth`: what it computes, against what is known."""
 
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.studies import growth
+from benchmarks import growth
 from shards.format import ShardSet
 
 
@@ -20,7 +20,8 @@ def test_growth_runs_what_it_says(dataset_dir: Path, tmp_path: Path) -> None:
     data.mkdir()
     for path in dataset_dir.iterdir():
         (data / path.name).write_bytes(path.read_bytes())
-    assert growth.arguments("threads", 3, data)[:6] == ["bench.py", "loader", "--data", str(data), "--threads", "3"]
-    line = growth.arguments("rows", 1000, data)
-    assert len(ShardSet.open(line[line.index("--data") + 1]).split("train")) == 1000
-    assert growth.arguments("rows", 1000, data) == line, "made once"
+    assert growth.command("threads", 3, data)[1:5] == ["bench.py", "loader", f"--data={data}", "--threads=3"]
+    assert "--nproc-per-node=2" in growth.command("ranks", 2, data)
+    line = growth.command("rows", 1000, data)
+    assert len(ShardSet.open(line[3].removeprefix("--data=")).split("train")) == 1000
+    assert growth.command("rows", 1000, data) == line, "made once"

@@ -1,1 +1,0 @@
-"""Scripts that make a table of the docs each; not part of `bench.py`."""

@@ -1,0 +1,103 @@
+"""What `bench.py loader | compute | train` do: programs in turn → a `record.Result`, and a table for people."""
+
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from time import monotonic
+
+import click
+
+from benchmarks import noise, programs, record
+from benchmarks.measure import Program, Sample, in_turn, ratio
+from benchmarks.options import Setup
+from benchmarks.processes import memory_mb, stats, tree
+from benchmarks.programs import BatchProgram, Kind
+from benchmarks.ranks import Together, shared_clock
+from benchmarks.record import JSON, Result
+from benchmarks.tables import COLUMNS, cells, columns_of
+from benchmarks.text import shown_rate, tabulated, wrapped
+from training import environment
+
+LEAST_AHEAD, MOST_WAIT = 0.2, 0.1  # steps; of the time, beyond which the loader limits
+
+
+def build(kind: Kind, names: Sequence[str], setup: Setup) -> list[Program]:
+    """The programs of loaders `names`; over several ranks each runs on all of them at once."""
+    world = setup.world
+    built = [programs.build(kind, name, setup.recipe, setup.dataset, world, setup.batch_size) for name in names]
+    return list(built) if world.world_size == 1 else [Together(program, world) for program in built]
+
+
+def time_programs(
+    benchmark: str, built: Sequence[Program], setup: Setup, seconds: float, repeats: int, settings: JSON
+) -> Result:
+    """Time programs in turn, and close them. Returns the result, with the ratio of the first to each other.
+    `settings`: further ones."""
+    world = setup.world
+    with ExitStack() as stack, noise.watched() as warnings:
+        for program in built:
+            stack.enter_context(closing(program))
+        clock = shared_clock(world) if world.world_size > 1 else monotonic
+        samples = in_turn(built, seconds, repeats, clock)
+        details = {program.name: _details(program, repeats) for program in built}
+        if len(built) == world.world_size == 1:  # else it is of all of them together, or of one rank of several
+            details[built[0].name]["memory_mb"] = memory_mb(tree(os.getpid(), stats())) or None  # 0: not told
+    rates = {name: [one.images_per_s for one in taken] for name, taken in samples.items()}
+    first, *others = rates
+    ratios = {f"{first} / {other}": ratio(rates[first], rates[other]) for other in others}
+    lines = [*warnings, *noise.spread_warnings(rates)]
+    lines += launch_warnings(samples) if benchmark in ("compute", "train") else []
+    settings = setup.settings | {"seconds": seconds, "repeats": repeats} | settings
+    return record.build(benchmark, settings, samples, ratios, lines, details)
+
+
+def launch_warnings(samples: Mapping[str, Sequence[Sample]]) -> list[str]:
+    """A line for each program whose GPU seems to wait for the CPU to launch its kernels: when the CPU asks for the last
+    step's last kernel, less than a fifth of a step is still to be done. Where the GPU limits, it is behind by what its
+    queue holds, some 1,000 launches: most of a step, or several; unless each step waits for it, as some optimizers do.
+    """
+    found = []
+    for name, taken in samples.items():
+        ahead, wait = (statistics.median(values) for values in ((s.ahead for s in taken), (s.data_wait for s in taken)))
+        if 0 < ahead < LEAST_AHEAD and wait < MOST_WAIT:  # on a CPU 0
+            found.append(
+                f"{name}: perhaps launching kernels limits, for the CPU is only {ahead:.2f} steps ahead of the GPU: "
+                "try model.compile=true, then model.compile_mode=reduce-overhead (CUDA graphs)"
+            )
+    return found
+
+
+def _details(program: Program, repeats: int) -> JSON:
+    """What a result has of a program besides its samples."""
+    if isinstance(program, Together):
+        return {"images_per_s_of_rank": [list(one) for one in zip(*program.per_rank[-repeats:], strict=True)]}
+    return {"first_batch_s": program.first_batch_s} if isinstance(program, BatchProgram) else {}
+
+
+def show(result: Result, setup: Setup) -> None:
+    """For people: a table with a line a program, and a line a ratio, then the warnings."""
+    settings, world = result.settings, setup.world
+    on_each = f"{world.world_size} ranks, " if world.world_size > 1 else ""
+    head = (
+        f"{result.benchmark}, {on_each}{setup.batch_size} × {settings['image_size']} px, {setup.threads} threads, "
+        f"{environment.device_name(world.device)}; median [range] of {settings['repeats']} × {settings['seconds']:g} s"
+    )
+    columns = columns_of([result])
+    rows = [["program", "images/s", *(COLUMNS[column][0] for column in columns)]]
+    rows += [[name, *cells(figures, columns)] for name, figures in result.programs.items()]
+    lines = [*wrapped(head), *tabulated(rows, 1)]
+    for name, figures in result.programs.items():
+        if by_rank := figures.images_per_s_of_rank:
+            rates = ", ".join(shown_rate(statistics.median(rates)) for rates in by_rank)
+            lines += wrapped(f"  {name}, of each rank: {rates} images/s")
+    if result.benchmark == "train" and world.device.type == "cpu":
+        lines += wrapped(
+            "  on a CPU decoding shares the cores: it slows training also where that waits for no data (`explain`)"
+        )
+    for name, one in result.ratios.items():
+        shown = f"{one.median:.2f}, 95 % interval {one.low:.2f}–{one.high:.2f} [{one.min:.2f}–{one.max:.2f}]"
+        lines += wrapped(f"  {name}: {shown}")
+    click.echo("\n".join(lines))
+    for line in result.warnings:
+        click.echo("\n".join(wrapped(f"  warning: {line}")), err=True)
