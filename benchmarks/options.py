@@ -102,7 +102,7 @@ def opened(
         if world.local_rank == 0:
             images.ensure(path, say=say)
         path = str(folder)
-    distributed.of_main(0.0, world)  # the others wait until it is there
+    distributed.from_rank_0(0.0, world)  # the others wait until it is there
     given = {"image_size": image_size, "threads": threads}
     given = {key: value for key, value in given.items() if value is not None}
     recipe = replace(recipe, data=replace(recipe.data, path=path, **given))  # type: ignore[arg-type]

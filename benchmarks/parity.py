@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.text import fitted
-from commands.load import load_network
+from commands.trained_network import load_network
 from model.config import EmaConfig, LossConfig, ModelConfig
 from pipeline.batch import Loader
 from pipeline.build import build_loader

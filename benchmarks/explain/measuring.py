@@ -56,7 +56,7 @@ def measure(on: Opened, seconds: float, repeats: int) -> Findings:
     recipe, world = on.recipe, on.world
     split = on.dataset.split(recipe.data.train_split)
     size_bytes = sum(info.bytes for info in split.shards)
-    fits = bool(distributed.of_main(float(size_bytes < page_cache.memory_bytes()), world))
+    fits = bool(distributed.from_rank_0(float(size_bytes < page_cache.memory_bytes()), world))
     net = network.count(recipe.model, len(on.dataset.classes), recipe.data.image_size)
     held = Held(on)
     with ExitStack() as stack:
@@ -70,14 +70,14 @@ def measure(on: Opened, seconds: float, repeats: int) -> Findings:
     precision = next(name for name, one in DTYPES.items() if one == (dtype or torch.float32))
     best = environment.best_precision(world.device)
 
-    def of_main(value: float) -> float:  # so that all ranks come to the same changes
-        return distributed.of_main(value, world)
+    def from_rank_0(value: float) -> float:  # so that all ranks come to the same changes
+        return distributed.from_rank_0(value, world)
 
     peak = {
-        name: of_main(limits.matmul_flops_per_s(DTYPES[name], world.device))
+        name: from_rank_0(limits.matmul_flops_per_s(DTYPES[name], world.device))
         for name in dict.fromkeys(("fp32", precision, best))
     }
-    bandwidth = of_main(limits.copy_bytes_per_s(world.device))
+    bandwidth = from_rank_0(limits.copy_bytes_per_s(world.device))
     facts = Facts(
         recipe=recipe, model=model, network=net, batch_size=on.batch_size, world_size=world.world_size,
         threads=on.threads, torch_threads=torch.get_num_threads(), cores=threads_per_rank(0, world.local_world_size),
@@ -156,10 +156,10 @@ def _with_details(facts: Facts, on: Opened, held: Held) -> Facts:
     if bottleneck in ("read", "decode") or not facts.model.on_gpu:
         short_side = advice.short_side(on.recipe)
         found = limits.shrunk(held.views[0], short_side)
-        shrunk = Shrunk(*(distributed.of_main(share, on.world) for share in found))
+        shrunk = Shrunk(*(distributed.from_rank_0(share, on.world) for share in found))
         facts = replace(facts, short_side=short_side, shrunk=shrunk)
     if bottleneck == "read" and not facts.fits and not split.url:
-        facts = replace(facts, sequential_s=distributed.of_main(page_cache.sequential_s(split, on.world), on.world))
+        facts = replace(facts, sequential_s=distributed.from_rank_0(page_cache.sequential_s(split, on.world), on.world))
     if bottleneck == "compute":
         smaller = network.smaller(facts.network, on.recipe.model, len(on.dataset.classes), list_networks)
         facts = replace(facts, smaller=smaller)

@@ -65,7 +65,7 @@ def drop(split: Split, world: World) -> float:
     """
     paths = paths_of(split)
     _unmap_pages({str(path.resolve()) for path in paths})
-    distributed.of_main(0.0, world)
+    distributed.from_rank_0(0.0, world)
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -74,7 +74,7 @@ def drop(split: Split, world: World) -> float:
         finally:
             os.close(descriptor)
     stayed = resident_share(paths)
-    distributed.of_main(0.0, world)
+    distributed.from_rank_0(0.0, world)
     return stayed
 
 
@@ -90,7 +90,7 @@ def _unmap_pages(paths: set[str]) -> None:
 def restore(split: Split, world: World) -> None:
     """Have the shards in the page cache again."""
     load(paths_of(split))
-    distributed.of_main(0.0, world)
+    distributed.from_rank_0(0.0, world)
 
 
 def sequential_s(split: Split, world: World) -> float:

@@ -70,7 +70,7 @@ def recipes(job: Job) -> None:
     """Every recipe for some steps on made-up batches, validation and report included; one of them compiled.
 
     In this process, one after the other: an import of torch for each would take longer than the steps."""
-    from commands import command_line
+    import train
 
     dataset = small_set(job)
     files = sorted(FOLDER.glob("*.toml"))
@@ -83,7 +83,7 @@ def recipes(job: Job) -> None:
         options += [part for value in sets for part in ("--set", value)]
         with job.report.attempt(file.stem):
             try:
-                command_line.main(["--recipe", file.stem, *options], standalone_mode=False)
+                train.main(["--recipe", file.stem, *options], standalone_mode=False)
             except SystemExit as ended:
                 raise RuntimeError(f"train.py ended with {ended.code}; its last lines are in the log") from None
             (end,) = runs.lines(run_dir, "end")

@@ -201,7 +201,7 @@ def syncs(job: Job) -> None:
     """train.py for some steps, and for twice as many, every wait for the device noted with the line of ours that it
     comes from. What the second run has more of comes with the steps: a place that waits in every other step, or more
     often, is wrong; the flush of the log may, once an interval."""
-    from commands import command_line
+    import train
 
     steps = job.scale.sync_steps
     sets = ["data.loader=synthetic", f"train.global_batch_size={job.scale.batch_sizes[0] if job.on_gpu else 8}",
@@ -216,7 +216,7 @@ def syncs(job: Job) -> None:
     def waits_of(count: int) -> Counter[str]:
         run = ["--run-dir", str(job.work / f"syncs-{count}"), "--max-steps", str(count)]
         with waits(job) as found:
-            command_line.main([*arguments, *run], standalone_mode=False)
+            train.main([*arguments, *run], standalone_mode=False)
         return found
 
     waits_of(1)  # what waits in a process's first run only would be missing in the difference

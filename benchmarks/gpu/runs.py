@@ -25,9 +25,9 @@ def start(job: Job, arguments: list[str], log: Path) -> BaseProcess:
 
 def _train(arguments: list[str], log: Path) -> None:
     redirect(log)
-    from commands import command_line
+    import train
 
-    command_line.main(args=arguments, prog_name="train.py")
+    train.main(args=arguments, prog_name="train.py")
 
 
 def evaluated(job: Job, arguments: list[str], log: Path, run_dir: Path) -> Iterator[dict[str, Any]]:

@@ -203,7 +203,7 @@ def test_waits_are_those_that_come_with_the_steps(job: Job, monkeypatch: pytest.
         found.update({"built": 320, "each": 3 + ran[-1], "half": ran[-1] // 2, "fourth": ran[-1] // 4})
         found.update({"first run": 9} if len(ran) == 1 else {})
 
-    monkeypatch.setattr("commands.command_line.main", main)
+    monkeypatch.setattr("train.main", main)
     monkeypatch.setattr(compute, "waits", waits)
     result = run_stage(stage(compute.syncs), job, limit_s=60.0)
     rows = {row["what"]: (row["figure"], row["unit"], row["verdict"]) for row in result["figures"]}
