@@ -5,52 +5,51 @@ metrics.jsonl, TensorBoard curves and reports. Which samples come next follows f
 the plan (`pipeline/plan.py`), for any number of ranks.
 """
 
-if __name__ == "__main__":
-    # Before the imports below, which take ten seconds and which --help and a misspelt option can do without. When
-    # training starts the command imports this file again, as the module `train`.
-    from commands.command_line import main
-    from training.budget import command_began
+from typing import TYPE_CHECKING
 
-    main(obj=command_began())
+from commands.command_line import command_line
+from training.budget import command_began
 
-from pathlib import Path
-from typing import Any
-
-from model.optim import set_lr
-from model.schedule import lr_at
-from recipes import Recipe
-from shards.format import ShardSet
-from training.distributed import World
-from training.run import build_run
-from training.run_dir import Claim
-from training.step import seed_step, train_step
+if TYPE_CHECKING:
+    from training.setup import Setup
 
 
-def train(recipe: Recipe, dataset: ShardSet, world: World, claim: Claim, resume_from: list[Path], **given: Any) -> None:
-    """Train from where `resume_from` left off, or from scratch, to the end of the recipe, --max-steps or the time.
-    `given`: what `build_run` takes besides."""
-    run = build_run(recipe, dataset, world, claim, resume_from, **given)
+def train(setup: "Setup") -> None:
+    """Train from where the setup's checkpoints left off, or from scratch, to the end of the recipe, --max-steps or the
+    time."""
+    # Here and not above: they take ten seconds, and --help and a misspelt option can do without.
+    from model.optim import set_lr
+    from model.schedule import lr_at
+    from training.run import build_run
+    from training.step import seed_step, train_step
+
+    run = build_run(setup)
     if run is None:  # nothing is left to do
         return
-    learner, data, at = run.learner, run.data, run.at
+    recipe, learner, data, state = setup.recipe, run.learner, run.data, run.state
     with run.opened():
         run.validate_where_due()
         while not run.is_over:
             batches = run.epoch()
             steps_per_epoch = data.num_train // data.global_batch_size
-            while data.has_batch(at.position) and not run.is_over:
-                run.watch.at("training", at.step)
-                lr = lr_at(
-                    at.schedule_epoch, epochs=recipe.train.epochs, base_lr=recipe.optimizer.lr, config=recipe.schedule
-                )
+            while data.has_batch(state.position) and not run.is_over:
+                setup.watch.begin("training", state.step)
+                lr = lr_at(state.schedule_epoch, epochs=recipe.train.epochs, base_lr=recipe.optimizer.lr,
+                           config=recipe.schedule)  # fmt: skip
                 set_lr(learner.optimizer, lr)
-                seed_step(recipe.train.seed, at.step, world.rank)
-                with run.failure.step(data, at):
+                seed_step(recipe.train.seed, state.step, setup.world.rank)
+                with run.failure.step(data, state):
                     step = train_step(learner, batches, data.recipe.train)
                 if learner.ema:
-                    learner.ema.update(learner.net, at.step)
-                at.stepped(step.position, steps_per_epoch=steps_per_epoch, global_batch_size=data.global_batch_size)
-                run.log.add(at, step, lr)
+                    learner.ema.update(learner.net, state.step)
+                state.stepped(step.position, steps_per_epoch=steps_per_epoch, global_batch_size=data.global_batch_size)
+                run.log.add(state, step, lr)
                 run.after_step()
             run.end_epoch()
             run.validate_where_due()
+
+
+main = command_line(train)
+
+if __name__ == "__main__":
+    main(obj=command_began())

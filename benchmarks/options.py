@@ -117,7 +117,7 @@ def prepare(**given: Unpack[Common]) -> Setup:
         ensure_demo(Path(path), say)
     if path.startswith(images.PREFIX):
         path = str(images.ensure(path, say=say) if world.local_rank == 0 else images.folder_of(path))
-    distributed.of_main(0.0, world)  # the others wait until it is there
+    distributed.from_rank_0(0.0, world)  # the others wait until it is there
     image_size = given["image_size"] or recipe.data.image_size
     threads = recipe.data.threads if given["threads"] is None else given["threads"]
     recipe = replace(recipe, data=replace(recipe.data, path=path, image_size=image_size, threads=threads))

@@ -124,11 +124,11 @@ class BatchProgram:
         done, left = 0, seconds
         while not done or left > 0.1 * seconds:
             num_steps = round(left / self._step_s) if self._step_s else 1
-            for _ in range(int(distributed.of_main(max(1, num_steps), world))):
+            for _ in range(int(distributed.from_rank_0(max(1, num_steps), world))):
                 self.work(batches)
                 done += 1
             elapsed = watch.lap()
-            self._step_s, left = elapsed / done, distributed.of_main(seconds - elapsed, world)
+            self._step_s, left = elapsed / done, distributed.from_rank_0(seconds - elapsed, world)
         return elapsed
 
 

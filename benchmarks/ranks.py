@@ -22,7 +22,7 @@ class Together:
         self.per_rank: list[list[float]] = []  # images/s of each rank, for each run so far
 
     def run(self, seconds: float) -> Sample:
-        distributed.of_main(0.0, self._world)  # begin together
+        distributed.from_rank_0(0.0, self._world)  # begin together
         sample = self._program.run(seconds)
         self.per_rank.append(_gathered(sample.images_per_s, self._world))
         wait, ahead = (statistics.fmean(_gathered(one, self._world)) for one in (sample.data_wait, sample.ahead))
@@ -34,7 +34,7 @@ class Together:
 
 def shared_clock(world: World) -> Callable[[], float]:
     """Rank 0's clock, read by all ranks at once."""
-    return lambda: distributed.of_main(monotonic(), world)
+    return lambda: distributed.from_rank_0(monotonic(), world)
 
 
 def _gathered(value: float, world: World) -> list[float]:

@@ -66,7 +66,7 @@ class Result:
     warnings: list[str]
     command: str
     time: str
-    env: JSON
+    env: environment.Environment
     more: JSON = field(default_factory=dict)
 
 

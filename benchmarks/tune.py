@@ -172,7 +172,7 @@ def search_machine(
     rate is that of all of them."""
     recipe, world = setup.recipe, setup.world
     clock = shared_clock(world) if world.world_size > 1 else monotonic
-    end = clock() + distributed.of_main(seconds, world)
+    end = clock() + distributed.from_rank_0(seconds, world)
 
     def built(settings: Settings) -> Program:
         data = {name: value for name, value in settings.items() if name != "batch_size"}

@@ -8,11 +8,11 @@ that deviates.
 
 import json
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, TypeGuard
 
 import click
 import numpy as np
@@ -26,24 +26,30 @@ from shards.format import ShardSet, Split
 from training import quarantine
 from training.digest import INT63, sample_digest
 from training.metrics import read_metrics
+from training.refusal import told_in_a_line
 from training.run_dir import CONFIG_FILE, ENVIRONMENT_FILE
 
 _AT_ONCE = 1 << 16  # samples whose digests are worked out together
 
 
-@dataclass
+@dataclass(frozen=True)
 class Epoch:
-    """What is known of one epoch. steps: those that agree with the plan, of `num_steps`. samples: that they used,
-    without those taken out. left_over: at the end, that fill no global batch. deviation: the first, "" for none."""
+    """What is known of one epoch. left_over: samples at its end, that fill no global batch. steps: those that agree
+    with the plan, of `num_steps`. samples: that they used, without those taken out. deviation: the first, "" for none.
+    """
 
     epoch: int
     num_steps: int
     left_over: int
-    steps: int = 0
-    samples: int = 0
-    taken_out: int = 0
-    is_over: bool = False
-    deviation: str = ""
+    steps: int
+    samples: int
+    taken_out: int
+    is_over: bool
+    deviation: str
+
+    def deviating(self, how: str) -> "Epoch":
+        """The same where it deviates already, else in this way."""
+        return self if self.deviation else replace(self, deviation=how)
 
     @property
     def verdict(self) -> str:
@@ -52,14 +58,38 @@ class Epoch:
         return "as planned" if self.is_over else f"as planned so far, {self.num_steps - self.steps} steps to go"
 
 
+class _Line(NamedTuple):
+    """A step's line in the metrics, or an epoch's. position: after it. samples: their digest, as it was logged."""
+
+    step: int
+    epoch: int
+    position: int
+    samples: str
+
+
 @dataclass
 class _Logged:
-    """An epoch's lines in the metrics: position after a step → the step's line as it was logged last. jump: the first
-    line that does not follow the one before it, "" for none."""
+    """An epoch's lines: position after a step → the step's line as it was logged last. jump: the first line that does
+    not follow the one before it, "" for none."""
 
-    steps: dict[int, dict[str, Any]] = field(default_factory=dict)
-    end: dict[str, Any] | None = None
+    steps: dict[int, _Line] = field(default_factory=dict)
+    end: _Line | None = None
     jump: str = ""
+
+
+@dataclass
+class _Seen:
+    """What the steps of an epoch used. times: how often each sample. unplanned: lines where the plan has no step.
+    total: the samples' digest, by the plan. missing: the position after the first step that has no line, 0 for none.
+    steps, taken_out, deviation: as `Epoch` has them."""
+
+    times: np.ndarray
+    unplanned: dict[int, _Line]
+    total: int = 0
+    missing: int = 0
+    steps: int = 0
+    taken_out: int = 0
+    deviation: str = ""
 
 
 def audit(run_dir: Path, data: str | None = None) -> list[Epoch]:
@@ -79,14 +109,14 @@ def audit(run_dir: Path, data: str | None = None) -> list[Epoch]:
         steps_before = sum(earlier.num_steps for earlier in found)
         found.append(_compared(epoch, logged.get(epoch, _Logged()), recipe, split, out, steps_before))
         if epoch < max(logged) and not found[-1].is_over:
-            found[-1].deviation = found[-1].deviation or "it did not end, and the next began"
+            found[-1] = found[-1].deviating("it did not end, and the next began")
     num_steps = sum(epoch.steps for epoch in found)
     if last_step is not None and num_steps != last_step:
-        found[-1].deviation = found[-1].deviation or f"the run ended after {last_step} steps, and {num_steps} are here"
+        found[-1] = found[-1].deviating(f"the run ended after {last_step} steps, and {num_steps} are here")
     return found
 
 
-def _check_dataset(run_dir: Path, dataset: Any, split: Any, data: str | None) -> None:
+def _check_dataset(run_dir: Path, dataset: ShardSet, split: Split, data: str | None) -> None:
     """Raises ValueError where the run notes another dataset; one of an earlier version notes none."""
     try:
         noted = json.loads((run_dir / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
@@ -95,12 +125,13 @@ def _check_dataset(run_dir: Path, dataset: Any, split: Any, data: str | None) ->
         return
     if fingerprint == dataset.fingerprint:
         return
-    other = f"{len(split):,} images in {split.name}, the run had {num_images:,}"
-    same = f"as many images in {split.name}, but packed otherwise, or others"
-    difference = same if num_images == len(split) else other
+    difference = f"{len(split):,} images in {split.name}, the run had {num_images:,}"
+    if num_images == len(split):
+        difference = f"as many images in {split.name}, but packed otherwise, or others"
+    elsewhere = "" if data else ", if it lies elsewhere now"
     raise ValueError(
         f"{run_dir}: was trained on another dataset than {dataset.root} ({difference}); "
-        f"give its own with --data{'' if data else ', if it lies elsewhere now'}"
+        f"give its own with --data{elsewhere}"
     )
 
 
@@ -108,20 +139,19 @@ def _logged(run_dir: Path) -> tuple[dict[int, _Logged], int | None]:
     """The lines by epoch; and after how many steps the run ended, where that is the last that is known of it."""
     epochs: dict[int, _Logged] = {}
     last, last_step = -1, None
-    for line in read_metrics(run_dir):
-        if line.get("kind") == "end" and type(line.get("step")) is int:
-            last_step = line["step"]
-        if line.get("kind") not in ("step", "epoch"):
+    for fields in read_metrics(run_dir):
+        step = fields.get("step")
+        if fields["kind"] == "end" and type(step) is int:
+            last_step = step
+        if fields["kind"] not in ("step", "epoch"):
             continue
-        at = [line.get(name) for name in ("epoch", "position", "step")]
-        if not all(type(number) is int and number >= 0 for number in at) or not isinstance(line.get("samples"), str):
-            raise ValueError(f"{run_dir}: the metrics have a line without a digest of its samples: {line}"[:300])
-        found = epochs.setdefault(line["epoch"], _Logged())
-        if line["kind"] == "step":
-            if line["step"] > last + 1:  # it may fall back: steps are made again after a restart
-                found.jump = found.jump or f"step {line['step']} comes after step {last}"
-            last, last_step = line["step"], None
-            found.steps[line["position"]] = line
+        line = _line(fields, run_dir)
+        found = epochs.setdefault(line.epoch, _Logged())
+        if fields["kind"] == "step":
+            if line.step > last + 1:  # it may fall back: steps are made again after a restart
+                found.jump = found.jump or f"step {line.step} comes after step {last}"
+            last, last_step = line.step, None
+            found.steps[line.position] = line
         else:
             found.end = line
     if not epochs:
@@ -129,52 +159,61 @@ def _logged(run_dir: Path) -> tuple[dict[int, _Logged], int | None]:
     return epochs, last_step
 
 
+def _line(fields: Mapping[str, object], run_dir: Path) -> _Line:
+    step, epoch, position, samples = (fields.get(name) for name in _Line._fields)
+    if not (_is_count(step) and _is_count(epoch) and _is_count(position) and isinstance(samples, str)):
+        raise ValueError(f"{run_dir}: the metrics have a line without a digest of its samples: {fields}"[:300])
+    return _Line(step, epoch, position, samples)
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return type(value) is int and value >= 0
+
+
 def _compared(
     epoch: int, lines: _Logged, recipe: Recipe, split: Split, out: list[quarantine.Record], steps_before: int
 ) -> Epoch:
     size = _global_batch_size(epoch, lines, recipe)
     num_steps, left_over = divmod(len(split), size)
-    found = Epoch(epoch, num_steps, left_over, is_over=lines.end is not None)
+    seen = _Seen(np.zeros(len(split), np.uint8), unplanned=dict(lines.steps))
     if not lines.steps:
-        found.deviation = "none of its steps is in the metrics"
-        return found
-    total = 0
-    used = np.zeros(len(split), np.uint8)
-    missing = 0
+        return Epoch(epoch, num_steps, left_over, 0, 0, 0, lines.end is not None, "none of its steps is in the metrics")
     for position, ids in _planned(epoch, size, recipe, split):
         blanked = _without(ids, position - size, epoch, out)
-        expected = sample_digest(blanked)
-        total = (total + expected) & INT63
-        line = lines.steps.pop(position, None)
+        digest = sample_digest(blanked)
+        seen.total = (seen.total + digest) & INT63
+        line = seen.unplanned.pop(position, None)
         if line is None:
-            missing = missing or position
+            seen.missing = seen.missing or position
             continue
-        number = steps_before + position // size - 1
-        if line["step"] != number:
-            found.deviation = found.deviation or f"step {line['step']} is where the plan has step {number}"
-        if line["samples"] != f"{expected:016x}":
+        number, as_planned = steps_before + position // size - 1, line.samples == f"{digest:016x}"
+        if line.step != number:
+            seen.deviation = seen.deviation or f"step {line.step} is where the plan has step {number}"
+        elif not as_planned:
             what = "saw other samples than the plan's"
-            found.deviation = found.deviation or f"step {line['step']} (position {position}) {what}"
-            continue
-        np.add.at(used, ids, 1)
-        found.steps += 1
-        found.samples += int((blanked != NO_SAMPLE).sum())
-        found.taken_out += int((blanked == NO_SAMPLE).sum())
-    if found.deviation:
-        return found
-    last = found.steps * size
-    if missing and (lines.end or missing <= last):
-        found.deviation = f"the step that ends at position {missing} is not in the metrics"
-    elif lines.jump:
-        found.deviation = lines.jump
-    elif lines.steps:
-        position, line = next(iter(lines.steps.items()))
-        found.deviation = f"step {line['step']} ends at position {position}, where the plan has no step"
-    elif used.max() > recipe.augment.repeats:
-        found.deviation = f"sample {int(used.argmax())} comes {int(used.max())} times"
-    elif lines.end and lines.end["samples"] != f"{total:016x}":
-        found.deviation = "the digest of the whole epoch is not the sum of its steps'"
-    return found
+            seen.deviation = seen.deviation or f"step {line.step} (position {position}) {what}"
+        if as_planned:
+            np.add.at(seen.times, ids, 1)
+            seen.steps += 1
+            seen.taken_out += int((blanked == NO_SAMPLE).sum())
+    deviation = seen.deviation or _deviation(lines, seen, size, recipe.augment.repeats)
+    samples = seen.steps * size - seen.taken_out
+    return Epoch(epoch, num_steps, left_over, seen.steps, samples, seen.taken_out, lines.end is not None, deviation)
+
+
+def _deviation(lines: _Logged, seen: _Seen, size: int, repeats: int) -> str:
+    """How an epoch whose steps, of `size` samples, all saw the plan's deviates from it; "" for not at all."""
+    if seen.missing and (lines.end is not None or seen.missing <= seen.steps * size):
+        return f"the step that ends at position {seen.missing} is not in the metrics"
+    if lines.jump:
+        return lines.jump
+    for position, line in seen.unplanned.items():
+        return f"step {line.step} ends at position {position}, where the plan has no step"
+    if seen.times.max() > repeats:
+        return f"sample {int(seen.times.argmax())} comes {int(seen.times.max())} times"
+    if lines.end is not None and lines.end.samples != f"{seen.total:016x}":
+        return "the digest of the whole epoch is not the sum of its steps'"
+    return ""
 
 
 def _global_batch_size(epoch: int, lines: _Logged, recipe: Recipe) -> int:
@@ -190,7 +229,8 @@ def _planned(epoch: int, size: int, recipe: Recipe, split: Split) -> Iterator[tu
     feed = Feed(split=split, config=recipe.data, augment=recipe.augment, batch_size=size, global_batch_size=size,
                 seed=recipe.train.seed)  # fmt: skip
     num_steps = len(split) // size
-    for first in range(0, num_steps, at_once := max(1, _AT_ONCE // size)):
+    at_once = max(1, _AT_ONCE // size)
+    for first in range(0, num_steps, at_once):
         count = min(at_once, num_steps - first)
         ids = feed.sample_ids(epoch, [Span(first * size, count * size, (first + count) * size)])
         for i, row in enumerate(ids.reshape(count, size), start=first + 1):
@@ -211,10 +251,8 @@ def _without(ids: np.ndarray, start: int, epoch: int, out: list[quarantine.Recor
 
 def run(run_dir: Path, data: str | None) -> None:
     """What `train.py audit` does; its options are in commands/options.py."""
-    try:
+    with told_in_a_line(run_dir):
         epochs = audit(run_dir, data)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from None
     click.echo(f"{'epoch':>6}{'steps':>9}{'samples':>12}{'taken out':>11}{'left over':>11}  verdict")
     for epoch in epochs:
         click.echo(f"{epoch.epoch:>6}{epoch.steps:>9,}{epoch.samples:>12,}{epoch.taken_out:>11,}{epoch.left_over:>11,}"

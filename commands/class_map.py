@@ -43,9 +43,9 @@ def map_classes(network: Classes, dataset: Classes, file: Path | None = None) ->
     if not match.by_number and ((matched >= 0) & (matched != labels)).any():
         labels, how = matched, "by name"
     if file:
-        given = read_class_map(file, network, dataset)
-        labels = np.array([given.get(info.wnid, label) for info, label in zip(dataset, labels, strict=True)], np.int64)
-        num_others = int((labels >= 0).sum()) - len(given)
+        named = read_class_map(file, network, dataset)
+        labels = np.array([named.get(info.wnid, label) for info, label in zip(dataset, labels, strict=True)], np.int64)
+        num_others = int((labels >= 0).sum()) - len(named)
         return ClassMap(labels, f"by {file}" + (f" and, {num_others:,} of them, {how}" if num_others else ""))
     if len(network) == len(dataset) and (labels == np.arange(len(network))).all():
         return ClassMap(labels, how if [info.wnid for info in network] != [info.wnid for info in dataset] else "")

@@ -7,10 +7,10 @@ room for tensors alone, in a JSON file beside it.
 import io
 import json
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import click
 import torch
@@ -18,10 +18,12 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from commands.load import Loaded, load_network
 from commands.onnx_graph import onnx_bytes, onnx_runner, require_packages
+from commands.options import ExportOptions
+from commands.trained_network import Loaded, load_network
 from model.networks import AUXILIARY_HEADS, OWN_NETWORKS
 from shards.format import atomic_write, key_name
+from training.refusal import told_in_a_line
 
 FORMATS = {".pt": "torch", ".pth": "torch", ".safetensors": "safetensors", ".onnx": "onnx"}
 # What of [model] changes how a network begins or runs, and not what it is.
@@ -29,8 +31,34 @@ RUNNING = ("zero_init_residual", "pretrained", "channels_last", "compile", "comp
 TOLERANCE = 1e-4  # of the largest logit: float32 sums in another order differ by 1e-6 to 1e-5
 
 
-def description(loaded: Loaded) -> dict[str, Any]:
-    """What a user of the weights has to know; plain values, mean and std in a recipe's unit, grey levels 0 … 255."""
+class Description(TypedDict):
+    """What a user of the weights has to know. mean, std: in a recipe's unit, grey levels 0 … 255. classes: key and name
+    of each, in the order of the logits."""
+
+    penstock: str
+    network: str
+    weights: str
+    input: str
+    output: str
+    resize: str
+    resize_size: int
+    image_size: int
+    interpolation: str
+    antialias: bool
+    mean: list[float]
+    std: list[float]
+    classes: list[dict[str, str]]
+
+
+class Building(TypedDict):
+    """What makes the network that takes the weights. torchvision: its call, None where that makes another network.
+    build: Python for this program's own folder."""
+
+    torchvision: str | None
+    build: str
+
+
+def description(loaded: Loaded) -> Description:
     data, key = loaded.recipe.data, key_name(loaded.classes)
     return {
         "penstock": _version(),
@@ -54,7 +82,7 @@ def export_torch(loaded: Loaded, out: Path) -> str:
     """Write a plain state dict, and its description beside it, its name with .json added. Says what loads it."""
     facts, said = building(loaded)
     sidecar = out.with_name(f"{out.name}.json")
-    _write(sidecar, json.dumps(description(loaded) | facts, indent=1, ensure_ascii=False).encode() + b"\n")
+    _write(sidecar, json.dumps({**description(loaded), **facts}, indent=1, ensure_ascii=False).encode() + b"\n")
     stream = io.BytesIO()
     torch.save(state_dict(loaded.net), stream)
     _write(out, stream.getvalue())
@@ -66,7 +94,7 @@ def export_safetensors(loaded: Loaded, out: Path) -> str:
     import safetensors.torch
 
     facts, said = building(loaded)
-    metadata = {"format": "pt"} | _texts(description(loaded) | facts)
+    metadata = {"format": "pt"} | _texts({**description(loaded), **facts})
     _write(out, safetensors.torch.save(state_dict(loaded.net), metadata))
     return f"{said}; its metadata say how images are prepared"
 
@@ -116,18 +144,15 @@ def compare(net: nn.Module, run: Callable[[Tensor], Tensor], batches: Iterable[T
     return largest, difference
 
 
-def building(loaded: Loaded) -> tuple[dict[str, Any], str]:
-    """What makes the network that takes the weights, for the description, and in words.
-
-    torchvision: its call, None where that makes another network. build: Python for this program's own folder.
-    """
+def building(loaded: Loaded) -> tuple[Building, str]:
+    """What makes the network, for the description, and in words."""
     model, num_classes = loaded.recipe.model, len(loaded.classes)
-    given = {"name": model.name} | {
+    changed = {"name": model.name} | {
         field.name: getattr(model, field.name)
         for field in fields(model)
         if field.name not in RUNNING and getattr(model, field.name) != field.default
     }
-    arguments = ", ".join(f"{name}={value!r}" for name, value in given.items())
+    arguments = ", ".join(f"{name}={value!r}" for name, value in changed.items())
     made = f"net = build_model(ModelConfig({arguments}), {num_classes})"
     build = f"from model.config import ModelConfig; from model.networks import build_model; {made}"
     call, problem = torchvision_call(loaded)
@@ -144,7 +169,7 @@ def torchvision_call(loaded: Loaded) -> tuple[str, str | None]:
     model, num_classes = loaded.recipe.model, len(loaded.classes)
     if model.name in OWN_NETWORKS:
         return "", f"{model.name} is not one of torchvision's networks"
-    options: dict[str, Any] = {"num_classes": num_classes}
+    options: dict[str, int | bool] = {"num_classes": num_classes}
     if model.name in AUXILIARY_HEADS:
         options |= {"aux_logits": model.aux_logits, "transform_input": True, "init_weights": False}
     arguments = ", ".join(f"{name}={value}" for name, value in options.items())
@@ -167,7 +192,7 @@ def state_dict(net: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _texts(facts: dict[str, Any]) -> dict[str, str]:
+def _texts(facts: Mapping[str, object]) -> dict[str, str]:
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in facts.items()}
 
 
@@ -182,17 +207,16 @@ def _version() -> str:
     return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
 
 
-def run(
-    checkpoint: Path, out: Path, kind: str | None, weights: Any, opset: int | None, dynamic_batch: bool | None
-) -> None:
-    """What `train.py export` does; its options are in commands/options.py."""
-    try:
-        kind = kind or FORMATS.get(out.suffix.lower())
+def run(options: ExportOptions) -> None:
+    """What `train.py export` does."""
+    out = options.out
+    with told_in_a_line(out):
+        kind = options.kind or FORMATS.get(out.suffix.lower())
         if kind is None:
             raise ValueError(f"{out}: no format has this suffix; give one of {', '.join(FORMATS)}, or --format")
-        if kind != "onnx" and (opset is not None or dynamic_batch is not None):
+        if kind != "onnx" and (options.opset is not None or options.dynamic_batch is not None):
             raise ValueError(f"{out}: --opset, --dynamic-batch and --static are for ONNX, this is {kind}")
-        loaded = load_network(checkpoint, weights=weights, device=torch.device("cpu"))
+        loaded = load_network(options.checkpoint, weights=options.weights, device=torch.device("cpu"))
         if out.suffix == loaded.path.suffix and out.resolve().parent == loaded.path.resolve().parent:
             raise ValueError(f"{out}: is among the checkpoints, which it might replace; choose another folder")
         match kind:
@@ -201,11 +225,8 @@ def run(
             case "safetensors":
                 done = export_safetensors(loaded, out)
             case _:
-                done = export_onnx(loaded, out, opset=opset, dynamic_batch=dynamic_batch is not False)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from None
-    except OSError as error:
-        raise click.ClickException(f"{error.filename or out}: {error.strerror or error}") from None
+                dynamic_batch = options.dynamic_batch is not False
+                done = export_onnx(loaded, out, opset=options.opset, dynamic_batch=dynamic_batch)
     click.echo(
         f"{out}: {loaded.recipe.model.name}, {loaded.weights} weights of {loaded.path}, {len(loaded.classes)} classes"
     )

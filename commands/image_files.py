@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +27,7 @@ from shard_tools.encode import BadImage, EncodeConfig, Encoded, encode
 from shard_tools.sources.naming import is_image, is_junk
 
 UNTOUCHED = EncodeConfig()
+Inputs = tuple[object, ...]  # a batch as DALI's graph takes it: JPEGs, then arrays
 
 
 def find_images(paths: Iterable[Path], ignored: list[str]) -> Iterator[str]:
@@ -119,9 +119,9 @@ def decode_chunks(
     """
     gpu = (device.index or 0) if device.type == "cuda" else None
     stream = torch.cuda.current_stream(device) if gpu is not None else None
-    in_flight: deque[tuple[Chunk, tuple[Any, ...]]] = deque()  # with what DALI reads uncopied
+    in_flight: deque[tuple[Chunk, Inputs]] = deque()  # with what DALI reads uncopied
 
-    def next_inputs() -> tuple[Any, ...]:
+    def next_inputs() -> Inputs:
         chunk = next(chunks)  # its StopIteration ends the graph's epoch
         arrays = graph_inputs(chunk.params(config), config, on_gpu=gpu is not None)
         if gpu is not None:

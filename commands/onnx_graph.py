@@ -8,6 +8,8 @@ from importlib import import_module
 import torch
 from torch import Tensor, nn
 
+from training.refusal import first_line
+
 LIMIT_BYTES = 2_000_000_000  # protobuf's limit for one file is 2^31, graph and weights together
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
@@ -27,7 +29,7 @@ def onnx_bytes(
     """An ONNX model from `images` (N, 3, S, S) to `logits` (N, C), float32, weights and metadata inside.
 
     images: an example; with `dynamic_batch` it has at least 2, and any number can be given later, else just as many.
-    opset: version of ONNX's operators, at least `commands.MIN_OPSET`; None for torch's default.
+    opset: version of ONNX's operators, at least `commands.options.MIN_OPSET`; None for torch's default.
 
     Raises ValueError where torch cannot export the network, or not with this opset, or it is too large for one file.
     """
@@ -50,7 +52,7 @@ def onnx_bytes(
             )
     except Exception as error:  # of many kinds
         remedy = "try --static" if dynamic_batch else "export .safetensors"
-        raise ValueError(f"torch cannot export this network to ONNX ({_first_line(error)}); {remedy}") from None
+        raise ValueError(f"torch cannot export this network to ONNX ({first_line(error)}); {remedy}") from None
     finally:
         logging.disable(logging.NOTSET)
     assert program is not None
@@ -58,7 +60,8 @@ def onnx_bytes(
     if opset not in (None, written):  # it falls back where it cannot convert
         raise ValueError(f"--opset {opset}: torch {torch.__version__} gave {written} in its place; leave it out")
     program.model.metadata_props.update(metadata)
-    return program.model_proto.SerializeToString()
+    content: bytes = program.model_proto.SerializeToString()
+    return content
 
 
 def onnx_runner(content: bytes) -> Callable[[Tensor], Tensor]:
@@ -68,7 +71,7 @@ def onnx_runner(content: bytes) -> Callable[[Tensor], Tensor]:
     try:
         session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     except Exception as error:  # its own kinds have no common base
-        reason = f"onnxruntime {onnxruntime.__version__} does not take this model ({_first_line(error)})"
+        reason = f"onnxruntime {onnxruntime.__version__} does not take this model ({first_line(error)})"
         raise ValueError(f"{reason}; try another --opset") from None
 
     def run(images: Tensor) -> Tensor:
@@ -76,7 +79,3 @@ def onnx_runner(content: bytes) -> Callable[[Tensor], Tensor]:
         return torch.from_numpy(logits)
 
     return run
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

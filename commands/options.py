@@ -3,12 +3,33 @@
 So `--help`, and what is wrong on a command line, take no torch.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypeVar
 
 import click
 
+from training.request import Device
+
+T = TypeVar("T")
+Weights = Literal["auto", "raw", "ema"]
+
 CONTEXT = {"show_default": True, "max_content_width": 110}
+
+
+def taking(options: Callable[..., T]) -> Callable[[Callable[[T], None]], Callable[..., None]]:
+    """A decorator: the function gets what its command was given as one object of the class `options`."""
+
+    def decorate(function: Callable[[T], None]) -> Callable[..., None]:
+        @wraps(function)
+        def called(**given: object) -> None:
+            function(options(**given))
+
+        return called
+
+    return decorate
 
 
 def existing(context: click.Context, parameter: click.Parameter, path: Path) -> Path:
@@ -30,6 +51,24 @@ MIN_OPSET = 18  # torch's ONNX exporter writes this and later ones itself; to ea
 IN_ONE_PROCESS = ("predict", "export", "replay", "audit", "report")
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """Of `train.py eval`; None for what the checkpoint's recipe says. batch_size: images a GPU takes at once."""
+
+    checkpoint: Path
+    data: str | None
+    split: str | None
+    class_map: Path | None
+    weights: Weights
+    image_size: int | None
+    resize_size: int | None
+    flip: bool | None
+    batch_size: int
+    max_val_images: int | None
+    device: Device
+    as_json: bool
+
+
 @click.command("eval", context_settings=CONTEXT)
 @CHECKPOINT
 @click.option("--data", metavar="DIR|URL", help="Packed dataset; by default the one that the run was trained on.")
@@ -45,7 +84,8 @@ IN_ONE_PROCESS = ("predict", "export", "replay", "audit", "report")
 @click.option("--max-val-images", type=click.IntRange(min=1), metavar="N", help="N images, as train.py chooses them.")
 @DEVICE
 @click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
-def evaluate_command(**given: Any) -> None:
+@taking(EvalOptions)
+def evaluate_command(options: EvalOptions) -> None:
     """Score CHECKPOINT, a .pt file or a run's directory, on every image of a split, once. Runs under torchrun, too.
 
     The dataset may have some of the network's classes, in any order; numbers and wnids of ImageNet fit together.
@@ -55,7 +95,23 @@ def evaluate_command(**given: Any) -> None:
     """
     from commands.evaluate import run
 
-    run(**given)
+    run(options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """Of `train.py predict`. flip: None for what the recipe says. threads: that decode, 0 for one a core."""
+
+    checkpoint: Path
+    paths: tuple[Path, ...]
+    top_k: int
+    as_json: bool
+    class_file: Path | None
+    weights: Weights
+    flip: bool | None
+    device: Device
+    batch_size: int
+    threads: int
 
 
 @click.command("predict", context_settings=CONTEXT)
@@ -72,7 +128,8 @@ def evaluate_command(**given: Any) -> None:
 @DEVICE
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, metavar="N", help="Images at once.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, metavar="N", help="That decode; 0: one a core.")
-def predict_command(**given: Any) -> None:
+@taking(PredictOptions)
+def predict_command(options: PredictOptions) -> None:
     """Name the classes of image files, and of all images below folders.
 
     CHECKPOINT is a .pt file; of a run's directory it is the best checkpoint, else the last. Images are resized and
@@ -87,7 +144,20 @@ def predict_command(**given: Any) -> None:
     """
     from commands.predict import run
 
-    run(**given)
+    run(options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Of `train.py export`. kind: the format, None for what `out` ends with. opset, dynamic_batch: of ONNX, None for
+    what is not given."""
+
+    checkpoint: Path
+    out: Path
+    kind: Literal["torch", "safetensors", "onnx"] | None
+    weights: Weights
+    opset: int | None
+    dynamic_batch: bool | None
 
 
 @click.command("export", context_settings=CONTEXT)
@@ -99,7 +169,8 @@ def predict_command(**given: Any) -> None:
 @WEIGHTS
 @click.option("--opset", type=click.IntRange(min=MIN_OPSET), metavar="N", help="ONNX: version of its operators.")
 @click.option("--dynamic-batch/--static", default=None, help="ONNX: any number of images, or one.  [default: any]")
-def export_command(**given: Any) -> None:
+@taking(ExportOptions)
+def export_command(options: ExportOptions) -> None:
     """Write a trained network to OUT, for use elsewhere.
 
     CHECKPOINT is a .pt file; of a run's directory it is the best checkpoint, else the last. OUT's suffix is the format:
@@ -116,14 +187,14 @@ def export_command(**given: Any) -> None:
     """
     from commands.export import run
 
-    run(**given)
+    run(options)
 
 
 @click.command("replay", context_settings=CONTEXT)
 @click.argument("file", type=click.Path(path_type=Path), callback=existing)
 @click.option("--data", metavar="DIR", help="The packed dataset, if it has moved.")
 @DEVICE
-def replay_command(**given: Any) -> None:
+def replay_command(file: Path, data: str | None, device: Device) -> None:
     """Make a failed step again from FILE, the failed-step-N.pt of a run, and say what went wrong first.
 
     \b
@@ -131,20 +202,20 @@ def replay_command(**given: Any) -> None:
     """
     from commands.replay import run
 
-    run(**given)
+    run(file, data, device)
 
 
 @click.command("audit", context_settings=CONTEXT)
 @click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
 @click.option("--data", metavar="DIR|URL", help="Where the dataset is now.  [default: where the run had it]")
-def audit_command(**given: Any) -> None:
+def audit_command(run_dir: Path, data: str | None) -> None:
     """Prove from the metrics of RUN that each epoch used every sample once, whatever happened on the way.
 
     "taken out" are samples that could not be decoded, "left over" those at an epoch's end that fill no global batch.
     """
     from commands.audit import run
 
-    run(**given)
+    run(run_dir, data)
 
 
 @click.command("report", context_settings=CONTEXT)
@@ -152,14 +223,14 @@ def audit_command(**given: Any) -> None:
 @click.option("--out", "-o", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="The page; the picture lies beside it as .png. [default: RUN/report.html; of several runs "
                    "comparison.html beside the first one]")  # fmt: skip
-def report_command(**given: Any) -> None:
+def report_command(runs: tuple[Path, ...], out: Path | None) -> None:
     """Write report.png and report.html of a run directory, finished or not.
 
     With several, one more page and picture overlay the curves of all.
     """
     from commands.report import run
 
-    run(**given)
+    run(runs, out)
 
 
 COMMANDS = (evaluate_command, predict_command, export_command, replay_command, audit_command, report_command)

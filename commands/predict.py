@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import click
 import torch
@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from commands.image_files import decode_chunks, find_images, read_chunks
-from commands.load import Loaded, load_network
+from commands.options import PredictOptions
+from commands.trained_network import Loaded, load_network
 from pipeline.build import threads_per_rank
 from shard_tools.classes import class_infos, read_class_file
 from shard_tools.encode import EncodeConfig
@@ -25,6 +26,7 @@ from shards.format import ClassInfo, escape, key_name
 from training import distributed, environment
 from training.evaluate import predict_logits
 from training.learner import autocast_dtype, autocast_of
+from training.refusal import told_in_a_line
 
 PIPED_WIDTH = 10_000  # columns of a table that no terminal shows: nothing is folded
 LEAST_IMAGE, MOST_WORD = 8, 40  # columns of a terminal: for files' names, and for a word that is not folded
@@ -56,9 +58,10 @@ def predict(
     """
     half = device.type == "cuda" and autocast_dtype(loaded.recipe, device) is not None
     autocast = autocast_of(loaded.recipe, device)
-    shared: dict[str, Any] = {"batch_size": batch_size, "threads": threads}
-    chunks = read_chunks(files, **shared, config=EncodeConfig(apply_orientation=loaded.oriented))
-    for chunk, images in decode_chunks(chunks, loaded.recipe.data, device=device, half=half, **shared):
+    chunks = read_chunks(files, batch_size, threads, EncodeConfig(apply_orientation=loaded.oriented))
+    for chunk, images in decode_chunks(
+        chunks, loaded.recipe.data, device=device, batch_size=batch_size, threads=threads, half=half
+    ):
         with autocast:
             logits = predict_logits(loaded.net, images, flip)
         top = loaded.probabilities(logits).topk(min(top_k, len(loaded.classes)))
@@ -69,40 +72,33 @@ def predict(
         ]
 
 
-def run(
-    checkpoint: Path, paths: tuple[Path, ...], top_k: int, as_json: bool, class_file: Path | None, weights: Any,
-    flip: bool | None, device: Any, batch_size: int, threads: int,
-) -> None:  # fmt: skip
-    """What `train.py predict` does; its options are in commands/options.py."""
-    try:
-        on = distributed.start(device).device
+def run(options: PredictOptions) -> None:
+    """What `train.py predict` does."""
+    ignored, num_images, num_bad = Ignored(), 0, 0
+    with told_in_a_line(options.checkpoint):
+        device = distributed.start(options.device).device
         environment.choose_kernels()
-        loaded = load_network(checkpoint, weights=weights, device=on)
-        if class_file:
-            loaded = replace(loaded, classes=named(loaded.classes, class_file))
-        ignored = Ignored()
+        loaded = load_network(options.checkpoint, weights=options.weights, device=device)
+        if options.class_file:
+            loaded = replace(loaded, classes=named(loaded.classes, options.class_file))
+        recipe = loaded.recipe
         batches = predict(
             loaded,
-            find_images(paths, ignored),
-            device=on,
-            batch_size=batch_size,
-            threads=threads_per_rank(threads, 1),
-            top_k=top_k,
-            flip=loaded.recipe.train.val_flip if flip is None else flip,
+            find_images(options.paths, ignored),
+            device=device,
+            batch_size=options.batch_size,
+            threads=threads_per_rank(options.threads, 1),
+            top_k=options.top_k,
+            flip=recipe.train.val_flip if options.flip is None else options.flip,
         )
-        about = f"{loaded.weights} weights of {loaded.path}, {loaded.recipe.data.val_image_size} px"
-        click.echo(f"{loaded.recipe.model.name}, {about}, {environment.device_name(on)}", err=True)
-        num_images = num_bad = 0
+        about = f"{loaded.weights} weights of {loaded.path}, {recipe.data.val_image_size} px"
+        click.echo(f"{recipe.model.name}, {about}, {environment.device_name(device)}", err=True)
         for predictions in batches:
-            _show(predictions, loaded.classes, as_json, header=num_images == num_bad)
+            _show(predictions, loaded.classes, options.as_json, header=num_images == num_bad)
             num_images += len(predictions)
             num_bad += sum(prediction.error is not None for prediction in predictions)
         if not num_images:
-            raise ValueError(f"{', '.join(map(str, paths))}: no images here ({', '.join(EXTENSIONS)})")
-    except ValueError as error:
-        raise click.ClickException(str(error)) from None
-    except OSError as error:
-        raise click.ClickException(f"{error.filename or checkpoint}: {error.strerror or error}") from None
+            raise ValueError(f"{', '.join(map(str, options.paths))}: no images here ({', '.join(EXTENSIONS)})")
     if ignored:
         click.echo(f"left out, not named as images: {few_of(ignored)}", err=True)
     if num_bad:

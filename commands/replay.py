@@ -4,11 +4,11 @@ Input: the `failed-step-N.pt` of a run. It is brought to the state before the fa
 again from the plan, and the failed one is fed exactly its batch, in the run's batch sizes, on one device.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import click
 import torch
@@ -25,51 +25,49 @@ from training.data import open_dataset, train_loader
 from training.distributed import World
 from training.failure import out_of_memory
 from training.learner import Learner, build_learner, set_state
+from training.refusal import told_in_a_line
+from training.request import Device
 from training.step import seed_step
 
 
-def run(file: Path, data: str | None, device: Any) -> None:
+def run(file: Path, data: str | None, device: Device) -> None:
     """What `train.py replay` does; its options are in commands/options.py."""
-    try:
+    with told_in_a_line(file):
         environment.choose_kernels()
         for line in replay(file, data, distributed.start(device)):
             click.echo(line)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from None
-    except OSError as error:
-        raise click.ClickException(f"{error.filename or file}: {error.strerror or error}") from None
 
 
 def replay(file: Path, data: str | None, world: World) -> Iterator[str]:
     """Lines that tell what happens. Raises ValueError where the file or the dataset is another one."""
-    state = checkpoint.load(file)
-    failed = state.get("failed")
-    if not failed:
+    saved = checkpoint.load(file)
+    if "failed" not in saved:
         raise ValueError(f"{file}: a checkpoint, but not of a failed step; those are named failed-step-N.pt")
-    recipe = config.from_toml(Recipe, state["recipe"], str(file))
+    failed = cast(checkpoint.FailedState, saved)["failed"]
+    recipe = config.from_toml(Recipe, saved["recipe"], str(file))
     dataset = open_dataset(recipe, data)
-    if state["dataset"] != dataset.fingerprint:
+    if saved["dataset"] != dataset.fingerprint:
         raise ValueError(f"{file}: made from another dataset than {dataset.root}; give that one with --data")
     recipe = replace(recipe, model=replace(recipe.model, compile=False, compile_mode="auto", sync_batch_norm=False))
     learner = build_learner(recipe, len(dataset.classes), world)
-    at = set_state(learner, state)
-    yield f"{failed['why']} in step {failed['step']}; making the steps from {at.step} on again"
+    state = set_state(learner, saved)
+    yield f"{failed['why']} in step {failed['step']}; making the steps from {state.step} on again"
 
-    now = recipe_at(recipe, at.phase_epoch)
+    now = recipe_at(recipe, state.phase_epoch)
     ranks, batch_size, global_batch_size = failed["world_size"], failed["batch_size"], now.train.global_batch_size
     parts = global_batch_size // batch_size  # one process does what all ranks did, in the run's batches
     now = replace(now, train=replace(now.train, accumulation=parts))
-    loader = train_loader(now, dataset, world, file.parent, quarantine.read(file.parent, before_epoch=at.epoch))
+    loader = train_loader(now, dataset, world, file.parent, quarantine.read(file.parent, before_epoch=state.epoch))
     mixers = [Mixer(now.augment, len(dataset.classes), seed=now.train.seed, rank=rank) for rank in range(ranks)]
-    batches = loader.iter_epoch(failed["epoch"], at.position)
+    batches = loader.iter_epoch(failed["epoch"], state.position)
     steps_per_epoch = len(loader.feed.split) // global_batch_size
     learner.net.train()
     try:
-        for step in range(at.step, failed["step"] + 1):
-            epoch = at.schedule_epoch + at.pace * (step - at.step) / steps_per_epoch
+        for step in range(state.step, failed["step"] + 1):
+            epoch = state.schedule_epoch + state.pace * (step - state.step) / steps_per_epoch
             lr = lr_at(epoch, epochs=recipe.train.epochs, base_lr=recipe.optimizer.lr, config=recipe.schedule)
             set_lr(learner.optimizer, lr)
-            start = at.position + (step - at.step) * global_batch_size
+            start = state.position + (step - state.step) * global_batch_size
             ends = [start + (part // ranks + 1) * ranks * batch_size for part in range(parts)]
             taken = [replace(next(batches), position=end) for end in ends]
             fed = [mixers[part % ranks](batch) for part, batch in enumerate(taken)]
@@ -130,8 +128,8 @@ def watched(net: nn.Module) -> Iterator[list[str]]:
     """The names of the modules whose outputs are not finite, in the order in which they ran."""
     found: list[str] = []
 
-    def look(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+    def look(name: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
             if isinstance(output, Tensor) and not torch.isfinite(output).all():
                 found.append(f"{name or 'the network'} ({type(module).__name__})")
 

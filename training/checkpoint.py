@@ -2,23 +2,80 @@
 
 A file is complete or not there: it is written under a temporary name, synced and renamed. `last.pt` and `best.pt` are
 further names of one of the `step-N.pt`. Files are read with `weights_only=True`, so that nothing in them can run.
-`training/learner.py` decides what is in a state.
+`training/learner.py` makes a state and takes it back.
 """
 
 import os
 import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypedDict, cast
 
 import torch
+from torch import Tensor
 
 from training.clock import Mark, mark
+from training.refusal import first_line
 from training.snapshot import at_rest, snapshot
 
 FORMAT = "penstock-checkpoint-1"
 CPU = torch.device("cpu")
+
+
+class Captured(TypedDict):
+    """What steps change. at: `RunState`'s fields. ema: the averaged weights, None without. scaler: of fp16's losses."""
+
+    at: dict[str, Any]
+    net: dict[str, Tensor]
+    ema: dict[str, Tensor] | None
+    optimizer: dict[str, object]
+    scaler: dict[str, object]
+
+
+class DatasetFacts(TypedDict):
+    """What tells a dataset from another: its fingerprint; and how many images each split has."""
+
+    dataset: str
+    splits: dict[str, int]
+
+
+class About(DatasetFacts):
+    """What a run does not change. recipe: TOML. oriented: whether packing turned images by their EXIF orientation.
+    classes: `ClassInfo`'s fields, in the order of the labels."""
+
+    recipe: str
+    oriented: bool
+    classes: list[dict[str, str]]
+
+
+class FailedStep(TypedDict):
+    """The step that a `failed-step-N.pt` is replayed to. start: the position at which its global batch begins.
+    sample_ids: of that. why: in words. batch_size: of a rank's batch."""
+
+    step: int
+    epoch: int
+    start: int
+    why: str
+    sample_ids: list[int]
+    world_size: int
+    batch_size: int
+
+
+class CheckpointState(Captured, About):
+    """A checkpoint's content. Another program's, or an earlier version's, may lack keys: `require` them."""
+
+
+class FailedState(CheckpointState):
+    """That of a `failed-step-N.pt`: the state before the step."""
+
+    failed: FailedStep
+
+
+def require(state: CheckpointState, keys: Iterable[str], path: Path) -> None:
+    """Raises ValueError, naming the file, where the state lacks one of `keys`."""
+    if missing := [key for key in keys if key not in state]:
+        raise ValueError(f"{path}: this checkpoint has no {', '.join(missing)}; give one that train.py wrote")
 
 
 def last_path(run_dir: Path) -> Path:
@@ -69,8 +126,8 @@ class Writer:
             for leftover in (run_dir / "checkpoints").glob(".*.tmp"):
                 leftover.unlink(missing_ok=True)
 
-    def save(self, step: int, state: dict[str, Any], is_best: bool = False) -> None:
-        """Write `state` (tensors, numbers, strings, and dicts and lists of them) as `step`'s checkpoint, soon."""
+    def save(self, step: int, state: CheckpointState, is_best: bool = False) -> None:
+        """Write `state` as `step`'s checkpoint, soon."""
         if not self._enabled:
             return
         self.wait()
@@ -78,7 +135,7 @@ class Writer:
         self._thread = threading.Thread(target=self._write, args=(step, copied, ready, is_best), name="checkpoint")
         self._thread.start()
 
-    def _write(self, step: int, state: dict[str, Any], ready: Mark, is_best: bool) -> None:
+    def _write(self, step: int, state: CheckpointState, ready: Mark, is_best: bool) -> None:
         path = step_path(self._run_dir, step)
         try:
             save(path, at_rest(state, ready))
@@ -89,8 +146,7 @@ class Writer:
                 old.unlink(missing_ok=True)
             self.failed = None
         except Exception as error:  # torch reports a full disk as a RuntimeError
-            what = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
-            self.failed = f"{path}: cannot write this checkpoint ({what})"
+            self.failed = f"{path}: cannot write this checkpoint ({first_line(error)})"
             self._on_error(self.failed)
 
     def wait(self) -> None:
@@ -106,8 +162,8 @@ class Writer:
         self.wait()
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` (tensors, numbers, strings, and dicts and lists of them) to `path`, replacing it atomically."""
+def save(path: Path, state: CheckpointState) -> None:
+    """Write `state` to `path`, replacing it atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
@@ -140,7 +196,7 @@ def duplicate(source: Path, target: Path) -> None:
 
 def load_newest(
     paths: list[Path], on_unreadable: Callable[[str], None], map_location: str | torch.device = "cpu"
-) -> tuple[Path, dict[str, Any]]:
+) -> tuple[Path, CheckpointState]:
     """The first of `paths` that can be read, and its state; a line for each that cannot.
 
     Raises ValueError where none can.
@@ -153,7 +209,7 @@ def load_newest(
     raise ValueError(f"{paths[0]}: neither this nor an earlier checkpoint can be read; --resume never starts anew")
 
 
-def load(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+def load(path: Path, map_location: str | torch.device = "cpu") -> CheckpointState:
     """The state that `save` wrote.
 
     Raises ValueError, naming the file, where it is missing, cut off, or not a checkpoint of this program.
@@ -164,13 +220,13 @@ def load(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]
         _check_archive(path)
         content = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # torch raises many kinds, by the byte at which a file breaks
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{path}: not a readable checkpoint (cut off or another kind of file): {reason}") from None
+        what = "cut off or another kind of file"
+        raise ValueError(f"{path}: not a readable checkpoint ({what}): {first_line(error)}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path}: a torch file, but not a checkpoint of this program ({FORMAT})")
     if not isinstance(state := content.get("state"), dict):
         raise ValueError(f"{path}: not a readable checkpoint (it has no state)")
-    return state
+    return cast(CheckpointState, state)
 
 
 def _check_archive(path: Path) -> None:

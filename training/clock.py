@@ -31,4 +31,5 @@ def seconds(begin: Mark, end: Mark) -> float:
         assert isinstance(end, float)
         return end - begin
     assert isinstance(end, torch.cuda.Event)
-    return begin.elapsed_time(end) / 1e3
+    milliseconds: float = begin.elapsed_time(end)
+    return milliseconds / 1e3

@@ -1,9 +1,7 @@
 """The recipe's data for this rank: its loaders, and which of the training ones is in force."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
@@ -27,25 +25,30 @@ def open_dataset(recipe: Recipe, path: str | None = None) -> ShardSet:
     return ShardSet.open(path or recipe.data.path, recipe.data.cache_dir, recipe.data.store_timeout_s)
 
 
-def train_loader(recipe: Recipe, dataset: ShardSet, world: World, run_dir: Path, out: set[int]) -> Loader:
-    """This rank's training batches; `out` are the samples known to be bad, and new ones go to the run's list.
+def train_loader(recipe: Recipe, dataset: ShardSet, world: World, run_dir: Path, quarantined: set[int]) -> Loader:
+    """This rank's training batches; `quarantined` are the samples known to be bad, and new ones go to the run's list.
 
     Raises ValueError where the global batch does not divide among the ranks.
     """
 
     def on_bad(bad: BadSample) -> None:
-        quarantine.append(run_dir, asdict(bad))
+        quarantine.append(run_dir, bad)
         click.echo(f"taken out: {bad.where}: {bad.reason}", err=True)
 
     feed = Feed(
         split=dataset.split(recipe.data.train_split),
+        config=recipe.data,
         augment=recipe.augment,
         batch_size=rank_batch_size(recipe, world),
         global_batch_size=recipe.train.global_batch_size,
         seed=recipe.train.seed,
-        **_share(recipe, world),
+        rank=world.rank,
+        world_size=world.world_size,
+        local_world_size=world.local_world_size,
     )
-    return build_loader(feed, on_bad=on_bad, quarantine=set(out), **_running(recipe, world))
+    threads = threads_per_rank(recipe.data.threads, world.local_world_size)
+    return build_loader(feed, device=world.device, threads=threads, dtype=image_dtype(recipe, world),
+                        on_bad=on_bad, quarantine=set(quarantined))  # fmt: skip
 
 
 def eval_loader(
@@ -55,12 +58,16 @@ def eval_loader(
     `at_most`: of so many samples instead, a fixed choice (`Feed`)."""
     feed = Feed(
         split=dataset.split(split),
+        config=recipe.data,
         augment=None,
         batch_size=batch_size or rank_batch_size(recipe, world),
         at_most=at_most,
-        **_share(recipe, world),
+        rank=world.rank,
+        world_size=world.world_size,
+        local_world_size=world.local_world_size,
     )
-    return build_loader(feed, **_running(recipe, world))
+    threads = threads_per_rank(recipe.data.threads, world.local_world_size)
+    return build_loader(feed, device=world.device, threads=threads, dtype=image_dtype(recipe, world))
 
 
 def val_loader_of(recipe: Recipe, dataset: ShardSet, world: World, at_most: int) -> Loader | None:
@@ -75,10 +82,10 @@ class TrainingData:
     recipe: as it is in this phase. feed: its loader's, once there is one. num_train: samples of the training split.
     """
 
-    def __init__(self, recipe: Recipe, dataset: ShardSet, world: World, run_dir: Path, out: set[int]) -> None:
+    def __init__(self, recipe: Recipe, dataset: ShardSet, world: World, run_dir: Path, quarantined: set[int]) -> None:
         self.recipe = self._whole = recipe
         self.num_train = len(dataset.split(recipe.data.train_split))
-        self._dataset, self._world, self._run_dir, self._out = dataset, world, run_dir, out
+        self._dataset, self._world, self._run_dir, self._quarantined = dataset, world, run_dir, quarantined
         self._loader: Loader | None = None
         self._mixer: Mixer | None = None
         self._seen: set[tuple[int, int]] = set()  # image and batch sizes that came
@@ -103,7 +110,7 @@ class TrainingData:
             return
         self.close()
         self.recipe = now
-        self._loader = train_loader(now, self._dataset, self._world, self._run_dir, self._out)
+        self._loader = train_loader(now, self._dataset, self._world, self._run_dir, self._quarantined)
         num_classes = len(self._dataset.classes)
         self._mixer = Mixer(now.augment, num_classes, seed=now.train.seed, rank=self._world.rank)
 
@@ -126,7 +133,7 @@ class TrainingData:
 
     def close(self) -> None:
         if self._loader is not None:
-            self._out |= self._loader.quarantine
+            self._quarantined |= self._loader.quarantine
             self._loader.close()
             self._loader = None
 
@@ -183,13 +190,3 @@ def image_dtype(recipe: Recipe, world: World) -> torch.dtype:
     """Half precision where autocast would make it so anyway; on the CPU DALI is faster in float32."""
     half = world.device.type == "cuda" and autocast_dtype(recipe, world.device) is not None
     return torch.float16 if half else torch.float32
-
-
-def _share(recipe: Recipe, world: World) -> dict[str, Any]:
-    ranks = {"rank": world.rank, "world_size": world.world_size, "local_world_size": world.local_world_size}
-    return {"config": recipe.data, **ranks}
-
-
-def _running(recipe: Recipe, world: World) -> dict[str, Any]:
-    threads = threads_per_rank(recipe.data.threads, world.local_world_size)
-    return {"device": world.device, "threads": threads, "dtype": image_dtype(recipe, world)}

@@ -11,11 +11,12 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from types import FrameType, TracebackType
-from typing import Any, Literal, Self
+from typing import Self
 
 import torch
 import torch.distributed as dist
@@ -23,7 +24,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from training import environment
+from training.request import Device
 
+SignalHandler = Callable[[int, FrameType | None], object] | int | None  # what `signal.signal` gives back
 WATCHDOG_FIRST_S = 60.0  # by which a collective waits longer than the watchdog
 
 
@@ -43,7 +46,7 @@ class World:
         return self.rank == 0
 
 
-def start(device: Literal["auto", "cpu", "cuda"] = "auto", timeout_s: float = 600.0) -> World:
+def start(device: Device = "auto", timeout_s: float = 600.0) -> World:
     """Read torchrun's environment, or answer rank 0 of 1 without it; join the process group; choose the device.
 
     `auto` is CUDA where torch sees a GPU. `timeout_s` is how long to wait for the other ranks at the start. Collectives
@@ -140,7 +143,7 @@ class Notices:
         try:
             return [self._store.get(key).decode() if self._store.check([key]) else "" for key in self._keys]
         except RuntimeError:
-            return [""] * len(self._keys)
+            return ["" for _ in self._keys]
 
 
 def lost_rank(error: RuntimeError) -> str | None:
@@ -171,12 +174,13 @@ def sum_tensor(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def of_main(value: float, world: World) -> float:
+def from_rank_0(value: float, world: World) -> float:
     """Rank 0's `value`, the same on each: for clocks, which differ."""
-    return float(sum_tensor(torch.tensor(value * world.is_main, dtype=torch.float64)).item())
+    contribution = value if world.is_main else 0.0
+    return float(sum_tensor(torch.tensor(contribution, dtype=torch.float64)).item())
 
 
-def of_all(value: int, world: World) -> list[int]:
+def gather(value: int, world: World) -> list[int]:
     """Every rank's `value`, in the order of the ranks, the same list on each."""
     values = torch.zeros(world.world_size, dtype=torch.int64)
     values[world.rank] = value
@@ -185,7 +189,7 @@ def of_all(value: int, world: World) -> list[int]:
 
 def union(ids: set[int], world: World) -> set[int]:
     """The ids of all ranks together, the same set on each."""
-    counts = of_all(len(ids), world)
+    counts = gather(len(ids), world)
     start = sum(counts[: world.rank])
     joined = torch.zeros(sum(counts), dtype=torch.int64)
     joined[start : start + len(ids)] = torch.tensor(sorted(ids), dtype=torch.int64)
@@ -198,7 +202,7 @@ def first_start(world: World) -> float:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         store, _, _ = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=WATCHDOG_FIRST_S)))
         now = float(store.compare_set("first start", "", repr(now)).decode())
-    return of_main(now, world)
+    return from_rank_0(now, world)
 
 
 def wrap(
@@ -221,12 +225,11 @@ def wrap(
     if sync_batch_norm:
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     device_ids = [world.device.index] if world.device.type == "cuda" else None
-    newer = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # torch 2.15
-    own_buffers: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
-    model = DistributedDataParallel(
-        net, device_ids=device_ids, gradient_as_bucket_view=True, static_graph=static_graph, **own_buffers
-    )
-    return net, model
+    ddp = partial(DistributedDataParallel, net, device_ids=device_ids, gradient_as_bucket_view=True,
+                  static_graph=static_graph)  # fmt: skip
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters:  # torch 2.15
+        return net, ddp(forward_sync_buffers=False)
+    return net, ddp(broadcast_buffers=False)
 
 
 def broadcast_buffers(nets: Iterable[nn.Module]) -> None:
@@ -263,7 +266,7 @@ class StopFlag:
         self.signal: str | None = None  # the name of the signal that this rank received
         self._time = 0.0
         self._pending: tuple[dist.Work, Tensor] | None = None
-        self._previous: dict[signal.Signals, Any] = {}
+        self._previous: dict[signal.Signals, SignalHandler] = {}
 
     def __enter__(self) -> Self:
         self._previous = {number: signal.signal(number, self._receive) for number in self.SIGNALS}

@@ -1,17 +1,21 @@
-"""How a run ended: the fields of `metrics.jsonl`'s "end" line, and its sentence for the terminal and the report."""
+"""How a run ended: fields of `metrics.jsonl`'s "end" line, and its sentence for the terminal and the report."""
 
-from typing import Any
+from collections.abc import Mapping
+
+from training.records import EndedBy, Ending
 
 
-def ending(*, step: int, total_steps: int, epochs: int, schedule_epoch: float, data_epochs: float) -> dict[str, Any]:
-    """ended_by: "recipe", "max_steps" (before the end of the schedule's `epochs`), or "max_minutes", where the schedule
-    was gone through to its end on fewer images, `data_epochs` of them. total_steps: of the recipe."""
-    in_full = "max_minutes" if data_epochs < epochs - 1e-6 else "recipe"
-    ended_by = "max_steps" if schedule_epoch < epochs else in_full
+def ending(*, total_steps: int, epochs: int, schedule_epoch: float, data_epochs: float) -> Ending:
+    """What ended a run whose schedule has come to `schedule_epoch` of `epochs`, on `data_epochs` of images."""
+    ended_by: EndedBy = "recipe"
+    if schedule_epoch < epochs:
+        ended_by = "max_steps"
+    elif data_epochs < epochs - 1e-6:
+        ended_by = "max_minutes"
     return {"ended_by": ended_by, "total_steps": total_steps, "epochs": epochs, "data_epochs": round(data_epochs, 3)}
 
 
-def how_it_ended(end: dict[str, Any]) -> str:
+def how_it_ended(end: Mapping[str, object]) -> str:
     """The sentence of an "end" line, without a full stop; one of an earlier version says the step alone."""
     step, total, by = end.get("step"), end.get("total_steps"), end.get("ended_by")
     if by == "max_steps":

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, TypedDict, cast
 
 from recipes.hardware import cgroup_folders as cgroup_folders  # benchmarks ask for these three here
 from recipes.hardware import cores_allowed as cores_allowed
@@ -36,8 +36,6 @@ GPU_QUERY = {  # nvidia-smi's name → ours
     "clocks.max.memory": "gpu_max_memory_clock_mhz",
     "power.limit": "gpu_power_limit_w",
 }
-
-
 DALI = {"nvidia-dali-cuda130": 13, "nvidia-dali-cuda120": 12}  # package → the CUDA it is built for
 
 
@@ -93,8 +91,44 @@ def choose_kernels(deterministic: bool = False) -> None:
     torch.set_float32_matmul_precision("high")
 
 
-def describe() -> dict[str, Any]:
-    """JSON-serializable facts that a measured figure depends on."""
+class GpuSettings(TypedDict):
+    """Of the first GPU, as nvidia-smi has them: numbers as strings, without their units."""
+
+    gpu_driver: str | None
+    gpu_clock_mhz: str | None
+    gpu_max_clock_mhz: str | None
+    gpu_max_memory_clock_mhz: str | None
+    gpu_power_limit_w: str | None
+
+
+class Environment(GpuSettings):
+    """What a measured figure depends on, as `env.json` and results hold it. None for what is unknown.
+
+    cpu_cores: that this process may run on. cpu_quota_cores: the least quota of its control groups. cores_allowed: the
+    lower of the two. memory_gb: of the machine, 10^9 bytes. cuda: that torch is built for.
+    """
+
+    git_commit: str | None
+    git_changed: bool | None
+    command: list[str]
+    python: str
+    platform: str
+    packages: dict[str, str]
+    cpu: str | None
+    cpu_cores: int | None
+    cpu_quota_cores: float | None
+    cores_allowed: float | None
+    cpu_governor: str | None
+    memory_gb: float | None
+    torch_threads: int
+    gpu: str | None
+    num_gpus: int
+    cuda: str | None
+    cudnn: int | None
+
+
+def describe() -> Environment:
+    """The facts, which JSON can hold."""
     import torch
 
     return {
@@ -180,10 +214,10 @@ def _memory_gb() -> float | None:
         return None
 
 
-def _gpu_settings() -> dict[str, Any]:
+def _gpu_settings() -> GpuSettings:
     """Driver, clocks and power limit of the first GPU, as nvidia-smi has them; strings without units, or None."""
     line = _output("nvidia-smi", f"--query-gpu={','.join(GPU_QUERY)}", "--format=csv,noheader,nounits")
-    values = [value.strip() for value in line.split(",")] if line else []
+    values: list[str | None] = [value.strip() for value in line.split(",")] if line else []
     if len(values) != len(GPU_QUERY):
-        return dict.fromkeys(GPU_QUERY.values())
-    return dict(zip(GPU_QUERY.values(), values, strict=True))
+        values = [None for _ in GPU_QUERY]
+    return cast(GpuSettings, dict(zip(GPU_QUERY.values(), values, strict=True)))

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,15 @@ from torch.nn import functional as F
 
 from model.metrics import topk_correct
 from pipeline.batch import Batch, Loader
+from pipeline.feed import Feed
 from recipes import Recipe
 from shards.format import ShardSet
 from training import distributed
 from training.data import eval_loader
 from training.distributed import World
-from training.inspection import EvalInspection
+from training.inspection import EvalInspection, Inspection
+from training.learner import Learner
+from training.records import Scores
 
 TIMED = 64  # images of a rank's batch
 
@@ -26,21 +29,19 @@ def evaluate(
     nets: dict[str, nn.Module],
     loader: Loader,
     device: torch.device,
-    autocast: AbstractContextManager[Any],
+    autocast: AbstractContextManager[object],
     *,
     num_classes: int,
     flip: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
     watched: Callable[[Iterator[Batch]], Iterator[Batch]] = iter,
-) -> tuple[dict[str, Any], dict[str, Any]] | None:
+) -> tuple[Scores, Inspection] | None:
     """Score each of `nets` in one pass over the loader's split.
 
-    `nets`: prefix of its figures → network; with {"": net, "ema_": average} the figures are top1, top5 (fractions),
-    loss (mean cross-entropy) and ema_top1, ema_top5, ema_loss, with num_images; where the loader feeds a choice of its
-    split, split_images has how many that has. The second dict is what
-    `EvalInspection` saw of the last of the nets. flip: the mean of the logits of an image and of its mirror image.
-    `should_stop` is asked equally often on every rank; None where it said yes. `watched` hands on
-    the batches (`Watchdog.each`).
+    `nets`: prefix of its scores → network: {"": net}, or with an average of its weights {"": net, "ema_": average}.
+    The inspection is of the last of them. flip: the mean of the logits of an image and of its mirror image.
+    `should_stop` is asked equally often on every rank; None where it said yes. `watched` hands on the batches
+    (`Watchdog.each`).
 
     Raises RuntimeError where not every image was counted once.
     """
@@ -59,20 +60,26 @@ def evaluate(
         inspection.add(logits, labels, sample_ids.to(device, non_blocking=True))
         if i < whole_rounds and should_stop():
             return None
-    figures: dict[str, Any] = {}
-    for prefix, (top1, top5, loss_sum, num_images) in zip(nets, distributed.sum_tensor(sums).tolist(), strict=True):
+    scores = _scores(dict(zip(nets, distributed.sum_tensor(sums).tolist(), strict=True)), feed)
+    return scores, inspection.reduced(distributed.sum_tensor, rank=feed.rank, world_size=world_size)
+
+
+def _scores(sums: dict[str, list[float]], feed: Feed) -> Scores:
+    """`sums`: prefix of the scores → correct ones, those among the first 5, losses, images."""
+    scores: dict[str, float] = {}
+    for prefix, (top1, top5, loss_sum, num_images) in sums.items():
         if num_images != feed.num_samples:
             raise RuntimeError(f"validation counted {num_images:.0f} of {feed.num_samples} images")
-        means = {"top1": top1 / num_images, "top5": top5 / num_images, "loss": loss_sum / num_images}
-        figures |= {prefix + name: value for name, value in means.items()} | {"num_images": int(num_images)}
+        scores[f"{prefix}top1"] = top1 / num_images
+        scores[f"{prefix}top5"] = top5 / num_images
+        scores[f"{prefix}loss"] = loss_sum / num_images
+        scores["num_images"] = int(num_images)
     if feed.num_samples < len(feed.split):
-        figures["split_images"] = len(feed.split)
-    return figures, inspection.reduced(distributed.sum_tensor, rank=feed.rank, world_size=world_size)
+        scores["split_images"] = len(feed.split)
+    return cast(Scores, scores)
 
 
-def time_validation(
-    nets: dict[str, nn.Module], recipe: Recipe, dataset: ShardSet, world: World, autocast: AbstractContextManager[Any]
-) -> float:
+def time_validation(learner: Learner, recipe: Recipe, dataset: ShardSet, world: World) -> float:
     """Seconds an image of a validation takes, over all ranks, by a few of them; those of the first batch, in which
     pipelines start, do not count where there are more."""
     loader = eval_loader(recipe, dataset, world, recipe.data.val_split, TIMED, at_most=3 * TIMED * world.world_size)
@@ -84,11 +91,12 @@ def time_validation(
             yield batch
 
     num_classes, num_images = len(dataset.classes), loader.feed.num_samples
-    evaluate(nets, loader, world.device, autocast, num_classes=num_classes, flip=recipe.train.val_flip, watched=watched)
+    evaluate(learner.nets, loader, world.device, learner.autocast, num_classes=num_classes,
+             flip=recipe.train.val_flip, watched=watched)  # fmt: skip
     loader.close()
     uncounted = min(len(came) - 1, 1)
     seconds = time.perf_counter() - came[uncounted] if came else 0.0  # rank 0 always has some
-    return distributed.of_main(seconds / (num_images - uncounted * TIMED * world.world_size), world)
+    return distributed.from_rank_0(seconds / (num_images - uncounted * TIMED * world.world_size), world)
 
 
 def predict_logits(net: nn.Module, images: Tensor, flip: bool) -> Tensor:

@@ -4,7 +4,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +11,12 @@ from torch import Tensor, nn
 from pipeline.feed import Feed
 from pipeline.plan import Span
 from training import checkpoint
+from training.checkpoint import About, Captured, FailedState, FailedStep
 from training.clock import Mark, mark, wait_for
 from training.data import TrainingData
 from training.distributed import World
 from training.learner import RunState
+from training.refusal import first_line
 from training.snapshot import at_rest, snapshot, to_cpu
 
 _SHOWN_IDS = 8
@@ -30,13 +31,11 @@ class Failure:
     scaler, whose state is read as numbers.
     """
 
-    def __init__(
-        self, run_dir: Path, world: World, capture: Callable[[], dict[str, Any]], about: dict[str, Any]
-    ) -> None:
+    def __init__(self, run_dir: Path, world: World, capture: Callable[[], Captured], about: About) -> None:
         """`capture` gives the state's changing part, `about` is the rest (`training.learner`)."""
         self._run_dir, self._world, self._capture, self._about = run_dir, world, capture, about
-        self._good: dict[str, Any] = {}
-        self._kept: deque[tuple[dict[str, Any], Tensor, Mark]] = deque()
+        self._good: Captured | None = None
+        self._kept: deque[tuple[Captured, Tensor, Mark]] = deque()
 
     def all_is_well(self) -> None:
         """The state is good as it is now: what a failure after this is replayed from."""
@@ -55,43 +54,52 @@ class Failure:
         return bool(is_finite)
 
     @contextmanager
-    def step(self, data: TrainingData, at: RunState) -> Iterator[None]:
-        """Around the step that follows `at`: turns a lack of memory into the error that ends the run."""
+    def step(self, data: TrainingData, state: RunState) -> Iterator[None]:
+        """Around the step that follows `state`: turns a lack of memory into the error that ends the run."""
         try:
             with out_of_memory():
                 yield
         except MemoryError as error:
-            why, end = f"out of memory ({error}); {SMALLER}", at.position + data.global_batch_size
-            raise self.ended(data, why, step=at.step, epoch=at.epoch, end=end, alone=True) from None
+            why, end = f"out of memory ({error}); {SMALLER}", state.position + data.global_batch_size
+            raise self.error(data.feed, why, step=state.step, epoch=state.epoch, end=end, alone=True) from None
 
-    def ended(
-        self, data: TrainingData, why: str, *, step: int, epoch: int, end: int, alone: bool = False
-    ) -> ValueError:
-        """`at_step` for the step of this epoch that ends at a position."""
-        return self.at_step(data.feed, why, step=step, epoch=epoch, start=end - data.global_batch_size, alone=alone)
-
-    def at_step(self, feed: Feed, why: str, *, step: int, epoch: int, start: int, alone: bool = False) -> ValueError:
+    def error(self, feed: Feed, why: str, *, step: int, epoch: int, end: int, alone: bool = False) -> ValueError:
         """Write the file, and answer the error to raise: the step, its samples and what to do.
 
-        `start`: the position at which the step's global batch begins. `alone`: the other ranks may not be here, so each
+        `end`: the position at which the step's global batch ends. `alone`: the other ranks may not be here, so each
         that is writes a file; else rank 0 does for all.
         """
-        ids = feed.sample_ids(epoch, [Span(start, feed.global_batch_size, start + feed.global_batch_size)]).tolist()
+        start = end - feed.global_batch_size
+        ids = feed.sample_ids(epoch, [Span(start, feed.global_batch_size, end)]).tolist()
+        failed: FailedStep = {
+            "step": step,
+            "epoch": epoch,
+            "start": start,
+            "why": why,
+            "sample_ids": ids,
+            "world_size": self._world.world_size,
+            "batch_size": feed.batch_size,
+        }
+        shown = ", ".join(map(str, ids[:_SHOWN_IDS]))
+        if len(ids) > _SHOWN_IDS:
+            shown += f" and {len(ids) - _SHOWN_IDS} more"
+        place = f"step {step} (epoch {epoch}, position {start})"
+        return ValueError(f"{place}: {why}; samples {shown}; {self._written(failed, alone)}")
+
+    def _written(self, failed: FailedStep, alone: bool) -> str:
+        """Where the state before the step is, once it is written by the rank that has to."""
+        assert self._good is not None, "all_is_well comes before the first step"
         rank = self._world.rank if alone else 0
-        path = self._run_dir / (f"failed-step-{step:08}-rank-{rank}.pt" if rank else f"failed-step-{step:08}.pt")
-        state = f"the state before it is in {path}: look at it with train.py replay {path}"
+        suffix = f"-rank-{rank}" if rank else ""
+        path = self._run_dir / f"failed-step-{failed['step']:08}{suffix}.pt"
         if self._world.rank == rank:
-            failed = {"step": step, "epoch": epoch, "start": start, "why": why, "sample_ids": ids}
-            failed |= {"world_size": self._world.world_size, "batch_size": feed.batch_size}
+            good = at_rest(self._good, mark(self._world.device))
+            state: FailedState = {**good, **self._about, "failed": failed}
             try:
-                checkpoint.save(path, at_rest(self._good, mark(self._world.device)) | self._about | {"failed": failed})
+                checkpoint.save(path, state)
             except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-                what = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-                state = f"the state before it cannot be written ({what})"
-        shown = ", ".join(map(str, ids[:_SHOWN_IDS])) + (
-            f" and {len(ids) - _SHOWN_IDS} more" if len(ids) > _SHOWN_IDS else ""
-        )
-        return ValueError(f"step {step} (epoch {epoch}, position {start}): {why}; samples {shown}; {state}")
+                return f"the state before it cannot be written ({first_line(error)})"
+        return f"the state before it is in {path}: look at it with train.py replay {path}"
 
 
 def finite(net: nn.Module) -> Tensor:

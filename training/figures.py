@@ -1,19 +1,19 @@
 """Figures as people read them: the same in the terminal and in the reports. "–" for what is not known."""
 
 import math
-from typing import Any
+from typing import TypeGuard
 
 
-def rate(per_second: Any) -> str:
+def rate(per_second: object) -> str:
     """Images a second: whole ones, below 10 with a decimal."""
-    if not _is_finite(per_second):
+    if not is_number(per_second):
         return "–"
     return f"{per_second:,.0f}" if round(per_second, 1) >= 10 else f"{per_second:.1f}"
 
 
-def duration(seconds: Any) -> str:
+def duration(seconds: object) -> str:
     """Minutes and seconds, `m:ss`, from an hour on `h:mm:ss`."""
-    if not _is_finite(seconds):
+    if not is_number(seconds):
         return "–"
     minutes, s = divmod(round(seconds), 60)
     hours, m = divmod(minutes, 60)
@@ -25,7 +25,13 @@ def count(part: int, whole: int) -> str:
     return f"{whole:,}" if part == whole else f"{part:,} of {whole:,}"
 
 
-def _is_finite(value: Any) -> bool:
+def number(value: object) -> float:
+    """NaN for what is none."""
+    return float(value) if isinstance(value, float) or is_number(value) else math.nan
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a finite number."""
     try:
         return isinstance(value, int | float) and math.isfinite(value)
     except OverflowError:  # JSON's integers have no end

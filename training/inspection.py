@@ -1,9 +1,9 @@
 """What a validation learns about single images and classes: the worst losses, what is taken for what.
 
-`EvalInspection` gathers on the device, batch by batch, without waiting for it; `reduced` joins the ranks and answers a
-plain dict; `write_worst` puts that, with class names and small pictures, into the run's directory:
+`EvalInspection` gathers on the device, batch by batch, without waiting for it; `reduced` joins the ranks and answers an
+`Inspection`; `write_worst` puts that, with class names and small pictures, into the run's directory:
 
-    RUN/worst.json     `reduced`'s dict with names: what `report.html` shows
+    RUN/worst.json     its rows with names: what `report.html` shows
     RUN/worst/*.jpg    the images with the largest losses, the worst first
 """
 
@@ -11,8 +11,8 @@ import io
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +27,55 @@ TOP_PAIRS = TOP_CLASSES = 20
 CONFUSION_CLASSES = 16
 WORST_FOLDER = "worst"
 THUMBNAIL_SIDE = 256
+
+
+@dataclass(frozen=True)
+class WorstImage:
+    """loss: the cross-entropy. probability: of the prediction."""
+
+    sample_id: int
+    loss: float
+    label: int
+    prediction: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class ConfusedPair:
+    """Images of `label` that were taken for another class. share: of the label's images, 0 … 1."""
+
+    label: int
+    prediction: int
+    count: int
+    share: float
+
+
+@dataclass(frozen=True)
+class ClassAccuracy:
+    """Top-1 of a class that has images, a fraction."""
+
+    label: int
+    accuracy: float
+    num_images: int
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """labels: the classes in the most confused pairs, neighbours where they are confused. counts: a row for each label,
+    a column for each prediction."""
+
+    labels: list[int]
+    counts: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The whole validation's, each list with the worst first."""
+
+    worst: list[WorstImage]
+    confused: list[ConfusedPair]
+    lowest: list[ClassAccuracy]
+    confusion: Confusion
 
 
 class EvalInspection:
@@ -68,16 +117,10 @@ class EvalInspection:
     @torch.no_grad()
     def reduced(
         self, sum_over_ranks: Callable[[Tensor], Tensor] = lambda tensor: tensor, *, rank: int = 0, world_size: int = 1
-    ) -> dict[str, Any]:
+    ) -> Inspection:
         """The whole validation's, the same on every rank; all ranks call it. Here the device is waited for.
 
-        `sum_over_ranks` adds up a tensor in place. The keys, each a list of dicts, the worst first; accuracies and
-        shares are fractions:
-
-        - worst: sample_id, loss, label, prediction, probability (of the prediction)
-        - confused: label, prediction, count, share (of the label's images); pairs of different classes
-        - lowest: label, accuracy, num_images; classes that have images
-        - confusion: one dict of labels (the classes in the most confused pairs) and counts (a row each, a column each)
+        `sum_over_ranks` adds up a tensor in place.
         """
         if sum_over_ranks(torch.ones(1, dtype=torch.int64)).item() != world_size:
             raise RuntimeError(f"{world_size} ranks were named, but others are summed over")
@@ -91,60 +134,56 @@ class EvalInspection:
         num_images, correct = totals.cpu().numpy()
         pairs = confusion.cpu().numpy().reshape(-1, self.num_classes)
         confused = _most_confused(pairs, num_images)
-        return {
-            "worst": _worst_rows(values.flatten(1).cpu().numpy(), ids.flatten(1).cpu().numpy(), self._worst),
-            "confused": confused,
-            "lowest": _lowest(num_images, correct),
-            "confusion": _confusion_of(confused, pairs),
-        }
+        return Inspection(
+            worst=_worst_images(values.flatten(1).cpu().numpy(), ids.flatten(1).cpu().numpy(), self._worst),
+            confused=confused,
+            lowest=_lowest(num_images, correct),
+            confusion=_confusion_of(confused, pairs),
+        )
 
 
-def _worst_rows(values: np.ndarray, ids: np.ndarray, worst: int) -> list[dict[str, Any]]:
+def _worst_images(values: np.ndarray, ids: np.ndarray, worst: int) -> list[WorstImage]:
     order = np.lexsort((ids[0], -values[0]))[:worst]
     columns = zip(ids[:, order].T.tolist(), values[:, order].T.tolist(), strict=True)
     return [
-        {"sample_id": sample_id, "loss": loss, "label": label, "prediction": prediction, "probability": probability}
+        WorstImage(sample_id, loss, label, prediction, probability)
         for (sample_id, label, prediction), (loss, probability) in columns
         if loss > -np.inf
     ]
 
 
-def _most_confused(pairs: np.ndarray, num_images: np.ndarray) -> list[dict[str, Any]]:
+def _most_confused(pairs: np.ndarray, num_images: np.ndarray) -> list[ConfusedPair]:
     labels, predictions = np.nonzero(pairs)
     counts = pairs[labels, predictions]
     order = np.lexsort((predictions, labels, -counts, labels == predictions))[:TOP_PAIRS]
     return [
-        {"label": int(y), "prediction": int(p), "count": int(n), "share": int(n) / int(num_images[y])}
+        ConfusedPair(int(y), int(p), int(n), int(n) / int(num_images[y]))
         for y, p, n in zip(labels[order], predictions[order], counts[order], strict=True)
         if y != p
     ]
 
 
-def _lowest(num_images: np.ndarray, correct: np.ndarray) -> list[dict[str, Any]]:
+def _lowest(num_images: np.ndarray, correct: np.ndarray) -> list[ClassAccuracy]:
     (labels,) = np.nonzero(num_images)
     accuracy = correct[labels] / num_images[labels]
     order = np.lexsort((labels, accuracy))[:TOP_CLASSES]
-    return [
-        {"label": int(labels[i]), "accuracy": float(accuracy[i]), "num_images": int(num_images[labels[i]])}
-        for i in order
-    ]
+    return [ClassAccuracy(int(labels[i]), float(accuracy[i]), int(num_images[labels[i]])) for i in order]
 
 
-def _confusion_of(confused: list[dict[str, Any]], pairs: np.ndarray) -> dict[str, Any]:
-    """The rows and columns of the classes in the most confused pairs, neighbours where they are confused."""
-    named = dict.fromkeys(pair[name] for pair in confused for name in ("label", "prediction"))
+def _confusion_of(confused: list[ConfusedPair], pairs: np.ndarray) -> Confusion:
+    named = dict.fromkeys(label for pair in confused for label in (pair.label, pair.prediction))
     labels = list(named)[:CONFUSION_CLASSES]
-    return {"labels": labels, "counts": pairs[np.ix_(labels, labels)].tolist() if labels else []}
+    return Confusion(labels, pairs[np.ix_(labels, labels)].tolist() if labels else [])
 
 
 def write_worst(
     run_dir: Path,
-    found: dict[str, Any],
+    found: Inspection,
     image_bytes: Callable[[int], bytes],
     class_names: Sequence[str],
     sources: Callable[[int], str] = str,
 ) -> list[Path | None]:
-    """Write `RUN/worst.json` and `RUN/worst/*.jpg` from `EvalInspection.reduced`'s dict, over those of before.
+    """Write `RUN/worst.json` and `RUN/worst/*.jpg`, over those of before.
 
     Args:
         image_bytes: sample id → the file as it is in the shard; called for the worst images only. Its ValueError,
@@ -153,28 +192,31 @@ def write_worst(
         sources: sample id → where the image came from, for people.
 
     Returns:
-        the picture of each entry of `found["worst"]`, at most `THUMBNAIL_SIDE` pixels long; None where there is none.
+        the picture of each of `found.worst`, at most `THUMBNAIL_SIDE` pixels long; None where there is none.
     """
     shutil.rmtree(run_dir / WORST_FOLDER, ignore_errors=True)
     (run_dir / WORST_FOLDER).mkdir(parents=True)
-    paths = []
-    for number, row in enumerate(found["worst"]):
-        path = run_dir / WORST_FOLDER / f"{number:02}-{row['sample_id']}.jpg"
-        paths.append(path if _thumbnail(image_bytes, row["sample_id"], path) else None)
-
-    def named(row: dict[str, Any]) -> dict[str, Any]:
-        names = {f"{key}_name": class_names[row[key]] for key in ("label", "prediction") if key in row}
-        return row | names
-
-    worst = [
-        named(row) | {"file": f"{WORST_FOLDER}/{path.name}" if path else None, "source": sources(row["sample_id"])}
-        for row, path in zip(found["worst"], paths, strict=True)
+    paths, worst = [], []
+    for number, row in enumerate(found.worst):
+        path = run_dir / WORST_FOLDER / f"{number:02}-{row.sample_id}.jpg"
+        drawn = _thumbnail(image_bytes, row.sample_id, path)
+        paths.append(path if drawn else None)
+        worst.append({
+            **asdict(row),
+            "loss": row.loss if np.isfinite(row.loss) else None,  # JSON has no infinity
+            "label_name": class_names[row.label],
+            "prediction_name": class_names[row.prediction],
+            "file": f"{WORST_FOLDER}/{path.name}" if drawn else None,
+            "source": sources(row.sample_id),
+        })  # fmt: skip
+    confused = [
+        {**asdict(pair), "label_name": class_names[pair.label], "prediction_name": class_names[pair.prediction]}
+        for pair in found.confused
     ]
-    for row in worst:
-        row["loss"] = row["loss"] if np.isfinite(row["loss"]) else None  # JSON has no infinity
-    tables = {name: [named(row) for row in found[name]] for name in ("confused", "lowest")}
+    lowest = [{**asdict(row), "label_name": class_names[row.label]} for row in found.lowest]
+    tables = {"worst": worst, "confused": confused, "lowest": lowest}
     temporary = run_dir / f".{WORST_FILE}.tmp"
-    temporary.write_text(json.dumps({"worst": worst, **tables}, indent=1, allow_nan=False), encoding="utf-8")
+    temporary.write_text(json.dumps(tables, indent=1, allow_nan=False), encoding="utf-8")
     temporary.replace(run_dir / WORST_FILE)
     return paths
 

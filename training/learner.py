@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -23,7 +23,10 @@ from recipes import FREE_ON_RESUME, Recipe, config
 from shard_tools.class_match import match_classes
 from shards.format import ClassInfo, ShardSet
 from training import checkpoint, distributed, environment
+from training.checkpoint import About, Captured, CheckpointState, DatasetFacts
 from training.distributed import World
+from training.records import Scores
+from training.refusal import first_line
 
 
 class Learner(NamedTuple):
@@ -34,8 +37,13 @@ class Learner(NamedTuple):
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     loss_fn: Loss
-    autocast: AbstractContextManager[Any]
+    autocast: AbstractContextManager[object]
     ema: Ema | None
+
+    @property
+    def nets(self) -> dict[str, nn.Module]:
+        """What is scored: the prefix of its figures (`training.records.Scores`) → the network."""
+        return {"": self.net, "ema_": self.ema.net} if self.ema else {"": self.net}
 
     @property
     def is_compiled(self) -> bool:
@@ -62,7 +70,7 @@ class RunState:
     epoch_digest: int = 0  # of the sample ids of this epoch (`training.digest.sample_digest`)
     best_top1: float = -1.0
     best_images: int = 0  # that it was scored on
-    validation: dict[str, Any] | None = None  # of the net as it is now
+    validation: Scores | None = None  # of the net as it is now
 
     @property
     def is_fitted(self) -> bool:
@@ -80,7 +88,7 @@ class RunState:
         self.step, self.position, self.validation = self.step + 1, position, None
         self.schedule_epoch = self.epoch + position // global_batch_size / steps_per_epoch + ahead
 
-    def validated(self, figures: dict[str, Any]) -> bool:
+    def validated(self, figures: Scores) -> bool:
         """Keep a validation's figures. Returns whether they are the best so far, on as many images."""
         top1, num_images = figures.get("ema_top1", figures["top1"]), figures["num_images"]
         is_best = top1 > self.best_top1 or self.best_images not in (0, num_images)
@@ -183,16 +191,16 @@ def autocast_dtype(recipe: Recipe, device: torch.device) -> torch.dtype | None:
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
 
 
-def autocast_of(recipe: Recipe, device: torch.device) -> AbstractContextManager[Any]:
+def autocast_of(recipe: Recipe, device: torch.device) -> AbstractContextManager[object]:
     """The context in which the network runs; it can be entered again and again."""
     dtype = autocast_dtype(recipe, device)
     return torch.autocast(device.type, dtype=dtype) if dtype else nullcontext()
 
 
-def capture(learner: Learner, at: RunState) -> dict[str, Any]:
+def capture(learner: Learner, state: RunState) -> Captured:
     """What a checkpoint holds of the state that steps change. The tensors are the learner's own, not copies."""
     return {
-        "at": asdict(at),
+        "at": asdict(state),
         "net": learner.net.state_dict(),
         "ema": learner.ema.net.state_dict() if learner.ema else None,
         "optimizer": learner.optimizer.state_dict(),
@@ -200,7 +208,7 @@ def capture(learner: Learner, at: RunState) -> dict[str, Any]:
     }
 
 
-def about(recipe: Recipe, dataset: ShardSet) -> dict[str, Any]:
+def about(recipe: Recipe, dataset: ShardSet) -> About:
     """What a checkpoint holds besides: the same for the whole run, so made once (6 ms for ImageNet's classes)."""
     encode = dataset.made.get("encode")
     return {
@@ -211,32 +219,36 @@ def about(recipe: Recipe, dataset: ShardSet) -> dict[str, Any]:
     }
 
 
-def known_by(dataset: ShardSet) -> dict[str, Any]:
+def known_by(dataset: ShardSet) -> DatasetFacts:
     """What tells a dataset from another, and how many images it has."""
     return {"dataset": dataset.fingerprint, "splits": {name: len(split) for name, split in dataset.splits.items()}}
 
 
-def _difference(state: dict[str, Any], dataset: ShardSet) -> str:
+def _difference(saved: CheckpointState, dataset: ShardSet) -> str:
     """What tells the dataset of a checkpoint from this one."""
     classes = [asdict(c) for c in dataset.classes]
-    if len(state["classes"]) != len(classes):
-        return f"{len(state['classes'])} classes, not the {len(classes)} of {dataset.root}"
-    if state["classes"] != classes:
-        first = next(a["wnid"] for a, b in zip(state["classes"], classes, strict=True) if a != b)
+    if len(saved["classes"]) != len(classes):
+        return f"{len(saved['classes'])} classes, not the {len(classes)} of {dataset.root}"
+    if saved["classes"] != classes:
+        first = next(a["wnid"] for a, b in zip(saved["classes"], classes, strict=True) if a != b)
         return f"other classes than {dataset.root}, {first} among them"
+    splits = saved.get("splits", {})  # earlier checkpoints do not say
     for name, split in dataset.splits.items():
-        if (number := state.get("splits", {}).get(name, len(split))) != len(split):  # earlier checkpoints do not say
+        if (number := splits.get(name, len(split))) != len(split):
             return f"{number:,} images in {name}, not the {len(split):,} of {dataset.root}"
     return f"as many images of the same classes as {dataset.root}, in other shards"
 
 
-def set_state(learner: Learner, state: dict[str, Any]) -> RunState:
+def set_state(learner: Learner, saved: Captured) -> RunState:
     """Put what `capture` gave back into the learner, and answer where the run stood."""
-    for name in ("net", "optimizer", "scaler"):
-        getattr(learner, name).load_state_dict(state[name])
+    learner.net.load_state_dict(saved["net"])
+    learner.optimizer.load_state_dict(saved["optimizer"])
+    learner.scaler.load_state_dict(saved["scaler"])
     if learner.ema:
-        learner.ema.net.load_state_dict(state["ema"])
-    return RunState(**state["at"])
+        if saved["ema"] is None:
+            raise ValueError("it has no averaged weights")
+        learner.ema.net.load_state_dict(saved["ema"])
+    return RunState(**saved["at"])
 
 
 def restore(
@@ -246,36 +258,31 @@ def restore(
 
     Raises ValueError for one of another recipe, network or dataset, with the difference, and where none can be read.
     """
-    path, state = checkpoint.load_newest(list(paths), say)
-    missing = [
-        name for name in ("at", "net", "optimizer", "scaler", "recipe", "dataset", "classes") if name not in state
-    ]
-    if missing:
-        raise ValueError(f"{path}: this checkpoint has no {', '.join(missing)}; give one that train.py wrote")
+    path, saved = checkpoint.load_newest(list(paths), say)
+    checkpoint.require(saved, ("at", "net", "optimizer", "scaler", "recipe", "dataset", "classes"), path)
     again = "undo that, or --resume never"
-    changes = config.diff(config.from_toml(Recipe, state["recipe"], str(path)), recipe)
+    changes = config.diff(config.from_toml(Recipe, saved["recipe"], str(path)), recipe)
     changes = [line for line in changes if line.partition(":")[0] not in FREE_ON_RESUME]
     longer = next((line for line in changes if line.startswith("train.epochs:")), "")
     changes = [line for line in changes if line != longer]
     if changes:
         raise ValueError(f"{path}: made by another recipe ({'; '.join(changes)}); {again}")
-    if state["dataset"] != dataset.fingerprint:
-        other = _difference(state, dataset)
+    if saved["dataset"] != dataset.fingerprint:
+        other = _difference(saved, dataset)
         raise ValueError(f"{path}: made from another dataset ({other}); give that one with --data, or --resume never")
     try:
-        at = set_state(learner, state)
+        state = set_state(learner, saved)
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
-        what = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{path}: does not fit this network ({what}); {again}") from None
-    say(f"resuming from {path}, step {at.step}")
+        raise ValueError(f"{path}: does not fit this network ({first_line(error)}); {again}") from None
+    say(f"resuming from {path}, step {state.step}")
     if longer:
-        say(_other_length(longer, path, recipe, at))
-    return at
+        say(_other_length(longer, path, recipe, state))
+    return state
 
 
-def _other_length(change: str, path: Path, recipe: Recipe, at: RunState) -> str:
+def _other_length(change: str, path: Path, recipe: Recipe, state: RunState) -> str:
     """What it means that the recipe now has another number of epochs. Raises ValueError where they are done already."""
-    epoch, epochs = at.schedule_epoch, recipe.train.epochs
+    epoch, epochs = state.schedule_epoch, recipe.train.epochs
     if epoch >= epochs:
         raise ValueError(f"{path}: has done {epoch:.4g} epochs, and {change}; give more, or --resume never")
     lr = lr_at(epoch, epochs=epochs, base_lr=recipe.optimizer.lr, config=recipe.schedule)
@@ -294,12 +301,12 @@ def start_or_resume(
 
     Raises ValueError too where a rank has read another checkpoint than rank 0, or none.
     """
-    at = restore(paths, recipe, dataset, learner, say) if paths else RunState()
-    steps = distributed.of_all(at.step, world)
+    state = restore(paths, recipe, dataset, learner, say) if paths else RunState()
+    steps = distributed.gather(state.step, world)
     other = next((rank for rank, step in enumerate(steps) if step != steps[0]), None)
     if other is not None:
         raise ValueError(
             f"rank 0 would go on at step {steps[0]}, rank {other} at step {steps[other]}, by the checkpoints that they "
             "can read; see that all nodes have the same run directory, and start again"
         )
-    return at
+    return state

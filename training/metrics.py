@@ -3,13 +3,14 @@
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self, Unpack
 
 import numpy as np
 
-from training.sheet import draw_sheet
+from training.records import Ending, EpochLine, Rates, Scores, StepLine
+from training.sheet import Images, draw_sheet
 from training.trackers import TensorBoard, WeightsAndBiases
 
 METRICS_FILE, WORST_FILE = "metrics.jsonl", "worst.json"
@@ -33,20 +34,30 @@ class MetricsLog:
             if self._file.tell() and not _ends_with_newline(run_dir / METRICS_FILE):
                 self._file.write("\n")  # a killed run's last line: keep it from swallowing the next one
 
-    def step(self, **fields: Any) -> None:
+    def step(self, **line: Unpack[StepLine]) -> None:
         """One training step: what `StepLog.take` gives."""
-        self.write("step", **fields)
-        self._plot("train", fields)
+        self.write("step", **line)
+        self._plot("train", line["step"], line)
 
-    def eval(self, kind: Literal["eval", "test"] = "eval", **fields: Any) -> None:
-        """One validation, or the test split's at the end: step, epoch, position, top1, top5, loss, num_images, and
-        with an average of the weights also ema_top1, ema_top5, ema_loss."""
-        self.write(kind, **fields)
-        self._plot({"eval": "val", "test": "test"}[kind], fields)
+    def epoch(self, **line: Unpack[EpochLine]) -> None:
+        """An epoch's end."""
+        self.write("epoch", **line)
 
-    def images(self, tag: str, images: Any, captions: Sequence[str], step: int) -> None:
+    def eval(
+        self, kind: Literal["eval", "test"] = "eval", *, step: int, epoch: int, position: int, **scores: Unpack[Scores]
+    ) -> None:
+        """One validation, or the test split's at the end."""
+        self.write(kind, step=step, epoch=epoch, position=position, **scores)
+        self._plot("test" if kind == "test" else "val", step, scores)
+
+    def end(self, scores: Scores | None, rates: Rates, ending: Ending, *, epoch: int, step: int, position: int) -> None:
+        """The run's end, with the last validation's scores."""
+        place = {"epoch": epoch, "step": step, "position": position}
+        self.write("end", **{**place, **(scores or {}), **rates, **ending})
+
+    def images(self, tag: str, images: Images, captions: Sequence[str], step: int) -> None:
         """A sheet of images with captions, as `draw_sheet` has them: not a line, but for TensorBoard and W&B."""
-        if self._enabled and len(images):
+        if self._enabled and len(images) > 0:
             self.picture(tag, draw_sheet(images, captions), step)
 
     def picture(self, tag: str, picture: np.ndarray, step: int) -> None:
@@ -54,7 +65,7 @@ class MetricsLog:
         for tracker in self._trackers:
             tracker.image(tag, picture, step)
 
-    def write(self, kind: str, **fields: Any) -> None:
+    def write(self, kind: str, **fields: object) -> None:
         """One line of any kind, on disk when this returns (as far as the operating system is concerned)."""
         if not self._enabled:
             return
@@ -67,13 +78,14 @@ class MetricsLog:
         if self._enabled:
             os.fsync(self._file.fileno())
 
-    def _plot(self, group: str, fields: dict[str, Any]) -> None:
-        plotted = (
-            name for name, value in fields.items() if name not in _NOT_PLOTTED and isinstance(value, int | float)
-        )
-        values = {f"{group}/{name}": fields[name] for name in plotted}
+    def _plot(self, group: str, step: int, fields: Mapping[str, object]) -> None:
+        values = {
+            f"{group}/{name}": value
+            for name, value in fields.items()
+            if name not in _NOT_PLOTTED and isinstance(value, int | float)
+        }
         for tracker in self._trackers:
-            tracker.scalars(values, fields["step"])
+            tracker.scalars(values, step)
 
     def close(self, failed: bool = False) -> None:
         if self._enabled:
@@ -88,7 +100,7 @@ class MetricsLog:
         self.close(failed=kind is not None)
 
 
-def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+def read_metrics(run_dir: Path) -> list[dict[str, object]]:
     """The lines of `RUN/metrics.jsonl`, null as NaN; what has no kind, as where a kill cut it off, is left out.
 
     Raises ValueError, naming the file, where there is none.
@@ -107,7 +119,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _json_value(value: Any) -> Any:
+def _json_value(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 
 from pipeline.batch import Batch
@@ -12,7 +12,7 @@ from pipeline.feed import Feed
 from pipeline.holes import NO_SAMPLE
 from pipeline.reader import ShardReader, open_reader
 from shards.format import ShardSet, Split
-from training.inspection import write_worst
+from training.inspection import Inspection, write_worst
 from training.metrics import MetricsLog
 from training.sheet import draw_confusion
 
@@ -30,7 +30,7 @@ def show_first(
             images = (batch.images[:count].float().cpu() * std + mean).round().clamp(0, 255).to(torch.uint8)
             split = dataset.split(config.train_split)
             captions = [caption(dataset, split, i) for i in batch.sample_ids[:count].tolist()]
-            metrics.images("train/augmented", images, captions, step)
+            metrics.images("train/augmented", images.permute(0, 2, 3, 1).numpy(), captions, step)
         yield batch
 
 
@@ -40,9 +40,7 @@ def caption(dataset: ShardSet, split: Split, sample_id: int) -> str:
     return f"{dataset.classes[int(split.samples[sample_id]['label'])].name}\n{sample_id}"
 
 
-def show_worst(
-    run_dir: Path, metrics: MetricsLog, dataset: ShardSet, feed: Feed, seen: dict[str, Any], step: int
-) -> None:
+def show_worst(run_dir: Path, metrics: MetricsLog, dataset: ShardSet, feed: Feed, seen: Inspection, step: int) -> None:
     """The worst losses and the confused classes of a validation, into the run's directory and the log.
 
     Of shards at a URL that the cache does not hold there are no pictures, only the entries.
@@ -53,12 +51,14 @@ def show_worst(
     def image_bytes(sample_id: int) -> bytes:
         if not isinstance(reader, ShardReader):
             raise ValueError("not in the cache")
-        return bytes(reader.views(torch.tensor([sample_id]).numpy())[0])
+        return bytes(reader.views(np.array([sample_id]))[0])
 
     paths = write_worst(run_dir, seen, image_bytes, names, split.source_name)
     reader.close()
-    shown = [(path, row) for path, row in zip(paths, seen["worst"], strict=True) if path]
-    captions = [f"{names[row['label']]}\n→ {names[row['prediction']]} {row['loss']:.2f}" for _, row in shown]
+    shown = [(path, row) for path, row in zip(paths, seen.worst, strict=True) if path]
+    captions = [f"{names[row.label]}\n→ {names[row.prediction]} {row.loss:.2f}" for _, row in shown]
     metrics.images("val/worst", [path for path, _ in shown], captions, step)
-    if len(seen["confusion"]["labels"]) > 1:
-        metrics.picture("val/confused", draw_confusion(seen["confusion"], names), step)
+    confusion = seen.confusion
+    if len(confusion.labels) > 1:
+        picture = draw_confusion(confusion.counts, [names[label] for label in confusion.labels])
+        metrics.picture("val/confused", picture, step)

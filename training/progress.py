@@ -3,13 +3,14 @@
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
 
 from training.figures import duration, rate
+from training.records import StepLine
 
 T = TypeVar("T")
 LINE_EVERY_S = 5.0
@@ -55,7 +56,7 @@ class Progress:
             self._live = None
 
     def update(
-        self, line: dict[str, Any], *, total_steps: int, remaining_s: float | None = None, schedule: float | None = None
+        self, line: StepLine, *, total_steps: int, remaining_s: float | None = None, schedule: float | None = None
     ) -> None:
         """Show the figures of a step, as `StepLog.take` gives them. `remaining_s` is to the end of all. `schedule`: the
         fraction of the schedule that is done, where that is fitted to a time; `total_steps` is then an estimate, and

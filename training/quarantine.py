@@ -1,23 +1,30 @@
 """`RUN/quarantine.jsonl`: the samples a run has taken out, one JSON object a line, read again when it resumes."""
 
 import json
+import os
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from pipeline.holes import BadSample
 
 QUARANTINE_FILE = "quarantine.jsonl"
 
 
-def append(run_dir: Path, fields: dict[str, Any]) -> None:
-    """Add one sample; `fields` has `sample_id` and `epoch`. One write, so that ranks can share the file."""
+def append(run_dir: Path, bad: BadSample) -> None:
+    """Add one sample. One write, so that ranks can share the file."""
     with (run_dir / QUARANTINE_FILE).open("a", encoding="utf-8", errors="surrogateescape") as file:
         before = "\n" if _is_cut(run_dir) else ""
-        file.write(f"{before}{json.dumps(fields)}\n")
+        file.write(f"{before}{json.dumps(asdict(bad))}\n")
 
 
 def _is_cut(run_dir: Path) -> bool:
     """Whether the last line was not written to its end: a full disk, a power cut."""
     with (run_dir / QUARANTINE_FILE).open("rb") as file:
-        return bool(file.seek(0, 2)) and (file.seek(-1, 2), file.read(1))[1] != b"\n"
+        if file.seek(0, os.SEEK_END) == 0:
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
 
 
 class Record(NamedTuple):

@@ -1,4 +1,4 @@
-"""What is wrong at the start of a run, which every rank finds: one line, from rank 0."""
+"""What is wrong, told in one line; at the start of a run, where every rank finds it, by rank 0."""
 
 import os
 import signal
@@ -6,7 +6,8 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import IO
 
 import click
 
@@ -16,7 +17,7 @@ RANK_0_SPEAKS_S = 30.0  # by then its launcher has ended the other ranks, where 
 class Refused(click.ClickException):
     """What is wrong at the start, which every rank finds: rank 0 tells it."""
 
-    def show(self, file: Any = None) -> None:
+    def show(self, file: IO[str] | None = None) -> None:
         let_rank_0_speak()
         super().show(file)
 
@@ -37,3 +38,21 @@ def refusing() -> Iterator[None]:
         raise Refused(str(error)) from None
     except OSError as error:
         raise Refused(f"{error.filename}: {error.strerror or error}") from None
+
+
+@contextmanager
+def told_in_a_line(path: Path) -> Iterator[None]:
+    """Turns what is wrong in a command into one line; `path` stands for the file that an OSError does not name."""
+    try:
+        yield
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+    except OSError as error:
+        raise click.ClickException(f"{error.filename or path}: {error.strerror or error}") from None
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,17 +1,17 @@
 """What a run says of its figures, and of its end."""
 
 from pathlib import Path
-from typing import Any
 
 from training import checkpoint
-from training.distributed import World
-from training.ending import ending, how_it_ended
+from training.ending import how_it_ended
 from training.figures import rate
 from training.learner import RunState
+from training.records import Ending, Rates, Scores
+from training.setup import Setup
 from training.step_log import StepLog
 
 
-def described(figures: dict[str, Any]) -> str:
+def described(figures: Scores) -> str:
     """A validation's figures in a line, with the number of images, and of how many where that is a choice."""
     ema = f", of the average {figures['ema_top1']:.4f}" if "ema_top1" in figures else ""
     num_images = figures["num_images"]
@@ -20,43 +20,40 @@ def described(figures: dict[str, Any]) -> str:
     return f"top-1 {figures['top1']:.4f}{ema}, loss {figures['loss']:.3f} on {images}"
 
 
-def end_of(
-    at: RunState, steps: StepLog, *, num_images: int, num_train: int, total_steps: int, epochs: int, seconds: float
-) -> dict[str, Any]:
-    """The fields of `metrics.jsonl`'s "end": the last validation's, this process's rates, and what ended the run.
-
-    `num_images` were trained on in these `seconds`, of which there are `num_train` in an epoch; the recipe has
-    `total_steps` in so many `epochs`.
-    """
-    rates = {"seconds": seconds}
-    if steps.total_s:  # else it made no step
-        rates |= {"images_per_s": num_images / steps.total_s, "data_wait": steps.total_wait_s / steps.total_s}
-    how = ending(step=at.step, total_steps=total_steps, epochs=epochs, schedule_epoch=at.schedule_epoch,
-                 data_epochs=at.epoch + at.position / num_train)  # fmt: skip
-    return {"epoch": at.epoch, "step": at.step, "position": at.position} | (at.validation or {}) | rates | how
+def rates_of(steps: StepLog, num_images: int, seconds: float) -> Rates:
+    """Of this command, which took `seconds` and has trained on `num_images`."""
+    if not steps.total_s:  # it made no step
+        return {"seconds": seconds}
+    return {
+        "seconds": seconds,
+        "images_per_s": num_images / steps.total_s,
+        "data_wait": steps.total_wait_s / steps.total_s,
+    }
 
 
-def nothing_left(at: RunState, epochs: int) -> str:
+def nothing_left(state: RunState, epochs: int) -> str:
     """What to say of a run that is resumed where it ended."""
-    more = "--set train.epochs=N" if at.schedule_epoch >= epochs else "a larger --max-steps"
-    figures = f"{described(at.validation)}\n" if at.validation else ""
-    return f"{figures}nothing is left to do, step {at.step} is the last; {more} goes on from there"
+    more = "--set train.epochs=N" if state.schedule_epoch >= epochs else "a larger --max-steps"
+    figures = f"{described(state.validation)}\n" if state.validation else ""
+    return f"{figures}nothing is left to do, step {state.step} is the last; {more} goes on from there"
 
 
-def summary(end: dict[str, Any], *, world: World, run_dir: Path, report: Path) -> str:
-    """The lines at the end of a run. `end`: the fields of `metrics.jsonl`'s "end"."""
-    last = checkpoint.last_path(run_dir)
-    shared = "; decoding shares the cores, too" if world.device.type == "cpu" else ""
-    rates = ""
-    if "images_per_s" in end:
-        rates = (
-            f"images/s          {rate(end['images_per_s'])} in training, {world.world_size} rank(s), "
-            f"{end['seconds']:.0f} s in all\n"
-            f"waiting for data  {end['data_wait']:.1%} of the training time{shared}\n"
-        )
-    return (
-        f"{described(end) if 'top1' in end else 'no validation (data.val_split is none)'}\n"
-        f"{how_it_ended(end)}\n{rates}"
-        f"checkpoint        {last if last.exists() else 'none: no step was made'}\n"
-        f"report            {report}"
-    )
+def summary(setup: Setup, state: RunState, rates: Rates, how: Ending, report: Path) -> str:
+    """The lines at the end of a run."""
+    last, world = checkpoint.last_path(setup.claim.run_dir), setup.world
+    lines = [
+        described(state.validation) if state.validation else "no validation (data.val_split is none)",
+        how_it_ended({"step": state.step, **how}),
+    ]
+    if "images_per_s" in rates:
+        shared = "; decoding shares the cores, too" if world.device.type == "cpu" else ""
+        lines += [
+            f"images/s          {rate(rates['images_per_s'])} in training, {world.world_size} rank(s), "
+            f"{rates['seconds']:.0f} s in all",
+            f"waiting for data  {rates['data_wait']:.1%} of the training time{shared}",
+        ]
+    lines += [
+        f"checkpoint        {last if last.exists() else 'none: no step was made'}",
+        f"report            {report}",
+    ]
+    return "\n".join(lines)

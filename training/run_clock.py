@@ -3,7 +3,7 @@
 import time
 
 from training.budget import Budget, Remaining
-from training.distributed import World, of_main
+from training.distributed import World, from_rank_0
 from training.learner import RunState
 
 
@@ -19,24 +19,24 @@ class RunClock:
 
     def elapsed_s(self) -> float:
         elapsed = self._before_s + self.command_s()
-        return of_main(elapsed, self._world) if self.budget.is_limited else elapsed
+        return from_rank_0(elapsed, self._world) if self.budget.is_limited else elapsed
 
     def command_s(self) -> float:
         """Of this command, by this rank's clock."""
         return time.perf_counter() - self._began
 
-    def trained(self, at: RunState, steps: int, asked_for: int) -> Remaining:
+    def trained(self, state: RunState, steps: int, asked_for: int) -> Remaining:
         """`steps` more are done, `asked_for` are under way: the pace from here, and what is left."""
         now = self.elapsed_s()
-        self.budget.trained(at, steps, now, asked_for=asked_for)
-        at.pace = self.budget.pace(at, now)
-        return self.budget.remaining(at, now)
+        self.budget.trained(state, steps, now, asked_for=asked_for)
+        state.pace = self.budget.pace(state, now)
+        return self.budget.remaining(state, now)
 
-    def validated(self, at: RunState, since_s: float) -> None:
+    def validated(self, state: RunState, since_s: float) -> None:
         """A validation is done that began when `elapsed_s` was `since_s`."""
         now = self.elapsed_s()
         self.budget.validated(now - since_s, now)
-        at.pace = self.budget.pace(at, now)
+        state.pace = self.budget.pace(state, now)
 
-    def affords_validation(self, at: RunState) -> bool:
-        return self.budget.affords_validation(at, self.elapsed_s())
+    def affords_validation(self, state: RunState) -> bool:
+        return self.budget.affords_validation(state, self.elapsed_s())

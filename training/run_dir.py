@@ -13,7 +13,10 @@ import socket
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import TYPE_CHECKING, BinaryIO, Self
+
+if TYPE_CHECKING:
+    from training.checkpoint import DatasetFacts
 
 CONFIG_FILE = "config.toml"
 DEFAULTS_FILE = "defaults.toml"  # for the report, which marks what differs
@@ -196,11 +199,11 @@ class Claim:
         temporary.replace(path)
 
 
-def notes(config_toml: str, defaults_toml: str, dataset: dict[str, Any]) -> dict[str, str]:
+def notes(config_toml: str, defaults_toml: str, dataset: "DatasetFacts") -> dict[str, str]:
     """The files that tell of a run's settings, environment, and `dataset` (what tells it): name → text."""
     from training import environment  # here: it takes torch
 
-    facts = json.dumps(environment.describe() | dataset, indent=1) + "\n"
+    facts = json.dumps({**environment.describe(), **dataset}, indent=1) + "\n"
     return {CONFIG_FILE: config_toml, DEFAULTS_FILE: defaults_toml, ENVIRONMENT_FILE: facts}
 
 
@@ -213,7 +216,10 @@ def _overwrite(stream: BinaryIO, content: bytes) -> None:
 
 def _clear(folder: Path) -> None:
     for path in folder.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _remove_empty(folder: Path) -> None:

@@ -1,7 +1,6 @@
 """A run's figures as they come: an interval of steps at a time into `metrics.jsonl` and onto the terminal."""
 
 import math
-from typing import Any
 
 from torch import nn
 
@@ -10,6 +9,7 @@ from training.failure import Failure
 from training.learner import RunState
 from training.metrics import MetricsLog
 from training.progress import Progress
+from training.records import StepLine
 from training.run_clock import RunClock
 from training.step import Step
 from training.step_log import StepLog
@@ -29,42 +29,42 @@ class RunLog:
         self._steps, self._metrics, self._progress, self._failure = steps, metrics, progress, failure
         self._clock, self._data, self._net, self._epochs = clock, data, net, epochs
 
-    def start(self, at: RunState) -> None:
+    def start(self, state: RunState) -> None:
         """Before the steps of an epoch, or of what is left of it: the state is good as it is."""
-        self._steps.restart(global_batch_size=self._data.global_batch_size, epoch_digest=at.epoch_digest)
+        self._steps.restart(global_batch_size=self._data.global_batch_size, epoch_digest=state.epoch_digest)
         self._failure.all_is_well()
 
-    def add(self, at: RunState, step: Step, lr: float) -> None:
-        """The step that has brought the run to `at`."""
-        self._steps.add(step=at.step - 1, epoch=at.epoch, position=at.position, loss=step.loss, lr=lr,
+    def add(self, state: RunState, step: Step, lr: float) -> None:
+        """The step that has brought the run to `state`."""
+        self._steps.add(step=state.step - 1, epoch=state.epoch, position=state.position, loss=step.loss, lr=lr,
                         sample_ids=step.sample_ids, grad_norm=step.grad_norm)  # fmt: skip
 
-    def is_due(self, at: RunState) -> bool:
-        return self._steps.is_full or self._clock.budget.is_due(at.step)
+    def is_due(self, state: RunState) -> bool:
+        return self._steps.is_full or self._clock.budget.is_due(state.step)
 
-    def flush(self, at: RunState, wait: bool = True) -> None:
+    def flush(self, state: RunState, wait: bool = True) -> None:
         """End the interval of steps and write it: now, or without `wait` on a GPU once the next one ends."""
-        self._write(at, self._steps.take())
-        if len(self._steps):
+        self._write(state, self._steps.take())
+        if self._steps.num_steps:
             self._steps.close()
-            at.epoch_digest = self._steps.epoch_digest
+            state.epoch_digest = self._steps.epoch_digest
             self._failure.keep(self._net)
         if wait or not self._steps.is_deferred:
-            self._write(at, self._steps.take())
+            self._write(state, self._steps.take())
 
-    def _write(self, at: RunState, lines: list[dict[str, Any]]) -> None:
+    def _write(self, state: RunState, lines: list[StepLine]) -> None:
         if not lines:
             return
         for line in lines:
             self._metrics.step(**line)
             if not math.isfinite(line["loss"]):
-                raise self._failed(at, f"the loss is {line['loss']}", line)
+                raise self._failed(state, f"the loss is {line['loss']}", line)
         if not self._failure.is_well():
-            raise self._failed(at, "its weights are not finite", lines[-1])
+            raise self._failed(state, "its weights are not finite", lines[-1])
         last = lines[-1]
-        remaining = self._clock.trained(at, len(lines), asked_for=at.step - last["step"] - 1)
-        self._progress.update(last, total_steps=at.step + remaining.steps, remaining_s=remaining.seconds,
-                              schedule=at.schedule_epoch / self._epochs if at.is_fitted else None)  # fmt: skip
+        remaining = self._clock.trained(state, len(lines), asked_for=state.step - last["step"] - 1)
+        self._progress.update(last, total_steps=state.step + remaining.steps, remaining_s=remaining.seconds,
+                              schedule=state.schedule_epoch / self._epochs if state.is_fitted else None)  # fmt: skip
 
-    def _failed(self, at: RunState, why: str, line: dict[str, Any]) -> ValueError:
-        return self._failure.ended(self._data, why, step=line["step"], epoch=at.epoch, end=line["position"])
+    def _failed(self, state: RunState, why: str, line: StepLine) -> ValueError:
+        return self._failure.error(self._data.feed, why, step=line["step"], epoch=state.epoch, end=line["position"])

@@ -2,20 +2,25 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageFont
 
 MARGIN = 6
 CAPTION_LINES = 2
 
+Images = np.ndarray | Sequence[np.ndarray | Path]
 
-def draw_sheet(images: Any, captions: Sequence[str], *, columns: int = 8, cell: int = 160) -> np.ndarray:
+
+def draw_sheet(images: Images, captions: Sequence[str], *, columns: int = 8, cell: int = 160) -> np.ndarray:
     """A grid of images, each with its caption below, on white.
 
     Args:
-        images: uint8; an array or tensor (N, H, W, 3) or (N, 3, H, W), or a sequence of arrays (H, W, 3) of any sizes
-            and of JPEG or PNG files. Each is scaled to fit a square of `cell` pixels.
+        images: uint8 RGB; an array (N, H, W, 3), or a sequence of arrays (H, W, 3) of any sizes and of JPEG or PNG
+            files. Each is scaled to fit a square of `cell` pixels.
         captions: one an image; a line break begins the second and last line, what is too long ends with "…".
 
     Raises ValueError where there are no images, or not as many captions, or images that are not uint8 RGB.
@@ -36,24 +41,20 @@ def draw_sheet(images: Any, captions: Sequence[str], *, columns: int = 8, cell: 
     draw = ImageDraw.Draw(sheet)
     for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
         scale = cell / max(picture.size)
-        size = tuple(max(round(side * scale), 1) for side in picture.size)
+        width, length = (max(round(side * scale), 1) for side in picture.size)
         x, y = MARGIN + i % columns * (cell + MARGIN), MARGIN + i // columns * height
-        sheet.paste(picture.resize(size), (x + (cell - size[0]) // 2, y + (cell - size[1]) // 2))
+        sheet.paste(picture.resize((width, length)), (x + (cell - width) // 2, y + (cell - length) // 2))
         for line, text in enumerate(caption.split("\n")[:CAPTION_LINES]):
             draw.text((x, y + cell + 1 + line * line_height), _fitted(text, font, cell), fill="black", font=font)
     return np.asarray(sheet)
 
 
-def _pictures(images: Any) -> list[Any]:
+def _pictures(images: Images) -> "list[Image.Image]":
     from PIL import Image
 
-    if hasattr(images, "detach"):
-        images = images.detach().cpu().numpy()
-    if isinstance(images, np.ndarray) and images.ndim == 4 and images.shape[1] == 3 and images.shape[3] != 3:
-        images = images.transpose(0, 2, 3, 1)
     pictures = []
     for image in images:
-        if isinstance(image, str | Path):
+        if isinstance(image, Path):
             with Image.open(image) as opened:
                 pictures.append(opened.convert("RGB"))
             continue
@@ -63,7 +64,7 @@ def _pictures(images: Any) -> list[Any]:
     return pictures
 
 
-def _fitted(text: str, font: Any, width: int) -> str:
+def _fitted(text: str, font: "ImageFont.FreeTypeFont", width: int) -> str:
     """As much of the text as `width` pixels hold."""
     if font.getlength(text) <= width:
         return text
@@ -72,8 +73,8 @@ def _fitted(text: str, font: Any, width: int) -> str:
     return text + "…"
 
 
-def draw_confusion(confusion: dict[str, Any], class_names: Sequence[str]) -> np.ndarray:
-    """`EvalInspection.reduced`'s "confusion" as a picture: rows are labels, columns predictions, cells counts.
+def draw_confusion(counts: Sequence[Sequence[int]], class_names: Sequence[str]) -> np.ndarray:
+    """A matrix of confused classes as a picture: a row for each label, a column for each prediction, cells are counts.
 
     Colours show the off-diagonal counts; what is right is not coloured, or it would drown the rest.
     """
@@ -81,21 +82,21 @@ def draw_confusion(confusion: dict[str, Any], class_names: Sequence[str]) -> np.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    labels, counts = confusion["labels"], np.array(confusion["counts"])
-    names = [_short(class_names[label]) for label in labels]
-    wrong = np.where(np.eye(len(labels), dtype=bool), 0, counts)
+    matrix, names = np.array(counts), [_short(name) for name in class_names]
+    wrong = np.where(np.eye(len(names), dtype=bool), 0, matrix)
     with rc_context({"text.parse_math": False}):  # a dollar sign in a name is a dollar sign
-        figure = Figure(figsize=(3.2 + 0.42 * len(labels), 2.6 + 0.42 * len(labels)), dpi=100, layout="constrained")
+        side = 0.42 * len(names)
+        figure = Figure(figsize=(3.2 + side, 2.6 + side), dpi=100, layout="constrained")
         canvas = FigureCanvasAgg(figure)
         ax = figure.subplots()
         ax.imshow(wrong, cmap="Oranges", vmin=0, vmax=max(1, wrong.max()))
-        for y, x in np.ndindex(*counts.shape):
-            if counts[y, x]:
+        for y, x in np.ndindex(*matrix.shape):
+            if matrix[y, x]:
                 dark = wrong[y, x] > 0.6 * wrong.max()
                 colour = "white" if dark else "black"
-                ax.text(x, y, str(counts[y, x]), ha="center", va="center", fontsize=8, color=colour)
-        ax.set_xticks(range(len(labels)), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
-        ax.set_yticks(range(len(labels)), names, fontsize=8)
+                ax.text(x, y, str(matrix[y, x]), ha="center", va="center", fontsize=8, color=colour)
+        ax.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+        ax.set_yticks(range(len(names)), names, fontsize=8)
         ax.set_xlabel("prediction")
         ax.set_ylabel("label")
         canvas.draw()

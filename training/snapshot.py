@@ -1,15 +1,17 @@
 """Copies of a run's state: what a checkpoint writes while training goes on, and what a failed step is replayed from."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from training.clock import Mark
 
+T = TypeVar("T")  # a nest of dicts, lists and tuples that holds tensors
 
-def _each_tensor(state: Any, change: Callable[[Tensor], Tensor]) -> Any:
+
+def _each_tensor(state: object, change: Callable[[Tensor], Tensor]) -> object:
     """The same nest of dicts, lists and tuples with its tensors changed."""
     match state:
         case Tensor():
@@ -21,15 +23,15 @@ def _each_tensor(state: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return state
 
 
-def snapshot(state: Any) -> Any:
+def snapshot(state: T) -> T:
     """A copy of nested dicts, lists and tuples in which every tensor is a clone on its own device.
 
     On a GPU this copies within the device, in the order of its stream, and waits for nothing.
     """
-    return _each_tensor(state, torch.clone)
+    return cast(T, _each_tensor(state, torch.clone))
 
 
-def to_cpu(state: Any) -> Any:
+def to_cpu(state: T) -> T:
     """The same nest with its tensors in the CPU's memory; those that are there already are not copied.
 
     From a GPU the copies go to pinned memory, in the order of the current stream, and are not waited for: they are
@@ -41,13 +43,13 @@ def to_cpu(state: Any) -> Any:
             return tensor
         return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
 
-    return _each_tensor(state, moved)
+    return cast(T, _each_tensor(state, moved))
 
 
-def at_rest(state: Any, ready: Mark) -> Any:
+def at_rest(state: T, ready: Mark) -> T:
     """`to_cpu`, waited for. On a GPU over a stream of its own, which does not hold up the one that trains.
 
-    Any thread may call this. `ready`: from when on the tensors may be read, a mark of their device.
+    Every thread may call this. `ready`: from when on the tensors may be read, a mark of their device.
     """
     if isinstance(ready, float):
         return to_cpu(state)

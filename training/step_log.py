@@ -1,27 +1,38 @@
-"""Losses and times of consecutive steps, without a synchronisation per step → one dict a step, an interval at a time.
+"""Losses and times of consecutive steps, without a synchronisation per step → one line a step, an interval at a time.
 
-`close` ends an interval: what is on the device starts its way to the CPU. `take` gives the interval's dicts, and waits
+`close` ends an interval: what is on the device starts its way to the CPU. `take` gives the interval's lines, and waits
 for them. On a GPU that is best one interval later: what waits for nothing leaves the GPU no gap.
 """
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from training.clock import Mark, mark, seconds, wait_for
 from training.digest import INT63, sample_digest
+from training.records import StepLine
 
 T = TypeVar("T")
 
 
-class _Interval(NamedTuple):
-    """Closed steps, and what was noted of them; `values` (2, n) is on its way to the CPU until `end` has come."""
+class _Step(NamedTuple):
+    """What is known of a step on the CPU. is_clipped: it has a gradient norm."""
 
-    steps: list[dict[str, Any]]
+    step: int
+    epoch: int
+    position: int
+    lr: float
+    is_clipped: bool
+
+
+class _Interval(NamedTuple):
+    """Closed steps, and what was noted of them; `values` (2, n), losses and gradient norms, is on its way to the CPU
+    until `end` has come."""
+
+    steps: list[_Step]
     values: Tensor
     digests: list[int]
     waits: list[tuple[Mark, Mark]]
@@ -50,7 +61,7 @@ class StepLog:
         """`capacity`: the most steps of an interval. `sum_over_ranks` adds up a tensor in place."""
         self._values = torch.zeros(2, capacity, dtype=torch.float32, device=device)  # losses, gradient norms
         self._digests = torch.zeros(capacity, dtype=torch.int64)
-        self._steps: list[dict[str, Any]] = []
+        self._steps: list[_Step] = []
         self._waits: list[tuple[Mark, Mark]] = []
         self._closed: deque[_Interval] = deque()
         self._device, self._world_size, self._sum_over_ranks = device, world_size, sum_over_ranks
@@ -96,14 +107,15 @@ class StepLog:
     ) -> None:
         """Note one step: `loss`, this rank's scalar on the device, `sample_ids`, what it was made from, and where it is
         known `grad_norm`, the gradient's 2-norm, the same scalar on each rank."""
-        number, fields = len(self._steps), {"step": step, "epoch": epoch, "position": position, "loss": math.nan}
+        number = len(self._steps)
         self._values[0, number].copy_(loss.detach())
         if grad_norm is not None:
             self._values[1, number].copy_(grad_norm.detach())
         self._digests[number] = sum(sample_digest(ids.numpy()) for ids in sample_ids) & INT63
-        self._steps.append(fields | {"lr": lr} | ({} if grad_norm is None else {"grad_norm": math.nan}))
+        self._steps.append(_Step(step, epoch, position, lr, is_clipped=grad_norm is not None))
 
-    def __len__(self) -> int:
+    @property
+    def num_steps(self) -> int:
         """Steps since the last `close`."""
         return len(self._steps)
 
@@ -132,36 +144,28 @@ class StepLog:
         self._closed.append(interval)
         self._steps, self._waits, self._begin = [], [], end
 
-    def take(self) -> list[dict[str, Any]]:
-        """One dict for each step of the oldest interval that is closed and not taken; empty where there is none.
-
-        Keys: step, epoch, position, loss, lr, grad_norm (where it was taken), images_per_s, data_wait, gpu_memory_gb
-        (on a GPU), samples.
-
-        loss: the mean over ranks; NaN and infinities stay. images_per_s: of all ranks, over the interval. data_wait:
-        the fraction of the interval, 0 … 1, that this rank waited for data. gpu_memory_gb: the most that torch had
-        allocated on this rank's GPU so far, in 10^9 bytes. samples: `sample_digest` of all ranks' samples, in
-        hexadecimal: two steps that saw the same samples, on any number of ranks, have the same one.
-        """
+    def take(self) -> list[StepLine]:
+        """A line for each step of the oldest interval that is closed and not taken; empty where there is none."""
         if not self._closed:
             return []
-        steps, values, digests, waits, begin, end, global_batch_size = self._closed.popleft()
-        wait_for(end)
-        elapsed_s, wait_s = seconds(begin, end), sum(seconds(*wait) for wait in waits)
+        interval = self._closed.popleft()
+        wait_for(interval.end)
+        elapsed_s = seconds(interval.begin, interval.end)
+        wait_s = sum(seconds(*wait) for wait in interval.waits)
         self.total_s += elapsed_s
         self.total_wait_s += wait_s
         rates = {
-            "images_per_s": len(steps) * global_batch_size / elapsed_s,
+            "images_per_s": len(interval.steps) * interval.global_batch_size / elapsed_s,
             "data_wait": min(wait_s / elapsed_s, 1.0),
         }
         if self._device.type == "cuda":
             rates["gpu_memory_gb"] = torch.cuda.max_memory_allocated(self._device) / 1e9
-        losses, norms = values.tolist()
-        return [
-            fields
-            | {"loss": loss / self._world_size}
-            | ({"grad_norm": norm} if "grad_norm" in fields else {})
-            | rates
-            | {"samples": f"{digest & INT63:016x}"}
-            for fields, loss, norm, digest in zip(steps, losses, norms, digests, strict=True)
-        ]
+        losses, norms = interval.values.tolist()
+        lines = []
+        for noted, loss, norm, digest in zip(interval.steps, losses, norms, interval.digests, strict=True):
+            line: dict[str, object] = {"step": noted.step, "epoch": noted.epoch, "position": noted.position}
+            line |= {"loss": loss / self._world_size, "lr": noted.lr}
+            if noted.is_clipped:
+                line["grad_norm"] = norm
+            lines.append(cast(StepLine, line | rates | {"samples": f"{digest & INT63:016x}"}))
+        return lines

@@ -9,10 +9,13 @@ import tomllib
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class TensorBoard:
@@ -20,11 +23,11 @@ class TensorBoard:
 
     def __init__(self, run_dir: Path) -> None:
         self._folder = run_dir / "tensorboard"
-        self._writer: Any = None
+        self._writer: SummaryWriter | None = None
         self._failed = False
 
     def scalars(self, values: dict[str, float], step: int) -> None:
-        def write(writer: Any) -> None:
+        def write(writer: "SummaryWriter") -> None:
             for tag, value in values.items():
                 writer.add_scalar(tag, value, step)
 
@@ -37,7 +40,7 @@ class TensorBoard:
         if self._writer is not None:
             self._write(lambda writer: writer.close(), 0)
 
-    def _write(self, write: Callable[[Any], None], step: int) -> None:
+    def _write(self, write: "Callable[[SummaryWriter], None]", step: int) -> None:
         if self._failed:
             return
         try:
@@ -47,7 +50,7 @@ class TensorBoard:
             reason = getattr(error, "strerror", None) or str(error)
             click.echo(f"{self._folder}: {reason}; no more curves from here on, metrics.jsonl has them", err=True)
 
-    def _opened(self, step: int) -> Any:
+    def _opened(self, step: int) -> "SummaryWriter":
         if self._writer is None:
             _say_nothing_of_tensorboards_thread()
             # Here and not above: the other ranks, --help and the report need no TensorBoard.

@@ -1,87 +1,82 @@
 """The scores of a run: its validations, and the test split at its end."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Any
-
-from torch import nn
 
 from pipeline.batch import Batch, Loader
-from recipes import Recipe
-from shards.format import ShardSet
 from training import distributed
 from training.data import eval_loader
-from training.distributed import World
 from training.evaluate import evaluate
 from training.failure import SMALLER, out_of_memory
-from training.learner import RunState
+from training.inspection import Inspection
+from training.learner import Learner, RunState
 from training.metrics import MetricsLog
 from training.pictures import show_worst
 from training.progress import Progress
+from training.records import Scores
 from training.results import described
 from training.saver import Saver
-from training.watchdog import Watchdog
+from training.setup import Setup
 
 
 class Validation:
-    """Scores the networks of a run, and writes what comes of it.
-
-    nets: as `evaluate` takes them. loader: of the validation split, or None where there is none. at_most: images of a
-    split that are scored, 0 for all.
-    """
+    """Scores the networks of a run, and writes what comes of it. loader: of the validation split, or None where there
+    is none."""
 
     def __init__(
-        self, nets: dict[str, nn.Module], loader: Loader | None, recipe: Recipe, dataset: ShardSet, world: World,
-        autocast: AbstractContextManager[Any], metrics: MetricsLog, progress: Progress, watch: Watchdog, saver: Saver,
-        at_most: int,
+        self, setup: Setup, learner: Learner, loader: Loader | None, metrics: MetricsLog, progress: Progress,
+        saver: Saver,
     ) -> None:  # fmt: skip
-        self.loader, self._nets, self._recipe, self._dataset, self._world = loader, nets, recipe, dataset, world
-        self._autocast, self._metrics, self._progress, self._watch = autocast, metrics, progress, watch
-        self._saver, self._at_most = saver, at_most
-        self._seen: dict[str, Any] = {}
+        self.loader = loader
+        self._setup, self._learner, self._metrics, self._progress = setup, learner, metrics, progress
+        self._saver = saver
+        self._seen: Inspection | None = None
 
-    def is_missing(self, at: RunState) -> bool:
+    def is_missing(self, state: RunState) -> bool:
         """Whether there is a validation split, and the state as it is was not scored on it."""
-        return self.loader is not None and not at.is_validated_on(self.loader.feed.num_samples)
+        return self.loader is not None and not state.is_validated_on(self.loader.feed.num_samples)
 
-    def validate(self, at: RunState) -> bool:
+    def validate(self, state: RunState) -> bool:
         """Score the validation split; a checkpoint of this step is there already. Returns whether these are the best
         figures so far. Raises Interrupted where the run is asked to stop."""
         assert self.loader is not None
-        self._watch.at("validation", at.step)
-        distributed.broadcast_buffers(self._nets.values())
-        figures, self._seen = self._score(self.loader, "validation", at)
-        self._metrics.eval(step=at.step, epoch=at.epoch, position=at.position, **figures)
-        self._progress.print(f"step {at.step}: {described(figures)}")
-        return at.validated(figures)
+        self._setup.watch.begin("validation", state.step)
+        distributed.broadcast_buffers(self._learner.nets.values())
+        figures, self._seen = self._score(self.loader, "validation", state)
+        self._metrics.eval(step=state.step, epoch=state.epoch, position=state.position, **figures)
+        self._progress.print(f"step {state.step}: {described(figures)}")
+        return state.validated(figures)
 
-    def show(self, at: RunState, run_dir: Path) -> None:
+    def show(self, state: RunState) -> None:
         """Pictures of what the last validation got wrong."""
         assert self.loader is not None
-        if self._world.is_main:
-            show_worst(run_dir, self._metrics, self._dataset, self.loader.feed, self._seen, at.step)
+        assert self._seen is not None
+        if self._setup.world.is_main:
+            run_dir, feed = self._setup.claim.run_dir, self.loader.feed
+            show_worst(run_dir, self._metrics, self._setup.dataset, feed, self._seen, state.step)
 
-    def test(self, at: RunState) -> None:
+    def test(self, state: RunState) -> None:
         """Score the test split, this once. Raises as `validate`."""
-        split = self._recipe.data.test_split
-        loader = eval_loader(self._recipe, self._dataset, self._world, split, at_most=self._at_most)
-        figures, _ = self._score(loader, "test split", at)
+        setup = self._setup
+        loader = eval_loader(setup.recipe, setup.dataset, setup.world, setup.recipe.data.test_split,
+                             at_most=setup.max_val_images)  # fmt: skip
+        figures, _ = self._score(loader, "test split", state)
         loader.close()
-        self._metrics.eval(kind="test", step=at.step, epoch=at.epoch, position=at.position, **figures)
+        self._metrics.eval(kind="test", step=state.step, epoch=state.epoch, position=state.position, **figures)
         self._progress.print(f"test split: {described(figures)}")
 
-    def _score(self, loader: Loader, stage: str, at: RunState) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _score(self, loader: Loader, stage: str, state: RunState) -> tuple[Scores, Inspection]:
+        setup, learner = self._setup, self._learner
+
         def watched(batches: Iterator[Batch]) -> Iterator[Batch]:
-            return self._progress.each(self._watch.each(batches, stage), stage, loader.feed)
+            return self._progress.each(setup.watch.each(batches, stage), stage, loader.feed)
 
         try:
             with out_of_memory():
-                scored = evaluate(self._nets, loader, self._world.device, self._autocast,
-                                  num_classes=len(self._dataset.classes), flip=self._recipe.train.val_flip,
-                                  should_stop=self._saver.stop.agreed, watched=watched)  # fmt: skip
+                scored = evaluate(learner.nets, loader, setup.world.device, learner.autocast,
+                                  num_classes=len(setup.dataset.classes), flip=setup.recipe.train.val_flip,
+                                  should_stop=setup.stop.agreed, watched=watched)  # fmt: skip
         except MemoryError as error:
-            raise ValueError(f"step {at.step}, {stage}: out of memory ({error}); {SMALLER}") from None
+            raise ValueError(f"step {state.step}, {stage}: out of memory ({error}); {SMALLER}") from None
         if scored is None:
             raise self._saver.interrupted()
         return scored

@@ -1,7 +1,7 @@
 """Ends a run that hangs, with one line that says which rank hangs, in which step and in what.
 
-The main thread of each rank marks what it does (`at`, `each`); a thread looks whether the marks move. A rank that hangs
-makes all others wait for it in a collective, so the ranks tell each other how far they are
+The main thread of each rank marks what it does (`begin`, `each`); a thread looks whether the marks move. A rank that
+hangs makes all others wait for it in a collective, so the ranks tell each other how far they are
 (`training.distributed.Notices`), and the one that is behind is named by all.
 
 A rank that waits for data while they come, however slowly, does not hang, nor do those that wait for it: a dataset's
@@ -47,7 +47,7 @@ class Mark(NamedTuple):
 
 
 class Watchdog:
-    """A context manager around a run. `at` costs less than a microsecond and waits for nothing."""
+    """A context manager around a run. `begin` costs less than a microsecond and waits for nothing."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Watchdog:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
-    def at(self, stage: str, step: int | None = None) -> None:
+    def begin(self, stage: str, step: int | None = None) -> None:
         """This rank now does `stage`, in `step` (the last one named, where it is None)."""
         last = self._mark
         self._mark = Mark(last.stages + 1, 0, last.step if step is None else step, stage, time.monotonic())
@@ -85,7 +85,7 @@ class Watchdog:
             try:
                 batch = next(iterator)
             except StopIteration:
-                self.at(f"{stage}, waiting for other ranks")
+                self.begin(f"{stage}, waiting for other ranks")
                 return
             self._in(f"{stage}{_COMPILING}" if number < compiling else stage)
             yield batch
@@ -109,7 +109,10 @@ class Watchdog:
             self._post()
             mark = self._mark
             still_s = time.monotonic() - max(mark.since, patient_since)
-            if still_s >= self._timeout_s + COMPILING_S * mark.stage.endswith(_COMPILING):
+            limit_s = self._timeout_s
+            if mark.stage.endswith(_COMPILING):
+                limit_s += COMPILING_S
+            if still_s >= limit_s:
                 before, now = self._two_looks()
                 if self._mark is not mark:  # it has moved after all
                     continue

@@ -107,7 +107,7 @@ def model_of(timings: Timings, setup: Setup) -> Model:
     world, names = setup.world, {stage: timings.reading if stage == "read" else stage for stage in STAGES}
     there = {stage: name for stage, name in names.items() if name in timings.samples}
     costs = {stage: Cost(1 / timings.rate(name), timings.cpu_s[name]) for stage, name in there.items()}
-    cores = distributed.of_main(environment.cores_allowed() or 1, world) * world.world_size / world.local_world_size
+    cores = distributed.from_rank_0(environment.cores_allowed() or 1, world) * world.world_size / world.local_world_size
     return Model(costs, cores, world.device.type == "cuda", 1 / timings.rate("train"))
 
 

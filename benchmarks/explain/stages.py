@@ -105,7 +105,7 @@ class CpuTimed:
 def measure(setup: Setup, seconds: float, repeats: int) -> Timings:
     """Time all stages: reading from the disk first, while no shard is open, then the others in turn."""
     world, split = setup.world, setup.dataset.split(setup.recipe.data.train_split)
-    fits = bool(distributed.of_main(float(reading.fits_in_memory(split)), world))
+    fits = bool(distributed.from_rank_0(float(reading.fits_in_memory(split)), world))
     timed, samples = list[CpuTimed](), dict[str, list[Sample]]()
     if not split.url:
         timed.append(CpuTimed(reading.FromDisk(setup), world))

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
+from typing import cast
 
 from benchmarks import explain
 from benchmarks.gpu.data import ROOT, originals, small_set
@@ -35,11 +37,14 @@ def of_sets(*sets: str) -> list[str]:
     return [part for value in sets for part in ("--set", value)]
 
 
-def train(options: list[str], standalone: bool = False) -> None:
-    """train.py in this process. standalone: ends it."""
-    from commands import command_line
-
-    command_line.main(options, prog_name="train.py", standalone_mode=standalone)
+def train(options: list[str]) -> None:
+    """`python train.py OPTIONS` in this process, which has imported torch already. Raises SystemExit where it fails."""
+    sys.argv = [str(ROOT / "train.py"), *options]
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            raise
 
 
 def resumed(job: Job, loader: str) -> None:
@@ -67,7 +72,7 @@ def resumed(job: Job, loader: str) -> None:
 def run(options: list[str], run_dir: Path, num_steps: int = 0, number: int = 0) -> None:
     """train.py in a process of the stage's group, its output in the stage's log, to its end; or until the second epoch
     has `num_steps` in the metrics, when it gets signal `number`. Raises RuntimeError where it ends in another way."""
-    process = FORK.Process(target=train, args=(options, True))
+    process = FORK.Process(target=train, args=(options,))
     process.start()
     while number and process.is_alive():
         if sum(line["epoch"] == 1 for line in lines(run_dir, "step")) >= num_steps:
@@ -81,7 +86,9 @@ def run(options: list[str], run_dir: Path, num_steps: int = 0, number: int = 0) 
 
 def lines(run_dir: Path, kind: str) -> list[dict[str, float]]:
     """The lines of metrics.jsonl of a kind, none before it is there; only their numbers are asked for."""
-    return [one for one in read_metrics(run_dir) if one["kind"] == kind] if (run_dir / METRICS_FILE).exists() else []
+    if not (run_dir / METRICS_FILE).exists():
+        return []
+    return cast(list[dict[str, float]], [line for line in read_metrics(run_dir) if line["kind"] == kind])
 
 
 def difference(run_dir: Path, other: Path) -> float:

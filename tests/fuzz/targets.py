@@ -18,7 +18,7 @@ import click
 import numpy as np
 from click.testing import CliRunner
 
-from commands import command_line
+import train
 from pipeline.augment import AugmentConfig
 from pipeline.config import DataConfig
 from pipeline.feed import Feed
@@ -253,8 +253,8 @@ def run_command(folder: Path) -> None:
 
 def damaged_training_arguments(rng: Random, data: bytes) -> bytes:
     """The same for train.py and its sub-commands."""
-    name = rng.choice(("", "", *command_line.main.commands))
-    declared = command_line.main.get_command(click.Context(command_line.main), name) if name else command_line.main
+    name = rng.choice(("", "", *train.main.commands))
+    declared = train.main.get_command(click.Context(train.main), name) if name else train.main
     assert declared is not None
     words = [name] * bool(name) + arguments_of(rng, declared)
     if not name and rng.random() < 0.5:
@@ -270,8 +270,8 @@ def damaged_training_arguments(rng: Random, data: bytes) -> bytes:
 def run_training_command(folder: Path) -> None:
     """Everything up to the training itself, and to the run directory, for which git is asked."""
     words = (folder / "arguments").read_bytes().decode("utf-8", "surrogateescape").split("\0")
-    with mock.patch("train.train"), mock.patch("training.start.ensure_demo"):
-        command(command_line.main, *words)
+    with mock.patch("training.run.build_run", return_value=None), mock.patch("training.start.ensure_demo"):
+        command(train.main, *words)
 
 
 def overrides() -> Files:

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from commands import command_line
+import train
 from pipeline.reader import ShardReader
 from recipes import Recipe, config
 from shard_tools.__main__ import main as shard_tools
@@ -420,6 +420,6 @@ def test_lines_of_a_run(line: bytes, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["eval", "export", "replay"])
 def test_a_name_that_no_file_system_takes(name: str, tmp_path: Path) -> None:
     words = [name, "x" * 300, *([str(tmp_path / "x.pt")] if name == "export" else [])]
-    result = CliRunner().invoke(command_line.main, words)
+    result = CliRunner().invoke(train.main, words)
     assert isinstance(result.exception, SystemExit), result.exception
     assert "name too long" in result.output

@@ -42,11 +42,11 @@ def train_steps(accumulation: int, compiled: bool) -> dict[str, torch.Tensor]:
     from recipes import OptimizerConfig, Recipe, TrainConfig
 
     OWN_NETWORKS["plain"] = lambda num_classes: Plain()
-    import train
     from model.config import EmaConfig
     from pipeline.batch import Batch
     from training import distributed
     from training.learner import build_learner
+    from training.step import train_step
 
     recipe = Recipe(
         model=ModelConfig(name="plain", compile=compiled),
@@ -61,7 +61,7 @@ def train_steps(accumulation: int, compiled: bool) -> dict[str, torch.Tensor]:
     for step in range(STEPS):
         images, labels = (tensor.chunk(parts)[world.rank :: world.world_size] for tensor in batch(step))
         batches = (Batch(i, y, torch.zeros(len(y))) for i, y in zip(images, labels, strict=True))
-        train.train_step(learner, batches, recipe.train)
+        train_step(learner, batches, recipe.train)
         assert learner.ema
         learner.ema.update(learner.net, step)
     state = learner.net.state_dict() | {f"ema.{k}": v for k, v in learner.ema.net.state_dict().items()}

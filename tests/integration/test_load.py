@@ -7,7 +7,7 @@ import pytest
 import torch
 from checkpoints import CLASSES, opinionated, recipe_of, write_checkpoint
 
-from commands.load import load_network
+from commands.trained_network import load_network
 from recipes import config
 from training import checkpoint
 
@@ -92,7 +92,7 @@ def test_probabilities_are_those_of_the_loss(tmp_path: Path, loss: str, expected
 
 
 def test_every_loss_has_its_probabilities() -> None:
-    from commands.load import ACTIVATIONS
+    from commands.trained_network import ACTIVATIONS
     from model.losses import LOSSES
 
     assert set(ACTIVATIONS) == set(LOSSES)

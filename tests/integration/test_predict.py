@@ -19,9 +19,9 @@ from torchvision.transforms import v2
 import commands.image_files
 import shard_tools.encode
 from commands.image_files import decode_chunks, find_images, read_chunks
-from commands.load import load_network
 from commands.options import predict_command as command
 from commands.predict import Prediction, _least_width, _table, predict
+from commands.trained_network import load_network
 from pipeline.feed import Feed
 from pipeline.loader import DaliLoader
 from recipes import Recipe

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from commands import command_line
+import train
 from tests.integration.test_train import ROOT, by_step, run
 
 REFUSED: dict[str, tuple[list[str], str]] = {
@@ -56,19 +56,19 @@ def test_without_a_recipe_a_run_goes_on_with_its_own_settings(
     """Its data have moved, too; the loss is another's where other settings were taken."""
     run_dir = Path(shutil.copytree(one_step, tmp_path / "run"))
     bare = ["--run-dir", str(run_dir), "--data", str(dataset_copy), "--device", "cpu", "--max-steps", "2"]
-    result = CliRunner().invoke(command_line.main, bare)
+    result = CliRunner().invoke(train.main, bare)
     assert result.exit_code == 0, result.output
     assert f"no --recipe: the run's own settings, {run_dir}/config.toml" in result.output
     assert "recipe run" not in result.output  # a directory's name is no recipe's
     assert "resuming from" in result.output
     assert len(by_step(run_dir, "loss")) == 2
-    changed = CliRunner().invoke(command_line.main, [*bare, "--set", "optimizer.lr=0.7"])
+    changed = CliRunner().invoke(train.main, [*bare, "--set", "optimizer.lr=0.7"])
     assert changed.exit_code == 1
     assert "optimizer.lr: 0.2 → 0.7" in changed.output
     # --resume says whose: here a checkpoint of another run, which stays as it is
     other = tmp_path / "other"
     again = ["--run-dir", str(other), "--resume", str(run_dir / "checkpoints/last.pt"), *bare[2:-1], "3"]
-    result = CliRunner().invoke(command_line.main, again)
+    result = CliRunner().invoke(train.main, again)
     assert result.exit_code == 0, result.output
     assert list(by_step(other, "loss")) == [2]
     assert len(by_step(run_dir, "loss")) == 2
@@ -78,11 +78,11 @@ def test_a_run_without_its_settings_wants_a_recipe(one_step: Path, tmp_path: Pat
     """What is left after a copy of checkpoints alone, or a full disk."""
     run_dir = Path(shutil.copytree(one_step, tmp_path / "run"))
     (run_dir / "config.toml").write_text("[train")
-    broken = CliRunner().invoke(command_line.main, ["--run-dir", str(run_dir)])
+    broken = CliRunner().invoke(train.main, ["--run-dir", str(run_dir)])
     assert f"{run_dir}/config.toml: not a TOML file" in broken.output
     assert broken.output.endswith("; give --recipe\n")
     (run_dir / "config.toml").unlink()
-    lost = CliRunner().invoke(command_line.main, ["--run-dir", str(run_dir)])
+    lost = CliRunner().invoke(train.main, ["--run-dir", str(run_dir)])
     assert f"{run_dir}: has checkpoints and no config.toml, which would be taken: give --recipe" in lost.output
     assert broken.exit_code == lost.exit_code == 1
 

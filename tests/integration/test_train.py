@@ -17,7 +17,6 @@ import torch
 from click.testing import CliRunner, Result
 
 import train
-from commands import command_line
 from commands.audit import audit
 from shard_tools.writer import PackOptions, pack
 from shards.format import ShardSet
@@ -41,7 +40,7 @@ def arguments(data: Path, run_dir: Path, *more: str, **overrides: Any) -> list[s
 
 def run(data: Path, run_dir: Path, *more: str, **overrides: Any) -> Result:
     """A run in this process."""
-    return CliRunner().invoke(command_line.main, arguments(data, run_dir, *more, **overrides))
+    return CliRunner().invoke(train.main, arguments(data, run_dir, *more, **overrides))
 
 
 def start(data: Path, run_dir: Path, *more: str, ranks: int = 1, **overrides: Any) -> subprocess.Popen[str]:
@@ -178,7 +177,7 @@ def test_a_choice_of_validation_images_is_the_same_on_any_number_of_ranks(datase
         (line,) = lines(tmp_path / name, "eval")
         assert (line["num_images"], line["split_images"]) == (CHOSEN, NUM_VAL)
     scored = CliRunner().invoke(
-        command_line.main, ["eval", str(tmp_path / "one"), "--max-val-images", str(CHOSEN), "--json", "--device", "cpu"]
+        train.main, ["eval", str(tmp_path / "one"), "--max-val-images", str(CHOSEN), "--json", "--device", "cpu"]
     )
     assert scored.exit_code == 0, scored.output
     figures = json.loads(scored.output)
@@ -209,10 +208,10 @@ def test_training_without_a_validation_split(whole: Path, dataset_dir: Path, tmp
     assert not (tmp_path / "run/checkpoints/best.pt").exists()
     assert (tmp_path / "run/report.html").is_file()
     score = ["eval", str(tmp_path / "run"), "--device", "cpu"]
-    refused = CliRunner().invoke(command_line.main, score)
+    refused = CliRunner().invoke(train.main, score)
     assert refused.exit_code == 1
     assert "--split" in refused.output
-    assert CliRunner().invoke(command_line.main, [*score, "--split", "val"]).exit_code == 0
+    assert CliRunner().invoke(train.main, [*score, "--split", "val"]).exit_code == 0
 
 
 def test_accumulation_sees_the_same_samples(whole: Path, dataset_dir: Path, tmp_path: Path) -> None:
@@ -366,6 +365,6 @@ def test_bad_input_gets_one_clear_line(case: str, dataset_dir: Path, tmp_path: P
 @pytest.mark.parametrize("words", [["predict", "run", "images"], ["export", "run", "net.pt"], ["replay", "step.pt"]])
 def test_what_runs_in_one_process_refuses_torchrun(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    result = CliRunner().invoke(command_line.main, words)
+    result = CliRunner().invoke(train.main, words)
     assert result.exit_code == 1
     assert result.output == f"Error: {words[0]} runs in one process; start it without torchrun\n"

@@ -17,8 +17,7 @@ from checkpoints import write_checkpoint
 from click.testing import CliRunner
 
 import train
-from commands import command_line
-from commands.load import load_network
+from commands.trained_network import load_network
 from model.config import EmaConfig
 from model.ema import Ema
 from recipes import Recipe
@@ -225,7 +224,7 @@ def test_a_failed_step_that_is_seen_late_is_replayed_from_before_it(
         made.append(len(made))
         return step._replace(loss=step.loss * math.nan) if made[-1] == 3 else step
 
-    monkeypatch.setattr(train, "train_step", broken)
+    monkeypatch.setattr("training.step.train_step", broken)
     result = run(dataset_dir, tmp_path / "run", train__log_every=2)
     assert result.exit_code == 1
     assert "step 3 (epoch 0" in result.output
@@ -250,7 +249,7 @@ def test_weights_that_are_no_numbers_are_seen_late_too(
             next(learner.net.parameters()).data[0] = math.inf
         return found
 
-    monkeypatch.setattr(train, "train_step", broken)
+    monkeypatch.setattr("training.step.train_step", broken)
     result = run(dataset_dir, tmp_path / "run", train__log_every=2)
     assert result.exit_code == 1
     assert "step 3" in result.output
@@ -263,7 +262,7 @@ def test_replay_feeds_exactly_the_failed_batch(failed: tuple[Path, str]) -> None
     run_dir, _ = failed
     file = next(run_dir.glob("failed-step-*.pt"))
     step = checkpoint.load(file)["failed"]["step"]
-    result = CliRunner().invoke(command_line.main, ["replay", str(file), "--device", "cpu"])
+    result = CliRunner().invoke(train.main, ["replay", str(file), "--device", "cpu"])
     assert result.exit_code == 0, result.output
     assert "the failed step's 12 samples, in its order" in result.output
     losses = {}
@@ -284,9 +283,7 @@ def test_replay_of_a_run_on_two_ranks_with_mixing(dataset_dir: Path, tmp_path: P
     assert process.returncode != 0
     assert output.count("Error: step") == 2, "each rank says so, and none hangs"
     assert 'Traceback (most recent call last):\n  File "/' not in output.split("torch.distributed")[0]
-    result = CliRunner().invoke(
-        command_line.main, ["replay", str(next(run_dir.glob("failed-*.pt"))), "--device", "cpu"]
-    )
+    result = CliRunner().invoke(train.main, ["replay", str(next(run_dir.glob("failed-*.pt"))), "--device", "cpu"])
     assert result.exit_code == 0, result.output
     assert "the failed step's 12 samples, in its order" in result.output
     first = next(line for line in result.output.splitlines() if line.startswith("step 0: loss"))
@@ -301,7 +298,7 @@ def test_replay_of_a_run_on_two_ranks_with_mixing(dataset_dir: Path, tmp_path: P
 )  # fmt: skip
 def test_replay_of_another_file_is_one_line(make: Any, expected: str, dataset_dir: Path, tmp_path: Path) -> None:
     assert run(dataset_dir, tmp_path / "run", "--max-steps", "1").exit_code == 0
-    result = CliRunner().invoke(command_line.main, ["replay", str(make(tmp_path / "run"))])
+    result = CliRunner().invoke(train.main, ["replay", str(make(tmp_path / "run"))])
     assert result.exit_code == 1
     assert expected in result.output
     assert len(result.output.splitlines()) == 1
@@ -332,8 +329,8 @@ def test_ranks_stay_together_whenever_they_started_and_whatever_they_score(datas
     """Where they do not, one validates or ends while the other trains. Of two images one rank has both."""
     program = tmp_path / "late.py"
     program.write_text(
-        f"import os, sys, time\nsys.path.insert(0, {str(ROOT)!r})\nimport train\n"
-        "from commands.command_line import main\nmain(obj=time.perf_counter() - 7 * int(os.environ['RANK']))\n"
+        f"import os, sys, time\nsys.path.insert(0, {str(ROOT)!r})\nimport train, training.run\n"
+        "train.main(obj=time.perf_counter() - 7 * int(os.environ['RANK']))\n"
     )
     words = arguments(
         dataset_dir, tmp_path / "run", "--max-minutes", "0.35", "--max-val-images", "2", train__epochs=1000
@@ -381,31 +378,27 @@ def test_eval_repeats_the_runs_own_figures(dataset_dir: Path, tmp_path: Path) ->
     expected = lines(tmp_path / "run", "eval")[-1]
     for weights, prefix in (("raw", ""), ("ema", "ema_")):
         last = str(tmp_path / "run/checkpoints/last.pt")
-        result = CliRunner().invoke(
-            command_line.main, ["eval", last, "--weights", weights, "--json", "--device", "cpu"]
-        )
+        result = CliRunner().invoke(train.main, ["eval", last, "--weights", weights, "--json", "--device", "cpu"])
         assert result.exit_code == 0, result.output
         figures = json.loads(result.output)
         assert figures["top1"] == expected[f"{prefix}top1"]
         assert figures["loss"] == pytest.approx(expected[f"{prefix}loss"], rel=1e-5)
         assert figures["num_images"] == NUM_VAL
-    larger = CliRunner().invoke(
-        command_line.main, ["eval", str(tmp_path / "run"), "--image-size", "48", "--device", "cpu"]
-    )
+    larger = CliRunner().invoke(train.main, ["eval", str(tmp_path / "run"), "--image-size", "48", "--device", "cpu"])
     assert larger.exit_code == 0, larger.output
 
 
 def test_a_run_repeats_from_the_config_that_it_saved(dataset_dir: Path, tmp_path: Path) -> None:
     assert run(dataset_dir, tmp_path / "a", "--max-steps", "3").exit_code == 0
     again = ["--recipe", str(tmp_path / "a/config.toml"), "--run-dir", str(tmp_path / "b"), "--max-steps", "3"]
-    result = CliRunner().invoke(command_line.main, [*again, "--device", "cpu"])
+    result = CliRunner().invoke(train.main, [*again, "--device", "cpu"])
     assert result.exit_code == 0, result.output
     assert by_step(tmp_path / "b", "loss") == by_step(tmp_path / "a", "loss")
 
 
 def test_show_config_prints_what_a_run_would_save(dataset_dir: Path, tmp_path: Path) -> None:
     given = arguments(dataset_dir, tmp_path / "run")
-    result = CliRunner().invoke(command_line.main, [*given, "--show-config"])
+    result = CliRunner().invoke(train.main, [*given, "--show-config"])
     assert result.exit_code == 0
     assert tomllib.loads(result.output)["train"]["global_batch_size"] == 12
     assert not (tmp_path / "run").exists()

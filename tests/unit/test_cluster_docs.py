@@ -13,13 +13,13 @@ import click
 import pytest
 import yaml
 
-from commands import command_line
+import train
 from recipes import Recipe, recipe_file
 from recipes.config import load_config
 
 DOCS = Path(__file__).parents[2] / "docs"
 SCRIPTS = sorted((DOCS / "cluster").glob("*.sh"))
-OPTIONS = {name for param in command_line.main.params if isinstance(param, click.Option) for name in param.opts}
+OPTIONS = {name for param in train.main.params if isinstance(param, click.Option) for name in param.opts}
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 import bench
-from commands import command_line
+import train
 from shard_tools import __main__ as shard_tools_main
 from shard_tools import folders, terminal
 from shards.cache import Cache, cache_root
@@ -98,7 +98,7 @@ def test_every_program_looks_first(monkeypatch: pytest.MonkeyPatch) -> None:
     def command() -> None:
         assert looked
 
-    for program in (command, command_line.main, bench.main, shard_tools_main.main):
+    for program in (command, train.main, bench.main, shard_tools_main.main):
         looked.clear()
         assert CliRunner().invoke(program, ["--help"]).exit_code == 0
         assert looked

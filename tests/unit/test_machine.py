@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from commands import command_line
+import train
 from pipeline.config import ONLY_SPEED
 from recipes import Recipe, config, machine
 from training.learner import FREE_ON_RESUME
@@ -96,14 +96,14 @@ def test_it_can_hold_only_what_leaves_the_result_alone() -> None:
 def test_train_takes_it(recipe_file: Path) -> None:
     written("threads = 7\nread_ahead = 9\n")
     arguments = ["--recipe", str(recipe_file), "--set", "data.read_ahead=8", "--show-config"]
-    shown = CliRunner().invoke(command_line.main, arguments)
+    shown = CliRunner().invoke(train.main, arguments)
     assert shown.exit_code == 0, shown.output
     assert "\nthreads = 7\n" in shown.output
     assert "\nread_ahead = 8\n" in shown.output
-    without = CliRunner().invoke(command_line.main, [*arguments, "--no-machine-config"])
+    without = CliRunner().invoke(train.main, [*arguments, "--no-machine-config"])
     assert "\nthreads = 1\n" in without.output
     written("order = 'block'\n")
-    wrong = CliRunner().invoke(command_line.main, arguments)
+    wrong = CliRunner().invoke(train.main, arguments)
     assert wrong.exit_code == 1
     assert wrong.output.startswith("Error: machine.toml: data.order")
 
@@ -114,6 +114,6 @@ def test_train_says_what_it_took(recipe_file: Path, dataset_dir: Path) -> None:
              "train.global_batch_size=8", "data.loader=reference", "optimizer.name=sgd"]  # fmt: skip
     sets = [word for setting in small for word in ("--set", setting)]
     arguments = ["--recipe", str(recipe_file), "--data", str(dataset_dir), "--device", "cpu", "--max-steps", "0"]
-    done = CliRunner().invoke(command_line.main, [*arguments, *sets, "--run-dir", "run"])
+    done = CliRunner().invoke(train.main, [*arguments, *sets, "--run-dir", "run"])
     assert done.exit_code == 0, done.output
     assert "\nmachine.toml: data.threads=1, data.prefetch=1\n" in done.output

@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner
 from timm.scheduler import CosineLRScheduler
 
-from commands import command_line
+import train
 from model.networks import build_model
 from model.schedule import lr_at
 from pipeline.augment import AugmentConfig
@@ -398,7 +398,7 @@ def test_synonyms_of_sections_are_of_a_section_and_no_section(section: str) -> N
     ],
 )
 def test_options_of_other_trainers(option: str, meant: str) -> None:
-    result = CliRunner().invoke(command_line.main, [option])
+    result = CliRunner().invoke(train.main, [option])
     assert result.exit_code == 2
     assert meant in result.stderr.splitlines()[-1]
 
@@ -406,7 +406,7 @@ def test_options_of_other_trainers(option: str, meant: str) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_what_show_config_prints_is_the_recipe_with_every_key(name: str, tmp_path: Path) -> None:
     file = tmp_path / "shown.toml"
-    shown = CliRunner().invoke(command_line.main, ["--recipe", name, "--show-config", "--no-machine-config"])
+    shown = CliRunner().invoke(train.main, ["--recipe", name, "--show-config", "--no-machine-config"])
     assert shown.exit_code == 0
     file.write_text(shown.stdout, encoding="utf-8")
     assert load_config(Recipe, file) == _recipe(name)

@@ -34,7 +34,7 @@ def test_a_world_of_one_has_no_process_group() -> None:
     assert distributed.wrap(model, world) == (model, model)
     with pytest.raises(ValueError, match="sync_batch_norm needs GPUs"):
         distributed.wrap(model, world, sync_batch_norm=True)
-    assert distributed.of_main(2.5, world) == 2.5
+    assert distributed.from_rank_0(2.5, world) == 2.5
     assert distributed.sum_tensor(tensor) is tensor
     assert tensor.tolist() == [1, 1]
     assert distributed.union({3, 1}, world) == {1, 3}
@@ -150,7 +150,7 @@ def _two_ranks(rank: int, port: int, out: Path) -> None:
     result: dict = {"sum": distributed.sum_tensor(torch.tensor([rank + 1, 10]))}
     result["union"] = sorted(distributed.union({7, 2**40} if rank == 0 else {7, 0, 5}, world))
 
-    result["of_main"] = distributed.of_main(rank + 0.5, world)
+    result["from_rank_0"] = distributed.from_rank_0(rank + 0.5, world)
 
     _, model = distributed.wrap(_network(), world, static_graph=True)
     images, labels = torch.load(out / "batch.pt", weights_only=True)
@@ -195,7 +195,7 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     loss = nn.functional.cross_entropy(model(images), labels)
     loss.backward()
     for result in (first, second):
-        assert result["of_main"] == 0.5
+        assert result["from_rank_0"] == 0.5
         assert result["sum"].tolist() == [3, 20]
         assert result["union"] == [0, 5, 7, 2**40]
         torch.testing.assert_close(result["grads"], [p.grad for p in model.parameters()])

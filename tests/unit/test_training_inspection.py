@@ -4,6 +4,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,15 @@ from PIL import Image
 from torch import Tensor
 
 from training import inspection
-from training.inspection import EvalInspection, write_worst
+from training.inspection import (
+    ClassAccuracy,
+    ConfusedPair,
+    Confusion,
+    EvalInspection,
+    Inspection,
+    WorstImage,
+    write_worst,
+)
 
 CPU = torch.device("cpu")
 
@@ -52,15 +61,16 @@ def _by_hand(logits: np.ndarray, labels: np.ndarray, ids: np.ndarray, worst: int
     }
 
 
-def _same(found: dict, expected: dict) -> None:
+def _same(found: Inspection, expected: dict) -> None:
     for name in ("worst", "confused", "lowest"):
-        assert len(found[name]) == len(expected[name])
-        for row, values in zip(found[name], expected[name], strict=True):
-            assert list(row.values()) == pytest.approx(values, rel=1e-5)
-    labels = found["confusion"]["labels"]
+        rows = getattr(found, name)
+        assert len(rows) == len(expected[name])
+        for row, values in zip(rows, expected[name], strict=True):
+            assert astuple(row) == pytest.approx(values, rel=1e-5)
+    labels = found.confusion.labels
     first_16 = list(dict.fromkeys(c for a, b, *_ in expected["confused"] for c in (a, b)))[:16]
     assert labels == first_16
-    assert found["confusion"]["counts"] == [[expected["pairs"][(a, b)] for b in labels] for a in labels]
+    assert found.confusion.counts == [[expected["pairs"][(a, b)] for b in labels] for a in labels]
 
 
 @pytest.mark.parametrize(("num", "num_classes", "worst"), [(1000, 10, 16), (60, 40, 5), (9, 3, 16), (2000, 100, 1)])
@@ -72,10 +82,6 @@ def test_it_agrees_with_a_count_by_hand(num: int, num_classes: int, worst: int) 
     _same(result, _by_hand(*scores, worst))
     found.reduced(lambda tensor: tensor if tensor.numel() == 1 else tensor.zero_())
     assert found.reduced() == result  # asking changes nothing, and a reduction may do what it likes to its tensors
-    names = ["sample_id", "loss", "label", "prediction", "probability"]
-    assert [list(row) for row in result["worst"]] == [names] * len(result["worst"])
-    assert list(result["confused"][0]) == ["label", "prediction", "count", "share"]
-    assert list(result["lowest"][0]) == ["label", "accuracy", "num_images"]
 
 
 def test_ranks_together_find_what_one_finds() -> None:
@@ -123,12 +129,12 @@ def test_it_works_under_inference_mode_and_is_asked_outside() -> None:
 
 def test_a_loss_that_is_no_number_is_the_worst_and_nothing_seen_gives_nothing() -> None:
     found = EvalInspection(3, CPU, 2)
-    assert found.reduced() == {"worst": [], "confused": [], "lowest": [], "confusion": {"labels": [], "counts": []}}
+    assert found.reduced() == Inspection([], [], [], Confusion([], []))
     logits = torch.tensor([[9.0, 0.0, 0.0], [torch.nan, 0.0, 0.0], [0.0, 2.0, 0.0]])
     found.add(logits, torch.tensor([1, 2, 1]), torch.tensor([5, 6, 7]))
-    worst = found.reduced()["worst"]
-    assert [(row["sample_id"], row["loss"]) for row in worst] == [(6, np.inf), (5, pytest.approx(9.0, abs=1e-3))]
-    assert all(np.isfinite(row["probability"]) for row in worst)
+    worst = found.reduced().worst
+    assert [(row.sample_id, row.loss) for row in worst] == [(6, np.inf), (5, pytest.approx(9.0, abs=1e-3))]
+    assert all(np.isfinite(row.probability) for row in worst)
 
 
 def test_too_many_classes_have_accuracies_but_no_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,9 +143,9 @@ def test_too_many_classes_have_accuracies_but_no_pairs(monkeypatch: pytest.Monke
     found = EvalInspection(10, CPU, 4)
     _fill(found, *scores)
     result, expected = found.reduced(), _by_hand(*scores, 4)
-    assert result["confused"] == []
-    assert result["confusion"] == {"labels": [], "counts": []}
-    assert [tuple(row.values()) for row in result["lowest"]] == expected["lowest"]
+    assert result.confused == []
+    assert result.confusion == Confusion([], [])
+    assert [astuple(row) for row in result.lowest] == expected["lowest"]
 
 
 def _jpeg(width: int, height: int, mode: str = "RGB") -> bytes:
@@ -156,13 +162,9 @@ def test_the_worst_images_are_small_pictures_with_names(tmp_path: Path) -> None:
             raise OSError("the shard is gone")
         return files[sample_id]
 
-    rows = [
-        {"sample_id": i, "loss": np.inf if i == 0 else 9.0 - i, "label": 0, "prediction": i % 2, "probability": 0.5}
-        for i in range(6)
-    ]
-    confused = [{"label": 1, "prediction": 0, "count": 3, "share": 0.25}]
-    lowest = [{"label": 1, "accuracy": 0.5, "num_images": 12}]
-    found = {"worst": rows, "confused": confused, "lowest": lowest, "confusion": {"labels": [], "counts": []}}
+    rows = [WorstImage(i, np.inf if i == 0 else 9.0 - i, 0, i % 2, probability=0.5) for i in range(6)]
+    confused = ConfusedPair(label=1, prediction=0, count=3, share=0.25)
+    found = Inspection(rows, [confused], [ClassAccuracy(label=1, accuracy=0.5, num_images=12)], Confusion([], []))
     (tmp_path / "worst").mkdir()
     (tmp_path / "worst" / "of-before.jpg").write_bytes(b"")
     paths = write_worst(tmp_path, found, image_bytes, ["cat", "dög"], lambda i: f"val/{i}.JPEG")
@@ -182,5 +184,18 @@ def test_the_worst_images_are_small_pictures_with_names(tmp_path: Path) -> None:
     assert written["worst"][1]["label_name"] == "cat"
     assert written["worst"][1]["prediction_name"] == "dög"
     assert written["worst"][1]["source"] == "val/1.JPEG"
-    assert written["confused"] == [confused[0] | {"label_name": "dög", "prediction_name": "cat"}]
-    assert written["lowest"] == [lowest[0] | {"label_name": "dög"}]
+    names = [
+        "sample_id",
+        "loss",
+        "label",
+        "prediction",
+        "probability",
+        "label_name",
+        "prediction_name",
+        "file",
+        "source",
+    ]
+    assert [list(row) for row in written["worst"]] == [names] * len(rows)
+    pair = {"label": 1, "prediction": 0, "count": 3, "share": 0.25, "label_name": "dög", "prediction_name": "cat"}
+    assert written["confused"] == [pair]
+    assert written["lowest"] == [{"label": 1, "accuracy": 0.5, "num_images": 12, "label_name": "dög"}]

@@ -327,11 +327,11 @@ def _end(run_dir: Path, **fields: object) -> str:
 
 
 def test_the_page_says_what_ended_the_run(tmp_path: Path) -> None:
-    full = ending(step=14, total_steps=14, epochs=2, schedule_epoch=2.0, data_epochs=2.0)
+    full = ending(total_steps=14, epochs=2, schedule_epoch=2.0, data_epochs=2.0)
     assert "Finished after step 14." in _end(tmp_path / "full", **full)
-    cut = ending(step=14, total_steps=330, epochs=22, schedule_epoch=0.93, data_epochs=0.93)
+    cut = ending(total_steps=330, epochs=22, schedule_epoch=0.93, data_epochs=0.93)
     assert "Ended by --max-steps after 14 of 330 steps." in _end(tmp_path / "cut", **cut)
-    fitted = ending(step=14, total_steps=330, epochs=22, schedule_epoch=22.0, data_epochs=0.93)
+    fitted = ending(total_steps=330, epochs=22, schedule_epoch=22.0, data_epochs=0.93)
     text = _end(tmp_path / "fitted", **fitted)
     assert "Finished after step 14: --max-minutes fitted the 22 epochs to 0.93 epochs of images." in text
     with MetricsLog(tmp_path / "cut") as log:  # it went on, and was killed

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from pipeline.holes import BadSample
 from training import checkpoint, distributed, quarantine, run_dir
 from training import learner as learners
 from training.distributed import World
@@ -202,11 +203,11 @@ def test_whose_settings_are_taken_without_a_recipe(tmp_path: Path) -> None:
 
 def test_ranks_that_read_other_checkpoints_do_not_train(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learners, "restore", lambda *arguments: RunState(step=6))
-    monkeypatch.setattr(distributed, "of_all", lambda value, world: [value, value, 3])
+    monkeypatch.setattr(distributed, "gather", lambda value, world: [value, value, 3])
     nothing: Any = None
     with pytest.raises(ValueError, match=r"rank 0 would go on at step 6, rank 2 at step 3, .*the same run directory"):
         start_or_resume([Path("x")], nothing, nothing, nothing, WORLD, print)
-    monkeypatch.setattr(distributed, "of_all", lambda value, world: [value] * 3)
+    monkeypatch.setattr(distributed, "gather", lambda value, world: [value] * 3)
     assert start_or_resume([Path("x")], nothing, nothing, nothing, WORLD, print).step == 6
     assert start_or_resume([], nothing, nothing, nothing, WORLD, print).step == 0
 
@@ -241,7 +242,7 @@ def test_a_failed_step_is_told_though_its_state_cannot_be_written(
     failure = Failure(tmp_path, WORLD, dict, {})
     failure.all_is_well()
     monkeypatch.setattr(checkpoint, "save", full)
-    error = failure.at_step(feed, "the loss is nan", step=3, epoch=0, start=6)
+    error = failure.error(feed, "the loss is nan", step=3, epoch=0, end=8)
     assert (
         "step 3 (epoch 0, position 6): the loss is nan; samples 4, 5; the state before it cannot be written (No space"
         in (str(error))
@@ -250,9 +251,9 @@ def test_a_failed_step_is_told_though_its_state_cannot_be_written(
 
 
 def test_a_line_of_the_quarantine_that_was_cut_off_is_met_again(tmp_path: Path) -> None:
-    quarantine.append(tmp_path, {"sample_id": 3, "epoch": 0, "position": 1})
+    quarantine.append(tmp_path, BadSample(3, 0, 1, "a.tar", "cut"))
     whole = (tmp_path / "quarantine.jsonl").read_bytes()
     (tmp_path / "quarantine.jsonl").write_bytes(whole + whole[:20])
     assert quarantine.read(tmp_path) == {3}
-    quarantine.append(tmp_path, {"sample_id": 9, "epoch": 1, "position": 1})
+    quarantine.append(tmp_path, BadSample(9, 1, 1, "a.tar", "cut"))
     assert quarantine.read(tmp_path) == {3, 9}

@@ -42,7 +42,7 @@ def test_a_run_that_moves_is_left_alone() -> None:
     ended = Ended()
     with Watchdog(world(), 4 * TIMEOUT_S, ended) as watch:
         for step in range(30):
-            watch.at("training", step)
+            watch.begin("training", step)
             time.sleep(TIMEOUT_S / 5)
     assert ended.lines == []
 
@@ -50,8 +50,8 @@ def test_a_run_that_moves_is_left_alone() -> None:
 def test_a_run_that_hangs_ends_in_bounded_time_and_says_where() -> None:
     ended, began = Ended(), time.monotonic()
     with Watchdog(world(rank=3), TIMEOUT_S, ended) as watch:
-        watch.at("training", 123)
-        watch.at("checkpoint")
+        watch.begin("training", 123)
+        watch.begin("checkpoint")
         assert ended.came.wait(10)
         took_s = time.monotonic() - began
     assert TIMEOUT_S <= took_s < 2 * TIMEOUT_S + 2
@@ -76,7 +76,7 @@ def test_a_wait_for_data_is_a_stage_of_its_own() -> None:
 
     seen = []
     with Watchdog(world(), TIMEOUT_S, ended) as watch:
-        watch.at("training", 7)
+        watch.begin("training", 7)
         for batch in watch.each(batches(), "training"):
             seen.append((batch, watch._mark.stage))
             ended.came.wait(0.01)
@@ -91,7 +91,7 @@ def test_by_default_it_ends_the_process_with_its_code() -> None:
     code = (
         "import time, torch; from training.distributed import World; from training.watchdog import Watchdog\n"
         "with Watchdog(World(0, 0, 1, 1, torch.device('cpu')), 0.2) as watch:\n"
-        "    watch.at('training', 5)\n"
+        "    watch.begin('training', 5)\n"
         "    time.sleep(60)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=200)
@@ -104,7 +104,7 @@ def test_who_waits_for_data_that_come_does_not_hang() -> None:
     ended, received = Ended(), 0
 
     with Watchdog(world(), TIMEOUT_S, ended, received=lambda: received) as watch:
-        watch.at("training, waiting for data", 0)
+        watch.begin("training, waiting for data", 0)
         for _ in range(30):
             received += 1
             time.sleep(TIMEOUT_S / 10)
@@ -117,7 +117,7 @@ def test_who_waits_for_data_that_come_does_not_hang() -> None:
 def test_data_that_come_do_not_excuse_other_stages() -> None:
     ended = Ended()
     with Watchdog(world(), TIMEOUT_S, ended, received=time.perf_counter_ns) as watch:
-        watch.at("checkpoint", 0)
+        watch.begin("checkpoint", 0)
         assert ended.came.wait(10)
 
 
@@ -161,9 +161,9 @@ def test_ranks_wait_for_one_whose_data_come(store: dist.TCPStore) -> None:
     dogs, ended = watchdogs(store, 2)
     slow, count = dogs[1], itertools.count()
     slow._received = lambda: next(count)
-    dogs[0].at("training, waiting for data", 0)
-    dogs[0].at("training", 0)
-    slow.at("training, waiting for data", 0)
+    dogs[0].begin("training, waiting for data", 0)
+    dogs[0].begin("training", 0)
+    slow.begin("training, waiting for data", 0)
     with dogs[0], slow:
         time.sleep(4 * TIMEOUT_S)
         assert ended[0].lines == ended[1].lines == []
@@ -193,20 +193,20 @@ def test_a_validation_with_more_batches_on_one_rank_leaves_both_as_far(store: di
         dogs, ended = watchdogs(store, 2)
         for rank, dog in enumerate(dogs):
             for step in (10, 20):
-                dog.at("validation", step)
+                dog.begin("validation", step)
                 for _ in dog.each(range(3 - rank), "validation"):
                     pass
             if place == "training":
-                dog.at("training", 21)
+                dog.begin("training", 21)
             else:
-                dog.at("validation", 21)
+                dog.begin("validation", 21)
                 batches = dog.each(range(3), "validation")
                 for _ in range(3 - rank):
                     next(batches)
                 if rank == 1:
-                    dog.at("validation, waiting for other ranks")
+                    dog.begin("validation, waiting for other ranks")
         if place == "training":
-            dogs[1].at("checkpoint", 21)
+            dogs[1].begin("checkpoint", 21)
         with dogs[0], dogs[1]:
             assert ended[1].came.wait(10)
             assert f"it waits for rank 0, which hangs in step 21: {place}" in ended[1].lines[0]
@@ -217,9 +217,9 @@ def test_a_validation_with_more_batches_on_one_rank_leaves_both_as_far(store: di
 def test_a_rank_that_waits_names_the_one_that_hangs(store: dist.TCPStore) -> None:
     dogs, ended = watchdogs(store, 3)
     for rank, dog in enumerate(dogs):
-        dog.at("training, waiting for data", 41)
+        dog.begin("training, waiting for data", 41)
         if rank != 1:
-            dog.at("training", 41)
+            dog.begin("training", 41)
     with dogs[0], dogs[1], dogs[2]:
         assert all(e.came.wait(10) for e in ended)
     assert "it waits for rank 1, which hangs in step 41: training, waiting for data" in ended[0].lines[0]
@@ -229,10 +229,10 @@ def test_a_rank_that_waits_names_the_one_that_hangs(store: dist.TCPStore) -> Non
 
 def test_a_rank_that_is_stopped_is_told_from_one_that_hangs(store: dist.TCPStore) -> None:
     dogs, ended = watchdogs(store, 2)
-    dogs[1].at("training", 8)
+    dogs[1].begin("training", 8)
     dogs[1]._post()  # its last sign of life
-    dogs[0].at("training", 8)
-    dogs[0].at("training", 9)
+    dogs[0].begin("training", 8)
+    dogs[0].begin("training", 9)
     with dogs[0]:
         assert ended[0].came.wait(10)
     assert "rank 1 is silent (stopped, or its machine is gone), last seen in step 8: training" in ended[0].lines[0]

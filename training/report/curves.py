@@ -7,11 +7,15 @@ for one run alone is left out.
 import io
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
 from training.report.runs import Run, column, epoch_of, short_names
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
@@ -22,7 +26,7 @@ _LINES = ("-", "--", ":", "-.")
 
 
 class Series(NamedTuple):
-    lines: str  # which list of the run
+    lines: Literal["steps", "evals", "epochs"]  # which list of the run
     field: str
     label: str
     noisy: bool = False  # smoothed, over a faint line of the values as they are
@@ -150,16 +154,17 @@ def shown_panels(runs: Sequence[Run]) -> list[Panel]:
             for run in runs
             for series in panel.series
         ]
-        if any(len(values) > panel.if_changing for values in found):
+        least = 2 if panel.if_changing else 1
+        if any(len(values) >= least for values in found):
             panels.append(panel)
     return panels
 
 
-def draw(ax: Any, panel: Panel, runs: Sequence[Run]) -> None:
+def draw(ax: "Axes", panel: Panel, runs: Sequence[Run]) -> None:
     """One panel on matplotlib axes, over epochs, or over steps where some run has not done one epoch."""
     alone = len(runs) == 1
     in_epochs = all(epoch_of(run, run.epochs) is not None for run in runs)
-    drawn: dict[str, Any] = {}
+    drawn: dict[str, Line2D] = {}
     for run, colour in zip(runs, colours(runs), strict=True):
         for i, series in enumerate(panel.series):
             lines = getattr(run, series.lines)
@@ -171,28 +176,29 @@ def draw(ax: Any, panel: Panel, runs: Sequence[Run]) -> None:
             label = series.label
             if alone and series.lines == "evals" and panel.name != "loss":
                 label += f" {y[np.isfinite(y)][-1]:.4f}"
-            style = {"color": PALETTE[i] if alone else colour, "linestyle": "-" if alone else _LINES[i]}
+            line_colour, linestyle = (PALETTE[i], "-") if alone else (colour, _LINES[i])
             if series.noisy:
                 if alone:
                     ax.plot(*_thinned(x, y), color=colour, alpha=0.3, linewidth=0.6)
                 y = smooth(y)
             if series.lines == "epochs":  # a line of an epoch's end tells of all of the epoch
                 x, y = np.insert(x, 0, 0.0), np.insert(y, 0, y[0])
-                style["drawstyle"] = "steps-pre"
+            drawstyle = "steps-pre" if series.lines == "epochs" else "default"
             marker = "o" if (len(x) < 40 and series.lines == "evals") or len(x) == 1 else None
-            (line,) = ax.plot(*_thinned(x, y), linewidth=1.6, marker=marker, markersize=3, **style)
+            (line,) = ax.plot(*_thinned(x, y), color=line_colour, linestyle=linestyle, drawstyle=drawstyle,
+                              linewidth=1.6, marker=marker, markersize=3)  # fmt: skip
             drawn.setdefault(label, line)
     ax.set_title(panel.name, fontsize=10)
     ax.set_xlabel("epoch" if in_epochs else "step")
     if ax.dataLim.width > 4:
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.locator_params("x", integer=True)
     ax.set_ylim(*(limit if limit is not None else now for limit, now in zip(panel.limits, ax.get_ylim(), strict=True)))
     ax.grid(alpha=0.6)
     ax.spines[["top", "right"]].set_visible(False)
     if len(drawn) > 1 or (drawn and panel.name == "validation accuracy"):
         legend = ax.legend(drawn.values(), drawn.keys(), frameon=False, fontsize=8)
         if not alone:
-            for handle in legend.legend_handles:
+            for handle in legend.get_lines():
                 handle.set_color(INK)
 
 
@@ -208,7 +214,8 @@ def smooth(values: np.ndarray) -> np.ndarray:
     known = np.isfinite(values)
     total = np.convolve(np.where(known, values, 0.0), window, mode="same")
     count = np.convolve(known.astype(float), window, mode="same")
-    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0.5)
+    means: np.ndarray = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0.5)
+    return means
 
 
 def _legend_name(name: str) -> str:
@@ -216,8 +223,8 @@ def _legend_name(name: str) -> str:
     return f" {name}" if name.startswith("_") else name  # matplotlib leaves out labels that begin with it
 
 
-def _style() -> dict[str, Any]:
+def _style() -> dict[str, object]:
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "axes.titlecolor")
     small = {"font.size": 9, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8}
     # A dollar sign in a name is a dollar sign.
-    return dict.fromkeys(inked, INK) | {"grid.color": FAINT, "text.parse_math": False} | small
+    return {**dict.fromkeys(inked, INK), "grid.color": FAINT, "text.parse_math": False, **small}

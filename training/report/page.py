@@ -4,16 +4,14 @@ Everything that comes out of a run's files is escaped: class names and file name
 """
 
 import base64
-import math
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from training.ending import how_it_ended
-from training.figures import duration, rate
+from training.figures import duration, is_number, rate
 from training.report.curves import colours, svgs, themed
 from training.report.runs import Line, Run, column, short_names, top1s
 
@@ -155,7 +153,7 @@ def _worst(run: Run) -> str:
     return f'<div class="grid images">{"".join(figures)}</div>' if figures else ""
 
 
-def _picture(folder: Path, file: Any) -> str:
+def _picture(folder: Path, file: object) -> str:
     """The file as base64; "" where there is none inside the run's directory."""
     path = (folder / str(file)).resolve()
     if not file or folder.resolve() not in path.parents or not path.is_file():
@@ -198,7 +196,7 @@ def _settings(run: Run) -> str:
     return _table(head, rows, changed)
 
 
-def _rows(table: dict[str, Any], name: str) -> list[Line]:
+def _rows(table: dict[str, object], name: str) -> list[Line]:
     rows = table.get(name)
     return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
@@ -237,16 +235,15 @@ def _is_number(text: str) -> bool:
     return text.replace(",", "").replace("%", "").replace(".", "", 1).replace("-", "", 1).isdigit()
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if isinstance(value, list):
         return " ".join(_text(item) for item in value)
     return "–" if value is None else str(value)
 
 
-def _number(value: Any, digits: int = 4) -> str:
-    known = isinstance(value, int | float) and math.isfinite(value)
-    return f"{value:,.{digits}f}" if known else "–"
+def _number(value: object, digits: int = 4) -> str:
+    return f"{value:,.{digits}f}" if is_number(value) else "–"
 
 
-def _percent(value: Any) -> str:
-    return f"{value:.1%}" if isinstance(value, int | float) and math.isfinite(value) else "–"
+def _percent(value: object) -> str:
+    return f"{value:.1%}" if is_number(value) else "–"

@@ -7,14 +7,14 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from training.figures import number
 from training.metrics import WORST_FILE, read_metrics
 from training.quarantine import QUARANTINE_FILE
 
-Line = dict[str, Any]
+Line = dict[str, object]  # as JSON has it; a file may hold anything
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Run:
     epochs: list[Line]
     test: Line
     end: Line
-    settings: dict[str, Any]
-    defaults: dict[str, Any]
-    environment: dict[str, Any]
-    worst: dict[str, Any]
+    settings: dict[str, object]
+    defaults: dict[str, object]
+    environment: dict[str, object]
+    worst: dict[str, object]
     bad: list[Line]
 
     @property
@@ -53,14 +53,14 @@ class Run:
     @property
     def num_steps(self) -> int:
         """That are done, as the terminal counts them: a step's line has its number from 0."""
-        done = [line["step"] + 1 for line in self.steps[-1:]] + [line["step"] for line in self.evals[-1:]]
-        end = self.end.get("step")
-        return end if type(end) is int else max(done)
+        if end := _step(self.end):
+            return end
+        return max([_step(line) + 1 for line in self.steps[-1:]] + [_step(line) for line in self.evals[-1:]])
 
     @property
     def images_per_s(self) -> float:
         """Of the training, as the terminal has it at the end; before that of all steps together. NaN without steps."""
-        if math.isfinite(rate := _number(self.end.get("images_per_s"))):
+        if math.isfinite(rate := number(self.end.get("images_per_s"))):
             return rate
         rates = column(self.steps, "images_per_s")
         rates = rates[np.isfinite(rates) & (rates > 0)]
@@ -108,11 +108,11 @@ def short_names(runs: Sequence[Run]) -> list[str]:
 
 def column(lines: list[Line], name: str) -> np.ndarray:
     """(len(lines),) float64, NaN where a line has no such number."""
-    return np.array([_number(line.get(name)) for line in lines], dtype=float)
+    return np.array([number(line.get(name)) for line in lines], dtype=float)
 
 
 def top1s(line: Line) -> list[float]:
-    return [value for name in ("top1", "ema_top1") if np.isfinite(value := _number(line.get(name)))]
+    return [value for name in ("top1", "ema_top1") if np.isfinite(value := number(line.get(name)))]
 
 
 def epoch_of(run: Run, lines: list[Line]) -> np.ndarray | None:
@@ -120,18 +120,19 @@ def epoch_of(run: Run, lines: list[Line]) -> np.ndarray | None:
 
     An epoch has as many samples as it had at its end, one that is not over as many as its neighbour.
     """
-    ends = [line for line in run.epochs if _number(line.get("position")) > 0]
+    ends = [line for line in run.epochs if number(line.get("position")) > 0]
     if not ends:
         return None
     known, sizes = column(ends, "epoch"), column(ends, "position")
     epochs = column(lines, "epoch")
     nearest = np.searchsorted(known, epochs).clip(max=len(known) - 1)
-    return epochs + column(lines, "position") / sizes[nearest]
+    places: np.ndarray = epochs + column(lines, "position") / sizes[nearest]
+    return places
 
 
-def flattened(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flattened(table: dict[str, object], prefix: str = "") -> dict[str, object]:
     """Nested dicts as one, with dotted keys."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for name, value in table.items():
         if isinstance(value, dict):
             flat |= flattened(value, f"{prefix}{name}.")
@@ -140,26 +141,25 @@ def flattened(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _number(value: Any) -> float:
-    try:
-        return float(value) if isinstance(value, int | float) else float("nan")
-    except OverflowError:  # JSON's integers have no end
-        return float("nan")
+def _step(line: Line) -> int:
+    """0 where the line says none."""
+    step = line.get("step")
+    return step if type(step) is int else 0
 
 
 def _by_step(lines: list[Line], kind: str) -> list[Line]:
-    last = {step: line for line in lines if line.get("kind") == kind and type(step := line.get("step")) is int}
+    last = {_step(line): line for line in lines if line.get("kind") == kind and type(line.get("step")) is int}
     return [last[step] for step in sorted(last)]
 
 
-def _toml(path: Path) -> dict[str, Any]:
+def _toml(path: Path) -> dict[str, object]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> dict[str, object]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

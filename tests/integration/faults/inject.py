@@ -20,8 +20,8 @@ import torch._inductor.compile_fx
 import train
 import training.evaluate
 import training.run
+import training.step
 import training.validation
-from commands import command_line
 from pipeline.reader import ShardReader
 from training import checkpoint
 from training.metrics import MetricsLog
@@ -138,7 +138,7 @@ def main(arguments: list[str]) -> None:
     injector = Injector(faults, Path(recovered) if recovered else None)
     torch.set_num_threads(1)
     _wrap(injector)
-    command_line.main(arguments, prog_name="train.py")
+    train.main(arguments, prog_name="train.py")
 
 
 def _wrap(injector: Injector) -> None:
@@ -201,7 +201,7 @@ def _wrap(injector: Injector) -> None:
 
     wrap(training.run, "build_learner", build)
     wrap(training.run, "start_or_resume", start_or_resume)
-    wrap(train, "train_step", step)
+    wrap(training.step, "train_step", step)
     wrap(training.run, "write_report", lambda original, run_dir: (run_dir, run_dir))  # pictures take seconds
     wrap(training.validation, "show_worst", lambda original, *args: None)
     wrap(torch._inductor.compile_fx, "compile_fx", compile_frame)

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from hosts import network, permitted
 
-from commands import command_line
+import train
 from commands.audit import audit
 from tests.conftest import LONG
 
@@ -65,7 +65,7 @@ def test_two_hosts_see_the_samples_of_one(dataset_dir: Path, tmp_path: Path) -> 
 
 @LONG
 def test_three_hosts_and_one_agree_in_every_step(dataset_dir: Path, tmp_path: Path) -> None:
-    result = CliRunner().invoke(command_line.main, arguments(dataset_dir, tmp_path / "alone", epochs=2))
+    result = CliRunner().invoke(train.main, arguments(dataset_dir, tmp_path / "alone", epochs=2))
     assert result.exit_code == 0, result.output
     words = arguments(dataset_dir, tmp_path / "run", epochs=2)
     with network(3) as built:

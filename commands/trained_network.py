@@ -5,17 +5,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from commands.options import Weights
 from model.networks import build_model
 from recipes import Recipe, config
 from shards.format import ClassInfo
 from training import checkpoint
-
-Weights = Literal["auto", "raw", "ema"]
 
 # How the logits of a network trained with a loss become probabilities. Squared error fits the logits to the classes'
 # shares themselves.
@@ -61,9 +60,7 @@ def load_network(path: Path, *, weights: Weights = "auto", device: torch.device)
     """
     file = checkpoint_file(path)
     state = checkpoint.load(file)
-    missing = [key for key in ("net", "recipe", "classes") if key not in state]
-    if missing:
-        raise ValueError(f"{file}: this checkpoint has no {', '.join(missing)}; give one that train.py wrote")
+    checkpoint.require(state, ("net", "recipe", "classes"), file)
     average = state.get("ema")
     if weights == "ema" and average is None:
         raise ValueError(f"{file}: has no averaged weights (the run's ema.decay is 0); give --weights raw or auto")
@@ -94,7 +91,7 @@ def checkpoint_file(path: Path) -> Path:
     raise ValueError(f"{path}: no checkpoint in this directory, neither {' nor '.join(map(str, files))}")
 
 
-def _fill(net: nn.Module, state: dict[str, Any], where: str) -> None:
+def _fill(net: nn.Module, state: dict[str, Tensor], where: str) -> None:
     """Load the weights; where they do not fit, say which is the first that does not."""
     own = net.state_dict()
     differing = [
@@ -109,5 +106,5 @@ def _fill(net: nn.Module, state: dict[str, Any], where: str) -> None:
     net.load_state_dict(state)
 
 
-def _shape(state: dict[str, Any], name: str) -> str:
+def _shape(state: dict[str, Tensor], name: str) -> str:
     return str(tuple(state[name].shape)) if name in state else "missing"

@@ -1,0 +1,29 @@
+"""What a run is built from: all that the command line and the ranks have settled before torch builds anything."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from recipes import Recipe
+from shards.format import ShardSet
+from training.distributed import StopFlag, World
+from training.run_dir import Claim
+from training.watchdog import Watchdog
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """resume_from: checkpoints, the newest first; the run goes on from the first that can be read. began: when the
+    command did, by `time.perf_counter`. max_steps, max_minutes: of the whole run, None for no limit. max_val_images:
+    images of a split that are scored, 0 for all."""
+
+    recipe: Recipe
+    dataset: ShardSet
+    world: World
+    claim: Claim
+    resume_from: list[Path]
+    stop: StopFlag
+    watch: Watchdog
+    began: float
+    max_steps: int | None = None
+    max_minutes: float | None = None
+    max_val_images: int = 0
