@@ -1,18 +1,18 @@
 """Is the machine quiet? What else ran, and what throttled it, while something was measured → warnings, a line each.
 
-Reads /proc/stat and the control group's cpu.stat. What cannot be read is left out.
+What cannot be read of the control group is left out.
 """
 
-import os
 import statistics
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import NamedTuple
 
+import psutil
+
 from benchmarks.measure import Unsteady
-from benchmarks.processes import tree_root, tree_ticks
+from benchmarks.processes import family
 from training.environment import cgroup_folders
 
 MAX_SPREAD = 0.10  # of a program's repeats: (most - least) / median
@@ -20,11 +20,11 @@ MAX_OTHERS = 0.05  # of the time of the cores that this process may use
 
 
 class CpuTime(NamedTuple):
-    """Ticks so far of the cores that this process may use: in all, busy, and busy with this process's tree."""
+    """Seconds so far of the cores that this process may use: in all, busy, and busy with this process's tree."""
 
-    total: int
-    busy: int
-    own: int
+    total: float
+    busy: float
+    own: float
 
 
 def spread_warnings(rates: Mapping[str, Sequence[float]]) -> list[str]:
@@ -50,37 +50,28 @@ def watched() -> Iterator[list[str]]:
             lines.append(str(one.message))
         else:
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-    others = others_share(cpu, cpu_time())
-    if others is not None and others > MAX_OTHERS:
+    if (others := others_share(cpu, cpu_time())) > MAX_OTHERS:
         lines.append(f"other processes took {others:.0%} of the cores' time (more than {MAX_OTHERS:.0%})")
     if (periods := throttled_periods() - throttled) > 0:
         lines.append(f"the container's CPU quota stopped this process in {periods} periods")
 
 
-def others_share(before: CpuTime | None, after: CpuTime | None) -> float | None:
-    """The share of the cores' time that went to other processes, the kernel and other machines (steal); None where it
-    is unknown."""
-    if before is None or after is None or after.total <= before.total:
-        return None
+def others_share(before: CpuTime, after: CpuTime) -> float:
+    """The share of the cores' time that went to other processes, the kernel and other machines (steal)."""
     busy, own = after.busy - before.busy, after.own - before.own
-    return max(0.0, (busy - own) / (after.total - before.total))
+    return max(0.0, (busy - own) / max(after.total - before.total, 1e-9))
 
 
-def cpu_time(proc: Path = Path("/proc")) -> CpuTime | None:
-    """As of now; None where there is no /proc/stat."""
-    try:
-        lines = (proc / "stat").read_text().splitlines()
-    except OSError:
-        return None
-    allowed = {f"cpu{core}" for core in os.sched_getaffinity(0)}
-    total = busy = 0
-    for line in lines:
-        name, *fields = line.split()
-        if name in allowed:  # user nice system idle iowait irq softirq steal; guests are in user already
-            ticks = [int(field) for field in fields[:8]]
-            total += sum(ticks)
-            busy += sum(ticks) - ticks[3] - ticks[4]
-    return CpuTime(total, busy, tree_ticks(tree_root(), proc))
+def cpu_time() -> CpuTime:
+    """As of now; children that have ended and were waited for are ours, too."""
+    cores = psutil.cpu_times(percpu=True)
+    allowed = [cores[core] for core in psutil.Process().cpu_affinity()]
+    total = sum(sum(core[:8]) for core in allowed)  # without the time of guests, which is in user already
+    own = 0.0
+    for process in family():
+        with suppress(psutil.Error):  # it has ended meanwhile
+            own += sum(process.cpu_times()[:4])
+    return CpuTime(total, total - sum(core.idle + core.iowait for core in allowed), own)
 
 
 def throttled_periods() -> int:

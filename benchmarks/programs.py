@@ -169,34 +169,24 @@ def build(kind: Kind, name: str, recipe: Recipe, dataset: ShardSet, world: World
     return program
 
 
-def build_copies(recipe: Recipe, dataset: ShardSet, world: World, batch_size: int) -> list[BatchProgram]:
-    """Copies of one batch from the CPU to the GPU, from pinned memory and from pageable."""
+def build_copies(recipe: Recipe, dataset: ShardSet, world: World, batch_size: int) -> BatchProgram:
+    """Copies of one batch from pinned memory to the GPU."""
+    config = replace(recipe.data, loader="synthetic")
+    split = repeated(dataset.split(recipe.data.train_split), batch_size)
     feed = Feed(
-        split=repeated(dataset.split(recipe.data.train_split), batch_size),
-        config=replace(recipe.data, loader="synthetic"),
-        augment=recipe.augment,
-        batch_size=batch_size,
-        global_batch_size=batch_size,
-    )
+        split=split, config=config, augment=recipe.augment, batch_size=batch_size, global_batch_size=batch_size
+    )  # fmt: skip
     loader = build_loader(feed, device=torch.device("cpu"), threads=1, dtype=image_dtype(recipe, world))
-    pageable = next(loader.iter_epoch(0))
-    pinned = replace(pageable, images=pageable.images.pin_memory(), labels=pageable.labels.pin_memory())
-    images, labels = (torch.empty_like(part, device=world.device) for part in (pageable.images, pageable.labels))
+    batch = next(loader.iter_epoch(0))
+    pinned = replace(batch, images=batch.images.pin_memory(), labels=batch.labels.pin_memory())
+    images, labels = (torch.empty_like(part, device=world.device) for part in (batch.images, batch.labels))
 
     def copy(taken: Iterator[Batch]) -> None:
-        batch = next(taken)
-        images.copy_(batch.images, non_blocking=True)
-        labels.copy_(batch.labels, non_blocking=True)
+        there = next(taken)
+        images.copy_(there.images, non_blocking=True)
+        labels.copy_(there.labels, non_blocking=True)
 
-    return [
-        BatchProgram(name, repeat(batch), copy, world.device)
-        for name, batch in (("pinned", pinned), ("pageable", pageable))
-    ]
-
-
-def image_bytes(recipe: Recipe, world: World) -> int:
-    """What a copy of one image and its label takes, in bytes."""
-    return 3 * recipe.data.image_size**2 * image_dtype(recipe, world).itemsize + torch.int64.itemsize
+    return BatchProgram("h2d", repeat(pinned), copy, world.device)
 
 
 def endless(loader: Loader) -> Iterator[Batch]:

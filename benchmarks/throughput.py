@@ -1,6 +1,5 @@
 """What `bench.py loader | compute | train` do: programs in turn → a `record.Result`, and a table for people."""
 
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -11,7 +10,7 @@ import click
 from benchmarks import noise, programs, record
 from benchmarks.measure import Program, Sample, in_turn, ratio
 from benchmarks.options import Setup
-from benchmarks.processes import memory_mb, stats, tree
+from benchmarks.processes import family, memory_mb
 from benchmarks.programs import BatchProgram, Kind
 from benchmarks.ranks import Together, shared_clock
 from benchmarks.record import JSON, Result
@@ -42,7 +41,7 @@ def time_programs(
         samples = in_turn(built, seconds, repeats, clock)
         details = {program.name: _details(program, repeats) for program in built}
         if len(built) == world.world_size == 1:  # else it is of all of them together, or of one rank of several
-            details[built[0].name]["memory_mb"] = memory_mb(tree(os.getpid(), stats())) or None  # 0: not told
+            details[built[0].name]["memory_mb"] = memory_mb(family()) or None  # 0: not told
     rates = {name: [one.images_per_s for one in taken] for name, taken in samples.items()}
     first, *others = rates
     ratios = {f"{first} / {other}": ratio(rates[first], rates[other]) for other in others}

@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, cast
 
+import psutil
+
 from recipes.hardware import cgroup_folders as cgroup_folders  # benchmarks ask for these three here
 from recipes.hardware import cores_allowed as cores_allowed
 from recipes.hardware import cpu_cores, gpu_name, quota_cores, text_of
@@ -119,7 +121,7 @@ class Environment(GpuSettings):
     cpu_quota_cores: float | None
     cores_allowed: float | None
     cpu_governor: str | None
-    memory_gb: float | None
+    memory_gb: float
     torch_threads: int
     gpu: str | None
     num_gpus: int
@@ -143,7 +145,7 @@ def describe() -> Environment:
         "cpu_quota_cores": quota_cores(),
         "cores_allowed": cores_allowed(),
         "cpu_governor": text_of(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
-        "memory_gb": _memory_gb(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "torch_threads": torch.get_num_threads(),
         "gpu": gpu_name(),
         "num_gpus": torch.cuda.device_count(),
@@ -203,14 +205,6 @@ def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return None
-
-
-def _memory_gb() -> float | None:
-    """Of the machine; a container's limit may be lower."""
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
-    except (ValueError, OSError):
         return None
 
 

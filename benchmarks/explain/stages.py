@@ -156,7 +156,7 @@ def build(name: str, setup: Setup, batches: Sequence[EncodedBatch]) -> BatchProg
         case "libjpeg-turbo":
             program = _libjpeg([batch for batch in batches if _are_jpegs(batch)], setup.threads)
         case "h2d":
-            program = programs.build_copies(recipe, dataset, world, batch_size)[0]
+            program = programs.build_copies(recipe, dataset, world, batch_size)
         case "compute":
             single = replace(world, rank=0, world_size=1, local_world_size=1)  # gradients are not exchanged
             program = programs.build("compute", "synthetic", recipe, dataset, single, batch_size)

@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.measure import Sample
 from benchmarks.peers.check import Seen
-from benchmarks.processes import memory_mb, session
+from benchmarks.processes import family, memory_mb
 
 CHILD = Path(__file__).with_name("child.py")
 LIMIT_S = 300.0  # a program that is silent for longer has failed
@@ -79,7 +79,7 @@ class Child:
 
     def memory_mb(self) -> float:
         """Of all its processes."""
-        return memory_mb(session(self._process.pid))
+        return memory_mb(family(self._process.pid))
 
     def close(self) -> None:
         """End it and whatever it has started."""
