@@ -8,11 +8,11 @@ import time
 from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Literal, NotRequired, Unpack
 
 import click
 
-from benchmarks.options import COMMON, LOADER, TIMING, TUNE_TURNS, Common, prepare, with_options
+from benchmarks.options import COMMON, COMPARE, LOADER, TIMING, TUNE_TURNS, Common, prepare, with_options
 from commands.command_line import Group
 from recipes import config
 from recipes.machine import FILE, this_machine
@@ -71,57 +71,75 @@ def main() -> None:
 class Timed(Common):
     """The options of what is timed. json_file and out: where the result is kept."""
 
-    loader: str | None
-    against: str | None
+    loader: NotRequired[str | None]
+    against: NotRequired[str | None]
     seconds: float
     repeats: int
+    earlier_file: Path | None
+    force: bool
     json_file: Path | None
     out: Path | None
 
 
-def time_loaders(
-    kind: "Kind", loader: str | None, against: str | None, seconds: float, repeats: int, json_file: Path | None,
-    out: Path | None, **common: Unpack[Common],
+def time_programs(
+    kind: "Kind | Literal['h2d']", seconds: float, repeats: int, earlier_file: Path | None, force: bool,
+    json_file: Path | None, out: Path | None, loader: str | None = None, against: str | None = None,
+    **common: Unpack[Common],
 ) -> None:  # fmt: skip
-    """Time `kind` with one loader or two, print the result, and keep it where the options say."""
-    from benchmarks import record
+    """Time what `kind` says, print the result, and keep it where the options say."""
+    from benchmarks import earlier, record
 
     record.require_writable(json_file, out)
+    before = earlier.read(earlier_file, force) if earlier_file else None  # refused before anything is measured
     setup = prepare(**common)
 
     from benchmarks import throughput
 
-    loader = loader or ("synthetic" if kind == "compute" else setup.recipe.data.loader)
-    if against == loader:
-        raise ValueError(f"--against {against}: is what is measured already; name another loader")
-    built = throughput.build(kind, [loader, *([against] if against else [])], setup)
-    network = {"model": setup.recipe.model.name, "precision": setup.recipe.train.precision}
-    settings = {"loader": loader} | (network if kind != "loader" else {})
+    settings: dict[str, object] = {}
+    if kind == "h2d":
+        built = throughput.build_copies(setup)
+    else:
+        loader = loader or ("synthetic" if kind == "compute" else setup.recipe.data.loader)
+        if against == loader:
+            raise ValueError(f"--against {against}: is what is measured already; name another loader")
+        built = throughput.build(kind, [loader, *([against] if against else [])], setup)
+        settings["loader"] = loader
+        if kind != "loader":
+            settings |= {"model": setup.recipe.model.name, "precision": setup.recipe.train.precision}
     result = throughput.time_programs(kind, built, setup, seconds, repeats, settings)
+    if before and earlier_file:
+        result = earlier.compared(result, before, earlier_file)
     if setup.world.is_main:
         throughput.show(result, setup)
         record.keep(result, json_file, out)
 
 
 @main.command()
-@with_options(COMMON, LOADER, TIMING)
+@with_options(COMMON, LOADER, TIMING, COMPARE)
 def loader(**given: Unpack[Timed]) -> None:
     """Batches delivered and thrown away: what the data pipeline alone can do."""
-    time_loaders("loader", **given)
+    time_programs("loader", **given)
 
 
 @main.command()
-@with_options(COMMON, LOADER, TIMING)
+@with_options(COMMON, LOADER, TIMING, COMPARE)
 def compute(**given: Unpack[Timed]) -> None:
     """Training steps on one batch that is already there: what the network alone can do."""
-    time_loaders("compute", **given)
+    time_programs("compute", **given)
 
 
 @main.command()
-@with_options(COMMON, LOADER, TIMING)
+@with_options(COMMON, LOADER, TIMING, COMPARE)
 def train(**given: Unpack[Timed]) -> None:
     """Training steps on real batches, end to end, and the share of the time spent waiting for data."""
-    time_loaders("train", **given)
+    time_programs("train", **given)
+
+
+@main.command()
+@with_options(COMMON, TIMING, COMPARE)
+def h2d(**given: Unpack[Timed]) -> None:
+    """Copies of a batch from the CPU to the GPU, from pinned and from pageable memory: images/s and GB/s."""
+    time_programs("h2d", **given)
 
 
 @main.command()

@@ -47,6 +47,11 @@ TIMING: list[Option] = [
     click.option("--out", type=click.Path(path_type=Path, file_okay=False),
                  help="Folder to keep the result in, under a name with its time."),
 ]  # fmt: skip
+COMPARE: list[Option] = [
+    click.option("--compare", "earlier_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+                 help="An earlier --json: print the ratio to it; refused where it is of another device."),
+    click.option("--force", is_flag=True, help="Compare with a result of another device, too."),
+]  # fmt: skip
 
 
 def with_options(*groups: Sequence[Option]) -> Option:

@@ -2,6 +2,7 @@
 
 growth-SERIES    results of files growth-SERIES-NUMBER.json, a line a program
 peers-FILE       ours beside the peers
+explain-FILE     the stages
 """
 
 import re
@@ -36,6 +37,7 @@ class Figure:
     x: str = ""
     lines: dict[str, dict[int, list[float]]] = field(default_factory=dict)
     bars: dict[str, list[float]] = field(default_factory=dict)
+    is_logarithmic: bool = False
 
 
 def figures(results: dict[Path, Result]) -> list[Figure]:
@@ -44,10 +46,8 @@ def figures(results: dict[Path, Result]) -> list[Figure]:
     for path, result in results.items():
         if matched := re.fullmatch(r"growth-(.+)-(\d+)", path.stem):
             grown[matched[1]][int(matched[2])] = result
-        elif result.benchmark == "peers" and result.programs:
-            title = f"{pages.setting_of(result.settings)}, {pages.device_of(result)}"
-            bars = {name: measured.images_per_s for name, measured in pages.fastest_first(result)}
-            found.append(Figure(f"peers-{path.stem.removeprefix('peers-')}", title, bars=bars))
+        elif result.benchmark in ("peers", "explain") and result.programs:
+            found.append(bars(result, path.stem.removeprefix(f"{result.benchmark}-")))
     for series, by_number in grown.items():
         lines = defaultdict[str, dict[int, list[float]]](dict)
         for number, result in sorted(by_number.items()):
@@ -59,6 +59,14 @@ def figures(results: dict[Path, Result]) -> list[Figure]:
             Figure(f"growth-{series}", title, x, {name: line for name, line in lines.items() if len(line) > 1})
         )
     return found
+
+
+def bars(result: Result, name: str) -> Figure:
+    """A result's programs: those of `explain` as data flows, on a logarithmic axis, peers' from the fastest."""
+    title = f"{pages.setting_of(result.settings)}, {pages.device_of(result)}"
+    programs = result.programs.items() if result.benchmark == "explain" else pages.fastest_first(result)
+    rates = {name: measured.images_per_s for name, measured in programs}
+    return Figure(f"{result.benchmark}-{name}", title, bars=rates, is_logarithmic=result.benchmark == "explain")
 
 
 def draw(figure: Figure, folder: Path) -> Path:
@@ -109,7 +117,12 @@ def _draw_bars(axes: "Axes", figure: Figure) -> None:
         axes.annotate(shown_rate(middle), (max(rates), place), (5, 0), textcoords="offset points", va="center")
     axes.set_yticks(range(len(figure.bars)), list(figure.bars))
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.15 * max(max(rates) for rates in figure.bars.values()))
+    most = max(max(rates) for rates in figure.bars.values())
+    if figure.is_logarithmic:
+        axes.set_xscale("log")
+        axes.set_xlim(min(min(rates) for rates in figure.bars.values()) / 3, 4 * most)
+    else:
+        axes.set_xlim(0, 1.15 * most)
     axes.set_xlabel("images/s, median and range")
 
 
@@ -122,7 +135,7 @@ def _draw_bars(axes: "Axes", figure: Figure) -> None:
                                              "benchmarks/results alone.")  # fmt: skip
 def command(files: tuple[Path, ...], out: Path, readme: bool) -> None:
     """Draw results that `--json` wrote (without RESULT, those of benchmarks/results): those of `benchmarks.growth`, a
-    picture a series, and of `peers`."""
+    picture a series, and of `peers` and `explain`."""
     if readme and (files or out != pages.PLOTS):
         raise ValueError("--readme draws what benchmarks/README.md shows, where it is; give neither RESULT nor --out")
     results = pages.read_all(files or list(pages.RESULTS.glob("*.json")), lambda line: click.echo(line, err=True))

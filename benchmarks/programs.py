@@ -169,8 +169,8 @@ def build(kind: Kind, name: str, recipe: Recipe, dataset: ShardSet, world: World
     return program
 
 
-def build_copies(recipe: Recipe, dataset: ShardSet, world: World, batch_size: int) -> BatchProgram:
-    """Copies of one batch from pinned memory to the GPU."""
+def build_copies(recipe: Recipe, dataset: ShardSet, world: World, batch_size: int, pinned: bool = True) -> BatchProgram:
+    """Copies of one batch to the GPU, from pinned memory or from pageable."""
     config = replace(recipe.data, loader="synthetic")
     split = repeated(dataset.split(recipe.data.train_split), batch_size)
     feed = Feed(
@@ -178,7 +178,8 @@ def build_copies(recipe: Recipe, dataset: ShardSet, world: World, batch_size: in
     )  # fmt: skip
     loader = build_loader(feed, device=torch.device("cpu"), threads=1, dtype=image_dtype(recipe, world))
     batch = next(loader.iter_epoch(0))
-    pinned = replace(batch, images=batch.images.pin_memory(), labels=batch.labels.pin_memory())
+    if pinned:
+        batch = replace(batch, images=batch.images.pin_memory(), labels=batch.labels.pin_memory())
     images, labels = (torch.empty_like(part, device=world.device) for part in (batch.images, batch.labels))
 
     def copy(taken: Iterator[Batch]) -> None:
@@ -186,7 +187,12 @@ def build_copies(recipe: Recipe, dataset: ShardSet, world: World, batch_size: in
         images.copy_(there.images, non_blocking=True)
         labels.copy_(there.labels, non_blocking=True)
 
-    return BatchProgram("h2d", repeat(pinned), copy, world.device)
+    return BatchProgram("pinned" if pinned else "pageable", repeat(batch), copy, world.device)
+
+
+def image_bytes(recipe: Recipe, world: World) -> int:
+    """What a copy of one image and its label takes, in bytes."""
+    return 3 * recipe.data.image_size**2 * image_dtype(recipe, world).itemsize + torch.int64.itemsize
 
 
 def endless(loader: Loader) -> Iterator[Batch]:

@@ -1,4 +1,4 @@
-"""Programs under torchrun: all ranks at the same time.
+"""Programs under torchrun: all ranks at the same time, and rank 0 alone while the others wait.
 
 Samples are the same on every rank, so that each of them comes to the same decisions, in the warm-up for one.
 """
@@ -30,6 +30,22 @@ class Together:
 
     def close(self) -> None:
         self._program.close()
+
+
+class Alone:
+    """Rank 0 runs its program, which is None on the others: they wait, and learn the sample."""
+
+    def __init__(self, name: str, program: Program | None, world: World) -> None:
+        self.name, self._program, self._world = name, program, world
+
+    def run(self, seconds: float) -> Sample:
+        distributed.from_rank_0(0.0, self._world)  # the others have ended what they did
+        sample = self._program.run(seconds) if self._program else Sample(0.0)
+        return Sample(*(distributed.from_rank_0(value, self._world) for value in sample))
+
+    def close(self) -> None:
+        if self._program:
+            self._program.close()
 
 
 def shared_clock(world: World) -> Callable[[], float]:

@@ -32,6 +32,7 @@ class Figures:
     """What was measured of one program; a list has one value a repeat, None was not measured.
 
     data_wait: shares of the time. ahead: steps that the CPU was ahead of a GPU. cpu_s: CPU seconds an image.
+    gigabytes_per_s: 10⁹ bytes, of copies.
     images_per_s_of_rank: a list a rank. Of peers: images_per_s_of_workers, for each number that was tried; prepare_s,
     to make what it reads of a folder of JPEGs, which takes size_bytes.
     """
@@ -42,6 +43,7 @@ class Figures:
     images_per_s_of_rank: list[list[float]] | None = None
     first_batch_s: float | None = None
     memory_mb: float | None = None
+    gigabytes_per_s: list[float] | None = None
     cpu_s: float | None = None
     version: str | None = None
     workers: int | None = None

@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # it takes torch, which the help of commands does without
 
 COLUMNS = {  # of `Figures`: heading, factor to what that says
     "data_wait": ("data wait, %", 100.0),
+    "gigabytes_per_s": ("GB/s", 1.0),
     "cpu_s": ("CPU ms an image", 1e3),
     "workers": ("workers", 1.0),
     "memory_mb": ("memory, MB", 1.0),

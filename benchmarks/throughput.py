@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from time import monotonic
 
 import click
@@ -12,7 +13,7 @@ from benchmarks.measure import Program, Sample, in_turn, ratio
 from benchmarks.options import Setup
 from benchmarks.processes import family, memory_mb
 from benchmarks.programs import BatchProgram, Kind
-from benchmarks.ranks import Together, shared_clock
+from benchmarks.ranks import Alone, Together, shared_clock
 from benchmarks.record import JSON, Result
 from benchmarks.tables import COLUMNS, cells, columns_of
 from benchmarks.text import shown_rate, tabulated, wrapped
@@ -22,17 +23,41 @@ LEAST_AHEAD, MOST_WAIT = 0.2, 0.1  # steps; of the time, beyond which the loader
 
 
 def build(kind: Kind, names: Sequence[str], setup: Setup) -> list[Program]:
-    """The programs of loaders `names`; over several ranks each runs on all of them at once."""
-    world = setup.world
-    built = [programs.build(kind, name, setup.recipe, setup.dataset, world, setup.batch_size) for name in names]
+    """The programs of loaders `names`. Over several ranks each runs on all of them at once, and on rank 0 alone, with
+    the threads that a rank has beside the others."""
+    recipe, dataset, world, batch_size, _ = setup
+    built = [programs.build(kind, name, recipe, dataset, world, batch_size) for name in names]
+    if world.world_size == 1:
+        return list(built)
+    recipe = replace(recipe, data=replace(recipe.data, threads=setup.threads))
+    single = replace(world, rank=0, world_size=1, local_world_size=1)
+    alone = [
+        programs.build(kind, name, recipe, dataset, single, batch_size) if world.is_main else None for name in names
+    ]
+    return [Together(program, world) for program in built] + [
+        Alone(one_rank(name), program, world) for name, program in zip(names, alone, strict=True)
+    ]
+
+
+def build_copies(setup: Setup) -> list[Program]:
+    """Copies of a batch to the GPU, over several ranks of all at once. Raises ValueError where there is no GPU."""
+    recipe, dataset, world, batch_size, _ = setup
+    if world.device.type != "cuda":
+        raise ValueError("h2d copies batches from the CPU to a GPU and needs one; torch sees none, or --device is cpu")
+    built = [programs.build_copies(recipe, dataset, world, batch_size, pinned) for pinned in (True, False)]
     return list(built) if world.world_size == 1 else [Together(program, world) for program in built]
+
+
+def one_rank(name: str) -> str:
+    """What a program is called that rank 0 runs alone."""
+    return f"{name}, 1 rank"
 
 
 def time_programs(
     benchmark: str, built: Sequence[Program], setup: Setup, seconds: float, repeats: int, settings: JSON
 ) -> Result:
-    """Time programs in turn, and close them. Returns the result, with the ratio of the first to each other.
-    `settings`: further ones."""
+    """Time programs in turn, and close them. Returns the result, with the ratio of the first to each other, and of all
+    ranks to as many times one: the scaling efficiency. `settings`: further ones."""
     world = setup.world
     with ExitStack() as stack, noise.watched() as warnings:
         for program in built:
@@ -43,8 +68,17 @@ def time_programs(
         if len(built) == world.world_size == 1:  # else it is of all of them together, or of one rank of several
             details[built[0].name]["memory_mb"] = memory_mb(family()) or None  # 0: not told
     rates = {name: [one.images_per_s for one in taken] for name, taken in samples.items()}
-    first, *others = rates
+    if benchmark == "h2d":
+        gigabytes = programs.image_bytes(setup.recipe, world) / 1e9
+        for name in rates:
+            details[name]["gigabytes_per_s"] = [rate * gigabytes for rate in rates[name]]
+    alone = {program.name for program in built if isinstance(program, Alone)}
+    first, *others = (name for name in rates if name not in alone)
     ratios = {f"{first} / {other}": ratio(rates[first], rates[other]) for other in others}
+    for name in (first, *others):
+        if (one := one_rank(name)) in alone:
+            linear = [world.world_size * rate for rate in rates[one]]
+            ratios[f"{name} / ({world.world_size} × {one})"] = ratio(rates[name], linear)
     lines = [*warnings, *noise.spread_warnings(rates)]
     lines += launch_warnings(samples) if benchmark in ("compute", "train") else []
     settings = setup.settings | {"seconds": seconds, "repeats": repeats} | settings
@@ -96,7 +130,7 @@ def show(result: Result, setup: Setup) -> None:
         )
     for name, one in result.ratios.items():
         shown = f"{one.median:.2f}, 95 % interval {one.low:.2f}–{one.high:.2f} [{one.min:.2f}–{one.max:.2f}]"
-        lines += wrapped(f"  {name}: {shown}")
+        lines += wrapped(f"  {'scaling efficiency ' if ' × ' in name else ''}{name}: {shown}")
     click.echo("\n".join(lines))
     for line in result.warnings:
         click.echo("\n".join(wrapped(f"  warning: {line}")), err=True)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # what takes torch is imported when the command runs
 TIMING = [
     click.option("--seconds", type=click.FloatRange(min=0.1), default=2.0, metavar="T", help="Length of a repeat."),
     click.option("--repeats", type=click.IntRange(min=1), default=3, metavar="N", help="Repeats, after a warm-up."),
-    click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for the result."),
+    click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for result and picture."),
     click.option("--apply", "apply_too", is_flag=True,
                  help="Then train with the first change that a recipe can make: the gain seen beside the expected."),
 ]  # fmt: skip
@@ -41,9 +41,9 @@ def command(
     record.require_writable(json_file, out)
     setup = prepare(**common)
 
-    from benchmarks import noise
+    from benchmarks import noise, plot
+    from benchmarks.explain import arithmetic, report, stages
     from benchmarks.explain import model as models
-    from benchmarks.explain import report, stages
 
     with noise.watched() as warnings:
         timings = stages.measure(setup, seconds, repeats)
@@ -54,8 +54,9 @@ def command(
 
         found = models.candidates(model, setup, timings.fits)
         changes = models.best(model, found, lambda change: gain_of(change, model.bottleneck).median)
+        flops = arithmetic.training_flops(setup), arithmetic.peak_flops_per_s(setup)
         if setup.world.is_main:
-            click.echo("\n".join(report.text(timings, model, changes, setup)))
+            click.echo("\n".join(report.text(timings, model, changes, setup, flops)))
         tried = next((pair for pair in changes if pair[0].settings), None) if apply_too else None
         seen = gain_of(tried[0], "train") if tried else None
     if not setup.world.is_main:
@@ -73,7 +74,11 @@ def command(
     result = record.build("explain", settings, timings.samples, {}, warnings, more)
     applied = {"options": [tried[0].option], "expected": tried[1], "seen": seen._asdict()} if tried and seen else None
     explained = figures(timings, model, changes) | {"applied": applied, "recipe": config.to_toml(recipe)}
-    record.keep(replace(result, more={"explain": explained}), json_file, out)
+    explained |= {"flops_per_image": flops[0], "peak_flops_per_s": flops[1]}
+    result = replace(result, more={"explain": explained})
+    record.keep(result, json_file, out)
+    if out:
+        click.echo(f"  drawn as {plot.draw(plot.bars(result, out.name), out)}")
 
 
 def figures(timings: "Timings", model: "Model", changes: "list[tuple[Change, float]]") -> dict[str, object]:

@@ -14,15 +14,17 @@ from training import environment
 LONGEST = 8.0  # bars, in units of the bottleneck's
 
 
-def text(timings: Timings, model: Model, changes: Sequence[tuple[Change, float]], setup: Setup) -> list[str]:
-    """All but what `--apply` finds."""
+def text(
+    timings: Timings, model: Model, changes: Sequence[tuple[Change, float]], setup: Setup, flops: tuple[float, float]
+) -> list[str]:
+    """All but what `--apply` finds. flops: of an image in training, and of the device a second."""
     recipe, world = setup.recipe, setup.world
     head = (
         f"{setup.batch_size} × {recipe.data.image_size} px, {setup.threads} threads, {recipe.model.name} in "
         f"{precision_of(setup)}, {world.world_size} rank(s), {environment.device_name(world.device)}"
     )
     lines = [*wrapped(head), "each alone, and joined; images/s, median:", *chart(timings, model), ""]
-    for paragraph in (*verdict(timings, model), *notes(timings)):
+    for paragraph in (*verdict(timings, model), mfu(*flops, timings.rate("compute")), *notes(timings)):
         lines += wrapped(paragraph)
     lines += ["", "most worth changing:"]
     for number, (change, gain) in enumerate(changes, 1):
@@ -63,6 +65,13 @@ def verdict(timings: Timings, model: Model) -> Iterator[str]:
         )
     if not model.on_gpu:
         yield "on a CPU all stages share the cores: decoding slows training also where it waits for no data"
+
+
+def mfu(flops: float, peak: float, rate: float) -> str:
+    """What the device's arithmetic allows, with the arithmetic. flops: of an image; peak: a second; rate: images/s."""
+    most = f"{flops / 1e9:.3g} GFLOP an image → at most {shown_rate(peak / flops)} images/s"
+    share = f"compute has {rate * flops / peak:.0%} of it (MFU)"
+    return f"arithmetic: {peak / 1e12:.3g} TFLOP/s by a matrix product, {most}; {share}"
 
 
 def notes(timings: Timings) -> Iterator[str]:

@@ -1,18 +1,23 @@
 """`bench.py` and what stands beside it in `benchmarks/`: figures against known ones, and JSON that scripts can read."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice, repeat
 from pathlib import Path
 
 import numpy as np
 import pytest
 import simplejpeg
+import torch
 from click.testing import CliRunner
 
 import bench
-from benchmarks import images, record, tune
+from benchmarks import earlier, images, programs, record, throughput, tune
+from benchmarks.options import Setup
+from pipeline.config import DataConfig
 from recipes import Recipe, config, machine, recipe_file
 from shards.format import ShardSet
+from training.distributed import World
 
 SMALL = ["--batch-size", "8", "--image-size", "32", "--seconds", "0.3", "--repeats", "3", "--device", "cpu"]
 NETWORK = ["--recipe", "demo", "--set", "model.name=cifar_resnet8"]
@@ -63,9 +68,57 @@ def test_two_loaders_are_compared_in_turn(dataset_dir: Path, tmp_path: Path) -> 
     assert f"synthetic / dali: {ratio.median:.2f}, 95 % interval" in printed
 
 
+def test_an_earlier_result_is_compared_with(dataset_dir: Path, tmp_path: Path) -> None:
+    first, second, other = (tmp_path / name for name in ("first.json", "second.json", "other.json"))
+    command = ["loader", "--data", dataset_dir, *SMALL]
+    run(*command, "--json", first)
+    again = [*command, "--threads", "2"]
+    run(*again, "--compare", first, "--json", second)
+    now, then = record.read(second), record.read(first)
+    assert list(now.ratios) == [f"dali / dali of {first}"]
+    (ratio,) = now.ratios.values()
+    assert ratio.median == pytest.approx(now.programs["dali"].median / then.programs["dali"].median)
+    record.write(other, replace(then, env=then.env | {"gpu": "Another GPU"}))  # type: ignore[arg-type]
+    refused = CliRunner().invoke(bench.main, [*map(str, again), "--compare", str(other)])
+    assert refused.exit_code == 1
+    assert f"{other}: comes from a different device (GPU Another GPU there, None here)" in refused.output
+    assert "Another GPU" not in run(*again, "--compare", other, "--force")
+
+
+def test_settings_that_differ_from_an_earlier_results_are_told() -> None:
+    def result(rate: float, **settings: int) -> record.Result:
+        made = record.build("loader", settings, {}, {}, [])
+        return replace(made, programs={"a": record.Figures(images_per_s=[rate])})
+
+    new, old = result(30, threads=2, image_size=32, seconds=5), result(20, threads=1, image_size=32, seconds=9)
+    found = earlier.compared(new, old, Path("old.json"))
+    assert found.warnings == ["threads: 1 in old.json, 2 here"]
+    assert found.ratios["a / a of old.json"].median == 1.5
+    with pytest.raises(ValueError, match="no program in common"):
+        earlier.compared(new, replace(old, programs={}), Path("old.json"))
+
+
+def test_copies_are_of_all_bytes(dataset_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `h2d` does, on the CPU, where no memory is pinned."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    recipe = Recipe(data=DataConfig(image_size=32))
+    world = World(0, 0, 1, 1, torch.device("cpu"))
+    setup = Setup(recipe, ShardSet.open(dataset_dir), world, 4, {"image_size": 32})
+    with pytest.raises(ValueError, match="needs one"):
+        throughput.build_copies(setup)
+    built = [programs.build_copies(recipe, setup.dataset, world, 4, pinned) for pinned in (True, False)]
+    result = throughput.time_programs("h2d", built, setup, 0.05, 2, {})
+    assert list(result.programs) == ["pinned", "pageable"]
+    for figures in result.programs.values():
+        expected = [rate * (3 * 32 * 32 * 4 + 8) / 1e9 for rate in figures.images_per_s]
+        assert figures.gigabytes_per_s == pytest.approx(expected), "float32 and an int64 label"
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
+        (["h2d"], "needs one"),
+        (["loader", "--compare", "nowhere.json"], "nowhere.json: cannot be read"),
         (["loader", "--data", "synthetic:469"], "expected synthetic:WIDTHxHEIGHT"),
         (["loader", "--data", "synthetic:5x469"], "16 to 2048"),
         (["loader", "--data", "synthetic:469x401x3"], "expected synthetic:"),

@@ -12,7 +12,9 @@ from PIL import Image
 
 import bench
 from benchmarks import parity
-from recipes import Recipe
+from model.config import ModelConfig
+from model.networks import build_model
+from recipes import Recipe, config
 from shards.format import ShardSet
 from tests.conftest import VAL_SIZES
 
@@ -34,6 +36,27 @@ def test_parity_reports_both_splits(dataset_dir: Path, tmp_path: Path) -> None:
         assert line["worst_image"].endswith(".jpg")
         assert Image.open(out / line["picture"]).size == (3 * 32, 32)
         assert line["picture"] in result.output
+
+
+def test_a_network_sees_the_same_in_both(dataset: ShardSet) -> None:
+    """Trained a little on DALI's images, it calls PIL's and torchvision's images the same classes."""
+    torch.manual_seed(0)
+    recipe = config.load_config(Recipe, None, [setting.removeprefix("--set=") for setting in SMALL_IMAGES])
+    split = dataset.split("train")
+    batches = list(parity.both(parity.feed_of(recipe, split, False, len(split)), torch.device("cpu"), 1))
+    net = build_model(ModelConfig(name="cifar_resnet8"), len(dataset.classes))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    for ours, _, ids in batches * 10:
+        labels = torch.from_numpy(split.samples["label"][ids.numpy()].astype(np.int64))
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(net(ours / 64 - 2), labels).backward()
+        optimizer.step()
+    net.eval()
+    with torch.no_grad():
+        seen = [[net(images / 64 - 2).argmax(dim=1) for images in pair[:2]] for pair in batches]
+    ours, theirs = (torch.cat(classes) for classes in zip(*seen, strict=True))
+    assert len(ours.unique()) > 1, "it tells classes apart"
+    assert (ours == theirs).double().mean() >= 0.99
 
 
 def test_parity_statistics_are_numpys(dataset: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

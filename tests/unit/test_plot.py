@@ -55,6 +55,8 @@ def test_peers_are_sorted_bars() -> None:
     rates = {"penstock": 1500.0, "timm": 500.0, "ffcv": 1600.0}
     (figure,) = figures({Path("peers-x.json"): result("peers", rates)})
     assert figure.name == "peers-x"
+    (stages,) = figures({Path("explain-x.json"): result("explain", rates)})
+    assert (stages.name, list(stages.bars), stages.is_logarithmic) == ("explain-x", list(rates), True)
     assert list(figure.bars) == ["ffcv", "penstock", "timm"]
 
 

@@ -1,0 +1,55 @@
+"""A result beside an earlier one, with which it did not run in turn: `--compare FILE`."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import record
+from benchmarks.measure import CONFIDENCE, RESAMPLED, Ratio
+from benchmarks.record import Result
+from training import environment
+
+DEVICE = {"CPU": "cpu", "cores allowed": "cores_allowed", "GPU": "gpu"}  # what must be the same to be compared
+
+
+def read(file: Path, force: bool) -> Result:
+    """The earlier result. Raises ValueError where it comes from another device than this one, unless `force`."""
+    earlier, here = record.read(file), dict(environment.describe())
+    differences = [
+        f"{what} {earlier.env.get(key)} there, {here[key]} here"
+        for what, key in DEVICE.items()
+        if earlier.env.get(key) != here[key]
+    ]
+    if differences and not force:
+        raise ValueError(f"{file}: comes from a different device ({'; '.join(differences)}); --force compares them")
+    return earlier
+
+
+def compared(result: Result, earlier: Result, file: Path) -> Result:
+    """The result with its ratios to the earlier one, of the programs that both have, and a warning for each setting in
+    which the two differ. Raises ValueError where they have no program in common."""
+    shared = [name for name in result.programs if name in earlier.programs]
+    if not shared:
+        raise ValueError(f"{file}: has no program in common with this; it has {', '.join(earlier.programs)}")
+    ratios = {
+        f"{name} / {name} of {file}": ratio_of_medians(*(one.programs[name].images_per_s for one in (result, earlier)))
+        for name in shared
+    }
+    now, then = ({"benchmark": one.benchmark} | one.settings for one in (result, earlier))
+    differing = [key for key in now if key in then and now[key] != then[key] and key not in ("seconds", "repeats")]
+    lines = [f"{key}: {then[key]} in {file}, {now[key]} here" for key in differing]
+    return replace(result, ratios=result.ratios | ratios, warnings=[*result.warnings, *lines])
+
+
+def ratio_of_medians(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
+    """The ratio of two programs that did not run in turn: drift between the two counts.
+
+    Both sides are resampled, each by itself; min and max are of the extreme repeats.
+    """
+    a, b, rng = np.array(ours), np.array(theirs), np.random.default_rng(0)
+    medians = [np.median(one[rng.integers(len(one), size=(RESAMPLED, len(one)))], axis=1) for one in (a, b)]
+    low, high = np.quantile(medians[0] / medians[1], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    bounds = a.min() / b.max(), a.max() / b.min()
+    return Ratio(*(float(value) for value in (np.median(a) / np.median(b), low, high, *bounds)))
