@@ -7,6 +7,7 @@ from dataclasses import replace
 from time import monotonic
 
 import click
+import torch
 
 from benchmarks import noise, programs, record
 from benchmarks.measure import Program, Sample, in_turn, ratio
@@ -39,11 +40,15 @@ def build(kind: Kind, names: Sequence[str], setup: Setup) -> list[Program]:
     ]
 
 
-def build_copies(setup: Setup) -> list[Program]:
-    """Copies of a batch to the GPU, over several ranks of all at once. Raises ValueError where there is no GPU."""
-    recipe, dataset, world, batch_size, _ = setup
-    if world.device.type != "cuda":
+def require_gpu(device: str) -> None:
+    """Raises ValueError where `device`, as the commands take it, is no GPU."""
+    if device == "cpu" or not torch.cuda.is_available():
         raise ValueError("h2d copies batches from the CPU to a GPU and needs one; torch sees none, or --device is cpu")
+
+
+def build_copies(setup: Setup) -> list[Program]:
+    """Copies of a batch to the GPU, over several ranks of all at once."""
+    recipe, dataset, world, batch_size, _ = setup
     built = [programs.build_copies(recipe, dataset, world, batch_size, pinned) for pinned in (True, False)]
     return list(built) if world.world_size == 1 else [Together(program, world) for program in built]
 
