@@ -91,12 +91,14 @@ def time_programs(
 
     record.require_writable(json_file, out)
     before = earlier.read(earlier_file, force) if earlier_file else None  # refused before anything is measured
+    if kind == "h2d":
+        from benchmarks.throughput import require_gpu
+
+        require_gpu(common["device"])
+    setup = prepare(**common)
 
     from benchmarks import throughput
 
-    if kind == "h2d":
-        throughput.require_gpu(common["device"])
-    setup = prepare(**common)
     settings: dict[str, object] = {}
     if kind == "h2d":
         built = throughput.build_copies(setup)
