@@ -72,7 +72,7 @@ class Common(TypedDict):
     no_machine_config: bool
 
 
-class Setup(NamedTuple):
+class BenchSetup(NamedTuple):
     """What a benchmark runs on. batch_size: of a rank. settings: for the result."""
 
     recipe: Recipe
@@ -88,7 +88,7 @@ class Setup(NamedTuple):
         return threads_per_rank(self.recipe.data.threads, self.world.local_world_size)
 
 
-def prepare(**given: Unpack[Common]) -> Setup:
+def prepare(**given: Unpack[Common]) -> BenchSetup:
     """Load the recipe with what the options say, join the other ranks, make the dataset where it is to be made, and
     open it. Rank 0 says what it took from machine.toml.
 
@@ -134,4 +134,4 @@ def prepare(**given: Unpack[Common]) -> Setup:
         "device": world.device.type, "ranks": world.world_size, "machine_config": of_machine,
         "num_samples": len(dataset.split(recipe.data.train_split)),
     }  # fmt: skip
-    return Setup(recipe, dataset, world, batch_size, settings)
+    return BenchSetup(recipe, dataset, world, batch_size, settings)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.options import Setup
+from benchmarks.options import BenchSetup
 from benchmarks.text import tabulated
 from pipeline.build import build_loader
 from pipeline.feed import Feed
@@ -108,7 +108,7 @@ def compare(feed: Feed, device: torch.device, threads: int, out: Path) -> Differ
     )
 
 
-def compare_all(setup: Setup, num_images: int, max_batch: int | None, out: Path) -> list[Difference]:
+def compare_all(setup: BenchSetup, num_images: int, max_batch: int | None, out: Path) -> list[Difference]:
     """Training and validation images, made on the CPU and on the GPU if there is one; the pictures go to `out`."""
     data = setup.recipe.data
     feeds = [

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import noise, programs, record
 from benchmarks.measure import Program, Sample, in_turn, ratio
-from benchmarks.options import Setup
+from benchmarks.options import BenchSetup
 from benchmarks.processes import family, memory_mb
 from benchmarks.programs import BatchProgram, Kind
 from benchmarks.ranks import Alone, Together, shared_clock
@@ -23,7 +23,7 @@ from training import environment
 LEAST_AHEAD, MOST_WAIT = 0.2, 0.1  # steps; of the time, beyond which the loader limits
 
 
-def build(kind: Kind, names: Sequence[str], setup: Setup) -> list[Program]:
+def build(kind: Kind, names: Sequence[str], setup: BenchSetup) -> list[Program]:
     """The programs of loaders `names`. Over several ranks each runs on all of them at once, and on rank 0 alone, with
     the threads that a rank has beside the others."""
     recipe, dataset, world, batch_size, _ = setup
@@ -46,7 +46,7 @@ def require_gpu(device: str) -> None:
         raise ValueError("h2d copies batches from the CPU to a GPU and needs one; torch sees none, or --device is cpu")
 
 
-def build_copies(setup: Setup) -> list[Program]:
+def build_copies(setup: BenchSetup) -> list[Program]:
     """Copies of a batch to the GPU, over several ranks of all at once."""
     recipe, dataset, world, batch_size, _ = setup
     built = [programs.build_copies(recipe, dataset, world, batch_size, pinned) for pinned in (True, False)]
@@ -59,7 +59,7 @@ def one_rank(name: str) -> str:
 
 
 def time_programs(
-    benchmark: str, built: Sequence[Program], setup: Setup, seconds: float, repeats: int, settings: JSON
+    benchmark: str, built: Sequence[Program], setup: BenchSetup, seconds: float, repeats: int, settings: JSON
 ) -> Result:
     """Time programs in turn, and close them. Returns the result, with the ratio of the first to each other, and of all
     ranks to as many times one: the scaling efficiency. `settings`: further ones."""
@@ -113,7 +113,7 @@ def _details(program: Program, repeats: int) -> JSON:
     return {"first_batch_s": program.first_batch_s} if isinstance(program, BatchProgram) else {}
 
 
-def show(result: Result, setup: Setup) -> None:
+def show(result: Result, setup: BenchSetup) -> None:
     """For people: a table with a line a program, and a line a ratio, then the warnings."""
     settings, world = result.settings, setup.world
     on_each = f"{world.world_size} ranks, " if world.world_size > 1 else ""

@@ -15,7 +15,7 @@ from time import monotonic
 
 from benchmarks import programs
 from benchmarks.measure import Program
-from benchmarks.options import TUNE_TURNS, Setup
+from benchmarks.options import TUNE_TURNS, BenchSetup
 from benchmarks.ranks import Together, shared_clock
 from benchmarks.text import shown_rate
 from pipeline.build import threads_per_rank
@@ -166,7 +166,7 @@ def verdict(ratios: Sequence[float], turns: int) -> bool | None:
 
 
 def search_machine(
-    setup: Setup, seconds: float, turn_s: float, number: int, report: Callable[[Trial], None]
+    setup: BenchSetup, seconds: float, turn_s: float, number: int, report: Callable[[Trial], None]
 ) -> tuple[Found, Found]:
     """Search the loader's settings, then its batch size, `seconds` in all, in turns of `turn_s`. Over several ranks a
     rate is that of all of them."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.augment import AugmentParams
 from pipeline.augment.graph import augment_images
-from pipeline.augment.steps import is_step
+from pipeline.augment.params import Name, StepArray
 from pipeline.config import DataConfig
 from pipeline.dali import Arguments, Inputs, Node, Pipeline, TensorList
 
@@ -35,7 +35,9 @@ def decodes_on_gpu(config: DataConfig, on_gpu: bool) -> bool:
 
 def graph_inputs(params: AugmentParams, config: DataConfig, on_gpu: bool) -> AugmentParams:
     """The arrays that the graph takes for these parameters, by name; each has one row a sample."""
-    arrays = {name: values for name, values in params.items() if name in ("anchor", "shape") or is_step(name)}
+    arrays = {
+        name: values for name, values in params.items() if name in ("anchor", "shape") or isinstance(name, StepArray)
+    }
     if not in_one_pass(decodes_on_gpu(config, on_gpu)):
         return arrays | {name: params[name] for name in GEOMETRY if name in params}
     from pipeline.resize import geometry
@@ -56,7 +58,7 @@ def encoded(views: list[np.ndarray]) -> TensorList:
 
 def build_graph(
     source: Source,
-    names: Sequence[str],
+    names: Sequence[Name],
     config: DataConfig,
     *,
     image_size: int,
@@ -84,7 +86,7 @@ def build_graph(
 def define_graph(
     pipe: Pipeline,
     source: Source,
-    names: Sequence[str],
+    names: Sequence[Name],
     config: DataConfig,
     *,
     image_size: int,
@@ -113,7 +115,7 @@ def new_pipeline(config: DataConfig, *, batch_size: int, threads: int, gpu: int 
     )
 
 
-def inputs(source: Source, names: Sequence[str]) -> tuple[Node, dict[str, Node]]:
+def inputs(source: Source, names: Sequence[Name]) -> tuple[Node, dict[Name, Node]]:
     """Encoded images, and arrays by name, as nodes. Arguments as of `build_graph`."""
     from nvidia.dali import fn
 
@@ -121,7 +123,7 @@ def inputs(source: Source, names: Sequence[str]) -> tuple[Node, dict[str, Node]]
     return images, dict(zip(names, arrays, strict=True))
 
 
-def decode(jpegs: Node, params: dict[str, Node], config: DataConfig, *, on_gpu: bool) -> Node:
+def decode(jpegs: Node, params: dict[Name, Node], config: DataConfig, *, on_gpu: bool) -> Node:
     """The planned region of each image: (H, W, 3) uint8, RGB."""
     from nvidia.dali import fn, types
 
@@ -144,12 +146,12 @@ def decode(jpegs: Node, params: dict[str, Node], config: DataConfig, *, on_gpu: 
 
 
 def finish(
-    images: Node, params: dict[str, Node], config: DataConfig, *, image_size: int, on_gpu: bool, half: bool
+    images: Node, params: dict[Name, Node], config: DataConfig, *, image_size: int, on_gpu: bool, half: bool
 ) -> Node:
     """Decoded regions → resized, augmented, normalised: (S, S, 3). Arguments as of `build_graph`."""
     from nvidia.dali import fn, types
 
-    augmented = any(map(is_step, params))
+    augmented = any(isinstance(name, StepArray) for name in params)
     mirror: Arguments = {}
     if in_one_pass(decodes_on_gpu(config, on_gpu)):
         from pipeline.resize import resize
@@ -178,7 +180,7 @@ def finish(
     )
 
 
-def _resize(images: Node, params: dict[str, Node], image_size: int, config: DataConfig) -> Node:
+def _resize(images: Node, params: dict[Name, Node], image_size: int, config: DataConfig) -> Node:
     from nvidia.dali import fn, types
 
     side = [image_size, image_size]

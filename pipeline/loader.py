@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from pipeline.augment import AugmentParams
+from pipeline.augment.params import Name
 from pipeline.batch import Batch
 from pipeline.dali import Inputs, Pipeline
 from pipeline.feed import Feed, PlannedBatch
@@ -133,7 +134,7 @@ class DaliLoader:
         while self._used and self._used[0][0].query():
             self._used.popleft()
 
-    def _build_pipe(self, names: tuple[str, ...]) -> Pipeline:
+    def _build_pipe(self, names: tuple[Name, ...]) -> Pipeline:
         config = self.feed.config
         if config.hw_decoder_load and torch.are_deterministic_algorithms_enabled():
             # Between 0 and 1 which of the GPU's decoders takes an image is chance, and they round differently.

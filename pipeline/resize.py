@@ -14,6 +14,7 @@ from numba.core import cgutils
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
+from pipeline.augment.params import AugmentParams
 from pipeline.compiling import compiled, compiled_callback
 from pipeline.config import Interpolation
 from pipeline.dali import Node
@@ -37,7 +38,7 @@ from pipeline.resize_kernel import (
 
 
 def geometry(
-    params: dict[str, np.ndarray],
+    params: AugmentParams,
     *,
     interpolation: Interpolation,
     antialias: bool,

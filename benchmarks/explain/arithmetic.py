@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.explain.stages import meta_network
-from benchmarks.options import Setup
+from benchmarks.options import BenchSetup
 from benchmarks.programs import Stopwatch
 from training.learner import autocast_dtype
 
@@ -17,7 +17,7 @@ TURNS, TURN_S = 5, 0.2
 BATCH = 2  # BatchNorm wants more than one
 
 
-def training_flops(setup: Setup) -> float:
+def training_flops(setup: BenchSetup) -> float:
     """FLOPs an image of a training step, forward and backward, by torch's counter on the meta device."""
     net, size = meta_network(setup).train(), setup.recipe.data.image_size
     with FlopCounterMode(display=False) as counter:
@@ -26,7 +26,7 @@ def training_flops(setup: Setup) -> float:
     return float(counter.get_total_flops() / BATCH)
 
 
-def peak_flops_per_s(setup: Setup) -> float:
+def peak_flops_per_s(setup: BenchSetup) -> float:
     """Of the matrix product in the precision of training, over all ranks."""
     device, side = setup.world.device, MATMUL_SIDE[setup.world.device.type]
     dtype = autocast_dtype(setup.recipe, device) or torch.float32

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks.explain.stages import Timings, meta_network
-from benchmarks.options import Setup
+from benchmarks.options import BenchSetup
 from pipeline.build import threads_per_rank
 from training import distributed, environment
 from training.learner import autocast_dtype
@@ -102,7 +102,7 @@ class Model(NamedTuple):
         return self.train_s / (self.train_s - lost_s * (1 - after / before))
 
 
-def model_of(timings: Timings, setup: Setup) -> Model:
+def model_of(timings: Timings, setup: BenchSetup) -> Model:
     """The model of what was timed."""
     world, names = setup.world, {stage: timings.reading if stage == "read" else stage for stage in STAGES}
     there = {stage: name for stage, name in names.items() if name in timings.samples}
@@ -127,7 +127,7 @@ class Change:
     changes_result: bool = False
 
 
-def candidates(model: Model, setup: Setup, fits: bool) -> list[Change]:
+def candidates(model: Model, setup: BenchSetup, fits: bool) -> list[Change]:
     """The changes whose conditions hold, whatever they gain. `fits`: the training split fits in memory."""
     recipe, device, ranks = setup.recipe, setup.world.device, setup.world.world_size
     data, net, read = recipe.data, recipe.model, model.costs["read"]
@@ -166,7 +166,7 @@ def candidates(model: Model, setup: Setup, fits: bool) -> list[Change]:
     return found
 
 
-def smaller_copies(setup: Setup, fits: bool) -> Change:
+def smaller_copies(setup: BenchSetup, fits: bool) -> Change:
     """Images packed with a shorter side of what validation resizes to, or of twice the largest size that is trained,
     which is more than random crops of it need, where that is less. Decoding takes time, and the disk, by the pixels."""
     data, samples = setup.recipe.data, setup.dataset.split(setup.recipe.data.train_split).samples
@@ -182,7 +182,7 @@ def smaller_copies(setup: Setup, fits: bool) -> Change:
     return Change(command, why, {"decode": (share, share), "read": (1.0 if fits else share, 1.0)})
 
 
-def applied(setup: Setup, change: Change) -> Setup:
+def applied(setup: BenchSetup, change: Change) -> BenchSetup:
     """With the recipe's settings changed."""
     recipe = setup.recipe
     for key, value in change.settings.items():
@@ -208,7 +208,7 @@ def best(
     return sorted(gains, key=lambda pair: (pair[0].changes_result, -pair[1]))[:number]
 
 
-def precision_of(setup: Setup) -> str:
+def precision_of(setup: BenchSetup) -> str:
     """What the network runs in: "fp32", "bf16" or "fp16"."""
     dtype = autocast_dtype(setup.recipe, setup.world.device)
     return {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from benchmarks.measure import Sample
-from benchmarks.options import Setup
+from benchmarks.options import BenchSetup
 from benchmarks.programs import Stopwatch, repeated
+from pipeline.augment.params import AugmentParams, Name
 from pipeline.feed import Feed
 from pipeline.loader import DaliLoader
 from shards.format import Split
@@ -33,7 +34,7 @@ class Reader(DaliLoader):
     what that gives, takes the reader itself. `views`, `arrays`: what the graph would have been given, the encoded
     images and the plan's arrays by name, of the last batch."""
 
-    def __init__(self, setup: Setup, min_batches: int = 1) -> None:
+    def __init__(self, setup: BenchSetup, min_batches: int = 1) -> None:
         """min_batches: of an epoch; the split's rows are repeated to so many."""
         recipe, world = setup.recipe, setup.world
         split = part(setup.dataset.split(recipe.data.train_split))
@@ -47,14 +48,14 @@ class Reader(DaliLoader):
         super().__init__(feed, device=world.device, threads=setup.threads)
         self._pool = ThreadPoolExecutor(setup.threads)
 
-    def _build_pipe(self, names: tuple[str, ...]) -> "Reader":
+    def _build_pipe(self, names: tuple[Name, ...]) -> "Reader":
         self._names = names
         return self
 
     def run(self, stream: object) -> "tuple[Reader]":
         encoded, *arrays = self._next_inputs()
         self.views = [np.asarray(encoded[place]) for place in range(len(encoded))]  # no copies, as `at` makes
-        self.arrays: dict[str, np.ndarray] = dict(zip(self._names, arrays, strict=True))
+        self.arrays: AugmentParams = dict(zip(self._names, arrays, strict=True))
         for _ in self._pool.map(_touch, (self.views[first :: self.threads] for first in range(self.threads))):
             pass
         return (self,)
@@ -82,7 +83,7 @@ class FromDisk:
 
     name = DISK
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: BenchSetup) -> None:
         self._setup = setup
 
     def run(self, seconds: float) -> Sample:

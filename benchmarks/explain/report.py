@@ -7,7 +7,7 @@ from benchmarks.explain.model import LOADING, STAGES, Change, Model, precision_o
 from benchmarks.explain.reading import CACHED, DISK
 from benchmarks.explain.stages import LIBJPEG, Timings
 from benchmarks.measure import Ratio
-from benchmarks.options import Setup
+from benchmarks.options import BenchSetup
 from benchmarks.text import columns, shown_rate, wrapped
 from training import environment
 
@@ -15,8 +15,12 @@ LONGEST = 8.0  # bars, in units of the bottleneck's
 
 
 def text(
-    timings: Timings, model: Model, changes: Sequence[tuple[Change, float]], setup: Setup, flops: tuple[float, float]
-) -> list[str]:
+    timings: Timings,
+    model: Model,
+    changes: Sequence[tuple[Change, float]],
+    setup: BenchSetup,
+    flops: tuple[float, float],
+) -> list[str]:  # fmt: skip
     """All but what `--apply` finds. flops: of an image in training, and of the device a second."""
     recipe, world = setup.recipe, setup.world
     head = (

@@ -29,11 +29,12 @@ from benchmarks import programs
 from benchmarks.explain import reading
 from benchmarks.explain.reading import CACHED, DISK
 from benchmarks.measure import Program, Ratio, Sample, in_turn, ratio
-from benchmarks.options import Setup
+from benchmarks.options import BenchSetup
 from benchmarks.programs import BatchProgram
 from benchmarks.ranks import Together, shared_clock
 from model.networks import build_model
 from pipeline import graph
+from pipeline.augment.params import AugmentParams
 from pipeline.batch import Batch
 from shard_tools.jpeg import SOI
 from training import distributed
@@ -55,7 +56,7 @@ class EncodedBatch(NamedTuple):
     """A batch as the graph takes it: encoded images, the plan's arrays by name, labels."""
 
     views: list[np.ndarray]
-    arrays: dict[str, np.ndarray]
+    arrays: AugmentParams
     labels: torch.Tensor
 
 
@@ -102,7 +103,7 @@ class CpuTimed:
         self._program.close()
 
 
-def measure(setup: Setup, seconds: float, repeats: int) -> Timings:
+def measure(setup: BenchSetup, seconds: float, repeats: int) -> Timings:
     """Time all stages: reading from the disk first, while no shard is open, then the others in turn."""
     world, split = setup.world, setup.dataset.split(setup.recipe.data.train_split)
     fits = bool(distributed.from_rank_0(float(reading.fits_in_memory(split)), world))
@@ -128,7 +129,7 @@ def measure(setup: Setup, seconds: float, repeats: int) -> Timings:
 
 
 def compare(
-    name: str, changed: Setup, setup: Setup, batches: Sequence[EncodedBatch], seconds: float, repeats: int
+    name: str, changed: BenchSetup, setup: BenchSetup, batches: Sequence[EncodedBatch], seconds: float, repeats: int
 ) -> Ratio:
     """One stage with other settings, in turn with the stage as it is: how many times as fast."""
     with ExitStack() as stack:
@@ -142,7 +143,7 @@ def _in_turn(timed: Sequence[CpuTimed], world: World, seconds: float, repeats: i
     return in_turn(timed, seconds, repeats, shared_clock(world) if world.world_size > 1 else time.monotonic)
 
 
-def build(name: str, setup: Setup, batches: Sequence[EncodedBatch]) -> BatchProgram:
+def build(name: str, setup: BenchSetup, batches: Sequence[EncodedBatch]) -> BatchProgram:
     """The program of a stage, by its name; not for reading from the disk."""
     recipe, dataset, world, batch_size, _ = setup
     match name:
@@ -169,13 +170,13 @@ def build(name: str, setup: Setup, batches: Sequence[EncodedBatch]) -> BatchProg
     return program
 
 
-def meta_network(setup: Setup) -> nn.Module:
+def meta_network(setup: BenchSetup) -> nn.Module:
     """The network without memory for its parameters."""
     with torch.device("meta"):
         return build_model(setup.recipe.model, len(setup.dataset.classes))
 
 
-def encoded_batches(setup: Setup) -> list[EncodedBatch]:
+def encoded_batches(setup: BenchSetup) -> list[EncodedBatch]:
     """The first batches of an epoch, copied into memory; the loader has taken out images with bad headers."""
     found, num_bytes = list[EncodedBatch](), 0
     with closing(reading.Reader(setup)) as reader:
@@ -188,7 +189,7 @@ def encoded_batches(setup: Setup) -> list[EncodedBatch]:
     return found
 
 
-def _decoder(setup: Setup, batches: Sequence[EncodedBatch]) -> Pipeline:
+def _decoder(setup: BenchSetup, batches: Sequence[EncodedBatch]) -> Pipeline:
     """The first part of the loader's graph."""
     given = cycle([(graph.encoded(one.views), *(one.arrays[name] for name in REGION)) for one in batches])
     pipe = _new_pipeline(setup)
@@ -199,7 +200,7 @@ def _decoder(setup: Setup, batches: Sequence[EncodedBatch]) -> Pipeline:
     return pipe
 
 
-def _finisher(setup: Setup, batches: Sequence[EncodedBatch]) -> Pipeline:
+def _finisher(setup: BenchSetup, batches: Sequence[EncodedBatch]) -> Pipeline:
     """The rest of it, on batches of decoded images, which lie on the device. Raises ValueError where one cannot be."""
     from nvidia.dali import fn
 
@@ -223,16 +224,16 @@ def _finisher(setup: Setup, batches: Sequence[EncodedBatch]) -> Pipeline:
     return pipe
 
 
-def _new_pipeline(setup: Setup) -> Pipeline:
+def _new_pipeline(setup: BenchSetup) -> Pipeline:
     data = setup.recipe.data
     return graph.new_pipeline(data, batch_size=setup.batch_size, threads=setup.threads, gpu=_gpu(setup))
 
 
-def _decodes_on_gpu(setup: Setup) -> bool:
+def _decodes_on_gpu(setup: BenchSetup) -> bool:
     return graph.decodes_on_gpu(setup.recipe.data, _gpu(setup) is not None)
 
 
-def _gpu(setup: Setup) -> int | None:
+def _gpu(setup: BenchSetup) -> int | None:
     device = setup.world.device
     return device.index or 0 if device.type == "cuda" else None
 
@@ -264,7 +265,7 @@ def _are_jpegs(batch: EncodedBatch) -> bool:
     return all(view[: len(SOI)].tobytes() == SOI for view in batch.views)
 
 
-def communication(setup: Setup, num_params: int) -> BatchProgram:
+def communication(setup: BenchSetup, num_params: int) -> BatchProgram:
     """An all-reduce of float32 gradients: gloo on the CPU, NCCL on GPUs."""
     world = setup.world
     buckets = torch.zeros(num_params, device=world.device).split(BUCKET_BYTES // 4)

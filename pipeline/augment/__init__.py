@@ -12,7 +12,8 @@ execution in those two.
 """
 
 from pipeline.augment.config import AugmentConfig
-from pipeline.augment.draw import AugmentParams, train_params
+from pipeline.augment.draw import train_params
 from pipeline.augment.geometry import centre_crop_params
+from pipeline.augment.params import AugmentParams
 
 __all__ = ["AugmentConfig", "AugmentParams", "centre_crop_params", "train_params"]

@@ -7,6 +7,7 @@ magnitudes are those of `torchvision.transforms.autoaugment`; a test compares ev
 import numpy as np
 
 from pipeline.augment.config import MAX_MAGNITUDE, AugmentConfig
+from pipeline.augment.params import AugmentParams
 
 OPS = (
     "Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast",
@@ -70,7 +71,7 @@ def num_ops(config: AugmentConfig) -> int:
     return {"none": 0, "trivial": 1, "rand": config.auto_num_ops, "autoaugment": 2}[config.auto]
 
 
-def chosen_ops(draws: np.ndarray, config: AugmentConfig, image_size: int) -> dict[str, np.ndarray]:
+def chosen_ops(draws: np.ndarray, config: AugmentConfig, image_size: int) -> AugmentParams:
     """The operations of `config.auto`.
 
     Args:

@@ -7,6 +7,7 @@ commute: their order, which torchvision draws, does not matter, and one pass ove
 import numpy as np
 
 from pipeline.augment.config import AugmentConfig
+from pipeline.augment.params import AugmentParams
 
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R 601, as Pillow's "L" and torchvision's grayscale
 # Rows: luma and the two chroma axes of YIQ (FCC 1953); hue turns the latter two. Gray has no chroma.
@@ -16,7 +17,7 @@ _EIGENVALUES = np.array([0.2175, 0.0188, 0.0045])
 _EIGENVECTORS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
 
 
-def colour_jitter(draws: np.ndarray, config: AugmentConfig) -> dict[str, np.ndarray]:
+def colour_jitter(draws: np.ndarray, config: AugmentConfig) -> AugmentParams:
     """Factors for brightness, contrast and saturation, and the hue shift in degrees: (n,) float32 each.
 
     Args:

@@ -8,10 +8,9 @@ from pipeline.augment import colour, noise
 from pipeline.augment.auto import chosen_ops, num_ops
 from pipeline.augment.config import AugmentConfig
 from pipeline.augment.geometry import centre_crop_params, pad_crop, random_resized_crop
+from pipeline.augment.params import AugmentParams
 from pipeline.permutation import permute, philox_key
 from pipeline.plan import EpochPlan
-
-AugmentParams = dict[str, np.ndarray]  # name → one row a sample
 
 
 @dataclass(frozen=True)

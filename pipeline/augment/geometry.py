@@ -2,12 +2,14 @@
 
 import numpy as np
 
+from pipeline.augment.params import AugmentParams
+
 _ATTEMPTS = 10  # tries of RandomResizedCrop before it falls back to a centre crop, as in torchvision
 
 
 def random_resized_crop(
     draws: np.ndarray, heights: np.ndarray, widths: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float]
-) -> dict[str, np.ndarray]:
+) -> AugmentParams:
     """Crop boxes by the law of torchvision's `RandomResizedCrop.make_params` (Szegedy et al. 2014).
 
     Args:
@@ -41,7 +43,7 @@ def random_resized_crop(
     }
 
 
-def pad_crop(draws: np.ndarray, heights: np.ndarray, widths: np.ndarray, pad: int) -> dict[str, np.ndarray]:
+def pad_crop(draws: np.ndarray, heights: np.ndarray, widths: np.ndarray, pad: int) -> AugmentParams:
     """The whole image, and by how much it moves.
 
     Args:
@@ -58,9 +60,7 @@ def pad_crop(draws: np.ndarray, heights: np.ndarray, widths: np.ndarray, pad: in
     return {"anchor": np.zeros_like(shape), "shape": shape, "shift": shift}
 
 
-def centre_crop_params(
-    heights: np.ndarray, widths: np.ndarray, image_size: int, resize_size: int
-) -> dict[str, np.ndarray]:
+def centre_crop_params(heights: np.ndarray, widths: np.ndarray, image_size: int, resize_size: int) -> AugmentParams:
     """Validation: resize the shorter side to `resize_size`, crop the centre `image_size` square, in one resampling.
 
     The numbers are torchvision's (`Resize`, then `CenterCrop`); the crop window is mapped back into the stored image,

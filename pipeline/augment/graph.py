@@ -11,11 +11,12 @@ from itertools import groupby
 import numpy as np
 
 from pipeline.augment.noise import MIX, SECOND, UINT32
+from pipeline.augment.params import Name, StepArray
 from pipeline.config import DataConfig
 from pipeline.dali import Arguments, Node
 
 
-def augment_images(images: Node, params: dict[str, Node], config: DataConfig) -> Node:
+def augment_images(images: Node, params: dict[Name, Node], config: DataConfig) -> Node:
     """The steps that `pipeline.augment.steps.step_arrays` made, one after the other.
 
     Args:
@@ -29,9 +30,9 @@ def augment_images(images: Node, params: dict[str, Node], config: DataConfig) ->
     from nvidia.dali import fn
 
     images = fn.reshape(images, layout="HWC")
-    names = [name.split(":") for name in params if ":" in name]
-    for (number, kind), group in groupby(names, key=lambda parts: parts[:2]):
-        arguments = {argument: params[f"{number}:{kind}:{argument}"] for _, _, argument in group}
+    steps = [name for name in params if isinstance(name, StepArray)]
+    for (_, kind), group in groupby(steps, key=lambda name: (name.number, name.kind)):
+        arguments = {name.argument: params[name] for name in group}
         if kind == "erase":
             arguments["colour"] = np.rint(config.mean)
         images = _where(arguments.pop("on"), images, arguments, OPERATIONS[kind])

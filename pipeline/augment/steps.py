@@ -10,9 +10,9 @@ import numpy as np
 from pipeline.augment.auto import OP_ID
 from pipeline.augment.colour import LUMA, colour_map, to_gray
 from pipeline.augment.config import AugmentConfig
-from pipeline.augment.draw import AugmentParams
 from pipeline.augment.geometry import rotation, shear_or_move
 from pipeline.augment.noise import blur_kernels, blur_radius, hashed_lines, salt_pepper_threshold
+from pipeline.augment.params import AugmentParams, StepArray
 
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13  # Pillow's ImageFilter.SMOOTH
 _IDENTITY = np.pad([[1.0]], 1)
@@ -27,18 +27,13 @@ class Step(NamedTuple):
 
 
 def step_arrays(params: AugmentParams, config: AugmentConfig, image_size: int) -> AugmentParams:
-    """The steps as flat arrays named "number:kind:argument", in order: what the graph takes."""
+    """The steps as flat arrays, named by `StepArray`, in order: what the graph takes."""
     steps = _steps(params, config, image_size)
     return {
-        f"{number}:{step.kind}:{name}": np.ascontiguousarray(values)  # DALI takes nothing else
+        StepArray(number, step.kind, name): np.ascontiguousarray(values)  # DALI takes nothing else
         for number, step in enumerate(steps)
         for name, values in ({"on": step.on} | step.arrays).items()
     }
-
-
-def is_step(name: str) -> bool:
-    """Whether an array of a batch is one of `step_arrays`'s."""
-    return ":" in name
 
 
 def _steps(params: AugmentParams, config: AugmentConfig, image_size: int) -> list[Step]:

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 import bench
 from benchmarks import earlier, images, programs, record, throughput, tune
-from benchmarks.options import Setup
+from benchmarks.options import BenchSetup
 from pipeline.config import DataConfig
 from recipes import Recipe, config, machine, recipe_file
 from shards.format import ShardSet
@@ -103,7 +103,7 @@ def test_copies_are_of_all_bytes(dataset_dir: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
     recipe = Recipe(data=DataConfig(image_size=32))
     world = World(0, 0, 1, 1, torch.device("cpu"))
-    setup = Setup(recipe, ShardSet.open(dataset_dir), world, 4, {"image_size": 32})
+    setup = BenchSetup(recipe, ShardSet.open(dataset_dir), world, 4, {"image_size": 32})
     built = [programs.build_copies(recipe, setup.dataset, world, 4, pinned) for pinned in (True, False)]
     result = throughput.time_programs("h2d", built, setup, 0.05, 2, {})
     assert list(result.programs) == ["pinned", "pageable"]

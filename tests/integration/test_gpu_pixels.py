@@ -21,6 +21,7 @@ import torch
 from pipeline import loader as loader_module
 from pipeline.augment import AugmentConfig
 from pipeline.augment.graph import OPERATIONS
+from pipeline.augment.params import StepArray
 from pipeline.feed import Feed
 from pipeline.gray import with_unit_factor
 from pipeline.holes import IGNORE_LABEL, NO_SAMPLE, BadSample
@@ -153,7 +154,7 @@ def test_the_operators_make_the_kernels_and_torchvisions_pixels(
 def test_every_operation_has_a_case(dataset: ShardSet) -> None:
     feeds = [make_feed(dataset, augment=AugmentConfig(**settings)) for settings, _, _ in AUGMENTS.values()]
     names = {name for feed in feeds for name in feed.batch(1, next(feed.spans(0)), SIZE).params}
-    assert {name.split(":")[1] for name in names if ":" in name} == set(OPERATIONS)
+    assert {name.kind for name in names if isinstance(name, StepArray)} == set(OPERATIONS)
 
 
 @pytest.mark.parametrize("case", AUGMENTS)

@@ -20,7 +20,7 @@ from benchmarks.explain import model as explain_model
 from benchmarks.explain.model import LOADING, Change, Cost, Model, applied, best, candidates, smaller_copies
 from benchmarks.explain.stages import Timings
 from benchmarks.measure import Sample
-from benchmarks.options import Setup
+from benchmarks.options import BenchSetup
 from model.config import ModelConfig
 from pipeline.config import DataConfig
 from recipes import Recipe, TrainConfig, config
@@ -43,9 +43,9 @@ def bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "best_precision", lambda device: "bf16")
 
 
-def given(dataset: ShardSet, world: World = CPU, **recipe: Any) -> Setup:
+def given(dataset: ShardSet, world: World = CPU, **recipe: Any) -> BenchSetup:
     recipe = {"data": DataConfig(image_size=32)} | recipe
-    return Setup(Recipe(**recipe), dataset, world, 4, {})
+    return BenchSetup(Recipe(**recipe), dataset, world, 4, {})
 
 
 def test_on_a_cpu_stages_share_threads_and_cores() -> None:
@@ -74,7 +74,7 @@ def test_a_gain_ends_where_another_bound_begins() -> None:
     assert ON_CPU.gain({"h2d": (0.5, 0.5)}) == 1
 
 
-def options(model: Model, setup: Setup, fits: bool = True) -> dict[str, Change]:
+def options(model: Model, setup: BenchSetup, fits: bool = True) -> dict[str, Change]:
     return {change.option: change for change in candidates(model, setup, fits)}
 
 
@@ -98,7 +98,7 @@ def test_options_are_what_the_recipe_takes(
 ) -> None:
     """What is printed to be typed and what `--apply` does are one and the same."""
     monkeypatch.setattr(explain_model, "threads_per_rank", lambda threads, ranks: 3)
-    setup = Setup(config.load_config(Recipe, None, overrides), dataset, world, 4, {})
+    setup = BenchSetup(config.load_config(Recipe, None, overrides), dataset, world, 4, {})
     found = [change for change in candidates(model, setup, fits=True) if change.settings]
     for change in found:
         option = change.option.removeprefix("--set ")
@@ -163,7 +163,7 @@ def test_smaller_images_are_advised_on_a_cpu_though_the_network_is_the_bottlenec
     assert not any("--short-side" in option for option in on_gpu), "engines of their own: decoding is not what limits"
 
 
-def ranked(model: Model, setup: Setup) -> list[tuple[Change, float]]:
+def ranked(model: Model, setup: BenchSetup) -> list[tuple[Change, float]]:
     return best(model, candidates(model, setup, fits=True), lambda change: 1.0)
 
 
@@ -379,7 +379,7 @@ def exchange(rank: int, port: int, folder: str) -> None:
         return sum_tensor(tensor)
 
     distributed.sum_tensor = watched
-    setup = Setup(Recipe(), cast(ShardSet, None), world, 8, {})
+    setup = BenchSetup(Recipe(), cast(ShardSet, None), world, 8, {})
     sample = stages.communication(setup, 7_000_000).run(0.2)
     distributed.finish()
     (Path(folder) / str(rank)).write_text(json.dumps([sample.images_per_s, summed]))
