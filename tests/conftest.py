@@ -1,54 +1,55 @@
-"""A small packed dataset for the tests: generated JPEGs of varied sizes, packed once a session by `shard_tools`."""
+"""What every test may use: a small packed dataset, made once, and the folder's name as a marker.
+
+A test is marked with the folder it lies in: `pytest -m unit`. README.md here says what belongs where.
+"""
 
 import os
+
+# Before torch is imported: several processes test at once, and the bits of a result depend on the number of threads.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import importlib
 import shutil
+import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
+from recipes.hardware import cores_allowed
 from shard_tools.writer import PackOptions, pack
 from shards.format import ShardSet
+from tests.common.images import write_tree
 
-# What takes minutes, or repeats with another number what a daily test does.
-LONG = pytest.mark.skipif(not os.environ.get("PENSTOCK_LONG"), reason="not every day: set PENSTOCK_LONG=1")
-
-NUM_TRAIN = 90
-# (height, width): odd and even, square, tall, wide, extreme, smaller and larger than a crop
-VAL_SIZES = [
-    (64, 64), (65, 65), (80, 121), (121, 80), (97, 300), (301, 96), (20, 33), (33, 20), (15, 15), (256, 341),
-    (341, 255), (500, 375), (40, 400), (400, 41), (127, 128), (128, 127), (48, 49), (333, 500), (70, 71),
-]  # fmt: skip
+TESTS = Path(__file__).parent
+MOST_WORKERS = 8  # each needs 1.5 GB and five seconds to import torch
 
 
-def picture(height: int, width: int, rng: np.random.Generator) -> Image.Image:
-    """Colour gradients, a hard-edged box, and a little noise."""
-    coarse = rng.integers(0, 256, (int(rng.integers(3, 7)), int(rng.integers(3, 7)), 3), dtype=np.uint8)
-    pixels = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)).astype(np.float64)
-    top, left = int(rng.integers(height)), int(rng.integers(width))
-    pixels[top : top + height // 3, left : left + width // 3] = rng.integers(0, 256, 3)
-    pixels += rng.normal(0, 6, pixels.shape)
-    return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
+def pytest_configure(config: pytest.Config) -> None:
+    """Install what tests import and the program does not, where `uv run pytest` began without it."""
+    uv = os.environ.get("UV")  # set by `uv run`
+    if (
+        uv
+        and not hasattr(config, "workerinput")
+        and any(find_spec(name) is None for name in ("pyarrow", "onnx", "moto"))
+    ):
+        print("the tests need some packages more: uv sync --only-group tests", flush=True)
+        subprocess.run([uv, "sync", "--quiet", "--inexact", "--only-group", "tests"], cwd=TESTS.parent, check=False)
+        importlib.invalidate_caches()
 
 
-def write_tree(root: Path, seed: int = 0) -> None:
-    """An ImageFolder tree: three classes, `NUM_TRAIN` training images, one validation image for each of `VAL_SIZES`.
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A process a core; where files are named, this process alone: it starts sooner, and a debugger works."""
+    if all(".py" in argument for argument in config.args):
+        return 0
+    return max(1, min(MOST_WORKERS, int(cores_allowed() or 1)))
 
-    Some are gray, progressive, or with chroma at half resolution, as photographs are.
-    """
-    rng = np.random.default_rng(seed)
-    sizes = [(int(rng.integers(24, 180)), int(rng.integers(24, 180))) for _ in range(NUM_TRAIN)]
-    for split, split_sizes in (("train", sizes), ("val", VAL_SIZES)):
-        for i, (height, width) in enumerate(split_sizes):
-            image = picture(height, width, rng)
-            path = root / split / f"class{i % 3}" / f"{i:03d}_{height}x{width}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if i % 11 == 10:
-                image = image.convert("L")
-            image.save(path, quality=90, subsampling=2 if i % 4 == 3 else 0, progressive=i % 7 == 6)
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(item.path.relative_to(TESTS).parts[0])
 
 
 @pytest.fixture(scope="session")

@@ -155,7 +155,8 @@ def explained(job: Job) -> None:
 def tests(job: Job) -> None:
     """tests/gpu, by pytest, a file in a process of its own: one that crashes costs itself."""
     for file in sorted(TESTS.glob("test_*.py")):
-        command = [sys.executable, "-m", "pytest", "-v", "-rfE", "-p", "no:cacheprovider", "--color=no", str(file)]
+        command = [sys.executable, "-m", "pytest", "-v", "-rfE", "-p", "no:cacheprovider", "--color=no"]
+        command += ["-o", "addopts=--import-mode=importlib", str(file)]  # without what may be missing there: xdist
         printed = [""]
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8",
                               errors="backslashreplace") as done:  # fmt: skip

@@ -11,7 +11,7 @@ import torch
 
 from shard_tools.writer import PackOptions, pack
 from shards.format import ShardSet
-from tests.conftest import picture
+from tests.common.images import picture
 
 KINDS: dict[str, dict[str, object]] = {  # what PIL saves them with; the names' order is that of the labels
     "420": {"subsampling": 2},

@@ -20,7 +20,7 @@ from pipeline.decoders_used import decoders_used
 from pipeline.loader import DaliLoader
 from shard_tools.writer import PackOptions, pack
 from shards.format import ShardSet
-from tests.conftest import picture
+from tests.common.images import picture
 from tests.gpu.decoding import in_a_process, levels, validation
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

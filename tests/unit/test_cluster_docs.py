@@ -62,7 +62,7 @@ def test_the_global_batch_divides_by_every_number_of_nodes() -> None:
 
 @pytest.mark.parametrize("file", sorted((DOCS / "cluster").iterdir()), ids=lambda path: path.name)
 def test_nodes_may_come_later(file: Path) -> None:
-    """tests/integration/hosts shows that it takes this."""
+    """tests/nightly/hosts shows that it takes this."""
     assert re.search(r'TORCH_DISABLE_SHARE_RDZV_TCP_STORE(=1| .*\n +value: "1")', file.read_text())
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from model.config import ModelConfig
 from recipes import Recipe, TrainConfig
-from tests.unit.fake_cuda import WORLD, fake_cuda
+from tests.common.fake_cuda import WORLD, fake_cuda
 from training.distributed import World
 from training.learner import _compile_mode, build_learner
 

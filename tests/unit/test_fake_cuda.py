@@ -21,7 +21,7 @@ from pipeline.augment import AugmentConfig
 from pipeline.batch import Batch
 from pipeline.mixing import Mixer
 from recipes import FOLDER, Recipe, config, recipe_file
-from tests.unit.fake_cuda import DEVICE, WORLD, Event, Gpu, Synchronised, fake_cuda
+from tests.common.fake_cuda import DEVICE, WORLD, Event, Gpu, Synchronised, fake_cuda
 from training.data import image_dtype
 from training.evaluate import evaluate
 from training.failure import Failure, finite

@@ -20,7 +20,7 @@ from pipeline.probe import find_bad
 from recipes import FOLDER, Recipe, recipe_at
 from recipes.config import load_config
 from shards.format import ShardSet
-from tests.integration.test_augmentations import CASES
+from tests.pipeline.test_augmentations import CASES
 
 HINTS = get_type_hints(AugmentConfig)
 SMALL = {"image_size": 40, "val_image_size": 40, "val_resize_size": 46}

@@ -19,8 +19,8 @@ from pipeline.gray import with_unit_factor
 from pipeline.loader import DaliLoader
 from pipeline.probe import _decode_alone
 from shards.format import ShardSet
-from tests.integration.test_loader import CROPS, make_feed
-from tests.unit.fake_cuda import fake_cuda
+from tests.common.fake_cuda import fake_cuda
+from tests.pipeline.test_loader import CROPS, make_feed
 
 SCENE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)).resize((83, 61))
 FRAME = bytes.fromhex("08 003d 0053 01 01")  # 8 bits, 61×83, a component, its id; then its factors

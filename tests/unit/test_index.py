@@ -13,7 +13,6 @@ import pytest
 import webdataset
 from click.testing import CliRunner
 from PIL import Image
-from source_images import WNIDS, jpeg, write_tar
 from wds2idx import IndexCreator
 
 from pipeline.reader import ShardReader
@@ -22,6 +21,7 @@ from shard_tools.index import index
 from shard_tools.rejected import BadImages
 from shard_tools.verify import verify
 from shards.format import INFO_FILE, ShardSet, file_sha256
+from tests.common.source_images import WNIDS, jpeg, write_tar
 
 
 def indexed(root: Path, **settings: Any) -> ShardSet:

@@ -14,7 +14,7 @@ from shard_tools.encode import BadImage, EncodeConfig, encode
 from shard_tools.jpeg import read_header
 from shard_tools.scan import examine
 from shard_tools.trainable import check_trains
-from tests.odd_jpegs import bmp16, lossless, sampled, saved, smooth, with_frame, without_adobe
+from tests.common.odd_jpegs import bmp16, lossless, sampled, saved, smooth, with_frame, without_adobe
 
 ONE = (1, 1)
 ODD = [

@@ -10,7 +10,7 @@ from PIL.PngImagePlugin import PngInfo
 from shard_tools.encode import EncodeConfig, encode
 from shard_tools.orientation import upright
 from shard_tools.scan import examine
-from tests.odd_jpegs import oriented, sampled, saved, smooth
+from tests.common.odd_jpegs import oriented, sampled, saved, smooth
 
 APPLY = EncodeConfig(apply_orientation=True)
 XMP = b"""<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">

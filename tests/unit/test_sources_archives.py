@@ -7,7 +7,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from source_images import WNIDS, Labelled, jpeg, listed, one_line, packed, write_tar
 from torchvision.models._meta import _IMAGENET_CATEGORIES
 
 from shard_tools.sources import SOURCES, SourceKind, ilsvrc, kaggle, open_source
@@ -16,6 +15,7 @@ from shard_tools.sources.ilsvrc import Ilsvrc
 from shard_tools.sources.imagenet import imagenet_classes, wnids_of
 from shard_tools.sources.matfile import read_structs
 from shard_tools.sources.zipmembers import iterate_zip
+from tests.common.source_images import WNIDS, Labelled, jpeg, listed, one_line, packed, write_tar
 
 # Written by scipy.io.savemat: a struct array `synsets` with the devkit's fields. Devkit ids 1…4 are DEVKIT_WNIDS, which
 # are not in the order of the sorted wnids; ids 5 and 6 are synsets above them (num_children 2).

@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from source_images import jpeg, one_line, packed
 
 from shard_tools.sources import SourceOptions, open_source
 from shard_tools.sources.base import Source, SourceImage, Unusable, read_bytes
 from shard_tools.sources.imagenet import imagenet_classes
+from tests.common.source_images import jpeg, one_line, packed
 
 IMAGES = [b"first", b"second", b"third"]
 Seen = list[tuple[str, bytes, str]]

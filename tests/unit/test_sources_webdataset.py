@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import webdataset
 from click.testing import CliRunner
-from source_images import jpeg, write_tar
 
 from shard_tools.__main__ import main
 from shard_tools.describe import describe, histograms, summary
@@ -26,6 +25,7 @@ from shard_tools.subset import Subset
 from shard_tools.verify import verify
 from shard_tools.writer import PackOptions, pack
 from shards.format import INFO_FILE, ClassInfo, ShardSet, unescape
+from tests.common.source_images import jpeg, write_tar
 
 IMAGENET = list(imagenet_classes())
 TRAIN, VAL = (10, 388, 700, 10, 2), (10, 388, 3)

@@ -1,0 +1,19 @@
+"""What programs import: done once, in the process that they are forked from (`tests/forked.py`)."""
+
+import matplotlib.pyplot  # noqa: F401
+import numba  # noqa: F401
+import nvidia.dali.fn
+import nvidia.nvimgcodec  # noqa: F401
+import torch._dynamo
+import torch._inductor.compile_fx
+import torch.distributed.elastic.multiprocessing.api
+import torch.distributed.launcher.api
+import torch.utils.tensorboard  # noqa: F401
+import torchvision  # noqa: F401
+
+import benchmarks.programs  # noqa: F401
+import pipeline.resize  # noqa: F401
+import shard_tools.verify
+import shard_tools.writer  # noqa: F401
+import train  # noqa: F401
+import training.run  # noqa: F401

@@ -1,4 +1,0 @@
-"""Faults against whole runs: each is injected at an exact place, and the end is compared with an undisturbed run's.
-
-`python -m tests.integration.faults --rounds N` makes the table; pytest runs one round of a part of them.
-"""

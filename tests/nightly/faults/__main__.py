@@ -1,0 +1,69 @@
+"""`python -m tests.nightly.faults`: every fault so many rounds, at random places, as a table."""
+
+import json
+import random
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tests.nightly.faults.bench import Bench
+from tests.nightly.faults.cases import CASES
+
+WIDTH = max(map(len, CASES))
+
+
+@click.command()
+@click.option("--rounds", type=click.IntRange(min=1), default=1, show_default=True, help="Of each fault.")
+@click.option("--only", multiple=True, metavar="TEXT", help="Faults whose names have this, or one of these, in them.")
+@click.option("--seed", default=0, show_default=True, help="Of the places.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write the table there too.")
+def main(rounds: int, only: tuple[str, ...], seed: int, json_file: Path | None) -> None:
+    names = [name for name in CASES if not only or any(text.lower() in name.lower() for text in only)]
+    if not names:
+        raise click.UsageError(f"no fault is named like {' or '.join(only)}; there are: {', '.join(CASES)}")
+    click.echo(f"{'fault':{WIDTH}}  rounds  failed  lost steps  wrong samples  recovery s  round s")
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+        bench = Bench(Path(folder), random.Random(seed))
+        for name in names:
+            rows.append(row := measure(bench, name, rounds))
+            recovery = "–" if row["recovery_s"] is None else f"{row['recovery_s']:.1f}"
+            click.echo(
+                f"{name:{WIDTH}}  {rounds:6}  {len(row['failed']):6}  {row['lost_steps']:10}  "
+                f"{row['wrong_samples']:13}  {recovery:>10}  {row['round_s']:7.1f}"
+            )
+            for complaint in row["failed"]:
+                click.echo(f"    {complaint}", err=True)
+            if json_file:
+                json_file.write_text(json.dumps(rows, indent=1) + "\n")
+    raise SystemExit(any(row["failed"] for row in rows))
+
+
+def measure(bench: Bench, name: str, rounds: int) -> dict[str, Any]:
+    """A row: steps and samples added up, times as medians."""
+    outcomes, failed, times = [], [], []
+    for _ in range(rounds):
+        began = time.monotonic()
+        try:
+            outcomes.append(CASES[name](bench))
+        except (AssertionError, PermissionError) as error:
+            failed.append(str(error)[-3000:])
+        times.append(time.monotonic() - began)
+    recoveries = [outcome.recovery_s for outcome in outcomes if outcome.recovery_s is not None]
+    return {
+        "fault": name,
+        "rounds": rounds,
+        "failed": failed,
+        "lost_steps": sum(outcome.lost_steps for outcome in outcomes),
+        "wrong_samples": sum(outcome.wrong_samples for outcome in outcomes),
+        "recovery_s": statistics.median(recoveries) if recoveries else None,
+        "round_s": statistics.median(times),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""Holds that unit tests are small: one that starts a process or packs shards fails, and belongs into another folder."""
+
+import multiprocessing.process
+import os
+import subprocess
+from typing import NoReturn
+
+import pytest
+
+import shard_tools.writer
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> NoReturn:
+        pytest.fail("a test in tests/unit starts no process and packs nothing: those in pipeline and system do")
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", refuse)
+    monkeypatch.setattr(os, "fork", refuse)
+    monkeypatch.setattr(shard_tools.writer, "run_shards", refuse)
