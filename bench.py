@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from benchmarks.tune import Trial
 
 LAZY = {  # commands in modules of their own, imported when one is called: `command` there
+    "env": "benchmarks.env",
     "explain": "benchmarks.explain",
     "peers": "benchmarks.peers",
     "plot": "benchmarks.plot",
@@ -49,7 +50,7 @@ class Commands(Group):
         except OSError as error:
             raise click.ClickException(f"{error.filename}: {error.strerror or error}") from None
         finally:
-            if "torch" in sys.modules:
+            if sys.modules.get("torch"):
                 from training import distributed
 
                 distributed.finish()

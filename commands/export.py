@@ -6,7 +6,6 @@ room for tensors alone, in a JSON file beside it.
 
 import io
 import json
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -23,6 +22,7 @@ from commands.options import ExportOptions
 from commands.trained_network import Loaded, load_network
 from model.networks import AUXILIARY_HEADS, OWN_NETWORKS
 from shards.format import atomic_write, key_name
+from training import environment
 from training.refusal import told_in_a_line
 
 FORMATS = {".pt": "torch", ".pth": "torch", ".safetensors": "safetensors", ".onnx": "onnx"}
@@ -35,7 +35,7 @@ class Description(TypedDict):
     """What a user of the weights has to know. mean, std: in a recipe's unit, grey levels 0 … 255. classes: key and name
     of each, in the order of the logits."""
 
-    penstock: str
+    penstock: str | None
     network: str
     weights: str
     input: str
@@ -61,7 +61,7 @@ class Building(TypedDict):
 def description(loaded: Loaded) -> Description:
     data, key = loaded.recipe.data, key_name(loaded.classes)
     return {
-        "penstock": _version(),
+        "penstock": environment.penstock_version(),
         "network": loaded.recipe.model.name,
         "weights": loaded.weights,
         "input": "images: (N, 3, image_size, image_size) float32, RGB, (pixel - mean) / std, pixels from 0 to 255",
@@ -200,11 +200,6 @@ def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as stream:
         stream.write(content)
-
-
-def _version() -> str:
-    project = Path(__file__).parents[1] / "pyproject.toml"
-    return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
 
 
 def run(options: ExportOptions) -> None:

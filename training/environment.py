@@ -1,10 +1,14 @@
-"""Where a run ran: versions, processor, GPU → a dict for `env.json`. Never fails; what is unknown is None."""
+"""Where a run ran: versions, processor, GPU → a dict for `env.json`. Never fails; what is unknown is None.
+
+`bench.py env` shows it, with more (`benchmarks/env/`).
+"""
 
 import ctypes
 import os
 import platform
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, cast
@@ -25,11 +29,14 @@ PACKAGES = (
     "nvidia-dali-cuda120",
     "nvidia-dali-cuda130",
     "nvidia-dali-weekly-cuda120",
+    "nvidia-nvimgcodec-cu12",
+    "nvidia-nvimgcodec-cu13",
     "numpy",
     "webdataset",
     "pillow",
     "simplejpeg",
     "numba",
+    "timm",
 )
 GPU_QUERY = {  # nvidia-smi's name → ours
     "driver_version": "gpu_driver",
@@ -38,6 +45,7 @@ GPU_QUERY = {  # nvidia-smi's name → ours
     "clocks.max.memory": "gpu_max_memory_clock_mhz",
     "power.limit": "gpu_power_limit_w",
 }
+BF16_FLAGS = ("avx512_bf16", "amx_bf16")  # as /proc/cpuinfo names them
 DALI = {"nvidia-dali-cuda130": 13, "nvidia-dali-cuda120": 12}  # package → the CUDA it is built for
 
 
@@ -103,13 +111,24 @@ class GpuSettings(TypedDict):
     gpu_power_limit_w: str | None
 
 
-class Environment(GpuSettings):
+class TorchFacts(TypedDict):
+    """What torch says. cuda: that it is built for."""
+
+    torch_threads: int | None
+    gpu: str | None
+    num_gpus: int
+    cuda: str | None
+    cudnn: int | None
+
+
+class Environment(GpuSettings, TorchFacts):
     """What a measured figure depends on, as `env.json` and results hold it. None for what is unknown.
 
-    cpu_cores: that this process may run on. cpu_quota_cores: the least quota of its control groups. cores_allowed: the
-    lower of the two. memory_gb: of the machine, 10^9 bytes. cuda: that torch is built for.
+    penstock: its version. cpu_cores: that this process may run on. cpu_quota_cores: the least quota of its control
+    groups. cores_allowed: the lower of the two. memory_gb: of the machine, 10^9 bytes.
     """
 
+    penstock: str | None
     git_commit: str | None
     git_changed: bool | None
     command: list[str]
@@ -122,18 +141,12 @@ class Environment(GpuSettings):
     cores_allowed: float | None
     cpu_governor: str | None
     memory_gb: float
-    torch_threads: int
-    gpu: str | None
-    num_gpus: int
-    cuda: str | None
-    cudnn: int | None
 
 
 def describe() -> Environment:
     """The facts, which JSON can hold."""
-    import torch
-
     return {
+        "penstock": penstock_version(),
         "git_commit": _git("rev-parse", "HEAD"),
         "git_changed": _git_changed(),
         "command": sys.argv,
@@ -146,13 +159,32 @@ def describe() -> Environment:
         "cores_allowed": cores_allowed(),
         "cpu_governor": text_of(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        **_torch_facts(),
+        **_gpu_settings(),
+    }
+
+
+def _torch_facts() -> TorchFacts:
+    try:
+        import torch
+    except (ImportError, OSError):  # not installed, or a library that it needs is not
+        return {"torch_threads": None, "gpu": None, "num_gpus": 0, "cuda": None, "cudnn": None}
+    return {
         "torch_threads": torch.get_num_threads(),
         "gpu": gpu_name(),
         "num_gpus": torch.cuda.device_count(),
-        **_gpu_settings(),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
     }
+
+
+def penstock_version() -> str | None:
+    """This project's, by its pyproject.toml."""
+    try:
+        project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+        return str(project["project"]["version"])
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def device_name(device: "torch.device") -> str:
@@ -172,13 +204,14 @@ def best_precision(device: "torch.device") -> Literal["bf16", "fp16", "fp32"]:
         import torch
 
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    try:
-        flags = next(
-            line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")
-        ).split()
-    except (OSError, StopIteration):
-        return "fp32"
-    return "bf16" if {"avx512_bf16", "amx_bf16"} & set(flags) else "fp32"
+    return "bf16" if cpu_bf16() else "fp32"
+
+
+def cpu_bf16() -> list[str]:
+    """Which of the instruction sets that make bf16 fast this CPU has."""
+    lines = (text_of(Path("/proc/cpuinfo")) or "").splitlines()
+    flags = next((line for line in lines if line.startswith("flags")), "").split()
+    return [name for name in BF16_FLAGS if name in flags]
 
 
 def _git(*arguments: str) -> str | None:
@@ -193,12 +226,17 @@ def _git_changed() -> bool | None:
 
 
 def _output(*command: str) -> str | None:
-    """The first line that a command prints; None if it cannot be run, fails, or prints nothing."""
+    """The first line that a command prints; None if there is none."""
+    return (printed(*command) or "").partition("\n")[0] or None
+
+
+def printed(*command: str) -> str | None:
+    """What a command prints; None if it cannot be run, fails, or prints nothing."""
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
-    return result.stdout.strip().partition("\n")[0] or None
+    return result.stdout.strip() or None
 
 
 def _version(package: str) -> str | None:

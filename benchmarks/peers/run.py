@@ -1,6 +1,5 @@
 """The comparison: check each peer's output, choose its number of workers, time those that passed in turn → a result."""
 
-import tomllib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -15,9 +14,9 @@ from benchmarks.peers.process import Child, PeerError
 from benchmarks.peers.registry import OURS, PEERS
 from pipeline.config import DataConfig
 from shards.format import ShardSet
+from training import environment
 
 ROOT = Path(__file__).parents[2]
-OUR_VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 EPOCH_BATCHES = 200  # that an epoch has at least, by repeating images
 NUM_CHECKED = 2000  # images, of the marked ones and of those that are timed
 MARKED_BATCH, MARKED_WORKERS = 50, 4  # at most: each worker then gives several batches of the marked images
@@ -110,7 +109,11 @@ def enter(name: str, images: Images, marked: Images, settings: Settings, ours: S
         for workers in settings.workers:
             children[workers] = child = unless_right.enter_context(closing(start(name, images, settings, workers)))
             first_batch_s, version = child.answer()
-            child.figures = {"version": version or OUR_VERSION, "workers": workers, "first_batch_s": first_batch_s}
+            child.figures = {
+                "version": version or environment.penstock_version(),
+                "workers": workers,
+                "first_batch_s": first_batch_s,
+            }
             rates[workers] = child.run(min(TURN_S, settings.seconds)).images_per_s
             best = children[max(rates, key=rates.__getitem__)]
             for slower in set(children.values()) - {best}:
