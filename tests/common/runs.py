@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from click.testing import CliRunner, Result
 
 import train
+import training.run
 from tests.common import forked
 
 ROOT = Path(train.__file__).parent
@@ -27,9 +29,12 @@ def arguments(data: Path, run_dir: Path, *more: str, **overrides: Any) -> list[s
     return ["--data", str(data), "--run-dir", str(run_dir), "--device", "cpu", *sets, *more]
 
 
-def run(data: Path, run_dir: Path, *more: str, **overrides: Any) -> Result:
-    """A run in this process."""
-    return CliRunner().invoke(train.main, arguments(data, run_dir, *more, **overrides))
+def run(data: Path, run_dir: Path, *more: str, report: bool = False, **overrides: Any) -> Result:
+    """A run in this process. Drawing its report would take two of its three seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not report:
+            patch.setattr(training.run, "write_report", lambda run_dir: (run_dir, run_dir))
+        return CliRunner().invoke(train.main, arguments(data, run_dir, *more, **overrides))
 
 
 def start(data: Path, run_dir: Path, *more: str, ranks: int = 1, **overrides: Any) -> forked.Forked:

@@ -69,6 +69,7 @@ def test_train(trained: Path) -> None:
     assert (trained / "report.html").is_file()
 
 
+@pytest.mark.long
 def test_eval_predict_and_bench(home: Path, trained: Path, dataset_dir: Path, image_tree: Path) -> None:
     assert "19 images" in run(home, "train.py", "eval", str(trained)).stdout
     assert "class2" in run(home, "train.py", "predict", str(trained), str(image_tree / "val/class0")).stdout

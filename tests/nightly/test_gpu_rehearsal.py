@@ -68,6 +68,7 @@ def test_check_without_dali_and_what_else_may_be_missing(tmp_path: Path) -> None
     assert [row["figure"] for row in resumed] == [0, 0]
 
 
+@pytest.mark.long
 def test_compute_decode_and_train(tmp_path: Path) -> None:
     pytest.importorskip("nvidia.dali")
     names = [stage.name for stage in STAGES if stage.part != "check"]

@@ -12,6 +12,7 @@ from benchmarks.peers.registry import OURS
 MEASURED = ["torchvision-tensor", "webdataset"]
 
 
+@pytest.mark.long
 def test_peers_are_checked_measured_and_compared(
     dataset_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

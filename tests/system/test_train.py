@@ -23,7 +23,7 @@ from training.report import read_run
 def whole(dataset_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run directory of an undisturbed run."""
     run_dir = tmp_path_factory.mktemp("runs") / "whole"
-    result = run(dataset_dir, run_dir)
+    result = run(dataset_dir, run_dir, report=True)
     assert result.exit_code == 0, result.output
     assert f"{NUM_VAL}/{NUM_VAL}" in result.output
     assert "report" in result.output
@@ -140,7 +140,7 @@ def test_without_validation_the_last_step_is_kept(dataset_dir: Path, tmp_path: P
 
 
 def test_training_without_a_validation_split(whole: Path, dataset_dir: Path, tmp_path: Path) -> None:
-    result = run(dataset_dir, tmp_path / "run", data__val_split="none")
+    result = run(dataset_dir, tmp_path / "run", report=True, data__val_split="none")
     assert result.exit_code == 0, result.output
     assert "data.val_split is none: no validation, and no best.pt" in result.output
     assert "no validation (data.val_split is none)" in result.output

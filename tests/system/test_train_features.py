@@ -107,8 +107,8 @@ def test_rebuilding_the_pipeline_for_each_phase_leaks_no_memory(dataset_dir: Pat
 
     phased("warm", 4)
     before = resident_mb()
-    phased("many", 24)
-    assert resident_mb() - before < 60, "24 pipelines of some 10 MB each"
+    phased("many", 12)
+    assert resident_mb() - before < 50, "12 pipelines of some 10 MB each"
 
 
 def test_the_newest_checkpoints_are_kept_and_a_broken_one_falls_back(dataset_dir: Path, tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_replay_of_a_run_on_two_ranks_with_mixing(dataset_dir: Path, tmp_path: P
     output = process.communicate(timeout=180)[0]
     assert process.returncode != 0
     assert output.count("Error: step") == 2, "each rank says so, and none hangs"
-    assert 'Traceback (most recent call last):\n  File "/' not in output.split("torch.distributed")[0]
+    assert all("distributed/run.py" in trace for trace in output.split("Traceback (most recent call last):")[1:])
     result = CliRunner().invoke(train.main, ["replay", str(next(run_dir.glob("failed-*.pt"))), "--device", "cpu"])
     assert result.exit_code == 0, result.output
     assert "the failed step's 12 samples, in its order" in result.output
@@ -308,7 +308,7 @@ def test_a_time_budget_goes_through_the_whole_schedule(dataset_dir: Path, tmp_pa
     )  # what is imported late is then there
     run_dir = tmp_path / "run"
     began = time.perf_counter()
-    result = run(dataset_dir, run_dir, "--max-minutes", "0.4", train__epochs=1000, schedule__warmup_epochs=5)
+    result = run(dataset_dir, run_dir, "--max-minutes", "0.15", train__epochs=1000, schedule__warmup_epochs=5)
     assert result.exit_code == 0, result.output
     assert time.perf_counter() - began < 120, "on a busy machine, too"
     rates = [line["lr"] for line in lines(run_dir, "step")]
@@ -328,10 +328,10 @@ def test_ranks_stay_together_whenever_they_started_and_whatever_they_score(datas
     program = tmp_path / "late.py"
     program.write_text(
         f"import os, sys, time\nsys.path.insert(0, {str(ROOT)!r})\nimport train, training.run\n"
-        "train.main(obj=time.perf_counter() - 7 * int(os.environ['RANK']))\n"
+        "train.main(obj=time.perf_counter() - 5 * int(os.environ['RANK']))\n"
     )
     words = arguments(
-        dataset_dir, tmp_path / "run", "--max-minutes", "0.35", "--max-val-images", "2", train__epochs=1000
+        dataset_dir, tmp_path / "run", "--max-minutes", "0.25", "--max-val-images", "2", train__epochs=1000
     )
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
     done = forked.run([*launcher, program, *words], timeout=300)

@@ -14,9 +14,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 from commands.options import report_command as main
+from training import report
 from training.ending import ending
 from training.metrics import MetricsLog
-from training.report import curves, read_run, write_comparison, write_report
+from training.report import curves, page, read_run, write_comparison, write_report
 from training.report.runs import epoch_of, short_names
 
 VOID = {"meta", "br", "img", "path", "use", "rect", "i"}
@@ -108,6 +109,13 @@ def _write_worst(run_dir: Path) -> None:
     lowest = [{"label_name": EVIL, "accuracy": 0.125, "num_images": 50}]
     content = {"worst": worst, "confused": confused, "lowest": lowest}
     (run_dir / "worst.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def blank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages without curves, whose drawing takes seconds, where the text is what is asked for."""
+    monkeypatch.setattr(report, "picture", lambda runs, title: b"")
+    monkeypatch.setattr(page, "svgs", lambda runs: [])
 
 
 def test_the_page_shows_what_the_run_left(tmp_path: Path) -> None:
@@ -326,6 +334,7 @@ def _end(run_dir: Path, **fields: object) -> str:
     return _page(write_report(run_dir)[1]).text
 
 
+@pytest.mark.usefixtures("blank")
 def test_the_page_says_what_ended_the_run(tmp_path: Path) -> None:
     full = ending(total_steps=14, epochs=2, schedule_epoch=2.0, data_epochs=2.0)
     assert "Finished after step 14." in _end(tmp_path / "full", **full)
@@ -340,6 +349,7 @@ def test_the_page_says_what_ended_the_run(tmp_path: Path) -> None:
     assert "Not finished: 15 steps are done." in text
 
 
+@pytest.mark.usefixtures("blank")
 def test_rates_and_steps_are_the_terminals(tmp_path: Path) -> None:
     """That has the mean over all of the training, with its slow start, and counts the steps that are done."""
     _end(tmp_path / "a", images_per_s=3.14159)
@@ -357,6 +367,7 @@ def test_rates_and_steps_are_the_terminals(tmp_path: Path) -> None:
     assert "4.3images/s, median" in page.text
 
 
+@pytest.mark.usefixtures("blank")
 def test_a_validation_on_a_choice_says_so(tmp_path: Path) -> None:
     _write_run(tmp_path, epochs=1)
     with MetricsLog(tmp_path) as log:
@@ -374,6 +385,7 @@ def test_words_of_a_table_are_not_broken() -> None:
     assert "max-width" in cells
 
 
+@pytest.mark.usefixtures("blank")
 def test_a_worst_json_of_another_shape_costs_its_section_only(tmp_path: Path) -> None:
     _write_run(tmp_path / "run")
     (tmp_path / "run/worst.json").write_text('{"worst": [1, {"label_name": null}], "confused": 3, "lowest": [{}]}')
@@ -425,6 +437,7 @@ def test_names_are_as_long_as_it_takes(tmp_path: Path) -> None:
     assert short_names([runs[0], runs[0]]) == ["run", "run"]
 
 
+@pytest.mark.usefixtures("blank")
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     odd = tmp_path / os.fsdecode(b"odd-\xff")
     _write_run(odd, epochs=1, extras=False)

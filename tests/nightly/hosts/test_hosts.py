@@ -62,6 +62,7 @@ def test_two_hosts_see_the_samples_of_one(dataset_dir: Path, tmp_path: Path) -> 
     assert "2 × " in (tmp_path / "host-0.log").read_text()
 
 
+@pytest.mark.long
 def test_three_hosts_and_one_agree_in_every_step(dataset_dir: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(train.main, arguments(dataset_dir, tmp_path / "alone", epochs=2))
     assert result.exit_code == 0, result.output
@@ -75,6 +76,7 @@ def test_three_hosts_and_one_agree_in_every_step(dataset_dir: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("num_hosts", "nodes"), [(2, "2"), (3, "1:3")])
+@pytest.mark.long
 def test_a_host_cut_off_and_brought_back(num_hosts: int, nodes: str, dataset_dir: Path, tmp_path: Path) -> None:
     """With a fixed number the others wait for it; an elastic run goes on without it, and takes it in again."""
     run_dir, epochs = tmp_path / "run", 30
