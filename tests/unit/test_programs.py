@@ -1,4 +1,4 @@
-"""What `bench.py` times, and how torch is set up for it: as `train.py` is."""
+"""What `bench.py` times of a program."""
 
 import time
 from collections.abc import Iterator

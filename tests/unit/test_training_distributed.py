@@ -1,4 +1,4 @@
-"""A world of one in this process, and a world of two gloo processes against the single-process result."""
+"""A world of one in this process, signals, and what is said of devices and drivers."""
 
 import os
 import signal

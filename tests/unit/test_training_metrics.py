@@ -1,4 +1,4 @@
-"""Metrics, their trackers and sheets, and the environment: what is written, and what is not."""
+"""Metrics, their trackers and sheets: what is written, and what is not."""
 
 import io
 import json

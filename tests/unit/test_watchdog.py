@@ -1,4 +1,4 @@
-"""The watchdog beside the clock, ranks played by threads that share a store, and a process that loses its file."""
+"""The watchdog beside the clock, and ranks played by threads that share a store."""
 
 import itertools
 import threading
