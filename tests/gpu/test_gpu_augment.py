@@ -11,8 +11,8 @@ from pipeline.augment.graph import augment_images
 from pipeline.augment.steps import step_arrays
 from pipeline.config import DataConfig
 from pipeline.plan import EpochPlan
+from tests.common.augments import AUGMENTS
 from tests.common.images import picture
-from tests.unit.test_gpu_graph import AUGMENTS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

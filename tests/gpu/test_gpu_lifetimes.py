@@ -8,9 +8,9 @@ import torch
 from pipeline.augment import AugmentConfig
 from pipeline.batch import Batch
 from shards.format import ShardSet
-from tests.gpu.test_gpu_loader import make_loader
-from tests.pipeline.test_augmentations import EVERYTHING
-from tests.pipeline.test_gpu_pixels import mortal_inputs
+from tests.common.augments import EVERYTHING
+from tests.common.gpu_loader import make_loader
+from tests.common.mortal import mortal_inputs
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,38 +10,12 @@ import torch
 from pipeline.augment import AugmentConfig
 from pipeline.batch import Batch
 from pipeline.config import DataConfig
-from pipeline.feed import Feed
 from pipeline.holes import IGNORE_LABEL, NO_SAMPLE, BadSample
-from pipeline.loader import DaliLoader
 from shards.format import ShardSet
+from tests.common.feeds import CROPS, JITTER
+from tests.common.gpu_loader import make_loader
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
-
-CROPS = AugmentConfig()
-JITTER = AugmentConfig(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
-SIZE = 64
-
-
-def make_loader(
-    shard_set: ShardSet,
-    device: str = "cuda",
-    *,
-    augment: AugmentConfig | None = CROPS,
-    dtype: torch.dtype = torch.float16,
-    batch_size: int = 12,
-    on_bad: Callable[[BadSample], None] = lambda bad: None,
-    **config: Any,
-) -> DaliLoader:
-    settings = {"image_size": SIZE, "val_image_size": SIZE, "val_resize_size": 73, "max_bad_fraction": 0.5} | config
-    feed = Feed(
-        split=shard_set.split("train" if augment else "val"),
-        config=DataConfig(**settings),
-        augment=augment,
-        batch_size=batch_size,
-        global_batch_size=24 if augment else 0,
-        seed=3,
-    )
-    return DaliLoader(feed, device=torch.device(device), threads=2, dtype=dtype, on_bad=on_bad)
 
 
 def gray_levels(images: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from shard_tools.writer import PackOptions, pack
 from shards.format import ShardSet
 from shards.remote import Store
 from tests.common.packing import hashes
-from tests.system.test_remote import epochs, feed_of, small
+from tests.common.remote_feeds import epochs, feed_of, small
 
 gcsfs = pytest.importorskip("gcsfs", reason="the client of gs:// is not installed (extra gs)")
 emulator = pytest.importorskip("gcp_storage_emulator.server", reason="the emulator of gs:// is not installed")

@@ -22,14 +22,11 @@ from pipeline.feed import Feed
 from pipeline.loader import DaliLoader
 from pipeline.reference import ReferenceLoader
 from shards.format import ShardSet
+from tests.common.augments import CASES, EVERYTHING
 from tests.common.images import picture
 
 CPU = torch.device("cpu")
 SIZE = 40
-EVERYTHING = AugmentConfig(
-    vflip=0.5, rotation=20, auto="trivial", brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, lighting=0.1,
-    grayscale=0.3, blur=0.5, noise=0.5, salt_pepper=0.5, jpeg=0.5, erase=0.5, repeats=3,
-)  # fmt: skip
 
 
 def make_feed(
@@ -55,27 +52,6 @@ def images(loader: DaliLoader | ReferenceLoader, position: int = 0) -> dict[int,
         rows |= {span.start + i: image * std + mean for i, image in enumerate(batch.images)}
     loader.close()
     return rows
-
-
-# settings → the largest mean difference of an image that is allowed, in grey levels; and that of all images.
-# Where it is above 0.5 the definitions differ: see docs/augmentations.md.
-CASES: dict[str, tuple[dict[str, Any], float, float]] = {
-    "centre": ({"crop": "centre", "crop_fraction": 0.8}, 0.5, 0.25),
-    "vflip": ({"vflip": 0.5}, 0.5, 0.25),
-    "rotation": ({"rotation": 40}, 0.6, 0.35),
-    "rotation, nearest": ({"rotation": 40, "rotation_filter": "nearest"}, 0.5, 0.25),
-    "brightness": ({"brightness": 0.4}, 0.8, 0.6),
-    "contrast": ({"contrast": 0.4}, 0.8, 0.6),
-    "saturation": ({"saturation": 0.4}, 0.8, 0.6),
-    "hue": ({"hue": 0.1}, 25, 9),
-    "lighting": ({"lighting": 0.1}, 0.5, 0.25),
-    "grayscale": ({"grayscale": 0.5}, 0.5, 0.25),
-    "blur": ({"blur": 0.5}, 0.6, 0.3),
-    "noise": ({"noise": 1}, 0.5, 0.25),
-    "salt_pepper": ({"salt_pepper": 1}, 0.5, 0.25),
-    "jpeg": ({"jpeg": 1}, 2.5, 1),
-    "erase": ({"erase": 1}, 0.5, 0.25),
-}
 
 
 def test_every_augmentation_has_a_case() -> None:

@@ -7,7 +7,6 @@ Where the two branches may differ by more than rounding, measured and understood
 Everywhere else they are at most a level apart, two for the wider filters.
 """
 
-import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,8 +27,11 @@ from pipeline.holes import IGNORE_LABEL, NO_SAMPLE, BadSample
 from pipeline.loader import DaliLoader
 from pipeline.reference import ReferenceLoader
 from shards.format import ShardSet
-from tests.pipeline.test_augmentations import EVERYTHING
-from tests.pipeline.test_loader import CPU, SIZE, by_position, gray_levels, make_feed, make_loader, same_rows
+from tests.common.augments import EVERYTHING
+from tests.common.feeds import CPU, SIZE, by_position, gray_levels, make_feed, make_loader, same_rows
+from tests.common.mortal import mortal, mortal_inputs
+
+__all__ = ["mortal_inputs"]  # a fixture
 
 Rows = dict[int, tuple[int, int, torch.Tensor]]
 RADIUS = {"nearest": 0.5, "linear": 1.0, "cubic": 2.0, "lanczos": 3.0}  # of the filter, in pixels
@@ -253,24 +255,6 @@ def test_the_operators_are_what_ran(dataset: ShardSet, monkeypatch: pytest.Monke
 
 
 # --- what DALI reads without a copy
-
-
-def mortal(values: np.ndarray) -> np.ndarray:
-    """A copy that is overwritten as soon as nobody holds it: who still reads it then reads something else."""
-    memory = values.copy()
-    view = memory[...]
-    weakref.finalize(view, memory.fill, 1)
-    return view
-
-
-@pytest.fixture
-def mortal_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every array and every image that a loader hands to DALI is `mortal`."""
-    arrays, images = loader_module.graph_inputs, loader_module.encoded
-    monkeypatch.setattr(
-        loader_module, "graph_inputs", lambda *args, **kw: {k: mortal(v) for k, v in arrays(*args, **kw).items()}
-    )
-    monkeypatch.setattr(loader_module, "encoded", lambda views: images([mortal(view) for view in views]))
 
 
 @pytest.mark.usefixtures("operators", "mortal_inputs")

@@ -4,7 +4,7 @@ import errno
 import io
 import itertools
 import multiprocessing.synchronize
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -20,70 +20,18 @@ from pipeline.augment import AugmentConfig
 from pipeline.batch import Batch
 from pipeline.build import build_loader
 from pipeline.config import DataConfig
-from pipeline.feed import Feed
 from pipeline.holes import IGNORE_LABEL, NO_SAMPLE, BadSample
 from pipeline.loader import DaliLoader
 from pipeline.reference import ReferenceLoader
 from pipeline.synthetic import SyntheticLoader
 from shards.format import ShardSet
+from tests.common.feeds import CPU, CROPS, JITTER, SIZE, by_position, gray_levels, make_feed, make_loader, same_rows
 
-CPU = torch.device("cpu")
-CROPS = AugmentConfig()
-JITTER = AugmentConfig(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
-SIZE = 40
 Damage = Callable[[ShardSet, str, int, bytes], None]
-
-
-def make_feed(
-    shard_set: ShardSet,
-    *,
-    augment: AugmentConfig | None = CROPS,
-    batch_size: int = 12,
-    world_size: int = 1,
-    rank: int = 0,
-    seed: int = 3,
-    **config: Any,
-) -> Feed:
-    """A training feed with a global batch of 24, or with `augment=None` the validation feed."""
-    settings = {"image_size": SIZE, "val_image_size": SIZE, "val_resize_size": 46, "max_bad_fraction": 0.5} | config
-    return Feed(
-        split=shard_set.split("train" if augment else "val"),
-        config=DataConfig(**settings),
-        augment=augment,
-        batch_size=batch_size,
-        global_batch_size=24 if augment else 0,
-        rank=rank,
-        world_size=world_size,
-        seed=seed,
-    )
-
-
-def make_loader(shard_set: ShardSet, *, threads: int = 2, **feed: Any) -> DaliLoader:
-    return DaliLoader(make_feed(shard_set, **feed), device=CPU, threads=threads)
-
-
-def gray_levels(images: torch.Tensor, config: DataConfig) -> torch.Tensor:
-    """Normalised images back to 0…255."""
-    return images.float() * torch.tensor(config.std)[:, None, None] + torch.tensor(config.mean)[:, None, None]
 
 
 def ids(batches: list[Batch]) -> list[int]:
     return [sample_id for batch in batches for sample_id in batch.sample_ids.tolist()]
-
-
-def by_position(batches: Iterator[Batch], feed: Feed, position: int = 0) -> dict[int, tuple[int, int, torch.Tensor]]:
-    """Position → sample id, label, image."""
-    rows = {}
-    for span, batch in zip(feed.spans(position), batches, strict=True):
-        assert len(batch.images) == span.count
-        assert batch.position == span.end
-        for row in range(span.count):
-            rows[span.start + row] = (int(batch.sample_ids[row]), int(batch.labels[row]), batch.images[row])
-    return rows
-
-
-def same_rows(a: dict[int, tuple[int, int, torch.Tensor]], b: dict[int, tuple[int, int, torch.Tensor]]) -> bool:
-    return a.keys() == b.keys() and all(a[p][:2] == b[p][:2] and torch.equal(a[p][2], b[p][2]) for p in a)
 
 
 @pytest.fixture(scope="module")

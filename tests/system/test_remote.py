@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
@@ -20,9 +19,6 @@ import pytest
 import torch
 
 from pipeline import window_reader
-from pipeline.augment import AugmentConfig
-from pipeline.config import DataConfig
-from pipeline.feed import Feed
 from pipeline.loader import DaliLoader
 from pipeline.reader import ShardReader, open_reader
 from pipeline.reference import ReferenceLoader
@@ -32,18 +28,14 @@ from shards.format import ShardSet
 from shards.remote import Store
 from tests.common import forked
 from tests.common.packing import cli, hashes
+from tests.common.remote_feeds import epochs, feed_of, small
 
 pytest.importorskip("s3fs", reason="the S3 client is not installed (extra s3)")
 pytest.importorskip("moto.server", reason="the S3 server for tests is not installed (moto[server])")
 if TYPE_CHECKING:
     from tests.common.s3_server import S3Server
 
-ROOT = Path(__file__).resolve().parents[2]
 URL = "s3://shards/set"
-CONFIG = DataConfig(
-    image_size=32, val_image_size=32, val_resize_size=36, block_size=4, window_blocks=2, fetch_bytes=40_000,
-    store_timeout_s=20,
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -79,26 +71,6 @@ def remote_set(uploaded: None, server: "S3Server", tmp_path: Path) -> ShardSet:
     shard_set = ShardSet.open(URL, tmp_path / "cache")
     server.requests.clear()
     return shard_set
-
-
-def feed_of(shard_set: ShardSet, tmp_path: Path, split: str = "train", **settings: Any) -> Feed:
-    share = {name: settings.pop(name) for name in ("rank", "world_size", "local_world_size") if name in settings}
-    cache_dir = settings.pop("cache_dir", str(tmp_path / "cache"))
-    config = replace(CONFIG, cache_dir=cache_dir, **settings)
-    augment = AugmentConfig() if split == "train" else None
-    size = {"batch_size": 3, "global_batch_size": 3 * share.get("world_size", 1)}
-    return Feed(split=shard_set.split(split), config=config, augment=augment, **size, **share)
-
-
-def small(shard_set: ShardSet) -> int:
-    """A cache that does not hold the dataset."""
-    return shard_set.split("train").dataset_bytes - 1
-
-
-def epochs(loader: Any, num: int) -> list[tuple[list[int], float]]:
-    seen = [(b.sample_ids.tolist(), b.images.double().sum().item()) for e in range(num) for b in loader.iter_epoch(e)]
-    loader.close()
-    return seen
 
 
 @pytest.mark.parametrize(("order", "fits"), [("global", True), ("block", True), ("block", False)])
@@ -158,7 +130,7 @@ import json, sys, torch
 from pathlib import Path
 from pipeline.reference import ReferenceLoader
 from shards.format import ShardSet
-from tests.system.test_remote import epochs, feed_of
+from tests.common.remote_feeds import epochs, feed_of
 url, folder = sys.argv[1], Path(sys.argv[2])
 feed = feed_of(ShardSet.open(url, folder / "cache"), folder, "val")
 print(json.dumps(epochs(ReferenceLoader(feed, device=torch.device("cpu"), workers=1), 1)))

@@ -1,4 +1,4 @@
-"""Holds that unit tests are small: one that starts a process or packs shards fails, and belongs into another folder."""
+"""Holds that unit tests are small: one that starts a process, packs shards or reads the packed dataset fails."""
 
 import multiprocessing.process
 import os
@@ -11,7 +11,10 @@ import shard_tools.writer
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "image_tree" in request.fixturenames:  # what the fixtures of the packed dataset are made of
+        pytest.fail("a test in tests/unit reads no packed dataset: those in pipeline and system do")
+
     def refuse(*_: object, **__: object) -> NoReturn:
         pytest.fail("a test in tests/unit starts no process and packs nothing: those in pipeline and system do")
 

@@ -12,16 +12,9 @@ from pipeline.augment import AugmentConfig, centre_crop_params, train_params
 from pipeline.augment.colour import colour_jitter
 from pipeline.augment.geometry import pad_crop, random_resized_crop
 from pipeline.plan import EpochPlan
+from tests.common.two_samples import KS_LIMIT, ks_distance
 
 NUM_DRAWS = 22
-KS_LIMIT = 2.23  # × sqrt(1/n + 1/m): the two-sample Kolmogorov-Smirnov bound at p = 1e-4
-
-
-def ks_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """The largest distance between two samples' distribution functions."""
-    points = np.concatenate([a, b])
-    at_or_below = [np.searchsorted(np.sort(x), points, side="right") / len(x) for x in (a, b)]
-    return float(np.abs(at_or_below[0] - at_or_below[1]).max())
 
 
 def our_boxes(

@@ -17,7 +17,7 @@ from pipeline.augment.noise import gaussian_field, hashed_field, hashed_lines
 from pipeline.plan import EpochPlan
 from recipes import Recipe
 from recipes.config import from_toml, load_config, to_toml
-from tests.unit.test_augment import KS_LIMIT, ks_distance
+from tests.common.two_samples import KS_LIMIT, ks_distance
 
 N = 20_000
 

@@ -1,26 +1,18 @@
-"""`pipeline/gray.py`: which byte it changes, that no decoder sees it, and that only a GPU's loader asks for it."""
+"""`pipeline/gray.py`: which byte it changes, that no decoder sees it, and that the probe asks for it only on a GPU."""
 
 import io
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import simplejpeg
-import torch
 from PIL import Image
 
-from pipeline.augment import AugmentConfig
 from pipeline.config import DataConfig
 from pipeline.gray import with_unit_factor
-from pipeline.loader import DaliLoader
 from pipeline.probe import _decode_alone
-from shards.format import ShardSet
-from tests.common.fake_cuda import fake_cuda
-from tests.pipeline.test_loader import CROPS, make_feed
 
 SCENE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)).resize((83, 61))
 FRAME = bytes.fromhex("08 003d 0053 01 01")  # 8 bits, 61×83, a component, its id; then its factors
@@ -95,45 +87,6 @@ def test_a_file_that_ends_early(case: str) -> None:
     for size in range(place + 20):
         view = array(data[:size])
         assert (with_unit_factor(view) is view) == (size <= place)
-
-
-@pytest.mark.parametrize("augment", [CROPS, None], ids=["training", "validation"])
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_what_a_loader_hands_to_dali(
-    dataset: ShardSet, monkeypatch: pytest.MonkeyPatch, device: str, augment: AugmentConfig | None
-) -> None:
-    """The shards' own memory, but for gray JPEGs with a factor on a GPU: then a mended copy, every time."""
-    split, given = dataset.split("train"), list[np.ndarray]()
-
-    def graph(source: Callable[[], Any], names: Any, config: Any, *, gpu: int | None, **_: Any) -> Any:
-        def run(stream: Any) -> Any:
-            images, *_ = source()
-            given.extend(np.asarray(images[place]) for place in range(len(images)))
-            return (SimpleNamespace(as_tensor=lambda: torch.empty(len(images), 8, 8, 3, device=device)),)
-
-        assert gpu == {"cpu": None, "cuda": 0}[device]
-        return SimpleNamespace(run=run, reset=lambda: None)
-
-    monkeypatch.setattr("pipeline.loader.build_graph", graph)
-    monkeypatch.setattr("torch.from_dlpack", lambda tensor: tensor)
-    feed = replace(make_feed(dataset, augment=augment, batch_size=6), split=split)
-    feed = replace(feed, global_batch_size=30 if augment else 0)  # no sample of the 90 is left out
-    loader = DaliLoader(feed, device=torch.device(device), threads=1)
-    for epoch, position in [(0, 0), (1, 0), (1, 30)]:
-        given.clear()
-        with fake_cuda():
-            assert len(list(loader.iter_epoch(epoch, position))) == (90 - position) / 6
-        ids = feed.plan(epoch).sample_ids(position, 90 - position)
-        scaled = 0
-        for stored, view in zip(loader._reader.views(ids), given, strict=True):
-            image: Any = Image.open(io.BytesIO(stored))
-            if device == "cuda" and len(image.layer) == 1 and image.layer[0][1:3] != (1, 1):
-                scaled += 1
-                assert view[view != stored].tolist() == [0x11]
-            else:
-                assert view.ctypes.data == stored.ctypes.data
-        assert position or scaled == (2 if device == "cuda" else 0)
-    loader.close()
 
 
 @pytest.mark.parametrize(("gpu", "factors"), [(None, 0x22), (0, 0x11)])

@@ -9,24 +9,13 @@ from click.testing import CliRunner
 import train
 from pipeline.config import ONLY_SPEED
 from recipes import Recipe, config, machine
+from tests.common.machine_file import HERE, recipe_in, written
 from training.learner import FREE_ON_RESUME
-
-HERE = machine.Machine(cpu="Some CPU", cores=4, gpu="none", ranks=1)
 
 
 @pytest.fixture
 def recipe_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A recipe, in whose folder the process is; the machine is HERE."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(machine, "this_machine", lambda device: HERE)
-    file = tmp_path / "recipe.toml"
-    file.write_text("[data]\nthreads = 1\nprefetch = 2\nread_ahead = 3\nimage_size = 40\n")
-    return file
-
-
-def written(data: str, of: machine.Machine = HERE) -> None:
-    section = f'cpu = "{of.cpu}"\ncores = {of.cores}\ngpu = "{of.gpu}"\nranks = {of.ranks}\n'
-    Path("machine.toml").write_text(f"[machine]\n{section}[data]\n{data}")
+    return recipe_in(tmp_path, monkeypatch)
 
 
 def test_it_lies_between_the_recipe_and_the_command_line(recipe_file: Path) -> None:
@@ -106,14 +95,3 @@ def test_train_takes_it(recipe_file: Path) -> None:
     wrong = CliRunner().invoke(train.main, arguments)
     assert wrong.exit_code == 1
     assert wrong.output.startswith("Error: machine.toml: data.order")
-
-
-def test_train_says_what_it_took(recipe_file: Path, dataset_dir: Path) -> None:
-    written("threads = 1\nprefetch = 1\n")
-    small = ["data.image_size=16", "data.val_image_size=16", "data.val_resize_size=18", "model.name=cifar_resnet8",
-             "train.global_batch_size=8", "data.loader=reference", "optimizer.name=sgd"]  # fmt: skip
-    sets = [word for setting in small for word in ("--set", setting)]
-    arguments = ["--recipe", str(recipe_file), "--data", str(dataset_dir), "--device", "cpu", "--max-steps", "0"]
-    done = CliRunner().invoke(train.main, [*arguments, *sets, "--run-dir", "run"])
-    assert done.exit_code == 0, done.output
-    assert "\nmachine.toml: data.threads=1, data.prefetch=1\n" in done.output

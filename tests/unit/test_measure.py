@@ -1,15 +1,9 @@
-"""How the benchmark times: fake programs and a fake clock for the method, real processes for the noise."""
+"""How the benchmark times: fake programs and a fake clock."""
 
-import json
 import math
 import os
-import signal
 import statistics
-import subprocess
-import sys
-import time
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import measure, noise, processes, record, throughput
+from benchmarks import measure, noise, record, throughput
 from benchmarks.measure import Ratio, Sample
 from benchmarks.ranks import Together
 from recipes import hardware
@@ -93,8 +87,9 @@ class Launching(Fake):
 
 
 @pytest.mark.parametrize("kind", ["train", "compute", "loader"])
-def test_a_result_says_how_far_the_cpu_was_ahead(kind: str) -> None:
+def test_a_result_says_how_far_the_cpu_was_ahead(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And warns of it, but for a loader alone, which has no step."""
+    monkeypatch.setattr(record.environment, "describe", dict)  # which starts programs
     world = World(0, 0, 1, 1, torch.device("cpu"))
     setup: Any = SimpleNamespace(world=world, settings={})
     built = [Together(Launching("a", Clock(), [100.0]), world), Fake("b", Clock(), [100.0])]
@@ -154,35 +149,6 @@ def test_other_processes_are_told_from_our_own() -> None:
     assert noise.others_share(before, noise.CpuTime(1000, 500, 510)) == 0, "ticks are rounded"
 
 
-def test_the_family_shares_its_memory() -> None:
-    """Of a forked child the pages that it has in common with its parent count once."""
-    ours = np.ones(100 << 17)  # 105 MB
-    alone = processes.memory_mb(processes.family())
-    pid = os.fork()
-    if not pid:
-        time.sleep(60)
-    try:
-        assert pid in [process.pid for process in processes.family()]
-        assert 0.9 < processes.memory_mb(processes.family()) / alone < 1.2
-        assert alone > ours.nbytes / 1e6
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-    assert pid not in [process.pid for process in processes.family()]
-
-
-BUSY = "import time\nend = time.process_time() + 0.4\nwhile time.process_time() < end: pass"
-
-
-def test_our_own_work_is_ours() -> None:
-    before = noise.cpu_time()
-    subprocess.run([sys.executable, "-c", BUSY], check=True)
-    after = noise.cpu_time()
-    assert after.own - before.own >= 0.35, "a child that has ended counts"
-    assert after.busy - before.busy >= 0.35
-    assert after.total - before.total >= 0.35 * len(os.sched_getaffinity(0))
-
-
 def test_a_watch_tells_what_it_saw(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = iter([noise.CpuTime(0, 0, 0), noise.CpuTime(1000, 900, 500)])
     periods = iter([3, 10])
@@ -218,30 +184,6 @@ def test_throttling_is_read_from_every_control_group(tmp_path: Path, monkeypatch
     assert hardware.cores_allowed() == min(1.5, len(os.sched_getaffinity(0)))
 
 
-def result() -> record.Result:
-    samples = {"a": [Sample(100.0, 0.5), Sample(90.0, 0.25)]}
-    ratios = {"a / b": measure.ratio([2.0], [1.0])}
-    return record.build("loader", {"threads": 2}, samples, ratios, ["noisy"], {"a": {"memory_mb": 7}})
-
-
-def test_a_result_is_written_and_read(tmp_path: Path) -> None:
-    file = tmp_path / "sub/result.json"
-    # a byte of a name that is no UTF-8
-    written = replace(result(), command="python bench.py loader --data b\udcffd", more={"found": {"threads": 3}})
-    record.write(file, written)
-    assert record.read(file) == written
-    content = json.loads(file.read_text())
-    assert content["programs"]["a"] == {"images_per_s": [100, 90], "data_wait": [0.5, 0.25], "memory_mb": 7}
-    assert content["ratios"]["a / b"] == {"median": 2, "low": 2, "high": 2, "min": 2, "max": 2}
-    assert content["found"] == {"threads": 3}
-    assert content["env"]["cores_allowed"]
-
-
-def test_a_result_that_cannot_be_written_is_named() -> None:
-    with pytest.raises(ValueError, match=r"^/dev/full: cannot be written \(No space left on device\)$"):
-        record.write(Path("/dev/full"), result())
-
-
 @pytest.mark.parametrize(
     ("text", "what"),
     [
@@ -260,14 +202,6 @@ def test_what_is_no_result_is_named(text: str, what: str, tmp_path: Path) -> Non
     assert str(raised.value).startswith(str(file))
     with pytest.raises(ValueError, match="cannot be read"):
         record.read(tmp_path / "none.json")
-
-
-@pytest.mark.parametrize("rates", [[], [0], ["x"], "x"])
-def test_rates_that_are_none_are_named(rates: Any, tmp_path: Path) -> None:
-    file = tmp_path / "odd.json"
-    record.write(file, replace(result(), programs={"a": record.Figures(images_per_s=rates)}))
-    with pytest.raises(ValueError, match="images_per_s of 'a'"):
-        record.read(file)
 
 
 def test_steady_is_what_it_says() -> None:

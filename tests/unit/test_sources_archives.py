@@ -1,6 +1,5 @@
 """The official ILSVRC archives, Kaggle's layout and zip, Tiny-ImageNet: generated in their shape, read in place."""
 
-import base64
 import io
 import re
 import zipfile
@@ -9,61 +8,31 @@ from pathlib import Path
 import pytest
 from torchvision.models._meta import _IMAGENET_CATEGORIES
 
-from shard_tools.sources import SOURCES, SourceKind, ilsvrc, kaggle, open_source
+from shard_tools.sources import ilsvrc, kaggle, open_source
 from shard_tools.sources.base import SourceImage, Unusable
 from shard_tools.sources.ilsvrc import Ilsvrc
 from shard_tools.sources.imagenet import imagenet_classes, wnids_of
 from shard_tools.sources.matfile import read_structs
 from shard_tools.sources.zipmembers import iterate_zip
-from tests.common.source_images import WNIDS, Labelled, jpeg, listed, one_line, packed, write_tar
-
-# Written by scipy.io.savemat: a struct array `synsets` with the devkit's fields. Devkit ids 1…4 are DEVKIT_WNIDS, which
-# are not in the order of the sorted wnids; ids 5 and 6 are synsets above them (num_children 2).
-META = base64.b64decode(
-    "TUFUTEFCIDUuMCBNQVQtZmlsZSBQbGF0Zm9ybTogcG9zaXgsIENyZWF0ZWQgb246IFR1ZSBOb3YgMjQgMDA6MzI6MDcgMjAyNgAAAAAAAAAAAAAA"
-    "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAABSU0PAAAAywEAAHic7VbRTsIwFC1GER40aHzgsR+wh3UMN54k0QdMjDFq"
-    "8BHrrKwROrKWKH/gB/ihfoItK1rqlMgSeOEmd925zTnNvTnptg8A6OwBUJZrReYWyGJHY1Uv6dyVySeME8Hl/jY40PU3mecXN93rU89FXu/8TAnc"
-    "XWbrV7wk6SM3C/1BwucKbDzsRTEdPKaETQtzYKbBiOjFhPZjoSkixZT16BD3CQf7shiC737KVj8lI1VUdT2LjxPFbxv87Rx+1eDXNGauh1ArCFu6"
-    "rnQ6C3Tqlo7Cz1TAp+TVgd3xYEQ4HOIoTQTldl95eruWnsIYZmMuNpesH/cP/ixM/oxX9Nyl+Vfv7YLnt5f2A2q6QRP5yOjjfoGOY+koLBI6IAJK"
-    "B/AxcaCGIzwiqQMfsIjTJBnq7bx5bXyyCp9UlveJi3zfDY59o49F98ahpaOwICyKHXhLWYSlHeQzfy4bP6zCD7UCfmiEYeg1A6OPRTo1S0flCKc4"
-    "isdC3hnTZeODdfjgqIAPZKDAd3/pI0+nbOkoTJigYrL2e+DHHPL4Wxa/9kX/ODF1it7Ta/MTqBfyg4dajf/8X+Z9J3Aq6BOOhAPlG1Fv+X1t/LGc"
-    "Pz4BR8SSTQ=="
+from tests.common.source_archives import (
+    DEVKIT_WNIDS,
+    MAPPING,
+    META,
+    TRUTH,
+    devkit,
+    kaggle_files,
+    small_archives,
+    tiny,
+    train_tar,
+    val_tar,
+    write_files,
 )
-DEVKIT_WNIDS = ("n02119789", "n15075141", "n01440764", "n03888257")
-TRUTH = [3, 1, 4, 4, 2, 1, 2, 3]
-
-
-def devkit(root: Path, truth: list[int] = TRUTH, meta: bytes = META) -> None:
-    lines = "".join(f"{i}\n" for i in truth).encode()
-    data = "ILSVRC2012_devkit_t12/data/"
-    members = [(data + "meta.mat", meta), (data + "ILSVRC2012_validation_ground_truth.txt", lines)]
-    write_tar(root / ilsvrc.DEVKIT, members, "w:gz")
-
-
-def train_tar(root: Path, wnids: tuple[str, ...] = WNIDS) -> Labelled:
-    images = [(wnid, [(f"{wnid}_{j}.JPEG", jpeg(10 * i + j)) for j in range(3)]) for i, wnid in enumerate(wnids)]
-    inner = [(f"{wnid}.tar", write_tar(root / "inner", members).read_bytes()) for wnid, members in images]
-    (root / "inner").unlink()
-    write_tar(root / ilsvrc.TRAIN, inner)
-    return {data: ("train", wnid) for wnid, members in images for _, data in members}
-
-
-def val_tar(root: Path, numbers: list[int] | None = None) -> Labelled:
-    """The validation tar, not in the order of the numbers."""
-    numbers = numbers or [5, 1, 2, 8, 3, 4, 6, 7]
-    write_tar(root / ilsvrc.VAL, [(f"ILSVRC2012_val_{i:08d}.JPEG", jpeg(100 + i)) for i in numbers])
-    return {jpeg(100 + i): ("val", DEVKIT_WNIDS[TRUTH[i - 1] - 1]) for i in numbers if i <= len(TRUTH)}
+from tests.common.source_images import WNIDS, Labelled, jpeg, listed, one_line, write_tar
 
 
 @pytest.fixture
 def archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Labelled]:
-    """Small archives, and the registry told of their numbers: 4 classes, 2 validation images each."""
-    root = tmp_path / "source"
-    root.mkdir()
-    kind = SourceKind(ilsvrc.recognise, lambda path, options: Ilsvrc(path, 4, 2), ilsvrc.LAYOUT)
-    monkeypatch.setitem(SOURCES, "ilsvrc", kind)
-    devkit(root)
-    return root, train_tar(root) | val_tar(root)
+    return tmp_path / "source", small_archives(tmp_path / "source", monkeypatch)
 
 
 def test_bundled_classes_are_imagenets() -> None:
@@ -90,21 +59,6 @@ def test_meta_mat_is_read_as_scipy_wrote_it() -> None:
             read_structs(damaged, "synsets")
     with pytest.raises(ValueError, match="no struct array 'other'"):
         read_structs(META, "other")
-
-
-def test_ilsvrc_archives_pack_in_place(archives: tuple[Path, Labelled], tmp_path: Path) -> None:
-    root, expected = archives
-    write_tar(root / "ILSVRC2012_img_test_v10102019.tar", [])
-    source = open_source(root)
-    assert listed(source, tmp_path) == expected
-    assert source.ignored == ["ILSVRC2012_img_test_v10102019.tar"]
-    assert not list(tmp_path.rglob("*.JPEG"))
-    found, shard_set = packed(root, tmp_path / "out")
-    assert found == expected
-    assert [info.name for info in shard_set.classes] == ["tench", "kit fox", "parachute", "toilet tissue"]
-    assert {shard_set.splits["val"].source_name(i) for i in range(8)} == {
-        f"val/ILSVRC2012_val_{i:08d}.JPEG" for i in range(1, 9)
-    }
 
 
 def test_ilsvrc_training_tar_alone(archives: tuple[Path, Labelled], tmp_path: Path) -> None:
@@ -159,63 +113,6 @@ def cut_class_tar(root: Path, size: int) -> None:
 def test_ilsvrc_deviations_are_one_line(archives: tuple[Path, Labelled], tmp_path: Path, damage, message: str) -> None:
     damage(archives[0])
     one_line(archives[0], tmp_path, message)
-
-
-MAPPING = "".join(
-    f"{wnid} {name}, another name\n" for wnid, name in zip(WNIDS, ["tench", "fox", "chute", "tissue"], strict=True)
-)
-
-
-def kaggle_files() -> tuple[dict[str, bytes], Labelled]:
-    """Path → content of Kaggle's layout."""
-    files = {"LOC_synset_mapping.txt": MAPPING.encode()}
-    expected: Labelled = {}
-    for i in range(8):
-        data, wnid = jpeg(i), WNIDS[i % 4]
-        files[f"ILSVRC/Data/CLS-LOC/train/{wnid}/{wnid}_{i}.JPEG"] = data
-        expected[data] = "train", wnid
-    lines = ["ImageId,PredictionString"]
-    for i in range(4):
-        data, wnid = jpeg(50 + i), WNIDS[3 - i]
-        files[f"ILSVRC/Data/CLS-LOC/val/ILSVRC2012_val_{i + 1:08d}.JPEG"] = data
-        expected[data] = "val", wnid
-        lines.insert(1, f"ILSVRC2012_val_{i + 1:08d},{wnid} 1 2 3 4 {wnid} 5 6 7 8 ")
-    files["LOC_val_solution.csv"] = "\n".join([*lines, ""]).encode()
-    files["ILSVRC/Data/CLS-LOC/test/ILSVRC2012_test_00000001.JPEG"] = jpeg(99)
-    files["ILSVRC/Annotations/CLS-LOC/val/ILSVRC2012_val_00000001.xml"] = b"<annotation/>"
-    return files, expected
-
-
-def write_files(root: Path, files: dict[str, bytes]) -> Path:
-    for name, data in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(data)
-    return root
-
-
-@pytest.mark.parametrize("kind", ["directory", "stored.zip", "deflated.zip"])
-def test_kaggle_packs_from_directory_and_zip(tmp_path: Path, kind: str) -> None:
-    files, expected = kaggle_files()
-    path = tmp_path / "source" / kind
-    if kind == "directory":
-        write_files(path, files)
-    else:
-        path.parent.mkdir()
-        with zipfile.ZipFile(
-            path, "w", zipfile.ZIP_STORED if kind == "stored.zip" else zipfile.ZIP_DEFLATED
-        ) as archive:
-            for name, data in files.items():
-                with archive.open(
-                    name, "w", force_zip64=True
-                ) as member:  # local headers longer than the directory says
-                    member.write(data)
-            archive.comment = b"a comment"
-    source = open_source(path)
-    assert listed(source, tmp_path) == expected
-    assert source.ignored == ["ILSVRC/Data/CLS-LOC/test/ (no labels)"]
-    found, shard_set = packed(path, tmp_path / "out")
-    assert found == expected
-    assert [info.name for info in shard_set.classes] == ["tench", "fox", "chute", "tissue"]
 
 
 @pytest.mark.parametrize(
@@ -278,41 +175,6 @@ def test_zip64_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert b"PK\6\6" in data
     (tmp_path / "64.zip").write_bytes(data)
     assert [(m.name, m.size_bytes, m.header) for m in iterate_zip(tmp_path / "64.zip")] == members
-
-
-def tiny(root: Path) -> Labelled:
-    """Tiny-ImageNet with 4 classes."""
-    files = {
-        "words.txt": b"n00001740\tentity\nn02119789\tkit fox, Vulpes macrotis\nn01440764\ttench\n",
-        "wnids.txt": b"",
-    }
-    expected: Labelled = {}
-    lines = []
-    for i in range(8):
-        wnid = WNIDS[i % 4]
-        files[f"train/{wnid}/images/{wnid}_{i}.JPEG"] = jpeg(i)
-        files[f"train/{wnid}/{wnid}_boxes.txt"] = b"boxes"
-        expected[jpeg(i)] = "train", wnid
-    for i in range(4):
-        files[f"val/images/val_{i}.JPEG"] = jpeg(20 + i)
-        lines.append(f"val_{i}.JPEG\t{WNIDS[3 - i]}\t0\t0\t63\t63\n")
-        expected[jpeg(20 + i)] = "val", WNIDS[3 - i]
-    files["val/val_annotations.txt"] = "".join(reversed(lines)).encode()
-    files["test/images/test_0.JPEG"] = jpeg(40)
-    write_files(root, files)
-    return expected
-
-
-def test_tiny_imagenet_packs(tmp_path: Path) -> None:
-    root = tmp_path / "tiny"
-    expected = tiny(root)
-    source = open_source(root)
-    assert source.format == "tiny-imagenet"
-    assert listed(source, tmp_path) == expected
-    assert source.ignored == ["test/ (no labels)"]
-    found, shard_set = packed(root, tmp_path / "out")
-    assert found == expected
-    assert [info.name for info in shard_set.classes][:2] == ["tench", "kit fox"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from shard_tools.sources import SourceOptions, open_source
 from shard_tools.sources.base import Source, SourceImage, Unusable, read_bytes
 from shard_tools.sources.imagenet import imagenet_classes
-from tests.common.source_images import jpeg, one_line, packed
+from tests.common.source_images import jpeg, one_line
 
 IMAGES = [b"first", b"second", b"third"]
 Seen = list[tuple[str, bytes, str]]
@@ -352,15 +352,6 @@ def test_imagenets_names_in_one_split_only(tmp_path: Path) -> None:
     source = open_source(root)
     assert [key for *_, key in read(source, tmp_path)[0]] == [wnids[3], wnids[7], wnids[7]]
     assert source.fixed_classes() == wnids
-
-
-def test_val_labels_are_right_end_to_end(tmp_path: Path) -> None:
-    root = tmp_path / "s"
-    save(root / "train-00000-of-00001.parquet", [jpeg(i) for i in range(3)], [0, 1, 2], NAMES)
-    save(root / "validation-00000-of-00001.parquet", [jpeg(9)], [0], ["moth", "zebra"])
-    shard_set = packed(root, tmp_path / "out")[1]
-    assert [info.name for info in shard_set.classes] == NAMES
-    assert shard_set.splits["val"].samples["label"].tolist() == [2]
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,9 @@
-"""The watchdog beside the clock, ranks played by threads that share a store, and a process that loses its file."""
+"""The watchdog beside the clock, and ranks played by threads that share a store."""
 
 import itertools
-import mmap
-import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,9 +11,8 @@ import torch.distributed as dist
 
 from training import watchdog
 from training.distributed import Notices, World, _fresh_store, lost_rank
-from training.watchdog import EXIT_CODE, Watchdog
+from training.watchdog import Watchdog
 
-ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 0.5
 
 
@@ -85,19 +79,6 @@ def test_a_wait_for_data_is_a_stage_of_its_own() -> None:
         watchdog_waits.join()
     assert seen == [("first", "training")]
     assert ended.lines[0].endswith("in step 7: training, waiting for data")
-
-
-def test_by_default_it_ends_the_process_with_its_code() -> None:
-    code = (
-        "import time, torch; from training.distributed import World; from training.watchdog import Watchdog\n"
-        "with Watchdog(World(0, 0, 1, 1, torch.device('cpu')), 0.2) as watch:\n"
-        "    watch.begin('training', 5)\n"
-        "    time.sleep(60)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=200)
-    assert done.returncode == EXIT_CODE == os.EX_TEMPFAIL
-    assert done.stderr.count("\n") == 1
-    assert "in step 5: training; the same command goes on" in done.stderr
 
 
 def test_who_waits_for_data_that_come_does_not_hang() -> None:
@@ -297,31 +278,3 @@ def test_what_a_lost_rank_is() -> None:
         "NCCL error: remote process exited"
     )
     assert lost_rank(RuntimeError("shape '[2]' is invalid")) is None
-
-
-@pytest.mark.parametrize("cut", [True, False])
-def test_a_shard_that_is_cut_while_it_is_read_is_named(cut: bool, tmp_path: Path) -> None:
-    whole, other = tmp_path / "other.tar", tmp_path / "train-000001.tar"
-    for path in (whole, other):
-        path.write_bytes(bytes(3 * mmap.PAGESIZE))
-    code = (
-        "import mmap, os, sys, threading; from pathlib import Path; from pipeline import bus_error\n"
-        "maps = []\n"
-        "for name in sys.argv[1:]:\n"
-        "    maps.append(mmap.mmap(os.open(name, os.O_RDONLY), 0, access=mmap.ACCESS_READ))\n"
-        "    bus_error.explain(Path(name), len(maps[-1]))\n"
-        f"if {cut}: os.truncate(sys.argv[-1], 100)\n"
-        "thread = threading.Thread(target=lambda: bytes(maps[-1]))\n"
-        "thread.start()\n"
-        "thread.join()\n"
-        "print('read')\n"
-    )
-    command = [sys.executable, "-c", code, str(whole), str(other)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
-    if cut:
-        assert done.returncode == 1
-        assert done.stdout == ""
-        assert done.stderr.count("\n") == 1
-        assert done.stderr.startswith(f"Error: {other}: this shard was cut from {3 * mmap.PAGESIZE} to 100 bytes")
-    else:
-        assert (done.returncode, done.stdout, done.stderr) == (0, "read\n", "")

@@ -1,19 +1,14 @@
 """`bench.py explain`: the model, the candidates and the report against figures by hand; the stages' own ways."""
 
 import ctypes
-import json
 import mmap
-import os
-import socket
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from benchmarks.explain import arithmetic, reading, report, stages
 from benchmarks.explain import model as explain_model
@@ -26,7 +21,7 @@ from pipeline.config import DataConfig
 from recipes import Recipe, TrainConfig, config
 from recipes.phases import PhasesConfig
 from shards.format import ShardSet, Split
-from training import distributed, environment
+from training import environment
 from training.distributed import World
 
 MS = 1e-3
@@ -365,35 +360,3 @@ def test_of_two_readings_the_one_that_counts_is_marked(dataset: ShardSet) -> Non
         assert 1 / model.costs["read"].clock_s == pytest.approx(rates[expected])
         (marked,) = [line for line in report.chart(found, model) if "bottleneck" in line]
         assert expected in marked
-
-
-def exchange(rank: int, port: int, folder: str) -> None:
-    """One of two processes: sums gradients of 7 M parameters with the other, and keeps the rate and what was summed."""
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    world, sum_tensor = distributed.start("cpu"), distributed.sum_tensor
-    summed: list[int] = []
-
-    def watched(tensor: torch.Tensor) -> torch.Tensor:
-        summed.append(len(tensor) if tensor.dim() else 0)
-        return sum_tensor(tensor)
-
-    distributed.sum_tensor = watched
-    setup = BenchSetup(Recipe(), cast(ShardSet, None), world, 8, {})
-    sample = stages.communication(setup, 7_000_000).run(0.2)
-    distributed.finish()
-    (Path(folder) / str(rank)).write_text(json.dumps([sample.images_per_s, summed]))
-
-
-def test_communication_sums_all_gradients_in_buckets(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(exchange, (port, str(tmp_path)), nprocs=2)
-    for rank in "01":
-        images_per_s, summed = json.loads((tmp_path / rank).read_text())
-        buckets = [size for size in summed if size]
-        assert buckets[:2] == [25 * 2**20 // 4, 7_000_000 - 25 * 2**20 // 4]
-        steps = len(buckets) // 2
-        assert buckets == buckets[:2] * steps
-        assert 0 < images_per_s < 8 * steps / 0.1, "a step is 8 images of a rank"

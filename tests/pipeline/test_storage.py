@@ -1,6 +1,5 @@
-"""The cache's laws, what is fetched of a window, and a store that fails: against counted calls and plain loops."""
+"""What is fetched of a window, and what is read of it, against plain loops; a cache beside a forked process."""
 
-import fcntl
 import json
 import os
 import resource
@@ -8,17 +7,14 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import fsspec
 import numpy as np
 import pytest
 import torch
-from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline import window_reader
 from pipeline.augment import AugmentConfig
@@ -28,157 +24,11 @@ from pipeline.loader import DaliLoader
 from pipeline.reader import ShardReader, open_reader
 from pipeline.storage import CachedShards, Fetcher
 from pipeline.window_reader import WindowReader, pieces
-from shards import cache as caches
-from shards import remote
 from shards.cache import Cache
 from shards.format import ShardSet
-from shards.remote import Store, is_url
+from shards.remote import is_url
 
 CONFIG = DataConfig(block_size=4, window_blocks=2, order="block", image_size=32, val_image_size=32, val_resize_size=36)
-
-
-def writes(data: bytes) -> Callable[[BinaryIO], object]:
-    return lambda stream: stream.write(data)
-
-
-def refuses(stream: BinaryIO) -> None:
-    raise AssertionError("made again")
-
-
-def names(cache: Cache) -> set[str]:
-    return {path.name for path in cache.root.iterdir() if not path.name.startswith(".")}
-
-
-def used(cache: Cache) -> int:
-    return sum(path.stat().st_size for path in cache.root.iterdir() if path.name != ".used")
-
-
-# the cache
-
-
-def test_a_file_is_made_once_and_holds_what_was_written(tmp_path: Path) -> None:
-    cache = Cache(tmp_path, 100)
-    for make in (writes(b"abc"), refuses):
-        descriptor = cache.open("a", 3, make)
-        assert os.read(descriptor, 10) == b"abc"
-        os.close(descriptor)
-    assert os.close(Cache(tmp_path, 100).open("a", 3, refuses)) is None
-
-
-def test_the_least_recently_used_goes_and_the_bound_is_kept(tmp_path: Path) -> None:
-    cache = Cache(tmp_path, 350)
-    seen = []
-    for name in ("a", "b", "c", "a", "d", "e"):  # a is used again: b and c are older then
-        time.sleep(0.01)
-        os.close(cache.open(name, 100, writes(bytes(100))))
-        seen.append(used(cache))
-    assert names(cache) == {"a", "d", "e"}
-    assert max(seen) <= 350
-
-
-def test_a_file_in_use_stays_and_a_full_cache_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(caches, "WAIT_S", 0.2)
-    cache = Cache(tmp_path, 250)
-    held = cache.open("a", 100, writes(bytes(100)))
-    time.sleep(0.01)
-    os.close(cache.open("b", 100, writes(bytes(100))))
-    also = cache.open("c", 100, writes(bytes(100)))
-    assert names(cache) == {"a", "c"}
-    with pytest.raises(ValueError, match=r"no room for the 100 bytes of d: data\.cache_bytes is 250, 200 bytes"):
-        cache.open("d", 100, writes(bytes(100)))
-    threading.Timer(0.1, os.close, [held]).start()  # room comes while it waits
-    os.close(cache.open("d", 100, writes(bytes(100))))
-    assert names(cache) == {"c", "d"}
-    os.close(also)
-
-
-def test_a_file_larger_than_the_cache_is_refused_at_once(tmp_path: Path) -> None:
-    start = time.monotonic()
-    with pytest.raises(ValueError, match="no room for the 101 bytes"):
-        Cache(tmp_path, 100).open("a", 101, refuses)
-    assert time.monotonic() - start < 5
-
-
-def test_makers_at_the_same_time_make_it_once(tmp_path: Path) -> None:
-    made = []
-
-    def make(stream: BinaryIO) -> None:
-        made.append(1)
-        time.sleep(0.1)
-        stream.write(b"x" * 1000)
-
-    def use() -> None:
-        descriptor = Cache(tmp_path, 10_000).open("a", 1000, make)
-        assert os.read(descriptor, 2000) == b"x" * 1000
-        os.close(descriptor)
-
-    threads = [threading.Thread(target=use) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(made) == 1
-
-
-def test_who_waits_for_a_maker_does_not_wait_until_the_maker_lets_go(tmp_path: Path) -> None:
-    def make(stream: BinaryIO) -> None:
-        time.sleep(0.005)  # so that the other waits
-        stream.write(b"abc")
-
-    kept: list[int] = []
-
-    def use() -> None:
-        cache = Cache(tmp_path, 100)
-        kept.extend(cache.open(f"{number}", 3, make) for number in range(30))
-
-    threads = [threading.Thread(target=use, daemon=True) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=20)
-    assert len(kept) == 90
-    for descriptor in kept:
-        os.close(descriptor)
-
-
-def test_a_failed_or_short_file_leaves_nothing(tmp_path: Path) -> None:
-    cache = Cache(tmp_path, 100)
-    for make, error in ((lambda stream: 1 / 0, ZeroDivisionError), (writes(b"ab"), ValueError)):
-        with pytest.raises(error):
-            cache.open("a", 3, make)
-    assert {path.name for path in tmp_path.iterdir()} == {".used"}
-    os.close(cache.open("a", 3, writes(b"abc")))
-
-
-def test_what_a_killed_process_left_is_removed_but_not_what_is_being_made(tmp_path: Path) -> None:
-    (tmp_path / ".dead.part").write_bytes(b"half")
-    with open(tmp_path / ".alive.part", "wb") as alive:
-        fcntl.flock(alive, fcntl.LOCK_EX)
-        Cache(tmp_path, 100)
-        assert {path.name for path in tmp_path.iterdir()} == {".alive.part"}
-    (tmp_path / ".a.part").write_bytes(b"longer than the file will be")
-    descriptor = Cache(tmp_path, 100).open("a", 3, writes(b"abc"))
-    assert os.read(descriptor, 100) == b"abc"
-    os.close(descriptor)
-
-
-def test_what_is_there_is_not_made_again(tmp_path: Path) -> None:
-    """As when it came between a look and the attempt to make it."""
-    (tmp_path / "a").write_bytes(b"abc")
-    caches.make_once(tmp_path / "a", 3, refuses)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"abc"}
-
-
-def test_small_files_go_in_bulk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scans = []
-    scan = caches._scan
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr(caches, "_scan", lambda root: scans.append(1) or scan(root))
-    cache = Cache(tmp_path, 8_000)
-    for i in range(200):
-        os.close(cache.open(f"{i}", 100, writes(bytes(100))))
-        assert used(cache) <= 8_000
-    assert len(scans) < 40
 
 
 def test_a_process_forked_while_a_file_is_made_keeps_nobody_waiting(tmp_path: Path) -> None:
@@ -202,28 +52,10 @@ def test_a_process_forked_while_a_file_is_made_keeps_nobody_waiting(tmp_path: Pa
         os._exit(0)
     try:
         assert opened.wait(10)
-        os.close(cache.open("b", 3, writes(b"abc")))
+        os.close(cache.open("b", 3, lambda stream: stream.write(b"abc")))
     finally:
         os.kill(forked, signal.SIGKILL)
         os.waitpid(forked, 0)
-
-
-def test_what_can_never_fit_removes_nothing(tmp_path: Path) -> None:
-    os.close(Cache(tmp_path, 100).open("a", 3, writes(b"abc")))
-    with pytest.raises(ValueError, match="no room for the 101 bytes of b"):
-        Cache(tmp_path, 100).open("b", 101, refuses)
-    assert (tmp_path / "a").exists()
-
-
-def test_the_bound_does_not_count_what_is_not_on_the_disk_yet(tmp_path: Path) -> None:
-    before = Cache(tmp_path).max_bytes
-    with open(tmp_path / ".b.part", "wb") as alive:
-        fcntl.flock(alive, fcntl.LOCK_EX)
-        alive.truncate(1 << 40)
-        assert Cache(tmp_path).max_bytes < 1.1 * before
-
-
-# what is fetched
 
 
 def url_of(folder: Path) -> str:
@@ -440,125 +272,3 @@ def test_a_hash_that_is_a_path_is_refused(dataset_dir: Path, tmp_path: Path) -> 
     (copy / "dataset.json").write_text(json.dumps(info))
     with pytest.raises(ValueError, match=r"/x' is no sha256 of train-000000\.tar"):
         ShardSet.open(url_of(copy), tmp_path / "cache")
-
-
-# a store that fails
-
-
-class Flaky(MemoryFileSystem):
-    """fsspec's memory, failing the first `failures` reads; its own contents."""
-
-    protocol = "flaky"
-    store: dict[str, Any] = {}  # noqa: RUF012
-    pseudo_dirs = [""]  # noqa: RUF012
-    failures = 0
-    reads: list[tuple[Any, Any]] = []  # noqa: RUF012
-    error: Exception = OSError("injected")
-
-    @classmethod
-    def _strip_protocol(cls, path: str) -> str:
-        return str(MemoryFileSystem._strip_protocol(path.removeprefix("flaky://")))
-
-    most: int | None = None  # bytes that come in time
-
-    def put_file(self, path: str, to: str, **options: Any) -> None:
-        time.sleep(0.6)
-        if len(Flaky.reads) < Flaky.failures:
-            Flaky.reads.append((None, None))
-            raise Flaky.error
-        self.pipe_file(to, Path(path).read_bytes())
-
-    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
-        Flaky.reads.append((start, end))
-        if Flaky.most and end is not None and start is not None and end - start > Flaky.most:
-            raise TimeoutError
-        if len(Flaky.reads) <= Flaky.failures:
-            raise Flaky.error
-        return bytes(MemoryFileSystem.cat_file(self, path, start=start, end=end))
-
-
-@pytest.fixture
-def flaky() -> Iterator[Store]:
-    fsspec.register_implementation("flaky", Flaky, clobber=True)
-    Flaky.store, Flaky.reads, Flaky.failures, Flaky.error = {}, [], 0, OSError("injected")
-    Flaky.most = None
-    fsspec.filesystem("flaky").pipe_file("/set/a", b"0123456789")
-    yield Store("flaky://set/", timeout_s=0.5)
-    Flaky.store = {}
-
-
-def test_reads_are_repeated_with_growing_pauses(flaky: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    pauses: list[float] = []
-    monkeypatch.setattr(remote.time, "sleep", pauses.append)
-    Flaky.failures = 4
-    flaky.timeout_s = 60
-    assert flaky.read("a", 2, 5) == b"234"
-    assert len(Flaky.reads) == 5
-    assert all(0.5 * 0.1 * 2**k <= pause <= 0.1 * 2**k for k, pause in enumerate(pauses))
-    assert len(set(pauses)) == 4
-
-
-def test_a_dead_store_is_one_line_in_bounded_time(flaky: Store) -> None:
-    Flaky.failures = 10**9
-    start = time.monotonic()
-    with pytest.raises(ValueError, match=r"flaky://set/a: the store has failed for 0\.5 s.*injected") as error:
-        flaky.read("a")
-    assert time.monotonic() - start < 3
-    assert "\n" not in str(error.value)
-    assert len(Flaky.reads) > 2
-
-
-@pytest.mark.parametrize("error", [PermissionError("denied"), FileNotFoundError("a")])
-def test_what_no_retry_mends_is_said_at_once(flaky: Store, error: Exception) -> None:
-    Flaky.failures, Flaky.error = 1, error
-    with pytest.raises(ValueError, match=r"no permission|no such file or bucket"):
-        flaky.read("a")
-    assert len(Flaky.reads) == 1
-
-
-def test_a_short_answer_counts_as_a_failure(flaky: Store) -> None:
-    with pytest.raises(ValueError, match="10 bytes came instead of 20"):
-        flaky.read("a", 0, 20)
-
-
-def test_on_a_slow_line_less_is_asked_for_at_a_time(flaky: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(remote, "SMALL_PART_BYTES", 1)
-    Flaky.most = 3
-    assert flaky.read("a", 0, 10) == b"0123456789"
-    assert Flaky.reads[:4] == [(0, 10), (0, 5), (0, 2), (2, 6)]  # and more again where it came fast
-    assert len(Flaky.reads) < 16
-
-
-def test_an_upload_that_fails_late_is_made_again(flaky: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "UPLOAD_BYTES_PER_S", 10)
-    Flaky.failures = 1
-    (tmp_path / "b").write_bytes(b"x" * 100)  # so that it may take ten seconds
-    flaky.upload(tmp_path / "b", "b")
-    assert flaky.read("b") == b"x" * 100
-
-
-def test_a_download_is_checked_and_made_in_parts(flaky: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "PART_BYTES", 4)
-    sha256 = "84d89877f0d4041efb6bf91a16f0248f2fd573e6af05c19f96bedb9f882f7882"  # of 0123456789, by sha256sum
-    with open(tmp_path / "a", "w+b") as stream:
-        flaky.download("a", 10, sha256, stream)
-        assert (tmp_path / "a").stat().st_size <= 10
-        stream.seek(0)
-        assert stream.read() == b"0123456789"
-        assert Flaky.reads == [(0, 4), (4, 8), (8, 10)]
-        Flaky.reads.clear()
-        with pytest.raises(ValueError, match=r"flaky://set/a: 3 downloads have another sha256 than dataset\.json"):
-            flaky.download("a", 10, sha256[::-1], stream)
-        assert len(Flaky.reads) == 9
-
-
-def test_kinds_of_urls_that_nothing_reads() -> None:
-    with pytest.raises(ValueError, match=r"foo://x: cannot be opened"):
-        Store("foo://x")
-
-
-def test_settings_are_checked() -> None:
-    for wrong in ({"cache_bytes": -1}, {"fetch_bytes": 0}, {"fetch_threads": 0}, {"store_timeout_s": 0}):
-        with pytest.raises(ValueError, match=next(iter(wrong))):
-            DataConfig(**wrong)  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ What else must hold of it is read off its operators: where each runs, and that n
 """
 
 from itertools import product
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -20,24 +20,9 @@ from pipeline.probe import find_bad
 from recipes import FOLDER, Recipe, recipe_at
 from recipes.config import load_config
 from shards.format import ShardSet
-from tests.pipeline.test_augmentations import CASES
+from tests.common.augments import AUGMENTS
 
-HINTS = get_type_hints(AugmentConfig)
 SMALL = {"image_size": 40, "val_image_size": 40, "val_resize_size": 46}
-# From what there is of each: a new crop, policy, preset or augmentation is among them by itself (a test beside CASES
-# asks for a case of each setting).
-AUGMENTS: dict[str, AugmentConfig | None] = {
-    "validation": None,
-    **{f"crop {crop}": AugmentConfig(crop=crop) for crop in get_args(HINTS["crop"])},
-    **{f"auto {auto}": AugmentConfig(auto=auto) for auto in get_args(HINTS["auto"])},
-    **{f"preset {name}": AugmentConfig(**values) for name, values in AugmentConfig.presets.items()},
-    **{name: AugmentConfig(**settings) for name, (settings, _, _) in CASES.items()},
-    "flips in turn": AugmentConfig(hflip_alternate=True, vflip=0.5),
-    "everything": AugmentConfig(
-        rotation=20, auto="trivial", brightness=0.4, lighting=0.1, grayscale=0.3, blur=0.5, noise=0.5,
-        salt_pepper=0.5, jpeg=0.5, erase=0.5, crop="pad", vflip=0.5,
-    ),
-}  # fmt: skip
 RECIPES = {file.stem: load_config(Recipe, file) for file in sorted(FOLDER.glob("*.toml"))}
 PHASES = [(name, epoch) for name, recipe in RECIPES.items() for epoch in recipe.phases.start_epochs or (0,)]
 

@@ -242,3 +242,12 @@ def test_webdataset_tars_that_are_none_are_one_line(tmp_path: Path) -> None:
         one_line(tmp_path / "wds", tmp_path, "not a whole tar")
     write_tar(tmp_path / "wds/train-0.tar", members, "w:gz")
     one_line(tmp_path / "wds", tmp_path, "is a compressed tar")
+
+
+def test_val_labels_are_right_end_to_end(tmp_path: Path) -> None:
+    root = tmp_path / "s"
+    hugging_face(root / "train-00000-of-00001.parquet", rows(0, 1, 2))
+    hugging_face(root / "validation-00000-of-00001.parquet", [(jpeg(9), None, 0)], ["moth", "zebra"])
+    shard_set = packed(root, tmp_path / "out")[1]
+    assert [info.name for info in shard_set.classes] == NAMES
+    assert shard_set.splits["val"].samples["label"].tolist() == [2]
