@@ -248,8 +248,10 @@ def test_a_rank_killed_while_downloading_leaves_nothing_that_counts(
     server.stall_s = 30
     share = {"global_batch_size": 3}
     process = rank(tmp_path, "cache", share)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
+    while "\n" not in process.output:
+        assert process.poll() is None
+        time.sleep(0.02)
+    assert process.output == "ready\n"
     shards = tmp_path / "cache" / "shards"
     while not list(shards.glob(".*.part")):
         time.sleep(0.02)
