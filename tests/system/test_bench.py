@@ -19,8 +19,10 @@ from recipes import Recipe, config, machine, recipe_file
 from shards.format import ShardSet
 from training.distributed import World
 
-SMALL = ["--batch-size", "8", "--image-size", "32", "--seconds", "0.3", "--repeats", "3", "--device", "cpu"]
+SMALL = ["--batch-size", "8", "--image-size", "32", "--seconds", "0.1", "--repeats", "3", "--device", "cpu"]
 NETWORK = ["--recipe", "demo", "--set", "model.name=cifar_resnet8"]
+
+pytestmark = pytest.mark.usefixtures("short_turns")
 
 
 def run(*arguments: object) -> str:

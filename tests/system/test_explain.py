@@ -2,18 +2,15 @@
 
 import json
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 
 import bench
-from benchmarks import measure, programs
 from benchmarks.explain import command
 from pipeline.reader import ShardReader
 from shard_tools.writer import PackOptions, pack
@@ -24,15 +21,8 @@ WIDTH, HEIGHT = 2000, 1500
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Short turns; one thread for torch, whose threads wait for each other where other programs have the cores."""
-    monkeypatch.setattr(programs, "SETTLE_BATCHES", 3)
-    monkeypatch.setattr(measure, "STEADY", 10.0)
+def quick(short_turns: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "best_precision", lambda device: "fp32")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
