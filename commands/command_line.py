@@ -152,6 +152,10 @@ def run(train: "Callable[[Setup], None]", options: TrainOptions, began: float) -
     with refusing():
         dataset = check(chosen, options)
 
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(
+            f"{chosen.origin}: loading PyTorch and DALI"
+        )  # five seconds, a minute where they are new on this disk
     from training.start import start
 
     start(train, chosen, options, dataset, began)

@@ -209,7 +209,7 @@ def ensure_demo(out: Path, say: Callable[[str], None] = print) -> None:
     """
     if (out / INFO_FILE).exists():
         return
-    say(f"making the demo's images in {out}, this once")
+    say(f"making the demo's {sum(NUM_IMAGES.values()):,} images in {out}, this once")
     search = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
     workers = ["--workers", "1"] if missing_semaphores() else []  # a container without /dev/shm trains all the same
     command = [sys.executable, "-m", "shard_tools", "demo", str(out), *workers]

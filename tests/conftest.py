@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import measure, programs
 from recipes.hardware import cores_allowed
 from shard_tools.writer import PackOptions, pack
 from shards.format import ShardSet
@@ -41,15 +42,23 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """A process a core; where files are named, this process alone: it starts sooner, and a debugger works."""
+    """Three processes for two cores, since some tests wait. Where files are named this process alone: it starts
+    sooner, and a debugger works."""
     if all(".py" in argument for argument in config.args):
         return 0
-    return max(1, min(MOST_WORKERS, int(cores_allowed() or 1)))
+    return max(1, min(MOST_WORKERS, int(1.5 * (cores_allowed() or 1))))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(item.path.relative_to(TESTS).parts[0])
+
+
+@pytest.fixture
+def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A measurement starts after three batches, and takes any rate for steady: what it says is not asked for."""
+    monkeypatch.setattr(programs, "SETTLE_BATCHES", 3)
+    monkeypatch.setattr(measure, "STEADY", 10.0)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,9 @@
 """What a run says of its figures, and of its end."""
 
+import os
 from pathlib import Path
 
+from recipes import DEMO_DATA
 from training import checkpoint
 from training.ending import how_it_ended
 from training.figures import rate
@@ -56,4 +58,17 @@ def summary(setup: Setup, state: RunState, rates: Rates, how: Ending, report: Pa
         f"checkpoint        {last if last.exists() else 'none: no step was made'}",
         f"report            {report}",
     ]
+    if setup.recipe.data.path == DEMO_DATA:
+        lines += next_steps(report)
     return "\n".join(lines)
+
+
+def next_steps(report: Path) -> list[str]:
+    """What to do after the demo: three lines."""
+    python = "uv run python" if "UV" in os.environ else "python"
+    pack = f"{python} -m shard_tools pack"
+    return [
+        f"next: the report    open {report} in a browser",
+        f"      own photos    {pack} PHOTOS data/photos --split train=0.9,val=0.1; docs/finetuning.md goes on",
+        f"      ImageNet      {pack} IMAGENET data/imagenet; {python} train.py --data data/imagenet --recipe rn50-90ep",
+    ]

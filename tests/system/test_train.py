@@ -25,6 +25,7 @@ def whole(dataset_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("runs") / "whole"
     result = run(dataset_dir, run_dir, report=True)
     assert result.exit_code == 0, result.output
+    assert result.output.startswith("recipe demo: loading PyTorch and DALI\n"), "before they are imported"
     assert f"{NUM_VAL}/{NUM_VAL}" in result.output
     assert "report" in result.output
     return run_dir

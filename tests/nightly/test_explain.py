@@ -1,0 +1,58 @@
+"""`bench.py explain` names what was made slow: the decoding, the network."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shard_tools.writer import PackOptions, pack
+from tests.common.explaining import TINY, explain
+from tests.common.images import picture
+from training import environment
+
+WIDTH, HEIGHT = 2000, 1500
+
+
+@pytest.fixture(autouse=True)
+def quick(short_turns: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "best_precision", lambda device: "fp32")
+
+
+@pytest.fixture(scope="session")
+def large_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A packed dataset of a few photographs' sizes."""
+    root, rng = tmp_path_factory.mktemp("large"), np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 2)):
+        for number in range(count):
+            path = root / "images" / split / f"class{number % 2}" / f"{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture(HEIGHT, WIDTH, rng).save(path, quality=90)
+    with ThreadPoolExecutor(1) as executor:
+        pack(root / "images", root / "packed", PackOptions(samples_per_shard=4), executor=executor)
+    return root / "packed"
+
+
+def test_slow_decoding_is_named_and_its_cure_applied(large_images: Path, tmp_path: Path) -> None:
+    found, output = explain(
+        large_images, *TINY, "--batch-size", "2", "--threads", "1", "--apply", "--out", str(tmp_path), tmp_path=tmp_path
+    )
+    assert found["bottleneck"] == "decode"
+    assert min(found["headroom"].values()) > 1
+    options = [change["option"] for change in found["advice"]]
+    assert "python -m shard_tools pack SOURCE OUT --short-side" in options[0], "36 times fewer pixels"
+    assert found["advice"][0]["expected"] > 1.3, "2 and more on a quiet machine"
+    if len(options) > 1 and "threads" in options[1]:
+        assert found["applied"]["options"] == [options[1]]
+        assert found["applied"]["seen"]["median"] > 0
+        assert f"applied {options[1]}" in output
+    (kept,) = tmp_path.glob("explain-*.json")
+    assert json.loads(kept.read_text())["explain"] == found
+
+
+def test_a_slow_network_is_named(dataset_dir: Path, tmp_path: Path) -> None:
+    network = ("--set", "model.name=resnet152", "--set", "train.precision=fp32")
+    found, _ = explain(dataset_dir, *network, "--batch-size", "2", "--threads", "2", tmp_path=tmp_path)
+    assert found["bottleneck"] == "compute"
+    assert found["headroom"]["decode"] > 3
