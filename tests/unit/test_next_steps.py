@@ -19,7 +19,7 @@ def test_what_the_demo_names_is_there(uv: bool, monkeypatch: pytest.MonkeyPatch)
     assert len(lines) == 3
     text = "\n".join(lines)
     assert "runs/a/report.html" in text
-    assert text.count("uv run python") == (3 if uv else 0)
+    assert text.count("uv run python") == (2 if uv else 0)
     (page,) = re.findall(r"docs/\S+?\.md", text)
     assert (ROOT / page).is_file()
     for name in re.findall(r"--recipe ([\w-]+)", text):
