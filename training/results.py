@@ -70,5 +70,5 @@ def next_steps(report: Path) -> list[str]:
     return [
         f"next: the report    open {report} in a browser",
         f"      own photos    {pack} PHOTOS data/photos --split train=0.9,val=0.1; docs/finetuning.md goes on",
-        f"      ImageNet      {pack} IMAGENET data/imagenet; train.py --data data/imagenet --recipe rn50-90ep",
+        f"      ImageNet      {pack} IMAGENET data/in1k; train.py --data data/in1k --recipe rn50-90ep",
     ]
