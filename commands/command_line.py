@@ -117,7 +117,7 @@ def command_line(train: "Callable[[Setup], None]") -> click.Group:
         """Train a classifier from packed shards; or run a command on what was trained.
 
         \b
-        python train.py                                    the demo: makes its own images, 1 to 3 minutes on 2 cores
+        python train.py                                    the demo: makes its own images, a minute or two on 2 cores
         python train.py --data DIR --recipe cifar10-cpu    DIR comes from: python -m shard_tools pack SOURCE DIR
         torchrun --nproc-per-node 8 train.py --data DIR --recipe rn50-90ep
 

@@ -69,6 +69,6 @@ def next_steps(report: Path) -> list[str]:
     pack = f"{python} -m shard_tools pack"
     return [
         f"next: the report    open {report} in a browser",
-        f"      own photos    {pack} PHOTOS data/photos --split train=0.9,val=0.1; docs/finetuning.md goes on",
+        f"      own photos    {pack} PHOTOS data/mine --split train=0.9,val=0.1; docs/finetuning.md",
         f"      ImageNet      {pack} IMAGENET data/in1k; train.py --data data/in1k --recipe rn50-90ep",
     ]
