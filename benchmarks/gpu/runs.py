@@ -13,12 +13,16 @@ from pathlib import Path
 from statistics import median
 from typing import cast
 
+import numpy as np
+import torch
+
 from benchmarks import explain
-from benchmarks.gpu.data import ROOT, originals, small_set
+from benchmarks.gpu.data import NUM_CLASSES, ROOT, originals, small_set
 from benchmarks.gpu.run import FORK
 from benchmarks.gpu.stage import Job
 from commands.audit import audit
-from recipes import FOLDER
+from model.networks import build_model
+from recipes import FOLDER, Recipe, config, recipe_file
 from training import checkpoint
 from training.metrics import METRICS_FILE, read_metrics
 
@@ -92,9 +96,12 @@ def lines(run_dir: Path, kind: str) -> list[dict[str, float]]:
 
 
 def difference(run_dir: Path, other: Path) -> float:
-    """The largest difference between two runs' last weights and statistics; 0 where they agree to the bit."""
+    """The largest difference between two runs' last weights and statistics; 0 where they agree to the bit.
+
+    By NumPy: the programs are forked from this process, and where torch has computed on several threads before a fork,
+    the child waits forever for threads that it does not have (GNU OpenMP)."""
     ours, theirs = (checkpoint.load(checkpoint.last_path(folder))["net"] for folder in (run_dir, other))
-    return max(float((ours[name].double() - theirs[name].double()).abs().max()) for name in ours | theirs)
+    return max(float(np.abs(ours[name].numpy() - theirs[name].numpy()).max()) for name in ours | theirs)
 
 
 def recipes(job: Job) -> None:
@@ -105,11 +112,22 @@ def recipes(job: Job) -> None:
     for name in job.scale.recipes or sorted(file.stem for file in FOLDER.glob("*.toml")):
         sets, run_dir = ("data.loader=synthetic", "model.compile=false", *job.scale.recipe_sets), job.work / name
         with job.report.attempt(name):
+            sets += pretrained(job, name, sets)
             train(arguments(job, name, dataset, run_dir, sets, "--max-steps", str(num_steps)))
             (end,), steps = lines(run_dir, "end"), lines(run_dir, "step")
             loss = steps[-1]["loss"] if steps else float("nan")
             job.report.row(name, end["seconds"], "s", f"{len(steps)} steps, loss {loss:.3f}",
                            right=end["step"] == num_steps == len(steps) and loss == loss)  # fmt: skip
+
+
+def pretrained(job: Job, name: str, sets: Sequence[str]) -> tuple[str, ...]:
+    """What to set where a recipe downloads weights, which a machine may not be able to: a file of fresh ones."""
+    recipe = config.load_config(Recipe, recipe_file(name), (*job.sets, *sets))
+    if not recipe.model.pretrained:
+        return ()
+    file = job.work / f"{name}.pt"
+    torch.save(build_model(recipe.model, NUM_CLASSES).state_dict(), file)
+    return (f"model.pretrained={file}",)
 
 
 def cifar(job: Job, recipe: str) -> None:

@@ -38,7 +38,7 @@ FULL = Scale()
 SMALL = Scale(
     sets=(*SMALL_NETWORK, *SMALL_IMAGES),
     batch_size=8, seconds=0.1, repeats=2, copy_bytes=1 << 22, matmul_side=128, jpegs="synthetic:64x48", run_images=256,
-    recipes=("rn50-16ep", "rn50-a3"), recipe_steps=2,
+    recipes=("rn50-16ep", "rn50-a3", "finetune"), recipe_steps=2,
     recipe_sets=(*SMALL_NETWORK, *SMALL_IMAGES, "train.global_batch_size=8", "phases.start_epochs=[]",
                  "phases.image_size=[]"),
     cifar_sets=(*SMALL_NETWORK, "train.epochs=2", "train.global_batch_size=32", "schedule.warmup_epochs=1"),
