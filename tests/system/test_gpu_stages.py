@@ -21,6 +21,8 @@ from benchmarks.gpu.registry import STAGES
 from benchmarks.gpu.report import read, shown
 from benchmarks.gpu.run import run_part, run_stage
 from benchmarks.gpu.stage import SMALL, Job, Stage
+from tests.common import forked
+from training import checkpoint
 
 
 def stage(run: Callable[[Job], None], limit_s: float = 30.0, name: str = "one", **more: Any) -> Stage:
@@ -75,6 +77,31 @@ def test_a_stage_that_hangs_is_ended_with_its_descendants_and_keeps_its_rows(job
     while is_running(row["details"]["child"]) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not is_running(row["details"]["child"])
+
+
+COMPARED = """
+import sys, torch
+from pathlib import Path
+from benchmarks.gpu.run import FORK
+from benchmarks.gpu.runs import difference
+
+torch.set_num_threads(2)
+assert difference(Path(sys.argv[1]), Path(sys.argv[2])) == 0.5
+child = FORK.Process(target=lambda: print(torch.ones(1 << 20).exp().sum()))
+child.start()
+child.join(20)
+sys.exit(child.exitcode is None and child.kill() is None)
+"""
+
+
+def test_programs_can_be_forked_after_weights_were_compared(tmp_path: Path) -> None:
+    for name, last in (("a", 1.0), ("b", 1.5)):
+        weights = torch.ones(1 << 20)
+        weights[-1] = last
+        state = {"net": {"weight": weights, "num_batches": torch.tensor(3)}}
+        checkpoint.save(checkpoint.last_path(tmp_path / name), state)  # type: ignore[arg-type]
+    done = forked.run(["-c", COMPARED, tmp_path / "a", tmp_path / "b"], timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_a_stage_leaves_running_ends_with_it(job: Job) -> None:
