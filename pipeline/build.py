@@ -9,6 +9,7 @@ from pipeline.batch import Loader
 from pipeline.feed import Feed
 from pipeline.holes import BadSample
 from pipeline.loader import DaliLoader
+from pipeline.pixel_loader import PixelLoader
 from pipeline.reference import ReferenceLoader
 from pipeline.synthetic import SyntheticLoader
 
@@ -28,7 +29,8 @@ def build_loader(
     """
     match feed.config.loader:
         case "dali":
-            return DaliLoader(feed, device=device, threads=threads, dtype=dtype, quarantine=quarantine, on_bad=on_bad)
+            make = PixelLoader if feed.config.cache == "pixels" else DaliLoader
+            return make(feed, device=device, threads=threads, dtype=dtype, quarantine=quarantine, on_bad=on_bad)
         case "reference":
             return ReferenceLoader(feed, device=device, workers=threads, dtype=dtype)
         case "synthetic":

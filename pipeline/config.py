@@ -60,7 +60,7 @@ class DataConfig:
     std: tuple[float, float, float] = setting(
         (58.395, 57.12, 57.375), "Of each channel, RGB, in grey levels as `mean`.", above=0
     )
-    cache: Literal["none", "encoded"] = setting(
+    cache: Literal["none", "encoded", "pixels"] = setting(
         "none",
         '"encoded" reads the shards into memory when the run starts, once a rank: for a slow or shared disk and a set '
         "that fits. More is not offered: decoded, an image takes ten times the bytes, and each crop is used once.",

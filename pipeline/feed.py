@@ -65,10 +65,10 @@ class Feed:
     @property
     def num_samples(self) -> int:
         """That an epoch chooses from."""
-        return len(self.split) if self._chosen is None else len(self._chosen)
+        return len(self.split) if self.chosen is None else len(self.chosen)
 
     @cached_property
-    def _chosen(self) -> np.ndarray | None:
+    def chosen(self) -> np.ndarray | None:
         """The samples of `at_most`, in stored order: (n,) int64; None for all of the split."""
         if self.augment or not 0 < self.at_most < len(self.split):
             return None
@@ -137,7 +137,7 @@ class Feed:
 
     def _ids_at(self, epoch: int, places: np.ndarray) -> np.ndarray:
         ids = self.plan(epoch).ids_at(places)
-        return ids if self._chosen is None else self._chosen[ids]
+        return ids if self.chosen is None else self.chosen[ids]
 
     def batches(self, epoch: int, position: int, image_size: int, done: int = 0) -> Iterator[PlannedBatch]:
         """This rank's batches from a position on, without those that end at `done` or before it."""

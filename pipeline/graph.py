@@ -149,7 +149,7 @@ def finish(
     images: Node, params: dict[Name, Node], config: DataConfig, *, image_size: int, on_gpu: bool, half: bool
 ) -> Node:
     """Decoded regions → resized, augmented, normalised: (S, S, 3). Arguments as of `build_graph`."""
-    from nvidia.dali import fn, types
+    from nvidia.dali import fn
 
     augmented = any(isinstance(name, StepArray) for name in params)
     mirror: Arguments = {}
@@ -168,7 +168,15 @@ def finish(
             mirror = {"mirror": params["mirror"]}  # in the last operator, in its one kernel; `fn.flip` has one an image
         elif "mirror" in params:
             images = fn.flip(images, horizontal=params["mirror"], vertical=params.get("flip_vertical", 0))
-    if augmented:
+    return normalise(images, params, config, half=half, **mirror)
+
+
+def normalise(images: Node, params: dict[Name, Node], config: DataConfig, *, half: bool, **mirror: Node) -> Node:
+    """Resized images → augmented where the plan has steps, and normalised: (S, S, 3). Arguments as of `build_graph`;
+    `mirror`: an argument of DALI's operator."""
+    from nvidia.dali import fn, types
+
+    if any(isinstance(name, StepArray) for name in params):
         images = augment_images(images, params, config)
     return fn.crop_mirror_normalize(
         images,

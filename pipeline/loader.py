@@ -11,20 +11,21 @@ it comes (`quarantine`), which ranks agree on between epochs: so an epoch is the
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import groupby
 
 import numpy as np
 import torch
 
 from pipeline.augment import AugmentParams
 from pipeline.augment.params import Name
+from pipeline.bad_samples import BadSamples, bad_headers
 from pipeline.batch import Batch
 from pipeline.dali import Inputs, Pipeline
 from pipeline.feed import Feed, PlannedBatch
 from pipeline.graph import build_graph, decodes_on_gpu, encoded, graph_inputs
 from pipeline.gray import with_unit_factor
 from pipeline.holes import GRAY, NO_SAMPLE, BadSample, blank
-from pipeline.probe import bad_header, find_bad, raised_by_dali
+from pipeline.probe import find_bad, raised_by_dali
+from pipeline.read_ahead import read_ahead
 from pipeline.reader import open_reader
 
 
@@ -55,10 +56,9 @@ class DaliLoader:
         on_bad: Callable[[BadSample], None] = lambda bad: None,
     ) -> None:
         self.feed, self.device, self.threads, self.dtype = feed, device, threads, dtype
-        self.quarantine = quarantine if quarantine is not None else set()
-        self._on_bad = on_bad
+        self._bad = BadSamples(feed, quarantine, on_bad)
+        self.quarantine = self._bad.quarantine
         self._reader = open_reader(feed)
-        self._out: frozenset[int] = frozenset()  # the quarantine when the epoch under way began
         self._holes: set[int] = set()  # positions of those met since
         self._at = (0, 0)  # epoch, and position after the batch last given
         self._pipe: Pipeline = None
@@ -76,7 +76,7 @@ class DaliLoader:
 
     def iter_epoch(self, epoch: int, position: int = 0) -> Iterator[Batch]:
         self._at = (epoch, position)
-        self._out = frozenset(self.quarantine)
+        self._bad.begin(epoch)
         self._holes.clear()
         turn = self._turn = object()
         if self._in_flight:
@@ -84,7 +84,9 @@ class DaliLoader:
         while True:
             done = self._at[1]  # perhaps inside a global batch, after a bad sample: the spans stay as they were
             self._reader.follow(self.feed.windows(epoch, position, done))
-            self._planned = self._ahead(self.feed.batches(epoch, position, self.feed.image_size, done))
+            self._planned = read_ahead(
+                self.feed.batches(epoch, position, self.feed.image_size, done), self.feed, self._reader
+            )
             try:
                 yield from self._run(epoch, turn)
                 return
@@ -119,7 +121,7 @@ class DaliLoader:
             planned, inputs, found = self._in_flight[0]
             if stream:
                 self._hold(inputs, stream.record_event())
-            self._report(found)
+            self._bad.report(found)
             images = torch.from_dlpack(output.as_tensor()).permute(0, 3, 1, 2)  # HWC in memory: a channels-last view
             labels = torch.from_numpy(planned.labels).to(self.device, non_blocking=True)
             self._at = (epoch, planned.span.end)
@@ -159,29 +161,6 @@ class DaliLoader:
         """The GPU, where it decodes."""
         return self._gpu if decodes_on_gpu(self.feed.config, self._gpu is not None) else None
 
-    def _ahead(self, planned: Iterator[PlannedBatch]) -> Iterator[PlannedBatch]:
-        """The same batches, the kernel being asked for their bytes before they are due: `read_ahead` batches before, or
-        in `block` order a window before, whose samples lie together."""
-        config = self.feed.config
-        if not config.read_ahead or config.cache == "encoded":
-            yield from planned
-        elif self.feed.augment and config.order == "block":
-            size, before = config.block_size * config.window_blocks, list[PlannedBatch]()
-            for _, group in groupby(planned, key=lambda batch: batch.span.start // size):
-                window = list(group)
-                self._reader.read_ahead(np.concatenate([batch.sample_ids for batch in window]), gap_bytes=1 << 20)
-                yield from before
-                before = window
-            yield from before
-        else:
-            waiting: deque[PlannedBatch] = deque()
-            for batch in planned:
-                self._reader.read_ahead(batch.sample_ids)
-                waiting.append(batch)
-                if len(waiting) > config.read_ahead:
-                    yield waiting.popleft()
-            yield from waiting
-
     def _next_inputs(self) -> Inputs:
         """DALI's source: called when the graph has room for one more batch."""
         planned = next(self._planned, None)
@@ -204,36 +183,22 @@ class DaliLoader:
 
     def _known_bad(self, planned: PlannedBatch) -> list[int]:
         """The places of a batch whose samples are left out."""
-        if not self._out and not self._holes:
-            return []
-        return [
-            place
-            for place, sample_id in enumerate(planned.sample_ids.tolist())
-            if sample_id in self._out or planned.span.start + place in self._holes
-        ]
+        if not self._holes:
+            return self._bad.places(planned)
+        holes = {place - planned.span.start for place in self._holes} & set(range(len(planned.sample_ids)))
+        return sorted(holes.union(self._bad.places(planned)))
 
     def _bad_headers(self, planned: PlannedBatch, views: list[np.ndarray], known: list[int]) -> list[BadSample]:
-        """Those of a batch, but for the places that are `known`, that must not come before DALI. Each good header is
+        """Those of a batch, except for the places that are `known`, that must not come before DALI. Each good header is
         looked at once in a run."""
-        found = []
-        for place in np.flatnonzero(~self._parsed[planned.sample_ids]).tolist():
-            if place in known:
-                continue
-            sample_id = int(planned.sample_ids[place])
-            row = self.feed.split.samples[sample_id]
-            reason = bad_header(views[place], int(row["height"]), int(row["width"]))
-            if reason:
-                found.append(self._bad_sample(planned, place, reason))
-            else:
-                self._parsed[sample_id] = True
-                if self._decoding_gpu is not None and with_unit_factor(views[place]) is not views[place]:
-                    self._scaled[sample_id] = True
-        return found
-
-    def _bad_sample(self, planned: PlannedBatch, place: int, reason: str) -> BadSample:
-        sample_id = int(planned.sample_ids[place])
-        where = self.feed.split.where(sample_id)
-        return BadSample(sample_id, self._at[0], planned.span.start + place, where, reason)
+        places = np.setdiff1d(np.flatnonzero(~self._parsed[planned.sample_ids]), known)
+        reasons = bad_headers(self.feed, planned, places, dict(enumerate(views)))
+        good = np.setdiff1d(places, [*reasons])
+        self._parsed[planned.sample_ids[good]] = True
+        if self._decoding_gpu is not None:
+            for place in good.tolist():
+                self._scaled[planned.sample_ids[place]] |= with_unit_factor(views[place]) is not views[place]
+        return [self._bad.met(planned, place, reason) for place, reason in reasons.items()]
 
     def _arrays(self, planned: PlannedBatch) -> AugmentParams:
         return graph_inputs(planned.params, self.feed.config, on_gpu=self._gpu is not None)
@@ -246,33 +211,14 @@ class DaliLoader:
             params = {name: values[live] for name, values in planned.params.items()}
             views = self._reader.views(planned.sample_ids[live])
             for i, reason in find_bad(views, params, self.feed.config, self._decoding_gpu).items():
-                found.append(self._bad_sample(planned, int(live[i]), reason))
+                found.append(self._bad.met(planned, int(live[i]), reason))
             if found:
                 break
         if not found:
             when = "though every sample decodes alone" if self._in_flight else "before it had a sample"
             raise ValueError(f"DALI failed, {when}: {_one_line(error)}") from error
-        self._report(found)
+        self._bad.report(found)
         self._holes |= {bad.position for bad in found}
-
-    def _report(self, found: list[BadSample]) -> None:
-        """Quarantine samples. Raises ValueError where the run must not go on without them."""
-        if not found:
-            return
-        if not self.feed.augment:
-            names = "; ".join(f"{bad.where}: {bad.reason}" for bad in found)
-            raise ValueError(f"validation counts every image, and this one cannot be decoded: {names}") from None
-        for bad in found:
-            self.quarantine.add(bad.sample_id)
-            self._on_bad(bad)
-        limit = max(1, int(self.feed.config.max_bad_fraction * len(self.feed.split)))
-        if len(self.quarantine) > limit:
-            root, fraction = self.feed.split.root, self.feed.config.max_bad_fraction
-            raise ValueError(
-                f"{root}: {len(self.quarantine)} of {len(self.feed.split)} samples cannot be decoded, more than "
-                f"data.max_bad_fraction {fraction} allows; the last is {found[-1].where}; "
-                f"find all with: python -m shard_tools verify --decode {root}"
-            )
 
     def _drop_pipe(self) -> None:
         self._pipe = None

@@ -72,7 +72,7 @@ class ShardReader:
                 )
 
     def _load(self) -> None:
-        need, free = sum(info.bytes for info in self.split.shards), _available_bytes()
+        need, free = sum(info.bytes for info in self.split.shards), available_bytes()
         if need > free:
             raise ValueError(
                 f'{self.split.root}: data.cache = "encoded" needs {need / 1e9:.1f} GB for split {self.split.name!r}, '
@@ -151,7 +151,7 @@ def _map(path: Path) -> tuple[mmap.mmap, np.ndarray]:
     return pages, np.frombuffer(pages, dtype=np.uint8)
 
 
-def _available_bytes() -> int:
+def available_bytes() -> int:
     """Memory that can be used without swapping, as the kernel estimates it."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):

@@ -90,14 +90,14 @@ def _arguments(outs, out_shapes, ins, in_shapes):
 def _run_normalised(outs, out_shapes, out_ndims, num_outs, ins, in_shapes, in_ndims, num_ins):
     image, size, geometry, address, out_size = _arguments(outs, out_shapes, ins, in_shapes)
     out = carray(_pointer(address), (out_size[0] * out_size[1] * 3,), np.float32)
-    resize_image(image, size[0], size[1], geometry, out, out_size[0], out_size[1])
+    resize_image(image, size[0], size[1], 3 * size[1], geometry, out, out_size[0], out_size[1])
 
 
 @compiled_callback(_RUN)
 def _run_levels(outs, out_shapes, out_ndims, num_outs, ins, in_shapes, in_ndims, num_ins):
     image, size, geometry, address, out_size = _arguments(outs, out_shapes, ins, in_shapes)
     out = carray(_pointer(address), (out_size[0] * out_size[1] * 3,), np.uint8)
-    resize_image(image, size[0], size[1], geometry, out, out_size[0], out_size[1])
+    resize_image(image, size[0], size[1], 3 * size[1], geometry, out, out_size[0], out_size[1])
 
 
 @functools.cache  # also keeps the compiled code alive

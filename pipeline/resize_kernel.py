@@ -92,17 +92,18 @@ def _taps(n_in, start, end, shift, flip, kind, antialias, num_taps, first, count
 
 
 @compiled(fastmath=_FAST, error_model="numpy")
-def _vertical(image, width, first, count, weights, row):
+def _vertical(image, width, pitch, first, count, weights, row):
     """One output row before the horizontal pass.
 
     Args:
-        image: (height × width,) uint8, width counting channels; row: (width,) float32, filled.
+        image: (≥ (height - 1) × pitch + width,) uint8, width and pitch counting channels.
+        row: (width,) float32, filled.
     """
-    n, r0 = _U(width), _U(first * width)
+    n, r0 = _U(width), _U(first * pitch)
     if count == 0:
         row[:width] = 0
         return
-    w0, r1, r2 = weights[0], r0 + n, r0 + n + n
+    w0, r1, r2 = weights[0], r0 + _U(pitch), r0 + _U(2 * pitch)
     if count == 1:
         for j in range(n):
             row[j] = w0 * np.float32(image[r0 + j])
@@ -116,12 +117,12 @@ def _vertical(image, width, first, count, weights, row):
     for j in range(n):
         row[j] = w0 * np.float32(image[r0 + j]) + w1 * np.float32(image[r1 + j]) + w2 * np.float32(image[r2 + j])
     for k in range(3, count - 1, 2):
-        r0, r1 = _U((first + k) * width), _U((first + k + 1) * width)
+        r0, r1 = _U((first + k) * pitch), _U((first + k + 1) * pitch)
         w0, w1 = weights[k], weights[k + 1]
         for j in range(n):
             row[j] += w0 * np.float32(image[r0 + j]) + w1 * np.float32(image[r1 + j])
     if count % 2 == 0:
-        r0, w0 = _U((first + count - 1) * width), weights[count - 1]
+        r0, w0 = _U((first + count - 1) * pitch), weights[count - 1]
         for j in range(n):
             row[j] += w0 * np.float32(image[r0 + j])
 
@@ -173,11 +174,30 @@ def _horizontal(row, first, weights, most, line):
 
 
 @compiled(fastmath=_FAST, error_model="numpy")
-def resize_image(image, height, width, geometry, out, out_height, out_width):
-    """One image.
+def _take(image, start, count, first, counts, line):
+    """One output row where nothing is interpolated: what `_vertical` and `_horizontal` give with weights of 1.
 
     Args:
-        image: (height × width × 3,) uint8, RGB. geometry: (GEOMETRY_COLUMNS,) float64.
+        start: where the input row begins. count: 0 for a black row. first, counts: (n_out,) int64.
+        line: (≥ 3 × n_out,) float32, filled.
+    """
+    o, s = _U(0), _U(start)
+    for x in range(len(first)):
+        if count and counts[x]:
+            b = s + _U(3 * first[x])
+            line[o], line[o + _1], line[o + _2] = image[b], image[b + _1], image[b + _2]
+        else:
+            line[o] = line[o + _1] = line[o + _2] = np.float32(0)
+        o += _3
+
+
+@compiled(fastmath=_FAST, error_model="numpy")
+def resize_image(image, height, width, pitch, geometry, out, out_height, out_width):
+    """One image, or a region of one.
+
+    Args:
+        image: uint8, RGB, rows of width × 3 values that begin `pitch` values apart. geometry: (GEOMETRY_COLUMNS,)
+            float64.
         out: (out_height × out_width × 3,) float32, normalised; or uint8, not normalised.
     """
     top, left, bottom, right = geometry[TOP], geometry[LEFT], geometry[BOTTOM], geometry[RIGHT]
@@ -190,18 +210,43 @@ def resize_image(image, height, width, geometry, out, out_height, out_width):
     weights_y, weights_x = np.zeros((out_height, taps_y), np.float32), np.zeros((out_width, taps_x), np.float32)
     shift_y, shift_x = int(geometry[SHIFT_Y]), int(geometry[SHIFT_X])
     flip_y, flip_x = geometry[FLIP_Y] != 0, geometry[FLIP_X] != 0
-    _taps(height, top, bottom, shift_y, flip_y, kind, antialias, taps_y - 2, first_y, count_y, weights_y)
+    most_y = _taps(height, top, bottom, shift_y, flip_y, kind, antialias, taps_y - 2, first_y, count_y, weights_y)
     most = _taps(width, left, right, shift_x, flip_x, kind, antialias, taps_x - 2, first_x, count_x, weights_x)
 
-    row = np.zeros(3 * (width + most + 2) + 1, np.float32)
     line = np.empty(3 * out_width + 1, np.float32)
     gain, bias = np.empty(3 * out_width, np.float32), np.empty(3 * out_width, np.float32)
     for j in range(3 * out_width):
         gain[j], bias[j] = geometry[GAIN + j % 3], geometry[BIAS + j % 3]
+    if most_y <= 1 and most <= 1:  # each output is one input, whose weight is 1, or black
+        for y in range(out_height):
+            _take(image, first_y[y] * pitch, count_y[y], first_x, count_x, line)
+            _store(line[: 3 * out_width], gain, bias, out[3 * y * out_width : 3 * (y + 1) * out_width])
+        return
+    row = np.zeros(3 * (width + most + 2) + 1, np.float32)
     for y in range(out_height):
-        _vertical(image, 3 * width, first_y[y], count_y[y], weights_y[y], row)
+        _vertical(image, 3 * width, pitch, first_y[y], count_y[y], weights_y[y], row)
         _horizontal(row, first_x, weights_x, most, line)
         _store(line[: 3 * out_width], gain, bias, out[3 * y * out_width : 3 * (y + 1) * out_width])
+
+
+@compiled(fastmath=_FAST, error_model="numpy", nogil=True)
+def resize_images(
+    pixels: np.ndarray, starts: np.ndarray, pitches: np.ndarray, shapes: np.ndarray, geometry: np.ndarray,
+    out: np.ndarray, size: int, begin: int, end: int,
+) -> None:  # fmt: skip
+    """Regions of images that lie in one array, those from `begin` to `end` of n; without Python's lock.
+
+    Args:
+        pixels: uint8. starts: (n,) int64, where each region begins in it. pitches: (n,) int64, values from one row of
+            it to the next. shapes: (n, 2) int32, its height and width. geometry: (n, GEOMETRY_COLUMNS) float64.
+        out: (n × size × size × 3,), as of `resize_image`; size: pixels.
+    """
+    values = 3 * size * size
+    for i in range(begin, end):
+        resize_image(
+            pixels[starts[i] :], shapes[i, 0], shapes[i, 1], pitches[i], geometry[i],
+            out[i * values : (i + 1) * values], size, size,
+        )  # fmt: skip
 
 
 def _store(line: np.ndarray, gain: np.ndarray, bias: np.ndarray, out: np.ndarray) -> None:

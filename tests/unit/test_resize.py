@@ -35,7 +35,7 @@ def resized(
     arrays = {name: np.array([value]) for name, value in ({"shape": (height, width)} | params).items()}
     row = geometry(arrays, interpolation=interpolation, antialias=antialias, mean=MEAN, std=STD)[0]
     out = np.full(size * size * 3 + 8, 77, dtype)  # what lies behind must not be written
-    resize_image(np.ascontiguousarray(image).reshape(-1), height, width, row, out[:-8], size, size)
+    resize_image(np.ascontiguousarray(image).reshape(-1), height, width, 3 * width, row, out[:-8], size, size)
     assert (out[-8:] == 77).all()
     return out[:-8].reshape(size, size, 3)
 

@@ -1,0 +1,73 @@
+"""Which samples of a loader are left out, and what becomes of a run that meets more."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from pipeline.feed import Feed, PlannedBatch
+from pipeline.holes import BadSample
+
+
+class BadSamples:
+    """The samples that a loader has found to be bad, or was told of.
+
+    Args:
+        feed: the split and its limit.
+        quarantine: rows of samples known to be bad; new ones are added, and left out from the next `begin` on.
+        on_bad: told of each sample that is taken out.
+    """
+
+    def __init__(self, feed: Feed, quarantine: set[int] | None, on_bad: Callable[[BadSample], None]) -> None:
+        self.quarantine = quarantine if quarantine is not None else set()
+        self._feed, self._on_bad = feed, on_bad
+        self._epoch = 0
+        self._out: frozenset[int] = frozenset()  # the quarantine when the epoch under way began
+
+    def begin(self, epoch: int) -> None:
+        """An epoch begins: what is known by now is left out in all of it."""
+        self._epoch, self._out = epoch, frozenset(self.quarantine)
+
+    def places(self, planned: PlannedBatch) -> list[int]:
+        """The places of a batch whose samples are left out."""
+        if not self._out:
+            return []
+        return [place for place, sample_id in enumerate(planned.sample_ids.tolist()) if sample_id in self._out]
+
+    def met(self, planned: PlannedBatch, place: int, reason: str) -> BadSample:
+        """The record of a sample that was met at a place of a batch."""
+        sample_id = int(planned.sample_ids[place])
+        where = self._feed.split.where(sample_id)
+        return BadSample(sample_id, self._epoch, planned.span.start + place, where, reason)
+
+    def report(self, found: list[BadSample]) -> None:
+        """Quarantine samples. Raises ValueError where the run must not go on without them."""
+        if not found:
+            return
+        if not self._feed.augment:
+            names = "; ".join(f"{bad.where}: {bad.reason}" for bad in found)
+            raise ValueError(f"validation counts every image, and this one cannot be decoded: {names}") from None
+        for bad in found:
+            self.quarantine.add(bad.sample_id)
+            self._on_bad(bad)
+        limit = max(1, int(self._feed.config.max_bad_fraction * len(self._feed.split)))
+        if len(self.quarantine) > limit:
+            root, fraction = self._feed.split.root, self._feed.config.max_bad_fraction
+            raise ValueError(
+                f"{root}: {len(self.quarantine)} of {len(self._feed.split)} samples cannot be decoded, more than "
+                f"data.max_bad_fraction {fraction} allows; the last is {found[-1].where}; "
+                f"find all with: python -m shard_tools verify --decode {root}"
+            )
+
+
+def bad_headers(
+    feed: Feed, planned: PlannedBatch, places: np.ndarray, views: Mapping[int, np.ndarray]
+) -> dict[int, str]:
+    """Those places of a batch, (m,) int64, whose encoded bytes, `views` by place, must not come before DALI, and why."""
+    from pipeline.probe import bad_header
+
+    rows = feed.split.samples[planned.sample_ids[places]]
+    reasons = {
+        place: bad_header(views[place], height, width)
+        for place, height, width in zip(places.tolist(), rows["height"].tolist(), rows["width"].tolist(), strict=True)
+    }
+    return {place: reason for place, reason in reasons.items() if reason}

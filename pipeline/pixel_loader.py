@@ -1,0 +1,254 @@
+"""`PixelLoader`: feed + decoded images in memory + the resize kernel → batches. Each image is decoded once.
+
+The same plan, kernel and batches as `DaliLoader`'s, bit for bit on the CPU; no JPEG is touched after the first epoch.
+One thread prepares batches ahead; it has missing images decoded by DALI, and the kernel run by a pool of threads.
+Augmentations beyond crops and flips are the nodes of DALI's graph, given resized images.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from pipeline.augment.params import Name, StepArray
+from pipeline.bad_samples import BadSamples, bad_headers
+from pipeline.batch import Batch
+from pipeline.dali import Inputs, Pipeline
+from pipeline.feed import Feed, PlannedBatch
+from pipeline.graph import decode, encoded, inputs, new_pipeline, normalise
+from pipeline.holes import GRAY, GRAY_SIDE, BadSample, blank
+from pipeline.pixels import PixelStore
+from pipeline.probe import find_bad, raised_by_dali
+from pipeline.read_ahead import read_ahead
+from pipeline.reader import open_reader
+
+_LEAST = 8  # images for which a thread is worth waking
+
+
+class Made(NamedTuple):
+    """A batch that is prepared: `images` (n, S, S, 3) are normalised, or uint8 where a graph has to finish them."""
+
+    planned: PlannedBatch
+    images: torch.Tensor
+    found: list[BadSample]
+
+
+class PixelLoader:
+    """One rank's batches of a split. See `pipeline.batch.Loader` for the contract; the arguments are `DaliLoader`'s.
+
+    pixels: the store, which lives on while somebody holds it.
+
+    Raises:
+        ValueError: as `DaliLoader`; the images do not fit into memory (`PixelStore`).
+    """
+
+    def __init__(
+        self,
+        feed: Feed,
+        *,
+        device: torch.device,
+        threads: int,
+        dtype: torch.dtype = torch.float32,
+        quarantine: set[int] | None = None,
+        on_bad: Callable[[BadSample], None] = lambda bad: None,
+    ) -> None:
+        self.feed, self.device, self.threads, self.dtype = feed, device, threads, dtype
+        self._bad = BadSamples(feed, quarantine, on_bad)
+        self.quarantine = self._bad.quarantine
+        self._reader = open_reader(feed)
+        self.pixels: PixelStore | None = PixelStore.of(feed)
+        self._decoder = PixelDecoder(feed, threads)
+        self._finisher: Finisher | None = None
+        self._maker = ThreadPoolExecutor(1, "penstock-batches")
+        self._pool = ThreadPoolExecutor(threads, "penstock-pixels")
+        self._planned: Iterator[PlannedBatch] = iter(())
+        self._ahead: deque[Future[Made | None]] = deque()
+        self._turn = object()  # of the epoch under way: a loader runs one at a time
+
+    def __len__(self) -> int:
+        return len(self.feed)
+
+    def iter_epoch(self, epoch: int, position: int = 0) -> Iterator[Batch]:
+        turn = self._turn = object()
+        self._stop()  # the last epoch was perhaps left before its end
+        self._bad.begin(epoch)
+        self._planned = self.feed.batches(epoch, position, self.feed.image_size)
+        if not self._is_complete:
+            self._reader.follow(self.feed.windows(epoch, position))
+            self._planned = read_ahead(self._planned, self.feed, self._reader)
+        self._ahead.extend(self._maker.submit(self._make) for _ in range(1 + self.feed.config.prefetch))
+        while made := self._ahead.popleft().result():
+            self._ahead.append(self._maker.submit(self._make))
+            self._bad.report(made.found)
+            planned = made.planned
+            yield Batch(
+                made.images.permute(0, 3, 1, 2),  # HWC in memory: a channels-last view
+                torch.from_numpy(planned.labels),
+                torch.from_numpy(planned.sample_ids),
+                epoch,
+                planned.span.end,
+            )
+            if self._turn is not turn:
+                raise ValueError("this epoch ended when iter_epoch was called again: a loader runs one at a time")
+
+    def close(self) -> None:
+        self._stop()
+        self._maker.shutdown()
+        self._pool.shutdown()
+        self._finisher = self.pixels = None
+        self._reader.close()
+
+    def _stop(self) -> None:
+        """Have nothing under way."""
+        self._planned = iter(())
+        for future in self._ahead:
+            future.cancel()
+        wait(self._ahead)
+        self._ahead.clear()
+
+    @property
+    def _is_complete(self) -> bool:
+        assert self.pixels
+        return self.pixels.is_complete
+
+    def _make(self) -> Made | None:
+        """The next batch; None at the end of the epoch."""
+        planned = next(self._planned, None)
+        if planned is None:
+            self._reader.end_epoch()
+            return None
+        known = self._bad.places(planned)
+        found = self._fill(planned, known)
+        bad = known + [sample.position - planned.span.start for sample in found]
+        if bad:
+            self._set_gray()
+            planned = blank(planned, bad)
+        return Made(planned, self._images(planned), found)
+
+    def _fill(self, planned: PlannedBatch, known: list[int]) -> list[BadSample]:
+        """Decode what of a batch is not stored yet, except for the places that are `known`. Returns the bad ones."""
+        assert self.pixels
+        places = np.setdiff1d(np.flatnonzero(self.pixels.missing(planned.sample_ids)), known)
+        if not len(places):
+            return []
+        views = dict(zip(places.tolist(), self._reader.views(planned.sample_ids[places]), strict=True))
+        reasons = bad_headers(self.feed, planned, places, views)
+        good = [place for place in places.tolist() if place not in reasons]
+        rows = self.feed.split.samples[planned.sample_ids[good]]
+        sizes = np.stack([rows["height"], rows["width"]], 1).astype(np.int32)
+        for place, image in zip(good, self._decoder.decoded([views[place] for place in good], sizes), strict=True):
+            if isinstance(image, str):
+                reasons[place] = image
+            else:
+                self.pixels.put(int(planned.sample_ids[place]), image)
+        return [self._bad.met(planned, place, reason) for place, reason in sorted(reasons.items())]
+
+    def _set_gray(self) -> None:
+        assert self.pixels
+        if not self.pixels.gray.any():
+            (gray,) = self._decoder.decoded([GRAY], np.full((1, 2), GRAY_SIDE, np.int32))
+            assert not isinstance(gray, str)
+            self.pixels.gray[:] = gray
+
+    def _images(self, planned: PlannedBatch) -> torch.Tensor:
+        """(n, S, S, 3), normalised, of `dtype`."""
+        names = tuple(name for name in planned.params if isinstance(name, StepArray))
+        if not names and self.dtype == torch.float32:
+            return self._resized(planned, torch.float32)
+        if self._finisher is None:
+            self._finisher = Finisher(self.feed, names, self.threads, half=self.dtype == torch.float16)
+        return self._finisher.finished(self._resized(planned, torch.uint8), planned)
+
+    def _resized(self, planned: PlannedBatch, dtype: torch.dtype) -> torch.Tensor:
+        """Regions → (n, S, S, 3): uint8, or normalised float32."""
+        from pipeline.resize import geometry
+        from pipeline.resize_kernel import resize_images
+
+        assert self.pixels
+        config, size, n = self.feed.config, self.feed.image_size, len(planned.sample_ids)
+        starts, pitches = self.pixels.where(planned.sample_ids)
+        anchor, shape = planned.params["anchor"], planned.params["shape"]
+        starts = starts + anchor[:, 0] * pitches + 3 * anchor[:, 1].astype(np.int64)
+        rows = geometry(planned.params, interpolation=config.interpolation, antialias=config.antialias,
+                        mean=config.mean, std=config.std)  # fmt: skip
+        images = torch.empty(n, size, size, 3, dtype=dtype)
+        out, pixels = images.numpy().reshape(-1), self.pixels.pixels
+        bounds = np.linspace(0, n, 1 + max(1, min(4 * self.threads, n // _LEAST))).astype(int).tolist()
+
+        def some(begin: int, end: int) -> None:
+            resize_images(pixels, starts, pitches, shape, rows, out, size, begin, end)
+
+        for _ in self._pool.map(some, bounds[:-1], bounds[1:]):
+            pass
+        return images
+
+
+class PixelDecoder:
+    """Whole images, by DALI's CPU decoder, as the graph decodes regions of them.
+
+    Args:
+        feed: for how it decodes, and the largest batch. threads: of DALI.
+    """
+
+    def __init__(self, feed: Feed, threads: int) -> None:
+        self._config, self._batch_size, self._threads = replace(feed.config, prefetch=1), feed.batch_size, threads
+        self._pipe: Pipeline = None
+        self._given: Inputs = ()
+
+    def decoded(self, views: list[np.ndarray], sizes: np.ndarray) -> list[np.ndarray | str]:
+        """Encoded images, (size,) uint8 each, of `sizes` (n, 2) int32, height and width → of each (H, W, 3) uint8 or
+        what is wrong with it. An array is valid until the next call. Raises ValueError where DALI fails otherwise."""
+        if not views:
+            return []
+        if self._pipe is None:
+            self._pipe = self._build()
+        anchors = np.zeros_like(sizes)
+        self._given = encoded(views), anchors, sizes
+        try:
+            (output,) = self._pipe.run()
+        except RuntimeError as error:
+            if not raised_by_dali(error):
+                raise
+            self._pipe = None
+            bad = find_bad(views, {"anchor": anchors, "shape": sizes}, self._config, None)
+            if not bad:
+                raise ValueError(f"DALI failed, though every sample decodes alone: {error}") from error
+            good = [place for place in range(len(views)) if place not in bad]
+            images = iter(self.decoded([views[place] for place in good], sizes[good]))
+            return [bad[place] if place in bad else next(images) for place in range(len(views))]
+        return [np.asarray(output[place]) for place in range(len(views))]
+
+    def _build(self) -> Pipeline:
+        pipe = new_pipeline(self._config, batch_size=self._batch_size, threads=self._threads, gpu=None)
+        with pipe:
+            jpegs, region = inputs(lambda: self._given, ("anchor", "shape"))
+            pipe.set_outputs(decode(jpegs, region, self._config, on_gpu=False))
+        pipe.build()
+        return pipe
+
+
+class Finisher:
+    """Resized images → augmented, normalised, by DALI's nodes.
+
+    Args:
+        names: of the steps' arrays, in the order of a batch's. half: images in float16.
+    """
+
+    def __init__(self, feed: Feed, names: tuple[Name, ...], threads: int, *, half: bool) -> None:
+        config = replace(feed.config, prefetch=1)
+        self._names, self._given = names, Inputs()
+        self._pipe = new_pipeline(config, batch_size=feed.batch_size, threads=threads, gpu=None)
+        with self._pipe:
+            images, params = inputs(lambda: self._given, names)
+            self._pipe.set_outputs(normalise(images, params, config, half=half))
+        self._pipe.build()
+
+    def finished(self, images: torch.Tensor, planned: PlannedBatch) -> torch.Tensor:
+        """(n, S, S, 3) uint8 → (n, S, S, 3), normalised."""
+        self._given = images.numpy(), *(planned.params[name] for name in self._names)
+        (output,) = self._pipe.run()
+        return torch.from_dlpack(output.as_tensor())

@@ -1,0 +1,102 @@
+"""`PixelStore`: the decoded images of a split in memory, one copy for all ranks of a machine."""
+
+import hashlib
+from weakref import WeakValueDictionary
+
+import numpy as np
+
+from pipeline.feed import Feed
+from pipeline.holes import GRAY_SIDE, NO_SAMPLE
+from pipeline.reader import available_bytes
+from pipeline.shared_memory import shared_memory
+from shards.format import Split
+
+_GRAY_BYTES = 3 * GRAY_SIDE**2
+_SHARE = 0.9  # of the memory that is free, where no bound is given
+
+
+class PixelStore:
+    """The images of a feed's split as (H, W, 3) uint8, one after the other, filled as they are decoded.
+
+    What is stored of an image depends on nothing but its bytes, so it does not matter which rank decodes it, or whether
+    two do. Rows of the table that name the same bytes share them.
+
+    pixels: (num_bytes,) uint8. gray: (GRAY_SIDE, GRAY_SIDE, 3) uint8, its part that stands for a sample left out, zeros
+    until somebody sets it.
+
+    Raises:
+        ValueError: the images do not fit into `data.cache_bytes`, or into nine tenths of the free memory.
+    """
+
+    def __init__(self, feed: Feed, name: str) -> None:
+        samples, chosen = feed.split.samples, feed.chosen
+        place = samples["shard"].astype(np.int64) << 44 | samples["offset"].astype(np.int64)
+        first, slot = np.unique(place, return_index=True, return_inverse=True)[1:]
+        sizes = 3 * samples["height"][first].astype(np.int64) * samples["width"][first]
+        if chosen is not None:
+            used = np.zeros(len(first), bool)
+            used[slot[chosen]] = True
+            sizes[~used] = 0
+        ends = np.cumsum(sizes)
+        self._slot = slot.astype(np.uint32).reshape(-1)
+        self._starts, self._pitches = ends - sizes, 3 * samples["width"][first].astype(np.int64)
+        self.num_images, self.num_bytes = int((sizes > 0).sum()), int(ends[-1])
+        self._check_room(feed)
+        header = -(-(len(first) + _GRAY_BYTES) // 64) * 64
+        ranks = feed.local_world_size or feed.world_size
+        memory = np.frombuffer(shared_memory(name, header + self.num_bytes, ranks > 1), np.uint8)
+        self._there = memory[: len(first)]
+        self.pixels = memory[header - _GRAY_BYTES :]
+        self._starts += _GRAY_BYTES
+        self.gray = self.pixels[:_GRAY_BYTES].reshape(GRAY_SIDE, GRAY_SIDE, 3)
+        _open[name] = self
+
+    @classmethod
+    def of(cls, feed: Feed) -> "PixelStore":
+        """The store of a feed's images: the one that another loader of this process still has, or a new one."""
+        name = _name(feed.split, feed.at_most if feed.chosen is not None else 0)
+        return _open.get(name) or cls(feed, name)
+
+    def _check_room(self, feed: Feed) -> None:
+        bound = feed.config.cache_bytes
+        room = (bound or int(_SHARE * available_bytes())) - sum(store.num_bytes for store in _open.values())
+        if self.num_bytes <= room:
+            return
+        of = f"data.cache_bytes = {bound} leaves" if bound else "the free memory leaves"
+        raise ValueError(
+            f'{feed.split.root}: data.cache = "pixels" needs {self.num_bytes} bytes ({self.num_bytes / 1e9:.1f} GB) '
+            f"for the {self.num_images:,} images of split {feed.split.name!r}, and {of} {max(0, room) / 1e9:.1f} GB; pack "
+            'smaller images (--max-side, --short-side), or set data.cache = "none"'
+        )
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all is stored; some samples never are, if they are bad, or are chosen in no epoch."""
+        return int(np.count_nonzero(self._there)) >= self.num_images
+
+    def missing(self, sample_ids: np.ndarray) -> np.ndarray:
+        """Which of these samples, (n,) ids, are not stored yet: (n,) bool; never `NO_SAMPLE`."""
+        missing: np.ndarray = (self._there[self._slot[sample_ids]] == 0) & (sample_ids != NO_SAMPLE)
+        return missing
+
+    def put(self, sample_id: int, image: np.ndarray) -> None:
+        """Store a sample's (H, W, 3) uint8."""
+        slot = self._slot[sample_id]
+        start = self._starts[slot]
+        self.pixels[start : start + image.size] = image.reshape(-1)
+        self._there[slot] = 1  # now: another rank may look
+
+    def where(self, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(n,) ids → where each image begins in `pixels`, and how many values lie between its rows: (n,) int64 both.
+        For `NO_SAMPLE` those of `gray`."""
+        slot, none = self._slot[sample_ids], sample_ids == NO_SAMPLE
+        return np.where(none, 0, self._starts[slot]), np.where(none, 3 * GRAY_SIDE, self._pitches[slot])
+
+
+_open: WeakValueDictionary[str, PixelStore] = WeakValueDictionary()
+
+
+def _name(split: Split, at_most: int) -> str:
+    """What tells the images of one split from all others."""
+    text = " ".join([str(split.root), split.name, str(len(split)), str(at_most), *(one.sha256 for one in split.shards)])
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
