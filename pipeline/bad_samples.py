@@ -62,7 +62,7 @@ class BadSamples:
 def bad_headers(
     feed: Feed, planned: PlannedBatch, places: np.ndarray, views: Mapping[int, np.ndarray]
 ) -> dict[int, str]:
-    """Those places of a batch, (m,) int64, whose encoded bytes, `views` by place, must not come before DALI, and why."""
+    """Those places of a batch, (m,) int64, whose encoded bytes, `views` by place, DALI must not get, and why."""
     from pipeline.probe import bad_header
 
     rows = feed.split.samples[planned.sample_ids[places]]

@@ -23,12 +23,16 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def compiled(
-    *, fastmath: bool | set[str] = False, error_model: Literal["python", "numpy"] = "python", nogil: bool = False
+    *,
+    fastmath: bool | set[str] = False,
+    error_model: Literal["python", "numpy"] = "python",
+    nogil: bool = False,
+    inline: Literal["never", "always"] = "never",
 ) -> Callable[[Function], Function]:
     """A decorator, as `numba.njit(cache=True, …)` is."""
 
     def wrapped(function: Function) -> Function:
-        dispatcher: object = njit(fastmath=fastmath, error_model=error_model, nogil=nogil)(function)
+        dispatcher: object = njit(fastmath=fastmath, error_model=error_model, nogil=nogil, inline=inline)(function)
         if dispatcher is not function:  # which it is under NUMBA_DISABLE_JIT
             _keep(dispatcher, function)
         return cast(Function, dispatcher)

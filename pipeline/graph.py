@@ -115,11 +115,12 @@ def new_pipeline(config: DataConfig, *, batch_size: int, threads: int, gpu: int 
     )
 
 
-def inputs(source: Source, names: Sequence[Name]) -> tuple[Node, dict[Name, Node]]:
-    """Encoded images, and arrays by name, as nodes. Arguments as of `build_graph`."""
+def inputs(source: Source, names: Sequence[Name], copy: bool = False) -> tuple[Node, dict[Name, Node]]:
+    """Images, and arrays by name, as nodes. Arguments as of `build_graph`; `copy`: what the source gives need not live
+    until the batch is out."""
     from nvidia.dali import fn
 
-    images, *arrays = fn.external_source(source=source, num_outputs=1 + len(names), batch=True, no_copy=True)
+    images, *arrays = fn.external_source(source=source, num_outputs=1 + len(names), batch=True, no_copy=not copy)
     return images, dict(zip(names, arrays, strict=True))
 
 

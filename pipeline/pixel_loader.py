@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,9 @@ import torch
 from pipeline.augment.params import Name, StepArray
 from pipeline.bad_samples import BadSamples, bad_headers
 from pipeline.batch import Batch
+from pipeline.buffers import Buffers
 from pipeline.dali import Inputs, Pipeline
+from pipeline.device_pixels import DevicePixels, Request, fits
 from pipeline.feed import Feed, PlannedBatch
 from pipeline.graph import decode, encoded, inputs, new_pipeline, normalise
 from pipeline.holes import GRAY, GRAY_SIDE, BadSample, blank
@@ -27,13 +30,19 @@ from pipeline.read_ahead import read_ahead
 from pipeline.reader import open_reader
 
 _LEAST = 8  # images for which a thread is worth waking
+MOST = 0.9  # of the images stored: from then on a GPU has them, and those that come later one by one
 
 
 class Made(NamedTuple):
-    """A batch that is prepared: `images` (n, S, S, 3) are normalised, or uint8 where a graph has to finish them."""
+    """A batch on the CPU, and the bad samples that it had.
+
+    images: (n, S, S, 3), there when what is `under_way` has ended: normalised, or uint8 for the GPU to normalise; or
+        what `DevicePixels` has to make them of.
+    """
 
     planned: PlannedBatch
-    images: torch.Tensor
+    images: torch.Tensor | Request
+    under_way: list[Future[None]]
     found: list[BadSample]
 
 
@@ -63,8 +72,10 @@ class PixelLoader:
         self.pixels: PixelStore | None = PixelStore.of(feed)
         self._decoder = PixelDecoder(feed, threads)
         self._finisher: Finisher | None = None
+        self._there: DevicePixels | None = None
         self._maker = ThreadPoolExecutor(1, "penstock-batches")
         self._pool = ThreadPoolExecutor(threads, "penstock-pixels")
+        self._buffers = Buffers(2 * (feed.config.prefetch + 2))
         self._planned: Iterator[PlannedBatch] = iter(())
         self._ahead: deque[Future[Made | None]] = deque()
         self._turn = object()  # of the epoch under way: a loader runs one at a time
@@ -77,17 +88,23 @@ class PixelLoader:
         self._stop()  # the last epoch was perhaps left before its end
         self._bad.begin(epoch)
         self._planned = self.feed.batches(epoch, position, self.feed.image_size)
-        if not self._is_complete:
+        assert self.pixels
+        share = self.pixels.share
+        if self._on_gpu and self._there is None and share >= MOST and fits(self.pixels, self.device):
+            self._there = DevicePixels(self.pixels, self.device)
+        if share < 1:
             self._reader.follow(self.feed.windows(epoch, position))
             self._planned = read_ahead(self._planned, self.feed, self._reader)
         self._ahead.extend(self._maker.submit(self._make) for _ in range(1 + self.feed.config.prefetch))
         while made := self._ahead.popleft().result():
             self._ahead.append(self._maker.submit(self._make))
+            for future in made.under_way:
+                future.result()
             self._bad.report(made.found)
             planned = made.planned
             yield Batch(
-                made.images.permute(0, 3, 1, 2),  # HWC in memory: a channels-last view
-                torch.from_numpy(planned.labels),
+                self._on_device(made).permute(0, 3, 1, 2),  # HWC in memory: a channels-last view
+                torch.from_numpy(planned.labels).to(self.device, non_blocking=True),
                 torch.from_numpy(planned.sample_ids),
                 epoch,
                 planned.span.end,
@@ -99,7 +116,7 @@ class PixelLoader:
         self._stop()
         self._maker.shutdown()
         self._pool.shutdown()
-        self._finisher = self.pixels = None
+        self._finisher = self.pixels = self._there = None
         self._reader.close()
 
     def _stop(self) -> None:
@@ -111,9 +128,8 @@ class PixelLoader:
         self._ahead.clear()
 
     @property
-    def _is_complete(self) -> bool:
-        assert self.pixels
-        return self.pixels.is_complete
+    def _on_gpu(self) -> bool:
+        return self.device.type == "cuda"
 
     def _make(self) -> Made | None:
         """The next batch; None at the end of the epoch."""
@@ -127,7 +143,7 @@ class PixelLoader:
         if bad:
             self._set_gray()
             planned = blank(planned, bad)
-        return Made(planned, self._images(planned), found)
+        return Made(planned, *self._images(planned), found)
 
     def _fill(self, planned: PlannedBatch, known: list[int]) -> list[BadSample]:
         """Decode what of a batch is not stored yet, except for the places that are `known`. Returns the bad ones."""
@@ -154,37 +170,78 @@ class PixelLoader:
             assert not isinstance(gray, str)
             self.pixels.gray[:] = gray
 
-    def _images(self, planned: PlannedBatch) -> torch.Tensor:
-        """(n, S, S, 3), normalised, of `dtype`."""
-        names = tuple(name for name in planned.params if isinstance(name, StepArray))
+    def _images(self, planned: PlannedBatch) -> tuple[torch.Tensor | Request, list[Future[None]]]:
+        """What `Made` has of a batch."""
+        names = _steps(planned)
+        if self._there is not None and not names:
+            return Request(*self._regions(planned), self.feed.image_size, pin=self._on_gpu), []
+        if self._on_gpu:
+            return self._resized(planned, torch.uint8)
         if not names and self.dtype == torch.float32:
             return self._resized(planned, torch.float32)
-        if self._finisher is None:
-            self._finisher = Finisher(self.feed, names, self.threads, half=self.dtype == torch.float16)
-        return self._finisher.finished(self._resized(planned, torch.uint8), planned)
+        levels, under_way = self._resized(planned, torch.uint8)
+        for future in under_way:
+            future.result()
+        return self._finished(levels, planned, names), []
 
-    def _resized(self, planned: PlannedBatch, dtype: torch.dtype) -> torch.Tensor:
-        """Regions → (n, S, S, 3): uint8, or normalised float32."""
+    def _on_device(self, made: Made) -> torch.Tensor:
+        """The images where they are wanted: (n, S, S, 3), normalised, of `dtype`."""
+        if isinstance(made.images, Request):
+            assert self._there
+            self._there.put(made.planned.sample_ids)
+            return self._there.batch(made.images, self.feed.image_size, self.dtype)
+        if not self._on_gpu:
+            return made.images
+        if names := _steps(made.planned):
+            return self._finished(made.images, made.planned, names)
+        levels, config = made.images.to(self.device, non_blocking=True), self.feed.config
+        gain = [1 / value for value in config.std]
+        bias = [-mean / std for mean, std in zip(config.mean, config.std, strict=True)]
+        return levels.float().mul_(self._constant(gain)).add_(self._constant(bias)).to(self.dtype)
+
+    def _constant(self, values: list[float]) -> torch.Tensor:
+        return torch.tensor(values).pin_memory().to(self.device, non_blocking=True)
+
+    def _finished(self, levels: torch.Tensor, planned: PlannedBatch, names: tuple[Name, ...]) -> torch.Tensor:
+        if self._finisher is None:
+            gpu = (self.device.index or 0) if self._on_gpu else None
+            self._finisher = Finisher(self.feed, names, self.threads, gpu=gpu, half=self.dtype == torch.float16)
+        return self._finisher.finished(levels, planned)
+
+    def _regions(self, planned: PlannedBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """starts, pitches, shapes and geometry of a batch, as `resize_images` takes them."""
         from pipeline.resize import geometry
-        from pipeline.resize_kernel import resize_images
 
         assert self.pixels
-        config, size, n = self.feed.config, self.feed.image_size, len(planned.sample_ids)
+        config = self.feed.config
         starts, pitches = self.pixels.where(planned.sample_ids)
-        anchor, shape = planned.params["anchor"], planned.params["shape"]
+        anchor = planned.params["anchor"]
         starts = starts + anchor[:, 0] * pitches + 3 * anchor[:, 1].astype(np.int64)
         rows = geometry(planned.params, interpolation=config.interpolation, antialias=config.antialias,
                         mean=config.mean, std=config.std)  # fmt: skip
-        images = torch.empty(n, size, size, 3, dtype=dtype)
-        out, pixels = images.numpy().reshape(-1), self.pixels.pixels
-        bounds = np.linspace(0, n, 1 + max(1, min(4 * self.threads, n // _LEAST))).astype(int).tolist()
+        return starts, pitches, planned.params["shape"], rows
+
+    def _resized(self, planned: PlannedBatch, dtype: torch.dtype) -> tuple[torch.Tensor, list[Future[None]]]:
+        """Regions → (n, S, S, 3): uint8, or normalised float32; and what they wait for."""
+        from pipeline.resize_kernel import resize_images
+
+        assert self.pixels
+        size, n = self.feed.image_size, len(planned.sample_ids)
+        regions, pixels = self._regions(planned), self.pixels.pixels
+        shape = n, size, size, 3
+        images = torch.empty(shape, dtype=dtype, pin_memory=True) if self._on_gpu else self._buffers.empty(shape, dtype)
+        out = images.numpy().reshape(-1)
 
         def some(begin: int, end: int) -> None:
-            resize_images(pixels, starts, pitches, shape, rows, out, size, begin, end)
+            resize_images(pixels, *regions, out, size, begin, end)  # type: ignore[no-untyped-call]
 
-        for _ in self._pool.map(some, bounds[:-1], bounds[1:]):
-            pass
-        return images
+        bounds = np.linspace(0, n, 1 + max(1, min(4 * self.threads, n // _LEAST))).astype(int).tolist()
+        return images, [self._pool.submit(some, *ends) for ends in pairwise(bounds)]
+
+
+def _steps(planned: PlannedBatch) -> tuple[Name, ...]:
+    """The names of the arrays of a batch's augmentations beyond crops and flips."""
+    return tuple(name for name in planned.params if isinstance(name, StepArray))
 
 
 class PixelDecoder:
@@ -235,20 +292,22 @@ class Finisher:
     """Resized images → augmented, normalised, by DALI's nodes.
 
     Args:
-        names: of the steps' arrays, in the order of a batch's. half: images in float16.
+        names: of the steps' arrays, in the order of a batch's. gpu: where it is done, or None for the CPU.
+        half: images in float16.
     """
 
-    def __init__(self, feed: Feed, names: tuple[Name, ...], threads: int, *, half: bool) -> None:
+    def __init__(self, feed: Feed, names: tuple[Name, ...], threads: int, *, gpu: int | None, half: bool) -> None:
         config = replace(feed.config, prefetch=1)
-        self._names, self._given = names, Inputs()
-        self._pipe = new_pipeline(config, batch_size=feed.batch_size, threads=threads, gpu=None)
+        self._names, self._given, self._gpu = names, Inputs(), gpu
+        self._pipe = new_pipeline(config, batch_size=feed.batch_size, threads=threads, gpu=gpu)
         with self._pipe:
-            images, params = inputs(lambda: self._given, names)
+            images, params = inputs(lambda: self._given, names, copy=gpu is not None)
+            images = images if gpu is None else images.gpu()
             self._pipe.set_outputs(normalise(images, params, config, half=half))
         self._pipe.build()
 
     def finished(self, images: torch.Tensor, planned: PlannedBatch) -> torch.Tensor:
-        """(n, S, S, 3) uint8 → (n, S, S, 3), normalised."""
+        """(n, S, S, 3) uint8 on the CPU → (n, S, S, 3), normalised; on a GPU in order of its current stream."""
         self._given = images.numpy(), *(planned.params[name] for name in self._names)
-        (output,) = self._pipe.run()
+        (output,) = self._pipe.run() if self._gpu is None else self._pipe.run(torch.cuda.current_stream(self._gpu))
         return torch.from_dlpack(output.as_tensor())

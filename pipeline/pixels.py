@@ -21,8 +21,9 @@ class PixelStore:
     What is stored of an image depends on nothing but its bytes, so it does not matter which rank decodes it, or whether
     two do. Rows of the table that name the same bytes share them.
 
-    pixels: (num_bytes,) uint8. gray: (GRAY_SIDE, GRAY_SIDE, 3) uint8, its part that stands for a sample left out, zeros
-    until somebody sets it.
+    pixels: (768 + num_bytes,) uint8, `gray` first. gray: (GRAY_SIDE, GRAY_SIDE, 3), what stands for a sample left out;
+        zeros until somebody sets it.
+    there: (m,) uint8, of each image 1 if it is stored.
 
     Raises:
         ValueError: the images do not fit into `data.cache_bytes`, or into nine tenths of the free memory.
@@ -45,9 +46,9 @@ class PixelStore:
         header = -(-(len(first) + _GRAY_BYTES) // 64) * 64
         ranks = feed.local_world_size or feed.world_size
         memory = np.frombuffer(shared_memory(name, header + self.num_bytes, ranks > 1), np.uint8)
-        self._there = memory[: len(first)]
+        self.there = memory[: len(first)]
         self.pixels = memory[header - _GRAY_BYTES :]
-        self._starts += _GRAY_BYTES
+        self._starts, self._ends = self._starts + _GRAY_BYTES, ends + _GRAY_BYTES
         self.gray = self.pixels[:_GRAY_BYTES].reshape(GRAY_SIDE, GRAY_SIDE, 3)
         _open[name] = self
 
@@ -65,18 +66,18 @@ class PixelStore:
         of = f"data.cache_bytes = {bound} leaves" if bound else "the free memory leaves"
         raise ValueError(
             f'{feed.split.root}: data.cache = "pixels" needs {self.num_bytes} bytes ({self.num_bytes / 1e9:.1f} GB) '
-            f"for the {self.num_images:,} images of split {feed.split.name!r}, and {of} {max(0, room) / 1e9:.1f} GB; pack "
-            'smaller images (--max-side, --short-side), or set data.cache = "none"'
+            f"for the {self.num_images:,} images of split {feed.split.name!r}, and {of} {max(0, room) / 1e9:.1f} GB; "
+            'pack smaller images (--max-side, --short-side), or set data.cache = "none"'
         )
 
     @property
-    def is_complete(self) -> bool:
-        """Whether all is stored; some samples never are, if they are bad, or are chosen in no epoch."""
-        return int(np.count_nonzero(self._there)) >= self.num_images
+    def share(self) -> float:
+        """Of the images, how many are stored. Some never are, if they are bad; others come in a later epoch."""
+        return np.count_nonzero(self.there) / max(1, self.num_images)
 
     def missing(self, sample_ids: np.ndarray) -> np.ndarray:
         """Which of these samples, (n,) ids, are not stored yet: (n,) bool; never `NO_SAMPLE`."""
-        missing: np.ndarray = (self._there[self._slot[sample_ids]] == 0) & (sample_ids != NO_SAMPLE)
+        missing: np.ndarray = (self.there[self._slot[sample_ids]] == 0) & (sample_ids != NO_SAMPLE)
         return missing
 
     def put(self, sample_id: int, image: np.ndarray) -> None:
@@ -84,7 +85,16 @@ class PixelStore:
         slot = self._slot[sample_id]
         start = self._starts[slot]
         self.pixels[start : start + image.size] = image.reshape(-1)
-        self._there[slot] = 1  # now: another rank may look
+        self.there[slot] = 1  # now: another rank may look
+
+    def slots(self, sample_ids: np.ndarray) -> np.ndarray:
+        """(n,) ids → the places of their images in `there`, (n,); not for `NO_SAMPLE`."""
+        slots: np.ndarray = self._slot[sample_ids]
+        return slots
+
+    def span(self, slot: int) -> slice:
+        """Where an image lies in `pixels`."""
+        return slice(int(self._starts[slot]), int(self._ends[slot]))
 
     def where(self, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(n,) ids → where each image begins in `pixels`, and how many values lie between its rows: (n,) int64 both.

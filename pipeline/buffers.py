@@ -1,0 +1,35 @@
+"""`Buffers`: memory of batches, used again once nobody holds the batch."""
+
+import sys
+
+import numpy as np
+import torch
+
+_FREE = 2  # references to a kept array that `sys.getrefcount` counts: the list's, and its own argument
+
+
+class Buffers:
+    """Fresh memory costs a page fault every 4 KiB, as much as a small image costs to resize.
+
+    A batch's tensor holds a reference to its buffer, and so does every view of it: a buffer that only this list refers
+    to is free. Where a caller holds more than `most` batches, more buffers are made, and not kept.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._kept: list[np.ndarray] = []
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """A tensor on the CPU whose memory nobody else holds; what is in it is left over."""
+        num_bytes = int(np.prod(shape)) * dtype.itemsize
+        for place in range(len(self._kept)):
+            if self._kept[place].nbytes >= num_bytes and sys.getrefcount(self._kept[place]) <= _FREE:
+                return _tensor(self._kept[place], num_bytes, dtype, shape)
+        memory = np.empty(num_bytes, np.uint8)
+        if len(self._kept) < self._most:
+            self._kept.append(memory)
+        return _tensor(memory, num_bytes, dtype, shape)
+
+
+def _tensor(memory: np.ndarray, num_bytes: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.from_numpy(memory[:num_bytes]).view(dtype).view(shape)
