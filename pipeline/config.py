@@ -63,7 +63,10 @@ class DataConfig:
     cache: Literal["none", "encoded", "pixels"] = setting(
         "none",
         '"encoded" reads the shards into memory when the run starts, once a rank: for a slow or shared disk and a set '
-        "that fits. More is not offered: decoded, an image takes ten times the bytes, and each crop is used once.",
+        'that fits. "pixels" keeps each image as it comes out of the decoder, so that later epochs decode nothing: for '
+        "small images; an image takes height × width × 3 bytes, once for the ranks of a machine, and on a GPU with "
+        "room for all of them also there. The batches are the same, to the bit on a CPU; on a GPU too the CPU decodes. "
+        "An image that is cut off is bad then whichever crop is planned.",
         free_on_resume=True,
     )
     cache_dir: str = setting(
@@ -74,7 +77,8 @@ class DataConfig:
     )
     cache_bytes: int = setting(
         0,
-        "The bound of what `cache_dir` holds; 0 for nine tenths of what the disk has free.",
+        'The bound of what `cache_dir` holds, and of what `cache = "pixels"` does; 0 for nine tenths of what the disk, '
+        "or the memory, has free.",
         at_least=0,
         free_on_resume=True,
     )

@@ -143,7 +143,8 @@ def _weights(rows: Tensor, size: int, axis: str, kind: int, antialias: bool, tap
     high = torch.minimum((centre + support + 0.5).floor(), num_inputs)
     place = low[..., None] + torch.arange(taps, device=rows.device, dtype=rows.dtype)
     weights = _filtered(kind, (place + 0.5 - centre[..., None]) / stretch[..., None]) * (place < high[..., None])
-    return low, (weights / weights.sum(2, keepdim=True) * there[..., None]).float()
+    weights = torch.where(there[..., None], weights / weights.sum(2, keepdim=True), 0)  # outside the sum may be 0
+    return low, weights.float()
 
 
 def _filtered(kind: int, x: Tensor) -> Tensor:

@@ -73,6 +73,7 @@ class PixelLoader:
         self._decoder = PixelDecoder(feed, threads)
         self._finisher: Finisher | None = None
         self._there: DevicePixels | None = None
+        self._levels: torch.Tensor | None = None  # mean and std, (2, 3), on a GPU
         self._maker = ThreadPoolExecutor(1, "penstock-batches")
         self._pool = ThreadPoolExecutor(threads, "penstock-pixels")
         self._buffers = Buffers(2 * (feed.config.prefetch + 2))
@@ -111,6 +112,15 @@ class PixelLoader:
             )
             if self._turn is not turn:
                 raise ValueError("this epoch ended when iter_epoch was called again: a loader runs one at a time")
+
+    def load(self) -> None:
+        """Decode all that is not stored yet, now instead of as it comes; for who times what follows."""
+        self._stop()
+        self._bad.begin(0)
+        everything = replace(self.feed, augment=None, rank=0, world_size=1, global_batch_size=0)
+        for planned in read_ahead(everything.batches(0, 0, 1), everything, self._reader):
+            self._fill(planned, self._bad.places(planned))
+        self._reader.end_epoch()
 
     def close(self) -> None:
         self._stop()
@@ -174,7 +184,7 @@ class PixelLoader:
         """What `Made` has of a batch."""
         names = _steps(planned)
         if self._there is not None and not names:
-            return Request(*self._regions(planned), self.feed.image_size, pin=self._on_gpu), []
+            return Request(*self.regions(planned), self.feed.image_size, pin=self._on_gpu), []
         if self._on_gpu:
             return self._resized(planned, torch.uint8)
         if not names and self.dtype == torch.float32:
@@ -194,13 +204,15 @@ class PixelLoader:
             return made.images
         if names := _steps(made.planned):
             return self._finished(made.images, made.planned, names)
-        levels, config = made.images.to(self.device, non_blocking=True), self.feed.config
-        gain = [1 / value for value in config.std]
-        bias = [-mean / std for mean, std in zip(config.mean, config.std, strict=True)]
-        return levels.float().mul_(self._constant(gain)).add_(self._constant(bias)).to(self.dtype)
+        return self._normalised(made.images.to(self.device, non_blocking=True))
 
-    def _constant(self, values: list[float]) -> torch.Tensor:
-        return torch.tensor(values).pin_memory().to(self.device, non_blocking=True)
+    def _normalised(self, levels: torch.Tensor) -> torch.Tensor:
+        config = self.feed.config
+        if self._levels is None:
+            rows = [config.mean, config.std]
+            self._levels = torch.tensor(rows, dtype=torch.float32, device=self.device)
+        mean, std = self._levels
+        return levels.float().sub_(mean).div_(std).to(self.dtype)
 
     def _finished(self, levels: torch.Tensor, planned: PlannedBatch, names: tuple[Name, ...]) -> torch.Tensor:
         if self._finisher is None:
@@ -208,7 +220,7 @@ class PixelLoader:
             self._finisher = Finisher(self.feed, names, self.threads, gpu=gpu, half=self.dtype == torch.float16)
         return self._finisher.finished(levels, planned)
 
-    def _regions(self, planned: PlannedBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def regions(self, planned: PlannedBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """starts, pitches, shapes and geometry of a batch, as `resize_images` takes them."""
         from pipeline.resize import geometry
 
@@ -227,7 +239,7 @@ class PixelLoader:
 
         assert self.pixels
         size, n = self.feed.image_size, len(planned.sample_ids)
-        regions, pixels = self._regions(planned), self.pixels.pixels
+        regions, pixels = self.regions(planned), self.pixels.pixels
         shape = n, size, size, 3
         images = torch.empty(shape, dtype=dtype, pin_memory=True) if self._on_gpu else self._buffers.empty(shape, dtype)
         out = images.numpy().reshape(-1)

@@ -51,6 +51,7 @@ class PixelStore:
         self._starts, self._ends = self._starts + _GRAY_BYTES, ends + _GRAY_BYTES
         self.gray = self.pixels[:_GRAY_BYTES].reshape(GRAY_SIDE, GRAY_SIDE, 3)
         _open[name] = self
+        self.name = name
 
     @classmethod
     def of(cls, feed: Feed) -> "PixelStore":

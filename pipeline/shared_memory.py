@@ -1,7 +1,8 @@
 """Memory that the processes of one machine share, and that goes with the last of them, however they end.
 
 The first process makes an anonymous file in memory (memfd_create(2)) and writes its number down; the others open it
-through /proc. It is not in /dev/shm, which is small in many containers, and nothing is left behind by a killed run.
+through /proc. It is not in /dev/shm, which is small in many containers, and a killed run leaves no memory behind, only
+its note of a few bytes, which a later one removes.
 """
 
 import fcntl
@@ -18,8 +19,10 @@ def shared_memory(name: str, num_bytes: int, shared: bool) -> mmap.mmap:
     that cannot be, or it is not to be `shared`, memory of this process alone."""
     if not shared or not hasattr(os, "memfd_create"):
         return mmap.mmap(-1, num_bytes)
-    path = Path(tempfile.gettempdir()) / f"penstock-{os.getuid()}-{os.getppid()}-{name}"
+    folder, mine = Path(tempfile.gettempdir()), f"penstock-{os.getuid()}-"
+    path = folder / f"{mine}{os.getppid()}-{name}"
     try:
+        _tidy(folder, mine)
         with open(path, "a+b") as note:
             fcntl.flock(note, fcntl.LOCK_EX)
             note.seek(0)
@@ -29,6 +32,14 @@ def shared_memory(name: str, num_bytes: int, shared: bool) -> mmap.mmap:
             return _made(path, name, num_bytes)
     except OSError:
         return mmap.mmap(-1, num_bytes)
+
+
+def _tidy(folder: Path, mine: str) -> None:
+    """Remove the notes of processes whose parent has ended."""
+    for path in folder.glob(f"{mine}*-*"):
+        parent = path.name.removeprefix(mine).partition("-")[0]
+        if parent.isdigit() and not Path(f"/proc/{parent}").exists():
+            path.unlink(missing_ok=True)
 
 
 def _opened(note: bytes, name: str, num_bytes: int) -> mmap.mmap | None:

@@ -108,9 +108,11 @@ class TrainingData:
         now = recipe_at(self._whole, phase_epoch)
         if self._loader is not None and now == self.recipe:
             return
+        pixels = getattr(self._loader, "pixels", None)  # decoded images, held so that the next loader finds them
         self.close()
         self.recipe = now
         self._loader = train_loader(now, self._dataset, self._world, self._run_dir, self._quarantined)
+        del pixels
         num_classes = len(self._dataset.classes)
         self._mixer = Mixer(now.augment, num_classes, seed=now.train.seed, rank=self._world.rank)
 

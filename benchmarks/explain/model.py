@@ -26,6 +26,7 @@ import torch
 from benchmarks.explain.stages import Timings, meta_network
 from benchmarks.options import BenchSetup
 from pipeline.build import threads_per_rank
+from pipeline.reader import available_bytes
 from training import distributed, environment
 from training.learner import autocast_dtype
 
@@ -130,8 +131,9 @@ class Change:
 def candidates(model: Model, setup: BenchSetup, fits: bool) -> list[Change]:
     """The changes whose conditions hold, whatever they gain. `fits`: the training split fits in memory."""
     recipe, device, ranks = setup.recipe, setup.world.device, setup.world.world_size
-    data, net, read = recipe.data, recipe.model, model.costs["read"]
+    data, net, read = recipe.data, recipe.model, model.costs.get("read", Cost(1.0, 1.0))
     threads, cores = setup.threads, threads_per_rank(0, setup.world.local_world_size)
+    stored = data.cache == "pixels"
     size = round(data.image_size * SMALLER_SIZE / SIZE_STEP) * SIZE_STEP
     smaller = SIZE_STEP <= size < data.image_size and not hasattr(meta_network(setup), "image_size")
     pixels = (size / data.image_size) ** 2
@@ -146,6 +148,13 @@ def candidates(model: Model, setup: BenchSetup, fits: bool) -> list[Change]:
         # when, setting, value, what it does to the stages (None: to be measured), why
         (threads < cores, "data.threads", cores, by_threads, "decoding takes all cores"),
         (fits and data.cache == "none", "data.cache", "encoded", no_waits, "shards are read once, when the run starts"),
+        (
+            not stored and pixels_fit(setup),
+            "data.cache",
+            "pixels",
+            {"decode": (0.0, 0.0)},
+            "each image is decoded once, in the first epoch",
+        ),
         (smaller, "data.image_size", size, fewer, "fewer pixels; for the first epochs only: [phases]"),
         (computes and precision_of(setup) == "fp32", "train.precision", half, None, "half the bytes, other units"),
         (computes and net.compile is False, "model.compile", True, None, "fewer passes over memory"),
@@ -161,9 +170,15 @@ def candidates(model: Model, setup: BenchSetup, fits: bool) -> list[Change]:
         for when, key, value, factors, why in rows
         if when
     ]
-    if not model.on_gpu or model.bottleneck in ("read", "decode"):
+    if not stored and (not model.on_gpu or model.bottleneck in ("read", "decode")):
         found.append(smaller_copies(setup, fits))
     return found
+
+
+def pixels_fit(setup: BenchSetup) -> bool:
+    """Whether the training images fit, decoded, into half of the free memory: validation's and the rest need some."""
+    rows = setup.dataset.split(setup.recipe.data.train_split).samples
+    return 3 * int((rows["height"].astype(np.int64) * rows["width"]).sum()) < available_bytes() // 2
 
 
 def smaller_copies(setup: BenchSetup, fits: bool) -> Change:

@@ -108,15 +108,17 @@ def measure(setup: BenchSetup, seconds: float, repeats: int) -> Timings:
     world, split = setup.world, setup.dataset.split(setup.recipe.data.train_split)
     fits = bool(distributed.from_rank_0(float(reading.fits_in_memory(split)), world))
     timed, samples = list[CpuTimed](), dict[str, list[Sample]]()
-    if not split.url:
+    stored = setup.recipe.data.cache == "pixels"  # then nothing is read and decoded after the first epoch
+    if not split.url and not stored:
         timed.append(CpuTimed(reading.FromDisk(setup), world))
         samples[DISK] = [timed[0].run(seconds) for _ in range(1 + repeats)][1:]
         reading.load(reading.part(split))
     batches = encoded_batches(setup)
     jpegs = torch.tensor(float(any(map(_are_jpegs, batches))))
     is_there = {
-        CACHED: fits or bool(split.url),
-        LIBJPEG: distributed.sum_tensor(jpegs).item() == world.world_size,
+        CACHED: not stored and (fits or bool(split.url)),
+        "decode": not stored,
+        LIBJPEG: not stored and distributed.sum_tensor(jpegs).item() == world.world_size,
         "h2d": world.device.type == "cuda",
         "communication": world.world_size > 1,
     }
@@ -152,6 +154,8 @@ def build(name: str, setup: BenchSetup, batches: Sequence[EncodedBatch]) -> Batc
             program = BatchProgram(name, programs.endless(reader), next, torch.device("cpu"), reader.close)
         case "decode":
             program = _graph_program(_decoder(setup, batches), batches, world.device)
+        case "resize" if recipe.data.cache == "pixels":
+            program = programs.build("loader", "dali", recipe, dataset, world, batch_size)
         case "resize":
             program = _graph_program(_finisher(setup, batches), batches, world.device)
         case "libjpeg-turbo":

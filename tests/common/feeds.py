@@ -10,12 +10,14 @@ from pipeline.batch import Batch
 from pipeline.config import DataConfig
 from pipeline.feed import Feed
 from pipeline.loader import DaliLoader
+from pipeline.pixel_loader import PixelLoader
 from shards.format import ShardSet
 
 CPU = torch.device("cpu")
 CROPS = AugmentConfig()
 JITTER = AugmentConfig(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
 SIZE = 40
+EVERY: dict[str, Any] = {}  # of [data], that every feed has besides what it is given
 
 
 def make_feed(
@@ -29,7 +31,9 @@ def make_feed(
     **config: Any,
 ) -> Feed:
     """A training feed with a global batch of 24, or with `augment=None` the validation feed."""
-    settings = {"image_size": SIZE, "val_image_size": SIZE, "val_resize_size": 46, "max_bad_fraction": 0.5} | config
+    settings = (
+        {"image_size": SIZE, "val_image_size": SIZE, "val_resize_size": 46, "max_bad_fraction": 0.5} | EVERY | config
+    )
     return Feed(
         split=shard_set.split("train" if augment else "val"),
         config=DataConfig(**settings),
@@ -42,8 +46,14 @@ def make_feed(
     )
 
 
-def make_loader(shard_set: ShardSet, *, threads: int = 2, **feed: Any) -> DaliLoader:
-    return DaliLoader(make_feed(shard_set, **feed), device=CPU, threads=threads)
+def make_loader(shard_set: ShardSet, *, threads: int = 2, **feed: Any) -> DaliLoader | PixelLoader:
+    return loader_of(make_feed(shard_set, **feed), threads=threads)
+
+
+def loader_of(feed: Feed, *, threads: int = 2, **more: Any) -> DaliLoader | PixelLoader:
+    """That of `data.loader = "dali"` on the CPU."""
+    make = PixelLoader if feed.config.cache == "pixels" else DaliLoader
+    return make(feed, device=CPU, threads=threads, **more)
 
 
 def gray_levels(images: torch.Tensor, config: DataConfig) -> torch.Tensor:

@@ -136,7 +136,25 @@ class FakeSet:
         return self._split
 
 
-def test_smaller_images_are_advised_on_a_cpu_though_the_network_is_the_bottleneck(dataset: ShardSet) -> None:
+def test_decoding_once_is_advised_where_the_pixels_fit(dataset: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = given(sized(dataset, 401, 469))
+    monkeypatch.setattr(explain_model, "available_bytes", lambda: 3 * 401 * 469 * 90 * 2)
+    assert "--set data.cache=pixels" not in options(LARGE, setup), "more than half of the memory"
+    monkeypatch.setattr(explain_model, "available_bytes", lambda: 3 * 401 * 469 * 90 * 2 + 2)
+    assert options(LARGE, setup)["--set data.cache=pixels"].factors == {"decode": (0.0, 0.0)}
+    (change, gain), *_ = ranked(LARGE, setup)
+    assert change.option == "--set data.cache=pixels"
+    assert gain == pytest.approx(3.95 / 2.23), "cores: without 1.72 of 3.95 ms"
+    stored = given(sized(dataset, 401, 469), data=DataConfig(cache="pixels"))
+    costs = {stage: cost for stage, cost in LARGE.costs.items() if stage in ("resize", "compute")}
+    found = options(LARGE._replace(costs=costs), stored)
+    assert not any("cache" in option or "short-side" in option for option in found)
+
+
+def test_smaller_images_are_advised_on_a_cpu_though_the_network_is_the_bottleneck(
+    dataset: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(explain_model, "pixels_fit", lambda setup: False)
     assert LARGE.bottleneck == "compute"
     assert LARGE.rate(LOADING) == pytest.approx(965, rel=0.02)
     assert LARGE.rate() == pytest.approx(1.16 * 438, rel=0.02), "the model leaves out that threads get into their way"

@@ -1,0 +1,281 @@
+"""`PixelLoader`: batches from decoded images, bit for bit those from JPEGs; memory, ranks, a GPU's arithmetic."""
+
+import gc
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import wait
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import pixel_loader
+from pipeline.augment import AugmentConfig
+from pipeline.batch import Batch
+from pipeline.buffers import Buffers
+from pipeline.config import Interpolation
+from pipeline.device_pixels import DevicePixels, Request
+from pipeline.feed import Feed
+from pipeline.pixel_loader import PixelLoader
+from pipeline.pixels import PixelStore
+from shards.format import ShardSet
+from tests.common.augments import AUGMENTS
+from tests.common.fake_cuda import DEVICE, fake_cuda
+from tests.common.feeds import CPU, SIZE, gray_levels, loader_of, make_feed, make_loader
+
+INTERPOLATIONS: tuple[Interpolation, ...] = ("nearest", "linear", "cubic", "lanczos")
+
+
+def both(feed: Feed, epochs: int = 2, **more: object) -> Iterator[tuple[Batch, Batch]]:
+    """Batches made of JPEGs beside those made of pixels."""
+    pixels = replace(feed, config=replace(feed.config, cache="pixels"))
+    with closing(loader_of(feed, **more)) as theirs, closing(loader_of(pixels, **more)) as ours:
+        for epoch in range(epochs):
+            yield from zip(theirs.iter_epoch(epoch), ours.iter_epoch(epoch), strict=True)
+
+
+def assert_same(feed: Feed, epochs: int = 2, **more: object) -> None:
+    batches = 0
+    for theirs, ours in both(feed, epochs, **more):
+        assert ours.images.dtype == theirs.images.dtype
+        assert ours.images.stride() == theirs.images.stride()
+        assert torch.equal(ours.images, theirs.images)
+        assert torch.equal(ours.labels, theirs.labels)
+        assert torch.equal(ours.sample_ids, theirs.sample_ids)
+        assert (ours.epoch, ours.position) == (theirs.epoch, theirs.position)
+        batches += 1
+    assert batches
+
+
+@pytest.mark.parametrize("name", AUGMENTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_every_augmentation_gives_the_same_bits(dataset: ShardSet, name: str, dtype: torch.dtype) -> None:
+    assert_same(make_feed(dataset, augment=AUGMENTS[name]), dtype=dtype)
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("size", [7, 40, 97])
+def test_every_filter_and_size_gives_the_same_bits(
+    dataset: ShardSet, interpolation: Interpolation, antialias: bool, size: int
+) -> None:
+    sizes = {"image_size": size, "val_image_size": size, "val_resize_size": size + 3}
+    for augment in (AugmentConfig(vflip=0.5), AugmentConfig(crop="pad", pad=2), None):
+        assert_same(make_feed(dataset, augment=augment, interpolation=interpolation, antialias=antialias, **sizes), 1)
+
+
+# --- decoded once
+
+
+def test_no_image_is_decoded_twice(dataset: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+    decode = pixel_loader.PixelDecoder.decoded
+
+    def counted(self: pixel_loader.PixelDecoder, views: list[np.ndarray], sizes: np.ndarray) -> object:
+        decoded.append(len(views))
+        return decode(self, views, sizes)
+
+    monkeypatch.setattr(pixel_loader.PixelDecoder, "decoded", counted)
+    with closing(make_loader(dataset, cache="pixels")) as loader:
+        assert isinstance(loader, PixelLoader)
+        for epoch in range(4):
+            list(loader.iter_epoch(epoch))
+        assert sum(decoded) == len(set(range(len(loader.feed.split))))  # an epoch drops the rest, another has it
+        held = loader.pixels  # as the trainer does where a phase changes the image size
+        with closing(make_loader(dataset, cache="pixels", image_size=SIZE // 2)) as smaller:
+            list(smaller.iter_epoch(0))
+        assert sum(decoded) == len(loader.feed.split)
+        del held
+
+
+def test_the_memory_goes_with_the_last_who_holds_it(dataset: ShardSet) -> None:
+    gc.collect()  # the loaders of other tests
+    loader = make_loader(dataset, cache="pixels")
+    assert isinstance(loader, PixelLoader)
+    assert loader.pixels
+    assert PixelStore.of(loader.feed) is loader.pixels
+    list(loader.iter_epoch(0))
+    assert loader.pixels.share > 0
+    feed = loader.feed
+    loader.close()
+    gc.collect()
+    assert PixelStore.of(feed).share == 0
+
+
+def test_ranks_of_a_machine_share_the_memory(
+    dataset: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes of one parent: what one stores the other sees. A process of another parent has its own."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    stale = tmp_path / f"penstock-{os.getuid()}-{2**22 + 1}-abc"  # of a parent that there cannot be
+    stale.write_text("1 1")
+    feed = make_feed(dataset, cache="pixels", world_size=2)
+    row = feed.split.samples[7]
+    image = np.full((int(row["height"]), int(row["width"]), 3), 99, np.uint8)
+    stored, over = os.pipe(), os.pipe()
+
+    def first() -> bool:
+        store = PixelStore.of(feed)
+        store.put(7, image)
+        os.write(stored[1], b".")
+        os.read(over[0], 1)
+        del store
+        gc.collect()
+        return True
+
+    def second() -> bool:
+        store = PixelStore.of(feed)
+        start = int(store.where(np.array([7]))[0][0])
+        return not store.missing(np.array([7]))[0] and bool((store.pixels[start : start + image.size] == 99).all())
+
+    pid = forked(first)
+    os.read(stored[0], 1)
+    assert PixelStore.of(feed).missing(np.array([7]))[0]
+    assert os.waitpid(forked(second), 0)[1] == 0
+    os.write(over[1], b".")
+    assert os.waitpid(pid, 0)[1] == 0
+    gc.collect()
+    assert not list(tmp_path.iterdir())
+
+
+def forked(work: Callable[[], bool]) -> int:
+    """The number of a process that ends with 0 if `work` is true."""
+    pid = os.fork()
+    if pid == 0:
+        code = 2
+        try:
+            code = int(not work())
+        finally:
+            os._exit(code)
+    return pid
+
+
+# --- bounds
+
+
+def test_what_does_not_fit_is_an_error_with_the_figure(dataset: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = dataset.split("train").samples
+    need = int((3 * rows["height"].astype(int) * rows["width"]).sum())
+    with pytest.raises(ValueError, match=rf'data\.cache = "pixels" needs {need} bytes .*data\.cache_bytes = 1000 '):
+        make_loader(dataset, cache="pixels", cache_bytes=1000)
+    make_loader(dataset, cache="pixels", cache_bytes=need).close()
+    monkeypatch.setattr("pipeline.pixels.available_bytes", lambda: 2000)
+    with pytest.raises(ValueError, match=r"the free memory leaves 0\.0 GB; pack smaller images"):
+        make_loader(dataset, cache="pixels")
+
+
+def test_two_splits_have_one_bound(dataset: ShardSet) -> None:
+    sizes = {
+        name: int((3 * split.samples["height"].astype(int) * split.samples["width"]).sum())
+        for name, split in dataset.splits.items()
+    }
+    bound = sizes["train"] + sizes["val"] - 1
+    with (
+        closing(make_loader(dataset, cache="pixels", cache_bytes=bound)),
+        pytest.raises(ValueError, match=r"split 'val'.* leaves"),
+    ):
+        make_loader(dataset, augment=None, cache="pixels", cache_bytes=bound)
+
+
+# --- batches are not written over
+
+
+def test_batches_stay_what_they_are_while_they_are_held(dataset: ShardSet) -> None:
+    with closing(make_loader(dataset, cache="pixels", prefetch=1)) as loader:
+        held = list(loader.iter_epoch(0))
+        copies = [batch.images.clone() for batch in held]
+        views = [batch.images[0] for batch in held]
+        del held
+        list(loader.iter_epoch(1))
+        assert all(torch.equal(view, copy[0]) for view, copy in zip(views, copies, strict=True))
+
+
+def test_memory_is_used_again_once_it_is_free() -> None:
+    buffers = Buffers(2)
+    first = buffers.empty((4, 8), torch.float32)
+    place, view = first.data_ptr(), first.view(-1)[3:]
+    second = buffers.empty((4, 8), torch.float32)
+    assert second.data_ptr() != place
+    third = buffers.empty((4, 8), torch.float32)  # more than are kept
+    assert third.data_ptr() not in (place, second.data_ptr())
+    del first
+    assert buffers.empty((2, 8), torch.uint8).data_ptr() not in (place, second.data_ptr())  # a view holds it
+    del view
+    assert buffers.empty((2, 8), torch.uint8).data_ptr() == place
+
+
+# --- on a GPU: the same arithmetic by torch's operations
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("size", [11, 40, 120])
+def test_what_a_gpu_computes_is_what_the_kernel_does(
+    dataset: ShardSet, interpolation: Interpolation, antialias: bool, size: int
+) -> None:
+    sizes = {"image_size": size, "val_image_size": size, "val_resize_size": size}
+    for augment in (AugmentConfig(vflip=0.5), AugmentConfig(crop="pad", pad=3), AugmentConfig(crop="centre"), None):
+        feed = make_feed(dataset, augment=augment, interpolation=interpolation, antialias=antialias, cache="pixels",
+                         **sizes)  # fmt: skip
+        with closing(loader_of(feed)) as loader:
+            assert isinstance(loader, PixelLoader)
+            for batch, planned in zip(loader.iter_epoch(0), feed.batches(0, 0, size), strict=True):
+                assert loader.pixels
+                there = DevicePixels(loader.pixels, CPU)
+                request = Request(*loader.regions(planned), size, pin=False)
+                images = there.batch(request, size, torch.float32).permute(0, 3, 1, 2)
+                assert images.is_contiguous(memory_format=torch.channels_last)
+                difference = (gray_levels(images, feed.config) - gray_levels(batch.images, feed.config)).abs()
+                assert difference.max() < 1.01
+                assert difference.mean() < 0.01
+
+
+def test_a_device_gets_what_is_stored_later(dataset: ShardSet) -> None:
+    feed = make_feed(dataset, cache="pixels")
+    with closing(loader_of(feed)) as loader:
+        assert isinstance(loader, PixelLoader)
+        assert loader.pixels
+        there = DevicePixels(loader.pixels, CPU)
+        there._pixels = there._pixels.clone()  # a CPU's tensor is the store's own memory
+        for batch, planned in zip(loader.iter_epoch(0), feed.batches(0, 0, SIZE), strict=True):
+            there.put(planned.sample_ids)
+            images = there.batch(Request(*loader.regions(planned), SIZE, pin=False), SIZE, torch.float32)
+            difference = images.permute(0, 3, 1, 2) - batch.images
+            assert difference.abs().max() < 0.02
+
+
+@pytest.mark.parametrize("taps", [(1, 1), (3, 4)])
+def test_nothing_of_a_batch_waits_for_the_gpu(taps: tuple[int, int]) -> None:
+    with fake_cuda():
+        there = DevicePixels.__new__(DevicePixels)
+        there._device, there._pixels = DEVICE, torch.empty(3 * 5000, dtype=torch.uint8, device=DEVICE)
+        request = Request.__new__(Request)
+        request.rows, request.taps, request.width = torch.empty(6, 20, dtype=torch.float64), taps, 33
+        request.kind, request.antialias = 1, True
+        images = there.batch(request, 24, torch.float16)
+        assert images.device.type == "cuda"
+        assert (images.shape, images.dtype) == ((6, 24, 24, 3), torch.float16)
+
+
+def test_what_the_gpu_normalises_waits_for_nothing(dataset: ShardSet) -> None:
+    with closing(loader_of(make_feed(dataset, cache="pixels"))) as loader, fake_cuda():
+        assert isinstance(loader, PixelLoader)
+        loader.device, loader.dtype = DEVICE, torch.float16
+        loader._levels = torch.empty(2, 3, device=DEVICE)
+        images = loader._normalised(torch.empty(4, 9, 9, 3, dtype=torch.uint8, device=DEVICE))
+        assert (images.shape, images.dtype) == ((4, 9, 9, 3), torch.float16)
+
+
+def test_levels_are_normalised_on_a_gpu_as_by_the_kernel(dataset: ShardSet) -> None:
+    feed = make_feed(dataset, cache="pixels")
+    with closing(loader_of(feed)) as loader:
+        assert isinstance(loader, PixelLoader)
+        for batch, planned in zip(loader.iter_epoch(0), feed.batches(0, 0, SIZE), strict=True):
+            levels, under_way = loader._resized(planned, torch.uint8)
+            wait(under_way)
+            images = loader._normalised(levels).permute(0, 3, 1, 2)
+            assert torch.allclose(images, batch.images, atol=1e-5)
