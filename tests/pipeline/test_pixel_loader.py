@@ -2,8 +2,8 @@
 
 import gc
 import os
-import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from concurrent.futures import wait
 from contextlib import closing
 from dataclasses import replace
@@ -23,6 +23,7 @@ from pipeline.feed import Feed
 from pipeline.pixel_loader import PixelLoader
 from pipeline.pixels import PixelStore
 from shards.format import ShardSet
+from tests.common import forked
 from tests.common.augments import AUGMENTS
 from tests.common.fake_cuda import DEVICE, fake_cuda
 from tests.common.feeds import CPU, SIZE, gray_levels, loader_of, make_feed, make_loader
@@ -106,52 +107,48 @@ def test_the_memory_goes_with_the_last_who_holds_it(dataset: ShardSet) -> None:
     assert PixelStore.of(feed).share == 0
 
 
+SHARING = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from pipeline.pixels import PixelStore
+from shards.format import ShardSet
+from tests.common.feeds import make_feed
+
+store = PixelStore.of(make_feed(ShardSet.open(sys.argv[1]), cache="pixels", world_size=2))
+row, folder = np.array([7]), Path(sys.argv[3])
+start, size = int(store.where(row)[0][0]), store.pixels[store.span(int(store.slots(row)[0]))].size
+if sys.argv[2] == "first":
+    store.put(7, np.full(size, 99, np.uint8))
+    (folder / "stored").touch()
+    while not (folder / "over").exists():
+        time.sleep(0.01)
+else:
+    assert not store.missing(row)[0]
+    assert (store.pixels[start : start + size] == 99).all()
+"""
+
+
 def test_ranks_of_a_machine_share_the_memory(
     dataset: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two processes of one parent: what one stores the other sees. A process of another parent has its own."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    stale = tmp_path / f"penstock-{os.getuid()}-{2**22 + 1}-abc"  # of a parent that there cannot be
-    stale.write_text("1 1")
-    feed = make_feed(dataset, cache="pixels", world_size=2)
-    row = feed.split.samples[7]
-    image = np.full((int(row["height"]), int(row["width"]), 3), 99, np.uint8)
-    stored, over = os.pipe(), os.pipe()
-
-    def first() -> bool:
-        store = PixelStore.of(feed)
-        store.put(7, image)
-        os.write(stored[1], b".")
-        os.read(over[0], 1)
-        del store
-        gc.collect()
-        return True
-
-    def second() -> bool:
-        store = PixelStore.of(feed)
-        start = int(store.where(np.array([7]))[0][0])
-        return not store.missing(np.array([7]))[0] and bool((store.pixels[start : start + image.size] == 99).all())
-
-    pid = forked(first)
-    os.read(stored[0], 1)
-    assert PixelStore.of(feed).missing(np.array([7]))[0]
-    assert os.waitpid(forked(second), 0)[1] == 0
-    os.write(over[1], b".")
-    assert os.waitpid(pid, 0)[1] == 0
-    gc.collect()
-    assert not list(tmp_path.iterdir())
-
-
-def forked(work: Callable[[], bool]) -> int:
-    """The number of a process that ends with 0 if `work` is true."""
-    pid = os.fork()
-    if pid == 0:
-        code = 2
-        try:
-            code = int(not work())
-        finally:
-            os._exit(code)
-    return pid
+    notes, flags = tmp_path / "notes", tmp_path / "flags"
+    notes.mkdir()
+    flags.mkdir()
+    monkeypatch.setenv("TMPDIR", str(notes))
+    (notes / f"penstock-{os.getuid()}-{2**22 + 1}-abc").write_text("1 1")  # of a parent that there cannot be
+    first = forked.start(["-c", SHARING, dataset.root, "first", flags])
+    while not (flags / "stored").exists():
+        assert first.poll() is None, first.communicate(5)
+        time.sleep(0.01)
+    assert len(list(notes.iterdir())) == 1
+    assert PixelStore.of(make_feed(dataset, cache="pixels", world_size=2)).missing(np.array([7]))[0]
+    second = forked.run(["-c", SHARING, dataset.root, "second", flags], timeout=60)
+    assert second.returncode == 0, second.stderr
+    (flags / "over").touch()
+    assert first.wait(60) == 0
+    assert not list(notes.iterdir())
 
 
 # --- bounds
