@@ -12,7 +12,7 @@ import click
 
 from benchmarks import images as synthetic
 from benchmarks.options import TIMING, with_options
-from benchmarks.peers.registry import OURS, PEERS
+from benchmarks.peers.registry import OURS, PEERS, PIXELS
 from benchmarks.tables import rates_cell, ratio_cell
 from benchmarks.text import tabulated, wrapped
 from recipes import DEMO_DATA
@@ -131,6 +131,7 @@ def table(result: "Result") -> str:
         more = f"{one.memory_mb or 0:,.0f}", f"{one.first_batch_s or 0:.1f}", f"{(one.size_bytes or 0) / 1e6:,.1f}"
         rows.append((name, one.version or "", str(one.workers), *rates, *more))
     lines = tabulated(rows, 2)
+    lines += [f"  {pair}  {ratio_cell(times)}" for pair, times in result.ratios.items() if pair.startswith(PIXELS)]
     for outcome, shown in ("skipped", "skipped"), ("failed", "FAILED"):
         for name, why in result.more[outcome].items():
             lines += wrapped(f"  {name}: {shown}, {why}")

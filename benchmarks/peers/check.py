@@ -59,7 +59,8 @@ def describe(batches: Iterable[tuple[np.ndarray, np.ndarray]], num_images: int, 
         levels = values * np.reshape(job.std, (3, 1, 1)) + np.reshape(job.mean, (3, 1, 1))
         x, width, error_x = interval(levels[:, 0].mean(axis=1), WIDTH)
         y, height, error_y = interval(levels[:, 1].mean(axis=2), HEIGHT)
-        seen = {"label": labels, "blue": levels[:, 2].mean(axis=(1, 2)), "bent": np.maximum(error_x, error_y)}
+        # A peer may use the memory of its batches again, as FFCV does
+        seen = {"label": labels.copy(), "blue": levels[:, 2].mean(axis=(1, 2)), "bent": np.maximum(error_x, error_y)}
         seen |= {"upside down": height < 0, "flipped": width < 0, "area": np.abs(width * height)}
         seen |= {"aspect ratio": np.abs(width / height) * (WIDTH / HEIGHT)}
         seen |= {"centre from the left": x, "centre from the top": y}

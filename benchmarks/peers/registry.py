@@ -5,7 +5,7 @@ from importlib import metadata
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-OURS = "penstock"
+OURS, PIXELS = "penstock", "penstock-pixels"
 
 
 class Peer(NamedTuple):
@@ -28,6 +28,7 @@ HALF_RAW: Mapping[str, str | float] = {"write_mode": "proportion", "compress_pro
 
 PEERS = {
     OURS: Peer("", "shards", "penstock", "this project's loader"),
+    PIXELS: Peer("", "shards", "penstock", 'the same with data.cache = "pixels", filled', {"cache": "pixels"}),
     "dali": Peer(DALI, "shards", "dali", "the graph of DALI's examples, on readers.webdataset"),
     "torchvision-pil": Peer("torchvision", "folder", "torchvision", "ImageFolder and PIL", {"decode": "pil"}),
     "torchvision-tensor": Peer(

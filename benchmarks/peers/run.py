@@ -11,7 +11,7 @@ from benchmarks.peers.check import Seen, marked_faults, pixel_faults
 from benchmarks.peers.environments import how_to_install, python_of
 from benchmarks.peers.images import Images, bytes_of, lay_out, lay_out_marked, make_once
 from benchmarks.peers.process import Child, PeerError
-from benchmarks.peers.registry import OURS, PEERS
+from benchmarks.peers.registry import OURS, PEERS, PIXELS
 from pipeline.config import DataConfig
 from shards.format import ShardSet
 from training import environment
@@ -77,7 +77,12 @@ def compare(names: Sequence[str], dataset: ShardSet, settings: Settings, say: Ca
                     children = [child for child in children if child.name != error.peer]
         figures = {child.name: child.figures | {"memory_mb": child.memory_mb()} for child in children}
     rates = {name: [one.images_per_s for one in taken] for name, taken in samples.items()}
-    ratios = {f"{OURS} / {name}": ratio(rates[OURS], rates[name]) for name in rates if name != OURS and OURS in rates}
+    ratios = {
+        f"{ours} / {name}": ratio(rates[ours], rates[name])
+        for ours in (OURS, PIXELS)
+        for name in rates
+        if ours in rates and name not in (OURS, ours)
+    }
     about = {
         "data": str(dataset.root), "against": str(dataset.root), "split": images.split.name,
         "image_size": settings.image_size, "batch_size": settings.batch_size, "threads": len(settings.cores),

@@ -17,13 +17,16 @@ def loader(job: SimpleNamespace) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     from pipeline.build import build_loader
     from pipeline.config import DataConfig
     from pipeline.feed import Feed
+    from pipeline.pixel_loader import PixelLoader
     from shards.format import ShardSet
 
     split, size = ShardSet.open(job.dataset).split("train"), job.batch_size
     split = replace(split, samples=np.tile(split.samples, job.repeats))
-    feed = Feed(split=split, config=DataConfig(image_size=job.image_size), augment=AugmentConfig(), batch_size=size,
-                global_batch_size=size)  # fmt: skip
+    config = DataConfig(image_size=job.image_size, **job.options)
+    feed = Feed(split=split, config=config, augment=AugmentConfig(), batch_size=size, global_batch_size=size)
     batches = build_loader(feed, device=torch.device("cpu"), threads=job.workers)
+    if isinstance(batches, PixelLoader):
+        batches.load()
     for epoch in count():
         for batch in batches.iter_epoch(epoch):
             yield batch.images.numpy(), batch.labels.numpy()
