@@ -132,49 +132,49 @@ def _vertical(image, width, pitch, first, count, weights, y, row):
             row[j] += w0 * np.float32(image[r0 + j])
 
 
-@_inlined
-def _horizontal(row, first, weights, most, line):
+@compiled(fastmath=_FAST, error_model="numpy")  # not inlined, or its vector operations are lost
+def _horizontal(row, first, w, stride, most, line):
     """One output row. Four values are computed a pixel, three are meant: so each is one vector operation.
 
     Args:
         row: float32, zeros after the last pixel for `most` + 2 more. first: (n_out,) int64. most: the largest number
-            of taps. weights: (n_out, ≥ most + 1) float32, zeros after each output's last tap.
+            of taps. w: (n_out × stride,) float32, each output's taps and zeros after the last; stride > most.
         line: (3 × n_out + 1,) float32, filled.
     """
-    o = _U(0)
+    stride, o, p = _U(stride), _U(0), _U(0)
     if most <= 2:
-        for x in range(_U(len(first))):
+        for x in range(len(first)):
             b = _U(3 * first[x])
-            w0, w1 = weights[x, 0], weights[x, 1]
+            w0, w1 = w[p], w[p + _1]
             a0 = w0 * row[b] + w1 * row[b + _3]
             a1 = w0 * row[b + _1] + w1 * row[b + _4]
             a2 = w0 * row[b + _2] + w1 * row[b + _5]
             a3 = w0 * row[b + _3] + w1 * row[b + _6]
             line[o], line[o + _1], line[o + _2], line[o + _3] = a0, a1, a2, a3
-            o += _3
+            o, p = o + _3, p + stride
     elif most == 3:
-        for x in range(_U(len(first))):
+        for x in range(len(first)):
             b = _U(3 * first[x])
-            w0, w1, w2 = weights[x, 0], weights[x, 1], weights[x, 2]
+            w0, w1, w2 = w[p], w[p + _1], w[p + _2]
             a0 = w0 * row[b] + w1 * row[b + _3] + w2 * row[b + _6]
             a1 = w0 * row[b + _1] + w1 * row[b + _4] + w2 * row[b + _7]
             a2 = w0 * row[b + _2] + w1 * row[b + _5] + w2 * row[b + _8]
             a3 = w0 * row[b + _3] + w1 * row[b + _6] + w2 * row[b + _9]
             line[o], line[o + _1], line[o + _2], line[o + _3] = a0, a1, a2, a3
-            o += _3
+            o, p = o + _3, p + stride
     else:
-        for x in range(_U(len(first))):
-            b, q = _U(3 * first[x]), _U(0)
+        for x in range(len(first)):
+            b, q = _U(3 * first[x]), p
             a0 = a1 = a2 = a3 = np.float32(0)
             for _ in range((most + 1) // 2):
-                w0, w1 = weights[x, q], weights[x, q + _1]
+                w0, w1 = w[q], w[q + _1]
                 a0 += w0 * row[b] + w1 * row[b + _3]
                 a1 += w0 * row[b + _1] + w1 * row[b + _4]
                 a2 += w0 * row[b + _2] + w1 * row[b + _5]
                 a3 += w0 * row[b + _3] + w1 * row[b + _6]
                 b, q = b + _6, q + _2
             line[o], line[o + _1], line[o + _2], line[o + _3] = a0, a1, a2, a3
-            o += _3
+            o, p = o + _3, p + stride
 
 
 @_inlined
@@ -235,9 +235,10 @@ def _resize(image, height, width, pitch, geometry, out, size_y, size_x, weights_
             _store(line, gain, bias, out, y * n)
         return
     row[3 * width : 3 * (width + most + 2) + 1] = 0
+    w, stride = weights_x.reshape(-1), weights_x.shape[1]
     for y in range(len(first_y)):
         _vertical(image, 3 * width, pitch, first_y[y], count_y[y], weights_y, y, row)
-        _horizontal(row, first_x, weights_x, most, line)
+        _horizontal(row, first_x, w, stride, most, line)
         _store(line, gain, bias, out, y * n)
 
 

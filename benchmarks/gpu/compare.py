@@ -77,6 +77,15 @@ def measured(job: Job, built: Sequence[BatchProgram]) -> None:
                        details=found._asdict())  # fmt: skip
 
 
+def pixels(job: Job) -> None:
+    """CIFAR-10 at 32 px, in a rehearsal a small set: batches of decoded images, which lie on the GPU, and of JPEGs."""
+    dataset = ShardSet.open(job.cifar) if job.cifar else small_set(job, job.scale.run_images)
+    small = "data.image_size=32", "data.val_image_size=32", "data.val_resize_size=32"
+    variants = {"pixels": (*small, "data.cache=pixels"), "JPEGs, decoded by the CPU": (*small, "data.gpu_decode=off"),
+                "pixels, moved, not resized": (*small, "data.cache=pixels", "augment.crop=pad")}  # fmt: skip
+    compare(job, "loader", variants, dataset)
+
+
 def bare(job: Job) -> None:
     """The project's step and a bare loop of the same network, in turn: what all that surrounds a step costs it."""
     size, side = job.scale.batch_size, job.resnet().data.image_size
