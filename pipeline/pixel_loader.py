@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
+from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -30,7 +31,7 @@ from pipeline.read_ahead import read_ahead
 from pipeline.reader import open_reader
 
 _LEAST = 8  # images for which a thread is worth waking
-MOST = 0.9  # of the images stored: from then on a GPU has them, and those that come later one by one
+MOST = 0.5  # of the images stored: a GPU then gets them, and those that come later one by one
 
 
 class Made(NamedTuple):
@@ -91,7 +92,8 @@ class PixelLoader:
         self._planned = self.feed.batches(epoch, position, self.feed.image_size)
         assert self.pixels
         share = self.pixels.share
-        if self._on_gpu and self._there is None and share >= MOST and fits(self.pixels, self.device):
+        wanted = self._on_gpu and not self._steps and self._there is None
+        if wanted and share >= MOST and fits(self.pixels, self.device):
             self._there = DevicePixels(self.pixels, self.device)
         if share < 1:
             self._reader.follow(self.feed.windows(epoch, position))
@@ -136,6 +138,13 @@ class PixelLoader:
             future.cancel()
         wait(self._ahead)
         self._ahead.clear()
+
+    @cached_property
+    def _steps(self) -> tuple[Name, ...]:
+        """The names of the arrays of a batch's augmentations beyond crops and flips."""
+        span = next(iter(self.feed.spans(0)), None)
+        params = self.feed.batch(0, span, self.feed.image_size).params if span else {}
+        return tuple(name for name in params if isinstance(name, StepArray))
 
     @property
     def _on_gpu(self) -> bool:
@@ -182,17 +191,16 @@ class PixelLoader:
 
     def _images(self, planned: PlannedBatch) -> tuple[torch.Tensor | Request, list[Future[None]]]:
         """What `Made` has of a batch."""
-        names = _steps(planned)
-        if self._there is not None and not names:
-            return Request(*self.regions(planned), self.feed.image_size, pin=self._on_gpu), []
+        if self._there is not None:
+            return Request(*self.regions(planned), self.feed.image_size, pin=_can_pin()), []
         if self._on_gpu:
             return self._resized(planned, torch.uint8)
-        if not names and self.dtype == torch.float32:
+        if not self._steps and self.dtype == torch.float32:
             return self._resized(planned, torch.float32)
         levels, under_way = self._resized(planned, torch.uint8)
         for future in under_way:
             future.result()
-        return self._finished(levels, planned, names), []
+        return self._finished(levels, planned), []
 
     def _on_device(self, made: Made) -> torch.Tensor:
         """The images where they are wanted: (n, S, S, 3), normalised, of `dtype`."""
@@ -202,8 +210,8 @@ class PixelLoader:
             return self._there.batch(made.images, self.feed.image_size, self.dtype)
         if not self._on_gpu:
             return made.images
-        if names := _steps(made.planned):
-            return self._finished(made.images, made.planned, names)
+        if self._steps:
+            return self._finished(made.images, made.planned)
         return self._normalised(made.images.to(self.device, non_blocking=True))
 
     def _normalised(self, levels: torch.Tensor) -> torch.Tensor:
@@ -214,10 +222,10 @@ class PixelLoader:
         mean, std = self._levels
         return levels.float().sub_(mean).div_(std).to(self.dtype)
 
-    def _finished(self, levels: torch.Tensor, planned: PlannedBatch, names: tuple[Name, ...]) -> torch.Tensor:
+    def _finished(self, levels: torch.Tensor, planned: PlannedBatch) -> torch.Tensor:
         if self._finisher is None:
             gpu = (self.device.index or 0) if self._on_gpu else None
-            self._finisher = Finisher(self.feed, names, self.threads, gpu=gpu, half=self.dtype == torch.float16)
+            self._finisher = Finisher(self.feed, self._steps, self.threads, gpu=gpu, half=self.dtype == torch.float16)
         return self._finisher.finished(levels, planned)
 
     def regions(self, planned: PlannedBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -241,7 +249,11 @@ class PixelLoader:
         size, n = self.feed.image_size, len(planned.sample_ids)
         regions, pixels = self.regions(planned), self.pixels.pixels
         shape = n, size, size, 3
-        images = torch.empty(shape, dtype=dtype, pin_memory=True) if self._on_gpu else self._buffers.empty(shape, dtype)
+        images = (
+            torch.empty(shape, dtype=dtype, pin_memory=_can_pin())
+            if self._on_gpu
+            else self._buffers.empty(shape, dtype)
+        )
         out = images.numpy().reshape(-1)
 
         def some(begin: int, end: int) -> None:
@@ -251,9 +263,9 @@ class PixelLoader:
         return images, [self._pool.submit(some, *ends) for ends in pairwise(bounds)]
 
 
-def _steps(planned: PlannedBatch) -> tuple[Name, ...]:
-    """The names of the arrays of a batch's augmentations beyond crops and flips."""
-    return tuple(name for name in planned.params if isinstance(name, StepArray))
+def _can_pin() -> bool:
+    """Whether memory can be pinned; without a GPU, as in tests of what is done on one, it cannot."""
+    return torch.cuda.is_available()
 
 
 class PixelDecoder:

@@ -26,7 +26,7 @@ from shards.format import ShardSet
 from tests.common import forked
 from tests.common.augments import AUGMENTS
 from tests.common.fake_cuda import DEVICE, fake_cuda
-from tests.common.feeds import CPU, SIZE, gray_levels, loader_of, make_feed, make_loader
+from tests.common.feeds import CPU, CROPS, SIZE, gray_levels, loader_of, make_feed, make_loader
 
 INTERPOLATIONS: tuple[Interpolation, ...] = ("nearest", "linear", "cubic", "lanczos")
 
@@ -276,3 +276,25 @@ def test_levels_are_normalised_on_a_gpu_as_by_the_kernel(dataset: ShardSet) -> N
             wait(under_way)
             images = loader._normalised(levels).permute(0, 3, 1, 2)
             assert torch.allclose(images, batch.images, atol=1e-5)
+
+
+@pytest.mark.parametrize("augment", [CROPS, AugmentConfig(crop="pad", pad=2), None], ids=["crops", "pad", "validation"])
+def test_the_ways_of_a_gpu_give_the_cpus_batches(
+    dataset: ShardSet, augment: AugmentConfig | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is done where there is a GPU, done on the CPU: first the kernel's levels, then the images on the device."""
+    feed = make_feed(dataset, augment=augment, cache="pixels")
+    with closing(loader_of(feed)) as theirs:
+        expected = [[*theirs.iter_epoch(epoch)] for epoch in range(3)]
+    monkeypatch.setattr(PixelLoader, "_on_gpu", True)
+    monkeypatch.setattr(pixel_loader, "fits", lambda store, device: True)
+    with closing(loader_of(feed)) as ours:
+        assert isinstance(ours, PixelLoader)
+        for epoch in range(3):
+            for batch, other in zip(ours.iter_epoch(epoch), expected[epoch], strict=True):
+                assert torch.equal(batch.sample_ids, other.sample_ids)
+                assert batch.images.is_contiguous(memory_format=torch.channels_last)
+                apart = gray_levels(batch.images, feed.config) - gray_levels(other.images, feed.config)
+                assert apart.abs().max() < 1.01
+                assert apart.abs().mean() < 0.01
+            assert (ours._there is not None) == (epoch > 0)

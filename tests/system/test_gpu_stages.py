@@ -238,7 +238,7 @@ def test_every_stage_of_the_plan_is_there() -> None:
         "check device", "check run", "check tests", "check recipes",
         "compute eager", "compute compiled", "compute profile", "compute bare", "compute graphs",
         "compute max-autotune",
-        "decode hw-load", "decode threads", "decode region", "decode whole", "decode prefetch",
+        "decode hw-load", "decode threads", "decode region", "decode whole", "decode prefetch", "decode pixels",
         "train end-to-end", "train explain", "train cifar10", "train cifar10-cpu", "train resume", "train dali-example",
         "train end-to-end-threads",
     ]  # fmt: skip
