@@ -128,6 +128,9 @@ class PixelLoader:
         self._stop()
         self._maker.shutdown()
         self._pool.shutdown()
+        self._decoder.close()
+        if self._finisher is not None:
+            self._finisher.close()
         self._finisher = self.pixels = self._there = None
         self._reader.close()
 
@@ -303,6 +306,10 @@ class PixelDecoder:
             return [bad[place] if place in bad else next(images) for place in range(len(views))]
         return [np.asarray(output[place]) for place in range(len(views))]
 
+    def close(self) -> None:
+        """Let go of DALI's pipeline now: it refers to this object, and would live until the next collection."""
+        self._pipe = None
+
     def _build(self) -> Pipeline:
         pipe = new_pipeline(self._config, batch_size=self._batch_size, threads=self._threads, gpu=None)
         with pipe:
@@ -335,3 +342,7 @@ class Finisher:
         self._given = images.numpy(), *(planned.params[name] for name in self._names)
         (output,) = self._pipe.run() if self._gpu is None else self._pipe.run(torch.cuda.current_stream(self._gpu))
         return torch.from_dlpack(output.as_tensor())
+
+    def close(self) -> None:
+        """As `PixelDecoder.close`."""
+        self._pipe = None
