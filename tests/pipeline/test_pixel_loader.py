@@ -26,7 +26,7 @@ from shards.format import ShardSet
 from tests.common import forked
 from tests.common.augments import AUGMENTS
 from tests.common.fake_cuda import DEVICE, fake_cuda
-from tests.common.feeds import CPU, CROPS, SIZE, gray_levels, loader_of, make_feed, make_loader
+from tests.common.feeds import CPU, CROPS, JITTER, SIZE, gray_levels, loader_of, make_feed, make_loader
 
 INTERPOLATIONS: tuple[Interpolation, ...] = ("nearest", "linear", "cubic", "lanczos")
 
@@ -53,14 +53,18 @@ def assert_same(feed: Feed, epochs: int = 2, **more: object) -> None:
 
 
 @pytest.mark.parametrize("name", AUGMENTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_every_augmentation_gives_the_same_bits(dataset: ShardSet, name: str, dtype: torch.dtype) -> None:
-    assert_same(make_feed(dataset, augment=AUGMENTS[name]), dtype=dtype)
+def test_every_augmentation_gives_the_same_bits(dataset: ShardSet, name: str) -> None:
+    assert_same(make_feed(dataset, augment=AUGMENTS[name]))
+
+
+@pytest.mark.parametrize("augment", [CROPS, JITTER, None], ids=["crops", "jitter", "validation"])
+def test_half_precision_has_the_same_bits(dataset: ShardSet, augment: AugmentConfig | None) -> None:
+    assert_same(make_feed(dataset, augment=augment), 1, dtype=torch.float16)
 
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @pytest.mark.parametrize("antialias", [True, False])
-@pytest.mark.parametrize("size", [7, 40, 97])
+@pytest.mark.parametrize("size", [7, 97])
 def test_every_filter_and_size_gives_the_same_bits(
     dataset: ShardSet, interpolation: Interpolation, antialias: bool, size: int
 ) -> None:
@@ -108,13 +112,14 @@ def test_the_memory_goes_with_the_last_who_holds_it(dataset: ShardSet) -> None:
 
 
 SHARING = """
-import sys, time
+import sys, tempfile, time
 from pathlib import Path
 import numpy as np
 from pipeline.pixels import PixelStore
 from shards.format import ShardSet
 from tests.common.feeds import make_feed
 
+tempfile.tempdir = sys.argv[4]  # the common parent may have kept another
 store = PixelStore.of(make_feed(ShardSet.open(sys.argv[1]), cache="pixels", world_size=2))
 row, folder = np.array([7]), Path(sys.argv[3])
 start, size = int(store.where(row)[0][0]), store.pixels[store.span(int(store.slots(row)[0]))].size
@@ -129,22 +134,19 @@ else:
 """
 
 
-def test_ranks_of_a_machine_share_the_memory(
-    dataset: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ranks_of_a_machine_share_the_memory(dataset: ShardSet, tmp_path: Path) -> None:
     """Two processes of one parent: what one stores the other sees. A process of another parent has its own."""
     notes, flags = tmp_path / "notes", tmp_path / "flags"
     notes.mkdir()
     flags.mkdir()
-    monkeypatch.setenv("TMPDIR", str(notes))
     (notes / f"penstock-{os.getuid()}-{2**22 + 1}-abc").write_text("1 1")  # of a parent that there cannot be
-    first = forked.start(["-c", SHARING, dataset.root, "first", flags])
+    first = forked.start(["-c", SHARING, dataset.root, "first", flags, notes])
     while not (flags / "stored").exists():
         assert first.poll() is None, first.communicate(5)
         time.sleep(0.01)
     assert len(list(notes.iterdir())) == 1
     assert PixelStore.of(make_feed(dataset, cache="pixels", world_size=2)).missing(np.array([7]))[0]
-    second = forked.run(["-c", SHARING, dataset.root, "second", flags], timeout=60)
+    second = forked.run(["-c", SHARING, dataset.root, "second", flags, notes], timeout=60)
     assert second.returncode == 0, second.stderr
     (flags / "over").touch()
     assert first.wait(60) == 0
@@ -210,7 +212,7 @@ def test_memory_is_used_again_once_it_is_free() -> None:
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @pytest.mark.parametrize("antialias", [True, False])
-@pytest.mark.parametrize("size", [11, 40, 120])
+@pytest.mark.parametrize("size", [11, 120])
 def test_what_a_gpu_computes_is_what_the_kernel_does(
     dataset: ShardSet, interpolation: Interpolation, antialias: bool, size: int
 ) -> None:

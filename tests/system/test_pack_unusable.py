@@ -122,7 +122,7 @@ def test_their_list_is_not_kept_in_memory(tmp_path: Path) -> None:
             write_listing(tmp_path / "listing", Nothing(count), tmp_path, Subset(), 0, "here", on_bad="skip")
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] < peaks[0] + 100_000
+    assert peaks[1] < peaks[0] + 400_000  # a path of each would be 3 MB more
 
 
 def test_a_table_with_missing_files_by_the_command(root: Path, tmp_path: Path) -> None:
