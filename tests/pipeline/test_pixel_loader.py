@@ -20,6 +20,7 @@ from pipeline.buffers import Buffers
 from pipeline.config import Interpolation
 from pipeline.device_pixels import DevicePixels, Request
 from pipeline.feed import Feed
+from pipeline.pixel_graphs import PixelDecoder
 from pipeline.pixel_loader import PixelLoader
 from pipeline.pixels import PixelStore
 from shards.format import ShardSet
@@ -78,13 +79,13 @@ def test_every_filter_and_size_gives_the_same_bits(
 
 def test_no_image_is_decoded_twice(dataset: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[int] = []
-    decode = pixel_loader.PixelDecoder.decoded
+    decode = PixelDecoder.decoded
 
-    def counted(self: pixel_loader.PixelDecoder, views: list[np.ndarray], sizes: np.ndarray) -> object:
+    def counted(self: PixelDecoder, views: list[np.ndarray], sizes: np.ndarray) -> object:
         decoded.append(len(views))
         return decode(self, views, sizes)
 
-    monkeypatch.setattr(pixel_loader.PixelDecoder, "decoded", counted)
+    monkeypatch.setattr(PixelDecoder, "decoded", counted)
     with closing(make_loader(dataset, cache="pixels")) as loader:
         assert isinstance(loader, PixelLoader)
         for epoch in range(4):
