@@ -87,9 +87,11 @@ def notes(timings: Timings) -> Iterator[str]:
         yield f"{LIBJPEG} decodes {shown_rate(whole)} whole images/s; decode (regions) has {share:.0%} of it"
     if timings.fits and DISK in names and timings.rate(DISK) < timings.rate("train"):
         yield f"the first epoch, from the disk: at most {shown_rate(timings.rate(DISK))} images/s"
-    if DISK not in names:
+    if "decode" not in names:
+        yield "images are decoded once: after the first epoch nothing is read; the stage resize is the whole loader"
+    elif DISK not in names:
         yield "reading is of the local copies of a URL's shards, in the page cache or not"
-    if CACHED not in names:
+    if "decode" in names and CACHED not in names:
         yield "the training split does not fit in memory: every epoch reads it from the disk"
     if "h2d" not in names:
         yield "host to device: none (the network runs on the CPU)"

@@ -353,6 +353,14 @@ def test_the_text_has_the_verdict_and_the_arithmetic() -> None:
     assert "libjpeg-turbo decodes 1,500 whole images/s; decode (regions) has 95% of it" in report.notes(timings(RATES))
 
 
+def test_of_images_that_are_decoded_once_no_reading_is_told() -> None:
+    stored = {name: rate for name, rate in RATES.items() if name in ("resize", "compute", "loader", "train")}
+    said = " ".join(report.notes(timings(stored, fits=False)))
+    assert "after the first epoch nothing is read" in said
+    assert "URL" not in said
+    assert "does not fit" not in said
+
+
 def test_arithmetic_is_the_published(dataset: ShardSet) -> None:
     """ResNet-50 at 224 px: 4.09 G multiply-adds forward (torchvision's table), three times that in training but for the
     first layer, which has no gradient to hand on."""
