@@ -191,7 +191,10 @@ class DaliLoader:
     def _bad_headers(self, planned: PlannedBatch, views: list[np.ndarray], known: list[int]) -> list[BadSample]:
         """Those of a batch, except for the places that are `known`, that must not come before DALI. Each good header is
         looked at once in a run."""
-        places = np.setdiff1d(np.flatnonzero(~self._parsed[planned.sample_ids]), known)
+        places = np.flatnonzero(~self._parsed[planned.sample_ids])
+        if not len(places):  # from the second epoch on
+            return []
+        places = np.setdiff1d(places, known)
         reasons = bad_headers(self.feed, planned, places, dict(enumerate(views)))
         good = np.setdiff1d(places, [*reasons])
         self._parsed[planned.sample_ids[good]] = True

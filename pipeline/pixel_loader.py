@@ -29,7 +29,7 @@ from pipeline.read_ahead import read_ahead
 from pipeline.reader import open_reader
 
 _LEAST = 8  # images for which a thread is worth waking
-MOST = 0.5  # of the images stored: a GPU then gets them, and those that come later one by one
+_MOST = 0.5  # of the images stored: a GPU then gets them, and those that come later one by one
 
 
 class Made(NamedTuple):
@@ -91,7 +91,7 @@ class PixelLoader:
         assert self.pixels
         share = self.pixels.share
         wanted = self._on_gpu and not self._steps and self._there is None
-        if wanted and share >= MOST and fits(self.pixels, self.device):
+        if wanted and share >= _MOST and fits(self.pixels, self.device):
             self._there = DevicePixels(self.pixels, self.device)
         if share < 1:
             self._reader.follow(self.feed.windows(epoch, position))
@@ -168,9 +168,10 @@ class PixelLoader:
     def _fill(self, planned: PlannedBatch, known: list[int]) -> list[BadSample]:
         """Decode what of a batch is not stored yet, except for the places that are `known`. Returns the bad ones."""
         assert self.pixels
-        places = np.setdiff1d(np.flatnonzero(self.pixels.missing(planned.sample_ids)), known)
-        if not len(places):
+        places = np.flatnonzero(self.pixels.missing(planned.sample_ids))
+        if not len(places):  # from the second epoch on
             return []
+        places = np.setdiff1d(places, known)
         views = dict(zip(places.tolist(), self._reader.views(planned.sample_ids[places]), strict=True))
         reasons = bad_headers(self.feed, planned, places, views)
         good = [place for place in places.tolist() if place not in reasons]

@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.feed import Feed
 from pipeline.holes import GRAY_SIDE, NO_SAMPLE
-from pipeline.reader import available_bytes
+from pipeline.memory import available_bytes
 from pipeline.shared_memory import shared_memory
 from shards.format import Split
 

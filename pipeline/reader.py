@@ -11,6 +11,7 @@ import numpy as np
 
 from pipeline import bus_error
 from pipeline.feed import Feed
+from pipeline.memory import available_bytes
 from pipeline.storage import CachedShards, Fetcher, raise_file_limit
 from pipeline.window_reader import WindowReader
 from shards.format import Split
@@ -149,11 +150,3 @@ def _map(path: Path) -> tuple[mmap.mmap, np.ndarray]:
         raise ValueError(f"{path}: cannot map this shard ({error})") from None
     bus_error.explain(path, len(pages))
     return pages, np.frombuffer(pages, dtype=np.uint8)
-
-
-def available_bytes() -> int:
-    """Memory that can be used without swapping, as the kernel estimates it."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 1 << 62  # a kernel that does not say

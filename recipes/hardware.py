@@ -4,6 +4,8 @@ import os
 import platform
 from pathlib import Path
 
+from pipeline.memory import cgroup_folders as cgroup_folders  # those who ask for hardware find it here
+
 
 def cpu_model() -> str | None:
     """The processor's name."""
@@ -30,19 +32,6 @@ def cpu_cores() -> int | None:
 def quota_cores() -> float | None:
     """The least CPU quota, in cores, of this process's control group and those above it; None if there is none."""
     return min(filter(None, map(_quota_cores, cgroup_folders())), default=None)
-
-
-def cgroup_folders(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[Path]:
-    """The folders of this process's CPU control group and of those above it, of version 2 and of version 1."""
-    found: list[Path] = []
-    for line in (text_of(own) or "").splitlines():
-        controllers, _, path = line.partition(":")[2].partition(":")
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        base = root / "cpu" if controllers else root
-        group = base / path.strip("/")
-        found += [folder for folder in (group, *group.parents) if folder.is_relative_to(base) and folder.is_dir()]
-    return found
 
 
 def _quota_cores(cgroup: Path) -> float | None:

@@ -26,7 +26,7 @@ import torch
 from benchmarks.explain.stages import Timings, meta_network
 from benchmarks.options import BenchSetup
 from pipeline.build import threads_per_rank
-from pipeline.reader import available_bytes
+from pipeline.memory import available_bytes
 from training import distributed, environment
 from training.learner import autocast_dtype
 

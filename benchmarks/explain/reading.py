@@ -7,9 +7,8 @@ image was read once, or its time is over. "read, cached": images from memory, ag
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,9 +19,9 @@ from benchmarks.programs import Stopwatch, repeated
 from pipeline.augment.params import AugmentParams, Name
 from pipeline.feed import Feed
 from pipeline.loader import DaliLoader
+from pipeline.memory import available_bytes
 from shards.format import Split
 from training import distributed
-from training.environment import cgroup_folders
 
 DISK, CACHED = "read, disk", "read, cached"
 PAGE = 4096
@@ -114,15 +113,8 @@ def part(split: Split) -> Split:
 
 
 def fits_in_memory(split: Split) -> bool:
-    """Whether the page cache can hold all shards: by the kernel's estimate, and by what the control group allows."""
-    free = [float("inf")]
-    with suppress(OSError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free += [int(line.split()[1]) * 1024.0 for line in lines if line.startswith("MemAvailable:")]
-    for folder in cgroup_folders():
-        with suppress(OSError, ValueError):
-            free.append(float((folder / "memory.max").read_text()))
-    return sum(info.bytes for info in split.shards) < min(free)
+    """Whether the page cache can hold all shards."""
+    return sum(info.bytes for info in split.shards) < available_bytes()
 
 
 def load(split: Split) -> None:

@@ -1,6 +1,7 @@
 """`bench.py explain`: the model, the candidates and the report against figures by hand; the stages' own ways."""
 
 import ctypes
+import gc
 import mmap
 from dataclasses import replace
 from types import SimpleNamespace
@@ -261,6 +262,7 @@ def resident(split: Split) -> int:
 def test_shards_are_out_of_memory_when_they_are_read_from_the_disk(
     dataset: ShardSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    gc.collect()  # loaders of other tests, which have the shards mapped
     split, left, drop = dataset.split("train"), [], reading.drop
     reading.load(split)
     before = resident(split)

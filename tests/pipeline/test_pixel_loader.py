@@ -20,6 +20,7 @@ from pipeline.buffers import Buffers
 from pipeline.config import Interpolation
 from pipeline.device_pixels import DevicePixels, Request
 from pipeline.feed import Feed
+from pipeline.memory import available_bytes
 from pipeline.pixel_graphs import PixelDecoder
 from pipeline.pixel_loader import PixelLoader
 from pipeline.pixels import PixelStore
@@ -179,6 +180,30 @@ def test_two_splits_have_one_bound(dataset: ShardSet) -> None:
         pytest.raises(ValueError, match=r"split 'val'.* leaves"),
     ):
         make_loader(dataset, augment=None, cache="pixels", cache_bytes=bound)
+
+
+def test_a_control_groups_limit_counts(tmp_path: Path) -> None:
+    """In a container the kernel's estimate is the machine's."""
+    (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 8000 kB\n")
+    own, group = tmp_path / "own", tmp_path / "groups" / "a" / "b"
+    own.write_text("0::/a/b\n")
+    group.mkdir(parents=True)
+
+    def available() -> int:
+        return available_bytes(tmp_path / "meminfo", tmp_path / "groups", own)
+
+    assert available() == 8000 * 1024
+    (group / "memory.max").write_text("max\n")
+    (group / "memory.stat").write_text("anon 1000\nfile 700000\nshmem 200\n")
+    assert available() == 8000 * 1024
+    (group.parent / "memory.max").write_text("500000\n")
+    (group.parent / "memory.stat").write_text("anon 1500\nfile 400000\nshmem 200\n")
+    assert available() == 500000 - 1500 - 200
+    (group / "memory.max").write_text("1100\n")
+    assert available() == 0
+    own.unlink()
+    (tmp_path / "meminfo").unlink()
+    assert available() > 1 << 60
 
 
 # --- batches are not written over
