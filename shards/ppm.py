@@ -1,0 +1,40 @@
+"""Images stored as pixels: members that are binary PPM files, which Pillow, DALI and WebDataset's readers open.
+
+The header is the shortest one, which Pillow writes too: so the table alone says how long it is, and where the pixels begin.
+The format: netpbm.sourceforge.net/doc/ppm.html.
+"""
+
+import numpy as np
+
+from shards.format import Samples
+
+EXTENSION = "ppm"
+
+
+def ppm_header(height: int, width: int) -> bytes:
+    """What stands before the (height, width, 3) uint8 values of an image."""
+    return b"P6\n%d %d\n255\n" % (width, height)
+
+
+def to_ppm(pixels: np.ndarray) -> bytes:
+    """(H, W, 3) uint8, RGB → the file."""
+    return ppm_header(*pixels.shape[:2]) + pixels.tobytes()
+
+
+def header_sizes(samples: Samples) -> np.ndarray:
+    """Of each row of a table, (n,) SAMPLE_DTYPE: the bytes before its pixels if its size is that of such a file, else 0:
+    (n,) int64. A JPEG may happen to have that size: `is_ppm` looks at its first bytes."""
+    heights, widths = samples["height"].astype(np.int64), samples["width"].astype(np.int64)
+    lengths = len(ppm_header(1, 1)) - 2 + _num_digits(heights) + _num_digits(widths)
+    return np.where(samples["size"] == lengths + 3 * heights * widths, lengths, 0)
+
+
+def is_ppm(data: np.ndarray, height: int, width: int) -> bool:
+    """Whether a member, (size,) uint8, is such a file of these pixels."""
+    header = ppm_header(height, width)
+    return len(data) == len(header) + 3 * height * width and data[: len(header)].tobytes() == header
+
+
+def _num_digits(numbers: np.ndarray) -> np.ndarray:
+    """(n,) from 1 to 65,535 → (n,) int64."""
+    return 1 + np.searchsorted([10, 100, 1_000, 10_000], numbers, side="right")
