@@ -65,7 +65,7 @@ def bad_headers(
     """Those places of a batch, (m,) int64, whose encoded bytes, `views` by place, DALI must not get, and why."""
     from pipeline.probe import bad_header
 
-    rows = feed.split.samples[planned.sample_ids[places]]
+    rows = feed.split.rows(planned.sample_ids[places])
     reasons = {
         place: bad_header(views[place], height, width)
         for place, height, width in zip(places.tolist(), rows["height"].tolist(), rows["width"].tolist(), strict=True)

@@ -112,7 +112,7 @@ class Feed:
         return self._batch(epoch, span, self.sample_ids(epoch, [span]), image_size)
 
     def _batch(self, epoch: int, span: Span, sample_ids: np.ndarray, image_size: int) -> PlannedBatch:
-        rows = self.split.samples[sample_ids]
+        rows = self.split.rows(sample_ids)
         if self.augment:
             plan, sizes = self.plan(epoch), (rows["height"], rows["width"])
             params = train_params(plan, self.augment, span.start, *sizes, image_size, sample_ids)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -30,19 +30,20 @@ from pipeline.reader import open_reader
 
 _LEAST = 8  # images for which a thread is worth waking
 _MOST = 0.5  # of the images stored: a GPU then gets them, and those that come later one by one
+_AT_ONCE = 1 << 24  # values of images that a GPU makes at once, if these are several batches
 
 
 class Made(NamedTuple):
-    """A batch on the CPU, and the bad samples that it had.
+    """A batch on the CPU, and the bad samples that it had; or several small ones, one after the other, for a GPU.
 
     images: (n, S, S, 3), there when what is `under_way` has ended: normalised, or uint8 for the GPU to normalise; or
         what `DevicePixels` has to make them of.
     """
 
-    planned: PlannedBatch
+    planned: list[PlannedBatch]
     images: torch.Tensor | Request
     under_way: list[Future[None]]
-    found: list[BadSample]
+    found: list[list[BadSample]]
 
 
 class PixelLoader:
@@ -101,17 +102,17 @@ class PixelLoader:
             self._ahead.append(self._maker.submit(self._make))
             for future in made.under_way:
                 future.result()
-            self._bad.report(made.found)
-            planned = made.planned
-            yield Batch(
-                self._on_device(made).permute(0, 3, 1, 2),  # HWC in memory: a channels-last view
-                torch.from_numpy(planned.labels).to(self.device, non_blocking=True),
-                torch.from_numpy(planned.sample_ids),
-                epoch,
-                planned.span.end,
-            )
-            if self._turn is not turn:
-                raise ValueError("this epoch ended when iter_epoch was called again: a loader runs one at a time")
+            images = self._on_device(made).permute(0, 3, 1, 2)  # HWC in memory: a channels-last view
+            labels = torch.from_numpy(np.concatenate([one.labels for one in made.planned]))
+            labels = labels.to(self.device, non_blocking=True)
+            begin = 0
+            for planned, found in zip(made.planned, made.found, strict=True):
+                self._bad.report(found)
+                part = slice(begin, begin := begin + len(planned.sample_ids))
+                ids = torch.from_numpy(planned.sample_ids)
+                yield Batch(images[part], labels[part], ids, epoch, planned.span.end)
+                if self._turn is not turn:
+                    raise ValueError("this epoch ended when iter_epoch was called again: a loader runs one at a time")
 
     def load(self) -> None:
         """Decode all that is not stored yet, now instead of as it comes; for who times what follows."""
@@ -152,18 +153,26 @@ class PixelLoader:
         return self.device.type == "cuda"
 
     def _make(self) -> Made | None:
-        """The next batch; None at the end of the epoch."""
-        planned = next(self._planned, None)
-        if planned is None:
+        """The next batch, or as many small ones as a GPU makes at once; None at the end of the epoch."""
+        batches, found = list[PlannedBatch](), list[list[BadSample]]()
+        for planned in islice(self._planned, self._num_together):
+            known = self._bad.places(planned)
+            found.append(self._fill(planned, known))
+            bad = known + [sample.position - planned.span.start for sample in found[-1]]
+            if bad:
+                self._set_gray()
+            batches.append(blank(planned, bad) if bad else planned)
+        if not batches:
             self._reader.end_epoch()
             return None
-        known = self._bad.places(planned)
-        found = self._fill(planned, known)
-        bad = known + [sample.position - planned.span.start for sample in found]
-        if bad:
-            self._set_gray()
-            planned = blank(planned, bad)
-        return Made(planned, *self._images(planned), found)
+        return Made(batches, *self._images(_joined(batches)), found)
+
+    @property
+    def _num_together(self) -> int:
+        """Batches made at once: launching a kernel takes the CPU as long for one small image as for thousands."""
+        if self._there is None:
+            return 1
+        return max(1, _AT_ONCE // (self.feed.batch_size * 3 * self.feed.image_size**2))
 
     def _fill(self, planned: PlannedBatch, known: list[int]) -> list[BadSample]:
         """Decode what of a batch is not stored yet, except for the places that are `known`. Returns the bad ones."""
@@ -175,7 +184,7 @@ class PixelLoader:
         views = dict(zip(places.tolist(), self._reader.views(planned.sample_ids[places]), strict=True))
         reasons = bad_headers(self.feed, planned, places, views)
         good = [place for place in places.tolist() if place not in reasons]
-        rows = self.feed.split.samples[planned.sample_ids[good]]
+        rows = self.feed.split.rows(planned.sample_ids[good])
         sizes = np.stack([rows["height"], rows["width"]], 1).astype(np.int32)
         for place, image in zip(good, self._decoder.decoded([views[place] for place in good], sizes), strict=True):
             if isinstance(image, str):
@@ -208,12 +217,12 @@ class PixelLoader:
         """The images where they are wanted: (n, S, S, 3), normalised, of `dtype`."""
         if isinstance(made.images, Request):
             assert self._there
-            self._there.put(made.planned.sample_ids)
+            self._there.put(np.concatenate([planned.sample_ids for planned in made.planned]))
             return self._there.batch(made.images, self.feed.image_size, self.dtype)
         if not self._on_gpu:
             return made.images
         if self._steps:
-            return self._finished(made.images, made.planned)
+            return self._finished(made.images, made.planned[0])
         return self._normalised(made.images.to(self.device, non_blocking=True))
 
     def _normalised(self, levels: torch.Tensor) -> torch.Tensor:
@@ -263,6 +272,15 @@ class PixelLoader:
 
         bounds = np.linspace(0, n, 1 + max(1, min(4 * self.threads, n // _LEAST))).astype(int).tolist()
         return images, [self._pool.submit(some, *ends) for ends in pairwise(bounds)]
+
+
+def _joined(batches: list[PlannedBatch]) -> PlannedBatch:
+    """Batches as if they were one."""
+    first = batches[0]
+    if len(batches) == 1:
+        return first
+    params = {name: np.concatenate([batch.params[name] for batch in batches]) for name in first.params}
+    return replace(first, sample_ids=np.concatenate([batch.sample_ids for batch in batches]), params=params)
 
 
 def _can_pin() -> bool:

@@ -92,7 +92,7 @@ class ShardReader:
 
     def views(self, sample_ids: np.ndarray) -> list[np.ndarray]:
         """(n,) sample ids → n read-only (size,) uint8 views, no copy."""
-        rows = self.split.samples[sample_ids]
+        rows = self.split.rows(sample_ids)
         shards, starts = rows["shard"].tolist(), rows["offset"].astype(np.int64)
         ends = (starts + rows["size"]).tolist()
         return [
@@ -107,7 +107,7 @@ class ShardReader:
     def read_ahead(self, sample_ids: np.ndarray, gap_bytes: int = 0) -> None:
         """Ask the kernel to have these samples' pages in memory soon. Neighbouring samples become one request; so do
         those with up to `gap_bytes` between them, which are then read too."""
-        rows = self.split.samples[sample_ids]
+        rows = self.split.rows(sample_ids)
         rows = rows[np.lexsort((rows["offset"], rows["shard"]))]
         if not len(rows):
             return

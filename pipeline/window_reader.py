@@ -149,7 +149,7 @@ class WindowReader:
         )
 
     def _open(self, sample_ids: np.ndarray, first: bool = False) -> Window:
-        rows = self.split.samples[sample_ids]
+        rows = self.split.rows(sample_ids)
         found, piece_of, at = pieces(rows, self._piece_bytes)
         maps = [
             self._fetcher.fetch(piece.name(self.split), piece.size, partial(self._write, piece), first)

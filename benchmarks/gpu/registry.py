@@ -44,7 +44,7 @@ RESUMED = "killed or stopped, and resumed: the samples of the plan, the same wei
 STAGES = [
     Stage("device", "check", 60, kernels.device, "copy 3.0 TB/s on an H100, 4.3 on an H200; bf16 matmul 790 TFLOP/s"),
     Stage("run", "check", 170, partial(runs.resumed, loader="synthetic"), RESUMED),
-    Stage("tests", "check", 360, runs.tests, "tests/gpu passes", ("gpu", "nvidia.dali", "pytest")),
+    Stage("tests", "check", 450, runs.tests, "tests/gpu passes", ("gpu", "nvidia.dali", "pytest")),
     Stage("recipes", "check", 160, runs.recipes, "every recipe trains, validates and reports"),
 
     Stage("eager", "compute", 110, timed("compute", EAGERLY), "3,500 images/s on an H100, 5,000 on an H200"),

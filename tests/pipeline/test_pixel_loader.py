@@ -320,6 +320,7 @@ def test_the_ways_of_a_gpu_give_the_cpus_batches(
         assert isinstance(ours, PixelLoader)
         for epoch in range(3):
             for batch, other in zip(ours.iter_epoch(epoch), expected[epoch], strict=True):
+                assert batch.position == other.position
                 assert torch.equal(batch.sample_ids, other.sample_ids)
                 assert batch.images.is_contiguous(memory_format=torch.channels_last)
                 apart = gray_levels(batch.images, feed.config) - gray_levels(other.images, feed.config)
