@@ -10,10 +10,10 @@ import numpy as np
 from pipeline.augment import AugmentConfig, AugmentParams, centre_crop_params, train_params
 from pipeline.augment.steps import step_arrays
 from pipeline.config import DataConfig
-from pipeline.plan import EpochPlan, Span, eval_spans, train_spans
+from pipeline.plan import EpochPlan, Span, eval_spans, runs, train_spans
 from shards.format import Split
 
-_PLANNED_AT_ONCE = 4096  # samples whose place in the order is computed together
+_PLANNED_AT_ONCE = 4096  # samples
 
 
 @dataclass(frozen=True)
@@ -109,18 +109,23 @@ class Feed:
 
     def batch(self, epoch: int, span: Span, image_size: int) -> PlannedBatch:
         """The batch at one of this rank's spans."""
-        return self._batch(epoch, span, self.sample_ids(epoch, [span]), image_size)
+        return next(self._planned(epoch, [span], image_size))
 
-    def _batch(self, epoch: int, span: Span, sample_ids: np.ndarray, image_size: int) -> PlannedBatch:
+    def _planned(self, epoch: int, spans: list[Span], image_size: int) -> Iterator[PlannedBatch]:
+        """The batches at some of this rank's spans, planned together."""
+        sample_ids = self.sample_ids(epoch, spans)
         rows = self.split.rows(sample_ids)
+        sizes = rows["height"], rows["width"]
         if self.augment:
-            plan, sizes = self.plan(epoch), (rows["height"], rows["width"])
-            params = train_params(plan, self.augment, span.start, *sizes, image_size, sample_ids)
+            params = train_params(self.plan(epoch), self.augment, runs(spans), *sizes, image_size, sample_ids)
             params |= step_arrays(params, self.augment, image_size)
         else:
-            resize_size = self.resize_size(image_size)
-            params = centre_crop_params(rows["height"], rows["width"], image_size, resize_size)
-        return PlannedBatch(span, sample_ids, rows["label"].astype(np.int64), params)
+            params = centre_crop_params(*sizes, image_size, self.resize_size(image_size))
+        labels, begin = rows["label"].astype(np.int64), 0
+        for span in spans:
+            part = slice(begin, begin := begin + span.count)
+            arrays = {name: values[part] for name, values in params.items()}
+            yield PlannedBatch(span, sample_ids[part], labels[part], arrays)
 
     def sample_ids(self, epoch: int, spans: list[Span]) -> np.ndarray:
         """The samples at some of this rank's spans, one after the other: (n,) int64.
@@ -143,10 +148,7 @@ class Feed:
         """This rank's batches from a position on, without those that end at `done` or before it."""
         spans = (span for span in self.spans(position) if span.end > done)
         while run := list(islice(spans, -(-_PLANNED_AT_ONCE // self.batch_size))):
-            sample_ids = self.sample_ids(epoch, run)
-            ends = np.cumsum([span.count for span in run])
-            for span, end in zip(run, ends.tolist(), strict=True):
-                yield self._batch(epoch, span, sample_ids[end - span.count : end], image_size)
+            yield from self._planned(epoch, run, image_size)
 
     @property
     def window_size(self) -> int:

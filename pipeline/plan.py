@@ -7,7 +7,7 @@ A position counts the samples of the whole epoch over all ranks. A global batch 
 each rank takes its own consecutive part of it (`train_spans`, `eval_spans`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -128,3 +128,14 @@ def eval_spans(num_samples: int, position: int, *, batch_size: int, rank: int, w
         if count:
             yield Span(start, count, end)
         position = end
+
+
+def runs(spans: Sequence[Span]) -> list[tuple[int, int]]:
+    """The positions of spans, in their order, as few runs of (start, count): neighbours are one."""
+    found = list[tuple[int, int]]()
+    for span in spans:
+        if found and sum(found[-1]) == span.start:
+            found[-1] = found[-1][0], found[-1][1] + span.count
+        else:
+            found.append((span.start, span.count))
+    return found

@@ -1,5 +1,6 @@
 """(seed, epoch, position) → the parameters of every augmentation, in the units of their definitions."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,18 +16,18 @@ from pipeline.plan import EpochPlan
 
 @dataclass(frozen=True)
 class Draws:
-    """The plan's random numbers at positions start…start+count-1, each stream's its own."""
+    """The plan's random numbers at n positions, runs of (start, count), each stream's its own."""
 
     plan: EpochPlan
-    start: int
-    count: int
+    runs: Sequence[tuple[int, int]]
 
     def __call__(self, stream: str, num_draws: int) -> np.ndarray:
-        """(count, num_draws) uniform in [0, 1)."""
-        return self.plan.uniforms(stream, self.start, self.count, num_draws)
+        """(n, num_draws) uniform in [0, 1)."""
+        draws = [self.plan.uniforms(stream, start, count, num_draws) for start, count in self.runs]
+        return draws[0] if len(draws) == 1 else np.concatenate(draws)
 
     def happens(self, stream: str, probability: float) -> np.ndarray:
-        """(count,) bool, true with this probability."""
+        """(n,) bool, true with this probability."""
         happening: np.ndarray = self(stream, 1)[:, 0] < probability
         return happening
 
@@ -34,15 +35,16 @@ class Draws:
 def train_params(
     plan: EpochPlan,
     config: AugmentConfig,
-    start: int,
+    runs: Sequence[tuple[int, int]],
     heights: np.ndarray,
     widths: np.ndarray,
     image_size: int,
     sample_ids: np.ndarray | None = None,
 ) -> AugmentParams:
-    """The parameters of the training augmentation at positions start…start+n-1.
+    """The parameters of the training augmentation at n positions.
 
     Args:
+        runs: the positions, as runs of (start, count); as many calls for one random number as runs.
         heights, widths: (n,) pixels of the samples at these positions.
         image_size: pixels, the side of the output.
         sample_ids: (n,) the samples at these positions; only `hflip_alternate` asks for them.
@@ -60,7 +62,7 @@ def train_params(
         erase: (n, 4) int32: top, left, height, width in pixels; a height of 0 erases nothing.
         Those switched off are left out; `mirror` is always there.
     """
-    draws = Draws(plan, start, len(heights))
+    draws = Draws(plan, runs)
     params = _crop(draws, config, heights, widths, image_size)
     params |= _flips(draws, config, sample_ids)
     if config.rotation:

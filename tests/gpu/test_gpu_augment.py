@@ -28,7 +28,7 @@ def augmented(pixels: np.ndarray, config: AugmentConfig, device: str) -> np.ndar
     from nvidia.dali import Pipeline, fn
 
     sides = np.full(NUM, SIDE)
-    params = train_params(EpochPlan(num_samples=NUM, seed=2), config, 0, sides, sides, SIDE, np.arange(NUM))
+    params = train_params(EpochPlan(num_samples=NUM, seed=2), config, [(0, NUM)], sides, sides, SIDE, np.arange(NUM))
     arrays = step_arrays(params, config, SIDE)
     pipe: Any = Pipeline(batch_size=NUM, num_threads=2, device_id=0 if device == "gpu" else None)
     with pipe:

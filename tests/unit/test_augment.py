@@ -109,7 +109,7 @@ def test_the_crops_reach_every_border() -> None:
 def test_flip_rate(hflip: float) -> None:
     n = 20_000
     side = np.full(n, 50)
-    params = train_params(EpochPlan(num_samples=n), AugmentConfig(hflip=hflip), 0, side, side, 224)
+    params = train_params(EpochPlan(num_samples=n), AugmentConfig(hflip=hflip), [(0, n)], side, side, 224)
     assert params["mirror"].dtype == np.int32
     assert set(np.unique(params["mirror"])) <= {0, 1}
     assert abs(params["mirror"].mean() - hflip) <= 4 * math.sqrt(hflip * (1 - hflip) / n)
@@ -157,16 +157,17 @@ def test_alternating_flips_flip_each_image_every_other_epoch_and_half_of_them_in
         plan = EpochPlan(num_samples=n, seed=5, epoch=epoch, order=order)
         ids = plan.sample_ids(0, n)
         side = np.full(n, 50)
-        params = train_params(plan, AugmentConfig(hflip_alternate=True), 0, side, side, 224, ids)
+        params = train_params(plan, AugmentConfig(hflip_alternate=True), [(0, n)], side, side, 224, ids)
         assert params["mirror"].dtype == np.int32
         seen[epoch, ids] = params["mirror"]
-        tail = train_params(plan, AugmentConfig(hflip_alternate=True), 700, side[700:], side[700:], 224, ids[700:])
+        rest = side[700:]
+        tail = train_params(plan, AugmentConfig(hflip_alternate=True), [(700, n - 700)], rest, rest, 224, ids[700:])
         assert np.array_equal(tail["mirror"], params["mirror"][700:])
     assert (seen.sum(axis=1) == [n // 2, n - n // 2] * 2).all()
     assert np.array_equal(seen[1:], 1 - seen[:-1])
     assert abs(np.corrcoef(seen[0], np.arange(n))[0, 1]) < 4 / math.sqrt(n)  # nothing to do with the stored order
     other = EpochPlan(num_samples=n, seed=6)
-    mirror = train_params(other, AugmentConfig(hflip_alternate=True), 0, side, side, 224, np.arange(n))["mirror"]
+    mirror = train_params(other, AugmentConfig(hflip_alternate=True), [(0, n)], side, side, 224, np.arange(n))["mirror"]
     assert 0.4 < (mirror == seen[0]).mean() < 0.6
 
 
@@ -174,13 +175,17 @@ def test_parameters_belong_to_positions() -> None:
     rng = np.random.default_rng(0)
     heights, widths = rng.integers(8, 600, 100), rng.integers(8, 600, 100)
     plan, config = EpochPlan(num_samples=1000, seed=2), AugmentConfig(brightness=0.4, hue=0.1)
-    full = train_params(plan, config, 300, heights, widths, 224)
+    full = train_params(plan, config, [(300, len(heights))], heights, widths, 224)
     for cut in (1, 50, 99):
-        head = train_params(plan, config, 300, heights[:cut], widths[:cut], 224)
-        tail = train_params(plan, config, 300 + cut, heights[cut:], widths[cut:], 224)
-        assert full.keys() == head.keys() == tail.keys()
+        head = train_params(plan, config, [(300, cut)], heights[:cut], widths[:cut], 224)
+        tail = train_params(plan, config, [(300 + cut, len(heights) - cut)], heights[cut:], widths[cut:], 224)
+        turned = np.r_[cut:100, :cut]
+        runs = [(300 + cut, 100 - cut), (300, cut)]
+        both = train_params(plan, config, runs, heights[turned], widths[turned], 224)
+        assert full.keys() == head.keys() == tail.keys() == both.keys()
         for name, values in full.items():
             assert np.array_equal(np.concatenate([head[name], tail[name]]), values)
+            assert np.array_equal(both[name], values[turned])
 
 
 @pytest.mark.parametrize("resize_size", [32, 40, 256])

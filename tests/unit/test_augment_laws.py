@@ -24,7 +24,7 @@ N = 20_000
 
 def drawn(image_size: int = 224, **settings: Any) -> dict[str, np.ndarray]:
     side = np.full(N, 300)
-    return train_params(EpochPlan(num_samples=N, seed=4), AugmentConfig(**settings), 0, side, side, image_size)
+    return train_params(EpochPlan(num_samples=N, seed=4), AugmentConfig(**settings), [(0, N)], side, side, image_size)
 
 
 def sigmas(count: float, expected: float) -> float:

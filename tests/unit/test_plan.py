@@ -13,7 +13,7 @@ from pipeline.augment.params import StepArray
 from pipeline.config import DataConfig
 from pipeline.feed import Feed
 from pipeline.permutation import permute, philox_key
-from pipeline.plan import ORDERS, EpochPlan, Order, Span, eval_spans, train_spans
+from pipeline.plan import ORDERS, EpochPlan, Order, Span, eval_spans, runs, train_spans
 from shards.format import SAMPLE_DTYPE, Split
 
 
@@ -433,7 +433,7 @@ class Unreadable:
     def __len__(self) -> int:
         return self.num_rows
 
-    def __getitem__(self, sample_ids: np.ndarray) -> np.ndarray:
+    def take(self, sample_ids: np.ndarray) -> np.ndarray:
         if not isinstance(sample_ids, np.ndarray) or len(sample_ids) > 1 << 20:
             raise RuntimeError("the whole table was asked for")
         assert sample_ids.min() >= 0
@@ -459,3 +459,9 @@ def test_a_billion_samples_are_planned_without_an_array_of_them() -> None:
             tracemalloc.stop()
             assert peak_bytes < 1e6 or len(ids) == 1  # in the first, NumPy loads parts of itself
     assert len(np.unique(np.concatenate(ids))) == 9 * 16, "no sample comes twice"
+
+
+def test_neighbouring_spans_are_one_run() -> None:
+    spans = [Span(0, 4, 4), Span(4, 4, 8), Span(12, 4, 16), Span(16, 2, 18), Span(2, 1, 3)]
+    assert runs(spans) == [(0, 8), (12, 6), (2, 1)]
+    assert runs([]) == []
