@@ -74,7 +74,7 @@ AUGMENTS: dict[str, tuple[dict[str, Any], float, float]] = {
 def as_on_the_gpu(patch: pytest.MonkeyPatch) -> None:
     """From here on graphs are made of DALI's operators, as for the GPU."""
     patch.setattr("pipeline.graph.in_one_pass", lambda on_gpu: False)
-    patch.setattr("pipeline.augment.graph.can_be_argument", lambda value: False)
+    patch.setattr("pipeline.augment.graph.has_kernels", lambda images: False)
 
 
 @pytest.fixture
@@ -175,7 +175,7 @@ def test_the_mean_is_added_to_the_pixels_as_it_is_in_the_colour_map(dataset: Sha
     feed = make_feed(dataset, augment=AugmentConfig(auto="trivial", brightness=0.4, contrast=0.4, saturation=0.4))
     theirs = by_kernel(feed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.augment.graph.can_be_argument", lambda value: False)
+        patch.setattr("pipeline.augment.graph.has_kernels", lambda images: False)
         ours = by_kernel(feed)
     assert torch.equal(ours, theirs)
 
