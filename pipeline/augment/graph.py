@@ -2,8 +2,7 @@
 
 Each step is run on the samples that take it: DALI splits the batch without a copy and merges it again (what its
 conditional execution is made of). So an operation costs its share of the images, and one that nobody takes nothing.
-On the CPU the compiled kernels of `pipeline/augment/kernel.py` map colours and add noise (`has_kernels`). Each is a
-node of its own: to join two saves 5 µs of 50 to 200, and DALI's Numba operator has six inputs.
+On the CPU colours and noise are compiled kernels (`pipeline/augment/kernel.py`), each a node of its own too.
 DALI's operators: docs.nvidia.com/deeplearning/dali, "Operation Reference".
 """
 
@@ -174,15 +173,15 @@ def _noise(images: Node, rows: Node, columns: Node, std: Node) -> Node:
     return fn.cast_like(images + radius * math.cos(angle) * _beside(std, images), images)
 
 
-def _salt_pepper(images: Node, rows: Node, columns: Node, low: Node, high: Node) -> Node:
+def _salt_pepper(images: Node, rows: Node, columns: Node, low: Node) -> Node:
     from nvidia.dali import types
 
     if has_kernels(images):
         arrays = (rows, types.UINT32, 3), (columns, types.UINT32, 2), (low, types.UINT32, 0)
         return _by_kernel("salt_pepper", images, *arrays)
     bits, white = _hashed(rows, columns, images), types.Constant(255, dtype=types.UINT8)
-    kept, salt = (bits >= _beside(low, images)) * white, (bits > _beside(high, images)) * white
-    return (images & kept) | salt
+    low, all_bits = _beside(low, images), types.Constant(UINT32 - 1, dtype=types.UINT32)
+    return (images & (bits >= low) * white) | (bits > (low ^ all_bits)) * white
 
 
 def _jpeg(images: Node, quality: Node) -> Node:
