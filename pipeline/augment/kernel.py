@@ -24,6 +24,7 @@ _FAST = {"contract", "nsz"}
 _inlined = compiled(fastmath=_FAST, error_model="numpy", inline="always")
 _U, _W, _I, _F = np.uintp, np.uint32, np.int32, np.float32  # an index (see resize_kernel.py), a word, its bits, a value
 _1, _2, _3, _16 = _U(1), _U(2), _U(3), _W(16)
+_PART = _U(3 * 2**16)  # of an image: its sums have room in 32 bits
 _MIX_0, _MIX_1, _SECOND = map(_W, (*MIX, SECOND))
 _SQRT_HALF, _MANTISSA = _I(0x3F3504F3), _I(23)  # of float32: √½'s bits; the places of a mantissa
 _LN_2, _LOG_1, _LOG_2, _LOG_3 = map(_F, (math.log(2), 1 / 3, 1 / 5, 1 / 7))
@@ -62,7 +63,7 @@ def _mixed(word):
 
 @_inlined
 def _log_uniform(word):
-    """log((word + ½) / 2³²), float32, to 1e-7.
+    """log((word + ½) / 2³²), float32, within 1.5e-7, and of what is beyond -1 within 1.5e-7 of itself.
 
     x = m · 2^e with m from √½ to √2 is read off x's bits; log m = 2 artanh s = 2 (s + s³/3 + s⁵/5 + …) where
     s = (m - 1) / (m + 1). |s| is at most 0.172, so what follows s⁷/7 is below 3e-8.
@@ -77,7 +78,7 @@ def _log_uniform(word):
 
 @_inlined
 def _cosine(word):
-    """cos(2π word / 2³²), float32, to 2e-7.
+    """cos(2π word / 2³²), float32, within 2e-7.
 
     As a signed number the word is half a turn at most, and cos x = sin(π/2 - |x|): Taylor's series of the sine within a
     quarter of a turn, of which what follows x¹¹/11! is below 6e-8.
@@ -108,9 +109,9 @@ def map_colours(image, matrix, offset, out):
 def mean_colour(image):
     """(3 n,) uint8, RGB → (3,) float64, of exact sums."""
     total, n = np.zeros(3), _U(len(image))
-    for begin in range(_U(0), n, _U(3 * 2**16)):  # whose sums 32 bits hold
+    for begin in range(_U(0), n, _PART):
         r = g = b = _W(0)
-        for pixel in range((min(begin + _U(3 * 2**16), n) - begin) // _3):
+        for pixel in range(min(_PART, n - begin) // _3):
             i = begin + _3 * pixel
             r, g, b = _W(r + image[i]), _W(g + image[i + _1]), _W(b + image[i + _2])
         total[0] += r

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.augment.colour import LUMA
-from pipeline.augment.kernel import add_noise, add_salt_pepper, map_colours, mean_colour
+from pipeline.augment.kernel import _cosine, _log_uniform, add_noise, add_salt_pepper, map_colours, mean_colour
 from pipeline.augment.noise import MIX, SECOND, UINT32, gaussian_field, hashed_field, hashed_lines, noise_keys
 
 SIZES = [1, 2, 3, 7, 32, 33, 65, 224]
@@ -86,6 +86,18 @@ def test_noise_is_the_plans_field(size: int, std: float) -> None:
     (keys, rows, columns), image = lines(size, 3), random_image(size)
     found = output(add_noise, image, rows, columns, np.float32(std))
     assert_rounded(found, image + np.float32(std) * gaussian_field(keys, size).ravel().astype(float))
+
+
+def test_logarithm_and_cosine() -> None:
+    """Within 1.5 and 2 times 1e-7 (of a logarithm beyond 1, of itself); random words, and those around powers of two
+    and √½ of them, where the logarithm's polynomial begins anew."""
+    ends = [np.rint(2**power * root) + np.arange(-20, 20) for power in range(12, 33) for root in (1, 0.5**0.5)]
+    words = np.concatenate([np.random.default_rng(0).integers(0, UINT32, 10_000), np.arange(100), *ends])
+    words = (words.astype(np.int64) % UINT32).astype(np.uint32)
+    logarithms, cosines = (np.array([f(word) for word in words]) for f in (_log_uniform, _cosine))
+    exact = np.log((words + 0.5) / UINT32)
+    assert (np.abs(logarithms - exact) / np.maximum(1, -exact)).max() < 1.5e-7
+    assert np.abs(cosines - np.cos(2 * np.pi / UINT32 * words)).max() < 2e-7
 
 
 def unmixed(words: np.ndarray) -> np.ndarray:
