@@ -98,7 +98,7 @@ def _say_once(what: str) -> None:
         return
     _said.append(what)
     print(
-        f"{what}: this process compiles the images' resize for itself, which delays its start by some seconds; "
+        f"{what}: this process compiles what makes its images for itself, which delays its start by some seconds; "
         "set NUMBA_CACHE_DIR to a directory that can be written",
         file=sys.stderr,
     )

@@ -19,7 +19,7 @@ _IDENTITY = np.pad([[1.0]], 1)
 
 
 class Step(NamedTuple):
-    """kind: of `augment_graph.OPERATIONS`; on: (n,) bool, who takes it; arrays: its arguments, one row a sample."""
+    """kind: of `graph.OPERATIONS`; on: (n,) bool, who takes it; arrays: its arguments, one row a sample."""
 
     kind: str
     on: np.ndarray
@@ -59,7 +59,7 @@ def _steps(params: AugmentParams, config: AugmentConfig, image_size: int) -> lis
         key = params["salt_pepper_key"]
         rows, columns = hashed_lines(key[:, 0], image_size), hashed_lines(key[:, 1], image_size)
         low = salt_pepper_threshold(params["salt_pepper"])
-        arrays = {"rows": rows[:, :, None, None], "columns": columns[:, :, None], "low": low, "high": ~low}
+        arrays = {"rows": rows[:, :, None, None], "columns": columns[:, :, None], "low": low}
         steps.append(Step("salt_pepper", low > 0, arrays))
     if "jpeg" in params:
         steps.append(Step("jpeg", params["jpeg"] > 0, {"quality": np.maximum(params["jpeg"], 1)}))

@@ -74,7 +74,7 @@ AUGMENTS: dict[str, tuple[dict[str, Any], float, float]] = {
 def as_on_the_gpu(patch: pytest.MonkeyPatch) -> None:
     """From here on graphs are made of DALI's operators, as for the GPU."""
     patch.setattr("pipeline.graph.in_one_pass", lambda on_gpu: False)
-    patch.setattr("pipeline.augment.graph.can_be_argument", lambda value: False)
+    patch.setattr("pipeline.augment.graph.has_kernels", lambda images: False)
 
 
 @pytest.fixture
@@ -170,16 +170,6 @@ def test_augmentations_on_the_operators(dataset: ShardSet, case: str) -> None:
     assert apart(ours, images(ReferenceLoader(feed, device=CPU, workers=0))).median() < from_reference
 
 
-def test_the_mean_is_added_to_the_pixels_as_it_is_in_the_colour_map(dataset: ShardSet) -> None:
-    """Where it cannot be an argument; both on the kernel's pixels."""
-    feed = make_feed(dataset, augment=AugmentConfig(auto="trivial", brightness=0.4, contrast=0.4, saturation=0.4))
-    theirs = by_kernel(feed)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.augment.graph.can_be_argument", lambda value: False)
-        ours = by_kernel(feed)
-    assert torch.equal(ours, theirs)
-
-
 @pytest.mark.parametrize("augment", [CROPS["random resized"], None], ids=["training", "validation"])
 def test_cutting_after_decoding_is_decoding_the_region(dataset: ShardSet, augment: AugmentConfig | None) -> None:
     whole, region = (by_operators(make_feed(dataset, augment=augment, gpu_decode=how)) for how in ("whole", "region"))
@@ -250,8 +240,9 @@ def test_a_bad_sample_leaves_a_hole(
 
 
 def test_the_operators_are_what_ran(dataset: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.resize.resize", lambda *arguments, **settings: pytest.fail("the compiled kernel"))
-    by_operators(make_feed(dataset))
+    for kernel in ("pipeline.resize.resize", "pipeline.augment.graph._by_kernel"):
+        monkeypatch.setattr(kernel, lambda *arguments, **settings: pytest.fail("a compiled kernel"))
+    by_operators(make_feed(dataset, augment=EVERYTHING))
 
 
 # --- what DALI reads without a copy
