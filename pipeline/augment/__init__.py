@@ -6,9 +6,9 @@
     steps.py      parameters → the steps of the graph: matrices, kernels, masks
 
 `pipeline/augment/graph.py` executes the steps with DALI, and on the CPU with the compiled kernels of `kernel.py`;
-`pipeline/augment/reference.py` executes what was drawn with torchvision and Pillow, as the oracle. Each augmentation draws from a stream of its own, so that switching one on leaves
-the others' draws as they were. To add one: a setting in config.py, a line in draw.py, a step in steps.py, and its
-execution in those two.
+`pipeline/augment/reference.py` executes what was drawn with torchvision and Pillow, as the oracle. Each augmentation
+draws from a stream of its own, so that switching one on leaves the others' draws as they were. To add one: a setting in
+config.py, a line in draw.py, a step in steps.py, and its execution in those two.
 """
 
 from pipeline.augment.config import AugmentConfig

@@ -30,7 +30,7 @@ def case(name: str, size: int) -> tuple[np.ndarray, dict[Name, np.ndarray]]:
     """(NUM, size, size, 3) uint8, and the arrays of their steps."""
     pixels = np.random.default_rng(size).integers(0, 256, (NUM, size, size, 3), dtype=np.uint8)
     config, sides = AugmentConfig(**CASES[name]), np.full(NUM, size)
-    params = train_params(EpochPlan(num_samples=NUM, seed=2), config, 0, sides, sides, size, np.arange(NUM))
+    params = train_params(EpochPlan(num_samples=NUM, seed=2), config, [(0, NUM)], sides, sides, size, np.arange(NUM))
     return pixels, step_arrays(params, config, size)
 
 
