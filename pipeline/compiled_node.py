@@ -7,9 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from numba import types
-from numba.core import cgutils
 from numba.core.ccallback import CFunc
-from numba.extending import intrinsic
 
 from pipeline.dali import Node
 
@@ -18,12 +16,6 @@ _ADDRESS, _COUNT = types.uint64, types.int32
 RUN = types.void(_ADDRESS, _ADDRESS, _ADDRESS, _COUNT, _ADDRESS, _ADDRESS, _ADDRESS, _COUNT)
 # (out_shapes, out_ndims, num_outs, in_shapes, in_ndims, num_ins, num_samples)
 SETUP = types.void(_ADDRESS, _ADDRESS, _COUNT, _ADDRESS, _ADDRESS, _COUNT, _COUNT)
-
-
-@intrinsic
-def pointer(context, address):
-    """An integer as a pointer, which is how DALI's operator hands over its arrays."""
-    return types.voidptr(address), lambda cg, builder, signature, args: builder.inttoptr(args[0], cgutils.voidptr_t)
 
 
 def compiled_node(run: CFunc, setup: CFunc, out_type: Any, *inputs: tuple[Node, Any, int]) -> Node:

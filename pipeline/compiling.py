@@ -14,12 +14,19 @@ import sys
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar, cast
 
-from numba import njit
-from numba.core import sigutils
+from numba import njit, types
+from numba.core import cgutils, sigutils
 from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
+from numba.extending import intrinsic
 
 Function = TypeVar("Function", bound=Callable[..., object])
+
+
+@intrinsic
+def pointer(context, address):  # type: ignore[no-untyped-def]
+    """In compiled code an integer as a pointer, of which `carray` makes an array."""
+    return types.voidptr(address), lambda cg, builder, signature, args: builder.inttoptr(args[0], cgutils.voidptr_t)
 
 
 def compiled(

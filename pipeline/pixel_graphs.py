@@ -1,60 +1,119 @@
-"""The parts of DALI's graph that `PixelLoader` runs: the decoder before it has pixels, and what follows the resize."""
+"""The parts of DALI's graph that `PixelLoader` runs: the decoder, where there are no pixels yet, and what follows the
+resize."""
 
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import torch
 
+from pipeline.augment import AugmentParams
 from pipeline.augment.params import Name
 from pipeline.dali import Inputs, Pipeline
 from pipeline.feed import Feed, PlannedBatch
 from pipeline.graph import decode, encoded, inputs, new_pipeline, normalise
+from pipeline.pixel_sources import Job
 from pipeline.probe import find_bad, raised_by_dali
 
 
 class PixelDecoder:
-    """Whole images, by DALI's CPU decoder, as the graph decodes regions of them.
+    """Regions of images, by DALI's CPU decoder, as the graph decodes them; of the next batches while one is used.
 
     Args:
         feed: for how it decodes, and the largest batch. threads: of DALI.
     """
 
     def __init__(self, feed: Feed, threads: int) -> None:
-        self._config, self._batch_size, self._threads = replace(feed.config, prefetch=1), feed.batch_size, threads
+        self._config, self._batch_size, self._threads = replace(feed.config, prefetch=2), feed.batch_size, threads
         self._pipe: Pipeline = None
-        self._given: Inputs = ()
+        self._jobs: Iterator[Job] = iter(())
+        self._waiting: deque[Job] = deque()
+        self._inputs: deque[Inputs] = deque()  # of those given, which DALI reads uncopied
+        self._num_given = 0  # of those waiting, to DALI, if they have something to decode
 
-    def decoded(self, views: list[np.ndarray], sizes: np.ndarray) -> list[np.ndarray | str]:
-        """Encoded images, (size,) uint8 each, of `sizes` (n, 2) int32, height and width → of each (H, W, 3) uint8 or
-        what is wrong with it. An array is valid until the next call. Raises ValueError where DALI fails otherwise."""
-        if not views:
-            return []
-        if self._pipe is None:
-            self._pipe = self._build()
-        anchors = np.zeros_like(sizes)
-        self._given = encoded(views), anchors, sizes
+    def decoded(self, jobs: Iterator[Job]) -> Iterator[tuple[Job, dict[int, np.ndarray]]]:
+        """Jobs, and of each place that is encoded its region, (H, W, 3) uint8, valid until the next job is asked for.
+        What DALI does not decode is put among a job's bad ones. Raises ValueError where DALI fails otherwise."""
+        self._begin()
+        self._jobs = jobs
         try:
-            (output,) = self._pipe.run()
-        except RuntimeError as error:
-            if not raised_by_dali(error):
-                raise
-            self._pipe = None
-            bad = find_bad(views, {"anchor": anchors, "shape": sizes}, self._config, None)
-            if not bad:
-                raise ValueError(f"DALI failed, though every sample decodes alone: {error}") from error
-            good = [place for place in range(len(views)) if place not in bad]
-            images = iter(self.decoded([views[place] for place in good], sizes[good]))
-            return [bad[place] if place in bad else next(images) for place in range(len(views))]
-        return [np.asarray(output[place]) for place in range(len(views))]
+            while self._waiting or self._wait_for_one():
+                job = self._waiting[0]
+                images = self._run(job) if job.encoded else {}
+                self._waiting.popleft()
+                self._num_given = max(0, self._num_given - 1)
+                yield job, images
+        finally:
+            if self._waiting:  # left before its end
+                self._pipe = None
+            elif self._pipe is not None:
+                self._pipe.reset()
+            self._begin()
 
     def close(self) -> None:
         """Let go of DALI's pipeline now: it refers to this object, and would live until the next collection."""
         self._pipe = None
 
+    def _begin(self) -> None:
+        self._jobs = iter(())
+        self._waiting.clear()
+        self._inputs.clear()
+        self._num_given = 0
+
+    def _wait_for_one(self) -> bool:
+        self._waiting.extend(islice(self._jobs, 1))
+        return bool(self._waiting)
+
+    def _run(self, job: Job) -> dict[int, np.ndarray]:
+        while job.encoded:
+            if self._pipe is None:
+                self._pipe = self._build()
+            try:
+                (output,) = self._pipe.run()
+            except RuntimeError as error:
+                if not raised_by_dali(error):
+                    raise
+                self._take_out_bad(error)
+                continue
+            self._inputs.popleft()
+            return {place: np.asarray(output[i]) for i, place in enumerate(job.encoded)}
+        return {}
+
+    def _take_out_bad(self, error: RuntimeError) -> None:
+        """Find what DALI has stopped at, and begin anew with the jobs that wait."""
+        self._pipe, given, self._num_given = None, self._num_given, 0
+        self._inputs.clear()
+        for job in list(self._waiting)[:given]:
+            places = [*job.encoded]
+            params: AugmentParams = {"anchor": job.anchors[places], "shape": job.shapes[places]}
+            bad = find_bad([*job.encoded.values()], params, self._config, None)
+            for i, reason in bad.items():
+                job.bad[places[i]] = reason
+                del job.encoded[places[i]]
+            if bad:
+                return
+        raise ValueError(f"DALI failed, though every sample decodes alone: {error}") from error
+
+    def _next(self) -> Inputs:
+        """DALI's source: the next job that has something to decode."""
+        while True:
+            if self._num_given == len(self._waiting):
+                self._waiting.extend(islice(self._jobs, 1))
+            if self._num_given == len(self._waiting):
+                raise StopIteration
+            job = self._waiting[self._num_given]
+            self._num_given += 1
+            if job.encoded:
+                places = [*job.encoded]
+                self._inputs.append((encoded([*job.encoded.values()]), job.anchors[places], job.shapes[places]))
+                return self._inputs[-1]
+
     def _build(self) -> Pipeline:
         pipe = new_pipeline(self._config, batch_size=self._batch_size, threads=self._threads, gpu=None)
         with pipe:
-            jpegs, region = inputs(lambda: self._given, ("anchor", "shape"))
+            jpegs, region = inputs(self._next, ("anchor", "shape"))
             pipe.set_outputs(decode(jpegs, region, self._config, on_gpu=False))
         pipe.build()
         return pipe

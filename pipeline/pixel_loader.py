@@ -1,8 +1,8 @@
-"""`PixelLoader`: feed + decoded images in memory + the resize kernel → batches. Each image is decoded once.
+"""`PixelLoader`: feed + pixels + the resize kernel → batches. The pixels are in memory, or in shards (`pixel_sources`).
 
-The same plan, kernel and batches as `DaliLoader`'s, bit for bit on the CPU; no JPEG is touched after the first epoch.
-One thread prepares batches ahead; it has missing images decoded by DALI, and the kernel run by a pool of threads.
-Augmentations beyond crops and flips are the nodes of DALI's graph, given resized images.
+The same plan, kernel and batches as `DaliLoader`'s, bit for bit on the CPU. One thread prepares batches ahead; it has
+what is encoded decoded by DALI, and the kernel run by a pool of threads. With `data.cache = "pixels"` no JPEG is
+touched after the first epoch. Augmentations beyond crops and flips are nodes of DALI's graph, given resized images.
 """
 
 from collections import deque
@@ -17,13 +17,14 @@ import numpy as np
 import torch
 
 from pipeline.augment.params import Name, StepArray
-from pipeline.bad_samples import BadSamples, bad_headers
+from pipeline.bad_samples import BadSamples
 from pipeline.batch import Batch
 from pipeline.buffers import Buffers
 from pipeline.device_pixels import DevicePixels, Request, fits
 from pipeline.feed import Feed, PlannedBatch
-from pipeline.holes import GRAY, GRAY_SIDE, BadSample, blank
+from pipeline.holes import BadSample, blank
 from pipeline.pixel_graphs import Finisher, PixelDecoder
+from pipeline.pixel_sources import Job, Regions, Source, source_of
 from pipeline.pixels import PixelStore
 from pipeline.read_ahead import read_ahead
 from pipeline.reader import open_reader
@@ -49,7 +50,7 @@ class Made(NamedTuple):
 class PixelLoader:
     """One rank's batches of a split. See `pipeline.batch.Loader` for the contract; the arguments are `DaliLoader`'s.
 
-    pixels: the store, which lives on while somebody holds it.
+    pixels: the store of `data.cache = "pixels"`, which lives on while somebody holds it.
 
     Raises:
         ValueError: as `DaliLoader`; the images do not fit into memory (`PixelStore`).
@@ -69,7 +70,8 @@ class PixelLoader:
         self._bad = BadSamples(feed, quarantine, on_bad)
         self.quarantine = self._bad.quarantine
         self._reader = open_reader(feed)
-        self.pixels: PixelStore | None = PixelStore.of(feed)
+        self.pixels = PixelStore.of(feed) if feed.config.cache == "pixels" else None
+        self._source: Source | None = source_of(feed, self._reader, self._bad, self.pixels)
         self._decoder = PixelDecoder(feed, threads)
         self._finisher: Finisher | None = None
         self._there: DevicePixels | None = None
@@ -77,7 +79,8 @@ class PixelLoader:
         self._maker = ThreadPoolExecutor(1, "penstock-batches")
         self._pool = ThreadPoolExecutor(threads, "penstock-pixels")
         self._buffers = Buffers(2 * (feed.config.prefetch + 2))
-        self._planned: Iterator[PlannedBatch] = iter(())
+        self._jobs: Iterator[tuple[Job, dict[int, np.ndarray]]] = iter(())
+        self._read: list[Future[None]] = []  # what must have ended before DALI writes over what it decoded
         self._ahead: deque[Future[Made | None]] = deque()
         self._turn = object()  # of the epoch under way: a loader runs one at a time
 
@@ -88,15 +91,17 @@ class PixelLoader:
         turn = self._turn = object()
         self._stop()  # the last epoch was perhaps left before its end
         self._bad.begin(epoch)
-        self._planned = self.feed.batches(epoch, position, self.feed.image_size)
-        assert self.pixels
-        share = self.pixels.share
-        wanted = self._on_gpu and not self._steps and self._there is None
-        if wanted and share >= _MOST and fits(self.pixels, self.device):
-            self._there = DevicePixels(self.pixels, self.device)
+        batches, share = self.feed.batches(epoch, position, self.feed.image_size), 0.0
+        if self.pixels:
+            share = self.pixels.share
+            wanted = self._on_gpu and not self._steps and self._there is None
+            if wanted and share >= _MOST and fits(self.pixels, self.device):
+                self._there = DevicePixels(self.pixels, self.device)
         if share < 1:
             self._reader.follow(self.feed.windows(epoch, position))
-            self._planned = read_ahead(self._planned, self.feed, self._reader)
+            batches = read_ahead(batches, self.feed, self._reader)
+        assert self._source
+        self._jobs = self._decoder.decoded(map(self._source.job, batches))
         self._ahead.extend(self._maker.submit(self._make) for _ in range(1 + self.feed.config.prefetch))
         while made := self._ahead.popleft().result():
             self._ahead.append(self._maker.submit(self._make))
@@ -119,8 +124,10 @@ class PixelLoader:
         self._stop()
         self._bad.begin(0)
         everything = replace(self.feed, augment=None, rank=0, world_size=1, global_batch_size=0)
-        for planned in read_ahead(everything.batches(0, 0, 1), everything, self._reader):
-            self._fill(planned, self._bad.places(planned))
+        assert self._source
+        planned = read_ahead(everything.batches(0, 0, 1), everything, self._reader)
+        for job, decoded in self._decoder.decoded(map(self._source.job, planned)):
+            self._source.take(job, decoded)
         self._reader.end_epoch()
 
     def close(self) -> None:
@@ -130,16 +137,17 @@ class PixelLoader:
         self._decoder.close()
         if self._finisher is not None:
             self._finisher.close()
-        self._finisher = self.pixels = self._there = None
+        self._finisher = self.pixels = self._source = self._there = None
         self._reader.close()
 
     def _stop(self) -> None:
         """Have nothing under way."""
-        self._planned = iter(())
         for future in self._ahead:
             future.cancel()
         wait(self._ahead)
         self._ahead.clear()
+        wait(self._read)
+        self._jobs = iter(())
 
     @cached_property
     def _steps(self) -> tuple[Name, ...]:
@@ -154,18 +162,23 @@ class PixelLoader:
 
     def _make(self) -> Made | None:
         """The next batch, or as many small ones as a GPU makes at once; None at the end of the epoch."""
-        batches, found = list[PlannedBatch](), list[list[BadSample]]()
-        for planned in islice(self._planned, self._num_together):
-            known = self._bad.places(planned)
-            found.append(self._fill(planned, known))
-            bad = known + [sample.position - planned.span.start for sample in found[-1]]
-            if bad:
-                self._set_gray()
-            batches.append(blank(planned, bad) if bad else planned)
+        assert self._source
+        batches, found, regions = list[PlannedBatch](), list[list[BadSample]](), None
+        wait(self._read)
+        for job, decoded in islice(self._jobs, self._num_together):
+            self._source.take(job, decoded)
+            found.append([self._bad.met(job.planned, place, reason) for place, reason in sorted(job.bad.items())])
+            bad = sorted([*job.left_out, *job.bad])
+            batches.append(blank(job.planned, bad) if bad else job.planned)
+            regions = None if self._there else self._source.regions(batches[-1], job, decoded)
         if not batches:
             self._reader.end_epoch()
             return None
-        return Made(batches, *self._images(_joined(batches)), found)
+        if not regions:
+            return Made(batches, self._request(_joined(batches)), [], found)
+        images, under_way = self._images(batches[0], regions)
+        self._read = [] if self._source.keeps else under_way
+        return Made(batches, images, under_way, found)
 
     @property
     def _num_together(self) -> int:
@@ -174,44 +187,28 @@ class PixelLoader:
             return 1
         return max(1, _AT_ONCE // (self.feed.batch_size * 3 * self.feed.image_size**2))
 
-    def _fill(self, planned: PlannedBatch, known: list[int]) -> list[BadSample]:
-        """Decode what of a batch is not stored yet, except for the places that are `known`. Returns the bad ones."""
-        assert self.pixels
-        places = np.flatnonzero(self.pixels.missing(planned.sample_ids))
-        if not len(places):  # from the second epoch on
-            return []
-        places = np.setdiff1d(places, known)
-        views = dict(zip(places.tolist(), self._reader.views(planned.sample_ids[places]), strict=True))
-        reasons = bad_headers(self.feed, planned, places, views)
-        good = [place for place in places.tolist() if place not in reasons]
-        rows = self.feed.split.rows(planned.sample_ids[good])
-        sizes = np.stack([rows["height"], rows["width"]], 1).astype(np.int32)
-        for place, image in zip(good, self._decoder.decoded([views[place] for place in good], sizes), strict=True):
-            if isinstance(image, str):
-                reasons[place] = image
-            else:
-                self.pixels.put(int(planned.sample_ids[place]), image)
-        return [self._bad.met(planned, place, reason) for place, reason in sorted(reasons.items())]
-
-    def _set_gray(self) -> None:
-        assert self.pixels
-        if not self.pixels.gray.any():
-            (gray,) = self._decoder.decoded([GRAY], np.full((1, 2), GRAY_SIDE, np.int32))
-            assert not isinstance(gray, str)
-            self.pixels.gray[:] = gray
-
-    def _images(self, planned: PlannedBatch) -> tuple[torch.Tensor | Request, list[Future[None]]]:
-        """What `Made` has of a batch."""
-        if self._there is not None:
-            return Request(*self.regions(planned), self.feed.image_size, pin=_can_pin()), []
+    def _images(self, planned: PlannedBatch, regions: Regions) -> tuple[torch.Tensor, list[Future[None]]]:
+        """`images` and `under_way` of `Made`."""
+        if not self._on_gpu and not self._steps and self.dtype == torch.float32:
+            return self._resized(planned, regions, torch.float32)
+        levels, under_way = self._resized(planned, regions, torch.uint8)
         if self._on_gpu:
-            return self._resized(planned, torch.uint8)
-        if not self._steps and self.dtype == torch.float32:
-            return self._resized(planned, torch.float32)
-        levels, under_way = self._resized(planned, torch.uint8)
+            return levels, under_way
         for future in under_way:
             future.result()
         return self._finished(levels, planned), []
+
+    def _request(self, planned: PlannedBatch) -> Request:
+        assert self.pixels
+        regions = *self.pixels.regions(planned), planned.params["shape"]
+        return Request(*regions, self._geometry(planned), self.feed.image_size, pin=_can_pin())
+
+    def _geometry(self, planned: PlannedBatch) -> np.ndarray:
+        from pipeline.resize import geometry
+
+        config = self.feed.config
+        return geometry(planned.params, interpolation=config.interpolation, antialias=config.antialias,
+                        mean=config.mean, std=config.std)  # fmt: skip
 
     def _on_device(self, made: Made) -> torch.Tensor:
         """The images where they are wanted: (n, S, S, 3), normalised, of `dtype`."""
@@ -239,26 +236,18 @@ class PixelLoader:
             self._finisher = Finisher(self.feed, self._steps, self.threads, gpu=gpu, half=self.dtype == torch.float16)
         return self._finisher.finished(levels, planned)
 
-    def regions(self, planned: PlannedBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """starts, pitches, shapes and geometry of a batch, as `resize_images` takes them."""
-        from pipeline.resize import geometry
-
-        assert self.pixels
-        config = self.feed.config
-        starts, pitches = self.pixels.where(planned.sample_ids)
-        anchor = planned.params["anchor"]
-        starts = starts + anchor[:, 0] * pitches + 3 * anchor[:, 1].astype(np.int64)
-        rows = geometry(planned.params, interpolation=config.interpolation, antialias=config.antialias,
-                        mean=config.mean, std=config.std)  # fmt: skip
-        return starts, pitches, planned.params["shape"], rows
-
-    def _resized(self, planned: PlannedBatch, dtype: torch.dtype) -> tuple[torch.Tensor, list[Future[None]]]:
+    def _resized(
+        self, planned: PlannedBatch, regions: Regions, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, list[Future[None]]]:
         """Regions → (n, S, S, 3): uint8, or normalised float32; and what they wait for."""
         from pipeline.resize_kernel import resize_images
 
-        assert self.pixels
-        size, n = self.feed.image_size, len(planned.sample_ids)
-        regions, pixels = self.regions(planned), self.pixels.pixels
+        size, n, shapes, rows = (
+            self.feed.image_size,
+            len(planned.sample_ids),
+            planned.params["shape"],
+            self._geometry(planned),
+        )
         shape = n, size, size, 3
         images = (
             torch.empty(shape, dtype=dtype, pin_memory=_can_pin())
@@ -268,7 +257,7 @@ class PixelLoader:
         out = images.numpy().reshape(-1)
 
         def some(begin: int, end: int) -> None:
-            resize_images(pixels, *regions, out, size, begin, end)  # type: ignore[no-untyped-call]
+            resize_images(regions.addresses, regions.pitches, shapes, rows, out, size, begin, end)  # type: ignore[no-untyped-call]
 
         bounds = np.linspace(0, n, 1 + max(1, min(4 * self.threads, n // _LEAST))).astype(int).tolist()
         return images, [self._pool.submit(some, *ends) for ends in pairwise(bounds)]

@@ -5,7 +5,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from pipeline.feed import Feed
+from pipeline.feed import Feed, PlannedBatch
 from pipeline.holes import GRAY_SIDE, NO_SAMPLE
 from pipeline.memory import available_bytes
 from pipeline.shared_memory import shared_memory
@@ -96,6 +96,12 @@ class PixelStore:
     def span(self, slot: int) -> slice:
         """Where an image lies in `pixels`."""
         return slice(int(self._starts[slot]), int(self._ends[slot]))
+
+    def regions(self, planned: PlannedBatch) -> tuple[np.ndarray, np.ndarray]:
+        """Where the region of each sample of a batch begins in `pixels`, and how many values lie between its rows."""
+        starts, pitches = self.where(planned.sample_ids)
+        anchors = planned.params["anchor"].astype(np.int64)
+        return starts + anchors[:, 0] * pitches + 3 * anchors[:, 1], pitches
 
     def where(self, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(n,) ids → where each image begins in `pixels`, and how many values lie between its rows: (n,) int64 both.

@@ -11,8 +11,8 @@ from numba import carray
 from numba.core.ccallback import CFunc
 
 from pipeline.augment.params import AugmentParams
-from pipeline.compiled_node import RUN, SETUP, compiled_node, pointer
-from pipeline.compiling import compiled, compiled_callback
+from pipeline.compiled_node import RUN, SETUP, compiled_node
+from pipeline.compiling import compiled, compiled_callback, pointer
 from pipeline.config import Interpolation
 from pipeline.dali import Node
 from pipeline.resize_kernel import (

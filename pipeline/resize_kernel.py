@@ -9,10 +9,10 @@ import math
 
 import numba
 import numpy as np
-from numba import types
+from numba import carray, types
 from numba.extending import overload
 
-from pipeline.compiling import compiled
+from pipeline.compiling import compiled, pointer
 from pipeline.config import Interpolation
 
 INTERPOLATIONS: tuple[Interpolation, ...] = ("nearest", "linear", "cubic", "lanczos")
@@ -265,11 +265,11 @@ def resize_image(image, height, width, pitch, geometry, out, out_height, out_wid
 
 
 @compiled(fastmath=_FAST, error_model="numpy", nogil=True)
-def resize_images(pixels, starts, pitches, shapes, geometry, out, size, begin, end):
-    """Regions of images that lie in one array, those from `begin` to `end` of n; without Python's lock.
+def resize_images(addresses, pitches, shapes, geometry, out, size, begin, end):
+    """Regions of images that lie anywhere in memory, those from `begin` to `end` of n; without Python's lock.
 
     Args:
-        pixels: uint8. starts: (n,) int64, where each region begins in it. pitches: (n,) int64, values from one row of
+        addresses: (n,) int64, of the first value of each region, uint8. pitches: (n,) int64, values from one row of
             it to the next. shapes: (n, 2) int32, its height and width.
         geometry: (n, GEOMETRY_COLUMNS) float64, with one filter, gain and bias for all.
         out: (n × size × size × 3,), as of `resize_image`; size: pixels.
@@ -286,8 +286,9 @@ def resize_images(pixels, starts, pitches, shapes, geometry, out, size, begin, e
     row, line = np.empty(3 * (width + taps + 2) + 1, np.float32), np.empty(3 * size + 1, np.float32)
     for i in range(begin, end):
         weights_y[:], weights_x[:] = 0, 0
+        num_values = (shapes[i, 0] - 1) * pitches[i] + 3 * shapes[i, 1]
         _resize(
-            pixels[starts[i] :], shapes[i, 0], shapes[i, 1], pitches[i], geometry[i],
+            carray(pointer(addresses[i]), (num_values,), np.uint8), shapes[i, 0], shapes[i, 1], pitches[i], geometry[i],
             out[i * values : (i + 1) * values], size_y, size_x, weights_y, weights_x, row, line, gain, bias,
         )  # fmt: skip
 

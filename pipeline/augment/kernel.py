@@ -17,8 +17,8 @@ from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
 from pipeline.augment.noise import MIX, SECOND
-from pipeline.compiled_node import RUN, SETUP, pointer
-from pipeline.compiling import compiled, compiled_callback
+from pipeline.compiled_node import RUN, SETUP
+from pipeline.compiling import compiled, compiled_callback, pointer
 
 _FAST = {"contract", "nsz"}
 _inlined = compiled(fastmath=_FAST, error_model="numpy", inline="always")

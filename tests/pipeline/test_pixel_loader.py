@@ -23,6 +23,7 @@ from pipeline.feed import Feed
 from pipeline.memory import available_bytes
 from pipeline.pixel_graphs import PixelDecoder
 from pipeline.pixel_loader import PixelLoader
+from pipeline.pixel_sources import Job, Regions
 from pipeline.pixels import PixelStore
 from shards.format import ShardSet
 from tests.common import forked
@@ -80,13 +81,13 @@ def test_every_filter_and_size_gives_the_same_bits(
 
 def test_no_image_is_decoded_twice(dataset: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[int] = []
-    decode = PixelDecoder.decoded
+    run = PixelDecoder._run
 
-    def counted(self: PixelDecoder, views: list[np.ndarray], sizes: np.ndarray) -> object:
-        decoded.append(len(views))
-        return decode(self, views, sizes)
+    def counted(self: PixelDecoder, job: Job) -> object:
+        decoded.append(len(job.encoded))
+        return run(self, job)
 
-    monkeypatch.setattr(PixelDecoder, "decoded", counted)
+    monkeypatch.setattr(PixelDecoder, "_run", counted)
     with closing(make_loader(dataset, cache="pixels")) as loader:
         assert isinstance(loader, PixelLoader)
         for epoch in range(4):
@@ -117,6 +118,7 @@ SHARING = """
 import sys, tempfile, time
 from pathlib import Path
 import numpy as np
+from pipeline.pixel_sources import Job, Regions
 from pipeline.pixels import PixelStore
 from shards.format import ShardSet
 from tests.common.feeds import make_feed
@@ -251,8 +253,7 @@ def test_what_a_gpu_computes_is_what_the_kernel_does(
             for batch, planned in zip(loader.iter_epoch(0), feed.batches(0, 0, size), strict=True):
                 assert loader.pixels
                 there = DevicePixels(loader.pixels, CPU)
-                request = Request(*loader.regions(planned), size, pin=False)
-                images = there.batch(request, size, torch.float32).permute(0, 3, 1, 2)
+                images = there.batch(loader._request(planned), size, torch.float32).permute(0, 3, 1, 2)
                 assert images.is_contiguous(memory_format=torch.channels_last)
                 difference = (gray_levels(images, feed.config) - gray_levels(batch.images, feed.config)).abs()
                 assert difference.max() < 1.01
@@ -268,7 +269,7 @@ def test_a_device_gets_what_is_stored_later(dataset: ShardSet) -> None:
         there._pixels = there._pixels.clone()  # a CPU's tensor is the store's own memory
         for batch, planned in zip(loader.iter_epoch(0), feed.batches(0, 0, SIZE), strict=True):
             there.put(planned.sample_ids)
-            images = there.batch(Request(*loader.regions(planned), SIZE, pin=False), SIZE, torch.float32)
+            images = there.batch(loader._request(planned), SIZE, torch.float32)
             difference = images.permute(0, 3, 1, 2) - batch.images
             assert difference.abs().max() < 0.02
 
@@ -300,7 +301,10 @@ def test_levels_are_normalised_on_a_gpu_as_by_the_kernel(dataset: ShardSet) -> N
     with closing(loader_of(feed)) as loader:
         assert isinstance(loader, PixelLoader)
         for batch, planned in zip(loader.iter_epoch(0), feed.batches(0, 0, SIZE), strict=True):
-            levels, under_way = loader._resized(planned, torch.uint8)
+            assert loader.pixels
+            starts, pitches = loader.pixels.regions(planned)
+            regions = Regions(loader.pixels.pixels.ctypes.data + starts, pitches, None)
+            levels, under_way = loader._resized(planned, regions, torch.uint8)
             wait(under_way)
             images = loader._normalised(levels).permute(0, 3, 1, 2)
             assert torch.allclose(images, batch.images, atol=1e-5)

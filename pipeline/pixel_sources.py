@@ -1,0 +1,157 @@
+"""Where the pixels of a batch come from: a store, or the shards and DALI's decoder.
+
+`Stored` is for `data.cache = "pixels"`: each image is taken whole, once. `Passing` keeps nothing: of members that are
+pixels (`shards/ppm.py`) the planned regions are used where they are mapped, of the others they are decoded.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.bad_samples import BadSamples, bad_headers
+from pipeline.config import DataConfig
+from pipeline.feed import Feed, PlannedBatch
+from pipeline.holes import GRAY, GRAY_SIDE
+from pipeline.pixels import PixelStore
+from pipeline.probe import Decoder
+from pipeline.reader import ShardReader
+from pipeline.window_reader import WindowReader
+from shards.ppm import header_sizes, is_ppm
+
+
+@dataclass
+class Job:
+    """A batch, and what has to be read for it.
+
+    bad: place → what is wrong with its sample, of those met for the first time. left_out: the places of those known.
+    encoded: place → the bytes that DALI has to decode, (size,) uint8. anchors, shapes: (n, 2) int32, of which regions.
+    stored: place → a whole image that was not encoded, (H, W, 3) uint8.
+    """
+
+    planned: PlannedBatch
+    left_out: list[int]
+    anchors: np.ndarray
+    shapes: np.ndarray
+    bad: dict[int, str] = field(default_factory=dict)
+    encoded: dict[int, np.ndarray] = field(default_factory=dict)
+    stored: dict[int, np.ndarray] = field(default_factory=dict)
+
+
+class Regions(NamedTuple):
+    """Where the planned regions of a batch lie: (n,) int64 each, the address of the first value, and the values from a
+    row to the next. What is there lives as long as `held`."""
+
+    addresses: np.ndarray
+    pitches: np.ndarray
+    held: object
+
+
+class Members:
+    """The samples' bytes, and which of them are pixels. A header is looked at once, unless it is bad."""
+
+    def __init__(self, feed: Feed, reader: ShardReader | WindowReader) -> None:
+        self._feed, self._reader = feed, reader
+        self._known, self._are_pixels = (np.zeros(len(feed.split), bool) for _ in range(2))
+
+    def read(self, job: Job, places: np.ndarray) -> None:
+        """Fill in what a job needs at these places, (m,) int64."""
+        ids = job.planned.sample_ids[places]
+        rows = self._feed.split.rows(ids)
+        views = dict(zip(places.tolist(), self._reader.views(ids), strict=True))
+        self._look_at(job, places, rows, views)
+        for place, row, stored in zip(places.tolist(), rows, self._are_pixels[ids].tolist(), strict=True):
+            if stored:
+                height, width = int(row["height"]), int(row["width"])
+                job.stored[place] = views[place][-3 * height * width :].reshape(height, width, 3)
+            elif place not in job.bad:
+                job.encoded[place] = views[place]
+
+    def _look_at(self, job: Job, places: np.ndarray, rows: np.ndarray, views: Mapping[int, np.ndarray]) -> None:
+        ids = job.planned.sample_ids[places]
+        new = ~self._known[ids]
+        if not new.any():  # from the second epoch on
+            return
+        for i in np.flatnonzero(new & (header_sizes(rows) > 0)).tolist():
+            row = rows[i]
+            self._are_pixels[ids[i]] = is_ppm(views[int(places[i])], int(row["height"]), int(row["width"]))
+        encoded = places[new & ~self._are_pixels[ids]]
+        job.bad |= bad_headers(self._feed, job.planned, encoded, views)
+        self._known[ids] = True
+        self._known[job.planned.sample_ids[[*job.bad]]] = False
+
+
+class Stored:
+    """A store that is filled as images are met."""
+
+    keeps = True  # what was decoded is copied, so that DALI may write over it
+
+    def __init__(self, feed: Feed, members: Members, bad: BadSamples, store: PixelStore) -> None:
+        self._feed, self._members, self._bad, self._store = feed, members, bad, store
+        if not store.gray.any():
+            store.gray[:] = gray(feed.config)
+
+    def job(self, planned: PlannedBatch) -> Job:
+        """What a batch has that is not stored yet."""
+        missing, left_out = np.flatnonzero(self._store.missing(planned.sample_ids)), self._bad.places(planned)
+        if not len(missing):  # from the second epoch on
+            return Job(planned, left_out, missing, missing)
+        rows = self._feed.split.rows(planned.sample_ids)
+        shapes = np.stack([rows["height"], rows["width"]], 1).astype(np.int32)
+        job = Job(planned, left_out, np.zeros_like(shapes), shapes)
+        self._members.read(job, np.setdiff1d(missing, left_out))
+        return job
+
+    def take(self, job: Job, decoded: Mapping[int, np.ndarray]) -> None:
+        """Store what a job had to read."""
+        for place, image in (*decoded.items(), *job.stored.items()):
+            self._store.put(int(job.planned.sample_ids[place]), image)
+
+    def regions(self, planned: PlannedBatch, job: Job, decoded: Mapping[int, np.ndarray]) -> Regions:
+        """Of a batch in which bad samples were taken out."""
+        starts, pitches = self._store.regions(planned)
+        return Regions(self._store.pixels.ctypes.data + starts, pitches, self._store)
+
+
+class Passing:
+    """The shards themselves, and what DALI decodes of them."""
+
+    keeps = False
+
+    def __init__(self, feed: Feed, members: Members, bad: BadSamples) -> None:
+        self._members, self._bad, self._gray = members, bad, gray(feed.config)
+
+    def job(self, planned: PlannedBatch) -> Job:
+        """All of a batch."""
+        left_out = self._bad.places(planned)
+        job = Job(planned, left_out, planned.params["anchor"], planned.params["shape"])
+        self._members.read(job, np.setdiff1d(np.arange(len(planned.sample_ids)), left_out))
+        return job
+
+    def take(self, job: Job, decoded: Mapping[int, np.ndarray]) -> None:
+        """Nothing is kept."""
+
+    def regions(self, planned: PlannedBatch, job: Job, decoded: Mapping[int, np.ndarray]) -> Regions:
+        """Of a batch in which bad samples were taken out. `decoded`: place → (H, W, 3) uint8, a region."""
+        n, anchors = len(planned.sample_ids), planned.params["anchor"]
+        there = {**decoded, **job.stored}
+        images = [there.get(place, self._gray) for place in range(n)]
+        addresses = np.array([image.__array_interface__["data"][0] for image in images], np.int64)
+        pitches = np.array([image.strides[0] for image in images], np.int64)
+        for place in job.stored:
+            addresses[place] += anchors[place, 0] * pitches[place] + 3 * int(anchors[place, 1])
+        return Regions(addresses, pitches, images)
+
+
+def gray(config: DataConfig) -> np.ndarray:
+    """What stands for a sample that was taken out: (GRAY_SIDE, GRAY_SIDE, 3) uint8."""
+    return Decoder(config).pixels(GRAY, GRAY_SIDE, GRAY_SIDE)
+
+
+Source = Stored | Passing
+
+
+def source_of(feed: Feed, reader: ShardReader | WindowReader, bad: BadSamples, store: PixelStore | None) -> Source:
+    members = Members(feed, reader)
+    return Stored(feed, members, bad, store) if store else Passing(feed, members, bad)
