@@ -1,6 +1,6 @@
 """Images stored as pixels: members that are binary PPM files, which Pillow, DALI and WebDataset's readers open.
 
-The header is the shortest one, which Pillow writes too: so the table alone says how long it is, and where the pixels begin.
+The header is the shortest one, which Pillow writes too: so the table alone says where the pixels begin.
 The format: netpbm.sourceforge.net/doc/ppm.html.
 """
 
@@ -22,7 +22,7 @@ def to_ppm(pixels: np.ndarray) -> bytes:
 
 
 def header_sizes(samples: Samples) -> np.ndarray:
-    """Of each row of a table, (n,) SAMPLE_DTYPE: the bytes before its pixels if its size is that of such a file, else 0:
+    """Of each row of a table, (n,) SAMPLE_DTYPE: the bytes before its pixels if it has the size of such a file, else 0:
     (n,) int64. A JPEG may happen to have that size: `is_ppm` looks at its first bytes."""
     heights, widths = samples["height"].astype(np.int64), samples["width"].astype(np.int64)
     lengths = len(ppm_header(1, 1)) - 2 + _num_digits(heights) + _num_digits(widths)
