@@ -255,6 +255,15 @@ def members(path: Path) -> dict[str, bytes]:
         return {member.name: tar.extractfile(member).read() for member in tar}
 
 
+def test_members_whose_names_are_lost_are_named_by_what_they_hold(copy):
+    (copy / f"{TRAIN}.idx").unlink()
+    put(copy / f"{TRAIN}.tar", int(row(copy, 15)["offset"]) - 512, b"\xff")  # the tar cannot be read from there on
+    assert cli("verify", copy, "--fix", "--workers", 1).exit_code == 0
+    found = members(copy / f"{TRAIN}.tar")
+    assert [found[f"{i:09d}.{stored(12 + i)[0]}"] for i in range(12)] == [stored(12 + i)[1] for i in range(12)]
+    assert len(found) == 24
+
+
 @pytest.mark.parametrize("where", np.linspace(0, 0.999, 12))
 def test_a_flipped_bit_anywhere_is_found(copy, where):
     path = copy / f"{TRAIN}.tar"

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from shard_tools import encode as encode_module
+from shard_tools.describe import stored_as_pixels
 from shard_tools.encode import BadImage, EncodeConfig, Encoded, encode, pixels_of
 from shard_tools.shard import ShardJob
 from shards.format import SAMPLE_DTYPE
@@ -85,3 +86,22 @@ def test_pixels_that_no_table_can_hold_are_a_bad_image() -> None:
     huge = Encoded(b"", 65_500, 65_500, "jpeg")
     with pytest.raises(BadImage, match="has 65500×65500 pixels, too many for --pixels"):
         pixels_of(huge)
+
+
+@pytest.mark.parametrize(
+    ("made", "expected"),
+    [
+        ({"encode": {"pixels": 0.5}}, 2),
+        ({"encode": {"pixels": 0.0}}, 0),
+        ({"encode": {"quality": 90}}, 0),
+        ({"indexed": True, "kinds": {"jpeg": 1, "ppm": 2}}, 2),
+        ({"indexed": True, "kinds": {"jpeg": 3}}, 0),
+        ({}, 0),
+    ],
+)
+def test_a_jpeg_that_has_the_size_of_pixels_is_not_counted_where_there_are_none(
+    made: dict[str, object], expected: int
+) -> None:
+    rows = np.zeros(3, SAMPLE_DTYPE)
+    rows["height"], rows["width"], rows["size"] = 32, 32, [3085, 3086, 3085]  # as CIFAR-10's
+    assert stored_as_pixels(rows, made) == {"samples": expected, "bytes": expected * 3085}
