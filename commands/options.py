@@ -134,8 +134,8 @@ def predict_command(options: PredictOptions) -> None:
 
     CHECKPOINT is a .pt file; of a run's directory it is the best checkpoint, else the last. Images are resized and
     cropped as in the run's validation, and turned as their EXIF orientation says if the dataset was packed with
-    --apply-orientation. JPEG, PNG, WebP and BMP are taken, in colour, gray or CMYK. A file that cannot be decoded is
-    named on stderr (with --json also in its place, as an "error"), and the exit status is then 1.
+    --apply-orientation. JPEG, PNG, WebP, BMP and PPM are taken, in colour, gray or CMYK. A file that cannot be decoded
+    is named on stderr (with --json also in its place, as an "error"), and the exit status is then 1.
 
     \b
     Examples:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.format import Samples, ShardSet
+from shards.ppm import header_sizes
 
 QUANTILES = (0, 5, 50, 95, 100)
 BINS = 10
@@ -32,6 +33,7 @@ class SplitFacts(TypedDict):
     samples_per_class: dict[str, int]  # min, max
     quantiles: dict[str, dict[str, float]]  # of height, width, bytes, by percentage
     histograms: dict[str, Histogram]  # of short_side, samples_per_class
+    stored_as_pixels: dict[str, int]  # samples, bytes: those of the images that are no JPEGs, but their pixels
 
 
 class Facts(TypedDict):
@@ -61,6 +63,7 @@ def describe(shard_set: ShardSet) -> Facts:
                 if len(split)
             },
             "histograms": _histograms(split.samples, per_class),
+            "stored_as_pixels": stored_as_pixels(split.samples, shard_set.made),
         }
     return {
         "root": shard_set.url or str(shard_set.root),
@@ -69,6 +72,17 @@ def describe(shard_set: ShardSet) -> Facts:
         "splits": splits,
         "made": shard_set.made,
     }
+
+
+def stored_as_pixels(samples: Samples, made: dict[str, object]) -> dict[str, int]:
+    """How many images, and how many bytes of them, are members as `pack --pixels` writes them: "samples", "bytes".
+
+    Told by their sizes, which a JPEG may share: but only in a dataset where there can be such members.
+    """
+    encode, kinds = made.get("encode"), made.get("kinds")
+    possible = (isinstance(encode, dict) and encode.get("pixels")) or (isinstance(kinds, dict) and "ppm" in kinds)
+    sizes = samples["size"][header_sizes(samples) > 0] if possible else samples["size"][:0]
+    return {"samples": len(sizes), "bytes": int(sizes.sum(dtype=np.int64))}
 
 
 def _histograms(samples: Samples, per_class: NDArray[np.int64]) -> dict[str, Histogram]:
@@ -103,6 +117,8 @@ def summary(info: Facts) -> str:
             sizes = ", ".join(f"{q} % {height[str(q)]:.0f}×{width[str(q)]:.0f}" for q in QUANTILES[1:-1])
             ranges = f"{height['0']:.0f}–{height['100']:.0f} × {width['0']:.0f}–{width['100']:.0f}"
             lines.append(f"    height × width: {ranges} pixels (quantiles of each: {sizes})")
+        if split["stored_as_pixels"]["samples"]:
+            lines.append("    " + _pixels_line(split))
     made = info["made"]
     kinds = made.get("converted")
     converted = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) if isinstance(kinds, dict) else ""
@@ -113,6 +129,11 @@ def summary(info: Facts) -> str:
     lines += [f"  made with {'; '.join(details)}"] if details else []
     lines += [f"  {made['unturned']} {UNTURNED}; pack --apply-orientation turns them"] if made.get("unturned") else []
     return "\n".join(lines)
+
+
+def _pixels_line(split: SplitFacts) -> str:
+    pixels, total = split["stored_as_pixels"], split["mean_image_bytes"] * split["samples"]
+    return f"stored as pixels: {pixels['samples']:,} images, {100 * pixels['bytes'] / total:.1f} % of the images' bytes"
 
 
 def histograms(info: Facts) -> str:

@@ -1,13 +1,15 @@
 """Image file bytes → checked JPEG bytes with height and width.
 
 Gray and colour JPEGs pass through untouched, unless `EncodeConfig` asks for another size or encoding; by default every
-one of their coefficients is decoded once. Everything else that Pillow reads as PNG, WebP, BMP or CMYK JPEG becomes an
-RGB JPEG, whatever its file name says: alpha is dropped, as torchvision's loader does, and 16 bits lose their low byte.
+one of their coefficients is decoded once. Everything else that Pillow reads as PNG, WebP, BMP, PPM or CMYK JPEG becomes
+an RGB JPEG, whatever its file name says: alpha is dropped, as torchvision's loader does, 16 bits lose their low byte.
 CMYK is read as Adobe stores it, inverted, with its marker or without, as Pillow and torchvision do and DALI does not.
 A gray JPEG stays gray when it is written anew, a gray PNG becomes RGB; decoders give both as three equal channels.
 
 The one rule for EXIF orientation: training never applies it, and packing only if `EncodeConfig` asks for it. Height and
 width are those of the stored pixels, as PIL and torchvision see them. JPEGs that are written carry no metadata at all.
+
+`pixels_of` decodes what comes out, for images that are stored as pixels.
 """
 
 import io
@@ -24,13 +26,14 @@ from shard_tools.option import Option
 from shard_tools.orientation import UPRIGHT, jpeg_orientation, orientation_of, sides, upright
 from shard_tools.resize import resize
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")
 SIGNATURES = {SOI: "JPEG", b"\x89PNG\r\n\x1a\n": "PNG"}  # how files begin; less than that tells no format
 Check = Literal["decode", "header"]
 Subsampling = Literal["420", "422", "444"]
 CHECKS, SUBSAMPLINGS = get_args(Check), get_args(Subsampling)
 MAX_PIXELS = 178_956_970  # where Pillow suspects a decompression bomb; the largest ImageNet JPEG has about half
 MAX_SIDE = 65_500  # libjpeg's JPEG_MAX_DIMENSION
+MAX_PIXEL_BYTES = (1 << 32) - 64  # a table's sizes are u4; with the member's header
 CONVERTED_QUALITY, CONVERTED_SUBSAMPLING = 95, "444"
 
 Image.MAX_IMAGE_PIXELS = None  # `encode` has its own limit, and reports it with the file's name
@@ -38,6 +41,17 @@ Image.MAX_IMAGE_PIXELS = None  # `encode` has its own limit, and reports it with
 
 class BadImage(ValueError):
     """This file cannot be used; the message says why, without the file's name."""
+
+
+def parse_share(text: str) -> float:
+    """Raises ValueError for what is no number from 0 to 1."""
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise ValueError(f"--pixels: {text!r} is no share of the images; write a number from 0 to 1")
+    return share
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,7 @@ class EncodeConfig:
         quality 95 and 4:4:4, so that the conversion costs nothing visible.
     reencode: write every image anew, at its size. baseline: write progressive JPEGs anew as baseline JPEGs.
     apply_orientation: turn the pixels where EXIF's orientation is not 1; if that is all, quality 95 and 4:4:4 as well.
+    pixels: the share of a split's images that is stored as the pixels of its JPEGs. Which ones, `shard` chooses.
     """
 
     check: Annotated[Check, Option("How JPEGs are checked.", choices=CHECKS, shown=True)] = "decode"
@@ -64,6 +79,15 @@ class EncodeConfig:
     reencode: Annotated[bool, Option("Write every image anew at its size.")] = False
     baseline: Annotated[bool, Option("Write progressive JPEGs anew, as hardware decoders want them.")] = False
     apply_orientation: Annotated[bool, Option("Turn images as their EXIF orientation says.")] = False
+    pixels: Annotated[
+        float,
+        Option(
+            "Share of the images, 0 to 1, stored as uncompressed pixels (PPM): fast to load, several times as large.",
+            metavar="FRACTION",
+            kind=parse_share,
+            shown="0",
+        ),
+    ] = 0.0
 
     def __post_init__(self) -> None:
         if self.check not in CHECKS:
@@ -72,6 +96,8 @@ class EncodeConfig:
             raise ValueError(f"subsampling is {self.subsampling!r}; it can be {', '.join(SUBSAMPLINGS)}")
         if not 1 <= self.quality <= 100:
             raise ValueError(f"quality is {self.quality}; it goes from 1 to 100")
+        if not 0 <= self.pixels <= 1:
+            raise ValueError(f"pixels is {self.pixels}; it goes from 0 to 1")
         if self.max_side and self.short_side:
             raise ValueError("max_side and short_side are both given; choose one")
         for name in ("max_pixels", "max_side", "short_side"):
@@ -92,8 +118,9 @@ class EncodeConfig:
 class Encoded:
     """A JPEG file, its size in pixels, and what it was made from.
 
-    kind: "jpeg" if untouched; else "oriented" for what was turned, "png", "webp", "bmp", "cmyk" or "odd-jpeg" for what
-        had to be converted, and "resized", "progressive" or "reencoded" for a JPEG written anew for that reason.
+    kind: "jpeg" if untouched; else "oriented" for what was turned, "png", "webp", "bmp", "ppm", "cmyk" or "odd-jpeg"
+        for what had to be converted, and "resized", "progressive" or "reencoded" for a JPEG written anew for that
+        reason.
     unturned: it has an EXIF orientation other than 1, which was not applied.
     """
 
@@ -131,11 +158,32 @@ def reason(data: bytes, error: Exception) -> str:
         return unusual
     if isinstance(error, UnidentifiedImageError):
         named = next((name for start, name in SIGNATURES.items() if data.startswith(start)), "")
-        unlike = f"not a JPEG, PNG, WebP or BMP image (starts with {data[:12]!r})"
+        unlike = f"not a JPEG, PNG, WebP, BMP or PPM image (starts with {data[:12]!r})"
         return f"a {named} with a damaged header" if named else unlike
     return (
         said if isinstance(error, OSError | ValueError | SyntaxError | EOFError) else f"{type(error).__name__}: {said}"
     )
+
+
+def pixels_of(encoded: Encoded) -> NDArray[np.uint8]:
+    """What decoding a stored JPEG gives: (height, width, 3) uint8, RGB; gray becomes three equal channels.
+
+    To the bit what Pillow and DALI's CPU decoder give: all are libjpeg-turbo, with its accurate DCT and smooth
+    upsampling.
+
+    Raises:
+        BadImage: it is damaged, which `check="header"` has not seen; or the pixels are more than a table can say.
+    """
+    height, width = encoded.height, encoded.width
+    if 3 * height * width > MAX_PIXEL_BYTES:
+        raise BadImage(f"has {width}×{height} pixels, too many for --pixels: they take more than 4 GiB")
+    header = read_header(encoded.jpeg)
+    assert header is not None, "`encode` gives what every decoder reads"
+    try:
+        pixels = decode(encoded.jpeg, header)
+    except ValueError as error:
+        raise BadImage(reason(encoded.jpeg, error)) from None
+    return np.broadcast_to(pixels[..., :3], (height, width, 3))
 
 
 def _encode(data: bytes, config: EncodeConfig) -> Encoded:
@@ -190,6 +238,8 @@ def _from_other(data: bytes, header: Header | None, config: EncodeConfig) -> Enc
                     check_pixels(data, header)
                 else:
                     check_odd(data)
+            elif image.mode == "F":
+                raise BadImage("a PFM, whose values are fractions; convert it first")
             elif getattr(image, "n_frames", 1) > 1:
                 raise BadImage(f"animated {kind} with {getattr(image, 'n_frames', 1)} frames")
             pixels = np.array(_rgb(image).convert("RGBX"))

@@ -153,7 +153,7 @@ def _names(root: Path, split: str, shards: list[RepairedShard], lines: list[str]
     if not fits:
         lines.append(f"{path.name}: the original names are lost; it has the tars' own names now")
         for m in shards:
-            yield from (f"{m.info.file}/{name}.jpg" for name in m.names if m.info)
+            yield from (f"{m.info.file}/{name}" for name in m.names if m.info)
         return
     with open(path, "rb") as stream:
         for kept, line in zip_longest(keep, stream):

@@ -18,13 +18,17 @@ from shard_tools.sources.naming import Ignored
 from shard_tools.sources.tarsamples import iterate_samples
 from shard_tools.tarindex import Member, index_line, read_index, write_index
 from shard_tools.tarwriter import TarWriter
-from shard_tools.trainable import ANY_SIZE, check_stored
+from shard_tools.trainable import ANY_SIZE, check_stored, unlike_packed
 from shards.format import SAMPLE_DTYPE, Samples, ShardInfo, atomic_write, file_sha256, index_path
+from shards.ppm import EXTENSION, is_ppm
+
+IMAGES = ("jpg", EXTENSION)  # the members that hold an image
 
 
 @dataclass(frozen=True)
 class RepairedShard:
-    """One shard afterwards. keep: which of its old rows are left; None where the rows are new."""
+    """One shard afterwards. keep: which of its old rows are left; None where the rows are new. names: of the members
+    that hold the images."""
 
     info: ShardInfo | None
     rows: Samples
@@ -43,13 +47,13 @@ def repair_shard(root: Path, info: ShardInfo, rows: Samples | None, num_classes:
         return RepairedShard(None, np.empty(0, SAMPLE_DTYPE), nothing, [], [line])
     samples, whole = _readable(path)
     changed = file_sha256(path) != info.sha256
-    names = _keys(path, samples)
+    found = _names(path, samples)
     all_rows = _rows_of(path, samples, num_classes) if rows is None else np.array(rows)
     bad = [_complaint(path, row, changed) for row in all_rows]
     is_good = np.array([not complaint for complaint in bad], bool)
     keep = None if rows is None else is_good
     lines = [
-        f"{info.file}: sample {names.get(int(row['offset']), '?')} taken out: {complaint}"
+        f"{info.file}: sample {found.get(int(row['offset']), '?').partition('.')[0]} taken out: {complaint}"
         for row, complaint in zip(all_rows, bad, strict=True)
         if complaint
     ]
@@ -58,25 +62,25 @@ def repair_shard(root: Path, info: ShardInfo, rows: Samples | None, num_classes:
         path.unlink()
         index_path(path).unlink(missing_ok=True)
         return RepairedShard(None, good, keep, [], [*lines, f"{info.file}: removed, nothing is left"])
-    keys = [names.get(int(offset), "") for offset in good["offset"]]
-    if not all(keys):
-        keys = [f"{i:09d}" for i in range(len(good))]
+    names = [found.get(int(offset), "") for offset in good["offset"]]
+    if not all(names):
+        names = [f"{i:09d}.{_extension(path, row)}" for i, row in enumerate(good)]
     if changed or not whole or not is_good.all():
-        new, new_rows = _rewritten(path, good, keys)
+        new, new_rows = _rewritten(path, good, names)
         is_damaged = len(lines) > 0 or not whole or rows is None
         done = _done(info, new, is_damaged, intact)
         if not done:
             _rewritten_path(path).unlink()
             remedy = "restore the shard from a copy, or pack again"
             lines.append(f"{info.file}: not mended: its bytes changed, but every image decodes; {remedy}")
-            return RepairedShard(info, good, keep, keys, lines)
+            return RepairedShard(info, good, keep, names, lines)
         lines.append(f"{info.file}: {done}")
         os.replace(_rewritten_path(path), path)
         info, good = new, new_rows
     elif info.samples != len(good):
         info = replace(info, samples=len(good))
     lines += _write_index(path)
-    return RepairedShard(info, good, keep, keys, lines)
+    return RepairedShard(info, good, keep, names, lines)
 
 
 def _done(old: ShardInfo, new: ShardInfo, is_damaged: bool, intact: bool) -> str:
@@ -99,11 +103,17 @@ def _readable(path: Path) -> tuple[list[list[Member]], bool]:
     return samples, True
 
 
-def _keys(path: Path, samples: list[list[Member]]) -> dict[int, str]:
-    """Offset of an image → its sample's key; from the index where the tar cannot be read that far."""
+def _names(path: Path, samples: list[list[Member]]) -> dict[int, str]:
+    """Offset of an image → its member's name; from the index where the tar cannot be read that far."""
     with suppress(OSError, ValueError):
         samples = read_index(index_path(path)) + samples
-    return {m.offset: m.name.partition(".")[0] for sample in samples for m in sample if m.extension == "jpg"}
+    return {m.offset: m.name for sample in samples for m in sample if m.extension in IMAGES}
+
+
+def _extension(path: Path, row: np.void) -> str:
+    """Of an image's member, by what it holds."""
+    is_pixels = is_ppm(np.frombuffer(image_bytes(path, row), np.uint8), int(row["height"]), int(row["width"]))
+    return EXTENSION if is_pixels else "jpg"
 
 
 def _rows_of(path: Path, samples: list[list[Member]], num_classes: int) -> Samples:
@@ -112,18 +122,19 @@ def _rows_of(path: Path, samples: list[list[Member]], num_classes: int) -> Sampl
     with open(path, "rb") as stream:
         for sample in samples:
             members = {member.extension: member for member in sample}
-            if set(members) != {"cls", "jpg"}:
+            image = next((members[name] for name in IMAGES if set(members) == {"cls", name}), None)
+            if image is None:
                 continue
             stream.seek(members["cls"].offset)
             text = stream.read(min(20, members["cls"].size)).decode("ascii", "replace")
             label = int(text) if text.isdecimal() and int(text) < num_classes else -1
-            stream.seek(members["jpg"].offset)
+            stream.seek(image.offset)
             try:
-                encoded = encode(stream.read(members["jpg"].size), ANY_SIZE)
+                encoded = encode(stream.read(image.size), ANY_SIZE)
                 height, width = encoded.height, encoded.width
             except BadImage:
                 height = width = 0
-            rows.append((0, members["jpg"].offset, members["jpg"].size, label, height, width))
+            rows.append((0, image.offset, image.size, label, height, width))
     return np.array(rows, SAMPLE_DTYPE)
 
 
@@ -141,8 +152,8 @@ def _complaint(path: Path, row: np.void, suspicious: bool) -> str:
             simplejpeg.decode_jpeg(data, "gray", min_height=1, min_width=1)
     except ValueError as error:
         return str(error)
-    if encoded.kind != "jpeg":
-        return f"is {encoded.kind}, not a gray or RGB JPEG"
+    if complaint := unlike_packed(data, encoded):
+        return complaint
     if (encoded.height, encoded.width) != (row["height"], row["width"]):
         return f"is {encoded.height}×{encoded.width} pixels and was {row['height']}×{row['width']}"
     return ""
@@ -158,14 +169,14 @@ def _rewritten_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.mended")
 
 
-def _rewritten(path: Path, rows: Samples, keys: list[str]) -> tuple[ShardInfo, Samples]:
+def _rewritten(path: Path, rows: Samples, names: list[str]) -> tuple[ShardInfo, Samples]:
     """The same samples in a new tar, at `_rewritten_path`."""
     new_rows = rows.copy()
     with atomic_write(_rewritten_path(path)) as stream:
         tar = TarWriter(stream)
-        for i, (row, key) in enumerate(zip(rows, keys, strict=True)):
-            tar.add(f"{key}.cls", str(row["label"]).encode())
-            new_rows["offset"][i] = tar.add(f"{key}.jpg", image_bytes(path, row))
+        for i, (row, name) in enumerate(zip(rows, names, strict=True)):
+            tar.add(f"{name.partition('.')[0]}.cls", str(row["label"]).encode())
+            new_rows["offset"][i] = tar.add(name, image_bytes(path, row))
         tar.close()
     return ShardInfo(path.name, len(rows), tar.size_bytes, tar.sha256.hexdigest()), new_rows
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from shard_tools.describe import UNTURNED
+from shard_tools.describe import UNTURNED, stored_as_pixels
 from shard_tools.duplicates import DUPLICATES_FILE
 from shard_tools.execute import PackProgress
 from shard_tools.rejected import REJECTED_FILE
@@ -81,7 +81,9 @@ def closing(packed: Packed, elapsed_s: float) -> str:
     lines = [f"{root}: {len(classes):,} classes ({shown})"]
     for name, split in packed.shard_set.splits.items():
         size = sum(shard.bytes for shard in split.shards)
-        lines.append(f"  {name}: {len(split):,} images in {len(split.shards):,} shard(s), {size / 1e6:,.1f} MB")
+        pixels = stored_as_pixels(split.samples, made)
+        stored = f", {pixels['samples']:,} of them stored as pixels" if pixels["samples"] else ""
+        lines.append(f"  {name}: {len(split):,} images in {len(split.shards):,} shard(s), {size / 1e6:,.1f} MB{stored}")
     if isinstance(converted := made["converted"], dict) and converted:
         lines.append("  written anew: " + ", ".join(f"{count:,} {kind}" for kind, count in converted.items()))
     if made["unturned"]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.permutation import permute, philox_key
-from shard_tools.encode import BadImage, EncodeConfig, encode
+from shard_tools.encode import BadImage, EncodeConfig, Encoded, encode, pixels_of
 from shard_tools.listing import Listing
 from shard_tools.part import HASH_BYTES, Part, read_part, write_part
 from shard_tools.records import CHUNK, Images, Listed
@@ -26,6 +26,7 @@ from shard_tools.tarindex import Member, index_line, write_index
 from shard_tools.tarwriter import TarWriter, member_bytes
 from shard_tools.upload import remove_uploaded, upload_shard
 from shards.format import ShardInfo, atomic_write, escape, index_path, shard_file
+from shards.ppm import EXTENSION, to_ppm
 
 WORK_DIR = ".pack"  # in OUT, as long as it is not complete
 LISTING_DIR = "listing"  # in WORK_DIR
@@ -57,6 +58,13 @@ class ShardJob:
         with Images(self.out / WORK_DIR / LISTING_DIR, self.split) as images:
             for position in shuffled(positions, self.num_images, self.seed, self.split):
                 yield images[int(position)]
+
+    def as_pixels(self) -> NDArray[np.bool_]:
+        """(count,): which of its images are stored as pixels. Of the split exactly `encode.pixels`, rounded; a larger
+        share has those of a smaller one among its own."""
+        positions = np.arange(self.first, self.first + self.count)
+        places = permute(positions, self.num_images, philox_key(self.seed, 0, f"pixels {self.split}"))
+        return places < round(self.encode.pixels * self.num_images)
 
 
 def shuffled(positions: NDArray[np.int64], num_images: int, seed: int, split: str) -> NDArray[np.int64]:
@@ -151,26 +159,32 @@ def _write_tar(job: ShardJob, stream: BinaryIO) -> _Content:
     """All of the job's images, in their order, but for the bad ones."""
     content, tar = _Content(), TarWriter(stream)
     with closing(ByteReader()) as reader:
-        for position, image in enumerate(job.images(), job.first):
+        for position, (image, as_pixels) in enumerate(zip(job.images(), job.as_pixels(), strict=True), job.first):
             data = _read(reader, image)
             try:
                 encoded = encode(data, job.encode)
+                extension, stored = _stored(encoded, as_pixels)
             except BadImage as error:
                 content.bad.append((image.name, str(error)))
                 continue
-            label, jpeg = str(image.label).encode(), encoded.jpeg
-            label_name, image_name = f"{position:09d}.cls", f"{position:09d}.jpg"
+            label = str(image.label).encode()
+            label_name, image_name = f"{position:09d}.cls", f"{position:09d}.{extension}"
             label_member = Member("cls", tar.add(label_name, label), len(label), label_name)
-            offset = tar.add(image_name, jpeg)
-            content.index.append(index_line([label_member, Member("jpg", offset, len(jpeg), image_name)]))
+            offset = tar.add(image_name, stored)
+            content.index.append(index_line([label_member, Member(extension, offset, len(stored), image_name)]))
             digest = hashlib.sha256(data).digest()[:HASH_BYTES]
-            content.rows += ROW.pack(0, offset, len(jpeg), image.label, encoded.height, encoded.width, digest)
+            content.rows += ROW.pack(0, offset, len(stored), image.label, encoded.height, encoded.width, digest)
             content.names.append(f"{escape(image.name)}\n")
             content.kinds[encoded.kind] += 1
             content.unturned += encoded.unturned
     tar.close()
     content.size_bytes, content.sha256 = tar.size_bytes, tar.sha256.hexdigest()
     return content
+
+
+def _stored(encoded: Encoded, as_pixels: np.bool_) -> tuple[str, bytes]:
+    """The member's extension and content. Raises BadImage as `pixels_of`."""
+    return (EXTENSION, to_ppm(pixels_of(encoded))) if as_pixels else ("jpg", encoded.jpeg)
 
 
 def finished_part(job: ShardJob) -> Part | None:

@@ -18,6 +18,7 @@ from PIL import Image
 from pipeline.config import DataConfig
 from pipeline.probe import Decoder, bad_header
 from shard_tools.encode import FORMATS, BadImage, EncodeConfig, Encoded, encode, reason
+from shards.ppm import is_ppm
 
 ANY_SIZE = EncodeConfig(max_pixels=1 << 62)  # what is packed was small enough then
 TOLERANCE = 2  # grey levels of 255. What is right differs by rounding: CMYK and 16-bit colour by 1, all else by 0.
@@ -56,6 +57,13 @@ def check_stored(data: bytes, compare: bool = True) -> Encoded:
     encoded = encode(data, ANY_SIZE)
     check_trains(data, encoded.height, encoded.width, compare and encoded.kind != "jpeg")
     return encoded
+
+
+def unlike_packed(data: bytes, encoded: Encoded) -> str:
+    """Why `pack` has not written this image file, "" if it may have. encoded: what `check_stored` said of it."""
+    if encoded.kind == "jpeg" or is_ppm(np.frombuffer(data, np.uint8), encoded.height, encoded.width):
+        return ""
+    return f"is {encoded.kind}, neither a gray or RGB JPEG nor pixels as packing writes them"
 
 
 @cache

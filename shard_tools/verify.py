@@ -19,10 +19,12 @@ from shard_tools.shard import WORK_DIR
 from shard_tools.sources.naming import Ignored
 from shard_tools.sources.tarsamples import Fields, image_of, iterate_samples, read_label
 from shard_tools.tarindex import Member, read_index
-from shard_tools.trainable import check_stored
+from shard_tools.trainable import check_stored, unlike_packed
 from shard_tools.workers import LOST, process_pool
 from shards.format import INFO_FILE, Samples, ShardInfo, ShardSet, file_sha256, index_path, inside
+from shards.ppm import EXTENSION
 
+PACKED_MEMBERS = (["cls", "jpg"], ["cls", EXTENSION])
 MAX_FINDINGS_PER_SHARD = 5  # of one kind: a shifted table is wrong in every row
 
 
@@ -170,7 +172,7 @@ def _table(check: ShardCheck, samples: list[list[Member]]) -> Iterator[Finding]:
         for members in samples:
             extensions = [member.extension for member in members]
             try:
-                is_sample = check.foreign or sorted(extensions) == ["cls", "jpg"]
+                is_sample = check.foreign or sorted(extensions) in PACKED_MEMBERS
                 image = image_of(members, check.path, check.fields) if is_sample else None
             except ValueError as error:
                 yield Finding("table", file, None, str(error).removeprefix(f"{check.path}: "))
@@ -209,8 +211,8 @@ def _sample(
     except BadImage as error:
         yield "decode", str(error)
         return
-    if encoded.kind != "jpeg" and not check.foreign:
-        yield "decode", f"is {encoded.kind}, not a gray or RGB JPEG"
+    if not check.foreign and (complaint := unlike_packed(data, encoded)):
+        yield "decode", complaint
     if (encoded.height, encoded.width) != (row["height"], row["width"]):
         size = f"{row['height']}×{row['width']}"
         yield "table", f"is {encoded.height}×{encoded.width} pixels, the table says {size}"

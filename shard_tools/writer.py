@@ -55,7 +55,7 @@ class PackOptions:
 
     format, source_options: how the source is read. class_file: readable names, see `classes.read_class_file`.
     samples_per_shard, shard_size: a shard is full at so many samples or bytes, whichever comes first; images that have
-        to be converted or re-encoded count with their size before that.
+        to be converted or re-encoded, or are stored as pixels, count with their size before that.
     workers, scheduler: what runs the shards: so many local processes, or the Dask cluster whose scheduler has this
         address.
     staging: a local directory (with `scheduler`, one that its workers share) for what is on its way to a URL.

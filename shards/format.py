@@ -1,7 +1,7 @@
 """The on-disk contract of a packed dataset. Nothing else knows the file names.
 
     DIR/dataset.json              classes, splits, per shard: file, samples, bytes, sha256; how it was made
-    DIR/train-000000.tar, .idx    members 000000000.cls + 000000000.jpg, as any WebDataset reader expects
+    DIR/train-000000.tar, .idx    members 000000000.cls + 000000000.jpg (or .ppm: `ppm`), as WebDataset readers expect
     DIR/train.samples.npy         the sample table: one SAMPLE_DTYPE row a sample, in shard order
     DIR/train.sources.txt         line i: the original file name of sample i, for people
 

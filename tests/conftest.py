@@ -20,6 +20,7 @@ import pytest
 
 from benchmarks import measure, programs
 from recipes.hardware import cores_allowed
+from shard_tools.encode import EncodeConfig
 from shard_tools.writer import PackOptions, pack
 from shards.format import ShardSet
 from tests.common.images import write_tree
@@ -75,6 +76,15 @@ def dataset_dir(image_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     out = tmp_path_factory.mktemp("packed") / "data"
     with ThreadPoolExecutor(1) as executor:
         pack(image_tree, out, PackOptions(samples_per_shard=25), executor=executor)
+    return out
+
+
+@pytest.fixture(scope="session")
+def mixed_dir(image_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same images, half of them stored as pixels; read only."""
+    out = tmp_path_factory.mktemp("mixed") / "data"
+    with ThreadPoolExecutor(1) as executor:
+        pack(image_tree, out, PackOptions(samples_per_shard=25, encode=EncodeConfig(pixels=0.5)), executor=executor)
     return out
 
 

@@ -22,7 +22,8 @@ def pack_command(source: Path, out: Path | str, **values: object) -> None:
     SOURCE is a directory with train/CLASS/IMAGE and val/CLASS/IMAGE, or just CLASS/IMAGE; a .csv or .tsv of paths and
     labels; ImageNet's official archives, Kaggle's layout or zip, Tiny-ImageNet, Parquet files, WebDataset tars: see
     docs/sharding.md. Gray and colour JPEGs are copied untouched once they are seen to decode; anything else becomes an
-    RGB JPEG. EXIF orientation is not applied, as in PIL and torchvision, but with --apply-orientation.
+    RGB JPEG. EXIF orientation is not applied, as in PIL and torchvision, but with --apply-orientation. --pixels stores
+    a share of the images as what their JPEGs decode to, for large disks and few cores.
 
     OUT gets SPLIT-000000.tar with an .idx for DALI, SPLIT.samples.npy, SPLIT.sources.txt, and dataset.json when all
     is done. Any WebDataset reader reads the tars. A shard is full at --samples-per-shard or --shard-size, whichever
@@ -33,6 +34,7 @@ def pack_command(source: Path, out: Path | str, **values: object) -> None:
     Examples:
       python -m shard_tools pack imagenet data/imagenet --workers 16 --on-bad skip
       python -m shard_tools pack imagenet data/imagenet-256 --short-side 256 --quality 90
+      python -m shard_tools pack imagenet data/imagenet-256 --short-side 256 --pixels 0.5
       python -m shard_tools pack imagenet s3://bucket/imagenet
       python -m shard_tools pack photos.csv data/photos --split train=0.9,val=0.1
     """

@@ -4,7 +4,7 @@ import re
 
 from shard_tools.sources.imagenet import wnids_of
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm")
 MAX_IGNORED = 1000
 MAX_CLASSES = 1_000_000  # the keys of numbers have six digits
 SPLIT_WORDS = {

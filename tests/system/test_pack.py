@@ -369,6 +369,9 @@ def test_encoding_that_makes_no_sense_is_refused(tmp_path):
         "--reencode --check header": "leave out --check header",
         "--workers 1 --scheduler a:1": "choose one",
         "--split train=0.5": "add up to 1",
+        "--pixels 1.5": "--pixels: '1.5' is no share of the images; write a number from 0 to 1",
+        "--pixels nan": "--pixels: 'nan' is no share",
+        "--pixels half": "--pixels: 'half' is no share",
     }.items():
         result = cli("pack", tmp_path, tmp_path / "out", *options.split())
         assert (result.exit_code, message in result.stderr) == (1, True), result.output

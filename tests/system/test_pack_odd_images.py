@@ -69,11 +69,12 @@ def test_odd_and_turned_images_are_packed_and_counted(source: Path, tmp_path: Pa
     assert told == [False, True]
 
 
-def test_a_dataset_from_before_the_setting_is_still_complete(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("setting", ["apply_orientation", "pixels"])
+def test_a_dataset_from_before_the_setting_is_still_complete(source: Path, tmp_path: Path, setting: str) -> None:
     out = tmp_path / "out"
     assert cli("pack", source, out, "--workers", 1).exit_code == 0
     info = json.loads((out / "dataset.json").read_text())
-    del info["made"]["encode"]["apply_orientation"]
+    del info["made"]["encode"][setting]
     (out / "dataset.json").write_text(json.dumps(info))
     assert "already complete" in cli("pack", source, out, "--workers", 1).stdout
 

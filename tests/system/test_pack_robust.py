@@ -13,6 +13,7 @@ from unittest import mock
 import pytest
 
 from shard_tools import workers
+from shard_tools.encode import EncodeConfig
 from shard_tools.resume import work_dir
 from shard_tools.sources.base import Place, Source, SourceImage
 from shard_tools.writer import PackOptions, pack
@@ -42,6 +43,7 @@ from pathlib import Path
 from tests.common.packing import finished_shards, hashes
 from shard_tools import workers
 from shard_tools.resume import work_dir
+from shard_tools.encode import EncodeConfig
 from shard_tools.sources.base import Place, Source, SourceImage
 from shard_tools.writer import PackOptions, pack
 
@@ -49,7 +51,8 @@ ENDED = os.WEXITED | os.WNOHANG | os.WNOWAIT
 
 def run(source, out):
     with ThreadPoolExecutor(2) as executor:
-        pack(source, out, PackOptions(samples_per_shard=4), executor=executor)
+        options = PackOptions(samples_per_shard=4, on_bad="skip", encode=EncodeConfig(pixels=0.5))
+        pack(source, out, options, executor=executor)
 
 source, whole, out = map(Path, sys.argv[1:])
 run(source, whole)  # also imports all there is
@@ -86,7 +89,11 @@ print(killed, most, resumed)
 """
 
 
-def test_killed_twenty_times_it_ends_with_the_same_bytes(source, tmp_path):
+def test_killed_twenty_times_it_ends_with_the_same_bytes(tmp_path):
+    """Some images are bad, half of the others become pixels."""
+    source = write_source(tmp_path / "source")
+    for i in range(9):
+        (source / "train" / "class1" / f"bad{i}.jpg").write_bytes(b"no image")
     result = forked.run(["-c", KILLS, source, tmp_path / "whole", tmp_path / "out"], timeout=300)
     assert result.returncode == 0, result.stderr
     killed, most, resumed = map(int, result.stdout.split())
@@ -204,11 +211,12 @@ def test_a_second_run_in_the_same_directory_is_refused(source, tmp_path):
 def test_a_dask_cluster_writes_the_same_bytes(source, tmp_path, monkeypatch):
     distributed = pytest.importorskip("distributed")
     with ThreadPoolExecutor(1) as executor:
-        pack(source, tmp_path / "here", PackOptions(samples_per_shard=10), executor=executor)
+        pixels = EncodeConfig(pixels=0.5)
+        pack(source, tmp_path / "here", PackOptions(samples_per_shard=10, encode=pixels), executor=executor)
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
     # Starting workers leaves OMP_NUM_THREADS=1 and more in this process, which later tests' processes would inherit.
     with mock.patch.dict(os.environ), distributed.LocalCluster(**options) as cluster:
-        arguments = ("--samples-per-shard", 10, "--scheduler", cluster.scheduler_address)
+        arguments = ("--samples-per-shard", 10, "--pixels", 0.5, "--scheduler", cluster.scheduler_address)
         result = cli("pack", source, tmp_path / "there", *arguments)
         assert result.exit_code == 0, result.output
         assert hashes(tmp_path / "there") == hashes(tmp_path / "here")

@@ -220,7 +220,7 @@ def test_a_file_that_cannot_be_decoded_costs_one_line_and_the_exit_status(traine
     good = [save(folder / name, smooth(i)) for i, name in enumerate(["a.jpg", "c.jpg", "g.png"])]
     whole = good[0].read_bytes()
     bad = {
-        "b.jpg": (b"no image at all", "not a JPEG, PNG, WebP or BMP image"),
+        "b.jpg": (b"no image at all", "not a JPEG, PNG, WebP, BMP or PPM image"),
         "d.jpg": (whole[: len(whole) // 2], "truncated"),
         "e.jpg": (b"", "empty file"),
         "f.png": (good[2].read_bytes()[:-200], "truncated"),

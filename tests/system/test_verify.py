@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -38,9 +39,18 @@ def jpeg(i: int) -> bytes:
     return buffer.getvalue()
 
 
+def stored(i: int) -> tuple[str, bytes]:
+    """Extension and content of image `i`: some are pixels."""
+    if i % 4 != 2:
+        return "jpg", jpeg(i)
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(jpeg(i))).save(buffer, "PPM")
+    return "ppm", buffer.getvalue()
+
+
 @pytest.fixture(scope="module")
 def good(tmp_path_factory) -> Path:
-    """41 noise images in 4 shards, written as `pack` writes them."""
+    """41 noise images in 4 shards, a quarter of them as pixels, written as `pack` writes them."""
     root = tmp_path_factory.mktemp("good")
     infos: dict[str, list[ShardInfo]] = {}
     files: dict[str, str] = {}
@@ -53,13 +63,13 @@ def good(tmp_path_factory) -> Path:
             with open(path, "wb") as stream:
                 tar = TarWriter(stream)
                 for _ in range(count):
-                    data, label, key = jpeg(number), number % NUM_CLASSES, f"{number:09d}"
+                    (extension, data), label, key = stored(number), number % NUM_CLASSES, f"{number:09d}"
                     at = tar.add(f"{key}.cls", str(label).encode())
-                    offset = tar.add(f"{key}.jpg", data)
+                    offset = tar.add(f"{key}.{extension}", data)
                     width, height = Image.open(io.BytesIO(data)).size
                     rows.append((shard, offset, len(data), label, height, width))
                     names.append(f"{split}/{number}.JPEG")
-                    lines.append(f"cls {at} 1 {key}.cls jpg {offset} {len(data)} {key}.jpg")
+                    lines.append(f"cls {at} 1 {key}.cls {extension} {offset} {len(data)} {key}.{extension}")
                     number += 1
                 tar.close()
             path.with_suffix(".idx").write_text("".join(f"{line}\n" for line in lines))
@@ -115,6 +125,11 @@ def shorten(path: Path, by: int) -> None:
     path.write_bytes(path.read_bytes()[:-by])
 
 
+def cut(path: Path, sample: np.void) -> None:
+    """In the middle of a sample's data."""
+    os.truncate(path, int(sample["offset"]) + int(sample["size"]) // 2)
+
+
 def row(root: Path, sample: int) -> np.void:
     return np.load(root / "train.samples.npy")[sample]
 
@@ -135,8 +150,23 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str, str | int]] = {
         f"{TRAIN}.tar: sha256",
         "hash",
     ),
+    "flipped byte in a stored pixel": (
+        lambda d: put(d / f"{TRAIN}.tar", int(row(d, 14)["offset"]) + 400, b"\x55"),
+        f"{TRAIN}.tar: sha256",
+        "hash",
+    ),
+    "header of stored pixels": (
+        lambda d: put(d / f"{TRAIN}.tar", int(row(d, 14)["offset"]), b"X"),
+        "not a JPEG, PNG, WebP, BMP or PPM image",
+        40,
+    ),
+    "stored pixels written otherwise": (
+        lambda d: put(d / f"{TRAIN}.tar", int(row(d, 14)["offset"]) + 2, b" "),
+        "is ppm, neither a gray or RGB JPEG nor pixels as packing writes them",
+        40,
+    ),
     "damaged image": (damage_image, "premature end of data segment", 40),
-    "truncated tar": (lambda d: shorten(d / f"{TRAIN}.tar", 5_000), f"{TRAIN}.tar: is not a whole tar", 40),
+    "truncated tar": (lambda d: cut(d / f"{TRAIN}.tar", row(d, 23)), f"{TRAIN}.tar: is not a whole tar", 40),
     "tar without its end": (lambda d: shorten(d / f"{TRAIN}.tar", 1024), f"{TRAIN}.tar: has", "all"),
     "missing shard": (lambda d: (d / f"{TRAIN}.tar").unlink(), f"{TRAIN}.tar: cannot be read", 29),
     "missing index": (lambda d: (d / f"{TRAIN}.idx").unlink(), f"{TRAIN}.idx: No such file", "all"),
@@ -216,13 +246,22 @@ def test_damage_is_found_and_mended(good, copy, name):
                 at = split.samples[i]
                 with open(split.shard_path(int(at["shard"])), "rb") as stream:
                     stream.seek(int(at["offset"]))
-                    assert stream.read(int(at["size"])) == jpeg(number)
+                    assert stream.read(int(at["size"])) == stored(number)[1]
                 assert at["label"] == number % NUM_CLASSES
 
 
 def members(path: Path) -> dict[str, bytes]:
     with tarfile.open(path) as tar:
         return {member.name: tar.extractfile(member).read() for member in tar}
+
+
+def test_members_whose_names_are_lost_are_named_by_what_they_hold(copy):
+    (copy / f"{TRAIN}.idx").unlink()
+    put(copy / f"{TRAIN}.tar", int(row(copy, 15)["offset"]) - 512, b"\xff")  # the tar cannot be read from there on
+    assert cli("verify", copy, "--fix", "--workers", 1).exit_code == 0
+    found = members(copy / f"{TRAIN}.tar")
+    assert [found[f"{i:09d}.{stored(12 + i)[0]}"] for i in range(12)] == [stored(12 + i)[1] for i in range(12)]
+    assert len(found) == 24
 
 
 @pytest.mark.parametrize("where", np.linspace(0, 0.999, 12))
@@ -257,14 +296,15 @@ def test_a_mended_dataset_is_read_by_others(copy):
     from pipeline.loader import DaliLoader
 
     damage_image(copy)
-    shorten(copy / "val-000000.tar", 4_000)
+    cut(copy / "val-000000.tar", ShardSet.open(copy).split("val").samples[7])
     assert cli("verify", copy, "--fix", "--workers", 1).exit_code == 0
     shard_set = ShardSet.open(copy)
     for name, split in shard_set.splits.items():
         urls = [str(split.shard_path(i)) for i in range(len(split.shards))]
         read = list(webdataset.WebDataset(urls, shardshuffle=False).decode("pil"))
         assert [sample["cls"] for sample in read] == split.samples["label"].tolist()
-        assert [sample["jpg"].size for sample in read] == [(r["width"], r["height"]) for r in split.samples]
+        images = [sample["jpg" if "jpg" in sample else "ppm"] for sample in read]
+        assert [image.size for image in images] == [(r["width"], r["height"]) for r in split.samples]
         config = DataConfig(path=str(copy), image_size=16, val_image_size=16, val_resize_size=18)
         feed = Feed(split=split, config=config, augment=AugmentConfig(), batch_size=4, global_batch_size=4)
         loader = DaliLoader(feed, device=torch.device("cpu"), threads=1)

@@ -16,7 +16,7 @@ def loader(job: SimpleNamespace) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     size = [job.image_size, job.image_size]
     with pipe:
         jpegs, labels = fn.readers.webdataset(
-            paths=job.shards, index_paths=job.indexes, ext=["jpg", "cls"], random_shuffle=True
+            paths=job.shards, index_paths=job.indexes, ext=["jpg;ppm", "cls"], random_shuffle=True
         )
         images = fn.decoders.image_random_crop(
             jpegs, output_type=types.RGB, random_area=[0.08, 1.0], random_aspect_ratio=[3 / 4, 4 / 3]
