@@ -7,11 +7,13 @@ import torch
 
 from pipeline.batch import Loader
 from pipeline.feed import Feed
+from pipeline.graph import decodes_on_gpu
 from pipeline.holes import BadSample
 from pipeline.loader import DaliLoader
 from pipeline.pixel_loader import PixelLoader
 from pipeline.reference import ReferenceLoader
 from pipeline.synthetic import SyntheticLoader
+from shards.ppm import may_have_pixels
 
 
 def build_loader(
@@ -29,12 +31,19 @@ def build_loader(
     """
     match feed.config.loader:
         case "dali":
-            make = PixelLoader if feed.config.cache == "pixels" else DaliLoader
+            make = PixelLoader if takes_pixels(feed, device) else DaliLoader
             return make(feed, device=device, threads=threads, dtype=dtype, quarantine=quarantine, on_bad=on_bad)
         case "reference":
             return ReferenceLoader(feed, device=device, workers=threads, dtype=dtype)
         case "synthetic":
             return SyntheticLoader(feed, device=device, dtype=dtype)
+
+
+def takes_pixels(feed: Feed, device: torch.device) -> bool:
+    """Whether batches are made of pixels. Where a GPU decodes, DALI reads what is stored as pixels, too."""
+    if feed.config.cache == "pixels":
+        return True
+    return not decodes_on_gpu(feed.config, device.type == "cuda") and may_have_pixels(feed.split.samples)
 
 
 def threads_per_rank(configured: int, local_world_size: int) -> int:

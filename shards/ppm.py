@@ -6,7 +6,7 @@ The format: netpbm.sourceforge.net/doc/ppm.html.
 
 import numpy as np
 
-from shards.format import Samples
+from shards.format import CHECKED_ROWS, Samples
 
 EXTENSION = "ppm"
 
@@ -27,6 +27,12 @@ def header_sizes(samples: Samples) -> np.ndarray:
     heights, widths = samples["height"].astype(np.int64), samples["width"].astype(np.int64)
     lengths = len(ppm_header(1, 1)) - 2 + _num_digits(heights) + _num_digits(widths)
     return np.where(samples["size"] == lengths + 3 * heights * widths, lengths, 0)
+
+
+def may_have_pixels(samples: Samples) -> bool:
+    """Whether any row of a table has the size of such a file. It is read in pieces, up to the first."""
+    pieces = (samples[start : start + CHECKED_ROWS] for start in range(0, len(samples), CHECKED_ROWS))
+    return any(header_sizes(rows).any() for rows in pieces)
 
 
 def is_ppm(data: np.ndarray, height: int, width: int) -> bool:

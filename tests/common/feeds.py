@@ -7,6 +7,7 @@ import torch
 
 from pipeline.augment import AugmentConfig
 from pipeline.batch import Batch
+from pipeline.build import takes_pixels
 from pipeline.config import DataConfig
 from pipeline.feed import Feed
 from pipeline.loader import DaliLoader
@@ -52,7 +53,7 @@ def make_loader(shard_set: ShardSet, *, threads: int = 2, **feed: Any) -> DaliLo
 
 def loader_of(feed: Feed, *, threads: int = 2, **more: Any) -> DaliLoader | PixelLoader:
     """That of `data.loader = "dali"` on the CPU."""
-    make = PixelLoader if feed.config.cache == "pixels" else DaliLoader
+    make = PixelLoader if takes_pixels(feed, CPU) else DaliLoader
     return make(feed, device=CPU, threads=threads, **more)
 
 

@@ -3,7 +3,7 @@
 import gc
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from contextlib import closing
 from dataclasses import replace
@@ -20,31 +20,45 @@ from pipeline.buffers import Buffers
 from pipeline.config import Interpolation
 from pipeline.device_pixels import DevicePixels, Request
 from pipeline.feed import Feed
+from pipeline.holes import BadSample
+from pipeline.loader import DaliLoader
 from pipeline.memory import available_bytes
 from pipeline.pixel_graphs import PixelDecoder
 from pipeline.pixel_loader import PixelLoader
 from pipeline.pixel_sources import Job, Regions
 from pipeline.pixels import PixelStore
 from shards.format import ShardSet
+from shards.ppm import header_sizes, ppm_header
 from tests.common import forked
 from tests.common.augments import AUGMENTS
 from tests.common.fake_cuda import DEVICE, fake_cuda
 from tests.common.feeds import CPU, CROPS, JITTER, SIZE, gray_levels, loader_of, make_feed, make_loader
 
+Source = Callable[[Feed], Feed]
 INTERPOLATIONS: tuple[Interpolation, ...] = ("nearest", "linear", "cubic", "lanczos")
 
 
-def both(feed: Feed, epochs: int = 2, **more: object) -> Iterator[tuple[Batch, Batch]]:
+@pytest.fixture(params=["pixels", "members"])
+def source(request: pytest.FixtureRequest, mixed_dir: Path) -> Source:
+    """A feed of JPEGs → one of the same images, decoded once, or half of them stored as pixels."""
+    if request.param == "pixels":
+        return lambda feed: replace(feed, config=replace(feed.config, cache="pixels"))
+    mixed = ShardSet.open(mixed_dir)
+    return lambda feed: replace(feed, split=mixed.split(feed.split.name))
+
+
+def both(feed: Feed, source: Source, epochs: int = 2, **more: object) -> Iterator[tuple[Batch, Batch]]:
     """Batches made of JPEGs beside those made of pixels."""
-    pixels = replace(feed, config=replace(feed.config, cache="pixels"))
-    with closing(loader_of(feed, **more)) as theirs, closing(loader_of(pixels, **more)) as ours:
+    with closing(loader_of(feed, **more)) as theirs, closing(loader_of(source(feed), **more)) as ours:
+        assert isinstance(theirs, DaliLoader)
+        assert isinstance(ours, PixelLoader)
         for epoch in range(epochs):
             yield from zip(theirs.iter_epoch(epoch), ours.iter_epoch(epoch), strict=True)
 
 
-def assert_same(feed: Feed, epochs: int = 2, **more: object) -> None:
+def assert_same(feed: Feed, source: Source, epochs: int = 2, **more: object) -> None:
     batches = 0
-    for theirs, ours in both(feed, epochs, **more):
+    for theirs, ours in both(feed, source, epochs, **more):
         assert ours.images.dtype == theirs.images.dtype
         assert ours.images.stride() == theirs.images.stride()
         assert torch.equal(ours.images, theirs.images)
@@ -56,24 +70,78 @@ def assert_same(feed: Feed, epochs: int = 2, **more: object) -> None:
 
 
 @pytest.mark.parametrize("name", AUGMENTS)
-def test_every_augmentation_gives_the_same_bits(dataset: ShardSet, name: str) -> None:
-    assert_same(make_feed(dataset, augment=AUGMENTS[name]))
+def test_every_augmentation_gives_the_same_bits(dataset: ShardSet, source: Source, name: str) -> None:
+    assert_same(make_feed(dataset, augment=AUGMENTS[name]), source)
 
 
 @pytest.mark.parametrize("augment", [CROPS, JITTER, None], ids=["crops", "jitter", "validation"])
-def test_half_precision_has_the_same_bits(dataset: ShardSet, augment: AugmentConfig | None) -> None:
-    assert_same(make_feed(dataset, augment=augment), 1, dtype=torch.float16)
+def test_half_precision_has_the_same_bits(dataset: ShardSet, source: Source, augment: AugmentConfig | None) -> None:
+    assert_same(make_feed(dataset, augment=augment), source, 1, dtype=torch.float16)
 
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @pytest.mark.parametrize("antialias", [True, False])
 @pytest.mark.parametrize("size", [7, 97])
 def test_every_filter_and_size_gives_the_same_bits(
-    dataset: ShardSet, interpolation: Interpolation, antialias: bool, size: int
+    dataset: ShardSet, source: Source, interpolation: Interpolation, antialias: bool, size: int
 ) -> None:
     sizes = {"image_size": size, "val_image_size": size, "val_resize_size": size + 3}
     for augment in (AugmentConfig(vflip=0.5), AugmentConfig(crop="pad", pad=2), None):
-        assert_same(make_feed(dataset, augment=augment, interpolation=interpolation, antialias=antialias, **sizes), 1)
+        feed = make_feed(dataset, augment=augment, interpolation=interpolation, antialias=antialias, **sizes)
+        assert_same(feed, source, 1)
+
+
+# --- pixels in shards
+
+
+def test_what_is_stored_as_pixels_is_not_decoded(mixed_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[np.ndarray] = []
+    run = PixelDecoder._run
+    monkeypatch.setattr(PixelDecoder, "_run", lambda self, job: decoded.extend(job.encoded.values()) or run(self, job))
+    feed = make_feed(ShardSet.open(mixed_dir))
+    with closing(loader_of(feed)) as loader:
+        ids = [sample_id for batch in loader.iter_epoch(0) for sample_id in batch.sample_ids.tolist()]
+    jpegs = header_sizes(feed.split.rows(np.array(ids))) == 0
+    assert 0 < jpegs.sum() < len(ids)
+    assert len(decoded) == jpegs.sum()
+    assert all(view[:2].tolist() == [0xFF, 0xD8] for view in decoded)
+
+
+def test_stored_pixels_go_into_the_memory_undecoded(dataset: ShardSet, mixed_dir: Path) -> None:
+    with (
+        closing(make_loader(dataset, cache="pixels")) as theirs,
+        closing(make_loader(ShardSet.open(mixed_dir), cache="pixels")) as ours,
+    ):
+        assert isinstance(theirs, PixelLoader)
+        assert isinstance(ours, PixelLoader)
+        for loader in (theirs, ours):
+            loader.load()
+        assert theirs.pixels
+        assert ours.pixels
+        assert ours.pixels.share == 1
+        assert (ours.pixels.pixels == theirs.pixels.pixels).all()
+
+
+def test_a_jpeg_of_the_size_of_pixels_is_a_jpeg(dataset_copy: Path) -> None:
+    """Its row's height and width are such that the table alone cannot tell."""
+    sizes = ShardSet.open(dataset_copy).split("train").samples["size"].tolist()
+    sample_id, height, width = next(
+        (sample_id, height, width)
+        for sample_id, size in enumerate(sizes)
+        for height in range(1, size // 3)
+        for width in range((size - 17) // (3 * height), (size - 11) // (3 * height) + 1)
+        if width > 0 and len(ppm_header(height, width)) + 3 * height * width == size
+    )
+    table = np.lib.format.open_memmap(dataset_copy / "train.samples.npy", mode="r+")
+    table["height"][sample_id], table["width"][sample_id] = height, width
+    table.flush()
+    told: list[BadSample] = []
+    with closing(loader_of(make_feed(ShardSet.open(dataset_copy)), on_bad=told.append)) as loader:
+        assert isinstance(loader, PixelLoader)
+        for epoch in range(2):
+            list(loader.iter_epoch(epoch))
+    assert [bad.sample_id for bad in told] == [sample_id]
+    assert f"the table says {height}×{width}" in told[0].reason
 
 
 # --- decoded once
@@ -121,6 +189,7 @@ import numpy as np
 from pipeline.pixel_sources import Job, Regions
 from pipeline.pixels import PixelStore
 from shards.format import ShardSet
+from shards.ppm import header_sizes, ppm_header
 from tests.common.feeds import make_feed
 
 tempfile.tempdir = sys.argv[4]  # the common parent may have kept another

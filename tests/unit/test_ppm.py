@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from shards.format import SAMPLE_DTYPE
-from shards.ppm import header_sizes, is_ppm, ppm_header, to_ppm
+from shards.ppm import header_sizes, is_ppm, may_have_pixels, ppm_header, to_ppm
 
 SIZES = [(1, 1), (9, 10), (10, 9), (99, 100), (100, 7), (3, 1000), (1, 9999), (1, 10_000), (1, 65_535)]
 
@@ -39,3 +39,11 @@ def test_what_has_the_size_but_not_the_header_is_no_such_file() -> None:
     assert not is_ppm(data[:-1], 5, 7)
     data[:2] = 0xFF, 0xD8
     assert not is_ppm(data, 5, 7)
+
+
+def test_one_member_of_a_long_table_is_found() -> None:
+    rows = np.zeros(40_000, SAMPLE_DTYPE)
+    rows["height"], rows["width"], rows["size"] = 300, 400, 50_000
+    assert not may_have_pixels(rows)
+    rows["size"][-1] = len(to_ppm(np.zeros((300, 400, 3), np.uint8)))
+    assert may_have_pixels(rows)
