@@ -14,8 +14,10 @@ from pipeline.augment.params import Name
 from pipeline.dali import Inputs, Pipeline
 from pipeline.feed import Feed, PlannedBatch
 from pipeline.graph import decode, encoded, inputs, new_pipeline, normalise
-from pipeline.pixel_sources import Job
+from pipeline.pixel_sources import Decoded, Job
 from pipeline.probe import find_bad, raised_by_dali
+
+_NONE = np.zeros(0, np.int64)
 
 
 class PixelDecoder:
@@ -33,18 +35,19 @@ class PixelDecoder:
         self._inputs: deque[Inputs] = deque()  # of those given, which DALI reads uncopied
         self._num_given = 0  # of those waiting, to DALI, if they have something to decode
 
-    def decoded(self, jobs: Iterator[Job]) -> Iterator[tuple[Job, dict[int, np.ndarray]]]:
-        """Jobs, and of each place that is encoded its region, (H, W, 3) uint8, valid until the next job is asked for.
-        What DALI does not decode is put among a job's bad ones. Raises ValueError where DALI fails otherwise."""
+    def decoded(self, jobs: Iterator[Job]) -> Iterator[tuple[Job, Decoded]]:
+        """Jobs, and the regions of what they have encoded. What DALI does not decode is put among a job's bad ones.
+        Raises ValueError where DALI fails otherwise."""
         self._begin()
         self._jobs = jobs
         try:
             while self._waiting or self._wait_for_one():
                 job = self._waiting[0]
-                images = self._run(job) if job.encoded else {}
+                decoded = self._run(job)
                 self._waiting.popleft()
                 self._num_given = max(0, self._num_given - 1)
-                yield job, images
+                yield job, decoded
+                del decoded
         finally:
             if self._waiting:  # left before its end
                 self._pipe = None
@@ -66,7 +69,7 @@ class PixelDecoder:
         self._waiting.extend(islice(self._jobs, 1))
         return bool(self._waiting)
 
-    def _run(self, job: Job) -> dict[int, np.ndarray]:
+    def _run(self, job: Job) -> Decoded:
         while job.encoded:
             if self._pipe is None:
                 self._pipe = self._build()
@@ -78,8 +81,8 @@ class PixelDecoder:
                 self._take_out_bad(error)
                 continue
             self._inputs.popleft()
-            return {place: np.asarray(output[i]) for i, place in enumerate(job.encoded)}
-        return {}
+            return Decoded(np.array([*job.encoded]), np.array([region.data_ptr() for region in output]), output)
+        return Decoded(_NONE, _NONE, None)
 
     def _take_out_bad(self, error: RuntimeError) -> None:
         """Find what DALI has stopped at, and begin anew with the jobs that wait."""

@@ -24,7 +24,7 @@ from pipeline.device_pixels import DevicePixels, Request, fits
 from pipeline.feed import Feed, PlannedBatch
 from pipeline.holes import BadSample, blank
 from pipeline.pixel_graphs import Finisher, PixelDecoder
-from pipeline.pixel_sources import Job, Regions, Source, source_of
+from pipeline.pixel_sources import Decoded, Job, Regions, Source, source_of
 from pipeline.pixels import PixelStore
 from pipeline.read_ahead import read_ahead
 from pipeline.reader import open_reader
@@ -79,7 +79,7 @@ class PixelLoader:
         self._maker = ThreadPoolExecutor(1, "penstock-batches")
         self._pool = ThreadPoolExecutor(threads, "penstock-pixels")
         self._buffers = Buffers(2 * (feed.config.prefetch + 2))
-        self._jobs: Iterator[tuple[Job, dict[int, np.ndarray]]] = iter(())
+        self._jobs: Iterator[tuple[Job, Decoded]] = iter(())
         self._read: list[Future[None]] = []  # what must have ended before DALI writes over what it decoded
         self._ahead: deque[Future[Made | None]] = deque()
         self._turn = object()  # of the epoch under way: a loader runs one at a time

@@ -27,7 +27,8 @@ class Job:
 
     bad: place → what is wrong with its sample, of those met for the first time. left_out: the places of those known.
     encoded: place → the bytes that DALI has to decode, (size,) uint8. anchors, shapes: (n, 2) int32, of which regions.
-    stored: place → a whole image that was not encoded, (H, W, 3) uint8.
+    stored: place → where the pixels of a whole image lie that is not encoded: their address, and the values of a row.
+    views: what holds that memory.
     """
 
     planned: PlannedBatch
@@ -36,7 +37,17 @@ class Job:
     shapes: np.ndarray
     bad: dict[int, str] = field(default_factory=dict)
     encoded: dict[int, np.ndarray] = field(default_factory=dict)
-    stored: dict[int, np.ndarray] = field(default_factory=dict)
+    stored: dict[int, tuple[int, int]] = field(default_factory=dict)
+    views: list[np.ndarray] = field(default_factory=list)
+
+
+class Decoded(NamedTuple):
+    """What DALI has decoded of a job: (m,) int64 each, the places, and the addresses of their regions, (H, W, 3) uint8.
+    They are there until the next job is asked for, as long as `held`."""
+
+    places: np.ndarray
+    addresses: np.ndarray
+    held: object
 
 
 class Regions(NamedTuple):
@@ -63,8 +74,10 @@ class Members:
         self._look_at(job, places, rows, views)
         for place, row, stored in zip(places.tolist(), rows, self._are_pixels[ids].tolist(), strict=True):
             if stored:
-                height, width = int(row["height"]), int(row["width"])
-                job.stored[place] = views[place][-3 * height * width :].reshape(height, width, 3)
+                view, pitch = views[place], 3 * int(row["width"])
+                address = view.__array_interface__["data"][0] + len(view) - pitch * int(row["height"])
+                job.stored[place] = address, pitch
+                job.views.append(view)
             elif place not in job.bad:
                 job.encoded[place] = views[place]
 
@@ -103,12 +116,15 @@ class Stored:
         self._members.read(job, np.setdiff1d(missing, left_out))
         return job
 
-    def take(self, job: Job, decoded: Mapping[int, np.ndarray]) -> None:
+    def take(self, job: Job, decoded: Decoded) -> None:
         """Store what a job had to read."""
-        for place, image in (*decoded.items(), *job.stored.items()):
-            self._store.put(int(job.planned.sample_ids[place]), image)
+        if len(decoded.places):
+            self._store.put(job.planned.sample_ids[decoded.places], decoded.addresses)
+        if job.stored:
+            addresses = np.array([address for address, _ in job.stored.values()])
+            self._store.put(job.planned.sample_ids[[*job.stored]], addresses)
 
-    def regions(self, planned: PlannedBatch, job: Job, decoded: Mapping[int, np.ndarray]) -> Regions:
+    def regions(self, planned: PlannedBatch, job: Job, decoded: Decoded) -> Regions:
         """Of a batch in which bad samples were taken out."""
         starts, pitches = self._store.regions(planned)
         return Regions(self._store.pixels.ctypes.data + starts, pitches, self._store)
@@ -129,19 +145,20 @@ class Passing:
         self._members.read(job, np.setdiff1d(np.arange(len(planned.sample_ids)), left_out))
         return job
 
-    def take(self, job: Job, decoded: Mapping[int, np.ndarray]) -> None:
+    def take(self, job: Job, decoded: Decoded) -> None:
         """Nothing is kept."""
 
-    def regions(self, planned: PlannedBatch, job: Job, decoded: Mapping[int, np.ndarray]) -> Regions:
-        """Of a batch in which bad samples were taken out. `decoded`: place → (H, W, 3) uint8, a region."""
-        n, anchors = len(planned.sample_ids), planned.params["anchor"]
-        there = {**decoded, **job.stored}
-        images = [there.get(place, self._gray) for place in range(n)]
-        addresses = np.array([image.__array_interface__["data"][0] for image in images], np.int64)
-        pitches = np.array([image.strides[0] for image in images], np.int64)
-        for place in job.stored:
-            addresses[place] += anchors[place, 0] * pitches[place] + 3 * int(anchors[place, 1])
-        return Regions(addresses, pitches, images)
+    def regions(self, planned: PlannedBatch, job: Job, decoded: Decoded) -> Regions:
+        """Of a batch in which bad samples were taken out."""
+        n, anchors = len(planned.sample_ids), planned.params["anchor"].astype(np.int64)
+        addresses, pitches = np.full(n, self._gray.ctypes.data), np.full(n, self._gray.strides[0])
+        addresses[decoded.places], pitches[decoded.places] = decoded.addresses, 3 * job.shapes[decoded.places, 1]
+        if job.stored:
+            places = [*job.stored]
+            starts, rows = np.array([*job.stored.values()]).T
+            addresses[places] = starts + anchors[places, 0] * rows + 3 * anchors[places, 1]
+            pitches[places] = rows
+        return Regions(addresses, pitches, (decoded.held, job.views, self._gray))
 
 
 def gray(config: DataConfig) -> np.ndarray:

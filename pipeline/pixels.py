@@ -81,12 +81,13 @@ class PixelStore:
         missing: np.ndarray = (self.there[self._slot[sample_ids]] == 0) & (sample_ids != NO_SAMPLE)
         return missing
 
-    def put(self, sample_id: int, image: np.ndarray) -> None:
-        """Store a sample's (H, W, 3) uint8."""
-        slot = self._slot[sample_id]
-        start = self._starts[slot]
-        self.pixels[start : start + image.size] = image.reshape(-1)
-        self.there[slot] = 1  # now: another rank may look
+    def put(self, sample_ids: np.ndarray, addresses: np.ndarray) -> None:
+        """Store samples, (m,) ids, whose (H, W, 3) uint8 lie at these addresses, (m,) int64."""
+        from pipeline.resize_kernel import copy_values
+
+        slots = self._slot[sample_ids]
+        copy_values(addresses, self._starts[slots], self._ends[slots], self.pixels)  # type: ignore[no-untyped-call]
+        self.there[slots] = 1  # now: another rank may look
 
     def slots(self, sample_ids: np.ndarray) -> np.ndarray:
         """(n,) ids → the places of their images in `there`, (n,); not for `NO_SAMPLE`."""

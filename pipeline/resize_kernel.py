@@ -293,6 +293,14 @@ def resize_images(addresses, pitches, shapes, geometry, out, size, begin, end):
         )  # fmt: skip
 
 
+@compiled(nogil=True)
+def copy_values(addresses, starts, ends, out):
+    """Copy uint8 from addresses, (n,) int64, to where they are to begin and end in `out`, (n,) int64 both."""
+    for i in range(len(addresses)):
+        num_values = ends[i] - starts[i]
+        out[starts[i] : ends[i]] = carray(pointer(addresses[i]), (num_values,), np.uint8)
+
+
 def _store(line: np.ndarray, gain: np.ndarray, bias: np.ndarray, out: np.ndarray, start: int) -> None:
     """Round a line to grey levels, and normalise them unless `out` is uint8, where they lie from `start` on."""
 

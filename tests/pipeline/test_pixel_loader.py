@@ -197,7 +197,8 @@ store = PixelStore.of(make_feed(ShardSet.open(sys.argv[1]), cache="pixels", worl
 row, folder = np.array([7]), Path(sys.argv[3])
 start, size = int(store.where(row)[0][0]), store.pixels[store.span(int(store.slots(row)[0]))].size
 if sys.argv[2] == "first":
-    store.put(7, np.full(size, 99, np.uint8))
+    image = np.full(size, 99, np.uint8)
+    store.put(row, np.array([image.ctypes.data]))
     (folder / "stored").touch()
     while not (folder / "over").exists():
         time.sleep(0.01)
