@@ -29,7 +29,7 @@ from pipeline.pixels import PixelStore
 from pipeline.read_ahead import read_ahead
 from pipeline.reader import open_reader
 
-_LEAST = 8  # images for which a thread is worth waking
+_LEAST = 1 << 16  # pixels for which a thread is worth waking
 _MOST = 0.5  # of the images stored: a GPU then gets them, and those that come later one by one
 _AT_ONCE = 1 << 24  # values of images that a GPU makes at once, if these are several batches
 
@@ -259,7 +259,8 @@ class PixelLoader:
         def some(begin: int, end: int) -> None:
             resize_images(regions.addresses, regions.pitches, shapes, rows, out, size, begin, end)  # type: ignore[no-untyped-call]
 
-        bounds = np.linspace(0, n, 1 + max(1, min(4 * self.threads, n // _LEAST))).astype(int).tolist()
+        num_parts = min(n, 4 * self.threads, 1 + n * size**2 // _LEAST)
+        bounds = np.linspace(0, n, 1 + num_parts).astype(int).tolist()
         return images, [self._pool.submit(some, *ends) for ends in pairwise(bounds)]
 
 

@@ -1,4 +1,4 @@
-"""A packed training split → what the peers read: the same JPEGs as a folder of classes, and the shards themselves."""
+"""A packed training split → what the peers read: the same files as a folder of classes, and the shards themselves."""
 
 import shutil
 import tempfile
@@ -12,12 +12,13 @@ from PIL import Image
 from benchmarks.peers import check
 from shard_tools.writer import pack
 from shards.format import ShardSet, Split, table_file
+from shards.ppm import EXTENSION
 
 SPLIT = "train"
 
 
 class Images(NamedTuple):
-    """folder: LABEL/SAMPLE.jpg. packed: the files of the split, tars, indexes and table. key: names these images."""
+    """folder: LABEL/SAMPLE.jpg or .ppm. packed: the files of the split, tars, indexes and table. key: names these images."""
 
     split: Split
     folder: Path
@@ -36,18 +37,22 @@ def make_once(target: Path, make: Callable[[Path], None]) -> None:
 
 
 def lay_out(dataset: ShardSet, data: Path) -> Images:
-    """Copy the JPEGs to files below `data`, unless they are there. Raises ValueError for shards that are no files."""
+    """Copy the images to files below `data`, unless they are there. Raises ValueError for shards that are no files."""
     split, key = dataset.split(SPLIT), dataset.fingerprint[:12]
     if split.url:
         raise ValueError(f"{split.url}: the peers read files; give a dataset on a disk")
 
     def write(target: Path) -> None:
         for sample_id, row in enumerate(split.samples):
-            path = target / f"{row['label']:05d}" / f"{sample_id:09d}.jpg"  # sorting the labels keeps their numbers
-            path.parent.mkdir(exist_ok=True)
             with open(split.shard_path(row["shard"]), "rb") as tar:
                 tar.seek(int(row["offset"]))
-                path.write_bytes(tar.read(int(row["size"])))
+                data = tar.read(int(row["size"]))
+            suffix = EXTENSION if data.startswith(b"P6") else "jpg"
+            path = (
+                target / f"{row['label']:05d}" / f"{sample_id:09d}.{suffix}"
+            )  # sorting the labels keeps their numbers
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(data)
 
     make_once(data / f"images-{key}", write)
     files = [path(shard) for path in (split.shard_path, split.index_path) for shard in range(len(split.shards))]

@@ -3,11 +3,15 @@
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 
 from pipeline.augment import AugmentConfig
+from pipeline.batch import Loader
+from pipeline.build import build_loader
+from pipeline.feed import Feed
 from pipeline.holes import IGNORE_LABEL, NO_SAMPLE
 from pipeline.pixel_loader import PixelLoader
 from shards.format import ShardSet
@@ -65,3 +69,27 @@ def test_a_bad_sample_on_the_gpu(dataset_copy: Path, damage: Callable[[ShardSet,
                 assert torch.equal(holes, batch.labels.cpu() == IGNORE_LABEL)
                 assert all(batch.images[place].abs().max() < 0.05 for place in holes.nonzero().flatten().tolist())
         assert loader.quarantine == {bad}
+
+
+@pytest.mark.parametrize("gpu_decode", ["off", "whole", "region"])
+@pytest.mark.parametrize("augment", [CROPS, JITTER, None], ids=["crops", "jitter", "validation"])
+def test_shards_with_pixels(
+    dataset: ShardSet, mixed_dir: Path, augment: AugmentConfig | None, gpu_decode: Literal["off", "whole", "region"]
+) -> None:
+    """Half of the images are stored as pixels. Where the GPU decodes, DALI reads them; else the kernel has them."""
+    with (
+        closing(build(make_feed(ShardSet.open(mixed_dir), augment=augment, gpu_decode=gpu_decode), GPU)) as gpu,
+        closing(build(make_feed(dataset, augment=augment), CPU)) as cpu,
+    ):
+        assert isinstance(gpu, PixelLoader) == (gpu_decode == "off")
+        for epoch in range(2):
+            for ours, theirs in zip(gpu.iter_epoch(epoch), cpu.iter_epoch(epoch), strict=True):
+                assert ours.images.device.type == "cuda"
+                assert torch.equal(ours.sample_ids, theirs.sample_ids)
+                apart = gray_levels(ours.images.cpu(), make_feed(dataset).config)
+                apart -= gray_levels(theirs.images, make_feed(dataset).config)
+                assert apart.abs().mean() < 1.5
+
+
+def build(feed: Feed, device: torch.device) -> Loader:
+    return build_loader(feed, device=device, threads=2)
