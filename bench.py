@@ -188,8 +188,8 @@ def tune_command(
 ) -> None:
     """Search the loader's fastest settings on this machine, and write machine.toml, which train.py takes.
 
-    Decode threads, prefetch, read_ahead and, on a GPU, hw_decoder_load; then batch sizes, which are only told: the
-    batch size is the recipe's. Under torchrun all ranks search together.
+    Decode threads, prefetch, read_ahead and, on a GPU, hw_decoder_load; then decoded images in memory and batch sizes,
+    which are only told: they are the recipe's. Under torchrun all ranks search together.
     """
     started = time.monotonic()
     from benchmarks import record
@@ -230,9 +230,9 @@ def tune_command(
         say("\n".join(wrapped(f"  warning: {line}")), err=True)
     ended = "" if found.finished else " (time was up before the search ended; --seconds gives it more)"
     wrote = wrapped(f"wrote {out}{ended}; elsewhere use:")
-    say(
-        "\n".join([*wrapped(tune.batch_advice(batches, setup.batch_size)), *wrote, f"  {tune.options(found.settings)}"])
-    )
+    for line in filter(None, (tune.pixels_advice(setup, batches), tune.batch_advice(batches, setup.batch_size))):
+        say("\n".join(wrapped(line)))
+    say("\n".join([*wrote, f"  {tune.options(found.settings)}"]))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 A coordinate search: each setting climbs its ladder from where it stands, up while that pays, else down. A candidate is
 measured in turn with the incumbent, since a machine's speed drifts, and replaces it only where it is faster by
 `MIN_GAIN` in the median and faster at all in every turn but one. Turns begin short and grow; a trial ends as soon as it
-is decided. Rounds go over all settings until one changes nothing, or the time is spent. Then the loader's best batch
-size is looked for in the same way, which is only told: in training it is the recipe's.
+is decided. Rounds go over all settings until one changes nothing, or the time is spent. Then decoded images in memory
+and the loader's best batch size are tried in the same way, which is only told: they are the recipe's to choose.
 """
 
 import statistics
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from time import monotonic
 
 from benchmarks import programs
+from benchmarks.explain.model import pixel_bytes, pixels_fit
 from benchmarks.measure import Program
 from benchmarks.options import TUNE_TURNS, BenchSetup
 from benchmarks.ranks import Together, shared_clock
@@ -21,6 +22,7 @@ from benchmarks.text import shown_rate
 from pipeline.build import threads_per_rank
 from recipes import config
 from recipes.machine import Machine
+from shards.format import ShardSet
 from training import distributed
 
 MIN_GAIN = 1.03
@@ -28,11 +30,14 @@ HOPELESS = 0.75  # of the incumbent, in the first turn
 AGREED = 3  # turns that are all above MIN_GAIN
 BATCH_SIZES = [16, 32, 64, 128, 256, 512]
 BATCH_SHARE = 0.2  # of the time, for the batch size; what the settings leave comes to it
+PIXELS_SHARE = 0.1  # of the time, for decoded images
+PIXELS_OF = 2048  # images, decoded for that
 TRIAL_SHARE = 0.2  # of the time, at most, for one trial
 SHORTEST = 4  # the first turns of a trial are a quarter and half as long
 BUSIER = 1.5  # so much longer than ever before may take what lies beside a turn, where others use the machine
 
-Settings = dict[str, float]  # name in [data], or batch_size → value
+BATCH, PIXELS = "batch_size", "pixels"
+Settings = dict[str, float]  # name in [data], or one of these two → value
 Versus = Callable[[Settings, Settings], Iterator[tuple[float, float]]]  # two settings → (first, second) images/s a turn
 
 
@@ -90,7 +95,7 @@ class Turns:
         self._beside_s = [0.0, 0.0]  # what a pair's first and later turns took beside their seconds, at most, an image
 
     def __call__(self, ours: Settings, theirs: Settings) -> Iterator[tuple[float, float]]:
-        size = sum(settings.get("batch_size", self._batch_size) for settings in (ours, theirs))
+        size = sum(settings.get(BATCH, self._batch_size) for settings in (ours, theirs))
         end = self._clock() + self.most_s
         with ExitStack() as stack:
             pair: list[Program] = []
@@ -168,35 +173,69 @@ def verdict(ratios: Sequence[float], turns: int) -> bool | None:
 def search_machine(
     setup: BenchSetup, seconds: float, turn_s: float, number: int, report: Callable[[Trial], None]
 ) -> tuple[Found, Found]:
-    """Search the loader's settings, then its batch size, `seconds` in all, in turns of `turn_s`. Over several ranks a
-    rate is that of all of them."""
+    """Search the loader's settings, then its batch size, `seconds` in all, in turns of `turn_s`; the trial of decoded
+    images is among the latter's. Over several ranks a rate is that of all of them."""
     recipe, world = setup.recipe, setup.world
     clock = shared_clock(world) if world.world_size > 1 else monotonic
     end = clock() + distributed.from_rank_0(seconds, world)
 
     def built(settings: Settings) -> Program:
-        data = {name: value for name, value in settings.items() if name != "batch_size"}
+        data: dict[str, object] = {name: value for name, value in settings.items() if name not in (BATCH, PIXELS)}
+        dataset = setup.dataset
+        if PIXELS in settings:
+            data, dataset = (
+                data | ({"cache": "pixels"} if settings[PIXELS] else {}),
+                few(dataset, recipe.data.train_split),
+            )
         changed = replace(recipe, data=replace(recipe.data, **data))  # type: ignore[arg-type]
-        batch_size = int(settings.get("batch_size", setup.batch_size))
-        program = programs.build("loader", "dali", changed, setup.dataset, world, batch_size)
+        program = programs.build("loader", "dali", changed, dataset, world, int(settings.get(BATCH, setup.batch_size)))
         program.settle_batches = changed.data.prefetch + 1  # what lies decoded, and the one under way
         return Together(program, world) if world.world_size > 1 else program
 
     turns = Turns(built, clock, seconds=turn_s, number=number, batch_size=setup.batch_size)
-    turns.deadline, turns.most_s = end - BATCH_SHARE * seconds, TRIAL_SHARE * seconds
+    turns.deadline, turns.most_s = end - (BATCH_SHARE + PIXELS_SHARE) * seconds, TRIAL_SHARE * seconds
     values = ladders(threads_per_rank(0, world.local_world_size), world.device.type == "cuda")
     start = {name: getattr(recipe.data, name) for name in values} | {"threads": setup.threads}
     found = search(start, values, turns, report, number)
+    turns.deadline = end - BATCH_SHARE * seconds
+    pixels = None
+    if recipe.data.cache == "none" and pixels_fit(setup):
+        pixels = _trial(PIXELS, 1, turns(found.settings | {PIXELS: 1}, found.settings | {PIXELS: 0}), number)
     turns.deadline = end
-    start = found.settings | {"batch_size": setup.batch_size}
-    return found, search(start, {"batch_size": BATCH_SIZES}, turns, report, number)
+    told = search(found.settings | {BATCH: setup.batch_size}, {BATCH: BATCH_SIZES}, turns, report, number)
+    if pixels:
+        told.trials.append(pixels)
+    return found, told
+
+
+def few(dataset: ShardSet, split: str) -> ShardSet:
+    """The dataset with the first `PIXELS_OF` images of a split."""
+    part = replace(dataset.split(split), samples=dataset.split(split).samples[:PIXELS_OF])
+    return replace(dataset, splits=dataset.splits | {split: part})
+
+
+def pixels_advice(setup: BenchSetup, told: Found) -> str:
+    """A line about decoded images in memory; "" where the recipe has them, or where no time was left to try them."""
+    if setup.recipe.data.cache == "pixels":
+        return ""
+    gigabytes = pixel_bytes(setup) / 1e9
+    if not pixels_fit(setup):
+        return f"data.cache=pixels would take {gigabytes:.1f} GB, more than half of the free memory"
+    trial = next((trial for trial in told.trials if trial.setting == PIXELS), None)
+    if trial is None:
+        return ""
+    gain = f"data.cache=pixels: {trial.ratio:.2f} times as fast in the loader from the second epoch on{outcome(trial)}"
+    if trial.ratio < MIN_GAIN:
+        return f"{gain}: no gain"
+    return f"{gain}, in {gigabytes:.1f} GB of memory; the recipe's to choose: --set data.cache=pixels"
 
 
 def batch_advice(found: Found, batch_size: int) -> str:
     """A line about the loader's best batch size beside the one that was given."""
-    best, tried = found.settings["batch_size"], [str(trial.value) for trial in found.trials if trial.decided]
+    trials = [trial for trial in found.trials if trial.setting == BATCH]
+    best, tried = found.settings[BATCH], [str(trial.value) for trial in trials if trial.decided]
     if best != batch_size:
-        gain = statistics.median(trial.ratio for trial in found.trials if trial.value == best)
+        gain = statistics.median(trial.ratio for trial in trials if trial.value == best)
         taken = f"{best} is {gain:.2f} times as fast in the loader as the one before; it is the recipe's to choose"
         return f"batch size: {taken}"
     if not tried:

@@ -177,8 +177,13 @@ def candidates(model: Model, setup: BenchSetup, fits: bool) -> list[Change]:
 
 def pixels_fit(setup: BenchSetup) -> bool:
     """Whether the training images fit, decoded, into half of the free memory: validation's and the rest need some."""
+    return pixel_bytes(setup) < available_bytes() // 2
+
+
+def pixel_bytes(setup: BenchSetup) -> int:
+    """Of the training images, decoded."""
     rows = setup.dataset.split(setup.recipe.data.train_split).samples
-    return 3 * int((rows["height"].astype(np.int64) * rows["width"]).sum()) < available_bytes() // 2
+    return 3 * int((rows["height"].astype(np.int64) * rows["width"]).sum())
 
 
 def smaller_copies(setup: BenchSetup, fits: bool) -> Change:

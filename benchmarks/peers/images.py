@@ -18,7 +18,7 @@ SPLIT = "train"
 
 
 class Images(NamedTuple):
-    """folder: LABEL/SAMPLE.jpg or .ppm. packed: the files of the split, tars, indexes and table. key: of these images."""
+    """folder: LABEL/SAMPLE.jpg, or .ppm. packed: the split's tars, indexes and table. key: names these images."""
 
     split: Split
     folder: Path

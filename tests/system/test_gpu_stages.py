@@ -228,7 +228,7 @@ def test_the_table_has_every_row_and_the_worst_verdict(job: Job) -> None:
 
 def test_the_results_that_are_kept_can_be_read() -> None:
     files = sorted((Path(__file__).parents[2] / "benchmarks" / "results").glob("gpu-*.json"))
-    assert len(files) == 7
+    assert len(files) == 8
     for file in files:
         assert all(result["stage"] in shown(result) for result in read(file, rehearsed=False).values())
 
@@ -243,7 +243,7 @@ def test_every_stage_of_the_plan_is_there() -> None:
         "train end-to-end-threads",
     ]  # fmt: skip
     for one in STAGES:
-        assert one.limit_s <= 400
+        assert one.limit_s <= 450
         assert one.expected
         assert set(one.needs) <= {"gpu", "cifar", "pytest", "nvidia.dali", "simplejpeg"}
         assert one.part in ("decode", "train") or "nvidia.dali" not in one.needs or one.name == "tests"
