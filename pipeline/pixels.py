@@ -72,9 +72,14 @@ class PixelStore:
         )
 
     @property
+    def num_missing(self) -> int:
+        """Images that are not stored yet, bad ones among them."""
+        return self.num_images - int(np.count_nonzero(self.there))
+
+    @property
     def share(self) -> float:
         """Of the images, how many are stored. Some never are, if they are bad; others come in a later epoch."""
-        return np.count_nonzero(self.there) / max(1, self.num_images)
+        return 1 - self.num_missing / max(1, self.num_images)
 
     def missing(self, sample_ids: np.ndarray) -> np.ndarray:
         """Which of these samples, (n,) ids, are not stored yet: (n,) bool; never `NO_SAMPLE`."""

@@ -11,6 +11,7 @@ from pipeline.build import build_loader, threads_per_rank
 from pipeline.feed import Feed
 from pipeline.holes import BadSample
 from pipeline.mixing import Mixer
+from pipeline.pixel_loader import PixelLoader
 from recipes import Recipe, recipe_at
 from shards.format import ShardSet
 from training import distributed, quarantine
@@ -96,6 +97,14 @@ class TrainingData:
         return self._loader.feed
 
     @property
+    def decoded(self) -> float | None:
+        """The fraction of the images that are in memory, while `data.cache = "pixels"` has some to decode."""
+        pixels = self._loader.pixels if isinstance(self._loader, PixelLoader) else None
+        if pixels is None or pixels.num_missing <= len(self._loader.quarantine if self._loader else ()):
+            return None
+        return pixels.share
+
+    @property
     def global_batch_size(self) -> int:
         return self.recipe.train.global_batch_size
 
@@ -108,11 +117,13 @@ class TrainingData:
         now = recipe_at(self._whole, phase_epoch)
         if self._loader is not None and now == self.recipe:
             return
-        pixels = getattr(self._loader, "pixels", None)  # decoded images, held so that the next loader finds them
+        held = (
+            self._loader.pixels if isinstance(self._loader, PixelLoader) else None
+        )  # so that the next loader finds it
         self.close()
         self.recipe = now
         self._loader = train_loader(now, self._dataset, self._world, self._run_dir, self._quarantined)
-        del pixels
+        del held
         num_classes = len(self._dataset.classes)
         self._mixer = Mixer(now.augment, num_classes, seed=now.train.seed, rank=self._world.rank)
 

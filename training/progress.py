@@ -56,11 +56,13 @@ class Progress:
             self._live = None
 
     def update(
-        self, line: StepLine, *, total_steps: int, remaining_s: float | None = None, schedule: float | None = None
-    ) -> None:
+        self, line: StepLine, *, total_steps: int, remaining_s: float | None = None, schedule: float | None = None,
+        decoded: float | None = None,
+    ) -> None:  # fmt: skip
         """Show the figures of a step, as `StepLog.take` gives them. `remaining_s` is to the end of all. `schedule`: the
         fraction of the schedule that is done, where that is fitted to a time; `total_steps` is then an estimate, and
-        the recipe's epochs are not what ends the run."""
+        the recipe's epochs are not what ends the run. `decoded`: the fraction of the images that are in memory, where
+        they are decoded once and some are missing."""
         step = line["step"] + 1
         of_epochs = f"/{self._num_epochs}" if self._num_epochs and schedule is None else ""
         fields = [
@@ -70,6 +72,7 @@ class Progress:
             f"loss {line['loss']:.3f}",
             f"wait {line['data_wait']:.0%}",
             f"eta {duration(remaining_s)}",
+            *([] if decoded is None else [f"decoded {decoded:.0%}"]),
             *([] if schedule is None else [f"schedule {schedule:.0%}"]),
             f"lr {line['lr']:.3g}",
         ]

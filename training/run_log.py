@@ -64,7 +64,8 @@ class RunLog:
         last = lines[-1]
         remaining = self._clock.trained(state, len(lines), asked_for=state.step - last["step"] - 1)
         self._progress.update(last, total_steps=state.step + remaining.steps, remaining_s=remaining.seconds,
-                              schedule=state.schedule_epoch / self._epochs if state.is_fitted else None)  # fmt: skip
+                              schedule=state.schedule_epoch / self._epochs if state.is_fitted else None,
+                              decoded=self._data.decoded)  # fmt: skip
 
     def _failed(self, state: RunState, why: str, line: StepLine) -> ValueError:
         return self._failure.error(self._data.feed, why, step=line["step"], epoch=state.epoch, end=line["position"])

@@ -27,12 +27,15 @@ from pipeline.pixel_graphs import PixelDecoder
 from pipeline.pixel_loader import PixelLoader
 from pipeline.pixel_sources import Job, Regions
 from pipeline.pixels import PixelStore
+from recipes import Recipe
 from shards.format import ShardSet
 from shards.ppm import header_sizes, ppm_header
 from tests.common import forked
 from tests.common.augments import AUGMENTS
 from tests.common.fake_cuda import DEVICE, fake_cuda
 from tests.common.feeds import CPU, CROPS, JITTER, SIZE, gray_levels, loader_of, make_feed, make_loader
+from training.data import TrainingData
+from training.distributed import World
 
 Source = Callable[[Feed], Feed]
 INTERPOLATIONS: tuple[Interpolation, ...] = ("nearest", "linear", "cubic", "lanczos")
@@ -180,6 +183,25 @@ def test_the_memory_goes_with_the_last_who_holds_it(dataset: ShardSet) -> None:
     loader.close()
     gc.collect()
     assert PixelStore.of(feed).share == 0
+
+
+def test_training_knows_how_many_are_decoded(
+    dataset_copy: Path, damage: Callable[[ShardSet, str, int, bytes], None]
+) -> None:
+    shard_set = ShardSet.open(dataset_copy)
+    damage(shard_set, "train", 3, b"")
+    recipe = Recipe(data=make_feed(shard_set, cache="pixels").config)
+    recipe = replace(recipe, train=replace(recipe.train, global_batch_size=30))
+    data = TrainingData(recipe, shard_set, World(0, 0, 1, 1, CPU), dataset_copy, set())
+    data.enter(0)
+    assert data.decoded == 0
+    seen = []
+    for _ in data.batches(0, 0, iter):
+        seen.append(data.decoded)
+    assert 0 < (seen[0] or 0) <= 1
+    assert seen[-1] is None  # 89 of 90; the other is bad
+    data.close()
+    assert data.decoded is None
 
 
 SHARING = """

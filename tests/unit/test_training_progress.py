@@ -42,6 +42,16 @@ def test_plain_lines_are_few_and_the_last_step_is_shown() -> None:
     assert lines[2] == "top-1 0.5"
 
 
+def test_what_is_decoded_is_told_while_some_is_missing() -> None:
+    progress, out = _progress(200, terminal=False)
+    with progress:
+        _update(progress, 1, decoded=0.347)
+        _update(progress, 10)
+    first, last = out.getvalue().splitlines()
+    assert "  decoded 35%  " in first
+    assert "decoded" not in last
+
+
 @pytest.mark.parametrize("width", [1, 8, 20, 33, 40, 60, 80, 120, 200])
 def test_the_bar_fits_any_terminal(width: int) -> None:
     progress, out = _progress(width, terminal=True)
