@@ -224,7 +224,8 @@ def pixels_advice(setup: BenchSetup, told: Found) -> str:
     trial = next((trial for trial in told.trials if trial.setting == PIXELS), None)
     if trial is None:
         return ""
-    gain = f"data.cache=pixels: {trial.ratio:.2f} times as fast in the loader from the second epoch on{outcome(trial)}"
+    when = "from the second epoch on" if trial.decided else "from the second epoch on, undecided in its time"
+    gain = f"data.cache=pixels: {trial.ratio:.2f} times as fast in the loader {when}"
     if trial.ratio < MIN_GAIN:
         return f"{gain}: no gain"
     return f"{gain}, in {gigabytes:.1f} GB of memory; the recipe's to choose: --set data.cache=pixels"

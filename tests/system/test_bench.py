@@ -253,7 +253,7 @@ def test_decoded_images_are_told_and_not_written(dataset: ShardSet, monkeypatch:
     trial = tune.Trial(tune.PIXELS, 1, 300.0, 100.0, 3.0, True, 5, True)
     told = tune.Found({}, [trial])
     assert tune.pixels_advice(setup, told) == (
-        "data.cache=pixels: 3.00 times as fast in the loader from the second epoch on, taken, in 0.0 GB of memory; "
+        "data.cache=pixels: 3.00 times as fast in the loader from the second epoch on, in 0.0 GB of memory; "
         "the recipe's to choose: --set data.cache=pixels"
     )
     assert tune.pixels_advice(setup, tune.Found({}, [replace(trial, ratio=1.0, accepted=False)])).endswith(": no gain")
