@@ -170,5 +170,6 @@ Source = Stored | Passing
 
 
 def source_of(feed: Feed, reader: ShardReader | WindowReader, bad: BadSamples, store: PixelStore | None) -> Source:
+    """That of a loader which has a store, or none."""
     members = Members(feed, reader)
     return Stored(feed, members, bad, store) if store else Passing(feed, members, bad)

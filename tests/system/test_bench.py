@@ -71,7 +71,8 @@ def test_two_loaders_are_compared_in_turn(dataset_dir: Path, tmp_path: Path) -> 
     result = record.read(file)
     (ratio,) = result.ratios.values()
     assert not any(figures.memory_mb for figures in result.programs.values()), "it is of both"
-    assert 1 < ratio.min <= ratio.low <= ratio.median, "making no images is faster than decoding them"
+    assert ratio.min <= ratio.low <= ratio.median
+    assert 1 < ratio.median, "making no images is faster than decoding them"
     assert f"synthetic / dali: {ratio.median:.2f}, 95 % interval" in printed
 
 
