@@ -173,8 +173,8 @@ def verdict(ratios: Sequence[float], turns: int) -> bool | None:
 def search_machine(
     setup: BenchSetup, seconds: float, turn_s: float, number: int, report: Callable[[Trial], None]
 ) -> tuple[Found, Found]:
-    """Search the loader's settings, then its batch size, `seconds` in all, in turns of `turn_s`; the trial of decoded
-    images is among the latter's. Over several ranks a rate is that of all of them."""
+    """Search the loader's settings, then try decoded images and search the batch size, `seconds` in all, in turns of
+    `turn_s`: what is written, and what is told. Over several ranks a rate is that of all of them."""
     recipe, world = setup.recipe, setup.world
     clock = shared_clock(world) if world.world_size > 1 else monotonic
     end = clock() + distributed.from_rank_0(seconds, world)
@@ -183,10 +183,8 @@ def search_machine(
         data: dict[str, object] = {name: value for name, value in settings.items() if name not in (BATCH, PIXELS)}
         dataset = setup.dataset
         if PIXELS in settings:
-            data, dataset = (
-                data | ({"cache": "pixels"} if settings[PIXELS] else {}),
-                few(dataset, recipe.data.train_split),
-            )
+            dataset = few(dataset, recipe.data.train_split)
+            data |= {"cache": "pixels"} if settings[PIXELS] else {}
         changed = replace(recipe, data=replace(recipe.data, **data))  # type: ignore[arg-type]
         program = programs.build("loader", "dali", changed, dataset, world, int(settings.get(BATCH, setup.batch_size)))
         program.settle_batches = changed.data.prefetch + 1  # what lies decoded, and the one under way

@@ -13,7 +13,7 @@ from pipeline.config import DataConfig
 from pipeline.plan import EpochPlan, Span, eval_spans, runs, train_spans
 from shards.format import Split
 
-_PLANNED_AT_ONCE = 4096  # samples
+_PLANNED_AT_ONCE = 4096  # samples, whose batches are planned together
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pipeline.feed import Feed
 from pipeline.holes import BadSample
 from pipeline.mixing import Mixer
 from pipeline.pixel_loader import PixelLoader
+from pipeline.pixels import PixelStore
 from recipes import Recipe, recipe_at
 from shards.format import ShardSet
 from training import distributed, quarantine
@@ -99,10 +100,14 @@ class TrainingData:
     @property
     def decoded(self) -> float | None:
         """The fraction of the images that are in memory, while `data.cache = "pixels"` has some to decode."""
-        pixels = self._loader.pixels if isinstance(self._loader, PixelLoader) else None
-        if pixels is None or pixels.num_missing <= len(self._loader.quarantine if self._loader else ()):
+        pixels = self._pixels
+        if pixels is None or self._loader is None or pixels.num_missing <= len(self._loader.quarantine):
             return None
         return pixels.share
+
+    @property
+    def _pixels(self) -> PixelStore | None:
+        return self._loader.pixels if isinstance(self._loader, PixelLoader) else None
 
     @property
     def global_batch_size(self) -> int:
@@ -117,9 +122,7 @@ class TrainingData:
         now = recipe_at(self._whole, phase_epoch)
         if self._loader is not None and now == self.recipe:
             return
-        held = (
-            self._loader.pixels if isinstance(self._loader, PixelLoader) else None
-        )  # so that the next loader finds it
+        held = self._pixels  # so that the next loader finds them
         self.close()
         self.recipe = now
         self._loader = train_loader(now, self._dataset, self._world, self._run_dir, self._quarantined)
