@@ -242,22 +242,17 @@ class PixelLoader:
         """Regions → (n, S, S, 3): uint8, or normalised float32; and what they wait for."""
         from pipeline.resize_kernel import resize_images
 
-        size, n, shapes, rows = (
-            self.feed.image_size,
-            len(planned.sample_ids),
-            planned.params["shape"],
-            self._geometry(planned),
-        )
+        size, n = self.feed.image_size, len(planned.sample_ids)
         shape = n, size, size, 3
-        images = (
-            torch.empty(shape, dtype=dtype, pin_memory=_can_pin())
-            if self._on_gpu
-            else self._buffers.empty(shape, dtype)
-        )
+        if self._on_gpu:
+            images = torch.empty(shape, dtype=dtype, pin_memory=_can_pin())
+        else:
+            images = self._buffers.empty(shape, dtype)
         out = images.numpy().reshape(-1)
+        given = regions.addresses, regions.pitches, planned.params["shape"], self._geometry(planned), out, size
 
-        def some(begin: int, end: int) -> None:
-            resize_images(regions.addresses, regions.pitches, shapes, rows, out, size, begin, end)  # type: ignore[no-untyped-call]
+        def some(begin: int, end: int, held: object = regions.held) -> None:
+            resize_images(*given, begin, end)  # type: ignore[no-untyped-call]
 
         num_parts = min(n, 4 * self.threads, 1 + n * size**2 // _LEAST)
         bounds = np.linspace(0, n, 1 + num_parts).astype(int).tolist()

@@ -48,9 +48,8 @@ def lay_out(dataset: ShardSet, data: Path) -> Images:
                 tar.seek(int(row["offset"]))
                 data = tar.read(int(row["size"]))
             suffix = EXTENSION if data.startswith(b"P6") else "jpg"
-            path = (
-                target / f"{row['label']:05d}" / f"{sample_id:09d}.{suffix}"
-            )  # sorting the labels keeps their numbers
+            # sorting the labels keeps their numbers
+            path = target / f"{row['label']:05d}" / f"{sample_id:09d}.{suffix}"
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(data)
 

@@ -4,7 +4,6 @@ import gc
 import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import wait
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -397,7 +396,8 @@ def test_levels_are_normalised_on_a_gpu_as_by_the_kernel(dataset: ShardSet) -> N
             starts, pitches = loader.pixels.regions(planned)
             regions = Regions(loader.pixels.pixels.ctypes.data + starts, pitches, None)
             levels, under_way = loader._resized(planned, regions, torch.uint8)
-            wait(under_way)
+            for future in under_way:
+                future.result()
             images = loader._normalised(levels).permute(0, 3, 1, 2)
             assert torch.allclose(images, batch.images, atol=1e-5)
 
