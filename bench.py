@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Literal, NotRequired, Unpack
 
 import click
 
-from benchmarks.options import COMMON, COMPARE, LOADER, TIMING, TUNE_TURNS, Common, prepare, with_options
-from commands.command_line import Group
-from recipes import config
-from recipes.machine import FILE, this_machine
+from penstock.benchmarks.options import COMMON, COMPARE, LOADER, TIMING, TUNE_TURNS, Common, prepare, with_options
+from penstock.commands.command_line import Group
+from penstock.recipes import config
+from penstock.recipes.machine import FILE, this_machine
 
 # What takes torch is imported when a command runs: --help and a misspelt option need none.
 if TYPE_CHECKING:
-    from benchmarks.programs import Kind
-    from benchmarks.tune import Trial
+    from penstock.benchmarks.programs import Kind
+    from penstock.benchmarks.tune import Trial
 
 LAZY = {  # commands in modules of their own, imported when one is called: `command` there
-    "env": "benchmarks.env",
-    "explain": "benchmarks.explain",
-    "peers": "benchmarks.peers",
-    "plot": "benchmarks.plot",
+    "env": "penstock.benchmarks.env",
+    "explain": "penstock.benchmarks.explain",
+    "peers": "penstock.benchmarks.peers",
+    "plot": "penstock.benchmarks.plot",
 }
 
 
@@ -51,7 +51,7 @@ class Commands(Group):
             raise click.ClickException(f"{error.filename}: {error.strerror or error}") from None
         finally:
             if sys.modules.get("torch"):
-                from training import distributed
+                from penstock.training import distributed
 
                 distributed.finish()
 
@@ -88,17 +88,17 @@ def time_programs(
     **common: Unpack[Common],
 ) -> None:  # fmt: skip
     """Time what `kind` says, print the result, and keep it where the options say."""
-    from benchmarks import earlier, record
+    from penstock.benchmarks import earlier, record
 
     record.require_writable(json_file, out)
     before = earlier.read(earlier_file, force) if earlier_file else None  # refused before anything is measured
     if kind == "h2d":
-        from benchmarks.throughput import require_gpu
+        from penstock.benchmarks.throughput import require_gpu
 
         require_gpu(common["device"])
     setup = prepare(**common)
 
-    from benchmarks import throughput
+    from penstock.benchmarks import throughput
 
     settings: dict[str, object] = {}
     if kind == "h2d":
@@ -157,14 +157,14 @@ def parity(num_images: int, out: Path, json_file: Path | None, **common: Unpack[
     On a GPU also those that the GPU made. Nothing is timed. Writes parity.json (or --json) and, for each line of the
     table, a picture of the worst image: ours, theirs, and eight times the difference.
     """
-    from benchmarks import record
+    from penstock.benchmarks import record
 
     record.require_writable(json_file, out)
     setup = prepare(**common)
     if setup.world.world_size > 1:
         raise ValueError("parity compares images in one process; start it without torchrun")
 
-    from benchmarks.parity import compare_all, table
+    from penstock.benchmarks.parity import compare_all, table
 
     differences = compare_all(setup, num_images, common["batch_size"], out)
     click.echo(f"DALI's images beside PIL's and torchvision's, {setup.recipe.data.path}, in grey levels of 255")
@@ -192,14 +192,14 @@ def tune_command(
     which are only told: they are the recipe's. Under torchrun all ranks search together.
     """
     started = time.monotonic()
-    from benchmarks import record
+    from penstock.benchmarks import record
 
     record.require_writable(out, json_file)
     setup = prepare(**common)
 
-    from benchmarks import noise, tune
-    from benchmarks.text import shown_rate, wrapped
-    from training import environment
+    from penstock.benchmarks import noise, tune
+    from penstock.benchmarks.text import shown_rate, wrapped
+    from penstock.training import environment
 
     def say(line: str, err: bool = False) -> None:
         if setup.world.is_main:

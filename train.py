@@ -7,21 +7,21 @@ the plan (`pipeline/plan.py`), for any number of ranks.
 
 from typing import TYPE_CHECKING
 
-from commands.command_line import command_line
-from training.budget import command_began
+from penstock.commands.command_line import command_line
+from penstock.training.budget import command_began
 
 if TYPE_CHECKING:
-    from training.setup import Setup
+    from penstock.training.setup import Setup
 
 
 def train(setup: "Setup") -> None:
     """Train from where the setup's checkpoints left off, or from scratch, to the end of the recipe, --max-steps or the
     time."""
     # Here and not above: they take ten seconds, and --help and a misspelt option can do without.
-    from model.optim import set_lr
-    from model.schedule import lr_at
-    from training.run import build_run
-    from training.step import seed_step, train_step
+    from penstock.model.optim import set_lr
+    from penstock.model.schedule import lr_at
+    from penstock.training.run import build_run
+    from penstock.training.step import seed_step, train_step
 
     run = build_run(setup)
     if run is None:  # nothing is left to do

@@ -13,13 +13,13 @@ import click
 import numpy as np
 import torch
 
-from pipeline.augment import AugmentConfig
-from pipeline.augment.auto import OPS
-from pipeline.config import DataConfig
-from pipeline.feed import Feed
-from pipeline.loader import DaliLoader
-from pipeline.reference import ReferenceLoader
-from shards.format import ShardSet
+from penstock.pipeline.augment import AugmentConfig
+from penstock.pipeline.augment.auto import OPS
+from penstock.pipeline.config import DataConfig
+from penstock.pipeline.feed import Feed
+from penstock.pipeline.loader import DaliLoader
+from penstock.pipeline.reference import ReferenceLoader
+from penstock.shards.format import ShardSet
 
 CASES: dict[str, AugmentConfig] = {
     "random-resized crop": AugmentConfig(),

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import record
-from benchmarks.measure import CONFIDENCE, RESAMPLED, Ratio
-from benchmarks.record import Result
-from training import environment
+from penstock.benchmarks import record
+from penstock.benchmarks.measure import CONFIDENCE, RESAMPLED, Ratio
+from penstock.benchmarks.record import Result
+from penstock.training import environment
 
 DEVICE = {"CPU": "cpu", "cores allowed": "cores_allowed", "GPU": "gpu"}  # what must be the same to be compared
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from shards.format import INFO_FILE, ShardSet, write_info, write_split
+from penstock.shards.format import INFO_FILE, ShardSet, write_info, write_split
 
 SERIES = {
     "rows": (1_000, 10_000, 100_000, 1_000_000),

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from shard_tools.workers import num_cpus
-from shard_tools.writer import PackOptions, pack
-from shards.format import INFO_FILE
+from penstock.shard_tools.workers import num_cpus
+from penstock.shard_tools.writer import PackOptions, pack
+from penstock.shards.format import INFO_FILE
 
 PREFIX = "synthetic:"
 FOLDER = Path("data")

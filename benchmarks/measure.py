@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from benchmarks.text import shown_rate
+from penstock.benchmarks.text import shown_rate
 
 STEADY_TURNS = 3
 STEADY = 0.05  # how far the last turns may lie from their median

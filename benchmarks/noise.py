@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import psutil
 
-from benchmarks.measure import Unsteady
-from benchmarks.processes import family
-from training.environment import cgroup_folders
+from penstock.benchmarks.measure import Unsteady
+from penstock.benchmarks.processes import family
+from penstock.training.environment import cgroup_folders
 
 MAX_SPREAD = 0.10  # of a program's repeats: (most - least) / median
 MAX_OTHERS = 0.05  # of the time of the cores that this process may use

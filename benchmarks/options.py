@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, Unpack
 
 import click
 
-from model.config import check_network
-from recipes import DEMO_DATA, Recipe, recipe_file
-from recipes.machine import load_recipe
-from shards.format import ShardSet
-from training.refusal import refusing
+from penstock.model.config import check_network
+from penstock.recipes import DEMO_DATA, Recipe, recipe_file
+from penstock.recipes.machine import load_recipe
+from penstock.shards.format import ShardSet
+from penstock.training.refusal import refusing
 
 if TYPE_CHECKING:  # what takes torch is imported when a benchmark is set up: --help and a misspelt option need none
-    from training.distributed import World
+    from penstock.training.distributed import World
 
 MAX_DEFAULT_BATCH = 256
 TUNE_TURNS = 5  # of a trial of `tune`, at most
@@ -83,7 +83,7 @@ class BenchSetup(NamedTuple):
 
     @property
     def threads(self) -> int:
-        from pipeline.build import threads_per_rank
+        from penstock.pipeline.build import threads_per_rank
 
         return threads_per_rank(self.recipe.data.threads, self.world.local_world_size)
 
@@ -94,7 +94,7 @@ def prepare(**given: Unpack[Common]) -> BenchSetup:
 
     Raises ValueError for what is wrong, in one line.
     """
-    from benchmarks import images
+    from penstock.benchmarks import images
 
     data, device = given["data"], given["device"]
     with refusing():  # before anything starts
@@ -108,10 +108,10 @@ def prepare(**given: Unpack[Common]) -> BenchSetup:
         elif path != DEMO_DATA:
             ShardSet.open(path, recipe.data.cache_dir, recipe.data.store_timeout_s)
 
-    from pipeline.build import threads_per_rank
-    from shard_tools.demo import ensure_demo
-    from training import distributed, environment
-    from training.data import open_dataset
+    from penstock.pipeline.build import threads_per_rank
+    from penstock.shard_tools.demo import ensure_demo
+    from penstock.training import distributed, environment
+    from penstock.training.data import open_dataset
 
     world = distributed.start(device, timeout_s=recipe.train.timeout_s)
     environment.choose_kernels()

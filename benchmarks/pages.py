@@ -8,13 +8,13 @@ import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import record
-from benchmarks.peers.registry import OURS
-from benchmarks.record import JSON, Figures, Result
-from benchmarks.tables import COLUMNS, cells, columns_of, ratio_cell
-from benchmarks.text import shown_rate
+from penstock.benchmarks import record
+from penstock.benchmarks.peers.registry import OURS
+from penstock.benchmarks.record import JSON, Figures, Result
+from penstock.benchmarks.tables import COLUMNS, cells, columns_of, ratio_cell
+from penstock.benchmarks.text import shown_rate
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).resolve().parent
 RESULTS, PLOTS = FOLDER / "results", FOLDER / "plots"
 PAGE, FRONT = FOLDER / "README.md", FOLDER.parent / "README.md"
 BEGIN, END = "<!-- peers: written by `python bench.py plot --readme` -->", "<!-- end of peers -->"

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.options import BenchSetup
-from benchmarks.text import tabulated
-from pipeline.build import build_loader
-from pipeline.feed import Feed
-from recipes import Recipe
-from shards.format import Split
+from penstock.benchmarks.options import BenchSetup
+from penstock.benchmarks.text import tabulated
+from penstock.pipeline.build import build_loader
+from penstock.pipeline.feed import Feed
+from penstock.recipes import Recipe
+from penstock.shards.format import Split
 
 BIN = 1 / 16  # grey levels; the percentile is read from a histogram
 MAX_BATCH = 50

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from benchmarks import pages
-from benchmarks.peers.registry import OURS
-from benchmarks.record import Result
-from benchmarks.text import shown_rate
-from training.report.curves import FAINT, INK, PALETTE
+from penstock.benchmarks import pages
+from penstock.benchmarks.peers.registry import OURS
+from penstock.benchmarks.record import Result
+from penstock.benchmarks.text import shown_rate
+from penstock.training.report.curves import FAINT, INK, PALETTE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,19 +12,19 @@ from typing import Literal
 import numpy as np
 import torch
 
-from benchmarks.measure import Sample
-from pipeline.batch import Batch, Loader
-from pipeline.build import build_loader, threads_per_rank
-from pipeline.feed import Feed
-from pipeline.mixing import Mixer
-from pipeline.pixel_loader import PixelLoader
-from recipes import Recipe
-from shards.format import ShardSet, Split
-from training import clock, distributed
-from training.data import image_dtype
-from training.distributed import World
-from training.learner import build_learner
-from training.step import train_step
+from penstock.benchmarks.measure import Sample
+from penstock.pipeline.batch import Batch, Loader
+from penstock.pipeline.build import build_loader, threads_per_rank
+from penstock.pipeline.feed import Feed
+from penstock.pipeline.mixing import Mixer
+from penstock.pipeline.pixel_loader import PixelLoader
+from penstock.recipes import Recipe
+from penstock.shards.format import ShardSet, Split
+from penstock.training import clock, distributed
+from penstock.training.data import image_dtype
+from penstock.training.distributed import World
+from penstock.training.learner import build_learner
+from penstock.training.step import train_step
 
 Kind = Literal["loader", "compute", "train"]
 

@@ -9,9 +9,9 @@ from time import monotonic
 
 import torch
 
-from benchmarks.measure import Program, Sample
-from training import distributed
-from training.distributed import World
+from penstock.benchmarks.measure import Program, Sample
+from penstock.training import distributed
+from penstock.training.distributed import World
 
 
 class Together:

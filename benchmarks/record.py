@@ -19,8 +19,8 @@ from typing import Any
 
 import click
 
-from benchmarks.measure import Ratio, Sample
-from training import environment
+from penstock.benchmarks.measure import Ratio, Sample
+from penstock.training import environment
 
 FORMAT = 2
 JSON = dict[str, Any]  # an object of a file, whose keys are a benchmark's own

@@ -7,9 +7,9 @@ is run; the arithmetic is `demand` and `limits`.
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks import record
-from benchmarks.peers.registry import OURS
-from shards.format import SAMPLE_DTYPE
+from penstock.benchmarks import record
+from penstock.benchmarks.peers.registry import OURS
+from penstock.shards.format import SAMPLE_DTYPE
 
 NUM_TRAIN = 1_281_167  # ImageNet-1k
 MEASURED = {"originals": "peers-in500-2cpu.json", "--short-side 256": "peers-short256-2cpu.json"}

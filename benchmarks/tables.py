@@ -4,11 +4,11 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from benchmarks.measure import Ratio
-from benchmarks.text import shown_rate
+from penstock.benchmarks.measure import Ratio
+from penstock.benchmarks.text import shown_rate
 
 if TYPE_CHECKING:  # it takes torch, which the help of commands does without
-    from benchmarks.record import Figures, Result
+    from penstock.benchmarks.record import Figures, Result
 
 COLUMNS = {  # of `Figures`: heading, factor to what that says
     "data_wait": ("data wait, %", 100.0),

@@ -9,16 +9,16 @@ from time import monotonic
 import click
 import torch
 
-from benchmarks import noise, programs, record
-from benchmarks.measure import Program, Sample, in_turn, ratio
-from benchmarks.options import BenchSetup
-from benchmarks.processes import family, memory_mb
-from benchmarks.programs import BatchProgram, Kind
-from benchmarks.ranks import Alone, Together, shared_clock
-from benchmarks.record import JSON, Result
-from benchmarks.tables import COLUMNS, cells, columns_of
-from benchmarks.text import shown_rate, tabulated, wrapped
-from training import environment
+from penstock.benchmarks import noise, programs, record
+from penstock.benchmarks.measure import Program, Sample, in_turn, ratio
+from penstock.benchmarks.options import BenchSetup
+from penstock.benchmarks.processes import family, memory_mb
+from penstock.benchmarks.programs import BatchProgram, Kind
+from penstock.benchmarks.ranks import Alone, Together, shared_clock
+from penstock.benchmarks.record import JSON, Result
+from penstock.benchmarks.tables import COLUMNS, cells, columns_of
+from penstock.benchmarks.text import shown_rate, tabulated, wrapped
+from penstock.training import environment
 
 LEAST_AHEAD, MOST_WAIT = 0.2, 0.1  # steps; of the time, beyond which the loader limits
 

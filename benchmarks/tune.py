@@ -13,17 +13,17 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from time import monotonic
 
-from benchmarks import programs
-from benchmarks.explain.model import pixel_bytes, pixels_fit
-from benchmarks.measure import Program
-from benchmarks.options import TUNE_TURNS, BenchSetup
-from benchmarks.ranks import Together, shared_clock
-from benchmarks.text import shown_rate
-from pipeline.build import threads_per_rank
-from recipes import config
-from recipes.machine import Machine
-from shards.format import ShardSet
-from training import distributed
+from penstock.benchmarks import programs
+from penstock.benchmarks.explain.model import pixel_bytes, pixels_fit
+from penstock.benchmarks.measure import Program
+from penstock.benchmarks.options import TUNE_TURNS, BenchSetup
+from penstock.benchmarks.ranks import Together, shared_clock
+from penstock.benchmarks.text import shown_rate
+from penstock.pipeline.build import threads_per_rank
+from penstock.recipes import config
+from penstock.recipes.machine import Machine
+from penstock.shards.format import ShardSet
+from penstock.training import distributed
 
 MIN_GAIN = 1.03
 HOPELESS = 0.75  # of the incumbent, in the first turn

@@ -17,17 +17,17 @@ from typing import NamedTuple, TypeGuard
 import click
 import numpy as np
 
-from pipeline.feed import Feed
-from pipeline.holes import NO_SAMPLE
-from pipeline.plan import Span
-from recipes import Recipe, recipe_at
-from recipes.config import load_config
-from shards.format import ShardSet, Split
-from training import quarantine
-from training.digest import INT63, sample_digest
-from training.metrics import read_metrics
-from training.refusal import told_in_a_line
-from training.run_dir import CONFIG_FILE, ENVIRONMENT_FILE
+from penstock.pipeline.feed import Feed
+from penstock.pipeline.holes import NO_SAMPLE
+from penstock.pipeline.plan import Span
+from penstock.recipes import Recipe, recipe_at
+from penstock.recipes.config import load_config
+from penstock.shards.format import ShardSet, Split
+from penstock.training import quarantine
+from penstock.training.digest import INT63, sample_digest
+from penstock.training.metrics import read_metrics
+from penstock.training.refusal import told_in_a_line
+from penstock.training.run_dir import CONFIG_FILE, ENVIRONMENT_FILE
 
 _AT_ONCE = 1 << 16  # samples whose digests are worked out together
 

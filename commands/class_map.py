@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from shard_tools.class_match import match_classes
-from shard_tools.classes import plain_key
-from shard_tools.sources.imagenet import NAME_AGREEMENT, imagenet_classes
-from shard_tools.sources.naming import few_of
-from shards.format import ClassInfo, ShardSet
+from penstock.shard_tools.class_match import match_classes
+from penstock.shard_tools.classes import plain_key
+from penstock.shard_tools.sources.imagenet import NAME_AGREEMENT, imagenet_classes
+from penstock.shard_tools.sources.naming import few_of
+from penstock.shards.format import ClassInfo, ShardSet
 
 Classes = Sequence[ClassInfo]
 

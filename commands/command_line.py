@@ -14,22 +14,22 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from commands.options import COMMANDS, CONTEXT, DEVICE, IN_ONE_PROCESS, taking
-from model.config import check_network
-from model.schedule import lr_at
-from recipes import DEMO_DATA, Recipe, config, recipe_file
-from recipes.config_names import keys_like
-from recipes.config_text import commented_toml
-from recipes.machine import load_recipe
-from shard_tools import terminal
-from shards.format import ShardSet
-from training import run_dir as run_dirs
-from training.refusal import Refused, let_rank_0_speak, refusing
-from training.request import Chosen, TrainOptions
-from training.splits import check_splits
+from penstock.commands.options import COMMANDS, CONTEXT, DEVICE, IN_ONE_PROCESS, taking
+from penstock.model.config import check_network
+from penstock.model.schedule import lr_at
+from penstock.recipes import DEMO_DATA, Recipe, config, recipe_file
+from penstock.recipes.config_names import keys_like
+from penstock.recipes.config_text import commented_toml
+from penstock.recipes.machine import load_recipe
+from penstock.shard_tools import terminal
+from penstock.shards.format import ShardSet
+from penstock.training import run_dir as run_dirs
+from penstock.training.refusal import Refused, let_rank_0_speak, refusing
+from penstock.training.request import Chosen, TrainOptions
+from penstock.training.splits import check_splits
 
 if TYPE_CHECKING:
-    from training.setup import Setup
+    from penstock.training.setup import Setup
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -145,7 +145,7 @@ def run(train: "Callable[[Setup], None]", options: TrainOptions, began: float) -
         click.echo(commented_toml(chosen.recipe), nl=False)
         return
     if options.show_schedule:
-        from recipes.show import schedule_chart
+        from penstock.recipes.show import schedule_chart
 
         click.echo(schedule_chart(chosen.recipe))
         return
@@ -156,7 +156,7 @@ def run(train: "Callable[[Setup], None]", options: TrainOptions, began: float) -
         click.echo(
             f"{chosen.origin}: loading PyTorch and DALI"
         )  # five seconds, a minute where they are new on this disk
-    from training.start import start
+    from penstock.training.start import start
 
     start(train, chosen, options, dataset, began)
 

@@ -6,20 +6,20 @@ from dataclasses import replace
 import click
 from rich.console import Console
 
-from commands.class_map import lines, map_classes, relabelled
-from commands.options import EvalOptions
-from commands.trained_network import Loaded, load_network
-from recipes import Recipe
-from training import distributed, environment
-from training.data import eval_loader, open_dataset
-from training.distributed import World
-from training.evaluate import evaluate
-from training.figures import count
-from training.learner import autocast_of
-from training.progress import Progress
-from training.records import Scores
-from training.refusal import told_in_a_line
-from training.splits import validates
+from penstock.commands.class_map import lines, map_classes, relabelled
+from penstock.commands.options import EvalOptions
+from penstock.commands.trained_network import Loaded, load_network
+from penstock.recipes import Recipe
+from penstock.training import distributed, environment
+from penstock.training.data import eval_loader, open_dataset
+from penstock.training.distributed import World
+from penstock.training.evaluate import evaluate
+from penstock.training.figures import count
+from penstock.training.learner import autocast_of
+from penstock.training.progress import Progress
+from penstock.training.records import Scores
+from penstock.training.refusal import told_in_a_line
+from penstock.training.splits import validates
 
 
 def run(options: EvalOptions) -> None:

@@ -17,13 +17,13 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from commands.onnx_graph import onnx_bytes, onnx_runner, require_packages
-from commands.options import ExportOptions
-from commands.trained_network import Loaded, load_network
-from model.networks import AUXILIARY_HEADS, OWN_NETWORKS
-from shards.format import atomic_write, key_name
-from training import environment
-from training.refusal import told_in_a_line
+from penstock.commands.onnx_graph import onnx_bytes, onnx_runner, require_packages
+from penstock.commands.options import ExportOptions
+from penstock.commands.trained_network import Loaded, load_network
+from penstock.model.networks import AUXILIARY_HEADS, OWN_NETWORKS
+from penstock.shards.format import atomic_write, key_name
+from penstock.training import environment
+from penstock.training.refusal import told_in_a_line
 
 FORMATS = {".pt": "torch", ".pth": "torch", ".safetensors": "safetensors", ".onnx": "onnx"}
 # What of [model] changes how a network begins or runs, and not what it is.

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.augment import AugmentParams, centre_crop_params
-from pipeline.config import DataConfig
-from pipeline.graph import build_graph, encoded, graph_inputs
-from pipeline.gray import with_unit_factor
-from pipeline.holes import GRAY, GRAY_SIDE
-from pipeline.probe import bad_header, find_bad, raised_by_dali
-from shard_tools.encode import BadImage, EncodeConfig, Encoded, encode
-from shard_tools.sources.naming import is_image, is_junk
+from penstock.pipeline.augment import AugmentParams, centre_crop_params
+from penstock.pipeline.config import DataConfig
+from penstock.pipeline.graph import build_graph, encoded, graph_inputs
+from penstock.pipeline.gray import with_unit_factor
+from penstock.pipeline.holes import GRAY, GRAY_SIDE
+from penstock.pipeline.probe import bad_header, find_bad, raised_by_dali
+from penstock.shard_tools.encode import BadImage, EncodeConfig, Encoded, encode
+from penstock.shard_tools.sources.naming import is_image, is_junk
 
 UNTOUCHED = EncodeConfig()
 Inputs = tuple[object, ...]  # a batch as DALI's graph takes it: JPEGs, then arrays

@@ -8,7 +8,7 @@ from importlib import import_module
 import torch
 from torch import Tensor, nn
 
-from training.refusal import first_line
+from penstock.training.refusal import first_line
 
 LIMIT_BYTES = 2_000_000_000  # protobuf's limit for one file is 2^31, graph and weights together
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")

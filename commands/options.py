@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 
 import click
 
-from training.request import Device
+from penstock.training.request import Device
 
 T = TypeVar("T")
 Weights = Literal["auto", "raw", "ema"]
@@ -93,7 +93,7 @@ def evaluate_command(options: EvalOptions) -> None:
     \b
     python train.py eval runs/NAME --data DIR --image-size 288
     """
-    from commands.evaluate import run
+    from penstock.commands.evaluate import run
 
     run(options)
 
@@ -142,7 +142,7 @@ def predict_command(options: PredictOptions) -> None:
       python train.py predict runs/demo-20261124-030029 cat.jpg photos/
       python train.py predict model.pt photos/ --top-k 1 --json > classes.jsonl
     """
-    from commands.predict import run
+    from penstock.commands.predict import run
 
     run(options)
 
@@ -185,7 +185,7 @@ def export_command(options: ExportOptions) -> None:
       python train.py export runs/demo-20261124-030029 model.safetensors
       python train.py export runs/imagenet/checkpoints/last.pt model.onnx --weights raw
     """
-    from commands.export import run
+    from penstock.commands.export import run
 
     run(options)
 
@@ -200,7 +200,7 @@ def replay_command(file: Path, data: str | None, device: Device) -> None:
     \b
     python train.py replay runs/NAME/failed-step-00001234.pt
     """
-    from commands.replay import run
+    from penstock.commands.replay import run
 
     run(file, data, device)
 
@@ -213,7 +213,7 @@ def audit_command(run_dir: Path, data: str | None) -> None:
 
     "taken out" are samples that could not be decoded, "left over" those at an epoch's end that fill no global batch.
     """
-    from commands.audit import run
+    from penstock.commands.audit import run
 
     run(run_dir, data)
 
@@ -228,7 +228,7 @@ def report_command(runs: tuple[Path, ...], out: Path | None) -> None:
 
     With several, one more page and picture overlay the curves of all.
     """
-    from commands.report import run
+    from penstock.commands.report import run
 
     run(runs, out)
 

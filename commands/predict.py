@@ -14,19 +14,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from commands.image_files import decode_chunks, find_images, read_chunks
-from commands.options import PredictOptions
-from commands.trained_network import Loaded, load_network
-from pipeline.build import threads_per_rank
-from shard_tools.classes import class_infos, read_class_file
-from shard_tools.encode import EncodeConfig
-from shard_tools.sources.naming import EXTENSIONS, Ignored, few_of
-from shard_tools.terminal import as_shown
-from shards.format import ClassInfo, escape, key_name
-from training import distributed, environment
-from training.evaluate import predict_logits
-from training.learner import autocast_dtype, autocast_of
-from training.refusal import told_in_a_line
+from penstock.commands.image_files import decode_chunks, find_images, read_chunks
+from penstock.commands.options import PredictOptions
+from penstock.commands.trained_network import Loaded, load_network
+from penstock.pipeline.build import threads_per_rank
+from penstock.shard_tools.classes import class_infos, read_class_file
+from penstock.shard_tools.encode import EncodeConfig
+from penstock.shard_tools.sources.naming import EXTENSIONS, Ignored, few_of
+from penstock.shard_tools.terminal import as_shown
+from penstock.shards.format import ClassInfo, escape, key_name
+from penstock.training import distributed, environment
+from penstock.training.evaluate import predict_logits
+from penstock.training.learner import autocast_dtype, autocast_of
+from penstock.training.refusal import told_in_a_line
 
 PIPED_WIDTH = 10_000  # columns of a table that no terminal shows: nothing is folded
 LEAST_IMAGE, MOST_WORD = 8, 40  # columns of a terminal: for files' names, and for a word that is not folded

@@ -14,20 +14,20 @@ import click
 import torch
 from torch import Tensor, nn
 
-from model.optim import set_lr
-from model.schedule import lr_at
-from pipeline.batch import Batch
-from pipeline.holes import NO_SAMPLE
-from pipeline.mixing import Mixer
-from recipes import Recipe, config, recipe_at
-from training import checkpoint, distributed, environment, quarantine
-from training.data import open_dataset, train_loader
-from training.distributed import World
-from training.failure import out_of_memory
-from training.learner import Learner, build_learner, set_state
-from training.refusal import told_in_a_line
-from training.request import Device
-from training.step import seed_step
+from penstock.model.optim import set_lr
+from penstock.model.schedule import lr_at
+from penstock.pipeline.batch import Batch
+from penstock.pipeline.holes import NO_SAMPLE
+from penstock.pipeline.mixing import Mixer
+from penstock.recipes import Recipe, config, recipe_at
+from penstock.training import checkpoint, distributed, environment, quarantine
+from penstock.training.data import open_dataset, train_loader
+from penstock.training.distributed import World
+from penstock.training.failure import out_of_memory
+from penstock.training.learner import Learner, build_learner, set_state
+from penstock.training.refusal import told_in_a_line
+from penstock.training.request import Device
+from penstock.training.step import seed_step
 
 
 def run(file: Path, data: str | None, device: Device) -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from training.refusal import told_in_a_line
-from training.report import COMPARISON_FILE, write_comparison, write_report
+from penstock.training.refusal import told_in_a_line
+from penstock.training.report import COMPARISON_FILE, write_comparison, write_report
 
 
 def run(runs: tuple[Path, ...], out: Path | None) -> None:

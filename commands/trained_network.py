@@ -10,11 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from commands.options import Weights
-from model.networks import build_model
-from recipes import Recipe, config
-from shards.format import ClassInfo
-from training import checkpoint
+from penstock.commands.options import Weights
+from penstock.model.networks import build_model
+from penstock.recipes import Recipe, config
+from penstock.shards.format import ClassInfo
+from penstock.training import checkpoint
 
 # How the logits of a network trained with a loss become probabilities. Squared error fits the logits to the classes'
 # shares themselves.

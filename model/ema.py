@@ -8,7 +8,7 @@ import copy
 import torch
 from torch import nn
 
-from model.config import EmaConfig
+from penstock.model.config import EmaConfig
 
 
 class Ema:

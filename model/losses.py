@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.config import LossConfig
+from penstock.model.config import LossConfig
 
 IGNORED_LABEL = -100  # what a sample that was taken out of the batch has for a label; torch's own default
 

@@ -11,12 +11,12 @@ from collections.abc import Callable, Collection
 import torchvision
 from torch import nn
 
-from model.airbench import AIRBENCHES
-from model.blurpool import MIN_CHANNELS, use_blurpool
-from model.cifar_resnet import CIFAR_RESNETS
-from model.config import ModelConfig, unknown_network
-from model.layout import use_channels_last
-from model.stochastic_depth import add_stochastic_depth, rescale_stochastic_depth
+from penstock.model.airbench import AIRBENCHES
+from penstock.model.blurpool import MIN_CHANNELS, use_blurpool
+from penstock.model.cifar_resnet import CIFAR_RESNETS
+from penstock.model.config import ModelConfig, unknown_network
+from penstock.model.layout import use_channels_last
+from penstock.model.stochastic_depth import add_stochastic_depth, rescale_stochastic_depth
 
 # name → factory(num_classes, …) with those of the keywords zero_init_residual, stochastic_depth, dropout that it has
 OWN_NETWORKS: dict[str, Callable[..., nn.Module]] = {**AIRBENCHES, **CIFAR_RESNETS}

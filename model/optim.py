@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn, optim
 
-from model.config import OptimizerConfig
+from penstock.model.config import OptimizerConfig
 
 Group = dict[str, Any]  # a parameter group, or keyword arguments of an optimizer, as torch and timm take them
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.config import ModelConfig
-from model.weight_files import Classes, read_weights
+from penstock.model.config import ModelConfig
+from penstock.model.weight_files import Classes, read_weights
 
 AUXILIARY_PREFIXES = ("AuxLogits.", "aux1.", "aux2.")  # children of torchvision's Inception v3 and GoogLeNet
 # What DDP and torch.compile put before a name; and names in torchvision's published files that its code has changed

@@ -9,7 +9,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable
 
-from model.config import ScheduleConfig
+from penstock.model.config import ScheduleConfig
 
 
 def warmup_of(config: ScheduleConfig, epochs: float) -> float:

@@ -18,8 +18,8 @@ import torch
 import torchvision
 from torchvision.models import WeightsEnum
 
-from model.config import ModelConfig
-from model.networks import OWN_NETWORKS
+from penstock.model.config import ModelConfig
+from penstock.model.networks import OWN_NETWORKS
 
 CHECKPOINT_FORMAT = "penstock-checkpoint-1"
 Classes = tuple[tuple[str, str], ...]  # of a head's rows: key and readable name

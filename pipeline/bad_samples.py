@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from pipeline.feed import Feed, PlannedBatch
-from pipeline.holes import BadSample
+from penstock.pipeline.feed import Feed, PlannedBatch
+from penstock.pipeline.holes import BadSample
+from penstock.shards.program import SHARD_TOOLS
 
 
 class BadSamples:
@@ -55,7 +56,7 @@ class BadSamples:
             raise ValueError(
                 f"{root}: {len(self.quarantine)} of {len(self._feed.split)} samples cannot be decoded, more than "
                 f"data.max_bad_fraction {fraction} allows; the last is {found[-1].where}; "
-                f"find all with: python -m shard_tools verify --decode {root}"
+                f"find all with: {SHARD_TOOLS} verify --decode {root}"
             )
 
 
@@ -63,7 +64,7 @@ def bad_headers(
     feed: Feed, planned: PlannedBatch, places: np.ndarray, views: Mapping[int, np.ndarray]
 ) -> dict[int, str]:
     """Those places of a batch, (m,) int64, whose encoded bytes, `views` by place, DALI must not get, and why."""
-    from pipeline.probe import bad_header
+    from penstock.pipeline.probe import bad_header
 
     rows = feed.split.rows(planned.sample_ids[places])
     reasons = {

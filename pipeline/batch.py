@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from pipeline.feed import Feed
+from penstock.pipeline.feed import Feed
 
 
 @dataclass(frozen=True)

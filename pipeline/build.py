@@ -5,15 +5,15 @@ from collections.abc import Callable
 
 import torch
 
-from pipeline.batch import Loader
-from pipeline.feed import Feed
-from pipeline.graph import decodes_on_gpu
-from pipeline.holes import BadSample
-from pipeline.loader import DaliLoader
-from pipeline.pixel_loader import PixelLoader
-from pipeline.reference import ReferenceLoader
-from pipeline.synthetic import SyntheticLoader
-from shards.ppm import may_have_pixels
+from penstock.pipeline.batch import Loader
+from penstock.pipeline.feed import Feed
+from penstock.pipeline.graph import decodes_on_gpu
+from penstock.pipeline.holes import BadSample
+from penstock.pipeline.loader import DaliLoader
+from penstock.pipeline.pixel_loader import PixelLoader
+from penstock.pipeline.reference import ReferenceLoader
+from penstock.pipeline.synthetic import SyntheticLoader
+from penstock.shards.ppm import may_have_pixels
 
 
 def build_loader(

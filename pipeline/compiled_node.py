@@ -9,7 +9,7 @@ from typing import Any
 from numba import types
 from numba.core.ccallback import CFunc
 
-from pipeline.dali import Node
+from penstock.pipeline.dali import Node
 
 _ADDRESS, _COUNT = types.uint64, types.int32
 # (outs, out_shapes, out_ndims, num_outs, ins, in_shapes, in_ndims, num_ins), for one sample

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.plan import Order
-from settings import check, setting, settings_of
+from penstock.pipeline.plan import Order
+from penstock.settings import check, setting, settings_of
 
 Interpolation = Literal["nearest", "linear", "cubic", "lanczos"]
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.holes import NO_SAMPLE
-from pipeline.pixels import PixelStore
-from pipeline.resize_kernel import (
+from penstock.pipeline.holes import NO_SAMPLE
+from penstock.pipeline.pixels import PixelStore
+from penstock.pipeline.resize_kernel import (
     ANTIALIAS,
     BIAS,
     BOTTOM,

@@ -7,11 +7,11 @@ from itertools import islice
 
 import numpy as np
 
-from pipeline.augment import AugmentConfig, AugmentParams, centre_crop_params, train_params
-from pipeline.augment.steps import step_arrays
-from pipeline.config import DataConfig
-from pipeline.plan import EpochPlan, Span, eval_spans, runs, train_spans
-from shards.format import Split
+from penstock.pipeline.augment import AugmentConfig, AugmentParams, centre_crop_params, train_params
+from penstock.pipeline.augment.steps import step_arrays
+from penstock.pipeline.config import DataConfig
+from penstock.pipeline.plan import EpochPlan, Span, eval_spans, runs, train_spans
+from penstock.shards.format import Split
 
 _PLANNED_AT_ONCE = 4096  # samples, whose batches are planned together
 

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pipeline.augment import AugmentParams
-from pipeline.augment.graph import augment_images
-from pipeline.augment.params import Name, StepArray
-from pipeline.config import DataConfig
-from pipeline.dali import Arguments, Inputs, Node, Pipeline, TensorList
+from penstock.pipeline.augment import AugmentParams
+from penstock.pipeline.augment.graph import augment_images
+from penstock.pipeline.augment.params import Name, StepArray
+from penstock.pipeline.config import DataConfig
+from penstock.pipeline.dali import Arguments, Inputs, Node, Pipeline, TensorList
 
 Source = Callable[[], Inputs]
 GEOMETRY = ("roi_start", "roi_end", "shift", "mirror", "flip_vertical")  # in one pass one array, `geometry`
@@ -40,7 +40,7 @@ def graph_inputs(params: AugmentParams, config: DataConfig, on_gpu: bool) -> Aug
     }
     if not in_one_pass(decodes_on_gpu(config, on_gpu)):
         return arrays | {name: params[name] for name in GEOMETRY if name in params}
-    from pipeline.resize import geometry
+    from penstock.pipeline.resize import geometry
 
     rows = geometry(
         params, interpolation=config.interpolation, antialias=config.antialias, mean=config.mean, std=config.std
@@ -155,7 +155,7 @@ def finish(
     augmented = any(isinstance(name, StepArray) for name in params)
     mirror: Arguments = {}
     if in_one_pass(decodes_on_gpu(config, on_gpu)):
-        from pipeline.resize import resize
+        from penstock.pipeline.resize import resize
 
         normalised = not (on_gpu or half or augmented)
         images = resize(images, params["geometry"], image_size, normalise=normalised)

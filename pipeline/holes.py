@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipeline.feed import PlannedBatch
+from penstock.pipeline.feed import PlannedBatch
 
 NO_SAMPLE = -1  # sample id of a place whose sample was taken out
 IGNORE_LABEL = -100  # its label: torch's `ignore_index`, so that it adds nothing to the loss

@@ -15,18 +15,18 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from pipeline.augment import AugmentParams
-from pipeline.augment.params import Name
-from pipeline.bad_samples import BadSamples, bad_headers
-from pipeline.batch import Batch
-from pipeline.dali import Inputs, Pipeline
-from pipeline.feed import Feed, PlannedBatch
-from pipeline.graph import build_graph, decodes_on_gpu, encoded, graph_inputs
-from pipeline.gray import with_unit_factor
-from pipeline.holes import GRAY, NO_SAMPLE, BadSample, blank
-from pipeline.probe import find_bad, raised_by_dali
-from pipeline.read_ahead import read_ahead
-from pipeline.reader import open_reader
+from penstock.pipeline.augment import AugmentParams
+from penstock.pipeline.augment.params import Name
+from penstock.pipeline.bad_samples import BadSamples, bad_headers
+from penstock.pipeline.batch import Batch
+from penstock.pipeline.dali import Inputs, Pipeline
+from penstock.pipeline.feed import Feed, PlannedBatch
+from penstock.pipeline.graph import build_graph, decodes_on_gpu, encoded, graph_inputs
+from penstock.pipeline.gray import with_unit_factor
+from penstock.pipeline.holes import GRAY, NO_SAMPLE, BadSample, blank
+from penstock.pipeline.probe import find_bad, raised_by_dali
+from penstock.pipeline.read_ahead import read_ahead
+from penstock.pipeline.reader import open_reader
 
 
 class DaliLoader:

@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import torch
 
-from pipeline.augment import AugmentConfig
-from pipeline.batch import Batch
-from pipeline.holes import IGNORE_LABEL
-from pipeline.plan import EpochPlan
+from penstock.pipeline.augment import AugmentConfig
+from penstock.pipeline.batch import Batch
+from penstock.pipeline.holes import IGNORE_LABEL
+from penstock.pipeline.plan import EpochPlan
 
 
 class Mixer:

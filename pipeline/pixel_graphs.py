@@ -9,13 +9,13 @@ from itertools import islice
 import numpy as np
 import torch
 
-from pipeline.augment import AugmentParams
-from pipeline.augment.params import Name
-from pipeline.dali import Inputs, Pipeline
-from pipeline.feed import Feed, PlannedBatch
-from pipeline.graph import decode, encoded, inputs, new_pipeline, normalise
-from pipeline.pixel_sources import Decoded, Job
-from pipeline.probe import find_bad, raised_by_dali
+from penstock.pipeline.augment import AugmentParams
+from penstock.pipeline.augment.params import Name
+from penstock.pipeline.dali import Inputs, Pipeline
+from penstock.pipeline.feed import Feed, PlannedBatch
+from penstock.pipeline.graph import decode, encoded, inputs, new_pipeline, normalise
+from penstock.pipeline.pixel_sources import Decoded, Job
+from penstock.pipeline.probe import find_bad, raised_by_dali
 
 _NONE = np.zeros(0, np.int64)
 

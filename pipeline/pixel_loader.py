@@ -16,18 +16,18 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from pipeline.augment.params import Name, StepArray
-from pipeline.bad_samples import BadSamples
-from pipeline.batch import Batch
-from pipeline.buffers import Buffers
-from pipeline.device_pixels import DevicePixels, Request, fits
-from pipeline.feed import Feed, PlannedBatch
-from pipeline.holes import BadSample, blank
-from pipeline.pixel_graphs import Finisher, PixelDecoder
-from pipeline.pixel_sources import Decoded, Job, Regions, Source, source_of
-from pipeline.pixels import PixelStore
-from pipeline.read_ahead import read_ahead
-from pipeline.reader import open_reader
+from penstock.pipeline.augment.params import Name, StepArray
+from penstock.pipeline.bad_samples import BadSamples
+from penstock.pipeline.batch import Batch
+from penstock.pipeline.buffers import Buffers
+from penstock.pipeline.device_pixels import DevicePixels, Request, fits
+from penstock.pipeline.feed import Feed, PlannedBatch
+from penstock.pipeline.holes import BadSample, blank
+from penstock.pipeline.pixel_graphs import Finisher, PixelDecoder
+from penstock.pipeline.pixel_sources import Decoded, Job, Regions, Source, source_of
+from penstock.pipeline.pixels import PixelStore
+from penstock.pipeline.read_ahead import read_ahead
+from penstock.pipeline.reader import open_reader
 
 _LEAST = 1 << 16  # pixels for which a thread is worth waking
 _MOST = 0.5  # of the images stored: a GPU then gets them, and those that come later one by one
@@ -204,7 +204,7 @@ class PixelLoader:
         return Request(*regions, self._geometry(planned), self.feed.image_size, pin=_can_pin())
 
     def _geometry(self, planned: PlannedBatch) -> np.ndarray:
-        from pipeline.resize import geometry
+        from penstock.pipeline.resize import geometry
 
         config = self.feed.config
         return geometry(planned.params, interpolation=config.interpolation, antialias=config.antialias,
@@ -240,7 +240,7 @@ class PixelLoader:
         self, planned: PlannedBatch, regions: Regions, dtype: torch.dtype
     ) -> tuple[torch.Tensor, list[Future[None]]]:
         """Regions → (n, S, S, 3): uint8, or normalised float32; and what they wait for."""
-        from pipeline.resize_kernel import resize_images
+        from penstock.pipeline.resize_kernel import resize_images
 
         size, n = self.feed.image_size, len(planned.sample_ids)
         shape = n, size, size, 3

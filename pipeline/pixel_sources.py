@@ -10,15 +10,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.bad_samples import BadSamples, bad_headers
-from pipeline.config import DataConfig
-from pipeline.feed import Feed, PlannedBatch
-from pipeline.holes import GRAY, GRAY_SIDE
-from pipeline.pixels import PixelStore
-from pipeline.probe import Decoder
-from pipeline.reader import ShardReader
-from pipeline.window_reader import WindowReader
-from shards.ppm import header_sizes, is_ppm
+from penstock.pipeline.bad_samples import BadSamples, bad_headers
+from penstock.pipeline.config import DataConfig
+from penstock.pipeline.feed import Feed, PlannedBatch
+from penstock.pipeline.holes import GRAY, GRAY_SIDE
+from penstock.pipeline.pixels import PixelStore
+from penstock.pipeline.probe import Decoder
+from penstock.pipeline.reader import ShardReader
+from penstock.pipeline.window_reader import WindowReader
+from penstock.shards.ppm import header_sizes, is_ppm
 
 
 @dataclass

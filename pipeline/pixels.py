@@ -5,11 +5,11 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from pipeline.feed import Feed, PlannedBatch
-from pipeline.holes import GRAY_SIDE, NO_SAMPLE
-from pipeline.memory import available_bytes
-from pipeline.shared_memory import shared_memory
-from shards.format import Split
+from penstock.pipeline.feed import Feed, PlannedBatch
+from penstock.pipeline.holes import GRAY_SIDE, NO_SAMPLE
+from penstock.pipeline.memory import available_bytes
+from penstock.pipeline.shared_memory import shared_memory
+from penstock.shards.format import Split
 
 _GRAY_BYTES = 3 * GRAY_SIDE**2
 _SHARE = 0.9  # of the memory that is free, where no bound is given
@@ -88,7 +88,7 @@ class PixelStore:
 
     def put(self, sample_ids: np.ndarray, addresses: np.ndarray) -> None:
         """Store samples, (m,) ids, whose (H, W, 3) uint8 lie at these addresses, (m,) int64."""
-        from pipeline.resize_kernel import copy_values
+        from penstock.pipeline.resize_kernel import copy_values
 
         slots = self._slot[sample_ids]
         copy_values(addresses, self._starts[slots], self._ends[slots], self.pixels)  # type: ignore[no-untyped-call]

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.permutation import permute, philox_key
+from penstock.pipeline.permutation import permute, philox_key
 
 Order = Literal["global", "block", "sequential"]
 ORDERS: tuple[Order, ...] = ("global", "block", "sequential")

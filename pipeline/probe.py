@@ -11,11 +11,11 @@ from io import BytesIO
 
 import numpy as np
 
-from pipeline.augment import AugmentParams
-from pipeline.config import DataConfig
-from pipeline.dali import Pipeline, TensorList
-from pipeline.graph import decode, inputs, new_pipeline
-from pipeline.gray import with_unit_factor
+from penstock.pipeline.augment import AugmentParams
+from penstock.pipeline.config import DataConfig
+from penstock.pipeline.dali import Pipeline, TensorList
+from penstock.pipeline.graph import decode, inputs, new_pipeline
+from penstock.pipeline.gray import with_unit_factor
 
 
 def bad_header(view: np.ndarray, height: int, width: int) -> str | None:

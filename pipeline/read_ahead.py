@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from pipeline.feed import Feed, PlannedBatch
+from penstock.pipeline.feed import Feed, PlannedBatch
 
 
 class _Reader(Protocol):

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import bus_error
-from pipeline.feed import Feed
-from pipeline.memory import available_bytes
-from pipeline.storage import CachedShards, Fetcher, raise_file_limit
-from pipeline.window_reader import WindowReader
-from shards.format import Split
+from penstock.pipeline import bus_error
+from penstock.pipeline.feed import Feed
+from penstock.pipeline.memory import available_bytes
+from penstock.pipeline.storage import CachedShards, Fetcher, raise_file_limit
+from penstock.pipeline.window_reader import WindowReader
+from penstock.shards.format import Split
+from penstock.shards.program import SHARD_TOOLS
 
 _PAGE = mmap.PAGESIZE
 
@@ -69,7 +70,7 @@ class ShardReader:
             if size != info.bytes:
                 raise ValueError(
                     f"{path}: has {size} bytes, dataset.json says {info.bytes}; "
-                    f"find what is wrong with: python -m shard_tools verify {self.split.root}"
+                    f"find what is wrong with: {SHARD_TOOLS} verify {self.split.root}"
                 )
 
     def _load(self) -> None:

@@ -13,12 +13,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from pipeline.augment import AugmentParams
-from pipeline.augment.reference import reference_augment
-from pipeline.batch import Batch
-from pipeline.feed import Feed
-from pipeline.plan import Span
-from pipeline.reader import open_reader
+from penstock.pipeline.augment import AugmentParams
+from penstock.pipeline.augment.reference import reference_augment
+from penstock.pipeline.batch import Batch
+from penstock.pipeline.feed import Feed
+from penstock.pipeline.plan import Span
+from penstock.pipeline.reader import open_reader
 
 Pixels = TypeVar("Pixels", Image.Image, torch.Tensor)
 Item = tuple[torch.Tensor, torch.Tensor, torch.Tensor] | str  # images, labels, sample ids

@@ -10,12 +10,12 @@ import numpy as np
 from numba import carray
 from numba.core.ccallback import CFunc
 
-from pipeline.augment.params import AugmentParams
-from pipeline.compiled_node import RUN, SETUP, compiled_node
-from pipeline.compiling import compiled, compiled_callback, pointer
-from pipeline.config import Interpolation
-from pipeline.dali import Node
-from pipeline.resize_kernel import (
+from penstock.pipeline.augment.params import AugmentParams
+from penstock.pipeline.compiled_node import RUN, SETUP, compiled_node
+from penstock.pipeline.compiling import compiled, compiled_callback, pointer
+from penstock.pipeline.config import Interpolation
+from penstock.pipeline.dali import Node
+from penstock.pipeline.resize_kernel import (
     ANTIALIAS,
     BIAS,
     BOTTOM,

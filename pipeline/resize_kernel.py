@@ -12,8 +12,8 @@ import numpy as np
 from numba import carray, types
 from numba.extending import overload
 
-from pipeline.compiling import compiled, pointer
-from pipeline.config import Interpolation
+from penstock.pipeline.compiling import compiled, pointer
+from penstock.pipeline.config import Interpolation
 
 INTERPOLATIONS: tuple[Interpolation, ...] = ("nearest", "linear", "cubic", "lanczos")
 RADIUS = (0.5, 1.0, 2.0, 3.0)

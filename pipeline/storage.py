@@ -16,10 +16,10 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from pipeline.config import DataConfig
-from shards.cache import Cache, cache_root
-from shards.format import Split
-from shards.remote import Store
+from penstock.pipeline.config import DataConfig
+from penstock.shards.cache import Cache, cache_root
+from penstock.shards.format import Split
+from penstock.shards.remote import Store
 
 
 class Mapped(NamedTuple):

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from pipeline.batch import Batch
-from pipeline.feed import Feed
+from penstock.pipeline.batch import Batch
+from penstock.pipeline.feed import Feed
 
 
 class SyntheticLoader:

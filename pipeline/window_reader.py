@@ -20,9 +20,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pipeline.feed import Feed
-from pipeline.storage import Fetcher, Mapped
-from shards.format import Split
+from penstock.pipeline.feed import Feed
+from penstock.pipeline.storage import Fetcher, Mapped
+from penstock.shards.format import Split
 
 HEADER_BYTES = 512  # of a tar member
 GAP_BYTES = 64 << 10  # between two samples, read rather than asked for separately

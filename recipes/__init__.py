@@ -10,12 +10,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
-from model.config import EmaConfig, LossConfig, ModelConfig, OptimizerConfig, ScheduleConfig
-from model.schedule import warmup_of
-from pipeline.augment import AugmentConfig
-from pipeline.config import DataConfig
-from recipes.phases import PhasesConfig
-from settings import Setting, check, setting, settings_of
+from penstock.model.config import EmaConfig, LossConfig, ModelConfig, OptimizerConfig, ScheduleConfig
+from penstock.model.schedule import warmup_of
+from penstock.pipeline.augment import AugmentConfig
+from penstock.pipeline.config import DataConfig
+from penstock.recipes.phases import PhasesConfig
+from penstock.settings import Setting, check, setting, settings_of
 
 FOLDER = Path(__file__).parent
 DEMO_DATA = "data/demo"  # what the demo recipe names; made where it is missing

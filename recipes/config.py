@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from recipes.config_names import unknown_key, unknown_section
+from penstock.recipes.config_names import unknown_key, unknown_section
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

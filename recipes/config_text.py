@@ -7,8 +7,8 @@ import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, get_args, get_origin
 
-from recipes.config import field_types, toml_value
-from settings import settings_of
+from penstock.recipes.config import field_types, toml_value
+from penstock.settings import settings_of
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -4,7 +4,7 @@ import os
 import platform
 from pathlib import Path
 
-from pipeline.memory import cgroup_folders as cgroup_folders  # those who ask for hardware find it here
+from penstock.pipeline.memory import cgroup_folders as cgroup_folders  # those who ask for hardware find it here
 
 
 def cpu_model() -> str | None:

@@ -12,9 +12,9 @@ import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from pipeline.config import ONLY_SPEED, DataConfig
-from recipes import Recipe, config
-from recipes.hardware import cores_allowed, cpu_model, gpu_name
+from penstock.pipeline.config import ONLY_SPEED, DataConfig
+from penstock.recipes import Recipe, config
+from penstock.recipes.hardware import cores_allowed, cpu_model, gpu_name
 
 FILE = Path("machine.toml")
 NO_GPU = "none"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from itertools import pairwise
 
-from settings import check, setting
+from penstock.settings import check, setting
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import groupby
 
-from model.schedule import lr_at, warmup_of
-from recipes import Recipe, recipe_at
+from penstock.model.schedule import lr_at, warmup_of
+from penstock.recipes import Recipe, recipe_at
 
 HEIGHT = 10  # rows of the curve
 MIN_WIDTH, MAX_WIDTH = 24, 100

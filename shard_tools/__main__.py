@@ -2,8 +2,8 @@
 
 import click
 
-from shard_tools import terminal
-from shard_tools.commands import inspect, pack
+from penstock.shard_tools import terminal
+from penstock.shard_tools.commands import inspect, pack
 
 
 @click.group(cls=terminal.Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from shard_tools.sources.imagenet import NAME_AGREEMENT, imagenet_classes
-from shards.format import ClassInfo
+from penstock.shard_tools.sources.imagenet import NAME_AGREEMENT, imagenet_classes
+from penstock.shards.format import ClassInfo
 
 
 class ClassMatch(NamedTuple):

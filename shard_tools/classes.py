@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shard_tools.sources.imagenet import imagenet_names
-from shard_tools.sources.naming import check_number, few_of, is_text, numbered_keys
-from shards.format import ClassInfo
+from penstock.shard_tools.sources.imagenet import imagenet_names
+from penstock.shard_tools.sources.naming import check_number, few_of, is_text, numbered_keys
+from penstock.shards.format import ClassInfo
 
 
 def class_infos(

@@ -22,10 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from shard_tools.execute import PackProgress
-from shard_tools.workers import missing_semaphores, num_cpus, process_pool
-from shard_tools.writer import Packed, PackOptions, pack
-from shards.format import INFO_FILE
+from penstock.shard_tools.execute import PackProgress
+from penstock.shard_tools.workers import missing_semaphores, num_cpus, process_pool
+from penstock.shard_tools.writer import Packed, PackOptions, pack
+from penstock.shards.format import INFO_FILE
+from penstock.shards.program import SHARD_TOOLS
 
 Coordinates = NDArray[np.floating]  # (height, width)
 Pixels = NDArray[np.uint8]
@@ -210,10 +211,10 @@ def ensure_demo(out: Path, say: Callable[[str], None] = print) -> None:
     if (out / INFO_FILE).exists():
         return
     say(f"making the demo's {sum(NUM_IMAGES.values()):,} images in {out}, this once")
-    search = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+    search = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
     workers = ["--workers", "1"] if missing_semaphores() else []  # a container without /dev/shm trains all the same
-    command = [sys.executable, "-m", "shard_tools", "demo", str(out), *workers]
+    command = [sys.executable, "-m", "penstock", "demo", str(out), *workers]
     made = subprocess.run(command, env=os.environ | {"PYTHONPATH": search}, stdout=subprocess.DEVNULL, check=False)
     if made.returncode:
-        elsewhere = "make them elsewhere with python -m shard_tools demo DIR, and give --data DIR"
+        elsewhere = f"make them elsewhere with {SHARD_TOOLS} demo DIR, and give --data DIR"
         raise ValueError(f"{out}: the demo's images could not be made; {elsewhere}")

@@ -6,8 +6,8 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.format import Samples, ShardSet
-from shards.ppm import header_sizes
+from penstock.shards.format import Samples, ShardSet
+from penstock.shards.ppm import header_sizes
 
 QUANTILES = (0, 5, 50, 95, 100)
 BINS = 10

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shard_tools.part import read_names, read_rows
-from shards.format import atomic_write, tsv_line, unescape
+from penstock.shard_tools.part import read_names, read_rows
+from penstock.shards.format import atomic_write, tsv_line, unescape
 
 DUPLICATES_FILE = "duplicates.tsv"
 ROWS = 1 << 18  # images looked at in one pass

@@ -21,10 +21,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from shard_tools.jpeg import SCALES, SOI, Header, check_odd, check_pixels, decode, has_end, read_header, why_not
-from shard_tools.option import Option
-from shard_tools.orientation import UPRIGHT, jpeg_orientation, orientation_of, sides, upright
-from shard_tools.resize import resize
+from penstock.shard_tools.jpeg import (
+    SCALES,
+    SOI,
+    Header,
+    check_odd,
+    check_pixels,
+    decode,
+    has_end,
+    read_header,
+    why_not,
+)
+from penstock.shard_tools.option import Option
+from penstock.shard_tools.orientation import UPRIGHT, jpeg_orientation, orientation_of, sides, upright
+from penstock.shard_tools.resize import resize
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")
 SIGNATURES = {SOI: "JPEG", b"\x89PNG\r\n\x1a\n": "PNG"}  # how files begin; less than that tells no format

@@ -6,9 +6,9 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 
-from shard_tools.shard import ShardJob, finished_part, write_shard
-from shard_tools.workers import LOST, Engine, dask_engine, local_engine, num_cpus
-from shards.format import shard_file
+from penstock.shard_tools.shard import ShardJob, finished_part, write_shard
+from penstock.shard_tools.workers import LOST, Engine, dask_engine, local_engine, num_cpus
+from penstock.shards.format import shard_file
 
 
 @dataclass

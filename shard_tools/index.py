@@ -20,13 +20,13 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from shard_tools.classes import class_infos, gap_lines, keys_with_file, read_class_file
-from shard_tools.rejected import REJECTED_FILE, check_on_bad, refusal, write_rejected
-from shard_tools.scan import Scanned, scan_shard
-from shard_tools.sources.tarsamples import FIND_OUT, NO_LABEL, Fields, check_fields
-from shard_tools.sources.webdataset import LabelsMet, names_beside, tars, unlabelled_test
-from shard_tools.workers import LOST, num_cpus, process_pool
-from shards.format import (
+from penstock.shard_tools.classes import class_infos, gap_lines, keys_with_file, read_class_file
+from penstock.shard_tools.rejected import REJECTED_FILE, check_on_bad, refusal, write_rejected
+from penstock.shard_tools.scan import Scanned, scan_shard
+from penstock.shard_tools.sources.tarsamples import FIND_OUT, NO_LABEL, Fields, check_fields
+from penstock.shard_tools.sources.webdataset import LabelsMet, names_beside, tars, unlabelled_test
+from penstock.shard_tools.workers import LOST, num_cpus, process_pool
+from penstock.shards.format import (
     DAMAGED,
     INFO_FILE,
     SAMPLE_DTYPE,
@@ -39,6 +39,7 @@ from shards.format import (
     write_info,
     write_split,
 )
+from penstock.shards.program import SHARD_TOOLS
 
 REMEDY = "leave them out of the tables with --on-bad skip, or pack the directory, which converts what it can"
 
@@ -97,9 +98,7 @@ def _find_tars(directory: Path) -> dict[str, list[Path]]:
             f"one; move them up (as {'-'.join(name.parts)}), or use pack, which reads them there"
         )
     if (directory / INFO_FILE).exists() and not _is_indexed(directory):
-        raise ValueError(
-            f"{directory}: is a packed dataset, which has its index; check it with: python -m shard_tools verify"
-        )
+        raise ValueError(f"{directory}: is a packed dataset, which has its index; check it with: {SHARD_TOOLS} verify")
     return splits
 
 

@@ -19,13 +19,13 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from shard_tools.classes import gap_lines, keys_with_file, met_lines, stranger
-from shard_tools.records import CHUNK, JOINED, METHODS, PACKED, chunks
-from shard_tools.rejected import NOTHING, Rejected, RejectedRows, refusal
-from shard_tools.sources.base import Source, SourceImage, Unusable
-from shard_tools.sources.naming import few_of, numbered_key, split_rank
-from shard_tools.subset import SPLIT_NAME, Mask, Subset, choose
-from shards.format import file_sha256
+from penstock.shard_tools.classes import gap_lines, keys_with_file, met_lines, stranger
+from penstock.shard_tools.records import CHUNK, JOINED, METHODS, PACKED, chunks
+from penstock.shard_tools.rejected import NOTHING, Rejected, RejectedRows, refusal
+from penstock.shard_tools.sources.base import Source, SourceImage, Unusable
+from penstock.shard_tools.sources.naming import few_of, numbered_key, split_rank
+from penstock.shard_tools.subset import SPLIT_NAME, Mask, Subset, choose
+from penstock.shards.format import file_sha256
 
 Labels = NDArray[np.int32]
 REMEDY = "leave them out with --on-bad skip, which lists all of them in OUT/rejected.tsv, or mend them"

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from shard_tools.jpeg import Header
+from penstock.shard_tools.jpeg import Header
 
 UPRIGHT = 1  # as the pixels are stored; 5 to 8 exchange height and width
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.format import SAMPLE_DTYPE, ShardInfo, atomic_write
+from penstock.shards.format import SAMPLE_DTYPE, ShardInfo, atomic_write
 
 HASH_BYTES = 16  # of sha256
 PART_DTYPE = np.dtype([*SAMPLE_DTYPE.descr, ("hash_low", "<u8"), ("hash_high", "<u8")])  # of the source's bytes

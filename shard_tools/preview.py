@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
-from recipes import Recipe, recipe_file
-from recipes.config import load_config
-from shards.format import ShardSet, Split, atomic_write
+from penstock.recipes import Recipe, recipe_file
+from penstock.recipes.config import load_config
+from penstock.shards.format import ShardSet, Split, atomic_write
+from penstock.shards.program import SHARD_TOOLS
 
 CELL = 160  # pixels, the side of a picture
 TEXT = 16  # pixels, the height of a line of text
@@ -92,7 +93,7 @@ def _stored(split: Split, sample_id: int) -> Image.Image:
             with Image.open(io.BytesIO(stream.read(int(row["size"])))) as image:
                 return image.convert("RGB")
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
-        remedy = f"find all such with: python -m shard_tools verify --decode {split.root}"
+        remedy = f"find all such with: {SHARD_TOOLS} verify --decode {split.root}"
         raise ValueError(f"{split.where(sample_id)}: cannot be decoded ({error}); {remedy}") from None
 
 
@@ -102,9 +103,9 @@ def _augmented(
     """VIEWS times the samples `ids` as an epoch of the recipe's training augments and mixes them."""
     import torch  # here and below: it takes seconds, and the sheet of what is stored needs none
 
-    from pipeline.feed import Feed
-    from pipeline.loader import DaliLoader
-    from pipeline.mixing import Mixer
+    from penstock.pipeline.feed import Feed
+    from penstock.pipeline.loader import DaliLoader
+    from penstock.pipeline.mixing import Mixer
 
     recipe = load_config(Recipe, recipe_file(recipe_name))
     config = replace(recipe.data, order="sequential", threads=1)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shard_tools.sources.base import Method, Place
+from penstock.shard_tools.sources.base import Method, Place
 
 METHODS: tuple[Method, ...] = ("file", "stored", "deflate")
 JOINED = len(METHODS)  # in the place of a method: a file whose path is its `files.json` entry and its name

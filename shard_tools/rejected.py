@@ -7,7 +7,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO, Literal, get_args
 
-from shards.format import atomic_write, escape, tsv_line
+from penstock.shards.format import atomic_write, escape, tsv_line
 
 REJECTED_FILE = "rejected.tsv"
 OnBad = Literal["fail", "skip"]

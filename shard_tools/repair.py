@@ -14,14 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from shard_tools.encode import BadImage
-from shard_tools.index import index
-from shard_tools.rejected import REJECTED_FILE
-from shard_tools.repair_shard import RepairedShard, image_bytes, repair_shard
-from shard_tools.sources.tarsamples import Fields
-from shard_tools.trainable import check_stored
-from shards.description import Description, read_description
-from shards.format import (
+from penstock.shard_tools.encode import BadImage
+from penstock.shard_tools.index import index
+from penstock.shard_tools.rejected import REJECTED_FILE
+from penstock.shard_tools.repair_shard import RepairedShard, image_bytes, repair_shard
+from penstock.shard_tools.sources.tarsamples import Fields
+from penstock.shard_tools.trainable import check_stored
+from penstock.shards.description import Description, read_description
+from penstock.shards.format import (
     DAMAGED,
     INFO_FILE,
     SAMPLE_DTYPE,

@@ -13,14 +13,14 @@ import numpy as np
 import simplejpeg  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from shard_tools.encode import BadImage, encode
-from shard_tools.sources.naming import Ignored
-from shard_tools.sources.tarsamples import iterate_samples
-from shard_tools.tarindex import Member, index_line, read_index, write_index
-from shard_tools.tarwriter import TarWriter
-from shard_tools.trainable import ANY_SIZE, check_stored, unlike_packed
-from shards.format import SAMPLE_DTYPE, Samples, ShardInfo, atomic_write, file_sha256, index_path
-from shards.ppm import EXTENSION, is_ppm
+from penstock.shard_tools.encode import BadImage, encode
+from penstock.shard_tools.sources.naming import Ignored
+from penstock.shard_tools.sources.tarsamples import iterate_samples
+from penstock.shard_tools.tarindex import Member, index_line, read_index, write_index
+from penstock.shard_tools.tarwriter import TarWriter
+from penstock.shard_tools.trainable import ANY_SIZE, check_stored, unlike_packed
+from penstock.shards.format import SAMPLE_DTYPE, Samples, ShardInfo, atomic_write, file_sha256, index_path
+from penstock.shards.ppm import EXTENSION, is_ppm
 
 IMAGES = ("jpg", EXTENSION)  # the members that hold an image
 

@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from shard_tools.describe import UNTURNED, stored_as_pixels
-from shard_tools.duplicates import DUPLICATES_FILE
-from shard_tools.execute import PackProgress
-from shard_tools.rejected import REJECTED_FILE
-from shard_tools.writer import Packed
+from penstock.shard_tools.describe import UNTURNED, stored_as_pixels
+from penstock.shard_tools.duplicates import DUPLICATES_FILE
+from penstock.shard_tools.execute import PackProgress
+from penstock.shard_tools.rejected import REJECTED_FILE
+from penstock.shard_tools.writer import Packed
 
 
 @contextmanager

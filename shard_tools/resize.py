@@ -35,7 +35,7 @@ def _transposed(pixels: Pixels) -> Pixels:
 @cache
 def _compiled() -> Callable[[Pixels, int], Pixels]:
     """`_combine_rows`, compiled at the first use: importing numba takes a second, which few jobs need."""
-    from pipeline.compiling import compiled
+    from penstock.pipeline.compiling import compiled
 
     found: Callable[[Pixels, int], Pixels] = compiled(nogil=True)(_combine_rows)
     return found

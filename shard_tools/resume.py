@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from shard_tools.shard import LISTING_DIR, WORK_DIR, ShardJob, finished_part
-from shard_tools.upload import is_lost
-from shards.format import INFO_FILE, ShardSet, atomic_write, escape
-from shards.remote import Store
+from penstock.shard_tools.shard import LISTING_DIR, WORK_DIR, ShardJob, finished_part
+from penstock.shard_tools.upload import is_lost
+from penstock.shards.format import INFO_FILE, ShardSet, atomic_write, escape
+from penstock.shards.remote import Store
 
 JOB_FILE = "job.json"
 SOURCE_DIR = "source"  # in WORK_DIR, for what a source has to unpack

@@ -11,12 +11,12 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from shard_tools.encode import FORMATS, MAX_PIXELS, MAX_SIDE, BadImage, reason
-from shard_tools.jpeg import SOI, has_end, read_header
-from shard_tools.orientation import UPRIGHT, jpeg_orientation, orientation_of
-from shard_tools.sources.classnames import NamesMet
-from shard_tools.sources.naming import MAX_CLASSES, Ignored
-from shard_tools.sources.tarsamples import (
+from penstock.shard_tools.encode import FORMATS, MAX_PIXELS, MAX_SIDE, BadImage, reason
+from penstock.shard_tools.jpeg import SOI, has_end, read_header
+from penstock.shard_tools.orientation import UPRIGHT, jpeg_orientation, orientation_of
+from penstock.shard_tools.sources.classnames import NamesMet
+from penstock.shard_tools.sources.naming import MAX_CLASSES, Ignored
+from penstock.shard_tools.sources.tarsamples import (
     FIND_OUT,
     Fields,
     Unlabelled,
@@ -25,9 +25,9 @@ from shard_tools.sources.tarsamples import (
     no_image,
     read_label,
 )
-from shard_tools.tarindex import Member, index_line, write_index
-from shard_tools.trainable import check_trains
-from shards.format import SAMPLE_DTYPE, Samples, ShardInfo, index_path, inside
+from penstock.shard_tools.tarindex import Member, index_line, write_index
+from penstock.shard_tools.trainable import check_trains
+from penstock.shards.format import SAMPLE_DTYPE, Samples, ShardInfo, index_path, inside
 
 
 @dataclass

@@ -16,17 +16,17 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.permutation import permute, philox_key
-from shard_tools.encode import BadImage, EncodeConfig, Encoded, encode, pixels_of
-from shard_tools.listing import Listing
-from shard_tools.part import HASH_BYTES, Part, read_part, write_part
-from shard_tools.records import CHUNK, Images, Listed
-from shard_tools.sources.base import ByteReader, printable
-from shard_tools.tarindex import Member, index_line, write_index
-from shard_tools.tarwriter import TarWriter, member_bytes
-from shard_tools.upload import remove_uploaded, upload_shard
-from shards.format import ShardInfo, atomic_write, escape, index_path, shard_file
-from shards.ppm import EXTENSION, to_ppm
+from penstock.pipeline.permutation import permute, philox_key
+from penstock.shard_tools.encode import BadImage, EncodeConfig, Encoded, encode, pixels_of
+from penstock.shard_tools.listing import Listing
+from penstock.shard_tools.part import HASH_BYTES, Part, read_part, write_part
+from penstock.shard_tools.records import CHUNK, Images, Listed
+from penstock.shard_tools.sources.base import ByteReader, printable
+from penstock.shard_tools.tarindex import Member, index_line, write_index
+from penstock.shard_tools.tarwriter import TarWriter, member_bytes
+from penstock.shard_tools.upload import remove_uploaded, upload_shard
+from penstock.shards.format import ShardInfo, atomic_write, escape, index_path, shard_file
+from penstock.shards.ppm import EXTENSION, to_ppm
 
 WORK_DIR = ".pack"  # in OUT, as long as it is not complete
 LISTING_DIR = "listing"  # in WORK_DIR

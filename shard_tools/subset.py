@@ -11,8 +11,8 @@ from typing import Annotated
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.permutation import permute, philox_key
-from shard_tools.option import Option
+from penstock.pipeline.permutation import permute, philox_key
+from penstock.shard_tools.option import Option
 
 SPLIT_NAME = re.compile("[A-Za-z0-9_][A-Za-z0-9_-]*")  # it becomes a part of file names
 Mask = NDArray[np.bool_]  # (n,) of one split's images

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from shards.format import atomic_write
+from penstock.shards.format import atomic_write
 
 
 class Member(NamedTuple):

@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from shard_tools import folders
+from penstock.shard_tools import folders
 
 # What the project's own lines hold beyond ASCII; other characters become \N, \xNN or \uNNNN.
 PLAIN = {"…": "...", "→": "->", "–": "-", "—": "-", "×": "x", "·": ".", "≥": ">=", "≤": "<=", "µ": "u", "²": "2",

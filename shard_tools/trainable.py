@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.config import DataConfig
-from pipeline.probe import Decoder, bad_header
-from shard_tools.encode import FORMATS, BadImage, EncodeConfig, Encoded, encode, reason
-from shards.ppm import is_ppm
+from penstock.pipeline.config import DataConfig
+from penstock.pipeline.probe import Decoder, bad_header
+from penstock.shard_tools.encode import FORMATS, BadImage, EncodeConfig, Encoded, encode, reason
+from penstock.shards.ppm import is_ppm
 
 ANY_SIZE = EncodeConfig(max_pixels=1 << 62)  # what is packed was small enough then
 TOLERANCE = 2  # grey levels of 255. What is right differs by rounding: CMYK and 16-bit colour by 1, all else by 0.

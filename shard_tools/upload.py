@@ -10,9 +10,9 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from shards.cache import cache_root
-from shards.format import INFO_FILE, ShardInfo, ShardSet, index_path
-from shards.remote import Store
+from penstock.shards.cache import cache_root
+from penstock.shards.format import INFO_FILE, ShardInfo, ShardSet, index_path
+from penstock.shards.remote import Store
 
 ATTEMPTS = 5  # of each part of a file, before the whole of it is sent again
 

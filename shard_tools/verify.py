@@ -14,15 +14,15 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from shard_tools.encode import BadImage
-from shard_tools.shard import WORK_DIR
-from shard_tools.sources.naming import Ignored
-from shard_tools.sources.tarsamples import Fields, image_of, iterate_samples, read_label
-from shard_tools.tarindex import Member, read_index
-from shard_tools.trainable import check_stored, unlike_packed
-from shard_tools.workers import LOST, process_pool
-from shards.format import INFO_FILE, Samples, ShardInfo, ShardSet, file_sha256, index_path, inside
-from shards.ppm import EXTENSION
+from penstock.shard_tools.encode import BadImage
+from penstock.shard_tools.shard import WORK_DIR
+from penstock.shard_tools.sources.naming import Ignored
+from penstock.shard_tools.sources.tarsamples import Fields, image_of, iterate_samples, read_label
+from penstock.shard_tools.tarindex import Member, read_index
+from penstock.shard_tools.trainable import check_stored, unlike_packed
+from penstock.shard_tools.workers import LOST, process_pool
+from penstock.shards.format import INFO_FILE, Samples, ShardInfo, ShardSet, file_sha256, index_path, inside
+from penstock.shards.ppm import EXTENSION
 
 PACKED_MEMBERS = (["cls", "jpg"], ["cls", EXTENSION])
 MAX_FINDINGS_PER_SHARD = 5  # of one kind: a shifted table is wrong in every row

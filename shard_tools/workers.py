@@ -100,7 +100,7 @@ def process_pool(num_workers: int) -> Iterator[Executor]:
     if complaint := missing_semaphores():
         raise ValueError(complaint)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["shard_tools.shard"])
+    context.set_forkserver_preload(["penstock.shard_tools.shard"])
     try:
         _start_forkserver()
         alive, hold = context.Pipe(duplex=False)

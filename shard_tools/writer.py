@@ -18,22 +18,22 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-from shard_tools.classes import class_infos, read_class_file
-from shard_tools.duplicates import Duplicates, PartFile, find_duplicates
-from shard_tools.encode import EncodeConfig
-from shard_tools.execute import PackProgress, engine_for, run_shards
-from shard_tools.listing import Listing, write_listing
-from shard_tools.option import Option
-from shard_tools.part import read_names, read_part, read_rows
-from shard_tools.rejected import ON_BAD, REJECTED_FILE, OnBad, Rejected, check_on_bad, refusal, write_rejected
-from shard_tools.resume import SOURCE_DIR, begin, complete, forget_lost, work_dir
-from shard_tools.shard import LISTING_DIR, ShardJob, plan_shards
-from shard_tools.sources import SOURCES, SourceOptions, open_source
-from shard_tools.sources.base import Source
-from shard_tools.subset import Subset, parts_text
-from shard_tools.upload import clean, publish, staging_dir
-from shards.format import SAMPLE_DTYPE, ClassInfo, Samples, ShardInfo, ShardSet, write_info, write_split
-from shards.remote import is_url
+from penstock.shard_tools.classes import class_infos, read_class_file
+from penstock.shard_tools.duplicates import Duplicates, PartFile, find_duplicates
+from penstock.shard_tools.encode import EncodeConfig
+from penstock.shard_tools.execute import PackProgress, engine_for, run_shards
+from penstock.shard_tools.listing import Listing, write_listing
+from penstock.shard_tools.option import Option
+from penstock.shard_tools.part import read_names, read_part, read_rows
+from penstock.shard_tools.rejected import ON_BAD, REJECTED_FILE, OnBad, Rejected, check_on_bad, refusal, write_rejected
+from penstock.shard_tools.resume import SOURCE_DIR, begin, complete, forget_lost, work_dir
+from penstock.shard_tools.shard import LISTING_DIR, ShardJob, plan_shards
+from penstock.shard_tools.sources import SOURCES, SourceOptions, open_source
+from penstock.shard_tools.sources.base import Source
+from penstock.shard_tools.subset import Subset, parts_text
+from penstock.shard_tools.upload import clean, publish, staging_dir
+from penstock.shards.format import SAMPLE_DTYPE, ClassInfo, Samples, ShardInfo, ShardSet, write_info, write_split
+from penstock.shards.remote import is_url
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 REMEDY = "leave them out with --on-bad skip (finished shards are kept), or mend them and pack into a new directory"

@@ -22,11 +22,12 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.description import DAMAGED as DAMAGED
-from shards.description import ClassInfo as ClassInfo
-from shards.description import ShardInfo as ShardInfo
-from shards.description import description_json, read_description
-from shards.description import key_name as key_name
+from penstock.shards.description import DAMAGED as DAMAGED
+from penstock.shards.description import ClassInfo as ClassInfo
+from penstock.shards.description import ShardInfo as ShardInfo
+from penstock.shards.description import description_json, read_description
+from penstock.shards.description import key_name as key_name
+from penstock.shards.program import SHARD_TOOLS
 
 INFO_FILE = "dataset.json"
 CHECKED_ROWS = 1 << 14
@@ -101,7 +102,7 @@ class ShardSet:
         """
         url = ""
         if "://" in str(root):
-            from shards.remote import Store, mirror
+            from penstock.shards.remote import Store, mirror
 
             url = str(root).rstrip("/")
             root = mirror(Store(url, timeout_s), INFO_FILE, cache_dir)
@@ -112,7 +113,7 @@ class ShardSet:
         except OSError as error:
             raise ValueError(
                 f"{root}: no packed dataset here ({INFO_FILE}: {error.strerror}); "
-                "make one with: python -m shard_tools pack SOURCE OUT"
+                f"make one with: {SHARD_TOOLS} pack SOURCE OUT"
             ) from None
         try:
             found = read_description(raw)

@@ -6,7 +6,7 @@ The format: netpbm.sourceforge.net/doc/ppm.html.
 
 import numpy as np
 
-from shards.format import CHECKED_ROWS, Samples
+from penstock.shards.format import CHECKED_ROWS, Samples
 
 EXTENSION = "ppm"
 

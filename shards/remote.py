@@ -19,7 +19,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
-from shards.cache import cache_root, make_once
+from penstock.shards.cache import cache_root, make_once
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem

@@ -8,38 +8,22 @@ import os
 # Before torch is imported: several processes test at once, and the bits of a result depend on the number of threads.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import importlib
 import shutil
-import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from benchmarks import measure, programs
-from recipes.hardware import cores_allowed
-from shard_tools.encode import EncodeConfig
-from shard_tools.writer import PackOptions, pack
-from shards.format import ShardSet
+from penstock.benchmarks import measure, programs
+from penstock.recipes.hardware import cores_allowed
+from penstock.shard_tools.encode import EncodeConfig
+from penstock.shard_tools.writer import PackOptions, pack
+from penstock.shards.format import ShardSet
 from tests.common.images import write_tree
 
 TESTS = Path(__file__).parent
 MOST_WORKERS = 8  # each needs 1.5 GB and five seconds to import torch
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Install what tests import and the program does not, where `uv run pytest` began without it."""
-    uv = os.environ.get("UV")  # set by `uv run`
-    if (
-        uv
-        and not hasattr(config, "workerinput")
-        and any(find_spec(name) is None for name in ("pyarrow", "onnx", "moto"))
-    ):
-        print("the tests need some packages more: uv sync --only-group tests", flush=True)
-        subprocess.run([uv, "sync", "--quiet", "--inexact", "--only-group", "tests"], cwd=TESTS.parent, check=False)
-        importlib.invalidate_caches()
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

@@ -15,9 +15,9 @@ from typing import Any, Self, TypedDict, cast
 import torch
 from torch import Tensor
 
-from training.clock import Mark, mark
-from training.refusal import first_line
-from training.snapshot import at_rest, snapshot
+from penstock.training.clock import Mark, mark
+from penstock.training.refusal import first_line
+from penstock.training.snapshot import at_rest, snapshot
 
 FORMAT = "penstock-checkpoint-1"
 CPU = torch.device("cpu")

@@ -6,20 +6,20 @@ from pathlib import Path
 import click
 import torch
 
-from pipeline.batch import Batch, Loader
-from pipeline.build import build_loader, threads_per_rank
-from pipeline.feed import Feed
-from pipeline.holes import BadSample
-from pipeline.mixing import Mixer
-from pipeline.pixel_loader import PixelLoader
-from pipeline.pixels import PixelStore
-from recipes import Recipe, recipe_at
-from shards.format import ShardSet
-from training import distributed, quarantine
-from training.budget import Work
-from training.distributed import World
-from training.learner import autocast_dtype
-from training.splits import validates
+from penstock.pipeline.batch import Batch, Loader
+from penstock.pipeline.build import build_loader, threads_per_rank
+from penstock.pipeline.feed import Feed
+from penstock.pipeline.holes import BadSample
+from penstock.pipeline.mixing import Mixer
+from penstock.pipeline.pixel_loader import PixelLoader
+from penstock.pipeline.pixels import PixelStore
+from penstock.recipes import Recipe, recipe_at
+from penstock.shards.format import ShardSet
+from penstock.training import distributed, quarantine
+from penstock.training.budget import Work
+from penstock.training.distributed import World
+from penstock.training.learner import autocast_dtype
+from penstock.training.splits import validates
 
 
 def open_dataset(recipe: Recipe, path: str | None = None) -> ShardSet:

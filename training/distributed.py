@@ -23,8 +23,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from training import environment
-from training.request import Device
+from penstock.training import environment
+from penstock.training.request import Device
 
 SignalHandler = Callable[[int, FrameType | None], object] | int | None  # what `signal.signal` gives back
 WATCHDOG_FIRST_S = 60.0  # by which a collective waits longer than the watchdog

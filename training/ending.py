@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from training.records import EndedBy, Ending
+from penstock.training.records import EndedBy, Ending
 
 
 def ending(*, total_steps: int, epochs: int, schedule_epoch: float, data_epochs: float) -> Ending:

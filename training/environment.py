@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Literal, TypedDict, cast
 
 import psutil
 
-from recipes.hardware import cgroup_folders as cgroup_folders  # benchmarks ask for these three here
-from recipes.hardware import cores_allowed as cores_allowed
-from recipes.hardware import cpu_cores, gpu_name, quota_cores, text_of
-from recipes.hardware import cpu_model as cpu_model
+from penstock.recipes.hardware import cgroup_folders as cgroup_folders  # benchmarks ask for these three here
+from penstock.recipes.hardware import cores_allowed as cores_allowed
+from penstock.recipes.hardware import cpu_cores, gpu_name, quota_cores, text_of
+from penstock.recipes.hardware import cpu_model as cpu_model
 
 if TYPE_CHECKING:  # torch is imported when it is asked: who only names this module needs none
     import torch
@@ -38,6 +38,7 @@ PACKAGES = (
     "numba",
     "timm",
 )
+CHECKOUT = Path(__file__).resolve().parents[1]  # or, where it is installed, the package
 GPU_QUERY = {  # nvidia-smi's name → ours
     "driver_version": "gpu_driver",
     "clocks.current.sm": "gpu_clock_mhz",
@@ -179,12 +180,12 @@ def _torch_facts() -> TorchFacts:
 
 
 def penstock_version() -> str | None:
-    """This project's, by its pyproject.toml."""
+    """This project's: of the checkout's pyproject.toml, or as it was installed."""
     try:
-        project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+        project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))
         return str(project["project"]["version"])
     except (OSError, ValueError, KeyError):
-        return None
+        return _version("penstock")
 
 
 def device_name(device: "torch.device") -> str:
@@ -215,7 +216,9 @@ def cpu_bf16() -> list[str]:
 
 
 def _git(*arguments: str) -> str | None:
-    return _output("git", "-C", str(Path(__file__).parent), *arguments)
+    if not (CHECKOUT / "pyproject.toml").exists():  # installed: a repository around it would be another project's
+        return None
+    return _output("git", "-C", str(CHECKOUT), *arguments)
 
 
 def _git_changed() -> bool | None:

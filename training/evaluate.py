@@ -9,17 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.metrics import topk_correct
-from pipeline.batch import Batch, Loader
-from pipeline.feed import Feed
-from recipes import Recipe
-from shards.format import ShardSet
-from training import distributed
-from training.data import eval_loader
-from training.distributed import World
-from training.inspection import EvalInspection, Inspection
-from training.learner import Learner
-from training.records import Scores
+from penstock.model.metrics import topk_correct
+from penstock.pipeline.batch import Batch, Loader
+from penstock.pipeline.feed import Feed
+from penstock.recipes import Recipe
+from penstock.shards.format import ShardSet
+from penstock.training import distributed
+from penstock.training.data import eval_loader
+from penstock.training.distributed import World
+from penstock.training.inspection import EvalInspection, Inspection
+from penstock.training.learner import Learner
+from penstock.training.records import Scores
 
 TIMED = 64  # images of a rank's batch
 

@@ -8,16 +8,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pipeline.feed import Feed
-from pipeline.plan import Span
-from training import checkpoint
-from training.checkpoint import About, Captured, FailedState, FailedStep
-from training.clock import Mark, mark, wait_for
-from training.data import TrainingData
-from training.distributed import World
-from training.learner import RunState
-from training.refusal import first_line
-from training.snapshot import at_rest, snapshot, to_cpu
+from penstock.pipeline.feed import Feed
+from penstock.pipeline.plan import Span
+from penstock.shards.program import TRAIN
+from penstock.training import checkpoint
+from penstock.training.checkpoint import About, Captured, FailedState, FailedStep
+from penstock.training.clock import Mark, mark, wait_for
+from penstock.training.data import TrainingData
+from penstock.training.distributed import World
+from penstock.training.learner import RunState
+from penstock.training.refusal import first_line
+from penstock.training.snapshot import at_rest, snapshot, to_cpu
 
 _SHOWN_IDS = 8
 SMALLER = "lower train.global_batch_size or raise train.accumulation"
@@ -99,7 +100,7 @@ class Failure:
                 checkpoint.save(path, state)
             except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
                 return f"the state before it cannot be written ({first_line(error)})"
-        return f"the state before it is in {path}: look at it with train.py replay {path}"
+        return f"the state before it is in {path}: look at it with {TRAIN} replay {path}"
 
 
 def finite(net: nn.Module) -> Tensor:

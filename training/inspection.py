@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.holes import IGNORE_LABEL
-from training.metrics import WORST_FILE
+from penstock.pipeline.holes import IGNORE_LABEL
+from penstock.training.metrics import WORST_FILE
 
 MAX_CONFUSION_CLASSES = 4096  # 134 MB of counts
 TOP_PAIRS = TOP_CLASSES = 20

@@ -12,21 +12,21 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from model.ema import Ema
-from model.losses import Loss, build_loss
-from model.networks import build_model
-from model.optim import build_optimizer
-from model.pretrained import Rows, load_pretrained
-from model.schedule import lr_at
-from model.weight_files import Classes
-from recipes import FREE_ON_RESUME, Recipe, config
-from shard_tools.class_match import match_classes
-from shards.format import ClassInfo, ShardSet
-from training import checkpoint, distributed, environment
-from training.checkpoint import About, Captured, CheckpointState, DatasetFacts
-from training.distributed import World
-from training.records import Scores
-from training.refusal import first_line
+from penstock.model.ema import Ema
+from penstock.model.losses import Loss, build_loss
+from penstock.model.networks import build_model
+from penstock.model.optim import build_optimizer
+from penstock.model.pretrained import Rows, load_pretrained
+from penstock.model.schedule import lr_at
+from penstock.model.weight_files import Classes
+from penstock.recipes import FREE_ON_RESUME, Recipe, config
+from penstock.shard_tools.class_match import match_classes
+from penstock.shards.format import ClassInfo, ShardSet
+from penstock.training import checkpoint, distributed, environment
+from penstock.training.checkpoint import About, Captured, CheckpointState, DatasetFacts
+from penstock.training.distributed import World
+from penstock.training.records import Scores
+from penstock.training.refusal import first_line
 
 
 class Learner(NamedTuple):

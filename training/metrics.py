@@ -9,9 +9,9 @@ from typing import Literal, Self, Unpack
 
 import numpy as np
 
-from training.records import Ending, EpochLine, Rates, Scores, StepLine
-from training.sheet import Images, draw_sheet
-from training.trackers import TensorBoard, WeightsAndBiases
+from penstock.training.records import Ending, EpochLine, Rates, Scores, StepLine
+from penstock.training.sheet import Images, draw_sheet
+from penstock.training.trackers import TensorBoard, WeightsAndBiases
 
 METRICS_FILE, WORST_FILE = "metrics.jsonl", "worst.json"
 _NOT_PLOTTED = ("step", "epoch", "position")

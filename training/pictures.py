@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.batch import Batch
-from pipeline.config import DataConfig
-from pipeline.feed import Feed
-from pipeline.holes import NO_SAMPLE
-from pipeline.reader import ShardReader, open_reader
-from shards.format import ShardSet, Split
-from training.inspection import Inspection, write_worst
-from training.metrics import MetricsLog
-from training.sheet import draw_confusion
+from penstock.pipeline.batch import Batch
+from penstock.pipeline.config import DataConfig
+from penstock.pipeline.feed import Feed
+from penstock.pipeline.holes import NO_SAMPLE
+from penstock.pipeline.reader import ShardReader, open_reader
+from penstock.shards.format import ShardSet, Split
+from penstock.training.inspection import Inspection, write_worst
+from penstock.training.metrics import MetricsLog
+from penstock.training.sheet import draw_confusion
 
 SHOWN_IMAGES = 24
 

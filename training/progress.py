@@ -9,8 +9,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
 
-from training.figures import duration, rate
-from training.records import StepLine
+from penstock.training.figures import duration, rate
+from penstock.training.records import StepLine
 
 T = TypeVar("T")
 LINE_EVERY_S = 5.0

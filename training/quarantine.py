@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.holes import BadSample
+from penstock.pipeline.holes import BadSample
 
 QUARANTINE_FILE = "quarantine.jsonl"
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from recipes import Recipe
+from penstock.recipes import Recipe
 
 Device = Literal["auto", "cpu", "cuda"]
 

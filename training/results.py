@@ -3,14 +3,15 @@
 import os
 from pathlib import Path
 
-from recipes import DEMO_DATA
-from training import checkpoint
-from training.ending import how_it_ended
-from training.figures import rate
-from training.learner import RunState
-from training.records import Ending, Rates, Scores
-from training.setup import Setup
-from training.step_log import StepLog
+from penstock.recipes import DEMO_DATA
+from penstock.shards.program import SHARD_TOOLS, TRAIN
+from penstock.training import checkpoint
+from penstock.training.ending import how_it_ended
+from penstock.training.figures import rate
+from penstock.training.learner import RunState
+from penstock.training.records import Ending, Rates, Scores
+from penstock.training.setup import Setup
+from penstock.training.step_log import StepLog
 
 
 def described(figures: Scores) -> str:
@@ -65,10 +66,9 @@ def summary(setup: Setup, state: RunState, rates: Rates, how: Ending, report: Pa
 
 def next_steps(report: Path) -> list[str]:
     """What to do after the demo: three lines."""
-    python = "uv run python" if "UV" in os.environ else "python"
-    pack = f"{python} -m shard_tools pack"
+    pack = f"{'uv run ' if 'UV' in os.environ else ''}{SHARD_TOOLS} pack"
     return [
         f"next: the report    open {report} in a browser",
         f"      own photos    {pack} PHOTOS data/mine --split train=0.9,val=0.1; docs/finetuning.md",
-        f"      ImageNet      {pack} IMAGENET data/in1k; train.py --data data/in1k --recipe rn50-90ep",
+        f"      ImageNet      {pack} IMAGENET data/in1k; {TRAIN} --data data/in1k --recipe rn50-90ep",
     ]

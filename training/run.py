@@ -8,28 +8,28 @@ from dataclasses import dataclass, replace
 
 import click
 
-from pipeline.batch import Batch
-from recipes import Recipe, config
-from training import checkpoint, distributed, quarantine
-from training import run_dir as run_dirs
-from training.budget import Budget
-from training.data import TrainingData, count_steps, val_loader_of, work_of
-from training.ending import ending
-from training.evaluate import time_validation
-from training.failure import Failure
-from training.learner import Learner, RunState, about, build_learner, capture, known_by, start_or_resume
-from training.metrics import MetricsLog
-from training.pictures import show_first
-from training.progress import Progress
-from training.records import Ending, Rates
-from training.report import write_report
-from training.results import nothing_left, rates_of, summary
-from training.run_clock import RunClock
-from training.run_log import RunLog
-from training.saver import Saver
-from training.setup import Setup
-from training.step_log import StepLog
-from training.validation import Validation
+from penstock.pipeline.batch import Batch
+from penstock.recipes import Recipe, config
+from penstock.training import checkpoint, distributed, quarantine
+from penstock.training import run_dir as run_dirs
+from penstock.training.budget import Budget
+from penstock.training.data import TrainingData, count_steps, val_loader_of, work_of
+from penstock.training.ending import ending
+from penstock.training.evaluate import time_validation
+from penstock.training.failure import Failure
+from penstock.training.learner import Learner, RunState, about, build_learner, capture, known_by, start_or_resume
+from penstock.training.metrics import MetricsLog
+from penstock.training.pictures import show_first
+from penstock.training.progress import Progress
+from penstock.training.records import Ending, Rates
+from penstock.training.report import write_report
+from penstock.training.results import nothing_left, rates_of, summary
+from penstock.training.run_clock import RunClock
+from penstock.training.run_log import RunLog
+from penstock.training.saver import Saver
+from penstock.training.setup import Setup
+from penstock.training.step_log import StepLog
+from penstock.training.validation import Validation
 
 
 @dataclass

@@ -2,9 +2,9 @@
 
 import time
 
-from training.budget import Budget, Remaining
-from training.distributed import World, from_rank_0
-from training.learner import RunState
+from penstock.training.budget import Budget, Remaining
+from penstock.training.distributed import World, from_rank_0
+from penstock.training.learner import RunState
 
 
 class RunClock:

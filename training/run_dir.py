@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 if TYPE_CHECKING:
-    from training.checkpoint import DatasetFacts
+    from penstock.training.checkpoint import DatasetFacts
 
 CONFIG_FILE = "config.toml"
 DEFAULTS_FILE = "defaults.toml"  # for the report, which marks what differs
@@ -58,7 +58,7 @@ def find_checkpoints(resume: str, run_dir: Path) -> list[Path]:
 
     Raises ValueError where it names nothing.
     """
-    from training import checkpoint  # here: it takes torch
+    from penstock.training import checkpoint  # here: it takes torch
 
     if resume == "auto":
         return checkpoint.candidates(run_dir)
@@ -201,7 +201,7 @@ class Claim:
 
 def notes(config_toml: str, defaults_toml: str, dataset: "DatasetFacts") -> dict[str, str]:
     """The files that tell of a run's settings, environment, and `dataset` (what tells it): name → text."""
-    from training import environment  # here: it takes torch
+    from penstock.training import environment  # here: it takes torch
 
     facts = json.dumps({**environment.describe(), **dataset}, indent=1) + "\n"
     return {CONFIG_FILE: config_toml, DEFAULTS_FILE: defaults_toml, ENVIRONMENT_FILE: facts}

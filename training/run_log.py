@@ -4,15 +4,15 @@ import math
 
 from torch import nn
 
-from training.data import TrainingData
-from training.failure import Failure
-from training.learner import RunState
-from training.metrics import MetricsLog
-from training.progress import Progress
-from training.records import StepLine
-from training.run_clock import RunClock
-from training.step import Step
-from training.step_log import StepLog
+from penstock.training.data import TrainingData
+from penstock.training.failure import Failure
+from penstock.training.learner import RunState
+from penstock.training.metrics import MetricsLog
+from penstock.training.progress import Progress
+from penstock.training.records import StepLine
+from penstock.training.run_clock import RunClock
+from penstock.training.step import Step
+from penstock.training.step_log import StepLog
 
 
 class RunLog:

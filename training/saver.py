@@ -1,12 +1,12 @@
 """When a run's checkpoints are written, and how it stops."""
 
-from training import distributed
-from training.checkpoint import About, Writer
-from training.distributed import Interrupted
-from training.learner import Learner, RunState, capture
-from training.metrics import MetricsLog
-from training.run_clock import RunClock
-from training.setup import Setup
+from penstock.training import distributed
+from penstock.training.checkpoint import About, Writer
+from penstock.training.distributed import Interrupted
+from penstock.training.learner import Learner, RunState, capture
+from penstock.training.metrics import MetricsLog
+from penstock.training.run_clock import RunClock
+from penstock.training.setup import Setup
 
 
 class Saver:

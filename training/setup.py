@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes import Recipe
-from shards.format import ShardSet
-from training.distributed import StopFlag, World
-from training.run_dir import Claim
-from training.watchdog import Watchdog
+from penstock.recipes import Recipe
+from penstock.shards.format import ShardSet
+from penstock.training.distributed import StopFlag, World
+from penstock.training.run_dir import Claim
+from penstock.training.watchdog import Watchdog
 
 
 @dataclass(frozen=True, kw_only=True)

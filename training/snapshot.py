@@ -6,7 +6,7 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor
 
-from training.clock import Mark
+from penstock.training.clock import Mark
 
 T = TypeVar("T")  # a nest of dicts, lists and tuples that holds tensors
 

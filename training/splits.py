@@ -1,7 +1,8 @@
 """The splits that a recipe names: whether a dataset has them. Without torch, so that it is told at once."""
 
-from recipes import Recipe
-from shards.format import ShardSet
+from penstock.recipes import Recipe
+from penstock.shards.format import ShardSet
+from penstock.shards.program import SHARD_TOOLS
 
 
 def validates(recipe: Recipe) -> bool:
@@ -14,7 +15,7 @@ def check_splits(recipe: Recipe, dataset: ShardSet) -> None:
     if validates(recipe) and recipe.data.val_split not in dataset.splits:
         raise ValueError(
             f"{dataset.root}: no split {recipe.data.val_split!r} to validate on; it has {', '.join(dataset.splits)}. "
-            "Pack one (python -m shard_tools pack SOURCE OUT --split train=0.9,val=0.1), name another (--set "
+            f"Pack one ({SHARD_TOOLS} pack SOURCE OUT --split train=0.9,val=0.1), name another (--set "
             "data.val_split=NAME), or train without validation (--set data.val_split=none)"
         )
     for name in filter(None, (recipe.data.train_split, recipe.data.test_split)):

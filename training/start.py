@@ -9,20 +9,20 @@ from pathlib import Path
 import click
 import torch
 
-from recipes import DEMO_DATA
-from shard_tools.demo import ensure_demo
-from shards.format import ShardSet
-from shards.remote import received_bytes
-from training import checkpoint, distributed, environment
-from training.data import open_dataset
-from training.distributed import Interrupted, StopFlag, World
-from training.learner import autocast_dtype
-from training.refusal import Refused
-from training.request import Chosen, TrainOptions
-from training.run_dir import Claim, find_checkpoints
-from training.setup import Setup
-from training.splits import check_splits
-from training.watchdog import EXIT_CODE, Watchdog
+from penstock.recipes import DEMO_DATA
+from penstock.shard_tools.demo import ensure_demo
+from penstock.shards.format import ShardSet
+from penstock.shards.remote import received_bytes
+from penstock.training import checkpoint, distributed, environment
+from penstock.training.data import open_dataset
+from penstock.training.distributed import Interrupted, StopFlag, World
+from penstock.training.learner import autocast_dtype
+from penstock.training.refusal import Refused
+from penstock.training.request import Chosen, TrainOptions
+from penstock.training.run_dir import Claim, find_checkpoints
+from penstock.training.setup import Setup
+from penstock.training.splits import check_splits
+from penstock.training.watchdog import EXIT_CODE, Watchdog
 
 
 def start(

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.batch import Batch
-from recipes import TrainConfig
-from training.learner import Learner
+from penstock.pipeline.batch import Batch
+from penstock.recipes import TrainConfig
+from penstock.training.learner import Learner
 
 
 class Step(NamedTuple):

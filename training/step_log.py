@@ -11,9 +11,9 @@ from typing import NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 
-from training.clock import Mark, mark, seconds, wait_for
-from training.digest import INT63, sample_digest
-from training.records import StepLine
+from penstock.training.clock import Mark, mark, seconds, wait_for
+from penstock.training.digest import INT63, sample_digest
+from penstock.training.records import StepLine
 
 T = TypeVar("T")
 

@@ -2,20 +2,20 @@
 
 from collections.abc import Iterator
 
-from pipeline.batch import Batch, Loader
-from training import distributed
-from training.data import eval_loader
-from training.evaluate import evaluate
-from training.failure import SMALLER, out_of_memory
-from training.inspection import Inspection
-from training.learner import Learner, RunState
-from training.metrics import MetricsLog
-from training.pictures import show_worst
-from training.progress import Progress
-from training.records import Scores
-from training.results import described
-from training.saver import Saver
-from training.setup import Setup
+from penstock.pipeline.batch import Batch, Loader
+from penstock.training import distributed
+from penstock.training.data import eval_loader
+from penstock.training.evaluate import evaluate
+from penstock.training.failure import SMALLER, out_of_memory
+from penstock.training.inspection import Inspection
+from penstock.training.learner import Learner, RunState
+from penstock.training.metrics import MetricsLog
+from penstock.training.pictures import show_worst
+from penstock.training.progress import Progress
+from penstock.training.records import Scores
+from penstock.training.results import described
+from penstock.training.saver import Saver
+from penstock.training.setup import Setup
 
 
 class Validation:

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Self, TypeVar
 
-from training.distributed import World
+from penstock.training.distributed import World
 
 T = TypeVar("T")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
-from benchmarks.env.facts import DALI, Facts, Gpu, gather
-from training import environment
-from training.environment import BF16_FLAGS
+from penstock.benchmarks.env.facts import DALI, Facts, Gpu, gather
+from penstock.training import environment
+from penstock.training.environment import BF16_FLAGS
 
 STDOUT = Path("-")
 MISSING = "not installed"

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict, TypeVar
 
-from recipes.hardware import text_of
-from training import environment
-from training.refusal import first_line
+from penstock.recipes.hardware import text_of
+from penstock.training import environment
+from penstock.training.refusal import first_line
 
 T = TypeVar("T")
 DALI = "nvidia-dali-"  # how its packages' names begin
@@ -100,8 +100,8 @@ def is_dali(package: str) -> bool:
 def jpeg_decoders() -> list[str]:
     """Asked in a process of its own: where drivers and libraries do not fit together, that may crash or hang, and CUDA
     is started there. Raises RuntimeError with what it said last where it fails."""
-    code = f"from pipeline.probe import jpeg_decoders; print('\\n{ANSWER}', *jpeg_decoders())"
-    command, root = [sys.executable, "-c", code], Path(__file__).parents[2]
+    code = f"from penstock.pipeline.probe import jpeg_decoders; print('\\n{ANSWER}', *jpeg_decoders())"
+    command, root = [sys.executable, "-c", code], Path(__file__).parents[3]
     try:
         done = subprocess.run(command, cwd=root, capture_output=True, timeout=DECODERS_LIMIT_S)
     except subprocess.TimeoutExpired:

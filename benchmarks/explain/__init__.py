@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from benchmarks import record
-from benchmarks.options import COMMON, prepare, with_options
-from benchmarks.text import wrapped
-from recipes import config
+from penstock.benchmarks import record
+from penstock.benchmarks.options import COMMON, prepare, with_options
+from penstock.benchmarks.text import wrapped
+from penstock.recipes import config
 
 if TYPE_CHECKING:  # what takes torch is imported when the command runs
-    from benchmarks.explain.model import Change, Model
-    from benchmarks.explain.stages import Timings
-    from benchmarks.measure import Ratio
+    from penstock.benchmarks.explain.model import Change, Model
+    from penstock.benchmarks.explain.stages import Timings
+    from penstock.benchmarks.measure import Ratio
 
 TIMING = [
     click.option("--seconds", type=click.FloatRange(min=0.1), default=2.0, metavar="T", help="Length of a repeat."),
@@ -41,9 +41,9 @@ def command(
     record.require_writable(json_file, out)
     setup = prepare(**common)
 
-    from benchmarks import noise, plot
-    from benchmarks.explain import arithmetic, report, stages
-    from benchmarks.explain import model as models
+    from penstock.benchmarks import noise, plot
+    from penstock.benchmarks.explain import arithmetic, report, stages
+    from penstock.benchmarks.explain import model as models
 
     with noise.watched() as warnings:
         timings = stages.measure(setup, seconds, repeats)
@@ -83,7 +83,7 @@ def command(
 
 def figures(timings: "Timings", model: "Model", changes: "list[tuple[Change, float]]") -> dict[str, object]:
     """What was found, for JSON. Costs are seconds an image, predictions images/s."""
-    from benchmarks.explain.model import LOADING
+    from penstock.benchmarks.explain.model import LOADING
 
     return {
         "bottleneck": model.bottleneck,

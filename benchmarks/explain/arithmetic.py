@@ -7,10 +7,10 @@ import torch
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.explain.stages import meta_network
-from benchmarks.options import BenchSetup
-from benchmarks.programs import Stopwatch
-from training.learner import autocast_dtype
+from penstock.benchmarks.explain.stages import meta_network
+from penstock.benchmarks.options import BenchSetup
+from penstock.benchmarks.programs import Stopwatch
+from penstock.training.learner import autocast_dtype
 
 MATMUL_SIDE = {"cpu": 1024, "cuda": 8192}
 TURNS, TURN_S = 5, 0.2

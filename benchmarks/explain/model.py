@@ -23,12 +23,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from benchmarks.explain.stages import Timings, meta_network
-from benchmarks.options import BenchSetup
-from pipeline.build import threads_per_rank
-from pipeline.memory import available_bytes
-from training import distributed, environment
-from training.learner import autocast_dtype
+from penstock.benchmarks.explain.stages import Timings, meta_network
+from penstock.benchmarks.options import BenchSetup
+from penstock.pipeline.build import threads_per_rank
+from penstock.pipeline.memory import available_bytes
+from penstock.shards.program import SHARD_TOOLS
+from penstock.training import distributed, environment
+from penstock.training.learner import autocast_dtype
 
 LOADING = ("read", "decode", "resize")
 STAGES = (*LOADING, "h2d", "compute", "communication")
@@ -198,7 +199,7 @@ def smaller_copies(setup: BenchSetup, fits: bool) -> Change:
     why = f"{share:.2f} times the pixels; re-encoded"
     if short_side < data.val_resize_size:
         why += f"; validation then enlarges images to data.val_resize_size = {data.val_resize_size}"
-    command = f"python -m shard_tools pack SOURCE OUT --short-side {short_side}"
+    command = f"{SHARD_TOOLS} pack SOURCE OUT --short-side {short_side}"
     return Change(command, why, {"decode": (share, share), "read": (1.0 if fits else share, 1.0)})
 
 

@@ -13,15 +13,15 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from benchmarks.measure import Sample
-from benchmarks.options import BenchSetup
-from benchmarks.programs import Stopwatch, repeated
-from pipeline.augment.params import AugmentParams, Name
-from pipeline.feed import Feed
-from pipeline.loader import DaliLoader
-from pipeline.memory import available_bytes
-from shards.format import Split
-from training import distributed
+from penstock.benchmarks.measure import Sample
+from penstock.benchmarks.options import BenchSetup
+from penstock.benchmarks.programs import Stopwatch, repeated
+from penstock.pipeline.augment.params import AugmentParams, Name
+from penstock.pipeline.feed import Feed
+from penstock.pipeline.loader import DaliLoader
+from penstock.pipeline.memory import available_bytes
+from penstock.shards.format import Split
+from penstock.training import distributed
 
 DISK, CACHED = "read, disk", "read, cached"
 PAGE = 4096

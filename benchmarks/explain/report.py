@@ -3,13 +3,13 @@ bottleneck's."""
 
 from collections.abc import Iterator, Sequence
 
-from benchmarks.explain.model import LOADING, STAGES, Change, Model, precision_of
-from benchmarks.explain.reading import CACHED, DISK
-from benchmarks.explain.stages import LIBJPEG, Timings
-from benchmarks.measure import Ratio
-from benchmarks.options import BenchSetup
-from benchmarks.text import columns, shown_rate, wrapped
-from training import environment
+from penstock.benchmarks.explain.model import LOADING, STAGES, Change, Model, precision_of
+from penstock.benchmarks.explain.reading import CACHED, DISK
+from penstock.benchmarks.explain.stages import LIBJPEG, Timings
+from penstock.benchmarks.measure import Ratio
+from penstock.benchmarks.options import BenchSetup
+from penstock.benchmarks.text import columns, shown_rate, wrapped
+from penstock.training import environment
 
 LONGEST = 8.0  # bars, in units of the bottleneck's
 

@@ -25,21 +25,22 @@ import simplejpeg  # type: ignore[import-untyped]
 import torch
 from torch import nn
 
-from benchmarks import programs
-from benchmarks.explain import reading
-from benchmarks.explain.reading import CACHED, DISK
-from benchmarks.measure import Program, Ratio, Sample, in_turn, ratio
-from benchmarks.options import BenchSetup
-from benchmarks.programs import BatchProgram
-from benchmarks.ranks import Together, shared_clock
-from model.networks import build_model
-from pipeline import graph
-from pipeline.augment.params import AugmentParams
-from pipeline.batch import Batch
-from shard_tools.jpeg import SOI
-from training import distributed
-from training.data import image_dtype
-from training.distributed import World
+from penstock.benchmarks import programs
+from penstock.benchmarks.explain import reading
+from penstock.benchmarks.explain.reading import CACHED, DISK
+from penstock.benchmarks.measure import Program, Ratio, Sample, in_turn, ratio
+from penstock.benchmarks.options import BenchSetup
+from penstock.benchmarks.programs import BatchProgram
+from penstock.benchmarks.ranks import Together, shared_clock
+from penstock.model.networks import build_model
+from penstock.pipeline import graph
+from penstock.pipeline.augment.params import AugmentParams
+from penstock.pipeline.batch import Batch
+from penstock.shard_tools.jpeg import SOI
+from penstock.shards.program import SHARD_TOOLS
+from penstock.training import distributed
+from penstock.training.data import image_dtype
+from penstock.training.distributed import World
 
 LIBJPEG = "libjpeg-turbo"
 NAMES = (CACHED, "decode", "resize", LIBJPEG, "h2d", "compute", "communication", "loader", "train")  # as data flows
@@ -212,7 +213,7 @@ def _finisher(setup: BenchSetup, batches: Sequence[EncodedBatch]) -> Pipeline:
     try:
         decoded = cycle([decoder.run()[0] for _ in batches])
     except RuntimeError:
-        remedy = f"find it with: python -m shard_tools verify --decode {root}"
+        remedy = f"find it with: {SHARD_TOOLS} verify --decode {root}"
         raise ValueError(f"{root}: DALI cannot decode one of the first images; {remedy}") from None
     names = tuple(name for name in batches[0].arrays if name not in REGION)
     given = cycle([tuple(one.arrays[name] for name in names) for one in batches])

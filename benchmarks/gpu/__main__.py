@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from shard_tools.terminal import Command
+from penstock.shard_tools.terminal import Command
 
 DATASET = click.Path(path_type=Path, file_okay=False, exists=True)
 
@@ -34,12 +34,12 @@ def main(
     OUT gets PART.json, each figure as soon as it is measured, beside what earlier calls found of other stages; and
     PART.log. `check` and `compute` need no DALI. Exit status 1 where a stage failed or is wrong.
     """
-    from benchmarks.gpu.registry import chosen, listed  # here: it takes torch, which --help does without
-    from benchmarks.gpu.report import BAD
-    from benchmarks.gpu.run import run
-    from benchmarks.gpu.stage import FULL, SMALL, Job
-    from recipes import Recipe, config
-    from shards.format import ShardSet
+    from penstock.benchmarks.gpu.registry import chosen, listed  # here: it takes torch, which --help does without
+    from penstock.benchmarks.gpu.report import BAD
+    from penstock.benchmarks.gpu.run import run
+    from penstock.benchmarks.gpu.stage import FULL, SMALL, Job
+    from penstock.recipes import Recipe, config
+    from penstock.shards.format import ShardSet
 
     try:
         stages = chosen(part, only)

@@ -12,14 +12,14 @@ import torch
 import torchvision
 from torch.nn.functional import cross_entropy
 
-from benchmarks import programs
-from benchmarks.gpu.data import NUM_CLASSES, originals, small_set
-from benchmarks.gpu.stage import Job
-from benchmarks.measure import in_turn, ratio
-from benchmarks.programs import BatchProgram, Kind
-from pipeline.batch import Batch
-from shards.format import ShardSet
-from training import environment
+from penstock.benchmarks import programs
+from penstock.benchmarks.gpu.data import NUM_CLASSES, originals, small_set
+from penstock.benchmarks.gpu.stage import Job
+from penstock.benchmarks.measure import in_turn, ratio
+from penstock.benchmarks.programs import BatchProgram, Kind
+from penstock.pipeline.batch import Batch
+from penstock.shards.format import ShardSet
+from penstock.training import environment
 
 
 def compare(

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks import images
-from benchmarks.gpu.stage import Job
-from shard_tools.encode import EncodeConfig
-from shard_tools.workers import num_cpus
-from shard_tools.writer import PackOptions, pack
-from shards.format import INFO_FILE, ShardSet
+from penstock.benchmarks import images
+from penstock.benchmarks.gpu.stage import Job
+from penstock.shard_tools.encode import EncodeConfig
+from penstock.shard_tools.workers import num_cpus
+from penstock.shard_tools.writer import PackOptions, pack
+from penstock.shards.format import INFO_FILE, ShardSet
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 NUM_CLASSES = 1000  # of ImageNet
 NUM_VAL = 64
 

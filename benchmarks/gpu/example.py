@@ -10,13 +10,13 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks.gpu.compare import compare
-from benchmarks.gpu.data import originals
-from benchmarks.gpu.stage import Job
-from benchmarks.programs import BatchProgram
-from pipeline.batch import Batch
-from pipeline.build import threads_per_rank
-from pipeline.config import DataConfig
+from penstock.benchmarks.gpu.compare import compare
+from penstock.benchmarks.gpu.data import originals
+from penstock.benchmarks.gpu.stage import Job
+from penstock.benchmarks.programs import BatchProgram
+from penstock.pipeline.batch import Batch
+from penstock.pipeline.build import threads_per_rank
+from penstock.pipeline.config import DataConfig
 
 WIDTH_HINT, HEIGHT_HINT = 5980, 6430  # the example's, of ImageNet's largest images; for the decoder on the GPU
 

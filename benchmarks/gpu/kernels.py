@@ -14,8 +14,8 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu.compare import build
-from benchmarks.gpu.stage import COMPILED, EAGER, Job
+from penstock.benchmarks.gpu.compare import build
+from penstock.benchmarks.gpu.stage import COMPILED, EAGER, Job
 
 STEP_BYTES = {"eager": 477e6, "fused": 358e6, "ideal": 195e6}  # an image; see docs/gpu.md
 STEP_FLOP = 24.3e9  # an image, forward and backward

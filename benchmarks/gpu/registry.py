@@ -6,13 +6,13 @@ Most are one function, `compare`, with other settings: name in the result → wh
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from benchmarks.gpu import kernels, runs
-from benchmarks.gpu.compare import bare, compare, pixels
-from benchmarks.gpu.example import dali_example
-from benchmarks.gpu.run import PART_LIMIT_S
-from benchmarks.gpu.stage import COMPILED, EAGER, Job, Stage
-from benchmarks.programs import Kind
-from pipeline.build import threads_per_rank
+from penstock.benchmarks.gpu import kernels, runs
+from penstock.benchmarks.gpu.compare import bare, compare, pixels
+from penstock.benchmarks.gpu.example import dali_example
+from penstock.benchmarks.gpu.run import PART_LIMIT_S
+from penstock.benchmarks.gpu.stage import COMPILED, EAGER, Job, Stage
+from penstock.benchmarks.programs import Kind
+from penstock.pipeline.build import threads_per_rank
 
 CORES = threads_per_rank(0, 1)
 LOADER = ("nvidia.dali", "simplejpeg")  # what it takes to read JPEGs as heavy as ImageNet's

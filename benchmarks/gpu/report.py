@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import NotRequired, TypedDict
 
-from shards.format import atomic_write
+from penstock.shards.format import atomic_write
 
 NOT_ENDED = "failed (not ended)"
 BAD = ("failed", "wrong")

@@ -22,9 +22,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu.report import BAD, NOT_ENDED, Report, Result, one_line, put, read, shown
-from benchmarks.gpu.stage import Job, Stage
-from training import environment
+from penstock.benchmarks.gpu.report import BAD, NOT_ENDED, Report, Result, one_line, put, read, shown
+from penstock.benchmarks.gpu.stage import Job, Stage
+from penstock.training import environment
 
 FORK = multiprocessing.get_context("fork")
 PART_LIMIT_S = 480.0
@@ -33,7 +33,12 @@ GRACE_S = 3.0  # between SIGTERM and SIGKILL
 DESCRIBE_S = 120.0
 TAIL_LINES = 40
 # What stages import late; none of it touches CUDA, but DALI might
-LATE = ("torch.utils.tensorboard", "matplotlib.backends.backend_svg", "training.report.page", "training.sheet")
+LATE = (
+    "torch.utils.tensorboard",
+    "matplotlib.backends.backend_svg",
+    "penstock.training.report.page",
+    "penstock.training.sheet",
+)
 LATE_DALI = ("nvidia.dali.fn", "nvidia.dali.plugin.pytorch", "nvidia.dali.plugin.numba")
 FACTS = ("nvidia-", "triton", "timm", "pytest")  # packages whose versions a figure depends on, by their names' start
 

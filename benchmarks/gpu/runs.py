@@ -16,15 +16,15 @@ from typing import cast
 import numpy as np
 import torch
 
-from benchmarks import explain
-from benchmarks.gpu.data import NUM_CLASSES, ROOT, originals, small_set
-from benchmarks.gpu.run import FORK
-from benchmarks.gpu.stage import Job
-from commands.audit import audit
-from model.networks import build_model
-from recipes import FOLDER, Recipe, config, recipe_file
-from training import checkpoint
-from training.metrics import METRICS_FILE, read_metrics
+from penstock.benchmarks import explain
+from penstock.benchmarks.gpu.data import NUM_CLASSES, ROOT, originals, small_set
+from penstock.benchmarks.gpu.run import FORK
+from penstock.benchmarks.gpu.stage import Job
+from penstock.commands.audit import audit
+from penstock.model.networks import build_model
+from penstock.recipes import FOLDER, Recipe, config, recipe_file
+from penstock.training import checkpoint
+from penstock.training.metrics import METRICS_FILE, read_metrics
 
 TESTS = ROOT / "tests" / "gpu"
 RUN_BATCH, RUN_EPOCHS = 32, 2

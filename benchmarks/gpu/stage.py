@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.gpu.report import Report
-from recipes import Recipe, config, recipe_file
-from training.distributed import World
+from penstock.benchmarks.gpu.report import Report
+from penstock.recipes import Recipe, config, recipe_file
+from penstock.training.distributed import World
 
 
 @dataclass(frozen=True, kw_only=True)

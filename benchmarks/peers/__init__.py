@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from benchmarks import images as synthetic
-from benchmarks.options import TIMING, with_options
-from benchmarks.peers.registry import OURS, PEERS, PIXELS
-from benchmarks.tables import rates_cell, ratio_cell
-from benchmarks.text import tabulated, wrapped
-from recipes import DEMO_DATA
-from shard_tools.demo import ensure_demo
-from shards.format import ShardSet
+from penstock.benchmarks import images as synthetic
+from penstock.benchmarks.options import TIMING, with_options
+from penstock.benchmarks.peers.registry import OURS, PEERS, PIXELS
+from penstock.benchmarks.tables import rates_cell, ratio_cell
+from penstock.benchmarks.text import tabulated, wrapped
+from penstock.recipes import DEMO_DATA
+from penstock.shard_tools.demo import ensure_demo
+from penstock.shards.format import ShardSet
 
 if TYPE_CHECKING:
-    from benchmarks.record import Result
+    from penstock.benchmarks.record import Result
 
 MANY_THREADS = 4
 COLUMNS = ("program", "version", "workers", "images/s", "ours/theirs", "memory MB", "first batch s", "disk MB")
@@ -72,7 +72,7 @@ def command(
     """See `help` above."""
     names = tuple(name for name in PEERS if name == OURS or name in names or not names)
     if setup:
-        from benchmarks.peers.environments import set_up
+        from penstock.benchmarks.peers.environments import set_up
 
         if failed := set_up(names, folder, click.echo):
             raise click.ClickException(f"not installed: {', '.join(failed)}; the others are")
@@ -83,9 +83,9 @@ def command(
     cores = cores[: threads or len(cores)]
     dataset = ShardSet.open(there(data))
 
-    from benchmarks import record
-    from benchmarks.peers import run
-    from training import environment
+    from penstock.benchmarks import record
+    from penstock.benchmarks.peers import run
+    from penstock.training import environment
 
     record.require_writable(json_file, out)
     settings = run.Settings(

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.peers.registry import PEERS
+from penstock.benchmarks.peers.registry import PEERS
 
 REQUIREMENTS = Path(__file__).with_name("requirements")  # ADAPTER.txt; without one the project's environment has it
 LAST_LINES = 3  # of uv's complaint that are shown

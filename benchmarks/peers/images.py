@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from benchmarks.peers import check
-from shard_tools.writer import pack
-from shards.format import ShardSet, Split, table_file
-from shards.ppm import EXTENSION
+from penstock.benchmarks.peers import check
+from penstock.shard_tools.writer import pack
+from penstock.shards.format import ShardSet, Split, table_file
+from penstock.shards.ppm import EXTENSION
 
 SPLIT = "train"
 

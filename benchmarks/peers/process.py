@@ -10,9 +10,9 @@ from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Sample
-from benchmarks.peers.check import Seen
-from benchmarks.processes import family, memory_mb
+from penstock.benchmarks.measure import Sample
+from penstock.benchmarks.peers.check import Seen
+from penstock.benchmarks.processes import family, memory_mb
 
 CHILD = Path(__file__).with_name("child.py")
 LIMIT_S = 300.0  # a program that is silent for longer has failed

@@ -5,18 +5,18 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks import noise, record
-from benchmarks.measure import Sample, in_turn, ratio
-from benchmarks.peers.check import Seen, marked_faults, pixel_faults
-from benchmarks.peers.environments import how_to_install, python_of
-from benchmarks.peers.images import Images, bytes_of, lay_out, lay_out_marked, make_once
-from benchmarks.peers.process import Child, PeerError
-from benchmarks.peers.registry import OURS, PEERS, PIXELS
-from pipeline.config import DataConfig
-from shards.format import ShardSet
-from training import environment
+from penstock.benchmarks import noise, record
+from penstock.benchmarks.measure import Sample, in_turn, ratio
+from penstock.benchmarks.peers.check import Seen, marked_faults, pixel_faults
+from penstock.benchmarks.peers.environments import how_to_install, python_of
+from penstock.benchmarks.peers.images import Images, bytes_of, lay_out, lay_out_marked, make_once
+from penstock.benchmarks.peers.process import Child, PeerError
+from penstock.benchmarks.peers.registry import OURS, PEERS, PIXELS
+from penstock.pipeline.config import DataConfig
+from penstock.shards.format import ShardSet
+from penstock.training import environment
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 EPOCH_BATCHES = 200  # that an epoch has at least, by repeating images
 NUM_CHECKED = 2000  # images, of the marked ones and of those that are timed
 MARKED_BATCH, MARKED_WORKERS = 50, 4  # at most: each worker then gives several batches of the marked images

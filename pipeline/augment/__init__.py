@@ -11,9 +11,9 @@ draws from a stream of its own, so that switching one on leaves the others' draw
 config.py, a line in draw.py, a step in steps.py, and its execution in those two.
 """
 
-from pipeline.augment.config import AugmentConfig
-from pipeline.augment.draw import train_params
-from pipeline.augment.geometry import centre_crop_params
-from pipeline.augment.params import AugmentParams
+from penstock.pipeline.augment.config import AugmentConfig
+from penstock.pipeline.augment.draw import train_params
+from penstock.pipeline.augment.geometry import centre_crop_params
+from penstock.pipeline.augment.params import AugmentParams
 
 __all__ = ["AugmentConfig", "AugmentParams", "centre_crop_params", "train_params"]

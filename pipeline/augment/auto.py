@@ -6,8 +6,8 @@ magnitudes are those of `torchvision.transforms.autoaugment`; a test compares ev
 
 import numpy as np
 
-from pipeline.augment.config import MAX_MAGNITUDE, AugmentConfig
-from pipeline.augment.params import AugmentParams
+from penstock.pipeline.augment.config import MAX_MAGNITUDE, AugmentConfig
+from penstock.pipeline.augment.params import AugmentParams
 
 OPS = (
     "Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast",

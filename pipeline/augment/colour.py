@@ -6,8 +6,8 @@ commute: their order, which torchvision draws, does not matter, and one pass ove
 
 import numpy as np
 
-from pipeline.augment.config import AugmentConfig
-from pipeline.augment.params import AugmentParams
+from penstock.pipeline.augment.config import AugmentConfig
+from penstock.pipeline.augment.params import AugmentParams
 
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R 601, as Pillow's "L" and torchvision's grayscale
 # Rows: luma and the two chroma axes of YIQ (FCC 1953); hue turns the latter two. Gray has no chroma.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
-from settings import check, setting, settings_of
+from penstock.settings import check, setting, settings_of
 
 Auto = Literal["none", "trivial", "rand", "autoaugment"]
 MAX_MAGNITUDE = 30  # RandAugment's magnitude counts 31 bins from 0, as in torchvision

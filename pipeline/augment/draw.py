@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.augment import colour, noise
-from pipeline.augment.auto import chosen_ops, num_ops
-from pipeline.augment.config import AugmentConfig
-from pipeline.augment.geometry import centre_crop_params, pad_crop, random_resized_crop
-from pipeline.augment.params import AugmentParams
-from pipeline.permutation import permute, philox_key
-from pipeline.plan import EpochPlan
+from penstock.pipeline.augment import colour, noise
+from penstock.pipeline.augment.auto import chosen_ops, num_ops
+from penstock.pipeline.augment.config import AugmentConfig
+from penstock.pipeline.augment.geometry import centre_crop_params, pad_crop, random_resized_crop
+from penstock.pipeline.augment.params import AugmentParams
+from penstock.pipeline.permutation import permute, philox_key
+from penstock.pipeline.plan import EpochPlan
 
 
 @dataclass(frozen=True)

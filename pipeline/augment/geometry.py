@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipeline.augment.params import AugmentParams
+from penstock.pipeline.augment.params import AugmentParams
 
 _ATTEMPTS = 10  # tries of RandomResizedCrop before it falls back to a centre crop, as in torchvision
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.augment.noise import MIX, SECOND, UINT32
-from pipeline.augment.params import Name, StepArray
-from pipeline.config import DataConfig
-from pipeline.dali import Arguments, Node
+from penstock.pipeline.augment.noise import MIX, SECOND, UINT32
+from penstock.pipeline.augment.params import Name, StepArray
+from penstock.pipeline.config import DataConfig
+from penstock.pipeline.dali import Arguments, Node
 
 
 def augment_images(images: Node, params: dict[Name, Node], config: DataConfig) -> Node:
@@ -71,8 +71,8 @@ def _by_kernel(kind: str, images: Node, *arrays: tuple[Node, Any, int]) -> Node:
     """A step of this kind by its kernel, which takes these arrays; each with its type and number of axes."""
     from nvidia.dali import fn, types
 
-    from pipeline.augment.kernel import kernel, same_shape
-    from pipeline.compiled_node import compiled_node
+    from penstock.pipeline.augment.kernel import kernel, same_shape
+    from penstock.pipeline.compiled_node import compiled_node
 
     made = compiled_node(kernel(kind), same_shape(), types.UINT8, (images, types.UINT8, 3), *arrays)
     return fn.reshape(made, layout="HWC")

@@ -16,9 +16,9 @@ from numba import carray, types
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
-from pipeline.augment.noise import MIX, SECOND
-from pipeline.compiled_node import RUN, SETUP
-from pipeline.compiling import compiled, compiled_callback, pointer
+from penstock.pipeline.augment.noise import MIX, SECOND
+from penstock.pipeline.compiled_node import RUN, SETUP
+from penstock.pipeline.compiling import compiled, compiled_callback, pointer
 
 _FAST = {"contract", "nsz"}
 _inlined = compiled(fastmath=_FAST, error_model="numpy", inline="always")

@@ -13,10 +13,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.autoaugment import _apply_op
 from torchvision.transforms.v2 import functional as F
 
-from pipeline.augment import AugmentConfig, AugmentParams
-from pipeline.augment.auto import OPS
-from pipeline.augment.noise import blur_radius, gaussian_field, hashed_field, salt_pepper_threshold
-from pipeline.config import DataConfig
+from penstock.pipeline.augment import AugmentConfig, AugmentParams
+from penstock.pipeline.augment.auto import OPS
+from penstock.pipeline.augment.noise import blur_radius, gaussian_field, hashed_field, salt_pepper_threshold
+from penstock.pipeline.config import DataConfig
 
 Step = Callable[[Image.Image, AugmentParams, AugmentConfig, DataConfig], Image.Image]
 

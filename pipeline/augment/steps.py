@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.augment.auto import OP_ID
-from pipeline.augment.colour import LUMA, colour_map, to_gray
-from pipeline.augment.config import AugmentConfig
-from pipeline.augment.geometry import rotation, shear_or_move
-from pipeline.augment.noise import blur_kernels, blur_radius, hashed_lines, salt_pepper_threshold
-from pipeline.augment.params import AugmentParams, StepArray
+from penstock.pipeline.augment.auto import OP_ID
+from penstock.pipeline.augment.colour import LUMA, colour_map, to_gray
+from penstock.pipeline.augment.config import AugmentConfig
+from penstock.pipeline.augment.geometry import rotation, shear_or_move
+from penstock.pipeline.augment.noise import blur_kernels, blur_radius, hashed_lines, salt_pepper_threshold
+from penstock.pipeline.augment.params import AugmentParams, StepArray
 
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13  # Pillow's ImageFilter.SMOOTH
 _IDENTITY = np.pad([[1.0]], 1)

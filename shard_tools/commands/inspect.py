@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from shard_tools.commands.options import local_path, path_or_url
-from shard_tools.commands.running import one_line_errors
-from shard_tools.describe import UNTURNED
-from shard_tools.workers import num_cpus
-from shards.format import ShardSet
+from penstock.shard_tools.commands.options import local_path, path_or_url
+from penstock.shard_tools.commands.running import one_line_errors
+from penstock.shard_tools.describe import UNTURNED
+from penstock.shard_tools.workers import num_cpus
+from penstock.shards.format import ShardSet
 
 
 @click.command("verify")
@@ -32,8 +32,8 @@ def verify_command(out: Path, decode: bool, as_json: bool, fix: bool, workers: i
     Example:
       python -m shard_tools verify data/imagenet --decode
     """
-    from shard_tools.repair import repair
-    from shard_tools.verify import verify
+    from penstock.shard_tools.repair import repair
+    from penstock.shard_tools.verify import verify
 
     def check() -> int:
         with one_line_errors():
@@ -67,7 +67,7 @@ def verify_command(out: Path, decode: bool, as_json: bool, fix: bool, workers: i
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 def info_command(out: Path | str, as_json: bool) -> None:
     """Show what the dataset in OUT holds: splits, samples, bytes, classes, image sizes, how it was made."""
-    from shard_tools.describe import describe, histograms, summary
+    from penstock.shard_tools.describe import describe, histograms, summary
 
     with one_line_errors():
         shard_set = ShardSet.open(out)
@@ -95,7 +95,7 @@ def preview_command(out: Path, file: Path, split: str, num: int, seed: int, augm
       python -m shard_tools preview data/imagenet samples.png
       python -m shard_tools preview data/imagenet augmented.png --num 6 --augment rn50-90ep
     """
-    from shard_tools.preview import preview
+    from penstock.shard_tools.preview import preview
 
     with one_line_errors():
         preview(out, file, split, num, seed, augment)

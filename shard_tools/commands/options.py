@@ -10,8 +10,8 @@ from typing import Any, TypeVar, get_type_hints
 
 import click
 
-from shard_tools.option import Option
-from shards.remote import is_url
+from penstock.shard_tools.option import Option
+from penstock.shards.remote import is_url
 
 F = TypeVar("F", bound=Callable[..., object])
 T = TypeVar("T")

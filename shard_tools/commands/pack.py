@@ -4,12 +4,12 @@ from pathlib import Path
 
 import click
 
-from shard_tools.commands.options import local_path, options_of, path_or_url, settings_from
-from shard_tools.commands.running import one_line_errors, run
-from shard_tools.rejected import OnBad
-from shard_tools.sources import SourceOptions
-from shard_tools.sources.tarsamples import Fields
-from shard_tools.writer import PackOptions, pack
+from penstock.shard_tools.commands.options import local_path, options_of, path_or_url, settings_from
+from penstock.shard_tools.commands.running import one_line_errors, run
+from penstock.shard_tools.rejected import OnBad
+from penstock.shard_tools.sources import SourceOptions
+from penstock.shard_tools.sources.tarsamples import Fields
+from penstock.shard_tools.writer import PackOptions, pack
 
 
 @click.command("pack")
@@ -74,7 +74,7 @@ def demo_command(out: Path, workers: int | None, num_train: int, num_val: int, s
     Example:
       python -m shard_tools demo data/demo
     """
-    from shard_tools.demo import make_demo
+    from penstock.shard_tools.demo import make_demo
 
     counts = {"train": num_train, "val": num_val}
     run(lambda progress: make_demo(out, counts, seed, workers, progress=progress), out)
@@ -94,8 +94,8 @@ def index_command(
       python -m shard_tools index data/imagenet-wds
       python -m shard_tools index data/pairs --image-field input.jpg --label-field output.cls --classes names.txt
     """
-    from shard_tools.describe import describe, summary
-    from shard_tools.index import index
+    from penstock.shard_tools.describe import describe, summary
+    from penstock.shard_tools.index import index
 
     with one_line_errors():
         shard_set = index(

@@ -10,11 +10,11 @@ from types import FrameType
 
 import click
 
-from shard_tools.execute import PackProgress
-from shard_tools.report import closing, progress_bar
-from shard_tools.sources.naming import MAX_IGNORED
-from shard_tools.writer import Packed
-from shards.format import escape
+from penstock.shard_tools.execute import PackProgress
+from penstock.shard_tools.report import closing, progress_bar
+from penstock.shard_tools.sources.naming import MAX_IGNORED
+from penstock.shard_tools.writer import Packed
+from penstock.shards.format import escape
 
 
 @contextmanager

@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
-from shard_tools.option import Option
-from shard_tools.sources import csv, ilsvrc, imagefolder, kaggle, parquet, tiny_imagenet, webdataset
-from shard_tools.sources.base import Source
-from shard_tools.sources.elsewhere import instead, is_tree
-from shard_tools.sources.layout import LAYOUT as TREE
-from shard_tools.sources.tarsamples import Fields
+from penstock.shard_tools.option import Option
+from penstock.shard_tools.sources import csv, ilsvrc, imagefolder, kaggle, parquet, tiny_imagenet, webdataset
+from penstock.shard_tools.sources.base import Source
+from penstock.shard_tools.sources.elsewhere import instead, is_tree
+from penstock.shard_tools.sources.layout import LAYOUT as TREE
+from penstock.shard_tools.sources.tarsamples import Fields
 
 
 @dataclass(frozen=True, kw_only=True)

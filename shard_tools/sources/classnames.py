@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from shard_tools.sources.imagenet import imagenet_classes
-from shard_tools.sources.naming import EXTENSIONS, is_text
+from penstock.shard_tools.sources.imagenet import imagenet_classes
+from penstock.shard_tools.sources.naming import EXTENSIONS, is_text
 
 NAMES = (  # the surer first
     "class_name", "classname", "label_name", "label_text", "category_name", "class", "category", "wnid", "synset",

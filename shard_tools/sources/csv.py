@@ -15,11 +15,11 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
-from shard_tools.sources.base import Place, Source, SourceImage, Unusable
-from shard_tools.sources.labels import LabelKinds, read_label, without_label
-from shard_tools.sources.locate import Found, Locator
-from shard_tools.sources.naming import is_image, split_in, split_rank
-from shard_tools.sources.tabletext import SAMPLE_ROWS, SEPARATORS, encoding_of, rows, separators
+from penstock.shard_tools.sources.base import Place, Source, SourceImage, Unusable
+from penstock.shard_tools.sources.labels import LabelKinds, read_label, without_label
+from penstock.shard_tools.sources.locate import Found, Locator
+from penstock.shard_tools.sources.naming import is_image, split_in, split_rank
+from penstock.shard_tools.sources.tabletext import SAMPLE_ROWS, SEPARATORS, encoding_of, rows, separators
 
 LAYOUT = "a .csv or .tsv file with the columns path, label and perhaps split"
 USUAL_NAMES = {  # in lower case, letters and digits alone; the first that is there

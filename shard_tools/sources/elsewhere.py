@@ -5,11 +5,11 @@ from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
-from shard_tools.sources import ilsvrc, kaggle, parquet, tiny_imagenet, webdataset
-from shard_tools.sources.findlayout import find_layout
-from shard_tools.sources.layout import holds_images, visible
-from shard_tools.sources.links import is_dir
-from shard_tools.sources.naming import few_of
+from penstock.shard_tools.sources import ilsvrc, kaggle, parquet, tiny_imagenet, webdataset
+from penstock.shard_tools.sources.findlayout import find_layout
+from penstock.shard_tools.sources.layout import holds_images, visible
+from penstock.shard_tools.sources.links import is_dir
+from penstock.shard_tools.sources.naming import few_of
 
 PUBLISHED = (kaggle, ilsvrc, tiny_imagenet)  # layouts whose name alone says what they are
 ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4", ".zip", ".7z", ".rar")

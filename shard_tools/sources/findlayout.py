@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from shard_tools.sources.layout import LAYOUT, NONE, Layout, Level, SplitDir, image_count, is_classless, look
-from shard_tools.sources.naming import EXTENSIONS, few_of, is_image, is_nameless, split_in, split_rank
+from penstock.shard_tools.sources.layout import LAYOUT, NONE, Layout, Level, SplitDir, image_count, is_classless, look
+from penstock.shard_tools.sources.naming import EXTENSIONS, few_of, is_image, is_nameless, split_in, split_rank
 
 
 class Unclear(ValueError):

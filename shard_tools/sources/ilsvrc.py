@@ -16,11 +16,11 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from shard_tools.sources.base import Place, Source, SourceImage
-from shard_tools.sources.imagenet import imagenet_classes, imagenet_names
-from shard_tools.sources.matfile import Struct, read_structs
-from shard_tools.sources.naming import Ignored, few_of, is_image, is_junk
-from shard_tools.sources.tarmembers import iterate_tar
+from penstock.shard_tools.sources.base import Place, Source, SourceImage
+from penstock.shard_tools.sources.imagenet import imagenet_classes, imagenet_names
+from penstock.shard_tools.sources.matfile import Struct, read_structs
+from penstock.shard_tools.sources.naming import Ignored, few_of, is_image, is_junk
+from penstock.shard_tools.sources.tarmembers import iterate_tar
 
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 LAYOUT = f"a directory with {TRAIN}, {VAL} and {DEVKIT}, as they are"

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shard_tools.sources.base import Place, Source, SourceImage, Unusable
-from shard_tools.sources.findlayout import find_layout, own_splits, spec, split_words, unclear
-from shard_tools.sources.layout import LAYOUT, NONE, Layout, SplitDir, count_images, given_layout, visible
-from shard_tools.sources.links import Links, broken
-from shard_tools.sources.naming import EXTENSIONS, Ignored, few_of, is_image
+from penstock.shard_tools.sources.base import Place, Source, SourceImage, Unusable
+from penstock.shard_tools.sources.findlayout import find_layout, own_splits, spec, split_words, unclear
+from penstock.shard_tools.sources.layout import LAYOUT, NONE, Layout, SplitDir, count_images, given_layout, visible
+from penstock.shard_tools.sources.links import Links, broken
+from penstock.shard_tools.sources.naming import EXTENSIONS, Ignored, few_of, is_image
 
 MAX_SUBDIRS = 100  # of a class, remembered to see whether they repeat
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from shard_tools.sources.base import Place, Source, SourceImage, Unusable, read_bytes
-from shard_tools.sources.layout import visible
-from shard_tools.sources.links import broken, is_dir
-from shard_tools.sources.naming import Ignored, few_of, is_image
-from shard_tools.sources.zipmembers import iterate_zip, place
+from penstock.shard_tools.sources.base import Place, Source, SourceImage, Unusable, read_bytes
+from penstock.shard_tools.sources.layout import visible
+from penstock.shard_tools.sources.links import broken, is_dir
+from penstock.shard_tools.sources.naming import Ignored, few_of, is_image
+from penstock.shard_tools.sources.zipmembers import iterate_zip, place
 
 IMAGES, MAPPING, SOLUTION = "ILSVRC/Data/CLS-LOC", "LOC_synset_mapping.txt", "LOC_val_solution.csv"
 LAYOUT = f"a directory or .zip with {IMAGES}/train, {SOLUTION} and {MAPPING}"

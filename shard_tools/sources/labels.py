@@ -5,7 +5,7 @@ Numbers keep their values: label i is the i-th class, whether it has images or n
 
 import re
 
-from shard_tools.sources.naming import MAX_CLASSES, few_of, numbered_key
+from penstock.shard_tools.sources.naming import MAX_CLASSES, few_of, numbered_key
 
 MISSING = ("", "NaN", "nan", "NA", "<NA>", "N/A", "n/a", "#N/A", "NULL", "null", "None")  # of pandas, R, Excel, SQL
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from shard_tools.sources.links import broken, is_dir
-from shard_tools.sources.naming import few_of, is_image, is_junk, is_nameless, split_rank
+from penstock.shard_tools.sources.links import broken, is_dir
+from penstock.shard_tools.sources.naming import few_of, is_image, is_junk, is_nameless, split_rank
 
 LAYOUT = "a directory with train/CLASS/IMAGE and val/CLASS/IMAGE, or CLASS/IMAGE"
 NONE = "none"  # --split-dirs none: every directory is a class

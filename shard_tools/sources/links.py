@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from shard_tools.sources.base import Place, SourceImage, Unusable
-from shard_tools.sources.naming import few_of
+from penstock.shard_tools.sources.base import Place, SourceImage, Unusable
+from penstock.shard_tools.sources.naming import few_of
 
 MAX_HOPS = 40  # as Linux follows
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from shard_tools.sources.naming import EXTENSIONS, is_image
+from penstock.shard_tools.sources.naming import EXTENSIONS, is_image
 
 TRIED = 10  # paths by which the folder of all is found
 

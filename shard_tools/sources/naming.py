@@ -2,7 +2,7 @@
 
 import re
 
-from shard_tools.sources.imagenet import wnids_of
+from penstock.shard_tools.sources.imagenet import wnids_of
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm")
 MAX_IGNORED = 1000

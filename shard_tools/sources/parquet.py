@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from shard_tools.sources.base import Place, Source, SourceImage, Unusable
-from shard_tools.sources.labels import without_label
-from shard_tools.sources.locate import TRIED, Found, Locator
-from shard_tools.sources.parquet_classes import ClassMap, FileLabels, map_classes
-from shard_tools.sources.parquet_columns import (
+from penstock.shard_tools.sources.base import Place, Source, SourceImage, Unusable
+from penstock.shard_tools.sources.labels import without_label
+from penstock.shard_tools.sources.locate import TRIED, Found, Locator
+from penstock.shard_tools.sources.parquet_classes import ClassMap, FileLabels, map_classes
+from penstock.shard_tools.sources.parquet_columns import (
     Columns,
     Label,
     choose_columns,
@@ -33,10 +33,10 @@ from shard_tools.sources.parquet_columns import (
     pyarrow,
     texts,
 )
-from shard_tools.sources.parquet_layout import LAYOUT as LAYOUT
-from shard_tools.sources.parquet_layout import find_files, part_of
-from shard_tools.sources.parquet_layout import recognise as recognise
-from shards.format import atomic_write
+from penstock.shard_tools.sources.parquet_layout import LAYOUT as LAYOUT
+from penstock.shard_tools.sources.parquet_layout import find_files, part_of
+from penstock.shard_tools.sources.parquet_layout import recognise as recognise
+from penstock.shards.format import atomic_write
 
 if TYPE_CHECKING:
     from pyarrow import Array, RecordBatch  # type: ignore[import-untyped]

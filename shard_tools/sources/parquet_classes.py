@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from shard_tools.sources.imagenet import imagenet_classes, wnids_of
-from shard_tools.sources.labels import LabelKinds, class_number, read_label
-from shard_tools.sources.naming import few_of, numbered_classes
+from penstock.shard_tools.sources.imagenet import imagenet_classes, wnids_of
+from penstock.shard_tools.sources.labels import LabelKinds, class_number, read_label
+from penstock.shard_tools.sources.naming import few_of, numbered_classes
 
 
 @dataclass(frozen=True)

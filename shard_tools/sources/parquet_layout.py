@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from shard_tools.sources.links import is_dir
-from shard_tools.sources.naming import SPLIT_WORDS, few_of, is_image, split_of, split_rank
+from penstock.shard_tools.sources.links import is_dir
+from penstock.shard_tools.sources.naming import SPLIT_WORDS, few_of, is_image, split_of, split_rank
 
 LAYOUT = (
     "a .parquet file, or a directory with SPLIT-00000-of-000NN.parquet or SPLIT/*.parquet (or in data/ or one other "

@@ -11,10 +11,10 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
-from shard_tools.sources.labels import read_label as label_of_text
-from shard_tools.sources.naming import EXTENSIONS, Ignored, is_junk, is_text
-from shard_tools.sources.tarmembers import iterate_tar
-from shard_tools.tarindex import Member
+from penstock.shard_tools.sources.labels import read_label as label_of_text
+from penstock.shard_tools.sources.naming import EXTENSIONS, Ignored, is_junk, is_text
+from penstock.shard_tools.sources.tarmembers import iterate_tar
+from penstock.shard_tools.tarindex import Member
 
 MAX_LABEL_BYTES = 1 << 20
 FIRST = 100  # samples of a tar that show which fields there are

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shard_tools.sources.base import Source, SourceImage, Unusable
-from shard_tools.sources.layout import visible
-from shard_tools.sources.links import file_image, is_dir
-from shard_tools.sources.naming import Ignored, is_image
+from penstock.shard_tools.sources.base import Source, SourceImage, Unusable
+from penstock.shard_tools.sources.layout import visible
+from penstock.shard_tools.sources.links import file_image, is_dir
+from penstock.shard_tools.sources.naming import Ignored, is_image
 
 ANNOTATIONS = "val/val_annotations.txt"
 LAYOUT = f"a directory with train/WNID/images/IMAGE, {ANNOTATIONS}, val/images/IMAGE and words.txt"

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
-from shard_tools.sources.base import Place, Source, SourceImage, Unusable
-from shard_tools.sources.classnames import WNID, Label, NamesMet
-from shard_tools.sources.labels import check_single
-from shard_tools.sources.naming import (
+from penstock.shard_tools.sources.base import Place, Source, SourceImage, Unusable
+from penstock.shard_tools.sources.classnames import WNID, Label, NamesMet
+from penstock.shard_tools.sources.labels import check_single
+from penstock.shard_tools.sources.naming import (
     SPLIT_WORDS,
     Ignored,
     check_number,
@@ -26,7 +26,7 @@ from shard_tools.sources.naming import (
     split_of,
     split_rank,
 )
-from shard_tools.sources.tarsamples import (
+from penstock.shard_tools.sources.tarsamples import (
     FIND_OUT,
     NO_LABEL,
     Fields,
@@ -37,7 +37,7 @@ from shard_tools.sources.tarsamples import (
     no_image,
     read_label,
 )
-from shards.format import INFO_FILE, ShardSet
+from penstock.shards.format import INFO_FILE, ShardSet
 
 LAYOUT = "a directory with WebDataset .tar files, or with train/ and val/ of them"
 CLASS_FILES = ("classnames.txt", "classes.txt")

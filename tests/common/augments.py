@@ -2,7 +2,7 @@
 
 from typing import Any, get_args, get_type_hints
 
-from pipeline.augment import AugmentConfig
+from penstock.pipeline.augment import AugmentConfig
 
 EVERYTHING = AugmentConfig(
     vflip=0.5, rotation=20, auto="trivial", brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, lighting=0.1,

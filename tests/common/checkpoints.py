@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from model.networks import build_model
-from recipes import Recipe, config
-from training import checkpoint
+from penstock.model.networks import build_model
+from penstock.recipes import Recipe, config
+from penstock.training import checkpoint
 
 CLASSES = [{"wnid": f"n{i:08}", "name": f"name {i}"} for i in range(7)]
 

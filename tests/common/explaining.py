@@ -6,7 +6,7 @@ from typing import Any
 
 from click.testing import CliRunner
 
-from benchmarks.explain import command
+from penstock.benchmarks.explain import command
 
 TINY = ("--set", "model.name=cifar_resnet8", "--set", "train.precision=fp32")
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from training.distributed import World
+from penstock.training.distributed import World
 
 DEVICE = torch.device("cuda", 0)
 WORLD = World(0, 0, 1, 1, DEVICE)

@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 
-from pipeline.augment import AugmentConfig
-from pipeline.batch import Batch
-from pipeline.build import takes_pixels
-from pipeline.config import DataConfig
-from pipeline.feed import Feed
-from pipeline.loader import DaliLoader
-from pipeline.pixel_loader import PixelLoader
-from shards.format import ShardSet
+from penstock.pipeline.augment import AugmentConfig
+from penstock.pipeline.batch import Batch
+from penstock.pipeline.build import takes_pixels
+from penstock.pipeline.config import DataConfig
+from penstock.pipeline.feed import Feed
+from penstock.pipeline.loader import DaliLoader
+from penstock.pipeline.pixel_loader import PixelLoader
+from penstock.shards.format import ShardSet
 
 CPU = torch.device("cpu")
 CROPS = AugmentConfig()

@@ -11,9 +11,9 @@ import torch.distributed.launcher.api
 import torch.utils.tensorboard  # noqa: F401
 import torchvision  # noqa: F401
 
-import benchmarks.programs  # noqa: F401
-import pipeline.resize  # noqa: F401
-import shard_tools.verify
-import shard_tools.writer  # noqa: F401
-import train  # noqa: F401
-import training.run  # noqa: F401
+import penstock.benchmarks.programs
+import penstock.pipeline.resize
+import penstock.shard_tools.verify
+import penstock.shard_tools.writer
+import penstock.training.run  # noqa: F401
+from penstock import train  # noqa: F401

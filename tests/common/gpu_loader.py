@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from pipeline.augment import AugmentConfig
-from pipeline.holes import BadSample
-from pipeline.loader import DaliLoader
-from shards.format import ShardSet
+from penstock.pipeline.augment import AugmentConfig
+from penstock.pipeline.holes import BadSample
+from penstock.pipeline.loader import DaliLoader
+from penstock.shards.format import ShardSet
 from tests.common.feeds import CROPS, make_feed
 
 SIZES = {"image_size": 64, "val_image_size": 64, "val_resize_size": 73}

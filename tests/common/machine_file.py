@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes import machine
+from penstock.recipes import machine
 
 HERE = machine.Machine(cpu="Some CPU", cores=4, gpu="none", ranks=1)
 

@@ -5,7 +5,7 @@ import weakref
 import numpy as np
 import pytest
 
-from pipeline import loader as loader_module
+from penstock.pipeline import loader as loader_module
 
 
 def mortal(values: np.ndarray) -> np.ndarray:

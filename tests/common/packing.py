@@ -7,7 +7,7 @@ import numpy as np
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from shard_tools.__main__ import main
+from penstock.shard_tools.__main__ import main
 
 NUM_IMAGES = {"train": 90, "val": 25}
 

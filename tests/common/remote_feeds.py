@@ -4,10 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.augment import AugmentConfig
-from pipeline.config import DataConfig
-from pipeline.feed import Feed
-from shards.format import ShardSet
+from penstock.pipeline.augment import AugmentConfig
+from penstock.pipeline.config import DataConfig
+from penstock.pipeline.feed import Feed
+from penstock.shards.format import ShardSet
 
 CONFIG = DataConfig(
     image_size=32, val_image_size=32, val_resize_size=36, block_size=4, window_blocks=2, fetch_bytes=40_000,

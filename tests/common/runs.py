@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-import train
-import training.run
+import penstock.training.run
+from penstock import train
 from tests.common import forked
 
-ROOT = Path(train.__file__).parent
+ROOT = Path(train.__file__).resolve().parent
 STEPS_PER_EPOCH, EPOCHS, NUM_VAL = 7, 2, 19  # 90 training images in global batches of 12
 SMALL = {
     "data.image_size": 32, "data.val_image_size": 32, "data.val_resize_size": 32, "model.name": "cifar_resnet8",
@@ -33,7 +33,7 @@ def run(data: Path, run_dir: Path, *more: str, report: bool = False, **overrides
     """A run in this process. Drawing its report would take two of its three seconds."""
     with pytest.MonkeyPatch.context() as patch:
         if not report:
-            patch.setattr(training.run, "write_report", lambda run_dir: (run_dir, run_dir))
+            patch.setattr(penstock.training.run, "write_report", lambda run_dir: (run_dir, run_dir))
         return CliRunner().invoke(train.main, arguments(data, run_dir, *more, **overrides))
 
 

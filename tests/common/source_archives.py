@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from shard_tools.sources import SOURCES, SourceKind, ilsvrc
-from shard_tools.sources.ilsvrc import Ilsvrc
+from penstock.shard_tools.sources import SOURCES, SourceKind, ilsvrc
+from penstock.shard_tools.sources.ilsvrc import Ilsvrc
 from tests.common.source_images import WNIDS, Labelled, jpeg, write_tar
 
 # Written by scipy.io.savemat: a struct array `synsets` with the devkit's fields. Devkit ids 1…4 are DEVKIT_WNIDS, which

@@ -12,10 +12,10 @@ import pytest
 import webdataset
 from PIL import Image
 
-from shard_tools.sources import open_source
-from shard_tools.sources.base import Source, read_bytes
-from shard_tools.writer import pack
-from shards.format import ShardSet
+from penstock.shard_tools.sources import open_source
+from penstock.shard_tools.sources.base import Source, read_bytes
+from penstock.shard_tools.writer import pack
+from penstock.shards.format import ShardSet
 
 WNIDS = ("n01440764", "n02119789", "n03888257", "n15075141")  # tench, kit fox, parachute, toilet tissue
 Labelled = dict[bytes, tuple[str, str]]  # content of an image file → split, class key

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from shard_tools.writer import PackOptions, pack
-from shards.format import ShardSet
+from penstock.shard_tools.writer import PackOptions, pack
+from penstock.shards.format import ShardSet
 from tests.common.images import picture
 
 KINDS: dict[str, dict[str, object]] = {  # what PIL saves them with; the names' order is that of the labels

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.config import DataConfig
-from pipeline.decoders_used import LOG_LEVEL
-from pipeline.feed import Feed
-from pipeline.loader import DaliLoader
-from shards.format import ShardSet
+from penstock.pipeline.config import DataConfig
+from penstock.pipeline.decoders_used import LOG_LEVEL
+from penstock.pipeline.feed import Feed
+from penstock.pipeline.loader import DaliLoader
+from penstock.shards.format import ShardSet
 
 SIZE = 96
 ROOT = Path(__file__).parents[2]

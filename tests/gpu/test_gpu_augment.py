@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.augment import AugmentConfig, train_params
-from pipeline.augment.graph import augment_images
-from pipeline.augment.steps import step_arrays
-from pipeline.config import DataConfig
-from pipeline.plan import EpochPlan
+from penstock.pipeline.augment import AugmentConfig, train_params
+from penstock.pipeline.augment.graph import augment_images
+from penstock.pipeline.augment.steps import step_arrays
+from penstock.pipeline.config import DataConfig
+from penstock.pipeline.plan import EpochPlan
 from tests.common.augments import AUGMENTS
 from tests.common.images import picture
 

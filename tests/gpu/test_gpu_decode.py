@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.decoders_used import decoders_used
-from pipeline.loader import DaliLoader
-from shard_tools.writer import PackOptions, pack
-from shards.format import ShardSet
+from penstock.pipeline.decoders_used import decoders_used
+from penstock.pipeline.loader import DaliLoader
+from penstock.shard_tools.writer import PackOptions, pack
+from penstock.shards.format import ShardSet
 from tests.common.images import picture
 from tests.gpu.decoding import in_a_process, levels, validation
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from pipeline.augment import AugmentConfig
-from pipeline.batch import Batch
-from shards.format import ShardSet
+from penstock.pipeline.augment import AugmentConfig
+from penstock.pipeline.batch import Batch
+from penstock.shards.format import ShardSet
 from tests.common.augments import EVERYTHING
 from tests.common.gpu_loader import make_loader
 from tests.common.mortal import mortal_inputs

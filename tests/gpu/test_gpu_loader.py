@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.augment import AugmentConfig
-from pipeline.batch import Batch
-from pipeline.config import DataConfig
-from pipeline.holes import IGNORE_LABEL, NO_SAMPLE, BadSample
-from shards.format import ShardSet
+from penstock.pipeline.augment import AugmentConfig
+from penstock.pipeline.batch import Batch
+from penstock.pipeline.config import DataConfig
+from penstock.pipeline.holes import IGNORE_LABEL, NO_SAMPLE, BadSample
+from penstock.shards.format import ShardSet
 from tests.common.feeds import CROPS, JITTER
 from tests.common.gpu_loader import make_loader
 

@@ -8,13 +8,13 @@ from typing import Literal
 import pytest
 import torch
 
-from pipeline.augment import AugmentConfig
-from pipeline.batch import Loader
-from pipeline.build import build_loader
-from pipeline.feed import Feed
-from pipeline.holes import IGNORE_LABEL, NO_SAMPLE
-from pipeline.pixel_loader import PixelLoader
-from shards.format import ShardSet
+from penstock.pipeline.augment import AugmentConfig
+from penstock.pipeline.batch import Loader
+from penstock.pipeline.build import build_loader
+from penstock.pipeline.feed import Feed
+from penstock.pipeline.holes import IGNORE_LABEL, NO_SAMPLE
+from penstock.pipeline.pixel_loader import PixelLoader
+from penstock.shards.format import ShardSet
 from tests.common.feeds import CPU, CROPS, JITTER, gray_levels, make_feed
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from model.config import EmaConfig, ModelConfig, OptimizerConfig
-from pipeline.batch import Batch
-from recipes import Recipe, TrainConfig
-from training.distributed import World
-from training.learner import Learner, build_learner
-from training.step import train_step
+from penstock.model.config import EmaConfig, ModelConfig, OptimizerConfig
+from penstock.pipeline.batch import Batch
+from penstock.recipes import Recipe, TrainConfig
+from penstock.training.distributed import World
+from penstock.training.learner import Learner, build_learner
+from penstock.training.step import train_step
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

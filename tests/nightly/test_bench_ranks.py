@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import record
+from penstock.benchmarks import record
 from tests.common import forked
 
 ROOT = Path(__file__).parents[2]

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shard_tools.writer import PackOptions, pack
+from penstock.shard_tools.writer import PackOptions, pack
+from penstock.training import environment
 from tests.common.explaining import TINY, explain
 from tests.common.images import picture
-from training import environment
 
 WIDTH, HEIGHT = 3000, 2250
 

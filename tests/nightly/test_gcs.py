@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.loader import DaliLoader
-from shard_tools.writer import PackOptions, pack
-from shards.format import ShardSet
-from shards.remote import Store
+from penstock.pipeline.loader import DaliLoader
+from penstock.shard_tools.writer import PackOptions, pack
+from penstock.shards.format import ShardSet
+from penstock.shards.remote import Store
 from tests.common.packing import hashes
 from tests.common.remote_feeds import epochs, feed_of, small
 

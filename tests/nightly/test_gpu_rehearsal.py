@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu.registry import STAGES
+from penstock.benchmarks.gpu.registry import STAGES
 
 ROOT = Path(__file__).parents[2]
 LACKING = ("nvidia.dali", "nvidia.nvimgcodec", "webdataset", "simplejpeg", "braceexpand")

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import record
-from benchmarks.peers import command, run
-from benchmarks.peers.registry import OURS
+from penstock.benchmarks import record
+from penstock.benchmarks.peers import command, run
+from penstock.benchmarks.peers.registry import OURS
 
 MEASURED = ["torchvision-tensor", "webdataset"]
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.measure import Sample
-from benchmarks.peers import command, environments, images, run
-from benchmarks.peers.process import Child, PeerError
-from benchmarks.peers.registry import OURS, PEERS, Peer
-from shards.format import ShardSet
+from penstock.benchmarks.measure import Sample
+from penstock.benchmarks.peers import command, environments, images, run
+from penstock.benchmarks.peers.process import Child, PeerError
+from penstock.benchmarks.peers.registry import OURS, PEERS, Peer
+from penstock.shards.format import ShardSet
 
 SIDE = 32
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]

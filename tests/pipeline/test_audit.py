@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from commands.audit import audit
-from commands.options import audit_command as main
-from pipeline.plan import EpochPlan
-from recipes import Recipe, TrainConfig
-from recipes.config import to_toml
-from recipes.phases import PhasesConfig
-from shards.format import ShardSet
+from penstock.commands.audit import audit
+from penstock.commands.options import audit_command as main
+from penstock.pipeline.plan import EpochPlan
+from penstock.recipes import Recipe, TrainConfig
+from penstock.recipes.config import to_toml
+from penstock.recipes.phases import PhasesConfig
+from penstock.shards.format import ShardSet
 
 NUM_TRAIN, BATCH, EPOCHS, SEED = 90, 12, 3, 7
 STEPS = NUM_TRAIN // BATCH

@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.augment import AugmentConfig, train_params
-from pipeline.augment import graph as augment_graph
-from pipeline.augment.kernel import KERNELS
-from pipeline.augment.params import Name, StepArray
-from pipeline.augment.steps import step_arrays
-from pipeline.config import DataConfig
-from pipeline.plan import EpochPlan
+from penstock.pipeline.augment import AugmentConfig, train_params
+from penstock.pipeline.augment import graph as augment_graph
+from penstock.pipeline.augment.kernel import KERNELS
+from penstock.pipeline.augment.params import Name, StepArray
+from penstock.pipeline.augment.steps import step_arrays
+from penstock.pipeline.config import DataConfig
+from penstock.pipeline.plan import EpochPlan
 
 NUM = 24
 COLOURS = {"brightness": 0.4, "contrast": 0.8, "saturation": 0.8, "hue": 0.3, "lighting": 0.5, "grayscale": 0.3}

@@ -13,15 +13,15 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.autoaugment import _apply_op
 
-from pipeline.augment import AugmentConfig
-from pipeline.augment.auto import OP_ID
-from pipeline.augment.graph import augment_images
-from pipeline.augment.steps import step_arrays
-from pipeline.config import DataConfig
-from pipeline.feed import Feed
-from pipeline.loader import DaliLoader
-from pipeline.reference import ReferenceLoader
-from shards.format import ShardSet
+from penstock.pipeline.augment import AugmentConfig
+from penstock.pipeline.augment.auto import OP_ID
+from penstock.pipeline.augment.graph import augment_images
+from penstock.pipeline.augment.steps import step_arrays
+from penstock.pipeline.config import DataConfig
+from penstock.pipeline.feed import Feed
+from penstock.pipeline.loader import DaliLoader
+from penstock.pipeline.reference import ReferenceLoader
+from penstock.shards.format import ShardSet
 from tests.common.augments import CASES, EVERYTHING
 from tests.common.images import picture
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import options
+from penstock.benchmarks import options
 
 
 @pytest.fixture

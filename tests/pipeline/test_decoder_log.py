@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from pipeline.decoders_used import LOG_LEVEL, decoders_used
+from penstock.pipeline.decoders_used import LOG_LEVEL, decoders_used
 
 DECODE = """
 import io

@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.explain import arithmetic, reading, report, stages
-from benchmarks.explain import model as explain_model
-from benchmarks.explain.model import LOADING, Change, Cost, Model, applied, best, candidates, smaller_copies
-from benchmarks.explain.stages import Timings
-from benchmarks.measure import Sample
-from benchmarks.options import BenchSetup
-from model.config import ModelConfig
-from pipeline.config import DataConfig
-from recipes import Recipe, TrainConfig, config
-from recipes.phases import PhasesConfig
-from shards.format import ShardSet, Split
-from training import environment
-from training.distributed import World
+from penstock.benchmarks.explain import arithmetic, reading, report, stages
+from penstock.benchmarks.explain import model as explain_model
+from penstock.benchmarks.explain.model import LOADING, Change, Cost, Model, applied, best, candidates, smaller_copies
+from penstock.benchmarks.explain.stages import Timings
+from penstock.benchmarks.measure import Sample
+from penstock.benchmarks.options import BenchSetup
+from penstock.model.config import ModelConfig
+from penstock.pipeline.config import DataConfig
+from penstock.recipes import Recipe, TrainConfig, config
+from penstock.recipes.phases import PhasesConfig
+from penstock.shards.format import ShardSet, Split
+from penstock.training import environment
+from penstock.training.distributed import World
 
 MS = 1e-3
 COSTS = {"read": Cost(0.1 * MS, 0.1 * MS), "decode": Cost(0.7 * MS, 1.4 * MS), "resize": Cost(0.2 * MS, 0.4 * MS),

@@ -9,17 +9,17 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from pipeline.augment import AugmentConfig
-from pipeline.augment.graph import OPERATIONS
-from pipeline.augment.params import StepArray
-from pipeline.config import DataConfig, Interpolation
-from pipeline.feed import Feed
-from pipeline.graph import define_graph, graph_inputs, new_pipeline
-from pipeline.holes import GRAY
-from pipeline.probe import find_bad
-from recipes import FOLDER, Recipe, recipe_at
-from recipes.config import load_config
-from shards.format import ShardSet
+from penstock.pipeline.augment import AugmentConfig
+from penstock.pipeline.augment.graph import OPERATIONS
+from penstock.pipeline.augment.params import StepArray
+from penstock.pipeline.config import DataConfig, Interpolation
+from penstock.pipeline.feed import Feed
+from penstock.pipeline.graph import define_graph, graph_inputs, new_pipeline
+from penstock.pipeline.holes import GRAY
+from penstock.pipeline.probe import find_bad
+from penstock.recipes import FOLDER, Recipe, recipe_at
+from penstock.recipes.config import load_config
+from penstock.shards.format import ShardSet
 from tests.common.augments import AUGMENTS
 
 SMALL = {"image_size": 40, "val_image_size": 40, "val_resize_size": 46}
@@ -142,7 +142,7 @@ def kernel_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
         corner = fn.cast(geometry[:2], dtype=types.FLOAT)
         return fn.resize(images, size=[image_size] * 2, roi_start=corner, roi_end=corner + 1.0)
 
-    monkeypatch.setattr("pipeline.resize.resize", resize)
+    monkeypatch.setattr("penstock.pipeline.resize.resize", resize)
 
 
 @pytest.mark.usefixtures("kernel_in_place")
@@ -191,7 +191,7 @@ def test_the_probe_decodes_as_the_graph_does(monkeypatch: pytest.MonkeyPatch, gp
         made.append(new_pipeline(config, **(settings | {"gpu": None})))
         return made[-1]
 
-    monkeypatch.setattr("pipeline.probe.new_pipeline", without_device)
+    monkeypatch.setattr("penstock.pipeline.probe.new_pipeline", without_device)
     config = DataConfig(gpu_decode=gpu_decode, fancy_upsampling=False, affinity=True)
     region = {"anchor": np.zeros((1, 2), np.int32), "shape": np.full((1, 2), 8, np.int32)}
     with pytest.raises(RuntimeError, match="CUDA"):  # good on the CPU; without a GPU there is none to ask, nor to blame

@@ -17,16 +17,16 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import loader as loader_module
-from pipeline.augment import AugmentConfig
-from pipeline.augment.graph import OPERATIONS
-from pipeline.augment.params import StepArray
-from pipeline.feed import Feed
-from pipeline.gray import with_unit_factor
-from pipeline.holes import IGNORE_LABEL, NO_SAMPLE, BadSample
-from pipeline.loader import DaliLoader
-from pipeline.reference import ReferenceLoader
-from shards.format import ShardSet
+from penstock.pipeline import loader as loader_module
+from penstock.pipeline.augment import AugmentConfig
+from penstock.pipeline.augment.graph import OPERATIONS
+from penstock.pipeline.augment.params import StepArray
+from penstock.pipeline.feed import Feed
+from penstock.pipeline.gray import with_unit_factor
+from penstock.pipeline.holes import IGNORE_LABEL, NO_SAMPLE, BadSample
+from penstock.pipeline.loader import DaliLoader
+from penstock.pipeline.reference import ReferenceLoader
+from penstock.shards.format import ShardSet
 from tests.common.augments import EVERYTHING
 from tests.common.feeds import CPU, SIZE, by_position, gray_levels, make_feed, make_loader, same_rows
 from tests.common.mortal import mortal, mortal_inputs
@@ -73,8 +73,8 @@ AUGMENTS: dict[str, tuple[dict[str, Any], float, float]] = {
 
 def as_on_the_gpu(patch: pytest.MonkeyPatch) -> None:
     """From here on graphs are made of DALI's operators, as for the GPU."""
-    patch.setattr("pipeline.graph.in_one_pass", lambda on_gpu: False)
-    patch.setattr("pipeline.augment.graph.has_kernels", lambda images: False)
+    patch.setattr("penstock.pipeline.graph.in_one_pass", lambda on_gpu: False)
+    patch.setattr("penstock.pipeline.augment.graph.has_kernels", lambda images: False)
 
 
 @pytest.fixture
@@ -240,7 +240,7 @@ def test_a_bad_sample_leaves_a_hole(
 
 
 def test_the_operators_are_what_ran(dataset: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    for kernel in ("pipeline.resize.resize", "pipeline.augment.graph._by_kernel"):
+    for kernel in ("penstock.pipeline.resize.resize", "penstock.pipeline.augment.graph._by_kernel"):
         monkeypatch.setattr(kernel, lambda *arguments, **settings: pytest.fail("a compiled kernel"))
     by_operators(make_feed(dataset, augment=EVERYTHING))
 

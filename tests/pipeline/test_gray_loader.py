@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.augment import AugmentConfig
-from pipeline.loader import DaliLoader
-from shards.format import ShardSet
+from penstock.pipeline.augment import AugmentConfig
+from penstock.pipeline.loader import DaliLoader
+from penstock.shards.format import ShardSet
 from tests.common.fake_cuda import fake_cuda
 from tests.common.feeds import CROPS, make_feed
 
@@ -35,7 +35,7 @@ def test_what_a_loader_hands_to_dali(
         assert gpu == {"cpu": None, "cuda": 0}[device]
         return SimpleNamespace(run=run, reset=lambda: None)
 
-    monkeypatch.setattr("pipeline.loader.build_graph", graph)
+    monkeypatch.setattr("penstock.pipeline.loader.build_graph", graph)
     monkeypatch.setattr("torch.from_dlpack", lambda tensor: tensor)
     feed = replace(make_feed(dataset, augment=augment, batch_size=6), split=split)
     feed = replace(feed, global_batch_size=30 if augment else 0)  # no sample of the 90 is left out

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from commands.trained_network import load_network
-from recipes import config
+from penstock.commands.trained_network import load_network
+from penstock.recipes import config
+from penstock.training import checkpoint
 from tests.common.checkpoints import CLASSES, opinionated, recipe_of, write_checkpoint
-from training import checkpoint
 
 CPU = torch.device("cpu")
 IMAGES = torch.linspace(-2, 2, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)
@@ -92,7 +92,7 @@ def test_probabilities_are_those_of_the_loss(tmp_path: Path, loss: str, expected
 
 
 def test_every_loss_has_its_probabilities() -> None:
-    from commands.trained_network import ACTIVATIONS
-    from model.losses import LOSSES
+    from penstock.commands.trained_network import ACTIVATIONS
+    from penstock.model.losses import LOSSES
 
     assert set(ACTIVATIONS) == set(LOSSES)

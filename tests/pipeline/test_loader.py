@@ -18,15 +18,15 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from pipeline.augment import AugmentConfig
-from pipeline.batch import Batch
-from pipeline.build import build_loader
-from pipeline.config import DataConfig
-from pipeline.holes import IGNORE_LABEL, NO_SAMPLE, BadSample
-from pipeline.loader import DaliLoader
-from pipeline.reference import ReferenceLoader
-from pipeline.synthetic import SyntheticLoader
-from shards.format import ShardSet
+from penstock.pipeline.augment import AugmentConfig
+from penstock.pipeline.batch import Batch
+from penstock.pipeline.build import build_loader
+from penstock.pipeline.config import DataConfig
+from penstock.pipeline.holes import IGNORE_LABEL, NO_SAMPLE, BadSample
+from penstock.pipeline.loader import DaliLoader
+from penstock.pipeline.reference import ReferenceLoader
+from penstock.pipeline.synthetic import SyntheticLoader
+from penstock.shards.format import ShardSet
 from tests.common import feeds
 from tests.common.feeds import (
     CPU,
@@ -539,7 +539,7 @@ def test_no_header_that_dali_cannot_parse_comes_before_it(
     split = shard_set.split("train")
     for sample_id, kind in zip(range(0, 90, 9), itertools.cycle(["zeros", "text", "header"])):
         damage(shard_set, "train", sample_id, DAMAGES[kind](stored(shard_set, sample_id)))
-    monkeypatch.setattr("pipeline.loader.find_bad", lambda *arguments: pytest.fail("DALI saw one"))
+    monkeypatch.setattr("penstock.pipeline.loader.find_bad", lambda *arguments: pytest.fail("DALI saw one"))
     long = replace(split, samples=np.tile(split.samples, 5))
     feed = replace(make_feed(shard_set), split=long, batch_size=120, global_batch_size=120)
     loader = loader_of(feed, threads=2)
@@ -573,7 +573,7 @@ def test_one_decoder_takes_all_where_runs_must_agree(
     def build_graph(source: Any, names: Any, config: DataConfig, **_: Any) -> None:
         seen.append(config)
 
-    monkeypatch.setattr("pipeline.loader.build_graph", build_graph)
+    monkeypatch.setattr("penstock.pipeline.loader.build_graph", build_graph)
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
     make_loader(dataset, hw_decoder_load=load)._build_pipe(())
     assert [config.hw_decoder_load for config in seen] == [taken]
@@ -590,7 +590,7 @@ def test_shards_in_memory(dataset_copy: Path, baseline: dict[int, tuple[int, int
 
 @JPEGS
 def test_shards_that_do_not_fit_the_memory(dataset: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.reader.available_bytes", lambda: 1000)
+    monkeypatch.setattr("penstock.pipeline.reader.available_bytes", lambda: 1000)
     with pytest.raises(ValueError, match=r'data\.cache = "encoded" needs .* GB for split \'train\''):
         make_loader(dataset, cache="encoded")
 
@@ -649,7 +649,7 @@ def test_an_error_of_another_keeps_its_cause(dataset: ShardSet, monkeypatch: pyt
         monkeypatch.setattr(loader._reader, "views", fail)
         with pytest.raises(RuntimeError, match=r"^the reader's own$"):
             next(loader.iter_epoch(0))
-    monkeypatch.setattr("pipeline.loader.build_graph", fail)
+    monkeypatch.setattr("penstock.pipeline.loader.build_graph", fail)
     with closing(make_loader(dataset)) as loader, pytest.raises(RuntimeError, match=r"^the reader's own$"):
         next(loader.iter_epoch(0))
 

@@ -8,12 +8,12 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from shard_tools import encode as encode_module
-from shard_tools import scan, trainable
-from shard_tools.encode import BadImage, EncodeConfig, encode
-from shard_tools.jpeg import read_header
-from shard_tools.scan import examine
-from shard_tools.trainable import check_trains
+from penstock.shard_tools import encode as encode_module
+from penstock.shard_tools import scan, trainable
+from penstock.shard_tools.encode import BadImage, EncodeConfig, encode
+from penstock.shard_tools.jpeg import read_header
+from penstock.shard_tools.scan import examine
+from penstock.shard_tools.trainable import check_trains
 from tests.common.odd_jpegs import bmp16, lossless, sampled, saved, smooth, with_frame, without_adobe
 
 ONE = (1, 1)

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from shard_tools.encode import EncodeConfig, encode
-from shard_tools.orientation import upright
-from shard_tools.scan import examine
+from penstock.shard_tools.encode import EncodeConfig, encode
+from penstock.shard_tools.orientation import upright
+from penstock.shard_tools.scan import examine
 from tests.common.odd_jpegs import oriented, sampled, saved, smooth
 
 APPLY = EncodeConfig(apply_orientation=True)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.reader import ShardReader
-from shards.format import ShardSet
+from penstock.pipeline.reader import ShardReader
+from penstock.shards.format import ShardSet
 
 Samples = list[tuple[bytes, int]]
 EITHER = "jpg;ppm"

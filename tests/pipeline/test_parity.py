@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import parity
-from model.config import ModelConfig
-from model.networks import build_model
-from recipes import Recipe, config
-from shards.format import ShardSet
+from penstock.benchmarks import parity
+from penstock.model.config import ModelConfig
+from penstock.model.networks import build_model
+from penstock.recipes import Recipe, config
+from penstock.shards.format import ShardSet
 from tests.common import forked
 from tests.common.images import VAL_SIZES
 

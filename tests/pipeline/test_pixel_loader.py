@@ -12,29 +12,29 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import pixel_loader
-from pipeline.augment import AugmentConfig
-from pipeline.batch import Batch
-from pipeline.buffers import Buffers
-from pipeline.config import Interpolation
-from pipeline.device_pixels import DevicePixels, Request
-from pipeline.feed import Feed
-from pipeline.holes import BadSample
-from pipeline.loader import DaliLoader
-from pipeline.memory import available_bytes
-from pipeline.pixel_graphs import PixelDecoder
-from pipeline.pixel_loader import PixelLoader
-from pipeline.pixel_sources import Job, Regions
-from pipeline.pixels import PixelStore
-from recipes import Recipe
-from shards.format import ShardSet
-from shards.ppm import header_sizes, ppm_header
+from penstock.pipeline import pixel_loader
+from penstock.pipeline.augment import AugmentConfig
+from penstock.pipeline.batch import Batch
+from penstock.pipeline.buffers import Buffers
+from penstock.pipeline.config import Interpolation
+from penstock.pipeline.device_pixels import DevicePixels, Request
+from penstock.pipeline.feed import Feed
+from penstock.pipeline.holes import BadSample
+from penstock.pipeline.loader import DaliLoader
+from penstock.pipeline.memory import available_bytes
+from penstock.pipeline.pixel_graphs import PixelDecoder
+from penstock.pipeline.pixel_loader import PixelLoader
+from penstock.pipeline.pixel_sources import Job, Regions
+from penstock.pipeline.pixels import PixelStore
+from penstock.recipes import Recipe
+from penstock.shards.format import ShardSet
+from penstock.shards.ppm import header_sizes, ppm_header
+from penstock.training.data import TrainingData
+from penstock.training.distributed import World
 from tests.common import forked
 from tests.common.augments import AUGMENTS
 from tests.common.fake_cuda import DEVICE, fake_cuda
 from tests.common.feeds import CPU, CROPS, JITTER, SIZE, gray_levels, loader_of, make_feed, make_loader
-from training.data import TrainingData
-from training.distributed import World
 
 Source = Callable[[Feed], Feed]
 INTERPOLATIONS: tuple[Interpolation, ...] = ("nearest", "linear", "cubic", "lanczos")
@@ -207,10 +207,10 @@ SHARING = """
 import sys, tempfile, time
 from pathlib import Path
 import numpy as np
-from pipeline.pixel_sources import Job, Regions
-from pipeline.pixels import PixelStore
-from shards.format import ShardSet
-from shards.ppm import header_sizes, ppm_header
+from penstock.pipeline.pixel_sources import Job, Regions
+from penstock.pipeline.pixels import PixelStore
+from penstock.shards.format import ShardSet
+from penstock.shards.ppm import header_sizes, ppm_header
 from tests.common.feeds import make_feed
 
 tempfile.tempdir = sys.argv[4]  # the common parent may have kept another
@@ -257,7 +257,7 @@ def test_what_does_not_fit_is_an_error_with_the_figure(dataset: ShardSet, monkey
     with pytest.raises(ValueError, match=rf'data\.cache = "pixels" needs {need} bytes .*data\.cache_bytes = 1000 '):
         make_loader(dataset, cache="pixels", cache_bytes=1000)
     make_loader(dataset, cache="pixels", cache_bytes=need).close()
-    monkeypatch.setattr("pipeline.pixels.available_bytes", lambda: 2000)
+    monkeypatch.setattr("penstock.pipeline.pixels.available_bytes", lambda: 2000)
     with pytest.raises(ValueError, match=r"the free memory leaves 0\.0 GB; pack smaller images"):
         make_loader(dataset, cache="pixels")
 

@@ -8,10 +8,10 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image, ImageDraw, ImageFont
 
-from shard_tools.__main__ import main
-from shard_tools.preview import CELL, GAP, TEXT, VIEWS
-from shard_tools.tarwriter import TarWriter
-from shards.format import SAMPLE_DTYPE, ClassInfo, ShardInfo, ShardSet, file_sha256, write_info, write_split
+from penstock.shard_tools.__main__ import main
+from penstock.shard_tools.preview import CELL, GAP, TEXT, VIEWS
+from penstock.shard_tools.tarwriter import TarWriter
+from penstock.shards.format import SAMPLE_DTYPE, ClassInfo, ShardInfo, ShardSet, file_sha256, write_info, write_split
 
 NUM = 10
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.reader import ShardReader
-from shards.format import ShardSet
+from penstock.pipeline.reader import ShardReader
+from penstock.shards.format import ShardSet
 
 
 def stored_bytes(shard_set: ShardSet, sample_id: int) -> bytes:

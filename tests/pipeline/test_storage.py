@@ -16,17 +16,17 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import window_reader
-from pipeline.augment import AugmentConfig
-from pipeline.config import DataConfig
-from pipeline.feed import Feed
-from pipeline.loader import DaliLoader
-from pipeline.reader import ShardReader, open_reader
-from pipeline.storage import CachedShards, Fetcher
-from pipeline.window_reader import WindowReader, pieces
-from shards.cache import Cache
-from shards.format import ShardSet
-from shards.remote import is_url
+from penstock.pipeline import window_reader
+from penstock.pipeline.augment import AugmentConfig
+from penstock.pipeline.config import DataConfig
+from penstock.pipeline.feed import Feed
+from penstock.pipeline.loader import DaliLoader
+from penstock.pipeline.reader import ShardReader, open_reader
+from penstock.pipeline.storage import CachedShards, Fetcher
+from penstock.pipeline.window_reader import WindowReader, pieces
+from penstock.shards.cache import Cache
+from penstock.shards.format import ShardSet
+from penstock.shards.remote import is_url
 
 CONFIG = DataConfig(block_size=4, window_blocks=2, order="block", image_size=32, val_image_size=32, val_resize_size=36)
 

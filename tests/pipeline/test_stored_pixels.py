@@ -9,11 +9,11 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from pipeline.config import DataConfig
-from pipeline.probe import Decoder, bad_header
-from shard_tools.encode import encode, pixels_of
-from shard_tools.preview import preview
-from shards.ppm import to_ppm
+from penstock.pipeline.config import DataConfig
+from penstock.pipeline.probe import Decoder, bad_header
+from penstock.shard_tools.encode import encode, pixels_of
+from penstock.shard_tools.preview import preview
+from penstock.shards.ppm import to_ppm
 
 SIZES = [(1, 1), (17, 3), (3, 17), (1, 40), (40, 1), (16, 16), (33, 47), (123, 78)]
 

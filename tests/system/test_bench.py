@@ -12,14 +12,14 @@ import simplejpeg
 import torch
 from click.testing import CliRunner
 
-import bench
-from benchmarks import earlier, images, programs, record, throughput, tune
-from benchmarks.options import BenchSetup
-from pipeline.config import DataConfig
-from recipes import Recipe, config, machine, recipe_file
-from shards.format import ShardSet
+from penstock import bench
+from penstock.benchmarks import earlier, images, programs, record, throughput, tune
+from penstock.benchmarks.options import BenchSetup
+from penstock.pipeline.config import DataConfig
+from penstock.recipes import Recipe, config, machine, recipe_file
+from penstock.shards.format import ShardSet
+from penstock.training.distributed import World
 from tests.common import forked
-from training.distributed import World
 
 SMALL = ["--batch-size", "8", "--image-size", "32", "--seconds", "0.1", "--repeats", "3", "--device", "cpu"]
 NETWORK = ["--recipe", "demo", "--set", "model.name=cifar_resnet8"]
@@ -259,7 +259,7 @@ def test_decoded_images_are_told_and_not_written(dataset: ShardSet, monkeypatch:
     )
     assert tune.pixels_advice(setup, tune.Found({}, [replace(trial, ratio=1.0, accepted=False)])).endswith(": no gain")
     assert tune.pixels_advice(setup, tune.Found({})) == ""
-    monkeypatch.setattr("benchmarks.explain.model.available_bytes", lambda: 1000)
+    monkeypatch.setattr("penstock.benchmarks.explain.model.available_bytes", lambda: 1000)
     assert "more than half of the free memory" in tune.pixels_advice(setup, told)
     pixels = replace(Recipe(), data=DataConfig(cache="pixels"))
     assert tune.pixels_advice(setup._replace(recipe=pixels), told) == ""

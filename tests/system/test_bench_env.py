@@ -16,10 +16,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-import bench
-from benchmarks.env import facts
-from pipeline import probe
-from training import environment
+from penstock import bench
+from penstock.benchmarks.env import facts
+from penstock.pipeline import probe
+from penstock.training import environment
 
 ROOT = Path(__file__).parents[2]
 VERSIONS = {"torch": "torch", "torchvision": "torchvision", "webdataset": "webdataset", "numpy": "numpy",

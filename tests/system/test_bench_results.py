@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import measure, noise, processes, record
-from benchmarks.measure import Sample
-from training import environment
+from penstock.benchmarks import measure, noise, processes, record
+from penstock.benchmarks.measure import Sample
+from penstock.training import environment
 
 
 def test_environment_is_json_and_never_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,9 @@ import click
 import pytest
 import yaml
 
-import train
-from recipes import Recipe, recipe_file
-from recipes.config import load_config
+from penstock import train
+from penstock.recipes import Recipe, recipe_file
+from penstock.recipes.config import load_config
 
 DOCS = Path(__file__).parents[2] / "docs"
 SCRIPTS = sorted((DOCS / "cluster").glob("*.sh"))

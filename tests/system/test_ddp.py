@@ -37,16 +37,16 @@ def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
 def train_steps(accumulation: int, compiled: bool) -> dict[str, torch.Tensor]:
     """The project's own steps on this rank's share of the batches."""
     sys.path.insert(0, str(ROOT))
-    from model.config import ModelConfig
-    from model.networks import OWN_NETWORKS
-    from recipes import OptimizerConfig, Recipe, TrainConfig
+    from penstock.model.config import ModelConfig
+    from penstock.model.networks import OWN_NETWORKS
+    from penstock.recipes import OptimizerConfig, Recipe, TrainConfig
 
     OWN_NETWORKS["plain"] = lambda num_classes: Plain()
-    from model.config import EmaConfig
-    from pipeline.batch import Batch
-    from training import distributed
-    from training.learner import build_learner
-    from training.step import train_step
+    from penstock.model.config import EmaConfig
+    from penstock.pipeline.batch import Batch
+    from penstock.training import distributed
+    from penstock.training.learner import build_learner
+    from penstock.training.step import train_step
 
     recipe = Recipe(
         model=ModelConfig(name="plain", compile=compiled),

@@ -9,12 +9,12 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from commands.options import evaluate_command as command
-from pipeline.feed import Feed
-from pipeline.loader import DaliLoader
-from shard_tools.sources.imagenet import imagenet_classes
-from shard_tools.writer import PackOptions, pack
-from shards.format import ShardSet
+from penstock.commands.options import evaluate_command as command
+from penstock.pipeline.feed import Feed
+from penstock.pipeline.loader import DaliLoader
+from penstock.shard_tools.sources.imagenet import imagenet_classes
+from penstock.shard_tools.writer import PackOptions, pack
+from penstock.shards.format import ShardSet
 from tests.common.checkpoints import recipe_of, write_checkpoint
 
 CLASSES = [{"wnid": key, "name": key} for key in ("class2", "other", "class0", "class1")]  # the network's

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-import bench
-from pipeline.reader import ShardReader
+from penstock import bench
+from penstock.pipeline.reader import ShardReader
+from penstock.training import environment
 from tests.common.explaining import TINY, explain
-from training import environment
 
 
 @pytest.fixture(autouse=True)

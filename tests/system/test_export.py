@@ -17,10 +17,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torchvision.transforms import v2
 
-import commands.export
-import commands.onnx_graph
-from commands.options import export_command as command
-from commands.options import predict_command as predict
+import penstock.commands.export
+import penstock.commands.onnx_graph
+from penstock.commands.options import export_command as command
+from penstock.commands.options import predict_command as predict
 from tests.common.checkpoints import CLASSES, opinionated, recipe_of, write_checkpoint
 
 IMAGES = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(5)) * 4 - 2
@@ -158,7 +158,7 @@ def test_safetensors_hold_the_same_and_say_how_to_use_it(
     assert json.loads(metadata["std"]) == [58.395, 57.12, 57.375]
     sizes = {name: metadata[name] for name in ("resize_size", "image_size", "network", "format", "weights")}
     assert sizes == {"resize_size": "72", "image_size": "64", "network": "resnet18", "format": "pt", "weights": "raw"}
-    pyproject = (Path(commands.export.__file__).parents[1] / "pyproject.toml").read_text()
+    pyproject = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     assert f'version = "{metadata["penstock"]}"' in pyproject
 
 
@@ -234,7 +234,7 @@ def test_an_opset_that_torch_does_not_write_is_an_error(
 def test_what_onnxruntime_does_not_take_is_one_line(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commands.export, "onnx_bytes", lambda *arguments, **options: b"no model")
+    monkeypatch.setattr(penstock.commands.export, "onnx_bytes", lambda *arguments, **options: b"no model")
     (line,) = run(small, tmp_path / "model.onnx").stderr.splitlines()
     assert line.startswith("Error: onnxruntime ")
     assert "does not take this model (" in line
@@ -244,7 +244,7 @@ def test_what_onnxruntime_does_not_take_is_one_line(
 def test_weights_beyond_one_onnx_file_are_an_error(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commands.onnx_graph, "LIMIT_BYTES", 100_000)
+    monkeypatch.setattr(penstock.commands.onnx_graph, "LIMIT_BYTES", 100_000)
     assert "these weights have 0.0; export .safetensors" in run(small, tmp_path / "model.onnx").stderr
 
 
@@ -296,7 +296,7 @@ def test_a_write_that_fails_leaves_the_old_file(small: Path, tmp_path: Path, mon
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device", "model.safetensors")
 
-    monkeypatch.setattr("shards.format.os.fsync", full)
+    monkeypatch.setattr("penstock.shards.format.os.fsync", full)
     result = run(small, tmp_path / "model.safetensors")
     assert result.stderr == "Error: model.safetensors: No space left on device\n"
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("model.safetensors", b"old")]

@@ -14,22 +14,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model.config import LossConfig, OptimizerConfig
-from model.losses import LOSSES, build_loss
-from model.optim import OPTIMIZERS, build_optimizer, set_lr
-from pipeline.augment import AugmentConfig
-from pipeline.batch import Batch
-from pipeline.mixing import Mixer
-from recipes import FOLDER, Recipe, config, recipe_file
+from penstock.model.config import LossConfig, OptimizerConfig
+from penstock.model.losses import LOSSES, build_loss
+from penstock.model.optim import OPTIMIZERS, build_optimizer, set_lr
+from penstock.pipeline.augment import AugmentConfig
+from penstock.pipeline.batch import Batch
+from penstock.pipeline.mixing import Mixer
+from penstock.recipes import FOLDER, Recipe, config, recipe_file
+from penstock.training.data import image_dtype
+from penstock.training.evaluate import evaluate
+from penstock.training.failure import Failure, finite
+from penstock.training.inspection import EvalInspection
+from penstock.training.learner import Learner, RunState, build_learner, capture
+from penstock.training.snapshot import at_rest, snapshot
+from penstock.training.step import train_step
+from penstock.training.step_log import StepLog
 from tests.common.fake_cuda import DEVICE, WORLD, Event, Gpu, Synchronised, fake_cuda
-from training.data import image_dtype
-from training.evaluate import evaluate
-from training.failure import Failure, finite
-from training.inspection import EvalInspection
-from training.learner import Learner, RunState, build_learner, capture
-from training.snapshot import at_rest, snapshot
-from training.step import train_step
-from training.step_log import StepLog
 
 RECIPES = sorted(file.stem for file in FOLDER.glob("*.toml"))
 CLASSES, BATCH = 10, 4
@@ -182,7 +182,7 @@ def test_a_recipes_validation(gpu: Gpu, name: str, monkeypatch: pytest.MonkeyPat
         assert (sums.dtype, sums.device, sums.shape) == (torch.float64, DEVICE, (len(nets), 4))
         raise Reached
 
-    monkeypatch.setattr("training.distributed.sum_tensor", reached)
+    monkeypatch.setattr("penstock.training.distributed.sum_tensor", reached)
     loader: Any = Loader(gpu, recipe)
     with pytest.raises(Reached):
         evaluate(nets, loader, DEVICE, learner.autocast, num_classes=CLASSES, flip=recipe.train.val_flip)

@@ -15,14 +15,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks.gpu import kernels, runs
-from benchmarks.gpu.__main__ import main
-from benchmarks.gpu.registry import STAGES
-from benchmarks.gpu.report import read, shown
-from benchmarks.gpu.run import run_part, run_stage
-from benchmarks.gpu.stage import SMALL, Job, Stage
+from penstock.benchmarks.gpu import kernels, runs
+from penstock.benchmarks.gpu.__main__ import main
+from penstock.benchmarks.gpu.registry import STAGES
+from penstock.benchmarks.gpu.report import read, shown
+from penstock.benchmarks.gpu.run import run_part, run_stage
+from penstock.benchmarks.gpu.stage import SMALL, Job, Stage
+from penstock.training import checkpoint
 from tests.common import forked
-from training import checkpoint
 
 
 def stage(run: Callable[[Job], None], limit_s: float = 30.0, name: str = "one", **more: Any) -> Stage:
@@ -82,8 +82,8 @@ def test_a_stage_that_hangs_is_ended_with_its_descendants_and_keeps_its_rows(job
 COMPARED = """
 import sys, torch
 from pathlib import Path
-from benchmarks.gpu.run import FORK
-from benchmarks.gpu.runs import difference
+from penstock.benchmarks.gpu.run import FORK
+from penstock.benchmarks.gpu.runs import difference
 
 torch.set_num_threads(2)
 assert difference(Path(sys.argv[1]), Path(sys.argv[2])) == 0.5

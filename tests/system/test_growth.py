@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import growth
-from shards.format import ShardSet
+from penstock.benchmarks import growth
+from penstock.shards.format import ShardSet
 
 
 def test_the_repeated_dataset_is_whole(dataset: ShardSet, tmp_path: Path) -> None:

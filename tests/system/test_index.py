@@ -15,12 +15,12 @@ from click.testing import CliRunner
 from PIL import Image
 from wds2idx import IndexCreator
 
-from pipeline.reader import ShardReader
-from shard_tools.__main__ import main
-from shard_tools.index import index
-from shard_tools.rejected import BadImages
-from shard_tools.verify import verify
-from shards.format import INFO_FILE, ShardSet, file_sha256
+from penstock.pipeline.reader import ShardReader
+from penstock.shard_tools.__main__ import main
+from penstock.shard_tools.index import index
+from penstock.shard_tools.rejected import BadImages
+from penstock.shard_tools.verify import verify
+from penstock.shards.format import INFO_FILE, ShardSet, file_sha256
 from tests.common.source_images import WNIDS, jpeg, write_tar
 
 

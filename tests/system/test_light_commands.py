@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from training.budget import command_began
+from penstock.training.budget import command_began
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,17 +21,17 @@ def loaded(statement: str, *modules: str) -> list[str]:
 
 
 def test_the_plan_loads_neither_torch_nor_dali() -> None:
-    statement = "import pipeline.plan, pipeline.augment, pipeline.feed, shards.format"
+    statement = "import penstock.pipeline.plan, penstock.pipeline.augment, penstock.pipeline.feed"
     assert loaded(statement, "torch", "nvidia.dali", "webdataset", "PIL", "numpy") == ["numpy"]
 
 
 def test_what_is_local_loads_no_fsspec() -> None:
-    statement = "import pipeline.reader, shard_tools.writer, shards.remote"
+    statement = "import penstock.pipeline.reader, penstock.shard_tools.writer, penstock.shards.remote"
     assert loaded(statement, "fsspec", "s3fs", "aiohttp", "numpy") == ["numpy"]
 
 
 def test_the_graph_loads_dali_only_when_it_is_built() -> None:
-    assert loaded("import pipeline.graph", "nvidia.dali", "torch", "numpy") == ["numpy"]
+    assert loaded("import penstock.pipeline.graph", "nvidia.dali", "torch", "numpy") == ["numpy"]
 
 
 HEAVY = ("torch", "torchvision", "matplotlib", "timm", "nvidia.dali", "numba", "tensorboard", "fsspec")
@@ -99,7 +99,7 @@ def test_help_and_what_is_misspelt_take_nothing_heavy(program: str) -> None:
 
 
 def test_it_is_light() -> None:
-    code = "import shard_tools.folders, sys; print(*{'torch', 'numpy', 'numba', 'matplotlib'} & set(sys.modules))"
+    code = "import penstock.shard_tools.folders, sys; print(*{'torch', 'numpy', 'numba'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 

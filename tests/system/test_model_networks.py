@@ -10,11 +10,11 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from model import networks
-from model.airbench import COLOURS, LEAST_VARIANCE, PIXELS, whitening_filters
-from model.cifar_resnet import CIFAR_RESNETS, BasicBlock
-from model.config import ModelConfig
-from model.networks import AUXILIARY_HEADS, OWN_NETWORKS, build_model, list_networks
+from penstock.model import networks
+from penstock.model.airbench import COLOURS, LEAST_VARIANCE, PIXELS, whitening_filters
+from penstock.model.cifar_resnet import CIFAR_RESNETS, BasicBlock
+from penstock.model.config import ModelConfig
+from penstock.model.networks import AUXILIARY_HEADS, OWN_NETWORKS, build_model, list_networks
 
 TORCHVISION = [name for name in list_networks() if name not in OWN_NETWORKS]
 

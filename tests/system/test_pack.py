@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shard_tools import duplicates
-from shard_tools.rejected import BadImages
-from shard_tools.subset import Subset
-from shard_tools.verify import verify
-from shard_tools.writer import PackOptions, pack
-from shards.format import ShardSet
+from penstock.shard_tools import duplicates
+from penstock.shard_tools.rejected import BadImages
+from penstock.shard_tools.subset import Subset
+from penstock.shard_tools.verify import verify
+from penstock.shard_tools.writer import PackOptions, pack
+from penstock.shards.format import ShardSet
 from tests.common.packing import NUM_IMAGES, cli, hashes, write_source
 
 
@@ -230,7 +230,7 @@ def test_command_errors_are_one_line(source, packed, tmp_path):
 
 
 def test_the_demo_set_is_deterministic_and_whole(tmp_path):
-    from shard_tools.demo import CLASSES, make_demo
+    from penstock.shard_tools.demo import CLASSES, make_demo
 
     counts = {"train": 40, "val": 20}
     with ThreadPoolExecutor(1) as executor:
@@ -381,5 +381,5 @@ def test_encoding_that_makes_no_sense_is_refused(tmp_path):
 
 def test_reading_a_packed_dataset_imports_nothing_heavy():
     heavy = "click", "webdataset", "PIL", "torch"
-    code = f"import sys, shards.format; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, penstock.shards.format; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from shard_tools.sources import open_source
+from penstock.shard_tools.sources import open_source
 from tests.common.source_archives import kaggle_files, small_archives, tiny, write_files
 from tests.common.source_images import listed, packed, write_tar
 

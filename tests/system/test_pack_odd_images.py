@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recipes import Recipe
-from shard_tools import encode, scan, trainable
-from shard_tools.index import index
-from shard_tools.verify import verify
-from shard_tools.writer import PackOptions, pack
-from shards.format import ShardSet
+from penstock.recipes import Recipe
+from penstock.shard_tools import encode, scan, trainable
+from penstock.shard_tools.index import index
+from penstock.shard_tools.verify import verify
+from penstock.shard_tools.writer import PackOptions, pack
+from penstock.shards.format import ShardSet
+from penstock.training.learner import about
 from tests.common.odd_jpegs import oriented, sampled, saved, smooth, with_frame, without_adobe
 from tests.common.packing import cli
 from tests.common.source_images import write_tar
-from training.learner import about
 
 JPEG = saved(smooth(), "JPEG")
 ODD = sampled(smooth(1), ((1, 4), (1, 1), (1, 1)))

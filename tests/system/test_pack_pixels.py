@@ -13,13 +13,13 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-import train
-from pipeline.reader import open_reader
-from shard_tools.encode import EncodeConfig
-from shard_tools.index import index
-from shard_tools.verify import verify
-from shard_tools.writer import PackOptions, pack
-from shards.format import ShardSet, Split
+from penstock import train
+from penstock.pipeline.reader import open_reader
+from penstock.shard_tools.encode import EncodeConfig
+from penstock.shard_tools.index import index
+from penstock.shard_tools.verify import verify
+from penstock.shard_tools.writer import PackOptions, pack
+from penstock.shards.format import ShardSet, Split
 from tests.common.packing import NUM_IMAGES, cli, hashes, write_source
 from tests.common.remote_feeds import feed_of
 from tests.common.runs import by_step, lines, run

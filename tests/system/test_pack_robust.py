@@ -12,11 +12,11 @@ from unittest import mock
 
 import pytest
 
-from shard_tools import workers
-from shard_tools.encode import EncodeConfig
-from shard_tools.resume import work_dir
-from shard_tools.sources.base import Place, Source, SourceImage
-from shard_tools.writer import PackOptions, pack
+from penstock.shard_tools import workers
+from penstock.shard_tools.encode import EncodeConfig
+from penstock.shard_tools.resume import work_dir
+from penstock.shard_tools.sources.base import Place, Source, SourceImage
+from penstock.shard_tools.writer import PackOptions, pack
 from tests.common import forked
 from tests.common.packing import cli, finished_shards, hashes, write_source
 
@@ -41,11 +41,11 @@ import os, random, signal, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tests.common.packing import finished_shards, hashes
-from shard_tools import workers
-from shard_tools.resume import work_dir
-from shard_tools.encode import EncodeConfig
-from shard_tools.sources.base import Place, Source, SourceImage
-from shard_tools.writer import PackOptions, pack
+from penstock.shard_tools import workers
+from penstock.shard_tools.resume import work_dir
+from penstock.shard_tools.encode import EncodeConfig
+from penstock.shard_tools.sources.base import Place, Source, SourceImage
+from penstock.shard_tools.writer import PackOptions, pack
 
 ENDED = os.WEXITED | os.WNOHANG | os.WNOWAIT
 
@@ -135,7 +135,7 @@ def test_a_signal_stops_it_soon_and_says_how_to_go_on(source, tmp_path, number):
 def test_a_pool_that_is_writing_a_large_task_ends_at_once():
     code = """
 import time
-from shard_tools.workers import process_pool
+from penstock.shard_tools.workers import process_pool
 try:
     with process_pool(2) as pool:
         for i in range(2):
@@ -233,7 +233,7 @@ def test_a_dask_cluster_writes_the_same_bytes(source, tmp_path, monkeypatch):
 
 
 def test_a_killed_demo_leaves_its_images_until_the_next(tmp_path):
-    from shard_tools.demo import make_demo
+    from penstock.shard_tools.demo import make_demo
 
     stale = tmp_path / ".a-images-killed"
     (stale / "train").mkdir(parents=True)

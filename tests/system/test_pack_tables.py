@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
-from shard_tools.sources import SourceOptions, open_source
-from shard_tools.sources.imagenet import imagenet_classes
-from shard_tools.sources.naming import split_of
+from penstock.shard_tools.sources import SourceOptions, open_source
+from penstock.shard_tools.sources.imagenet import imagenet_classes
+from penstock.shard_tools.sources.naming import split_of
 from tests.common.source_images import WNIDS, Labelled, jpeg, listed, one_line, packed, write_tar
 
 NAMES = ["zebra", "ant", "moth"]  # labels 0, 1, 2: not in the order of the sorted names

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from shard_tools.execute import PackProgress
-from shard_tools.listing import write_listing
-from shard_tools.rejected import BadImages, RejectedRows
-from shard_tools.sources import open_source
-from shard_tools.sources.base import Source, SourceImage, Unusable
-from shard_tools.subset import Subset
-from shard_tools.verify import verify
-from shard_tools.writer import PackOptions, pack
-from shards.format import ShardSet
+from penstock.shard_tools.execute import PackProgress
+from penstock.shard_tools.listing import write_listing
+from penstock.shard_tools.rejected import BadImages, RejectedRows
+from penstock.shard_tools.sources import open_source
+from penstock.shard_tools.sources.base import Source, SourceImage, Unusable
+from penstock.shard_tools.subset import Subset
+from penstock.shard_tools.verify import verify
+from penstock.shard_tools.writer import PackOptions, pack
+from penstock.shards.format import ShardSet
 from tests.common.packing import cli, hashes, write_source
 
 

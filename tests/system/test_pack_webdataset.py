@@ -13,18 +13,18 @@ import pytest
 import webdataset
 from click.testing import CliRunner
 
-from shard_tools.__main__ import main
-from shard_tools.describe import describe, histograms, summary
-from shard_tools.index import index
-from shard_tools.repair import repair
-from shard_tools.sources import SourceOptions, open_source
-from shard_tools.sources.base import SourceImage, Unusable
-from shard_tools.sources.imagenet import imagenet_classes
-from shard_tools.sources.tarsamples import Fields
-from shard_tools.subset import Subset
-from shard_tools.verify import verify
-from shard_tools.writer import PackOptions, pack
-from shards.format import INFO_FILE, ClassInfo, ShardSet, unescape
+from penstock.shard_tools.__main__ import main
+from penstock.shard_tools.describe import describe, histograms, summary
+from penstock.shard_tools.index import index
+from penstock.shard_tools.repair import repair
+from penstock.shard_tools.sources import SourceOptions, open_source
+from penstock.shard_tools.sources.base import SourceImage, Unusable
+from penstock.shard_tools.sources.imagenet import imagenet_classes
+from penstock.shard_tools.sources.tarsamples import Fields
+from penstock.shard_tools.subset import Subset
+from penstock.shard_tools.verify import verify
+from penstock.shard_tools.writer import PackOptions, pack
+from penstock.shards.format import INFO_FILE, ClassInfo, ShardSet, unescape
 from tests.common.source_images import jpeg, write_tar
 
 IMAGENET = list(imagenet_classes())

@@ -13,10 +13,10 @@ from click.testing import CliRunner
 from PIL import Image
 from torchvision.transforms.v2 import RandomResizedCrop
 
-from benchmarks import peers, record
-from benchmarks.measure import Ratio
-from benchmarks.peers import check, command, environments, images, process
-from benchmarks.peers.registry import OURS, PEERS
+from penstock.benchmarks import peers, record
+from penstock.benchmarks.measure import Ratio
+from penstock.benchmarks.peers import check, command, environments, images, process
+from penstock.benchmarks.peers.registry import OURS, PEERS
 
 SIDE = 32
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
@@ -203,7 +203,7 @@ def test_an_interrupted_copy_is_made_again_and_a_complete_one_kept(tmp_path: Pat
 
 def test_the_table_tells_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record.environment, "describe", dict)  # which starts programs
-    monkeypatch.setattr("benchmarks.text.MAX_COLUMNS", 200)
+    monkeypatch.setattr("penstock.benchmarks.text.MAX_COLUMNS", 200)
     monkeypatch.setenv("COLUMNS", "200")
     slow_figures = record.Figures([400, 500, 600], version="1.2", workers=3, memory_mb=1234.5, first_batch_s=2.25,
                                   size_bytes=5_600_000)  # fmt: skip

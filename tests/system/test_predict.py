@@ -15,17 +15,17 @@ from PIL import Image, ImageOps
 from rich.console import Console
 from torchvision.transforms import v2
 
-import commands.image_files
-import shard_tools.encode
-from commands.image_files import decode_chunks, find_images, read_chunks
-from commands.options import predict_command as command
-from commands.predict import Prediction, _least_width, _table, predict
-from commands.trained_network import load_network
-from pipeline.feed import Feed
-from pipeline.loader import DaliLoader
-from recipes import Recipe
-from shard_tools.encode import EncodeConfig, Encoded
-from shards.format import ClassInfo, ShardSet
+import penstock.commands.image_files
+import penstock.shard_tools.encode
+from penstock.commands.image_files import decode_chunks, find_images, read_chunks
+from penstock.commands.options import predict_command as command
+from penstock.commands.predict import Prediction, _least_width, _table, predict
+from penstock.commands.trained_network import load_network
+from penstock.pipeline.feed import Feed
+from penstock.pipeline.loader import DaliLoader
+from penstock.recipes import Recipe
+from penstock.shard_tools.encode import EncodeConfig, Encoded
+from penstock.shards.format import ClassInfo, ShardSet
 from tests.common.checkpoints import CLASSES, opinionated, recipe_of, write_checkpoint
 from tests.common.odd_jpegs import oriented, sampled, with_frame
 
@@ -194,8 +194,10 @@ def test_odd_jpegs_are_predicted_and_the_unforeseen_costs_one_file(
     (folder / "c.jpg").write_bytes(with_frame((folder / "a.jpg").read_bytes(), 0xC1, bits=12))
     assert len(answers(trained, folder / "a.jpg", folder / "b.jpg")) == 2
     broken = (folder / "a.jpg").read_bytes()
-    original = shard_tools.encode.read_header
-    monkeypatch.setattr(shard_tools.encode, "read_header", lambda data: {}[6] if data == broken else original(data))
+    original = penstock.shard_tools.encode.read_header
+    monkeypatch.setattr(
+        penstock.shard_tools.encode, "read_header", lambda data: {}[6] if data == broken else original(data)
+    )
     result = run(trained, folder, "--json")
     lines = {Path(line["file"]).name: line for line in map(json.loads, result.stdout.splitlines())}
     assert lines["a.jpg"]["error"] == "KeyError: 6"
@@ -261,7 +263,7 @@ def test_what_only_dali_rejects_is_taken_out_too(
         """No check at all, as if libjpeg had found nothing wrong."""
         return Encoded(data, 70, 90, "jpeg")
 
-    monkeypatch.setattr(commands.image_files, "encode", lenient)
+    monkeypatch.setattr(penstock.commands.image_files, "encode", lenient)
     for place in (4, 9):  # pixels, which DALI stops at
         files[place].write_bytes(files[place].read_bytes()[: len(data) // 2])
     files[7].write_bytes(b"a header that DALI would crash at")
@@ -279,7 +281,7 @@ def test_what_only_dali_rejects_is_taken_out_too(
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_gray_files_are_mended_for_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
-    """As the loader mends them (`pipeline.gray`), and kept as long as the chunk is."""
+    """As the loader mends them (`penstock.pipeline.gray`), and kept as long as the chunk is."""
     Image.new("L", (40, 30), 90).save(tmp_path / "gray.jpg", subsampling=2)
     taken: list[bytes] = []
 
@@ -292,7 +294,7 @@ def test_gray_files_are_mended_for_a_gpu(tmp_path: Path, monkeypatch: pytest.Mon
             taken.append(bytes(np.asarray(images[0])))
             raise StopIteration
 
-    monkeypatch.setattr(commands.image_files, "build_graph", Pipe)
+    monkeypatch.setattr(penstock.commands.image_files, "build_graph", Pipe)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
     (chunk,) = read_chunks([str(tmp_path / "gray.jpg")], 4, 1)
     settings: dict[str, Any] = {"batch_size": 4, "threads": 1, "half": False}

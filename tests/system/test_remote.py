@@ -18,14 +18,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import window_reader
-from pipeline.loader import DaliLoader
-from pipeline.reader import ShardReader, open_reader
-from pipeline.reference import ReferenceLoader
-from shard_tools.writer import PackOptions, pack
-from shards import remote
-from shards.format import ShardSet
-from shards.remote import Store
+from penstock.pipeline import window_reader
+from penstock.pipeline.loader import DaliLoader
+from penstock.pipeline.reader import ShardReader, open_reader
+from penstock.pipeline.reference import ReferenceLoader
+from penstock.shard_tools.writer import PackOptions, pack
+from penstock.shards import remote
+from penstock.shards.format import ShardSet
+from penstock.shards.remote import Store
 from tests.common import forked
 from tests.common.packing import cli, hashes
 from tests.common.remote_feeds import epochs, feed_of, small
@@ -128,8 +128,8 @@ def test_an_epoch_can_begin_anywhere_and_be_left(
 READS = """
 import json, sys, torch
 from pathlib import Path
-from pipeline.reference import ReferenceLoader
-from shards.format import ShardSet
+from penstock.pipeline.reference import ReferenceLoader
+from penstock.shards.format import ShardSet
 from tests.common.remote_feeds import epochs, feed_of
 url, folder = sys.argv[1], Path(sys.argv[2])
 feed = feed_of(ShardSet.open(url, folder / "cache"), folder, "val")
@@ -149,11 +149,11 @@ RANK = """
 import hashlib, json, sys
 from pathlib import Path
 from dataclasses import replace
-from pipeline.augment import AugmentConfig
-from pipeline.config import DataConfig
-from pipeline.feed import Feed
-from pipeline.reader import open_reader
-from shards.format import ShardSet
+from penstock.pipeline.augment import AugmentConfig
+from penstock.pipeline.config import DataConfig
+from penstock.pipeline.feed import Feed
+from penstock.pipeline.reader import open_reader
+from penstock.shards.format import ShardSet
 url, cache_dir, share, settings = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
 config = DataConfig(cache_dir=cache_dir, order="block", block_size=4, window_blocks=2, fetch_bytes=40_000, **settings)
 split = ShardSet.open(url, cache_dir).split("train")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from penstock.training import environment
+from penstock.training.watchdog import EXIT_CODE
 from tests.common import forked
-from training import environment
-from training.watchdog import EXIT_CODE
 
 
 def test_by_default_it_ends_the_process_with_its_code() -> None:
@@ -54,7 +54,7 @@ def test_a_shard_that_is_cut_while_it_is_read_is_named(cut: bool, tmp_path: Path
 UNWRITABLE = """
 import resource, sys
 from pathlib import Path
-from training.trackers import TensorBoard
+from penstock.training.trackers import TensorBoard
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
 board = TensorBoard(Path(sys.argv[1]))

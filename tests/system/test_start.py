@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-import train
+from penstock import train
 from tests.common import forked
 from tests.common.runs import ROOT, by_step, run
 

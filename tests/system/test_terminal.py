@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import click, sys, warnings
 from rich.console import Console
-from shard_tools import terminal
+from penstock.shard_tools import terminal
 
 @click.command(cls=terminal.Command)
 @click.option("--lines", default=1)

@@ -11,12 +11,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-import train
-from commands.audit import audit
-from shard_tools.writer import PackOptions, pack
-from shards.format import ShardSet
+from penstock import train
+from penstock.commands.audit import audit
+from penstock.shard_tools.writer import PackOptions, pack
+from penstock.shards.format import ShardSet
+from penstock.training.report import read_run
 from tests.common.runs import EPOCHS, NUM_VAL, STEPS_PER_EPOCH, by_step, lines, lines_safely, run, start, wait_for
-from training.report import read_run
 
 
 @pytest.fixture(scope="module")

@@ -12,19 +12,19 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-import train
-from commands.trained_network import load_network
-from model.config import EmaConfig
-from model.ema import Ema
-from recipes import Recipe
-from recipes.config import load_config
-from shards.format import ShardSet
+from penstock import train
+from penstock.commands.trained_network import load_network
+from penstock.model.config import EmaConfig
+from penstock.model.ema import Ema
+from penstock.recipes import Recipe
+from penstock.recipes.config import load_config
+from penstock.shards.format import ShardSet
+from penstock.training import checkpoint
+from penstock.training.step import train_step
+from penstock.training.step_log import StepLog
 from tests.common import forked
 from tests.common.checkpoints import write_checkpoint
 from tests.common.runs import NUM_VAL, ROOT, SMALL, STEPS_PER_EPOCH, arguments, by_step, lines, run, start
-from training import checkpoint
-from training.step import train_step
-from training.step_log import StepLog
 
 
 def state_of(run_dir: Path, name: str = "last.pt") -> dict[str, Any]:
@@ -222,7 +222,7 @@ def test_a_failed_step_that_is_seen_late_is_replayed_from_before_it(
         made.append(len(made))
         return step._replace(loss=step.loss * math.nan) if made[-1] == 3 else step
 
-    monkeypatch.setattr("training.step.train_step", broken)
+    monkeypatch.setattr("penstock.training.step.train_step", broken)
     result = run(dataset_dir, tmp_path / "run", train__log_every=2)
     assert result.exit_code == 1
     assert "step 3 (epoch 0" in result.output
@@ -247,7 +247,7 @@ def test_weights_that_are_no_numbers_are_seen_late_too(
             next(learner.net.parameters()).data[0] = math.inf
         return found
 
-    monkeypatch.setattr("training.step.train_step", broken)
+    monkeypatch.setattr("penstock.training.step.train_step", broken)
     result = run(dataset_dir, tmp_path / "run", train__log_every=2)
     assert result.exit_code == 1
     assert "step 3" in result.output

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-import train
+from penstock import train
 from tests.common.machine_file import recipe_in, written
 
 

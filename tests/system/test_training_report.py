@@ -13,12 +13,12 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from commands.options import report_command as main
-from training import report
-from training.ending import ending
-from training.metrics import MetricsLog
-from training.report import curves, page, read_run, write_comparison, write_report
-from training.report.runs import epoch_of, short_names
+from penstock.commands.options import report_command as main
+from penstock.training import report
+from penstock.training.ending import ending
+from penstock.training.metrics import MetricsLog
+from penstock.training.report import curves, page, read_run, write_comparison, write_report
+from penstock.training.report.runs import epoch_of, short_names
 
 VOID = {"meta", "br", "img", "path", "use", "rect", "i"}
 EVIL = 'cat <script>alert("1")</script> & $x$'

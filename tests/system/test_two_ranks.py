@@ -12,13 +12,13 @@ import torch
 import torch.multiprocessing as mp
 from torch import nn
 
-from benchmarks.explain import stages
-from benchmarks.options import BenchSetup
-from recipes import Recipe
-from shards.format import ShardSet
-from training import distributed
-from training.distributed import StopFlag
-from training.step_log import StepLog
+from penstock.benchmarks.explain import stages
+from penstock.benchmarks.options import BenchSetup
+from penstock.recipes import Recipe
+from penstock.shards.format import ShardSet
+from penstock.training import distributed
+from penstock.training.distributed import StopFlag
+from penstock.training.step_log import StepLog
 
 
 def exchange(rank: int, port: int, folder: str) -> None:

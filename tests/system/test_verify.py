@@ -12,11 +12,11 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from shard_tools.__main__ import main
-from shard_tools.repair import repair
-from shard_tools.tarwriter import TarWriter
-from shard_tools.verify import verify
-from shards.format import (
+from penstock.shard_tools.__main__ import main
+from penstock.shard_tools.repair import repair
+from penstock.shard_tools.tarwriter import TarWriter
+from penstock.shard_tools.verify import verify
+from penstock.shards.format import (
     SAMPLE_DTYPE,
     ClassInfo,
     ShardInfo,
@@ -290,10 +290,10 @@ def test_a_mended_dataset_is_read_by_others(copy):
     import torch
     import webdataset
 
-    from pipeline.augment import AugmentConfig
-    from pipeline.config import DataConfig
-    from pipeline.feed import Feed
-    from pipeline.loader import DaliLoader
+    from penstock.pipeline.augment import AugmentConfig
+    from penstock.pipeline.config import DataConfig
+    from penstock.pipeline.feed import Feed
+    from penstock.pipeline.loader import DaliLoader
 
     damage_image(copy)
     cut(copy / "val-000000.tar", ShardSet.open(copy).split("val").samples[7])
@@ -324,7 +324,7 @@ def test_foreign_shards(tmp_path):
                     member = tarfile.TarInfo(f"./some.where/{i:03d}.{extension}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
-    from shard_tools.index import index
+    from penstock.shard_tools.index import index
 
     index(root, workers=1)
     assert verify(root, decode=True) == []

@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from training import watchdog
-from training.distributed import Notices, World, _fresh_store, lost_rank
-from training.watchdog import Watchdog
+from penstock.training import watchdog
+from penstock.training.distributed import Notices, World, _fresh_store, lost_rank
+from penstock.training.watchdog import Watchdog
 
 TIMEOUT_S = 0.5
 

@@ -13,10 +13,10 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from shard_tools import demo
-from shard_tools.__main__ import main
-from shard_tools.shard import write_shard
-from shard_tools.workers import OneThread, process_pool
+from penstock.shard_tools import demo
+from penstock.shard_tools.__main__ import main
+from penstock.shard_tools.shard import write_shard
+from penstock.shard_tools.workers import OneThread, process_pool
 
 
 def cli(*arguments: object) -> Result:
@@ -105,7 +105,7 @@ def test_no_place_for_temporary_files_is_one_line(monkeypatch: pytest.MonkeyPatc
     def fail() -> None:
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
 
-    monkeypatch.setattr("shard_tools.workers.forkserver.ensure_running", fail)
+    monkeypatch.setattr("penstock.shard_tools.workers.forkserver.ensure_running", fail)
     complaint = r"cannot be started \(No usable temporary directory .* use --workers 1"
     with pytest.raises(ValueError, match=complaint), process_pool(2):
         pass
@@ -138,7 +138,7 @@ def test_an_interrupt_ends_the_shard_that_one_thread_is_writing(
             time.sleep(0.001)
         return write_shard(job)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("shard_tools.execute.write_shard", write_slowly)
+    monkeypatch.setattr("penstock.shard_tools.execute.write_shard", write_slowly)
     threading.Thread(target=lambda: started.wait(20) and os.kill(os.getpid(), signal.SIGINT), daemon=True).start()
     before = threading.active_count()
     command = ("pack", source, tmp_path / "out", "--samples-per-shard", 3, "--workers", 1)

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import pytest
 
-import shard_tools.writer
+import penstock.shard_tools.writer
 
 
 @pytest.fixture(autouse=True)
@@ -21,4 +21,4 @@ def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
     monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", refuse)
     monkeypatch.setattr(os, "fork", refuse)
-    monkeypatch.setattr(shard_tools.writer, "run_shards", refuse)
+    monkeypatch.setattr(penstock.shard_tools.writer, "run_shards", refuse)

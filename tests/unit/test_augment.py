@@ -8,10 +8,10 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from pipeline.augment import AugmentConfig, centre_crop_params, train_params
-from pipeline.augment.colour import colour_jitter
-from pipeline.augment.geometry import pad_crop, random_resized_crop
-from pipeline.plan import EpochPlan
+from penstock.pipeline.augment import AugmentConfig, centre_crop_params, train_params
+from penstock.pipeline.augment.colour import colour_jitter
+from penstock.pipeline.augment.geometry import pad_crop, random_resized_crop
+from penstock.pipeline.plan import EpochPlan
 from tests.common.two_samples import KS_LIMIT, ks_distance
 
 NUM_DRAWS = 22

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from pipeline.augment.colour import LUMA
-from pipeline.augment.kernel import _cosine, _log_uniform, add_noise, add_salt_pepper, map_colours, mean_colour
-from pipeline.augment.noise import MIX, SECOND, UINT32, gaussian_field, hashed_field, hashed_lines, noise_keys
+from penstock.pipeline.augment.colour import LUMA
+from penstock.pipeline.augment.kernel import _cosine, _log_uniform, add_noise, add_salt_pepper, map_colours, mean_colour
+from penstock.pipeline.augment.noise import MIX, SECOND, UINT32, gaussian_field, hashed_field, hashed_lines, noise_keys
 
 SIZES = [1, 2, 3, 7, 32, 33, 65, 224]
 NEAR_A_TIE = 2e-3  # in grey levels: where float32 may round to the other side

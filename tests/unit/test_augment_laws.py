@@ -10,13 +10,13 @@ import pytest
 import torch
 from torchvision.transforms import autoaugment, v2
 
-from pipeline.augment import AugmentConfig, train_params
-from pipeline.augment.auto import OP_ID, OPS, POLICY, magnitudes
-from pipeline.augment.colour import colour_map
-from pipeline.augment.noise import gaussian_field, hashed_field, hashed_lines
-from pipeline.plan import EpochPlan
-from recipes import Recipe
-from recipes.config import from_toml, load_config, to_toml
+from penstock.pipeline.augment import AugmentConfig, train_params
+from penstock.pipeline.augment.auto import OP_ID, OPS, POLICY, magnitudes
+from penstock.pipeline.augment.colour import colour_map
+from penstock.pipeline.augment.noise import gaussian_field, hashed_field, hashed_lines
+from penstock.pipeline.plan import EpochPlan
+from penstock.recipes import Recipe
+from penstock.recipes.config import from_toml, load_config, to_toml
 from tests.common.two_samples import KS_LIMIT, ks_distance
 
 N = 20_000

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import peers, record, tables
-from benchmarks.explain import report as explain_report
-from benchmarks.measure import Ratio
-from benchmarks.record import Figures
-from benchmarks.text import shown_rate, tabulated, wrapped
+from penstock.benchmarks import peers, record, tables
+from penstock.benchmarks.explain import report as explain_report
+from penstock.benchmarks.measure import Ratio
+from penstock.benchmarks.record import Figures
+from penstock.benchmarks.text import shown_rate, tabulated, wrapped
 
 LONG = "expected 1.30 times: whole decoding takes 0.06 times as long as libjpeg-turbo's, re-encoded and well-behaved"
 

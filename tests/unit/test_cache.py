@@ -10,8 +10,8 @@ from typing import BinaryIO
 
 import pytest
 
-from shards import cache as caches
-from shards.cache import Cache
+from penstock.shards import cache as caches
+from penstock.shards.cache import Cache
 
 
 def writes(data: bytes) -> Callable[[BinaryIO], object]:

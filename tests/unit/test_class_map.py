@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from commands.class_map import map_classes, read_class_map
-from shard_tools.sources.imagenet import imagenet_classes
-from shard_tools.sources.naming import numbered_keys
-from shards.format import ClassInfo
+from penstock.commands.class_map import map_classes, read_class_map
+from penstock.shard_tools.sources.imagenet import imagenet_classes
+from penstock.shard_tools.sources.naming import numbered_keys
+from penstock.shards.format import ClassInfo
 
 IMAGENET = [ClassInfo(*item) for item in imagenet_classes().items()]
 NUMBERS = [ClassInfo(key, str(int(key))) for key in numbered_keys(1000)]

@@ -3,9 +3,9 @@
 import pytest
 from torchvision.models._meta import _IMAGENET_CATEGORIES
 
-from shard_tools.class_match import ClassMatch, match_classes
-from shard_tools.sources.imagenet import imagenet_classes
-from shards.format import ClassInfo
+from penstock.shard_tools.class_match import ClassMatch, match_classes
+from penstock.shard_tools.sources.imagenet import imagenet_classes
+from penstock.shards.format import ClassInfo
 
 WNIDS = list(imagenet_classes())
 

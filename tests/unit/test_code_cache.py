@@ -14,11 +14,11 @@ import pytest
 from numba import types
 from numba.core import caching
 
-from pipeline import compiling
+from penstock.pipeline import compiling
 
 SOURCE = """
 from numba import types
-from pipeline.compiling import compiled, compiled_callback
+from penstock.pipeline.compiling import compiled, compiled_callback
 
 @compiled()
 def tripled(x):

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from model.config import ModelConfig
-from recipes import Recipe, TrainConfig
+from penstock.model.config import ModelConfig
+from penstock.recipes import Recipe, TrainConfig
+from penstock.training.distributed import World
+from penstock.training.learner import _compile_mode, build_learner
 from tests.common.fake_cuda import WORLD, fake_cuda
-from training.distributed import World
-from training.learner import _compile_mode, build_learner
 
 CPU = World(0, 0, 1, 1, torch.device("cpu"))
 

@@ -1,6 +1,6 @@
 """Which decoder took an image: on what DALI's log would be on a GPU."""
 
-from pipeline.decoders_used import decoders_used
+from penstock.pipeline.decoders_used import decoders_used
 
 INFO = "\033[0;32m[INFO] \033[0m[nvimgcodec] "
 # Lines of nvImageCodec 0.9, those of the hardware decoder put together from its strings and its source.

@@ -12,12 +12,11 @@ import click
 import pytest
 from click.testing import CliRunner
 
-import bench
-import train
-from shard_tools import __main__ as shard_tools_main
-from shard_tools import folders, terminal
-from shards.cache import Cache, cache_root
-from shards.format import atomic_write
+from penstock import bench, train
+from penstock.shard_tools import __main__ as shard_tools_main
+from penstock.shard_tools import folders, terminal
+from penstock.shards.cache import Cache, cache_root
+from penstock.shards.format import atomic_write
 
 
 @pytest.fixture

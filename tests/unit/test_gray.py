@@ -10,9 +10,9 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from pipeline.config import DataConfig
-from pipeline.gray import with_unit_factor
-from pipeline.probe import _decode_alone
+from penstock.pipeline.config import DataConfig
+from penstock.pipeline.gray import with_unit_factor
+from penstock.pipeline.probe import _decode_alone
 
 SCENE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)).resize((83, 61))
 FRAME = bytes.fromhex("08 003d 0053 01 01")  # 8 bits, 61×83, a component, its id; then its factors
@@ -96,8 +96,8 @@ def test_what_the_probe_hands_to_dali(monkeypatch: pytest.MonkeyPatch, gpu: int 
     def inputs(source: Callable[[], Any], names: Any) -> Any:
         raise Given(source()[0][0].tobytes())
 
-    monkeypatch.setattr("pipeline.probe.new_pipeline", lambda *_, **__: nullcontext())
-    monkeypatch.setattr("pipeline.probe.inputs", inputs)
+    monkeypatch.setattr("penstock.pipeline.probe.new_pipeline", lambda *_, **__: nullcontext())
+    monkeypatch.setattr("penstock.pipeline.probe.inputs", inputs)
     with pytest.raises(Given) as given:
         _decode_alone(array(GRAY), np.zeros(2, np.int32), np.array([61, 83], np.int32), DataConfig(), gpu)
     assert given.value.args == (with_factors(factors, GRAY),)

@@ -1,4 +1,4 @@
-"""Imports go one way (CONTRIBUTING.md), read from the sources with `ast`."""
+"""Imports go one way (CONTRIBUTING.md), read from the sources with `ast`. The rooms are imported as `penstock.ROOM`."""
 
 import ast
 import sys
@@ -30,11 +30,12 @@ def imports_of(path: Path) -> Iterator[Import]:
             match child:
                 case ast.Import():
                     for alias in child.names:
-                        yield Import(alias.name, at_import, child.lineno)
+                        yield Import(alias.name.removeprefix("penstock."), at_import, child.lineno)
                 case ast.ImportFrom():
                     package = path.relative_to(ROOT).parent.parts
                     start = [*package[: len(package) - child.level + 1]] if child.level else []
                     base = ".".join([*start, *([child.module] if child.module else [])])
+                    base = base.removeprefix("penstock.")
                     yield Import(base, at_import, child.lineno)
                     for alias in child.names:
                         yield Import(f"{base}.{alias.name}", at_import, child.lineno)
@@ -64,6 +65,21 @@ def test_the_parser_sees_what_is_there() -> None:
     modules = {i.module for i in FILES["pipeline/loader.py"]}
     assert {"numpy", "pipeline.graph", "pipeline.reader", "pipeline.graph.build_graph"} <= modules
     assert Import("nvidia.dali", False, 0).module in {i.module for i in FILES["pipeline/graph.py"]}
+
+
+def test_rooms_are_imported_through_penstock_alone() -> None:
+    """By its bare name a module would be there twice, with two of each class."""
+    for path in [*sources(), *(ROOT / "tests").rglob("*.py"), *(ROOT / "examples").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            assert not any(within(name, *PACKAGES, COMMON) for name in names), f"{path}:{node.lineno}: {names}"
+
+
+def test_penstock_has_a_link_to_each_room() -> None:
+    """They are one package for Python, type checkers and wheels, and lie at the top for people."""
+    links = {path.name: path.readlink() for path in (ROOT / "penstock").iterdir() if path.is_symlink()}
+    assert links == {name: Path("..", name) for name in (*PACKAGES, "settings.py", "train.py", "bench.py")}
 
 
 @pytest.mark.parametrize("package", PACKAGES)

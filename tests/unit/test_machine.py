@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-import train
-from pipeline.config import ONLY_SPEED
-from recipes import Recipe, config, machine
+from penstock import train
+from penstock.pipeline.config import ONLY_SPEED
+from penstock.recipes import Recipe, config, machine
+from penstock.training.learner import FREE_ON_RESUME
 from tests.common.machine_file import HERE, recipe_in, written
-from training.learner import FREE_ON_RESUME
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import measure, noise, record, throughput
-from benchmarks.measure import Ratio, Sample
-from benchmarks.ranks import Together
-from recipes import hardware
-from training.distributed import World
+from penstock.benchmarks import measure, noise, record, throughput
+from penstock.benchmarks.measure import Ratio, Sample
+from penstock.benchmarks.ranks import Together
+from penstock.recipes import hardware
+from penstock.training.distributed import World
 
 
 class Clock:

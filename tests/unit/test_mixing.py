@@ -8,10 +8,10 @@ import torch
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from pipeline.augment import AugmentConfig
-from pipeline.batch import Batch
-from pipeline.holes import IGNORE_LABEL
-from pipeline.mixing import Mixer
+from penstock.pipeline.augment import AugmentConfig
+from penstock.pipeline.batch import Batch
+from penstock.pipeline.holes import IGNORE_LABEL
+from penstock.pipeline.mixing import Mixer
 
 CLASSES = 5
 

@@ -10,9 +10,9 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from model.blurpool import BlurPoolConv2d
-from model.config import ModelConfig
-from model.networks import build_model
+from penstock.model.blurpool import BlurPoolConv2d
+from penstock.model.config import ModelConfig
+from penstock.model.networks import build_model
 
 
 def build(name: str, **options: Any) -> nn.Module:

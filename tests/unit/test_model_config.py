@@ -5,7 +5,7 @@ from typing import get_args, get_type_hints
 import pytest
 import torchvision
 
-from model.config import (
+from penstock.model.config import (
     OWN_NAMES,
     LossConfig,
     OptimizerConfig,
@@ -13,10 +13,10 @@ from model.config import (
     check_network,
     torchvision_names,
 )
-from model.losses import LOSSES
-from model.networks import OWN_NETWORKS, list_networks
-from model.optim import OPTIMIZERS
-from model.schedule import DECAYS
+from penstock.model.losses import LOSSES
+from penstock.model.networks import OWN_NETWORKS, list_networks
+from penstock.model.optim import OPTIMIZERS
+from penstock.model.schedule import DECAYS
 
 
 @pytest.mark.parametrize(

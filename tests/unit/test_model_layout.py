@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from model.config import ModelConfig
-from model.layout import GlobalAvgPool2d
-from model.networks import build_model
+from penstock.model.config import ModelConfig
+from penstock.model.layout import GlobalAvgPool2d
+from penstock.model.networks import build_model
 
 CUDA = pytest.param(
     "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

@@ -7,9 +7,9 @@ from timm.data.mixup import mixup_target
 from timm.loss import BinaryCrossEntropy
 from torch import Tensor
 
-from model.config import LossConfig
-from model.losses import LOSSES, Loss, build_loss
-from model.metrics import topk_correct
+from penstock.model.config import LossConfig
+from penstock.model.losses import LOSSES, Loss, build_loss
+from penstock.model.metrics import topk_correct
 
 
 def _loss(name: str = "cross_entropy", smoothing: float = 0.1, threshold: float | None = None) -> Loss:

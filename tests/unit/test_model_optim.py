@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model.config import ModelConfig, OptimizerConfig
-from model.networks import build_model
-from model.optim import OPTIMIZERS, build_optimizer, param_groups, set_lr
+from penstock.model.config import ModelConfig, OptimizerConfig
+from penstock.model.networks import build_model
+from penstock.model.optim import OPTIMIZERS, build_optimizer, param_groups, set_lr
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_tiny", "vit_b_32", "cifar_resnet8"])

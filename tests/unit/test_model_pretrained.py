@@ -13,16 +13,16 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from model.config import EmaConfig, ModelConfig
-from model.networks import build_model
-from model.pretrained import load_pretrained
-from model.weight_files import Source
-from recipes import Recipe, TrainConfig
-from shard_tools.sources.imagenet import imagenet_classes
-from shards.format import ClassInfo
-from training import checkpoint
-from training.distributed import World
-from training.learner import build_learner
+from penstock.model.config import EmaConfig, ModelConfig
+from penstock.model.networks import build_model
+from penstock.model.pretrained import load_pretrained
+from penstock.model.weight_files import Source
+from penstock.recipes import Recipe, TrainConfig
+from penstock.shard_tools.sources.imagenet import imagenet_classes
+from penstock.shards.format import ClassInfo
+from penstock.training import checkpoint
+from penstock.training.distributed import World
+from penstock.training.learner import build_learner
 
 SMALL = "squeezenet1_1"  # the smallest of torchvision's files
 
@@ -149,7 +149,7 @@ def test_heads_are_found_in_every_family(name: str, heads: list[str], monkeypatc
     with torch.device("meta"):
         donor = fresh(name, 10, **options).state_dict()
         net = fresh(name, 4, **options)
-    monkeypatch.setattr("model.pretrained.read_weights", lambda config: Source("memory", donor))
+    monkeypatch.setattr("penstock.model.pretrained.read_weights", lambda config: Source("memory", donor))
     _, *notes = load(net, name, "-").split("; ")
     assert notes == [f"{head} starts anew, 10 → 4 classes" for head in heads]
     different = {key for key, tensor in net.state_dict().items() if tensor.shape != donor[key].shape}
@@ -419,7 +419,9 @@ def test_torchvisions_rows_are_imagenets_sorted_wnids(how: str, hub: Path, monke
     published = torchvision.models.SqueezeNet1_1_Weights.DEFAULT
     path = hub / published.url.rpartition("/")[2]
     torch.save(donor.state_dict(), path)
-    monkeypatch.setattr("model.weight_files._sha256", lambda file: re.findall(r"-(\w+)\.pth", published.url)[0])
+    monkeypatch.setattr(
+        "penstock.model.weight_files._sha256", lambda file: re.findall(r"-(\w+)\.pth", published.url)[0]
+    )
     source = path if how == "file" else Path("DEFAULT")
     wnids = list(imagenet_classes().items())
     goldfish, tench = (ClassInfo(*wnids[i]) for i in (1, 0))

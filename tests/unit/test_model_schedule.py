@@ -10,10 +10,10 @@ from timm.scheduler import CosineLRScheduler
 from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
-from model.config import ScheduleConfig
-from model.schedule import DECAYS, lr_at
-from recipes import Recipe
-from recipes.config import load_config
+from penstock.model.config import ScheduleConfig
+from penstock.model.schedule import DECAYS, lr_at
+from penstock.recipes import Recipe
+from penstock.recipes.config import load_config
 
 BASE_LR, STEPS_PER_EPOCH, EPOCHS = 0.7, 10, 10
 TOTAL = STEPS_PER_EPOCH * EPOCHS

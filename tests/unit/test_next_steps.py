@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from recipes import recipe_file
-from shard_tools.__main__ import main
-from training.results import next_steps
+from penstock.recipes import recipe_file
+from penstock.shard_tools.__main__ import main
+from penstock.training.results import next_steps
 
 ROOT = Path(__file__).parents[2]
 

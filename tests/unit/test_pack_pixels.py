@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shard_tools import encode as encode_module
-from shard_tools.describe import stored_as_pixels
-from shard_tools.encode import BadImage, EncodeConfig, Encoded, encode, pixels_of
-from shard_tools.shard import ShardJob
-from shards.format import SAMPLE_DTYPE
-from shards.ppm import header_sizes, ppm_header
+from penstock.shard_tools import encode as encode_module
+from penstock.shard_tools.describe import stored_as_pixels
+from penstock.shard_tools.encode import BadImage, EncodeConfig, Encoded, encode, pixels_of
+from penstock.shard_tools.shard import ShardJob
+from penstock.shards.format import SAMPLE_DTYPE
+from penstock.shards.ppm import header_sizes, ppm_header
 
 RNG = np.random.default_rng(0)
 

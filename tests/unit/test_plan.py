@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.augment import AugmentConfig
-from pipeline.augment.params import StepArray
-from pipeline.config import DataConfig
-from pipeline.feed import Feed
-from pipeline.permutation import permute, philox_key
-from pipeline.plan import ORDERS, EpochPlan, Order, Span, eval_spans, runs, train_spans
-from shards.format import SAMPLE_DTYPE, Split
+from penstock.pipeline.augment import AugmentConfig
+from penstock.pipeline.augment.params import StepArray
+from penstock.pipeline.config import DataConfig
+from penstock.pipeline.feed import Feed
+from penstock.pipeline.permutation import permute, philox_key
+from penstock.pipeline.plan import ORDERS, EpochPlan, Order, Span, eval_spans, runs, train_spans
+from penstock.shards.format import SAMPLE_DTYPE, Split
 
 
 def chi_square(counts: np.ndarray) -> float:

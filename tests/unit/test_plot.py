@@ -9,11 +9,11 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from benchmarks import pages, plot, record
-from benchmarks.measure import Ratio
-from benchmarks.plot import figures
-from benchmarks.record import Figures, Result
-from training.report.curves import PALETTE
+from penstock.benchmarks import pages, plot, record
+from penstock.benchmarks.measure import Ratio
+from penstock.benchmarks.plot import figures
+from penstock.benchmarks.record import Figures, Result
+from penstock.training.report.curves import PALETTE
 
 ENV = {"cpu": "Some CPU", "cores_allowed": 2.0, "gpu": None}
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.format import SAMPLE_DTYPE
-from shards.ppm import header_sizes, is_ppm, may_have_pixels, ppm_header, to_ppm
+from penstock.shards.format import SAMPLE_DTYPE
+from penstock.shards.ppm import header_sizes, is_ppm, may_have_pixels, ppm_header, to_ppm
 
 SIZES = [(1, 1), (9, 10), (10, 9), (99, 100), (100, 7), (3, 1000), (1, 9999), (1, 10_000), (1, 65_535)]
 

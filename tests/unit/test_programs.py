@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import programs
-from benchmarks.programs import BatchProgram
+from penstock.benchmarks import programs
+from penstock.benchmarks.programs import BatchProgram
 
 CPU = torch.device("cpu")
 

@@ -14,16 +14,16 @@ import torch
 from click.testing import CliRunner
 from timm.scheduler import CosineLRScheduler
 
-import train
-from model.networks import build_model
-from model.schedule import lr_at
-from pipeline.augment import AugmentConfig
-from recipes import FOLDER, Recipe, recipe_at
-from recipes.config import diff, from_toml, keys, load_config
-from recipes.config_names import SECTIONS, SYNONYMS, keys_like
-from recipes.config_text import commented_toml
-from recipes.phases import PhasesConfig
-from settings import setting
+from penstock import train
+from penstock.model.networks import build_model
+from penstock.model.schedule import lr_at
+from penstock.pipeline.augment import AugmentConfig
+from penstock.recipes import FOLDER, Recipe, recipe_at
+from penstock.recipes.config import diff, from_toml, keys, load_config
+from penstock.recipes.config_names import SECTIONS, SYNONYMS, keys_like
+from penstock.recipes.config_text import commented_toml
+from penstock.recipes.phases import PhasesConfig
+from penstock.settings import setting
 
 FILES = {file.stem: file for file in sorted(FOLDER.glob("*.toml"))}
 TABLES = {name: tomllib.loads(file.read_text(encoding="utf-8")) for name, file in FILES.items()}

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from model.config import ScheduleConfig
-from model.schedule import lr_at
-from recipes import Recipe, TrainConfig
-from recipes.phases import PhasesConfig
-from recipes.show import HEIGHT, schedule_chart
+from penstock.model.config import ScheduleConfig
+from penstock.model.schedule import lr_at
+from penstock.recipes import Recipe, TrainConfig
+from penstock.recipes.phases import PhasesConfig
+from penstock.recipes.show import HEIGHT, schedule_chart
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 PHASES = PhasesConfig(start_epochs=(0, 3, 7, 50), image_size=(96, 96, 128, 160), augment_strength=(0.2, 0.5, 1.0, 1.0))

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.config import Interpolation
-from pipeline.resize import geometry
-from pipeline.resize_kernel import INTERPOLATIONS, resize_image
+from penstock.pipeline.config import Interpolation
+from penstock.pipeline.resize import geometry
+from penstock.pipeline.resize_kernel import INTERPOLATIONS, resize_image
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 PILLOW = {"linear": Image.Resampling.BILINEAR, "cubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}

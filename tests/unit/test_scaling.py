@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.scaling import Machine, Shards, demand, limits, measured, report
+from penstock.benchmarks.scaling import Machine, Shards, demand, limits, measured, report
 
 ROOT = Path(__file__).parents[2]
 SHARDS = Shards("s", image_bytes=100_000.0, images_per_s_core=500.0)

@@ -7,9 +7,9 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from recipes import FREE_ON_RESUME, Recipe, known_settings
-from recipes.config import keys
-from settings import Setting, check, setting, settings_of
+from penstock.recipes import FREE_ON_RESUME, Recipe, known_settings
+from penstock.recipes.config import keys
+from penstock.settings import Setting, check, setting, settings_of
 
 SECTIONS = {field.name: getattr(Recipe(), field.name) for field in fields(Recipe)}
 BOUNDS = ("at_least", "above", "at_most", "below")

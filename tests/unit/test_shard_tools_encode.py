@@ -9,9 +9,9 @@ import simplejpeg
 from PIL import Image, ImageFile
 from PIL.PngImagePlugin import PngInfo
 
-from shard_tools.encode import BadImage, EncodeConfig, Encoded, encode
-from shard_tools.jpeg import decode, read_header
-from shard_tools.resize import resize
+from penstock.shard_tools.encode import BadImage, EncodeConfig, Encoded, encode
+from penstock.shard_tools.jpeg import decode, read_header
+from penstock.shard_tools.resize import resize
 
 RNG = np.random.default_rng(0)
 

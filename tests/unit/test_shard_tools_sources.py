@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shard_tools.classes import class_infos, keys_with_file, read_class_file
-from shard_tools.encode import EncodeConfig
-from shard_tools.listing import Listing, write_listing
-from shard_tools.records import CHUNK, Images
-from shard_tools.rejected import BadImages
-from shard_tools.shard import plan_shards, shuffled
-from shard_tools.sources import SOURCES, SourceOptions, open_source
-from shard_tools.sources.base import ByteReader, Place, Source, SourceImage
-from shard_tools.subset import Subset, parse_fractions
-from shards.format import ClassInfo, key_name
+from penstock.shard_tools.classes import class_infos, keys_with_file, read_class_file
+from penstock.shard_tools.encode import EncodeConfig
+from penstock.shard_tools.listing import Listing, write_listing
+from penstock.shard_tools.records import CHUNK, Images
+from penstock.shard_tools.rejected import BadImages
+from penstock.shard_tools.shard import plan_shards, shuffled
+from penstock.shard_tools.sources import SOURCES, SourceOptions, open_source
+from penstock.shard_tools.sources.base import ByteReader, Place, Source, SourceImage
+from penstock.shard_tools.subset import Subset, parse_fractions
+from penstock.shards.format import ClassInfo, key_name
 
 
 def make(root: Path, *names: str) -> Path:

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from torchvision.models._meta import _IMAGENET_CATEGORIES
 
-from shard_tools.sources import ilsvrc, kaggle, open_source
-from shard_tools.sources.base import SourceImage, Unusable
-from shard_tools.sources.ilsvrc import Ilsvrc
-from shard_tools.sources.imagenet import imagenet_classes, wnids_of
-from shard_tools.sources.matfile import read_structs
-from shard_tools.sources.zipmembers import iterate_zip
+from penstock.shard_tools.sources import ilsvrc, kaggle, open_source
+from penstock.shard_tools.sources.base import SourceImage, Unusable
+from penstock.shard_tools.sources.ilsvrc import Ilsvrc
+from penstock.shard_tools.sources.imagenet import imagenet_classes, wnids_of
+from penstock.shard_tools.sources.matfile import read_structs
+from penstock.shard_tools.sources.zipmembers import iterate_zip
 from tests.common.source_archives import (
     DEVKIT_WNIDS,
     MAPPING,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from shard_tools.sources import SourceOptions, open_source
-from shard_tools.sources.base import SourceImage, Unusable
+from penstock.shard_tools.sources import SourceOptions, open_source
+from penstock.shard_tools.sources.base import SourceImage, Unusable
 
 FILES = ("a/1.jpg", "a/2.jpg", "3.png")
 ROWS = [["a/1.jpg", "cat"], ["a/2.jpg", "dog"], ["3.png", "cat"]]

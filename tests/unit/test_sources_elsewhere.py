@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from shard_tools.sources import open_source
-from shard_tools.sources.ilsvrc import DEVKIT, TRAIN, Ilsvrc
-from shard_tools.sources.kaggle import IMAGES, MAPPING, SOLUTION
+from penstock.shard_tools.sources import open_source
+from penstock.shard_tools.sources.ilsvrc import DEVKIT, TRAIN, Ilsvrc
+from penstock.shard_tools.sources.kaggle import IMAGES, MAPPING, SOLUTION
 from tests.common.source_images import WNIDS, jpeg, listed, write_tar
 
 JUNK = ("@eaDir/x.JPEG/SYNOPHOTO_THUMB_M.jpg", "__MACOSX/._1.jpg", "._1.JPEG", "Thumbs.db", ".cache/1.png")

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shard_tools.sources import SourceOptions, open_source
-from shard_tools.sources.base import Source, SourceImage, Unusable, read_bytes
-from shard_tools.sources.imagenet import imagenet_classes
+from penstock.shard_tools.sources import SourceOptions, open_source
+from penstock.shard_tools.sources.base import Source, SourceImage, Unusable, read_bytes
+from penstock.shard_tools.sources.imagenet import imagenet_classes
 from tests.common.source_images import jpeg, one_line
 
 IMAGES = [b"first", b"second", b"third"]

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from shard_tools.listing import write_listing
-from shard_tools.rejected import BadImages
-from shard_tools.sources import SourceOptions, open_source
-from shard_tools.sources.base import SourceImage, Unusable
-from shard_tools.sources.naming import is_image, split_in
-from shard_tools.subset import Subset
+from penstock.shard_tools.listing import write_listing
+from penstock.shard_tools.rejected import BadImages
+from penstock.shard_tools.sources import SourceOptions, open_source
+from penstock.shard_tools.sources.base import SourceImage, Unusable
+from penstock.shard_tools.sources.naming import is_image, split_in
+from penstock.shard_tools.subset import Subset
 
 Found = dict[str, list[str]]  # split → "CLASS/FILE" of its images, sorted
 

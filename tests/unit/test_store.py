@@ -9,9 +9,9 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline.config import DataConfig
-from shards import remote
-from shards.remote import Store
+from penstock.pipeline.config import DataConfig
+from penstock.shards import remote
+from penstock.shards.remote import Store
 
 
 class Flaky(MemoryFileSystem):

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from training.budget import SHOWING_S, Budget, Work
-from training.learner import RunState
+from penstock.training.budget import SHOWING_S, Budget, Work
+from penstock.training.learner import RunState
 
 
 @dataclass

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import checkpoint
+from penstock.training import checkpoint
 
 
 def _state(step: int = 3) -> dict:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from recipes.config import diff, load_config, to_toml
+from penstock.recipes.config import diff, load_config, to_toml
 
 
 @dataclass(frozen=True, kw_only=True)

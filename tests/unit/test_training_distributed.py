@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from training import distributed, environment
-from training.distributed import Interrupted, StopFlag, World
+from penstock.training import distributed, environment
+from penstock.training.distributed import Interrupted, StopFlag, World
 
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from training import inspection
-from training.inspection import (
+from penstock.training import inspection
+from penstock.training.inspection import (
     ClassAccuracy,
     ConfusedPair,
     Confusion,

@@ -15,11 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
-from recipes import hardware
-from training.digest import sample_digest
-from training.metrics import MetricsLog, read_metrics
-from training.sheet import draw_confusion, draw_sheet
-from training.step_log import StepLog
+from penstock.recipes import hardware
+from penstock.training.digest import sample_digest
+from penstock.training.metrics import MetricsLog, read_metrics
+from penstock.training.sheet import draw_confusion, draw_sheet
+from penstock.training.step_log import StepLog
 
 
 def _lines(run_dir: Path) -> list[dict]:

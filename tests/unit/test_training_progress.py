@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 from rich.console import Console
 
-from training.progress import Progress, _bar_line
+from penstock.training.progress import Progress, _bar_line
 
 
 def _progress(width: int, terminal: bool, **options: float) -> tuple[Progress, io.StringIO]:

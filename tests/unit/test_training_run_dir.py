@@ -11,13 +11,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pipeline.holes import BadSample
-from training import checkpoint, distributed, quarantine, run_dir
-from training import learner as learners
-from training.distributed import World
-from training.failure import Failure
-from training.learner import RunState, start_or_resume
-from training.run_dir import Claim
+from penstock.pipeline.holes import BadSample
+from penstock.training import checkpoint, distributed, quarantine, run_dir
+from penstock.training import learner as learners
+from penstock.training.distributed import World
+from penstock.training.failure import Failure
+from penstock.training.learner import RunState, start_or_resume
+from penstock.training.run_dir import Claim
 
 WORLD = World(0, 0, 1, 1, torch.device("cpu"))
 

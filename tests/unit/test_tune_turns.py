@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import tune
-from benchmarks.measure import Sample
-from benchmarks.options import TUNE_TURNS
-from benchmarks.tune import Turns
+from penstock.benchmarks import tune
+from penstock.benchmarks.measure import Sample
+from penstock.benchmarks.options import TUNE_TURNS
+from penstock.benchmarks.tune import Turns
 
 LADDERS = {"threads": [1, 2, 3, 4], "prefetch": [1, 2, 3, 4, 6], "read_ahead": [0, 2, 4, 8, 16]}
 START = {"threads": 2, "prefetch": 2, "read_ahead": 4}

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from training.figures import rate
-from training.report.curves import picture
-from training.report.page import comparison_page, run_page
-from training.report.runs import Run, read_run
+from penstock.training.figures import rate
+from penstock.training.report.curves import picture
+from penstock.training.report.page import comparison_page, run_page
+from penstock.training.report.runs import Run, read_run
 
 REPORT_FILE = "report.html"
 COMPARISON_FILE = "comparison.html"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from training.report.runs import Run, column, epoch_of, short_names
+from penstock.training.report.runs import Run, column, epoch_of, short_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

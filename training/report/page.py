@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from training.ending import how_it_ended
-from training.figures import duration, is_number, rate
-from training.report.curves import colours, svgs, themed
-from training.report.runs import Line, Run, column, short_names, top1s
+from penstock.training.ending import how_it_ended
+from penstock.training.figures import duration, is_number, rate
+from penstock.training.report.curves import colours, svgs, themed
+from penstock.training.report.runs import Line, Run, column, short_names, top1s
 
 MAX_BAD = 50
 _FIGURES = ("top1", "top5", "loss", "ema_top1", "ema_top5", "ema_loss")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from training.figures import number
-from training.metrics import WORST_FILE, read_metrics
-from training.quarantine import QUARANTINE_FILE
+from penstock.training.figures import number
+from penstock.training.metrics import WORST_FILE, read_metrics
+from penstock.training.quarantine import QUARANTINE_FILE
 
 Line = dict[str, object]  # as JSON has it; a file may hold anything
 

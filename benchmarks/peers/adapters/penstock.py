@@ -13,12 +13,12 @@ def loader(job: SimpleNamespace) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     sys.path.insert(0, job.root)
     import torch
 
-    from pipeline.augment import AugmentConfig
-    from pipeline.build import build_loader
-    from pipeline.config import DataConfig
-    from pipeline.feed import Feed
-    from pipeline.pixel_loader import PixelLoader
-    from shards.format import ShardSet
+    from penstock.pipeline.augment import AugmentConfig
+    from penstock.pipeline.build import build_loader
+    from penstock.pipeline.config import DataConfig
+    from penstock.pipeline.feed import Feed
+    from penstock.pipeline.pixel_loader import PixelLoader
+    from penstock.shards.format import ShardSet
 
     split, size = ShardSet.open(job.dataset).split("train"), job.batch_size
     split = replace(split, samples=np.tile(split.samples, job.repeats))

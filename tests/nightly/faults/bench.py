@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from shard_tools.writer import PackOptions, pack
+from penstock.shard_tools.writer import PackOptions, pack
 from tests.common.images import write_tree
 from tests.nightly.faults.inject import Fault
 from tests.nightly.faults.launch import Launched, launch

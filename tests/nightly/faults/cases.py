@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from commands.audit import audit
-from shards.format import ShardSet
+from penstock.commands.audit import audit
+from penstock.shards.format import ShardSet
 from tests.nightly.faults.bench import (
     END_S,
     LAST_STEP,

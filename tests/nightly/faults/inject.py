@@ -19,14 +19,14 @@ from typing import Any
 import torch
 import torch._inductor.compile_fx
 
-import train
-import training.evaluate
-import training.run
-import training.step
-import training.validation
-from pipeline.reader import ShardReader
-from training import checkpoint
-from training.metrics import MetricsLog
+import penstock.training.evaluate
+import penstock.training.run
+import penstock.training.step
+import penstock.training.validation
+from penstock import train
+from penstock.pipeline.reader import ShardReader
+from penstock.training import checkpoint
+from penstock.training.metrics import MetricsLog
 
 ALWAYS = -1
 
@@ -205,13 +205,13 @@ def _wrap(injector: Injector) -> None:
         injector.reached("compile")
         return original(*args, **kwargs)
 
-    wrap(training.run, "build_learner", build)
-    wrap(training.run, "start_or_resume", start_or_resume)
-    wrap(training.step, "train_step", step)
-    wrap(training.run, "write_report", lambda original, run_dir: (run_dir, run_dir))  # pictures take seconds
-    wrap(training.validation, "show_worst", lambda original, *args: None)
+    wrap(penstock.training.run, "build_learner", build)
+    wrap(penstock.training.run, "start_or_resume", start_or_resume)
+    wrap(penstock.training.step, "train_step", step)
+    wrap(penstock.training.run, "write_report", lambda original, run_dir: (run_dir, run_dir))  # pictures take seconds
+    wrap(penstock.training.validation, "show_worst", lambda original, *args: None)
     wrap(torch._inductor.compile_fx, "compile_fx", compile_frame)
-    wrap(training.evaluate, "predict_logits", predict)
+    wrap(penstock.training.evaluate, "predict_logits", predict)
     wrap(checkpoint, "duplicate", duplicate)
     wrap(ShardReader, "views", views)
     wrap(MetricsLog, "write", write)

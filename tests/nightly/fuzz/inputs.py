@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from shard_tools.writer import PackOptions, pack
-from training import checkpoint
+from penstock.shard_tools.writer import PackOptions, pack
+from penstock.training import checkpoint
 
 Files = dict[str, bytes]
 NUM_IMAGES = {"train": 7, "val": 3}

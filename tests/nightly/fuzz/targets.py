@@ -18,24 +18,24 @@ import click
 import numpy as np
 from click.testing import CliRunner
 
-import train
-from pipeline.augment import AugmentConfig
-from pipeline.config import DataConfig
-from pipeline.feed import Feed
-from pipeline.reader import ShardReader
-from recipes import Recipe, config
-from shard_tools.__main__ import main as shard_tools
-from shard_tools.describe import describe, histograms, summary
-from shard_tools.index import index
-from shard_tools.resize import resize
-from shard_tools.writer import PackOptions, pack
-from shards.format import ShardSet
+from penstock import train
+from penstock.pipeline.augment import AugmentConfig
+from penstock.pipeline.config import DataConfig
+from penstock.pipeline.feed import Feed
+from penstock.pipeline.reader import ShardReader
+from penstock.recipes import Recipe, config
+from penstock.shard_tools.__main__ import main as shard_tools
+from penstock.shard_tools.describe import describe, histograms, summary
+from penstock.shard_tools.index import index
+from penstock.shard_tools.resize import resize
+from penstock.shard_tools.writer import PackOptions, pack
+from penstock.shards.format import ShardSet
+from penstock.training import checkpoint, quarantine
+from penstock.training.metrics import read_metrics
+from penstock.training.report import write_report
 from tests.nightly.fuzz import inputs, mutate
 from tests.nightly.fuzz.inputs import Files, Serial
 from tests.nightly.fuzz.oracle import Violation, one_line, watched
-from training import checkpoint, quarantine
-from training.metrics import read_metrics
-from training.report import write_report
 
 
 class Target(NamedTuple):
@@ -245,7 +245,9 @@ def run_command(folder: Path) -> None:
         for module in ("workers", "verify", "index", "demo"):
             stack.enter_context(mock.patch(f"shard_tools.{module}.process_pool", inputs.serial_pool))
         if words[0] == "demo":
-            stack.enter_context(mock.patch("shard_tools.demo.make_demo", side_effect=ValueError("not made here")))
+            stack.enter_context(
+                mock.patch("penstock.shard_tools.demo.make_demo", side_effect=ValueError("not made here"))
+            )
         if "--scheduler" in words:
             return  # would look for it on the network
         command(shard_tools, *words)
@@ -270,7 +272,10 @@ def damaged_training_arguments(rng: Random, data: bytes) -> bytes:
 def run_training_command(folder: Path) -> None:
     """Everything up to the training itself, and to the run directory, for which git is asked."""
     words = (folder / "arguments").read_bytes().decode("utf-8", "surrogateescape").split("\0")
-    with mock.patch("training.run.build_run", return_value=None), mock.patch("training.start.ensure_demo"):
+    with (
+        mock.patch("penstock.training.run.build_run", return_value=None),
+        mock.patch("penstock.training.start.ensure_demo"),
+    ):
         command(train.main, *words)
 
 

@@ -20,21 +20,21 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import train
-from pipeline.reader import ShardReader
-from recipes import Recipe, config
-from shard_tools.__main__ import main as shard_tools
-from shard_tools.index import index
-from shard_tools.repair import repair
-from shard_tools.sources.tarmembers import iterate_tar
-from shard_tools.verify import verify
-from shards.description import _checksum
-from shards.format import INFO_FILE, SAMPLE_DTYPE, ShardSet
+from penstock import train
+from penstock.pipeline.reader import ShardReader
+from penstock.recipes import Recipe, config
+from penstock.shard_tools.__main__ import main as shard_tools
+from penstock.shard_tools.index import index
+from penstock.shard_tools.repair import repair
+from penstock.shard_tools.sources.tarmembers import iterate_tar
+from penstock.shard_tools.verify import verify
+from penstock.shards.description import _checksum
+from penstock.shards.format import INFO_FILE, SAMPLE_DTYPE, ShardSet
+from penstock.training import checkpoint, quarantine
+from penstock.training.metrics import read_metrics
 from tests.nightly.fuzz import inputs, oracle
 from tests.nightly.fuzz.oracle import Violation, watched
 from tests.nightly.fuzz.targets import EVIL, TARGETS, Target, case, run_case
-from training import checkpoint, quarantine
-from training.metrics import read_metrics
 
 ROOT = Path(__file__).parents[3]
 SLOW = {

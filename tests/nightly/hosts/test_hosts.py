@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-import train
-from commands.audit import audit
+from penstock import train
+from penstock.commands.audit import audit
 from tests.nightly.hosts.hosts import network, permitted
 
 STEPS_PER_EPOCH = 7  # 90 training images in global batches of 12

@@ -1,0 +1,44 @@
+"""Penstock's public interface: a loader for anybody's training loop.
+
+    import penstock
+
+    loader = penstock.open_loader("data/shards", batch_size=256)
+    for epoch in range(90):
+        loader.set_epoch(epoch)
+        for images, labels, ids in loader:
+            ...
+
+What is named here stays as it is between minor versions; the packages inside (`penstock.pipeline`, …) may change. A
+name is imported when it is first used: `import penstock` alone takes no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from penstock.pipeline.augment import AugmentConfig
+    from penstock.pipeline.batch import Batch
+    from penstock.pipeline.config import DataConfig
+    from penstock.shards.format import ShardSet
+
+_WHERE = {
+    "AugmentConfig": "penstock.pipeline.augment",
+    "Batch": "penstock.pipeline.batch",
+    "DataConfig": "penstock.pipeline.config",
+    "ShardSet": "penstock.shards.format",
+}
+__all__ = ["AugmentConfig", "Batch", "DataConfig", "ShardSet", "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("penstock")
+    if name not in _WHERE:
+        raise AttributeError(f"module 'penstock' has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
