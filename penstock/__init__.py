@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from penstock.loader import ShardLoader, open_loader
     from penstock.pipeline.augment import AugmentConfig
     from penstock.pipeline.batch import Batch
     from penstock.pipeline.config import DataConfig
@@ -25,9 +26,11 @@ _WHERE = {
     "AugmentConfig": "penstock.pipeline.augment",
     "Batch": "penstock.pipeline.batch",
     "DataConfig": "penstock.pipeline.config",
+    "ShardLoader": "penstock.loader",
     "ShardSet": "penstock.shards.format",
+    "open_loader": "penstock.loader",
 }
-__all__ = ["AugmentConfig", "Batch", "DataConfig", "ShardSet", "__version__"]
+__all__ = ["AugmentConfig", "Batch", "DataConfig", "ShardLoader", "ShardSet", "__version__", "open_loader"]
 
 
 def __getattr__(name: str) -> object:

@@ -1,23 +1,27 @@
 """What a loader yields, and what every loader is."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from penstock.pipeline.feed import Feed
 
 
-@dataclass(frozen=True)
+@dataclass
 class Batch:
     """One batch of one rank; it unpacks into its first three: `images, labels, sample_ids = batch`.
 
     images: (N, 3, S, S) float32 or float16, normalised, channels_last in memory, on the training device.
-    labels: (N,) int64 on the training device; `holes.IGNORE_LABEL` where a bad sample was taken out.
+    labels: (N,) int64 on the training device; `holes.IGNORE_LABEL` where a bad sample was taken out. After mixup or
+        CutMix (N, C) float32, the share of each class.
     sample_ids: (N,) int64 on the CPU, rows of the sample table; `holes.NO_SAMPLE` where one was taken out.
     epoch, position: where training stands after this batch, which is what a resume needs: positions count the samples
         of all ranks from the start of the epoch.
+
+    It is not frozen, since Lightning converts the tensors of a copy in place.
     """
 
     images: Tensor
@@ -29,9 +33,14 @@ class Batch:
     def __iter__(self) -> Iterator[Tensor]:
         return iter((self.images, self.labels, self.sample_ids))
 
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """The batch with its images and labels on `device`, where they mostly are already; ids stay on the CPU."""
+        images, labels = (one.to(device, non_blocking=non_blocking) for one in (self.images, self.labels))
+        return replace(self, images=images, labels=labels)
+
 
 class Loader(Protocol):
-    """`DaliLoader`, `ReferenceLoader` and `SyntheticLoader` all have this shape."""
+    """`DaliLoader`, `PixelLoader`, `ReferenceLoader` and `SyntheticLoader` all have this shape."""
 
     feed: Feed
     quarantine: set[int]  # samples known to be bad; they are left out from the next `iter_epoch` on

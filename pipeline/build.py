@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 
 from penstock.pipeline.batch import Loader
+from penstock.pipeline.dali import require_dali
 from penstock.pipeline.feed import Feed
 from penstock.pipeline.graph import decodes_on_gpu
 from penstock.pipeline.holes import BadSample
@@ -31,6 +32,7 @@ def build_loader(
     """
     match feed.config.loader:
         case "dali":
+            require_dali()
             make = PixelLoader if takes_pixels(feed, device) else DaliLoader
             return make(feed, device=device, threads=threads, dtype=dtype, quarantine=quarantine, on_bad=on_bad)
         case "reference":
@@ -48,4 +50,9 @@ def takes_pixels(feed: Feed, device: torch.device) -> bool:
 
 def threads_per_rank(configured: int, local_world_size: int) -> int:
     """`configured`, or for 0 this process's cores divided by the ranks on this machine, at least 1."""
-    return configured or max(1, len(os.sched_getaffinity(0)) // local_world_size)
+    return configured or max(1, cores() // local_world_size)
+
+
+def cores() -> int:
+    """That this process may use; all, where the system does not say (macOS, Windows)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -17,7 +17,7 @@ _sizes: dict[Path, int] = {}
 
 def explain(path: Path, size: int) -> None:
     """From now on, a bus error in this process is explained by this file, where it has fewer bytes than `size`."""
-    if not _sizes:
+    if not _sizes and hasattr(signal, "SIGBUS"):  # Windows has none
         ctypes.CDLL(None).signal(signal.SIGBUS, _HANDLER)
     _sizes[path] = size
 

@@ -4,18 +4,22 @@
 """
 
 import mmap
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from penstock.pipeline import bus_error
 from penstock.pipeline.feed import Feed
 from penstock.pipeline.memory import available_bytes
-from penstock.pipeline.storage import CachedShards, Fetcher, raise_file_limit
-from penstock.pipeline.window_reader import WindowReader
 from penstock.shards.format import Split
 from penstock.shards.program import SHARD_TOOLS
+
+if TYPE_CHECKING:
+    from penstock.pipeline.storage import CachedShards
+    from penstock.pipeline.window_reader import WindowReader
 
 _PAGE = mmap.PAGESIZE
 
@@ -29,6 +33,10 @@ def open_reader(feed: Feed) -> "ShardReader | WindowReader":
     split, in_memory = feed.split, feed.config.cache == "encoded"
     if not split.url:
         return ShardReader(split, in_memory)
+    # Here and not above: they take what Windows lacks.
+    from penstock.pipeline.storage import CachedShards, Fetcher
+    from penstock.pipeline.window_reader import WindowReader
+
     fetcher = Fetcher(split, feed.config)
     if in_memory or fetcher.cache.max_bytes >= split.dataset_bytes:
         return ShardReader(split, in_memory, CachedShards(split, fetcher))
@@ -41,6 +49,16 @@ def open_reader(feed: Feed) -> "ShardReader | WindowReader":
     return WindowReader(feed, fetcher)
 
 
+def raise_file_limit() -> int:
+    """Let this process open as many files as it may; returns how many. A memory map holds a descriptor, and the usual
+    soft limit of 1,024 is less than a large set has shards."""
+    import resource
+
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
 class ShardReader:
     """The encoded bytes of one split's samples. Shards are mapped when first touched and stay mapped until `close`.
 
@@ -51,10 +69,11 @@ class ShardReader:
         ValueError: a shard is missing, cannot be read or has another size; or there is not the memory for all.
     """
 
-    def __init__(self, split: Split, in_memory: bool = False, remote: CachedShards | None = None) -> None:
+    def __init__(self, split: Split, in_memory: bool = False, remote: "CachedShards | None" = None) -> None:
         self.split, self._remote = split, remote
         self._maps: dict[int, tuple[mmap.mmap | None, np.ndarray]] = {}  # None: in memory
-        raise_file_limit()
+        if os.name == "posix":
+            raise_file_limit()
         if not remote:
             self._check_sizes()
         if in_memory:
@@ -125,7 +144,7 @@ class ShardReader:
             if self._remote and not self._remote.is_there(shard):
                 continue
             pages = self._shard(shard)[0]
-            if pages is not None:  # not in memory already
+            if pages is not None and hasattr(pages, "madvise"):  # not in memory already; Windows has none
                 pages.madvise(mmap.MADV_WILLNEED, page * _PAGE, (stop - page) * _PAGE)
 
     def _shard(self, shard: int) -> tuple[mmap.mmap | None, np.ndarray]:

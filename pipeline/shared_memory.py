@@ -5,7 +5,6 @@ through /proc. It is not in /dev/shm, which is small in many containers, and a k
 its note of a few bytes, which a later one removes.
 """
 
-import fcntl
 import mmap
 import os
 import re
@@ -19,6 +18,8 @@ def shared_memory(name: str, num_bytes: int, shared: bool) -> mmap.mmap:
     that cannot be, or it is not to be `shared`, memory of this process alone."""
     if not shared or not hasattr(os, "memfd_create"):
         return mmap.mmap(-1, num_bytes)
+    import fcntl  # Windows has none
+
     folder, mine = Path(tempfile.gettempdir()), f"penstock-{os.getuid()}-"
     path = folder / f"{mine}{os.getppid()}-{name}"
     try:

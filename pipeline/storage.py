@@ -6,7 +6,6 @@ checked against its sha256. For a smaller one there is `window_reader`.
 
 import mmap
 import os
-import resource
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from penstock.pipeline.config import DataConfig
+from penstock.pipeline.reader import raise_file_limit
 from penstock.shards.cache import Cache, cache_root
 from penstock.shards.format import Split
 from penstock.shards.remote import Store
@@ -103,14 +103,6 @@ class Fetcher:
         finally:
             os.close(descriptor)
         return Mapped(pages, np.frombuffer(pages, dtype=np.uint8))
-
-
-def raise_file_limit() -> int:
-    """Let this process open as many files as it may; returns how many. A memory map holds a descriptor, and the usual
-    soft limit of 1,024 is less than a large set has shards."""
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
 
 
 class CachedShards:

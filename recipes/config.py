@@ -11,7 +11,7 @@ import dataclasses
 import json
 import tomllib
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -58,6 +58,14 @@ def load_config(schema: type[T], recipe_file: Path | None, overrides: Sequence[s
             raise unknown_key(key, keys(schema), where)
         given[key] = _Given(_parse_override(text), where, text)
     return _build(schema, None, "", given, check_given=True)
+
+
+def from_values(schema: type[T], values: Mapping[str, object], where: str) -> T:
+    """The tree with these values by dotted key, as a caller in Python gives them. Raises what `load_config` does, of
+    keys and of values; `where` begins its errors."""
+    if unknown := [key for key in values if key not in _leaf_types(schema)]:
+        raise unknown_key(unknown[0], keys(schema), where)
+    return _build(schema, None, "", {key: _Given(value, where) for key, value in values.items()}, check_given=True)
 
 
 def to_toml(config: "DataclassInstance") -> str:

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 def num_cpus() -> int:
     """The cores this process may use."""
-    return len(os.sched_getaffinity(0))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@
 
 import hashlib
 import os
+import platform
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -276,7 +277,7 @@ def write_info(
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A binary file that appears under its name whole, synced to disk, or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as stream:
             yield stream

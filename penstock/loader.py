@@ -1,0 +1,378 @@
+"""`open_loader`: a packed dataset → batches for anybody's training loop, exact in what comes and when.
+
+It sits on `penstock.pipeline` as `train.py` does: order, crops and colours follow from (seed, epoch, position), so a
+state is a few integers, and another number of ranks goes on with the same samples, augmented in the same way.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import torch
+
+from penstock.pipeline.augment import AugmentConfig
+from penstock.pipeline.batch import Batch, Loader
+from penstock.pipeline.build import build_loader, threads_per_rank
+from penstock.pipeline.config import DataConfig
+from penstock.pipeline.feed import Feed
+from penstock.pipeline.holes import BadSample
+from penstock.pipeline.mixing import Mixer
+from penstock.recipes.config import from_values
+from penstock.shards.format import ShardSet, Split
+from penstock.training import distributed
+from penstock.training.distributed import Ranks
+
+EVALUATED = ("val", "validation", "valid", "test")  # splits that "auto" does not augment
+CROP_SHARE = 224 / 256  # of the resized image's shorter side, which evaluation keeps by default
+OWN = ("path", "train_split", "val_split", "test_split", "image_size", "val_image_size", "val_resize_size", "order",
+       "loader")  # fmt: skip # settings that arguments of `open_loader` stand for, or that belong to a run
+STATE = {"epoch", "position", "dataset", "split", "training", "seed", "order", "global_batch_size", "bad_samples"}
+
+log = logging.getLogger("penstock")
+
+
+def open_loader(
+    path: str | os.PathLike[str],
+    split: str = "train",
+    *,
+    batch_size: int,
+    image_size: int = 224,
+    augment: AugmentConfig | str | None = "auto",
+    device: torch.device | str = "auto",
+    seed: int = 0,
+    order: str = "global",
+    rank: int | None = None,
+    world_size: int | None = None,
+    resize_size: int | None = None,
+    dtype: torch.dtype | str = torch.float32,
+    loader: str = "dali",
+    on_bad: Callable[[BadSample], None] | None = None,
+    **settings: Any,
+) -> "ShardLoader":
+    """The batches of one rank: `for images, labels, ids in penstock.open_loader("data/in1k", batch_size=256): …`.
+
+    images: (N, 3, S, S) `dtype`, normalised, channels_last in memory, on the device. labels: (N,) int64 there; with
+    mixup or CutMix (N, C) float32, the share of each class. ids: (N,) int64 on the CPU, rows of the sample table. A
+    training sample that cannot be decoded is a gray image with label −100 (torch's `ignore_index`) and id −1.
+
+    Augmented, a loader shuffles, and an epoch leaves out the last samples that fill no batch on all ranks. Otherwise
+    each sample comes once over all ranks, in the order of the shards, and the last batch may be smaller.
+
+    Args:
+        path: a packed dataset: a directory, or a URL (`s3://`, `gs://`, `hf://`, `https://`).
+        batch_size: images a rank gets at once.
+        image_size: S, in pixels.
+        augment: an `AugmentConfig`; the name of a preset ("none", which crops and flips, "light", "medium", "strong");
+            None for evaluation: resized and centre-cropped. "auto" is "light" for the split "train" and None for "val",
+            "validation", "valid" and "test".
+        device: "auto" (this rank's GPU if there is one), "cpu", "cuda", "cuda:1", …
+        order: "global" (a permutation of all samples), "block" (blocks of consecutive ones, for disks and object
+            stores), "sequential".
+        rank, world_size: which share of the batches is this process's. By default those of torch.distributed, or of
+            torchrun's environment, when an epoch begins; without either 0 of 1.
+        resize_size: pixels to which evaluation resizes the shorter side, by default image_size · 256 / 224.
+        dtype: torch.float32 or torch.float16, of the images.
+        loader: "dali"; "reference" (Pillow and torchvision, slower, for systems without DALI); "synthetic" (one random
+            batch, again and again).
+        on_bad: gets each sample that cannot be decoded; by default one line goes to the logger "penstock".
+        settings: further fields of `penstock.DataConfig`: cache, threads, mean, std, block_size, …
+
+    Raises:
+        ValueError: in one line, what is wrong with an argument, the dataset or the state; while iterating: a shard or a
+            validation image that cannot be read, or more bad samples than `max_bad_fraction` allows.
+    """
+    dataset = ShardSet.open(path, settings.get("cache_dir", ""), settings.get("store_timeout_s", 60.0))
+    config = _data_config(path, image_size, resize_size, order, loader, settings)
+    for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name}: {value!r} must be an integer of at least {least}")
+    if (rank is None) != (world_size is None):
+        raise ValueError("rank and world_size: give both or neither")
+    request = _Request(
+        split=dataset.split(split), config=config, augment=_augment(augment, split), batch_size=batch_size, seed=seed,
+        device=device, dtype=_dtype(dtype), ranks=_given_ranks(rank, world_size),
+    )  # fmt: skip
+    return ShardLoader(dataset, request, on_bad or _log_bad)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """What was asked for, checked. ranks: None to ask when an epoch begins."""
+
+    split: Split
+    config: DataConfig
+    augment: AugmentConfig | None
+    batch_size: int
+    seed: int
+    device: torch.device | str
+    dtype: torch.dtype
+    ranks: Ranks | None
+
+
+class _Place(NamedTuple):
+    epoch: int
+    position: int = 0  # samples of the epoch over all ranks
+
+
+class ShardLoader:
+    """What `open_loader` gives: an iterable of batches with the methods that training loops know of DataLoader,
+    DistributedSampler and torchdata's StatefulDataLoader.
+
+    Each `iter` goes on to the next epoch, unless `set_epoch` or `load_state_dict` said where it begins.
+    """
+
+    def __init__(self, dataset: ShardSet, request: _Request, on_bad: Callable[[BadSample], None]) -> None:
+        self._dataset, self._request, self._on_bad = dataset, request, on_bad
+        self._ranks: Ranks | None = None  # that the loader was built for
+        self._loader: Loader | None = None
+        self._mixer: Mixer | None = None
+        self._bad: set[int] = set()  # rows of the samples that are left out from the next epoch on
+        self._left_out: set[int] = set()  # and in the epoch under way
+        self._now: _Place | None = None  # of the epoch under way
+        self._next = _Place(0)
+        self._built()  # what cannot be built is an error of `open_loader`
+
+    @property
+    def dataset(self) -> Split:
+        """The split: its length, its sample table (`samples`), the file that a sample came from (`source_name`)."""
+        return self._request.split
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes' names, in the order of the labels."""
+        return [info.name for info in self._dataset.classes]
+
+    @property
+    def batch_size(self) -> int:
+        return self._request.batch_size
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next `iter` begins, or in whose midst it goes on."""
+        return self._next.epoch
+
+    @property
+    def sampler(self) -> Self:
+        """Itself: Lightning calls `loader.sampler.set_epoch`."""
+        return self
+
+    def __len__(self) -> int:
+        """Batches of this rank in a whole epoch."""
+        return len(self._built())
+
+    def __iter__(self) -> Iterator[Batch]:
+        loader = self._built()
+        place, self._next = self._next, _Place(self._next.epoch + 1)
+        self._now = place
+        if not place.position:  # an epoch that is resumed leaves out what it did at its begin
+            self._left_out = self._bad = self._bad_of_all(self._bad | loader.quarantine)
+        loader.quarantine.clear()
+        loader.quarantine |= self._left_out
+        return self._batches(loader, place)
+
+    def _bad_of_all(self, bad: set[int]) -> set[int]:
+        """What any rank has found. Evaluation finds none, and one rank alone may do it."""
+        alone = self._request.ranks or not self._request.augment
+        return bad if alone else distributed.union_of_group(bad)
+
+    def _batches(self, loader: Loader, place: _Place) -> Iterator[Batch]:
+        assert self._mixer is not None
+        for batch in self._mixer.mixed(loader.iter_epoch(*place)):
+            self._now = _Place(place.epoch, batch.position)
+            yield batch
+        if self._now and self._now.epoch == place.epoch:
+            self._now = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next `iter` begins this epoch, counted from 0; a state that was loaded in its midst stays in force.
+
+        Raises ValueError for an epoch that is no integer of at least 0.
+        """
+        if not isinstance(epoch, int) or epoch < 0:
+            raise ValueError(f"epoch: {epoch!r} must be an integer of at least 0")
+        if epoch != self._next.epoch:
+            self._next, self._now = _Place(epoch), None
+
+    def state_dict(self) -> dict[str, object]:
+        """Where the loader stands after the batch that it last gave: integers, strings and lists of them, the same on
+        every rank."""
+        feed, request = self._built().feed, self._request
+        at = self._now or self._next
+        if at.position + (feed.global_batch_size or 1) > len(feed.split):
+            at = _Place(at.epoch + 1)
+        return {
+            "epoch": at.epoch,
+            "position": at.position,
+            "dataset": self._dataset.fingerprint,
+            "split": request.split.name,
+            "training": request.augment is not None,
+            "seed": request.seed,
+            "order": _order_of(request.config),
+            "global_batch_size": request.batch_size * feed.world_size,
+            "bad_samples": sorted(self._left_out if at.position else self._left_out | self._built().quarantine),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The next `iter` goes on where the loader of `state_dict` stood, on any number of ranks.
+
+        Image size, augmentation and batch size may be others, what decides the order of the samples may not.
+
+        Raises ValueError for a state of another dataset, split, seed or order, and for what is no state.
+        """
+        _require_state(state, self.state_dict(), self._request)
+        self._next, self._now = _Place(state["epoch"], state["position"]), None
+        self._bad = self._left_out = set(state["bad_samples"])
+
+    def close(self) -> None:
+        """Release threads, memory maps and device memory. A second call does nothing; an `iter` builds them anew."""
+        if self._loader is not None:
+            self._bad |= self._loader.quarantine
+            self._loader.close()
+            self._loader = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _built(self) -> Loader:
+        """The loader for the ranks as they are now: a trainer may start the others after this was opened."""
+        request = self._request
+        ranks = request.ranks or distributed.ranks()
+        if self._loader is None or ranks != self._ranks:
+            self.close()
+            self._ranks, self._loader = ranks, _build(request, ranks, self._on_bad)
+            augment = request.augment or AugmentConfig()
+            self._mixer = Mixer(augment, len(self._dataset.classes), seed=request.seed, rank=ranks.rank)
+        return self._loader
+
+
+def _build(request: _Request, ranks: Ranks, on_bad: Callable[[BadSample], None]) -> Loader:
+    num_samples, global_batch_size = len(request.split), request.batch_size * ranks.world_size
+    if request.augment and global_batch_size > num_samples:
+        raise ValueError(
+            f"batch_size: {request.batch_size} on {ranks.world_size} rank(s) is more than the {num_samples:,} samples "
+            f"of {request.split.root}, split {request.split.name!r}; lower it"
+        )
+    if request.augment and global_batch_size % request.augment.repeats:
+        raise ValueError(
+            f"augment.repeats: {request.augment.repeats} does not divide {global_batch_size}, the batch of all ranks"
+        )
+    feed = Feed(
+        split=request.split, config=request.config, augment=request.augment, batch_size=request.batch_size,
+        global_batch_size=global_batch_size if request.augment else 0, seed=request.seed, rank=ranks.rank,
+        world_size=ranks.world_size, local_world_size=ranks.local_world_size,
+    )  # fmt: skip
+    threads = threads_per_rank(request.config.threads, ranks.local_world_size)
+    device = _device(request.device, ranks)
+    return build_loader(feed, device=device, threads=threads, dtype=request.dtype, quarantine=set(), on_bad=on_bad)
+
+
+def _data_config(
+    path: str | os.PathLike[str], image_size: int, resize_size: int | None, order: str, loader: str,
+    settings: Mapping[str, object],
+) -> DataConfig:  # fmt: skip
+    known = [one.name for one in fields(DataConfig) if one.name not in OWN]
+    for name in settings:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            raise ValueError(f"{name}: open_loader has no such argument; {hint}")
+    sizes = {"image_size": image_size, "val_image_size": image_size}
+    if resize_size is None:
+        resize_size = round(image_size / CROP_SHARE) if isinstance(image_size, int) else image_size
+    elif isinstance(resize_size, int) and isinstance(image_size, int) and resize_size < image_size:
+        raise ValueError(f"resize_size: {resize_size} must be at least image_size, {image_size}")
+    given = {"path": str(path), **sizes, "val_resize_size": resize_size, "order": order, "loader": loader, **settings}
+    return from_values(DataConfig, given, "open_loader")
+
+
+def _augment(augment: AugmentConfig | str | None, split: str) -> AugmentConfig | None:
+    if augment is None or isinstance(augment, AugmentConfig):
+        return augment
+    if augment == "auto":
+        if split not in ("train", *EVALUATED):
+            raise ValueError(
+                f'augment: say what split {split!r} is for: augment="light" to train on it, augment=None to evaluate'
+            )
+        augment = "light" if split == "train" else None
+    if augment is None:
+        return None
+    if augment not in AugmentConfig.presets:
+        names = ", ".join(AugmentConfig.presets)
+        raise ValueError(f"augment: {augment!r} is no preset; there are {names}; or give a penstock.AugmentConfig")
+    return from_values(AugmentConfig, {"preset": augment}, "augment")
+
+
+def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+    found = {str(known).removeprefix("torch."): known for known in (torch.float32, torch.float16)}
+    name = str(dtype).removeprefix("torch.")
+    if name not in found:
+        raise ValueError(f"dtype: images are float32 or float16, not {dtype}; autocast makes bfloat16 of them")
+    return found[name]
+
+
+def _given_ranks(rank: int | None, world_size: int | None) -> Ranks | None:
+    if rank is None or world_size is None:
+        return None
+    if not (isinstance(rank, int) and isinstance(world_size, int) and 0 <= rank < world_size):
+        raise ValueError(f"rank: {rank!r} of world_size {world_size!r}: ranks count from 0 to world_size − 1")
+    return distributed.ranks()._replace(rank=rank, world_size=world_size)
+
+
+def _device(device: torch.device | str, ranks: Ranks) -> torch.device:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device: {device!r}: give auto, cpu, cuda or cuda:N") from None
+    if found.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: {device!r}: images are made on the CPU or on CUDA; give auto, cpu, cuda or cuda:N")
+    if found.type == "cpu":
+        return found
+    index = ranks.local_rank if found.index is None else found.index
+    if index >= torch.cuda.device_count():
+        raise ValueError(f"device: cuda:{index}: torch sees {torch.cuda.device_count()} GPU(s)")
+    return torch.device("cuda", index)
+
+
+def _order_of(config: DataConfig) -> str:
+    blocks = f" of {config.block_size} × {config.window_blocks}" if config.order == "block" else ""
+    return f"{config.order}{blocks}"
+
+
+def _require_state(state: Mapping[str, Any], ours: Mapping[str, Any], request: _Request) -> None:
+    """Raises ValueError, in one line, where `state` is not one of this loader's samples in their order."""
+    if not isinstance(state, Mapping) or not set(state) >= STATE:
+        lacks = ", ".join(sorted(STATE - set(state))) if isinstance(state, Mapping) else type(state).__name__
+        raise ValueError(f"state: not one of a penstock loader (lacks {lacks}); give what state_dict() returned")
+    for name in ("dataset", "split", "training", "seed", "order"):
+        if state[name] != ours[name]:
+            if name == "dataset":
+                raise ValueError(
+                    f"state: of another dataset ({str(state[name])[:12]}…, {request.split.root} is "
+                    f"{ours[name][:12]}…); open the one that it was saved with"
+                )
+            raise ValueError(f"state: saved with {name} {state[name]!r}, this loader has {ours[name]!r}")
+    repeats = request.augment.repeats if request.augment else 1
+    if repeats > 1 and state["global_batch_size"] != ours["global_batch_size"]:
+        raise ValueError(
+            f"state: saved with {state['global_batch_size']} images in a batch of all ranks, here "
+            f"{ours['global_batch_size']}; with augment.repeats that decides the order"
+        )
+    for name, most in (("epoch", None), ("position", len(request.split))):
+        value = state[name]
+        if not isinstance(value, int) or value < 0 or (most is not None and value > most):
+            raise ValueError(f"state: {name} {value!r} is outside 0…{'' if most is None else most}")
+
+
+def _log_bad(bad: BadSample) -> None:
+    log.warning("quarantined: %s: %s", bad.where, bad.reason)
