@@ -11,7 +11,6 @@ from penstock.pipeline.feed import Feed
 from penstock.pipeline.graph import decodes_on_gpu
 from penstock.pipeline.holes import BadSample
 from penstock.pipeline.loader import DaliLoader
-from penstock.pipeline.pixel_loader import PixelLoader
 from penstock.pipeline.reference import ReferenceLoader
 from penstock.pipeline.synthetic import SyntheticLoader
 from penstock.shards.ppm import may_have_pixels
@@ -33,6 +32,8 @@ def build_loader(
     match feed.config.loader:
         case "dali":
             require_dali()
+            from penstock.pipeline.pixel_loader import PixelLoader  # Windows lacks what it takes
+
             make = PixelLoader if takes_pixels(feed, device) else DaliLoader
             return make(feed, device=device, threads=threads, dtype=dtype, quarantine=quarantine, on_bad=on_bad)
         case "reference":

@@ -4,7 +4,6 @@
 """
 
 import mmap
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,8 +51,10 @@ def open_reader(feed: Feed) -> "ShardReader | WindowReader":
 def raise_file_limit() -> int:
     """Let this process open as many files as it may; returns how many. A memory map holds a descriptor, and the usual
     soft limit of 1,024 is less than a large set has shards."""
-    import resource
-
+    try:
+        import resource
+    except ImportError:  # Windows, whose limit is of another kind
+        return 1 << 20
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
@@ -72,8 +73,7 @@ class ShardReader:
     def __init__(self, split: Split, in_memory: bool = False, remote: "CachedShards | None" = None) -> None:
         self.split, self._remote = split, remote
         self._maps: dict[int, tuple[mmap.mmap | None, np.ndarray]] = {}  # None: in memory
-        if os.name == "posix":
-            raise_file_limit()
+        raise_file_limit()
         if not remote:
             self._check_sizes()
         if in_memory:
