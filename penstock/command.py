@@ -5,26 +5,21 @@ penstock eval | predict | …        the sub-commands of train.py
 penstock pack | verify | info | …  those of `python -m shard_tools`
 """
 
+import re
+from collections.abc import Iterator
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 import click
 
 from penstock.shard_tools import terminal
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 PROGRAMS = {"train": "penstock.train", "bench": "penstock.bench"}  # a module's `main`
 GROUPS = ("penstock.shard_tools.__main__", "penstock.train")  # whose `main` has commands that are also ours
-AS_INSTALLED = {  # how the checkout's texts name the programs, longest first
-    "torchrun --nproc-per-node 8 train.py": "torchrun --nproc-per-node 8 -m penstock train",
-    "torchrun --nproc-per-node 8 bench.py": "torchrun --nproc-per-node 8 -m penstock bench",
-    "python -m shard_tools": "penstock",
-    "python train.py": "penstock train",
-    "python bench.py": "penstock bench",
-    "`bench.py ": "`penstock bench ",
-}
+AS_TYPED = (  # how the checkout's texts name the programs, and how they are typed here
+    (re.compile(r"(torchrun [^\n]*?)\b(train|bench)\.py\b"), r"\1-m penstock \2"),
+    (re.compile(r"\b(?:python )?(train|bench)\.py\b"), r"penstock \1"),
+    (re.compile(r"\bpython -m shard_tools\b"), "penstock"),
+)
 
 
 class Commands(terminal.Group):
@@ -36,23 +31,23 @@ class Commands(terminal.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name in PROGRAMS:
             program: click.Command = import_module(PROGRAMS[name]).main
-            return renamed(program)
-        return next((renamed(found) for group in _groups() if (found := group.get_command(ctx, name))), None)
+            return program
+        return next((found for group in _groups() if (found := group.get_command(ctx, name))), None)
 
 
-def _groups() -> "Iterator[click.Group]":
+def _groups() -> Iterator[click.Group]:
     for module in GROUPS:
         yield import_module(module).main
 
 
-def renamed(command: click.Command) -> click.Command:
-    """The command, and those inside it, with the names of the programs in its help as they are typed here."""
-    for theirs, ours in AS_INSTALLED.items():
-        command.help = command.help and command.help.replace(theirs, ours)
-    if isinstance(command, click.Group):
-        for inner in command.commands.values():
-            renamed(inner)
-    return command
+class Formatter(click.HelpFormatter):
+    """Writes --help with the names of the programs as they are typed here."""
+
+    def getvalue(self) -> str:
+        text = super().getvalue()
+        for theirs, ours in AS_TYPED:
+            text = theirs.sub(ours, text)
+        return text
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -66,3 +61,9 @@ def main() -> None:
     torchrun --nproc-per-node 8 -m penstock train --data data/in1k --recipe rn50-90ep
     penstock bench explain --data data/in1k                 which stage is the limit
     """
+
+
+def run() -> None:
+    """The console script's entry."""
+    click.Context.formatter_class = Formatter
+    main(prog_name="penstock")

@@ -155,11 +155,6 @@ class ShardLoader:
         """The epoch that the next `iter` begins, or in whose midst it goes on."""
         return self._next.epoch
 
-    @property
-    def sampler(self) -> Self:
-        """Itself: Lightning calls `loader.sampler.set_epoch`."""
-        return self
-
     def __len__(self) -> int:
         """Batches of this rank in a whole epoch."""
         return len(self._built())
