@@ -44,7 +44,7 @@ class Learner(NamedTuple):
 
     def answers(self, images: Tensor) -> Tensor | None:
         """The teacher's logits (N, C) of images (N, 3, S, S), None without one: the loss takes them."""
-        return self.teacher(images) if self.teacher else None
+        return None if self.teacher is None else self.teacher(images)
 
     @property
     def nets(self) -> dict[str, nn.Module]:

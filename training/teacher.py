@@ -112,8 +112,8 @@ def levels_of(about: Mapping[str, object], net: nn.Module) -> Levels | None:
 
 
 def _to_its_own(data: DataConfig, levels: Levels | None) -> tuple[Tensor, Tensor] | tuple[()]:
-    """scale, shift of a `Teacher`, none where both are normalised alike: with the student's mean m and std s, its own m′
-    and s′, (p − m′) / s′ = (p − m) / s · s / s′ + (m − m′) / s′."""
+    """scale, shift of a `Teacher`, none where both are normalised alike: with the student's mean m and std s, and its
+    own m′ and s′, (p − m′) / s′ = (p − m) / s · s / s′ + (m − m′) / s′."""
     if levels is None or np.allclose([data.mean, data.std], levels, rtol=0, atol=1e-3):  # some were shares of 1
         return ()
     (mean, std), (own_mean, own_std) = np.array([data.mean, data.std]), np.array(levels)

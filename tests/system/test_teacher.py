@@ -108,6 +108,18 @@ def test_a_run_resumes_and_replays_with_its_teacher(
     assert f"step 5: loss {losses[5]:.6g}, gradient norm" in replayed.output
 
 
+@pytest.mark.parametrize("file", ["out.pt", "out.safetensors"])
+def test_an_export_teaches_as_its_checkpoint(file: str, teacher: Path, tmp_path: Path, dataset: ShardSet) -> None:
+    exported = CliRunner().invoke(train.main, ["export", str(teacher), str(tmp_path / file)])
+    assert exported.exit_code == 0, exported.output
+    images, classes = torch.randn(4, 3, 32, 32), dataset.classes
+    found = [
+        build_learner(recipe_of(f"loss.teacher={path}"), len(classes), CPU, classes=classes).answers(images)
+        for path in (teacher, tmp_path / file)
+    ]
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
 def test_a_teacher_of_other_classes_is_refused(dataset_dir: Path, tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "other.pt", recipe_of())
     result = run(dataset_dir, tmp_path / "run", loss__teacher=tmp_path / "other.pt")

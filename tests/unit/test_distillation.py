@@ -209,19 +209,21 @@ def test_without_a_teacher_nothing_changes() -> None:
 
 
 def test_it_is_compiled_with_the_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled: list[tuple[nn.Module, dict[str, Any]]] = []
+    compiled: list[tuple[Any, dict[str, Any]]] = []
+    compile = torch.compile
 
-    def compile(net: nn.Module, **options: Any) -> nn.Module:
-        compiled.append((net, options))
-        return net
+    def eagerly(net: nn.Module, **options: Any) -> Any:
+        compiled.append((compile(net, backend="eager", dynamic=False), options))
+        return compiled[-1][0]
 
-    monkeypatch.setattr(torch, "compile", compile)
-    write_checkpoint(tmp_path / "a.pt", recipe_of())
-    learner = built(str(tmp_path / "a.pt"))
+    monkeypatch.setattr(torch, "compile", eagerly)
+    net, images = write_checkpoint(tmp_path / "a.pt", recipe_of()), torch.randn(4, 3, 32, 32)
+    built(str(tmp_path / "a.pt"))
     assert compiled == []
     learner = built(str(tmp_path / "a.pt"), "model.compile=true")
-    assert [net for net, _ in compiled] == [learner.net, learner.teacher]
+    assert [one for one, _ in compiled] == [learner.model, learner.teacher]
     assert compiled[1][1] == {"dynamic": False}, "no CUDA graphs"
+    torch.testing.assert_close(learner.answers(images), net.eval()(images))
 
 
 @pytest.mark.parametrize(
