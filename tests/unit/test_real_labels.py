@@ -1,12 +1,20 @@
 """ReaL's file, and which of a network's outputs ImageNet's numbers are."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from penstock.commands.class_map import map_classes
-from penstock.commands.real_labels import outputs_of, read_real_labels
+from penstock.commands.real_labels import RealLabels, outputs_of, read_real_labels, score_real
+from penstock.pipeline.batch import Batch
+from penstock.pipeline.holes import NO_SAMPLE
 from penstock.shard_tools.sources.imagenet import imagenet_classes
 from penstock.shards.format import ClassInfo
 
@@ -49,3 +57,20 @@ def test_a_file_says_which_output_it_is(tmp_path: Path) -> None:
     (tmp_path / "map").write_text("\n".join(lines))
     found = map_classes(network, dataset, tmp_path / "map")
     assert outputs_of(network, dataset, found).tolist() == [1] * 7 + [0] * 5 + [-1] * 988
+
+
+def test_a_sample_that_was_taken_out_counts_as_wrong() -> None:
+    """Of three samples the second has no image; the third's labels are not taken for its."""
+    logits, none = torch.eye(4)[[0, 3, 3]], -1
+    labels = torch.tensor([[1, 0], [2, none], [3, none], [none, none]])
+    real = RealLabels(labels, np.array([True, True, True]))
+    batch = Batch(logits.reshape(3, 4, 1, 1), torch.tensor([0, -100, 0]), torch.tensor([0, NO_SAMPLE, 2]))
+    feed = SimpleNamespace(chosen=None, num_samples=3, split=range(3))
+    loader: Any = SimpleNamespace(feed=feed, iter_epoch=lambda epoch: iter([batch]))
+    found = score_real(nn.Flatten(), loader, real, torch.device("cpu"), nullcontext())
+    assert found == {
+        "top1": pytest.approx(2 / 3),
+        "top5": pytest.approx(2 / 3),
+        "num_images": 3,
+        "unlabelled_images": 0,
+    }
