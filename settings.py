@@ -122,7 +122,8 @@ def _require_effect(section: "DataclassInstance", name: str, about: Setting) -> 
     if value in about.when or (value and not about.when):
         return
     if not about.when:
-        why = f"with {owner} = 0; leave it out, or set {owner}"
+        lacking = f"without {owner}" if value == "" else f"with {owner} = 0"
+        why = f"{lacking}; leave it out, or set {owner}"
     elif owner == "name":  # it may have many values with which the setting is read
         why = f'with name = "{value}"; leave it out'
     else:

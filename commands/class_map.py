@@ -103,18 +103,32 @@ def relabelled(dataset: ShardSet, split: str, network: Classes, found: ClassMap,
             f"know: {few_of(unknown)}; it knows {len(network):,}: {few_of([info.wnid for info in network])}. Pack "
             "without them (--only-classes), or say with --class-map FILE which they are"
         )
-    samples = np.array(samples)
+    return _with_labels(dataset, split, labels)
+
+
+def only_classes_of(dataset: ShardSet, split: str) -> tuple[np.ndarray, ShardSet]:
+    """Of a relabelled dataset: the labels that `split` has images of, sorted, and the dataset whose labels are their
+    places in that."""
+    kept, places = np.unique(dataset.split(split).samples["label"], return_inverse=True)
+    return kept.astype(np.int64), _with_labels(dataset, split, places)
+
+
+def _with_labels(dataset: ShardSet, split: str, labels: np.ndarray) -> ShardSet:
+    samples = np.array(dataset.split(split).samples)
     samples["label"] = labels
     return replace(dataset, splits=dataset.splits | {split: replace(dataset.split(split), samples=samples)})
 
 
-def lines(network: Classes, dataset: ShardSet, split: str, found: ClassMap) -> Iterator[str]:
-    """What to say about the mapping; nothing where both have the same classes, by the same names."""
+def lines(network: Classes, dataset: ShardSet, split: str, found: ClassMap, only: bool = False) -> Iterator[str]:
+    """What to say about the mapping; nothing where both have the same classes, by the same names. only: of the
+    network's outputs those count that the split has images of."""
     counts = np.bincount(dataset.split(split).samples["label"], minlength=len(dataset.classes))
-    if found.how:
+    num_classes = int((counts > 0).sum())
+    if found.how or only:
+        over = f"those {num_classes:,} of them" if only else "all of them"
         yield (
-            f"classes mapped {found.how}: {split} has images of {(counts > 0).sum():,} classes, the network has "
-            f"{len(network):,} outputs, and top-1 is over all of them"
+            f"classes mapped {found.how or 'as they are'}: {split} has images of {num_classes:,} classes, the network "
+            f"has {len(network):,} outputs, and top-1 is over {over}"
         )
     pairs = [(network[label], info) for label, info in zip(found.labels, dataset.classes, strict=True) if label >= 0]
     pairs = [(a, b) for a, b in pairs if a.wnid.isdecimal() and b.wnid.isdecimal()]

@@ -52,10 +52,11 @@ class Description(TypedDict):
 
 class Building(TypedDict):
     """What makes the network that takes the weights. torchvision: its call, None where that makes another network.
-    build: Python for this program's own folder."""
+    build: Python for this program's own folder. model: the settings of [model] that it has."""
 
     torchvision: str | None
     build: str
+    model: dict[str, object]
 
 
 def description(loaded: Loaded) -> Description:
@@ -147,7 +148,7 @@ def compare(net: nn.Module, run: Callable[[Tensor], Tensor], batches: Iterable[T
 def building(loaded: Loaded) -> tuple[Building, str]:
     """What makes the network, for the description, and in words."""
     model, num_classes = loaded.recipe.model, len(loaded.classes)
-    changed = {"name": model.name} | {
+    changed: dict[str, object] = {"name": model.name} | {
         field.name: getattr(model, field.name)
         for field in fields(model)
         if field.name not in RUNNING and getattr(model, field.name) != field.default
@@ -161,7 +162,7 @@ def building(loaded: Loaded) -> tuple[Building, str]:
         if problem
         else f"{call} loads it and gives the same logits"
     )
-    return {"torchvision": None if problem else call, "build": build}, said
+    return {"torchvision": None if problem else call, "build": build, "model": changed}, said
 
 
 def torchvision_call(loaded: Loaded) -> tuple[str, str | None]:

@@ -42,12 +42,20 @@ def existing(context: click.Context, parameter: click.Parameter, path: Path) -> 
     raise click.ClickException(f"{path}: no such checkpoint")
 
 
+def labels_there(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """`real`, or a file that is there."""
+    if value in (None, REAL) or Path(value).is_file():
+        return value
+    raise click.ClickException(f"--labels {value}: no such file; give real.json, or {REAL} for the copy in timm")
+
+
 CHECKPOINT = click.argument("checkpoint", metavar="CHECKPOINT|RUN", type=click.Path(path_type=Path), callback=existing)
 DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto",
                       help="auto: CUDA if it is there.")  # fmt: skip
 WEIGHTS = click.option("--weights", type=click.Choice(["auto", "raw", "ema"]), default="auto",
                        help="auto: EMA if there is one.")  # fmt: skip
 MIN_OPSET = 18  # torch's ONNX exporter writes this and later ones itself; to earlier ones it would have to convert
+REAL = "real"  # of --labels: ImageNet-ReaL's
 IN_ONE_PROCESS = ("predict", "export", "replay", "audit", "report")
 
 
@@ -59,6 +67,8 @@ class EvalOptions:
     data: str | None
     split: str | None
     class_map: Path | None
+    only_data_classes: bool
+    labels: str | None
     weights: Weights
     image_size: int | None
     resize_size: int | None
@@ -76,6 +86,11 @@ class EvalOptions:
 @click.option("--class-map", type=click.Path(path_type=Path), metavar="FILE",
               help="Which class is which: lines KEY-OF-THE-NETWORK KEY-OF-THE-DATASET, or JSON.  [default: by key]",
               )  # fmt: skip
+@click.option("--only-data-classes", is_flag=True,
+              help="Over the outputs for the classes that the split has images of, as ImageNet-A and -R are scored.  "
+                   "[default: over all]")  # fmt: skip
+@click.option("--labels", metavar="real|FILE", callback=labels_there,
+              help="ReaL labels of ImageNet's validation images: its real.json, or the copy in timm.")  # fmt: skip
 @WEIGHTS
 @click.option("--image-size", type=click.IntRange(min=1), metavar="S", help="[default: the recipe's val_image_size]")
 @click.option("--resize-size", type=click.IntRange(min=1), metavar="S", help="[default: in the recipe's proportion]")
@@ -92,7 +107,10 @@ def evaluate_command(options: EvalOptions) -> None:
 
     \b
     python train.py eval runs/NAME --data DIR --image-size 288
+    python train.py eval runs/NAME --data DIR --labels real
     """
+    if options.labels and options.only_data_classes:
+        raise click.UsageError("--labels real is over all of the network's outputs: leave out --only-data-classes")
     from penstock.commands.evaluate import run
 
     run(options)

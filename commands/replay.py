@@ -48,8 +48,9 @@ def replay(file: Path, data: str | None, world: World) -> Iterator[str]:
     dataset = open_dataset(recipe, data)
     if saved["dataset"] != dataset.fingerprint:
         raise ValueError(f"{file}: made from another dataset than {dataset.root}; give that one with --data")
-    recipe = replace(recipe, model=replace(recipe.model, compile=False, compile_mode="auto", sync_batch_norm=False))
-    learner = build_learner(recipe, len(dataset.classes), world)
+    eager = replace(recipe.model, pretrained="", compile=False, compile_mode="auto", sync_batch_norm=False)
+    recipe = replace(recipe, model=eager)
+    learner = build_learner(recipe, len(dataset.classes), world, classes=dataset.classes)
     state = set_state(learner, saved)
     yield f"{failed['why']} in step {failed['step']}; making the steps from {state.step} on again"
 
@@ -98,7 +99,8 @@ def run_step(learner: Learner, batches: list[Batch], ranks: int, step: int, lr: 
                     seed_step(seed, step, rank)
                 with learner.autocast:
                     logits = learner.net(batch.images)
-                    loss = learner.loss_fn(logits, batch.labels) / len(batches)
+                    answers = learner.answers(batch.images)
+                    loss = learner.loss_fn(logits, batch.labels, answers) / len(batches)
                 if not torch.isfinite(batch.images).all():
                     yield f"step {step}: images that are not finite, samples {bad_rows(batch.images, batch.sample_ids)}"
                 first = logits if isinstance(logits, Tensor) else logits[0]

@@ -110,10 +110,36 @@ class LossConfig:
         "Of each auxiliary head's loss beside the main head's (0.4 for Inception v3, 0.3 for GoogLeNet).",
         at_least=0,
     )
+    teacher: str = setting(
+        "",
+        "A trained network whose answers to the same images training follows, too: a run, a checkpoint or an export of "
+        "this program; or a network's name, as `model.name` has it, with `teacher_weights`. Empty for none.",
+    )
+    teacher_weights: str = setting(
+        "",
+        "Of a teacher that is a network's name: a file, or a name of published weights, as in `model.pretrained`.",
+        belongs_to="teacher",
+    )
+    teacher_weight: float = setting(
+        0.5,
+        "α of the whole, (1 − α) · loss by the labels + α · loss by the teacher.",
+        above=0,
+        at_most=1,
+        belongs_to="teacher",
+    )
+    distillation: Literal["soft", "hard"] = setting(
+        "soft",
+        'The loss by the teacher: "soft" is T² · KL of the softmaxes of logits / T (Hinton et al. 2015, as timm has '
+        'it), "hard" the cross-entropy with the class that the teacher says (Touvron et al. 2021, DeiT).',
+        belongs_to="teacher",
+    )
+    temperature: float = setting(1.0, 'T of "soft" distillation.', above=0, belongs_to="teacher")
 
     def __post_init__(self) -> None:
         _check_name(self, "loss")
         check(self)
+        if self.distillation == "hard" and self.temperature != 1.0:
+            raise ValueError('temperature: has no effect unless distillation = "soft"; leave it out')
         if self.bce_target_threshold is not None and self.name != "bce":
             raise ValueError('bce_target_threshold: has no effect unless name = "bce"; leave it out')
 
@@ -267,6 +293,25 @@ def check_network(name: str) -> None:
     known = (*OWN_NAMES, *torchvision_names())
     if name not in known and len(known) > len(OWN_NAMES):
         raise unknown_network(name, known)
+
+
+def check_teacher(config: LossConfig) -> None:
+    """Raises ValueError where there is no such teacher."""
+    if not config.teacher:
+        return
+    if Path(config.teacher).expanduser().exists():
+        if config.teacher_weights:
+            raise ValueError(
+                f"loss.teacher_weights: has no effect beside a file or a run, {config.teacher}; for bare weights let "
+                "loss.teacher be the network's name"
+            )
+        return
+    try:
+        check_network(config.teacher)
+    except ValueError as error:
+        raise ValueError(f"loss.teacher: {config.teacher}: no such file or run, and {error}") from None
+    if not config.teacher_weights:
+        raise ValueError(f"loss.teacher_weights: which weights of {config.teacher}? Give a file, or DEFAULT")
 
 
 def unknown_network(name: str, known: Collection[str]) -> ValueError:

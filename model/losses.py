@@ -1,6 +1,8 @@
-"""Losses by setting: what a network answers and labels, (N,) or (N, C) → one scalar. One entry in `LOSSES` each."""
+"""Losses by setting: what a network answers and labels, (N,) or (N, C) → one scalar. One entry in `LOSSES` each, and
+one in `DISTILLATIONS` for each loss by a teacher's answers."""
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,24 +15,35 @@ IGNORED_LABEL = -100  # what a sample that was taken out of the batch has for a 
 # logits (N, C), or in training a tuple of the main head's and the auxiliary heads' (torchvision's InceptionOutputs and
 # GoogLeNetOutputs), None for a head that is not there
 Output = Tensor | tuple[Tensor | None, ...]
-Loss = Callable[[Output, Tensor], Tensor]
+
+
+class Loss(Protocol):
+    """answers: a teacher's logits of the same images, (N, C) of any float type, where the config has a teacher."""
+
+    def __call__(self, output: Output, labels: Tensor, answers: Tensor | None = None) -> Tensor: ...
 
 
 def build_loss(config: LossConfig) -> Loss:
-    """The loss that `config` describes: (output, labels) → float32 scalar, main head + aux_weight · each other head.
+    """The loss that `config` describes: (output, labels) → float32 scalar, main head + aux_weight · each other head;
+    with a teacher (1 − teacher_weight) · that + teacher_weight · the main head's loss by the teacher's answers.
 
     Logits have any float type, the loss is computed in float32. Labels are (N,) int64, or (N, C) float, the share of
     each class. It is the mean over the samples that count: those labelled −100 add nothing to the loss, its gradient or
     the mean's denominator, and a sample whose shares sum to w < 1 counts w times, as if its shares summed to 1. If
     nothing counts the loss is 0 with a zero gradient.
     """
-    of_head = LOSSES[config.name]
+    of_head, of_teacher = LOSSES[config.name], DISTILLATIONS[config.distillation]
 
-    def loss(output: Output, labels: Tensor) -> Tensor:
-        if isinstance(output, Tensor):
-            return of_head(output.float(), labels, config)
-        main, *auxiliary = (of_head(logits.float(), labels, config) for logits in output if logits is not None)
-        return main + config.aux_weight * sum(auxiliary) if auxiliary else main
+    def loss(output: Output, labels: Tensor, answers: Tensor | None = None) -> Tensor:
+        heads = [output] if isinstance(output, Tensor) else [logits for logits in output if logits is not None]
+        main, *auxiliary = (of_head(logits.float(), labels, config) for logits in heads)
+        total = main + config.aux_weight * sum(auxiliary) if auxiliary else main
+        assert (answers is not None) == bool(config.teacher)
+        if answers is None:
+            return total
+        each = of_teacher(heads[0].float(), answers.float(), config)
+        alpha = config.teacher_weight
+        return (1 - alpha) * total + alpha * _weighted_mean(each, _weights(labels))
 
     return loss
 
@@ -65,15 +78,34 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, LossConfig], Tensor]] = {
 }
 
 
+def _soft(logits: Tensor, answers: Tensor, config: LossConfig) -> Tensor:
+    """T² · KL(teacher ‖ student) at temperature T of each sample (Hinton et al. 2015, section 2)."""
+    temperature = config.temperature
+    ours, theirs = F.log_softmax(logits / temperature, 1), F.log_softmax(answers / temperature, 1)
+    return F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1) * temperature**2
+
+
+def _hard(logits: Tensor, answers: Tensor, config: LossConfig) -> Tensor:
+    return F.cross_entropy(logits, answers.argmax(1), reduction="none")
+
+
+# (logits, answers, config) → the loss of each sample, (N,)
+DISTILLATIONS: dict[str, Callable[[Tensor, Tensor, LossConfig], Tensor]] = {"soft": _soft, "hard": _hard}
+
+
 def _targets(labels: Tensor, num_classes: int, label_smoothing: float) -> tuple[Tensor, Tensor]:
     """Labels → smoothed shares (N, C) float32 that sum to 1 in each row, and how much each row counts (N,)."""
+    weights = _weights(labels)
     if labels.is_floating_point():
-        weights = labels.float().sum(1)
         shares = labels.float() / weights.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
     else:
-        weights = (labels != IGNORED_LABEL).float()
         shares = F.one_hot(labels.clamp(min=0), num_classes).float()
     return shares * (1 - label_smoothing) + label_smoothing / num_classes, weights
+
+
+def _weights(labels: Tensor) -> Tensor:
+    """How much each sample counts, (N,) float32."""
+    return labels.float().sum(1) if labels.is_floating_point() else (labels != IGNORED_LABEL).float()
 
 
 def _weighted_mean(each: Tensor, weights: Tensor) -> Tensor:

@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def topk_correct(logits: Tensor, labels: Tensor, ks: Sequence[int] = (1, 5)) -> Tensor:
-    """For each k, the number of samples whose label is among the k highest logits.
+    """For each k, the number of samples of which a label is among the k highest logits.
 
-    logits (N, C), labels (N,) int64 → (len(ks),) int64 on the same device, without a synchronisation. A k above the
-    number of classes counts as C. A sample labelled −100 is never correct.
+    logits (N, C), labels (N,) int64, or (N, L) where any of several is right → (len(ks),) int64 on the same device,
+    without a synchronisation. A k above the number of classes counts as C. A label below 0 is never met.
     """
     num_classes = logits.shape[1]
     predictions = logits.topk(min(max(ks), num_classes), dim=1).indices  # (N, k) best first
-    hits = predictions == labels[:, None]
-    return torch.stack([hits[:, :k].sum() for k in ks])
+    hits = (predictions[:, :, None] == labels.reshape(len(labels), 1, -1)).any(2)
+    return torch.stack([hits[:, :k].any(1).sum() for k in ks])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from penstock.model.config import ModelConfig
-from penstock.model.weight_files import Classes, read_weights
+from penstock.model.weight_files import Classes, Source, read_weights
 
 AUXILIARY_PREFIXES = ("AuxLogits.", "aux1.", "aux2.")  # children of torchvision's Inception v3 and GoogLeNet
 # What DDP and torch.compile put before a name; and names in torchvision's published files that its code has changed
@@ -47,6 +47,22 @@ class Known(NamedTuple):
 def load_pretrained(net: nn.Module, config: ModelConfig, rows_of: Callable[[Classes], Rows] | None = None) -> str:
     """Load `config.pretrained` into `net`, which `build_model(config, …)` made, and say in one line what was loaded.
 
+    Raises ValueError where the source is neither a file nor weights of this network, cannot be downloaded or read, and
+    what `load_source` does.
+    """
+    return load_source(net, read_weights(config), config, rows_of)
+
+
+def load_source(
+    net: nn.Module,
+    source: Source,
+    config: ModelConfig,
+    rows_of: Callable[[Classes], Rows] | None = None,
+    *,
+    whole: bool = False,
+) -> str:
+    """`load_pretrained` of what was read.
+
     A head is the last linear layer or 1×1 convolution, of the network and of each auxiliary classifier. Where the
     source says which classes its rows are (a checkpoint or an export of this program, torchvision's weights),
     `rows_of` tells which of them are the network's: if they are all there, their rows are taken, in the network's
@@ -56,10 +72,10 @@ def load_pretrained(net: nn.Module, config: ModelConfig, rows_of: Callable[[Clas
     Heads that the source lacks start anew, auxiliary ones that `net` lacks are left out. Every other tensor must be
     there, and fit; a name that all of the network's share at their begin (Lightning's `model.`) does not count.
 
-    Raises ValueError where the source is neither a file nor weights of this network, cannot be downloaded or read,
-    has several networks, or does not fit, naming the first few tensors.
+    Raises ValueError where the source has several networks, or does not fit, naming the first few tensors; and where
+    the weights must be there `whole`, if the head would start anew.
     """
-    origin, weights, classes = read_weights(config)
+    origin, weights, classes, _ = source
     where = f"pretrained = {config.pretrained}: not weights of this {config.name}"
     state = dict(net.state_dict())
     weights, notes = _unwrapped({_own_name(name): tensor for name, tensor in weights.items()}, state, where)
@@ -67,6 +83,9 @@ def load_pretrained(net: nn.Module, config: ModelConfig, rows_of: Callable[[Clas
     known = Known(len(classes or ()), rows, asked=rows_of is not None)
     for prefix, head in _heads(net).items():
         tensors, note = _fitted_head(prefix, head, weights, state, known)
+        if whole and " starts anew" in note:
+            without = note.replace(" starts anew", "")
+            raise ValueError(f"pretrained = {config.pretrained}: its head is of other classes ({without})")
         weights |= tensors
         notes.append(note)
     for prefix in AUXILIARY_PREFIXES:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import pickle
 import re
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -23,16 +24,20 @@ from penstock.model.networks import OWN_NETWORKS
 
 CHECKPOINT_FORMAT = "penstock-checkpoint-1"
 Classes = tuple[tuple[str, str], ...]  # of a head's rows: key and readable name
+ABOUT = ("model", "mean", "std")
 # Under one of these keys other programs (torchvision's references, timm, Lightning, tutorials) keep the state dict.
 NESTED_UNDER = ("model", "state_dict", "model_state_dict", "net", "network", "weights")
 
 
 class Source(NamedTuple):
-    """origin: where the weights come from, in words. classes: those of the head's rows, None where nothing says."""
+    """origin: where the weights come from, in words. classes: those of the head's rows, None where nothing says. about:
+    what else is said of them, as far as it is: `model`, the settings of the network, and `mean` and `std` of the
+    images, in grey levels."""
 
     origin: str
     weights: Mapping[str, object]
     classes: Classes | None = None
+    about: Mapping[str, object] = {}
 
 
 def read_weights(config: ModelConfig) -> Source:
@@ -46,7 +51,8 @@ def read_weights(config: ModelConfig) -> Source:
         published = dict(torchvision.models.get_model_weights(config.name).__members__)
     name = source.rpartition(".")[2]  # also ResNet50_Weights.IMAGENET1K_V2
     if name in published and source in (name, f"{type(published[name]).__name__}.{name}"):
-        return Source(str(published[name]), _download(published[name], source), _categories(published[name]))
+        chosen = published[name]
+        return Source(str(chosen), _download(chosen, source), _categories(chosen), _levels(chosen))
     path = Path(source).expanduser()
     if path.is_dir():  # of a run
         path = next(filter(Path.is_file, (path / "checkpoints" / name for name in ("best.pt", "last.pt"))), path)
@@ -57,7 +63,9 @@ def read_weights(config: ModelConfig) -> Source:
     if path.is_file():
         read = _read_file(path)
         same = next((one for one in published.values() if _is_download(path, one.url)), None)
-        return read._replace(origin=f"{path} ({same})", classes=_categories(same)) if same else read
+        if not same:
+            return read
+        return read._replace(origin=f"{path} ({same})", classes=_categories(same), about=_levels(same))
     if not published:
         raise ValueError(f"pretrained = {source}: no such file; torchvision publishes no weights of {config.name}")
     raise ValueError(
@@ -68,6 +76,12 @@ def read_weights(config: ModelConfig) -> Source:
 
 def _categories(published: WeightsEnum) -> Classes:
     return tuple((str(label), name) for label, name in enumerate(published.meta["categories"]))
+
+
+def _levels(published: WeightsEnum) -> Mapping[str, object]:
+    """What torchvision says in shares of 1."""
+    prepare = published.transforms()
+    return {name: [255 * share for share in getattr(prepare, name)] for name in ("mean", "std")}
 
 
 def _is_download(path: Path, url: str) -> bool:
@@ -103,7 +117,8 @@ def _read_file(path: Path) -> Source:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return Source(str(path), weights, _classes_of(_json(metadata.get("classes", ""))))
+            said = {name: _json(metadata.get(name, "")) for name in ("classes", *ABOUT)}
+            return Source(str(path), weights, _classes_of(said["classes"]), _about(said))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise many kinds, by the byte at which a file breaks
         whole = (
@@ -117,17 +132,31 @@ def _read_file(path: Path) -> Source:
     if content.get("format") == CHECKPOINT_FORMAT:
         state = content["state"]
         classes = _classes_of(state.get("classes"))
+        recipe = _toml(state.get("recipe", ""))
+        data = recipe.get("data")
+        about = _about({"model": recipe.get("model"), **(data if isinstance(data, dict) else {})})
         if (average := state.get("ema")) is not None:
-            return Source(f"{path} (moving average)", average, classes)
-        return Source(str(path), state["net"], classes)
+            return Source(f"{path} (moving average)", average, classes, about)
+        return Source(str(path), state["net"], classes, about)
     for key in NESTED_UNDER:
         if isinstance(content.get(key), dict):
             return Source(f"{path} ({key})", content[key])
     beside = path.with_name(f"{path.name}.json")  # an export's description
     description = _json(beside.read_bytes()) if beside.is_file() else None
-    return Source(
-        str(path), content, _classes_of(description.get("classes") if isinstance(description, dict) else None)
-    )
+    said = description if isinstance(description, dict) else {}
+    return Source(str(path), content, _classes_of(said.get("classes")), _about(said))
+
+
+def _about(said: Mapping[str, object]) -> Mapping[str, object]:
+    return {name: said[name] for name in ABOUT if said.get(name)}
+
+
+def _toml(text: object) -> Mapping[str, object]:
+    """What the text says, nothing where it is no TOML."""
+    try:
+        return tomllib.loads(text) if isinstance(text, str) else {}
+    except (ValueError, RecursionError):
+        return {}
 
 
 def _json(text: str | bytes) -> object:

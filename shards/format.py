@@ -70,6 +70,14 @@ class Split:
         except (OSError, StopIteration):
             return "?"
 
+    def source_names(self) -> list[str]:
+        """The original file name of each sample; none where the names were not kept."""
+        try:
+            text = (self.root / sources_file(self.name)).read_text(encoding="utf-8", errors="surrogateescape")
+        except OSError:
+            return []
+        return [unescape(line) for line in text.split("\n")[: len(self)]]
+
     def where(self, sample_id: int) -> str:
         """`TAR at byte OFFSET (SOURCE NAME)`: how messages point at one sample."""
         row = self.samples[sample_id]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from penstock.model.ema import Ema
 from penstock.model.losses import Loss, build_loss
@@ -27,6 +27,7 @@ from penstock.training.checkpoint import About, Captured, CheckpointState, Datas
 from penstock.training.distributed import World
 from penstock.training.records import Scores
 from penstock.training.refusal import first_line
+from penstock.training.teacher import build_teacher
 
 
 class Learner(NamedTuple):
@@ -39,6 +40,11 @@ class Learner(NamedTuple):
     loss_fn: Loss
     autocast: AbstractContextManager[object]
     ema: Ema | None
+    teacher: nn.Module | None = None
+
+    def answers(self, images: Tensor) -> Tensor | None:
+        """The teacher's logits (N, C) of images (N, 3, S, S), None without one: the loss takes them."""
+        return None if self.teacher is None else self.teacher(images)
 
     @property
     def nets(self) -> dict[str, nn.Module]:
@@ -109,13 +115,14 @@ def build_learner(
 ) -> Learner:
     """A fresh learner; for a run, whose `classes` are given, with the recipe's pretrained weights if it has any.
 
-    `say` gets a line about what of them fits the classes. Without classes the weights are fresh: a benchmark needs no
-    others, and a replay has its own.
+    `say` gets a line about what of them fits the classes, and one about the teacher. Without classes the weights are
+    fresh, and a teacher may be of other classes: a benchmark needs no better.
     """
+    rows_of = partial(_rows_of, classes) if classes else None
     torch.manual_seed(recipe.train.seed)
     net = build_model(recipe.model, num_classes)
     if recipe.model.pretrained and classes:
-        say(load_pretrained(net, recipe.model, partial(_rows_of, classes)))
+        say(load_pretrained(net, recipe.model, rows_of))
     _check_sizes(net, recipe)
     net = net.to(world.device)
     _check_graphs(recipe, world.device)
@@ -132,6 +139,7 @@ def build_learner(
         loss_fn=build_loss(recipe.loss),
         autocast=autocast_of(recipe, world.device),
         ema=Ema(net, recipe.ema) if recipe.ema.decay else None,
+        teacher=build_teacher(recipe, num_classes, world.device, rows_of=rows_of, compiled=compiled, say=say),
     )
 
 

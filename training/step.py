@@ -35,7 +35,8 @@ def train_step(learner: Learner, batches: Iterator[Batch], config: TrainConfig) 
         exchange = micro == config.accumulation - 1 or not hasattr(model, "no_sync")
         with nullcontext() if exchange else model.no_sync():  # type: ignore[operator]
             with learner.autocast:
-                loss = learner.loss_fn(model(batch.images), batch.labels) / config.accumulation
+                output, answers = model(batch.images), learner.answers(batch.images)
+                loss = learner.loss_fn(output, batch.labels, answers) / config.accumulation
             learner.scaler.scale(loss).backward()
         total = loss.detach() if total is None else total + loss.detach()
         sample_ids.append(batch.sample_ids)
