@@ -23,7 +23,7 @@ from penstock.pipeline.holes import BadSample
 from penstock.pipeline.mixing import Mixer
 from penstock.recipes.config import from_values
 from penstock.shards.format import ShardSet, Split
-from penstock.training import distributed
+from penstock.training import distributed, environment
 from penstock.training.distributed import Ranks
 
 EVALUATED = ("val", "validation", "valid", "test")  # splits that "auto" does not augment
@@ -85,6 +85,7 @@ def open_loader(
         ValueError: in one line, what is wrong with an argument, the dataset or the state; while iterating: a shard or a
             validation image that cannot be read, or more bad samples than `max_bad_fraction` allows.
     """
+    environment.separate_streams()
     dataset = ShardSet.open(path, settings.get("cache_dir", ""), settings.get("store_timeout_s", 60.0))
     config = _data_config(path, image_size, resize_size, order, loader, settings)
     for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
