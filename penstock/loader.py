@@ -7,13 +7,13 @@ state is a few integers, and another number of ranks goes on with the same sampl
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
-from difflib import get_close_matches
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import torch
 
+from penstock.arguments import augment_of, data_config_of, device_of, dtype_of, given_ranks
 from penstock.pipeline.augment import AugmentConfig
 from penstock.pipeline.batch import Batch, Loader
 from penstock.pipeline.build import build_loader, threads_per_rank
@@ -21,15 +21,10 @@ from penstock.pipeline.config import DataConfig
 from penstock.pipeline.feed import Feed
 from penstock.pipeline.holes import BadSample
 from penstock.pipeline.mixing import Mixer
-from penstock.recipes.config import from_values
 from penstock.shards.format import ShardSet, Split
 from penstock.training import distributed, environment
 from penstock.training.distributed import Ranks
 
-EVALUATED = ("val", "validation", "valid", "test")  # splits that "auto" does not augment
-CROP_SHARE = 224 / 256  # of the resized image's shorter side, which evaluation keeps by default
-OWN = ("path", "train_split", "val_split", "test_split", "image_size", "val_image_size", "val_resize_size", "order",
-       "loader")  # fmt: skip # settings that arguments of `open_loader` stand for, or that belong to a run
 STATE = {"epoch", "position", "dataset", "split", "training", "seed", "order", "global_batch_size", "bad_samples"}
 
 log = logging.getLogger("penstock")
@@ -87,15 +82,15 @@ def open_loader(
     """
     environment.separate_streams()
     dataset = ShardSet.open(path, settings.get("cache_dir", ""), settings.get("store_timeout_s", 60.0))
-    config = _data_config(path, image_size, resize_size, order, loader, settings)
+    config = data_config_of(path, image_size, resize_size, order, loader, settings)
     for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name}: {value!r} must be an integer of at least {least}")
     if (rank is None) != (world_size is None):
         raise ValueError("rank and world_size: give both or neither")
     request = _Request(
-        split=dataset.split(split), config=config, augment=_augment(augment, split), batch_size=batch_size, seed=seed,
-        device=device, dtype=_dtype(dtype), ranks=_given_ranks(rank, world_size),
+        split=dataset.split(split), config=config, augment=augment_of(augment, split), batch_size=batch_size, seed=seed,
+        device=device, dtype=dtype_of(dtype), ranks=given_ranks(rank, world_size),
     )  # fmt: skip
     return ShardLoader(dataset, request, on_bad or _log_bad)
 
@@ -267,77 +262,8 @@ def _build(request: _Request, ranks: Ranks, on_bad: Callable[[BadSample], None])
         world_size=ranks.world_size, local_world_size=ranks.local_world_size,
     )  # fmt: skip
     threads = threads_per_rank(request.config.threads, ranks.local_world_size)
-    device = _device(request.device, ranks)
+    device = device_of(request.device, ranks)
     return build_loader(feed, device=device, threads=threads, dtype=request.dtype, quarantine=set(), on_bad=on_bad)
-
-
-def _data_config(
-    path: str | os.PathLike[str], image_size: int, resize_size: int | None, order: str, loader: str,
-    settings: Mapping[str, object],
-) -> DataConfig:  # fmt: skip
-    known = [one.name for one in fields(DataConfig) if one.name not in OWN]
-    for name in settings:
-        if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-            raise ValueError(f"{name}: open_loader has no such argument; {hint}")
-    sizes = {"image_size": image_size, "val_image_size": image_size}
-    if resize_size is None:
-        resize_size = round(image_size / CROP_SHARE) if isinstance(image_size, int) else image_size
-    elif isinstance(resize_size, int) and isinstance(image_size, int) and resize_size < image_size:
-        raise ValueError(f"resize_size: {resize_size} must be at least image_size, {image_size}")
-    given = {"path": str(path), **sizes, "val_resize_size": resize_size, "order": order, "loader": loader, **settings}
-    return from_values(DataConfig, given, "open_loader")
-
-
-def _augment(augment: AugmentConfig | str | None, split: str) -> AugmentConfig | None:
-    if augment is None or isinstance(augment, AugmentConfig):
-        return augment
-    if augment == "auto":
-        if split not in ("train", *EVALUATED):
-            raise ValueError(
-                f'augment: say what split {split!r} is for: augment="light" to train on it, augment=None to evaluate'
-            )
-        augment = "light" if split == "train" else None
-    if augment is None:
-        return None
-    if augment not in AugmentConfig.presets:
-        names = ", ".join(AugmentConfig.presets)
-        raise ValueError(f"augment: {augment!r} is no preset; there are {names}; or give a penstock.AugmentConfig")
-    return from_values(AugmentConfig, {"preset": augment}, "augment")
-
-
-def _dtype(dtype: torch.dtype | str) -> torch.dtype:
-    found = {str(known).removeprefix("torch."): known for known in (torch.float32, torch.float16)}
-    name = str(dtype).removeprefix("torch.")
-    if name not in found:
-        raise ValueError(f"dtype: images are float32 or float16, not {dtype}; autocast makes bfloat16 of them")
-    return found[name]
-
-
-def _given_ranks(rank: int | None, world_size: int | None) -> Ranks | None:
-    if rank is None or world_size is None:
-        return None
-    if not (isinstance(rank, int) and isinstance(world_size, int) and 0 <= rank < world_size):
-        raise ValueError(f"rank: {rank!r} of world_size {world_size!r}: ranks count from 0 to world_size − 1")
-    return distributed.ranks()._replace(rank=rank, world_size=world_size)
-
-
-def _device(device: torch.device | str, ranks: Ranks) -> torch.device:
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise ValueError(f"device: {device!r}: give auto, cpu, cuda or cuda:N") from None
-    if found.type not in ("cpu", "cuda"):
-        raise ValueError(f"device: {device!r}: images are made on the CPU or on CUDA; give auto, cpu, cuda or cuda:N")
-    if found.type == "cpu":
-        return found
-    index = ranks.local_rank if found.index is None else found.index
-    if index >= torch.cuda.device_count():
-        raise ValueError(f"device: cuda:{index}: torch sees {torch.cuda.device_count()} GPU(s)")
-    return torch.device("cuda", index)
 
 
 def _order_of(config: DataConfig) -> str:
