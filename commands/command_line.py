@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from penstock.commands.options import COMMANDS, CONTEXT, DEVICE, IN_ONE_PROCESS, taking
-from penstock.model.config import check_network
+from penstock.model.names import check_network
 from penstock.model.schedule import lr_at
 from penstock.recipes import DEMO_DATA, Recipe, config, recipe_file
 from penstock.recipes.config_names import keys_like

@@ -46,7 +46,17 @@ def load_config(schema: type[T], recipe_file: Path | None, overrides: Sequence[s
     dataclass's own `__post_init__` refuses, and its `check_given`, if it has one: slips that a run of an earlier
     version may have been trained with, so that `from_toml` lets them pass.
     """
-    given: dict[str, _Given] = {}  # by dotted key
+    return _build(schema, None, "", _given(schema, recipe_file, overrides), check_given=True)
+
+
+def given_keys(schema: "type[DataclassInstance]", recipe_file: Path | None, overrides: Sequence[str]) -> set[str]:
+    """The dotted keys that the file or the overrides give. Raises what `load_config` does for those."""
+    return set(_given(schema, recipe_file, overrides))
+
+
+def _given(schema: "type[DataclassInstance]", recipe_file: Path | None, overrides: Sequence[str]) -> dict[str, _Given]:
+    """What is given, by dotted key."""
+    given: dict[str, _Given] = {}
     if recipe_file is not None:
         _collect(schema, _read_toml(recipe_file), "", str(recipe_file), given)
     for override in overrides:
@@ -57,7 +67,7 @@ def load_config(schema: type[T], recipe_file: Path | None, overrides: Sequence[s
         if key not in _leaf_types(schema):
             raise unknown_key(key, keys(schema), where)
         given[key] = _Given(_parse_override(text), where, text)
-    return _build(schema, None, "", given, check_given=True)
+    return given
 
 
 def to_toml(config: "DataclassInstance") -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from penstock.pipeline.config import ONLY_SPEED, DataConfig
 from penstock.recipes import Recipe, config
 from penstock.recipes.hardware import cores_allowed, cpu_model, gpu_name
+from penstock.recipes.timm_input import with_timm_input
 
 FILE = Path("machine.toml")
 NO_GPU = "none"
@@ -52,11 +53,22 @@ def this_machine(device: str) -> Machine:
 def load_recipe(
     recipe_file: Path, overrides: tuple[str, ...], *, device: str = "auto", use: bool = True, path: Path = FILE
 ) -> tuple[Recipe, str]:
-    """The recipe with what the machine's file says, if there is one and it is of this machine; and a line for the
-    user about what was taken from it, or why nothing was: "" without a file.
+    """The recipe with what the machine's file says, if there is one and it is of this machine, and with the images that
+    a network of timm's takes (`recipes.timm_input`); and for the user a line about what was taken from each, or why
+    nothing was: "" without a file and without such a network.
 
-    Raises ValueError as `config.load_config`, and for a machine's file that is malformed or says more than it may.
+    Raises ValueError as `config.load_config` and `with_timm_input`, and for a machine's file that is malformed or says
+    more than it may.
     """
+    recipe, of_machine = _with_machine(recipe_file, overrides, device, use, path)
+    recipe, of_timm = with_timm_input(recipe, config.given_keys(Recipe, recipe_file, overrides))
+    return recipe, "\n".join(filter(None, (of_machine, of_timm)))
+
+
+def _with_machine(
+    recipe_file: Path, overrides: tuple[str, ...], device: str, use: bool, path: Path
+) -> tuple[Recipe, str]:
+    """The recipe over the machine's file, and the line about that."""
     if not path.exists():
         return config.load_config(Recipe, recipe_file, overrides), ""
     if not use:

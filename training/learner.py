@@ -113,7 +113,7 @@ def build_learner(
     others, and a replay has its own.
     """
     torch.manual_seed(recipe.train.seed)
-    net = build_model(recipe.model, num_classes)
+    net = build_model(recipe.model, num_classes, recipe.data.image_size)
     if recipe.model.pretrained and classes:
         say(load_pretrained(net, recipe.model, partial(_rows_of, classes)))
     _check_sizes(net, recipe)
