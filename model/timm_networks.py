@@ -168,7 +168,7 @@ def _is_fixed(config: ModelConfig) -> bool:
 
 
 def create(config: ModelConfig, options: dict[str, Any]) -> nn.Module:
-    """What `timm.create_model` makes of the options. Raises ValueError where it lacks one, or does not take its value."""
+    """What `timm.create_model` makes of options. Raises ValueError where it lacks one, or does not take its value."""
     settings = {"drop_rate": "dropout", "drop_path_rate": "stochastic_depth", "zero_init_last": "zero_init_residual"}
     try:
         net: nn.Module = timm.create_model(bare_name(config), **options)

@@ -11,8 +11,9 @@ import dataclasses
 import json
 import tomllib
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from penstock.recipes.config_names import unknown_key, unknown_section
@@ -35,8 +36,14 @@ class _WrongType(Exception):
     """A value does not fit its field; the message says what was expected."""
 
 
-def load_config(schema: type[T], recipe_file: Path | None, overrides: Sequence[str] = ()) -> T:
+def load_config(
+    schema: type[T],
+    recipe_file: Path | None,
+    overrides: Sequence[str] = (),
+    defaults: Mapping[str, object] = MappingProxyType({}),
+) -> T:
     """The `schema` dataclass with its defaults, overlaid by a TOML file, overlaid by `section.key=value` strings.
+    `defaults`, by dotted key, take the place of the schema's.
 
     An override's value is read as TOML, and as a bare string where that does not fit (`model.name=resnet50`). An int
     is taken where a float is expected and an array becomes a tuple; a bool is never a number.
@@ -46,12 +53,17 @@ def load_config(schema: type[T], recipe_file: Path | None, overrides: Sequence[s
     dataclass's own `__post_init__` refuses, and its `check_given`, if it has one: slips that a run of an earlier
     version may have been trained with, so that `from_toml` lets them pass.
     """
-    return _build(schema, None, "", _given(schema, recipe_file, overrides), check_given=True)
+    given = {key: _Given(value, "default") for key, value in defaults.items()}
+    return _build(schema, None, "", given | _given(schema, recipe_file, overrides), check_given=True)
 
 
-def given_keys(schema: "type[DataclassInstance]", recipe_file: Path | None, overrides: Sequence[str]) -> set[str]:
-    """The dotted keys that the file or the overrides give. Raises what `load_config` does for those."""
-    return set(_given(schema, recipe_file, overrides))
+def given_values(
+    schema: "type[DataclassInstance]", recipe_file: Path | None, overrides: Sequence[str]
+) -> dict[str, object]:
+    """What the file and the overrides give, by dotted key. Raises what `load_config` does for each alone."""
+    leaves = _leaf_types(schema)
+    given = _given(schema, recipe_file, overrides)
+    return {key: _coerce_given(one, leaves[key], key) for key, one in given.items()}
 
 
 def _given(schema: "type[DataclassInstance]", recipe_file: Path | None, overrides: Sequence[str]) -> dict[str, _Given]:
