@@ -7,7 +7,7 @@ room for tensors alone, in a JSON file beside it.
 import io
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import TypedDict
 
@@ -177,10 +177,9 @@ def library_call(loaded: Loaded) -> tuple[str, str | None]:
         return "", f"{model.name} is not one of torchvision's networks"
     options: dict[str, object] = {"num_classes": num_classes}
     if model.name.startswith(TIMM):
-        from penstock.model.timm_networks import bare_name, create, timm_options  # here: timm takes seconds
+        from penstock.model.timm_networks import bare_name, create, options_of_shape  # here: timm takes seconds
 
-        plain = replace(model, dropout=None, stochastic_depth=None, zero_init_residual=None)  # no matter after training
-        options |= timm_options(plain, getattr(loaded.net, "image_size", None))
+        options |= options_of_shape(model, getattr(loaded.net, "image_size", None))
         words = ", ".join([repr(bare_name(model)), *(f"{name}={value!r}" for name, value in options.items())])
         call, peer = f"timm.create_model({words})", create(model, options)
     else:

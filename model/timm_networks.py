@@ -58,6 +58,17 @@ def build_timm_network(config: ModelConfig, num_classes: int, image_size: int | 
 
 def timm_options(config: ModelConfig, image_size: int | None) -> dict[str, Any]:
     """The keywords for `timm.create_model` besides the number of classes."""
+    wanted = {
+        "drop_rate": config.dropout,
+        "drop_path_rate": config.stochastic_depth,
+        "zero_init_last": config.zero_init_residual,
+    }
+    given = {name: value for name, value in wanted.items() if value is not None}
+    return options_of_shape(config, image_size) | given
+
+
+def options_of_shape(config: ModelConfig, image_size: int | None) -> dict[str, Any]:
+    """Those of them that a trained network needs, too."""
     options: dict[str, Any] = {}
     for argument in config.timm_args:
         name, _, text = argument.partition("=")
@@ -65,13 +76,7 @@ def timm_options(config: ModelConfig, image_size: int | None) -> dict[str, Any]:
             options[name] = tomllib.loads(f"value = {text}")["value"]
         except ValueError:  # a bare word
             options[name] = text
-    wanted = {
-        "drop_rate": config.dropout,
-        "drop_path_rate": config.stochastic_depth,
-        "zero_init_last": config.zero_init_residual,
-        "img_size": image_size if _is_fixed(config) else None,
-    }
-    return options | {name: value for name, value in wanted.items() if value is not None}
+    return options | ({"img_size": image_size} if image_size and _is_fixed(config) else {})
 
 
 def input_of(config: ModelConfig) -> Input:
@@ -119,7 +124,7 @@ def download(config: ModelConfig, about: Any, image_size: int | None) -> dict[st
 
     Raises what the download raises.
     """
-    options = timm_options(config, image_size) | {"num_classes": about.num_classes}
+    options = options_of_shape(config, image_size) | {"num_classes": about.num_classes}
     net = timm.create_model(bare_name(config), pretrained=True, pretrained_cfg=about, **options)
     state: dict[str, Tensor] = net.state_dict()
     return state
@@ -151,7 +156,7 @@ def converted(config: ModelConfig, net: nn.Module, weights: Mapping[str, object]
     rows = weights.get(f"{heads.get('')}.weight")
     about = get_pretrained_cfg(bare_name(config))
     num_classes = len(rows) if isinstance(rows, Tensor) else about.num_classes if about else 1000
-    options = timm_options(config, getattr(net, "image_size", None)) | {"num_classes": num_classes}
+    options = options_of_shape(config, getattr(net, "image_size", None)) | {"num_classes": num_classes}
     source = {"state_dict": dict(weights), "num_classes": num_classes, "custom_load": False}
     try:
         made = timm.create_model(bare_name(config), pretrained=True, pretrained_cfg_overlay=source, **options)
@@ -173,9 +178,11 @@ def create(config: ModelConfig, options: dict[str, Any]) -> nn.Module:
     try:
         net: nn.Module = timm.create_model(bare_name(config), **options)
     except Exception as error:  # of many kinds: assertions, type errors
-        for keyword, setting in settings.items():
-            if isinstance(error, TypeError) and f"'{keyword}'" in str(error):
-                raise lacks(config.name, setting) from None
+        lacking = [word for word in settings if isinstance(error, TypeError) and f"'{word}'" in str(error)]
+        if lacking == ["zero_init_last"] and not options["zero_init_last"]:  # as it is
+            return create(config, {name: value for name, value in options.items() if name not in lacking})
+        if lacking:
+            raise lacks(config.name, settings[lacking[0]]) from None
         given = ", ".join(f"{name}={value}" for name, value in options.items())
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(f"{config.name}: timm cannot build it with {given}: {reason}") from None

@@ -55,6 +55,8 @@ TOLD_EARLY = {  # what a command line is answered with before anything heavy is 
         "--set optimizer.name=sdg": "'sgd'",
         "--set loss.name=mes": "'mse'",
         "--set model.name=resnet5O": "did you mean resnet50",
+        "--set model.name=timm/resnet5Od": "did you mean timm/resnet50d",
+        "--recipe vit-s16-90ep": "names no data",
         "--set schedule.warmup_epochs=99": "the warm-up must end",
         "--data nosuch": "nosuch: no packed dataset",
         "--resume nosuch": "no checkpoint there",

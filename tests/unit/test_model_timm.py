@@ -93,6 +93,10 @@ def test_zero_init_residual_is_timms(zero: bool) -> None:
     assert any(p.ndim == 1 and name.endswith("weight") and not p.any() for name, p in net.named_parameters()) == zero
 
 
+def test_a_network_without_zero_initialised_branches_is_as_it_is() -> None:
+    assert_same(build("test_vit", zero_init_residual=False), build("test_vit"))
+
+
 def test_further_keywords_are_timms() -> None:
     arguments = ("class_token=false", "global_pool=avg", "fc_norm=false")
     net = build("test_vit", timm_args=arguments)
