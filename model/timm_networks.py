@@ -7,9 +7,14 @@ resampling positions for another image size) is left to `timm.create_model`.
 import math
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import timm
+from huggingface_hub import constants as hub
+from huggingface_hub import try_to_load_from_cache
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.layers import DropPath
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
@@ -20,6 +25,8 @@ from penstock.model.heads import heads_of
 from penstock.model.names import TIMM, check_timm_name, lacks
 
 INTERPOLATIONS = {"nearest": "nearest", "bilinear": "linear", "bicubic": "cubic", "lanczos": "lanczos"}  # in [data]
+
+HUB_FILE = "model.safetensors"  # that each of timm's repositories has
 
 
 class Input(NamedTuple):
@@ -124,6 +131,8 @@ def download(config: ModelConfig, about: Any, image_size: int | None) -> dict[st
 
     Raises what the download raises.
     """
+    if about.hf_hub_id:
+        _require_hub(about.hf_hub_id, about.hf_hub_filename or HUB_FILE)
     options = options_of_shape(config, image_size) | {"num_classes": about.num_classes}
     net = timm.create_model(bare_name(config), pretrained=True, pretrained_cfg=about, **options)
     state: dict[str, Tensor] = net.state_dict()
@@ -134,7 +143,7 @@ def url_of(about: Any) -> str:
     """Where a browser finds what `download` takes."""
     if not about.hf_hub_id:
         return str(about.url)
-    return f"https://huggingface.co/{about.hf_hub_id}/resolve/main/{about.hf_hub_filename or 'model.safetensors'}"
+    return f"https://huggingface.co/{about.hf_hub_id}/resolve/main/{about.hf_hub_filename or HUB_FILE}"
 
 
 def classes_of(about: Any) -> tuple[tuple[str, str], ...] | None:
@@ -164,6 +173,15 @@ def converted(config: ModelConfig, net: nn.Module, weights: Mapping[str, object]
         return weights
     resampled: dict[str, object] = made.state_dict()
     return resampled
+
+
+def _require_hub(repository: str, file: str) -> None:
+    """Raises OSError at once where the hub is not to be reached and the file not at hand: huggingface_hub itself would
+    try for a minute."""
+    if hub.HF_HUB_OFFLINE or isinstance(try_to_load_from_cache(repository, file, hub.HF_HUB_CACHE), str):
+        return
+    with suppress(HTTPError):  # it is there, and answers
+        urlopen(Request(hub.ENDPOINT, method="HEAD"), timeout=10).close()
 
 
 def _is_fixed(config: ModelConfig) -> bool:

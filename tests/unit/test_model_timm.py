@@ -267,6 +267,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, nn.Module]:
         return dict(answers[repository].state_dict())
 
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", load)
+    monkeypatch.setattr("penstock.model.timm_networks._require_hub", lambda *_: None)
     return answers
 
 
@@ -312,12 +313,15 @@ def test_classes_of_published_weights() -> None:
         (
             "test_resnet",
             "DEFAULT",
-            r"DEFAULT: no download \(.*download https://huggingface.co/timm/test_resnet.r160_in1k/",
+            r"DEFAULT: no download \(.*refused.*download https://huggingface.co/timm/test_resnet.r160_in1k/",
         ),
     ],
 )
-def test_weights_that_cannot_be_had(name: str, pretrained: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+def test_weights_that_cannot_be_had(
+    name: str, pretrained: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # where nothing answers
     with pytest.raises(ValueError, match=message) as refused:
         read_weights(ModelConfig(name=f"timm/{name}", pretrained=pretrained))
     assert re.fullmatch(r"[^\n]+", str(refused.value))
