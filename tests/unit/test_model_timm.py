@@ -226,8 +226,7 @@ def saved(kind: str, net: nn.Module, folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", ["hub", "train.py"])
-@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "levit_128s"])
+@pytest.mark.parametrize(("name", "kind"), [("test_resnet", "hub"), ("test_vit", "train.py"), ("levit_128s", "hub")])
 def test_a_file_of_timms_is_read(name: str, kind: str, tmp_path: Path) -> None:
     donor = timm.create_model(name, num_classes=7)
     path = str(saved(kind, donor, tmp_path))
