@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, Unpack
 
 import click
 
-from penstock.model.config import check_network
+from penstock.model.names import check_network
 from penstock.recipes import DEMO_DATA, Recipe, recipe_file
 from penstock.recipes.machine import load_recipe
 from penstock.shards.format import ShardSet

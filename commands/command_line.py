@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from penstock.commands.options import COMMANDS, CONTEXT, DEVICE, IN_ONE_PROCESS, taking
-from penstock.model.config import check_network, check_teacher
+from penstock.model.names import check_network, check_teacher
 from penstock.model.schedule import lr_at
 from penstock.recipes import DEMO_DATA, Recipe, config, recipe_file
 from penstock.recipes.config_names import keys_like
@@ -190,7 +190,7 @@ def check(chosen: Chosen, options: TrainOptions) -> ShardSet | None:
     recipe = chosen.recipe
     run_dirs.check_resume(options.resume)
     check_network(recipe.model.name)
-    check_teacher(recipe.loss)
+    check_teacher(recipe.loss.teacher, recipe.loss.teacher_weights)
     lr_at(0, epochs=recipe.train.epochs, base_lr=recipe.optimizer.lr, config=recipe.schedule)
     if recipe.train.wandb and not find_spec("wandb"):
         raise ValueError("train.wandb: the package wandb is not installed; uv pip install wandb")

@@ -55,6 +55,9 @@ def score(loaded: Loaded, options: EvalOptions, world: World) -> Scores | RealSc
         raise ValueError(
             f"{options.checkpoint}: trained with data.val_split = none; name the split to score with --split"
         )
+    own, size = getattr(loaded.net, "image_size", None), recipe.data.val_image_size
+    if own not in (None, size):
+        raise ValueError(f"--image-size: {recipe.model.name} takes images of {own} px only, not {size}")
     dataset = open_dataset(recipe)
     found = map_classes(loaded.classes, dataset.classes, options.class_map)
     mapped = relabelled(dataset, split, loaded.classes, found, options.checkpoint)

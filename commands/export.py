@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from penstock.commands.onnx_graph import onnx_bytes, onnx_runner, require_packages
 from penstock.commands.options import ExportOptions
 from penstock.commands.trained_network import Loaded, load_network
+from penstock.model.names import TIMM
 from penstock.model.networks import AUXILIARY_HEADS, OWN_NETWORKS
 from penstock.shards.format import atomic_write, key_name
 from penstock.training import environment
@@ -51,10 +52,11 @@ class Description(TypedDict):
 
 
 class Building(TypedDict):
-    """What makes the network that takes the weights. torchvision: its call, None where that makes another network.
-    build: Python for this program's own folder. model: the settings of [model] that it has."""
+    """What makes the network that takes the weights. torchvision, timm: the library's call, None where that makes
+    another network. build: Python for this program's own folder. model: the settings of [model] that it has."""
 
     torchvision: str | None
+    timm: str | None
     build: str
     model: dict[str, object]
 
@@ -154,36 +156,53 @@ def building(loaded: Loaded) -> tuple[Building, str]:
         if field.name not in RUNNING and getattr(model, field.name) != field.default
     }
     arguments = ", ".join(f"{name}={value!r}" for name, value in changed.items())
-    made = f"net = build_model(ModelConfig({arguments}), {num_classes})"
+    is_timms = model.name.startswith(TIMM)
+    size = f", {loaded.recipe.data.image_size}" if is_timms and hasattr(loaded.net, "image_size") else ""
+    made = f"net = build_model(ModelConfig({arguments}), {num_classes}{size})"
     build = f"from model.config import ModelConfig; from model.networks import build_model; {made}"
-    call, problem = torchvision_call(loaded)
+    call, problem = library_call(loaded)
     said = (
         f"{problem}; in this program's folder it is: {build}"
         if problem
         else f"{call} loads it and gives the same logits"
     )
-    return {"torchvision": None if problem else call, "build": build, "model": changed}, said
+    good = None if problem else call
+    return {
+        "torchvision": None if is_timms else good, "timm": good if is_timms else None, "build": build, "model": changed,
+    }, said  # fmt: skip
 
 
-def torchvision_call(loaded: Loaded) -> tuple[str, str | None]:
-    """The call that makes torchvision's network of this name, and why it is not the same network, or None if it is."""
+def library_call(loaded: Loaded) -> tuple[str, str | None]:
+    """The call that makes torchvision's or timm's network of this name, and why it is not the same network, or None if
+    it is."""
     model, num_classes = loaded.recipe.model, len(loaded.classes)
     if model.name in OWN_NETWORKS:
         return "", f"{model.name} is not one of torchvision's networks"
-    options: dict[str, int | bool] = {"num_classes": num_classes}
-    if model.name in AUXILIARY_HEADS:
-        options |= {"aux_logits": model.aux_logits, "transform_input": True, "init_weights": False}
-    arguments = ", ".join(f"{name}={value}" for name, value in options.items())
-    call = f"torchvision.models.{model.name}({arguments})"
-    peer = torchvision.models.get_model(model.name, weights=None, **options).eval()
+    options: dict[str, object] = {"num_classes": num_classes}
+    if model.name.startswith(TIMM):
+        from penstock.model.timm_networks import bare_name, create, options_of_shape  # here: timm takes seconds
+
+        options |= options_of_shape(model, getattr(loaded.net, "image_size", None))
+        words = ", ".join([repr(bare_name(model)), *(f"{name}={value!r}" for name, value in options.items())])
+        call, peer = f"timm.create_model({words})", create(model, options)
+    else:
+        if model.name in AUXILIARY_HEADS:
+            options |= {"aux_logits": model.aux_logits, "transform_input": True, "init_weights": False}
+        call = f"torchvision.models.{model.name}({', '.join(f'{name}={value}' for name, value in options.items())})"
+        peer = torchvision.models.get_model(model.name, weights=None, **options)
+    return call, _difference(loaded, call, peer.eval())
+
+
+def _difference(loaded: Loaded, call: str, peer: nn.Module) -> str | None:
+    """Why a library's network, made by `call`, is not the same, or None if it is."""
     try:
         peer.load_state_dict(loaded.net.state_dict())
     except RuntimeError:
-        return call, f"{call} has other weights, as the recipe's [model] alters the network"
+        return f"{call} has other weights, as the recipe's [model] alters the network"
     largest, difference = compare(loaded.net, peer, [example_images(loaded, 2)])
     if not difference <= TOLERANCE * largest:
-        return call, f"{call} loads it but computes something else, as the recipe's [model] alters the network"
-    return call, None
+        return f"{call} loads it but computes something else, as the recipe's [model] alters the network"
+    return None
 
 
 def state_dict(net: nn.Module) -> dict[str, Tensor]:

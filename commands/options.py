@@ -194,7 +194,7 @@ def export_command(options: ExportOptions) -> None:
     CHECKPOINT is a .pt file; of a run's directory it is the best checkpoint, else the last. OUT's suffix is the format:
 
     \b
-      .pt, .pth      a state dict with torchvision's names; OUT.json says how images are prepared
+      .pt, .pth      a state dict with torchvision's or timm's names; OUT.json says how images are prepared
       .safetensors   the same tensors; the metadata say how images are prepared
       .onnx          a graph, checked against torch by onnxruntime before it is written; needs: uv sync --extra onnx
 

@@ -68,7 +68,7 @@ def load_network(path: Path, *, weights: Weights = "auto", device: torch.device)
 
     recipe = config.from_toml(Recipe, state["recipe"], str(file))
     classes = tuple(ClassInfo(c["wnid"], c["name"]) for c in state["classes"])
-    net = build_model(recipe.model, len(classes))
+    net = build_model(recipe.model, len(classes), recipe.data.image_size)
     _fill(net, chosen, f"{file}: {recipe.model.name}")
     return Loaded(
         net=net.to(device).eval().requires_grad_(False),

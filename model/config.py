@@ -1,24 +1,25 @@
 """The sections `[model]`, `[loss]`, `[optimizer]`, `[schedule]` and `[ema]` of a recipe, without torch.
 
 What is wrong in a recipe is so told in half a second, before torch is imported. The names that a section may have are
-those of the registry beside the code (`LOSSES`, `OPTIMIZERS`, `DECAYS`, `OWN_NETWORKS`), as a test sees to.
+those of the registry beside the code (`LOSSES`, `OPTIMIZERS`, `DECAYS`), as a test sees to.
 """
 
-import importlib.util
-import re
-from collections.abc import Collection
 from dataclasses import dataclass
-from difflib import get_close_matches
-from functools import cache
 from itertools import pairwise
-from pathlib import Path
 from typing import Literal, get_args, get_type_hints
 
+from penstock.model.names import TIMM
 from penstock.settings import check, setting
 
-OWN_NAMES = ("airbench94", *(f"cifar_resnet{depth}" for depth in (8, 14, 20, 32, 44, 56)))  # model.networks has them
-
-
+# What of timm's keywords settings say, and which.
+TIMM_KEYWORDS = {
+    "num_classes": "the dataset",
+    "img_size": "data.image_size",
+    "pretrained": "model.pretrained",
+    "drop_rate": "model.dropout",
+    "drop_path_rate": "model.stochastic_depth",
+    "zero_init_last": "model.zero_init_residual",
+}
 CompileMode = Literal["auto", "default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune"]
 
 
@@ -26,7 +27,11 @@ CompileMode = Literal["auto", "default", "reduce-overhead", "max-autotune-no-cud
 class ModelConfig:
     """Which network, and how it runs. Unset (none) means as the network is published."""
 
-    name: str = setting("resnet50", "torchvision's of any of its classification networks, or one of this project's.")
+    name: str = setting(
+        "resnet50",
+        "torchvision's of any of its classification networks, or one of this project's; `timm/NAME` is timm's NAME, "
+        "with the mean, std, sizes and filter of its weights in [data] where nobody gives them.",
+    )
     stem: Literal["imagenet", "small"] = setting(
         "imagenet",
         "`imagenet` is the network as published; `small` gives a ResNet a 3×3 stride-1 stem without max-pooling.",
@@ -59,8 +64,14 @@ class ModelConfig:
     )
     pretrained: str = setting(
         "",
-        "Weights to start from: a file, a run, or one of torchvision's names (model/pretrained.py).",
+        'Weights to start from: a file, a run, or one of torchvision\'s or timm\'s names: "DEFAULT", "IMAGENET1K_V2", '
+        '"a1_in1k" (model/pretrained.py).',
         free_on_resume=True,
+    )
+    timm_args: tuple[str, ...] = setting(
+        (),
+        "Further keywords of timm's network, `NAME=VALUE` each, as `--model-kwargs` of its train.py: "
+        '["global_pool=avg", "class_token=false"].',
     )
     channels_last: bool = setting(True, "Keep weights and activations in NHWC order.")
     compile: Literal[False, True, "auto"] = setting(
@@ -80,6 +91,13 @@ class ModelConfig:
         check(self)
         if self.compile_mode not in ("auto", "default") and not self.compile:
             raise ValueError(f"compile_mode = {self.compile_mode} does nothing without compile = true")
+        if self.timm_args and not self.name.startswith(TIMM):
+            raise ValueError(f'timm_args: has no effect with name = "{self.name}"; leave it out')
+        for argument in self.timm_args:
+            name, equals, _ = argument.partition("=")
+            if not equals or name in TIMM_KEYWORDS:
+                why = f"is set by {TIMM_KEYWORDS[name]}" if equals else "must be NAME=VALUE"
+                raise ValueError(f"timm_args: {argument!r} {why}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,18 +166,21 @@ class LossConfig:
 class OptimizerConfig:
     """How a gradient changes the weights."""
 
-    name: Literal["sgd", "adagrad", "rmsprop", "adam", "adamw", "adan", "lion", "lars", "lamb"] = setting(
+    name: Literal["sgd", "adagrad", "rmsprop", "adam", "adamw", "adan", "lion", "lars", "lamb", "muon"] = setting(
         "sgd",
         '"sgd", "adagrad", "rmsprop", "adam" and "adamw" are torch\'s; "lars" (You et al. 2017), "lamb" (You et al. '
-        '2019), "lion" (Chen et al. 2023) and "adan" (Xie et al. 2022) are timm\'s.',
+        '2019), "lion" (Chen et al. 2023), "adan" (Xie et al. 2022) and "muon" (Jordan et al. 2024) are timm\'s. Muon '
+        "trains the matrices inside the network, kernels as matrices; AdamW, or with `nesterov` NAdamW, trains heads, "
+        "embeddings, depthwise kernels, norms and biases, at `fallback_lr_scale` times `lr`.",
     )
     lr: float = setting(
         0.1, "The base learning rate of a step, as it is: nothing scales it by the batch size.", above=0
     )
     weight_decay: float = setting(
         5e-5,
-        "On weights of two or more dimensions; norms and biases have none. adamw, lion and adan decay the weights by "
-        "lr · weight_decay, lamb adds it to the update before it is scaled, the others to the gradient (L2).",
+        "On weights of two or more dimensions; norms and biases have none, nor have positions and class tokens of "
+        "transformers (model/optim.py). adamw, lion, adan and muon decay the weights by lr · weight_decay, lamb adds "
+        "it to the update before it is scaled, the others to the gradient (L2).",
         at_least=0,
     )
     bias_lr_scale: float = setting(
@@ -169,29 +190,29 @@ class OptimizerConfig:
     )
     momentum: float = setting(
         0.9,
-        "Of sgd, rmsprop and lars. LARS sums gradients before they are multiplied by lr, as torch's SGD does; the "
-        "paper's sum has the lr in it, to which Goyal et al. 2017 (section 3) and NVIDIA's MLPerf code apply a "
-        "momentum correction that comes to the same as this.",
+        "Of sgd, rmsprop, lars and muon (timm's default there is 0.95). LARS sums gradients before they are multiplied "
+        "by lr, as torch's SGD does; the paper's sum has the lr in it, to which Goyal et al. 2017 (section 3) and "
+        "NVIDIA's MLPerf code apply a momentum correction that comes to the same as this.",
         at_least=0,
         below=1,
         belongs_to="name",
-        when=("sgd", "rmsprop", "lars"),
+        when=("sgd", "rmsprop", "lars", "muon"),
     )
-    nesterov: bool = setting(True, "Nesterov's momentum, of sgd.", belongs_to="name", when=("sgd",))
+    nesterov: bool = setting(True, "Nesterov's momentum, of sgd and muon.", belongs_to="name", when=("sgd", "muon"))
     betas: tuple[float, ...] | None = setting(
         None,
-        "Of adam, adamw, lamb and lion two, of adan three; unset, those of its paper.",
+        "Of adam, adamw, lamb, lion and muon's AdamW two, of adan three; unset, those of its paper, or the library's.",
         at_least=0,
         below=1,
         belongs_to="name",
-        when=("adam", "adamw", "adan", "lion", "lamb"),
+        when=("adam", "adamw", "adan", "lion", "lamb", "muon"),
     )
     eps: float | None = setting(
         None,
         "What keeps a quotient finite; unset, the library's. Not of sgd and lion, which have none.",
         at_least=0,
         belongs_to="name",
-        when=("adagrad", "rmsprop", "adam", "adamw", "adan", "lars", "lamb"),
+        when=("adagrad", "rmsprop", "adam", "adamw", "adan", "lars", "lamb", "muon"),
     )
     alpha: float = setting(
         0.99, "Of rmsprop, the average's decay.", at_least=0, below=1, belongs_to="name", when=("rmsprop",)
@@ -202,6 +223,26 @@ class OptimizerConfig:
         above=0,
         belongs_to="name",
         when=("lars",),
+    )
+    ns_steps: int = setting(
+        5, "Of muon, Newton-Schulz steps that make an update orthogonal.", at_least=1, belongs_to="name", when=("muon",)
+    )
+    ns_coefficients: Literal["original", "quintic", "polar_express"] = setting(
+        "quintic",
+        'Of muon, the polynomials of the steps: "original" is Jordan\'s, the same in each; "quintic" and '
+        '"polar_express" (Amsel et al. 2025) have one a step, for five and eight.',
+        belongs_to="name",
+        when=("muon",),
+    )
+    adjust_lr: Literal["original", "match_rms_adamw", "rms_to_rms"] = setting(
+        "match_rms_adamw",
+        'Of muon, what multiplies lr for a matrix of n rows and m columns: "original" √max(1, n / m) (Jordan\'s), '
+        '"match_rms_adamw" 0.2 √max(n, m), so that lr and decay are AdamW\'s (Liu et al. 2025), "rms_to_rms" √(n / m).',
+        belongs_to="name",
+        when=("muon",),
+    )
+    fallback_lr_scale: float = setting(
+        1.0, "Of muon, how many times lr its AdamW gets.", above=0, belongs_to="name", when=("muon",)
     )
     fused: bool | None = setting(
         None,
@@ -286,49 +327,6 @@ class EmaConfig:
 
     def __post_init__(self) -> None:
         check(self)
-
-
-def check_network(name: str) -> None:
-    """Raises ValueError for a network that `build_model` does not know, with the nearest names."""
-    known = (*OWN_NAMES, *torchvision_names())
-    if name not in known and len(known) > len(OWN_NAMES):
-        raise unknown_network(name, known)
-
-
-def check_teacher(config: LossConfig) -> None:
-    """Raises ValueError where there is no such teacher."""
-    if not config.teacher:
-        return
-    if Path(config.teacher).expanduser().exists():
-        if config.teacher_weights:
-            raise ValueError(
-                f"loss.teacher_weights: has no effect beside a file or a run, {config.teacher}; for bare weights let "
-                "loss.teacher be the network's name"
-            )
-        return
-    try:
-        check_network(config.teacher)
-    except ValueError as error:
-        raise ValueError(f"loss.teacher: {config.teacher}: no such file or run, and {error}") from None
-    if not config.teacher_weights:
-        raise ValueError(f"loss.teacher_weights: which weights of {config.teacher}? Give a file, or DEFAULT")
-
-
-def unknown_network(name: str, known: Collection[str]) -> ValueError:
-    near = get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {', '.join(near)}?" if near else "model.networks.list_networks() has the names"
-    return ValueError(f"unknown network {name!r}: {hint}")
-
-
-@cache
-def torchvision_names() -> tuple[str, ...]:
-    """The classification networks of the torchvision that is installed, read from its sources, since its import takes
-    10 s; none where the sources are not there."""
-    package = importlib.util.find_spec("torchvision")
-    folders = list(package.submodule_search_locations or ()) if package else []
-    sources = [file.read_text(encoding="utf-8") for folder in folders for file in Path(folder).glob("models/*.py")]
-    registered = re.compile(r'^@register_model\((?:name="(\w+)")?\)$.*?^def (\w+)', re.MULTILINE | re.DOTALL)
-    return tuple(sorted(name or function for source in sources for name, function in registered.findall(source)))
 
 
 def _check_name(section: LossConfig | OptimizerConfig | ScheduleConfig, kind: str) -> None:

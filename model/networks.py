@@ -1,8 +1,8 @@
 """Networks by name: `ModelConfig` → `nn.Module` that maps images (N, 3, S, S) to logits (N, num_classes).
 
-Every classification network of torchvision with torchvision's own parameter names, so that state dicts are
+Every classification network of torchvision and of timm with their own parameter names, so that state dicts are
 interchangeable, and our own for small images. A new network is one entry in `OWN_NETWORKS` and a name in
-`model/config.py`.
+`model/names.py`; timm's are in `model/timm_networks.py`.
 """
 
 import inspect
@@ -14,8 +14,9 @@ from torch import nn
 from penstock.model.airbench import AIRBENCHES
 from penstock.model.blurpool import MIN_CHANNELS, use_blurpool
 from penstock.model.cifar_resnet import CIFAR_RESNETS
-from penstock.model.config import ModelConfig, unknown_network
+from penstock.model.config import ModelConfig
 from penstock.model.layout import use_channels_last
+from penstock.model.names import TIMM, lacks, unknown_network
 from penstock.model.stochastic_depth import add_stochastic_depth, rescale_stochastic_depth
 
 # name → factory(num_classes, …) with those of the keywords zero_init_residual, stochastic_depth, dropout that it has
@@ -26,27 +27,34 @@ AUXILIARY_HEADS = ("googlenet", "inception_v3")
 
 
 def list_networks() -> list[str]:
-    """All names that `build_model` knows, sorted."""
+    """All names that `build_model` knows, sorted, but timm's, which `timm.list_models()` has."""
     return sorted([*OWN_NETWORKS, *torchvision.models.list_models(module=torchvision.models)])
 
 
-def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
+def build_model(config: ModelConfig, num_classes: int, image_size: int | None = None) -> nn.Module:
     """A freshly initialised network on the CPU in float32: (N, 3, S, S) → logits (N, num_classes).
 
     With `aux_logits` it answers in training torchvision's named tuple of logits, the main head's first. GoogLeNet and
     Inception v3 take images normalised like the others' and bring them to [−1, 1] themselves, as their published
     weights want it. `pretrained`, `compile` and `sync_batch_norm` are the caller's to apply.
 
+    `image_size`: that a network of timm's which takes images of one size (a vision transformer) is built for; None for
+    the one that it is published with. Such a network, torchvision's too, has it as its attribute `image_size`.
+
     Raises ValueError for an unknown name (naming the nearest ones), fewer than one class, and an option that the
     network does not have.
     """
     name = config.name
-    if name not in list_networks():
+    if not name.startswith(TIMM) and name not in list_networks():
         raise unknown_network(name, list_networks())
     if num_classes < 1:
         raise ValueError(f"a network needs at least 1 class, not {num_classes}")
 
-    if name in OWN_NETWORKS:
+    if name.startswith(TIMM):
+        from penstock.model.timm_networks import build_timm_network  # here: timm takes seconds
+
+        net = build_timm_network(config, num_classes, image_size)
+    elif name in OWN_NETWORKS:
         net = OWN_NETWORKS[name](num_classes, **_own_options(config))
     else:
         options = _torchvision_options(config)
@@ -60,9 +68,9 @@ def _own_options(config: ModelConfig) -> dict[str, object]:
     accepted = inspect.signature(OWN_NETWORKS[config.name]).parameters
     for option in ("stochastic_depth", "dropout"):
         if getattr(config, option) is not None and option not in accepted:
-            raise _lacks(config, option)
+            raise lacks(config.name, option)
     if config.aux_logits:
-        raise _lacks(config, "aux_logits")
+        raise lacks(config.name, "aux_logits")
     wanted = {
         "zero_init_residual": _zero_init_residual(config, accepted),
         "stochastic_depth": config.stochastic_depth,
@@ -82,14 +90,14 @@ def _torchvision_options(config: ModelConfig) -> dict[str, object]:
     if config.dropout is not None:
         names = [name for name in ("dropout", "drop_rate") if name in accepted]  # drop_rate is DenseNet's
         if not names:
-            raise _lacks(config, "dropout")
+            raise lacks(config.name, "dropout")
         options[names[0]] = config.dropout
     if config.stochastic_depth is not None and _family(config) in ("convnext", "efficientnet"):
         options["stochastic_depth_prob"] = config.stochastic_depth
     if config.name in AUXILIARY_HEADS:
         options.update(aux_logits=config.aux_logits, init_weights=True, transform_input=True)
     elif config.aux_logits:
-        raise _lacks(config, "aux_logits")
+        raise lacks(config.name, "aux_logits")
     return options
 
 
@@ -98,21 +106,23 @@ def _alter(net: nn.Module, config: ModelConfig) -> None:
     family = _family(config)
     if config.stem == "small":
         if family != "resnet":
-            raise _lacks(config, "stem = small", "that is for torchvision's ResNets, ResNeXts and Wide ResNets")
+            raise lacks(config.name, "stem = small", "that is for torchvision's ResNets, ResNeXts and Wide ResNets")
         _use_small_stem(net)
     if config.stochastic_depth is not None:
         if family == "resnet":
             add_stochastic_depth(net, config.stochastic_depth)
         elif family in ("swin_transformer", "maxvit"):  # their builders refuse the keyword
             rescale_stochastic_depth(net, config.stochastic_depth)
-        elif family not in ("own", "convnext", "efficientnet"):
-            raise _lacks(config, "stochastic_depth")
+        elif family not in ("own", "timm", "convnext", "efficientnet"):
+            raise lacks(config.name, "stochastic_depth")
     if config.blurpool and not use_blurpool(net):
-        raise _lacks(config, "blurpool", f"it has no strided convolution with {MIN_CHANNELS} channels or more")
+        raise lacks(config.name, "blurpool", f"it has no strided convolution with {MIN_CHANNELS} channels or more")
 
 
 def _family(config: ModelConfig) -> str:
-    """The module of torchvision.models that a network comes from, or "own"."""
+    """The module of torchvision.models that a network comes from, or "own", or "timm"."""
+    if config.name.startswith(TIMM):
+        return "timm"
     if config.name in OWN_NETWORKS:
         return "own"
     module: str = torchvision.models.get_model_builder(config.name).__module__
@@ -123,12 +133,8 @@ def _zero_init_residual(config: ModelConfig, accepted: Collection[str]) -> bool 
     if "zero_init_residual" in accepted:
         return config.zero_init_residual is not False
     if config.zero_init_residual:
-        raise _lacks(config, "zero_init_residual")
+        raise lacks(config.name, "zero_init_residual")
     return None
-
-
-def _lacks(config: ModelConfig, option: str, reason: str = "leave it out") -> ValueError:
-    return ValueError(f"{config.name} has no {option}: {reason}")
 
 
 def _use_small_stem(net: nn.Module) -> None:

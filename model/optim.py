@@ -5,27 +5,46 @@ their multi-tensor ("foreach") path on a GPU by themselves.
 """
 
 from collections.abc import Callable
+from fnmatch import fnmatchcase as fnmatch
 from typing import Any
 
 from torch import nn, optim
 
 from penstock.model.config import OptimizerConfig
+from penstock.model.heads import heads_of
 
 Group = dict[str, Any]  # a parameter group, or keyword arguments of an optimizer, as torch and timm take them
+TOKENS = ("class_token", "pos_embedding", "relative_position_bias_table")  # of torchvision's ViT, Swin and MaxViT
 
 
 def param_groups(model: nn.Module, weight_decay: float) -> list[Group]:
-    """Two optimizer groups: weights (ndim ≥ 2) with `weight_decay`, norms and biases (ndim ≤ 1) with none.
+    """Optimizer groups: weights (ndim ≥ 2) with `weight_decay`; those of them that the network exempts, and norms and
+    biases (ndim ≤ 1), with none.
 
-    By dimension, not by name (He et al. 2018, "Bag of Tricks", section 3.1). Each trainable parameter is in exactly
-    one group, a shared one once; frozen ones are in none; an empty group is left out.
+    By dimension, not by name (He et al. 2018, "Bag of Tricks", section 3.1), but for `exempt`. Each trainable parameter
+    is in exactly one group, a shared one once; frozen ones are in none; an empty group is left out.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    without = exempt(model, [name for name, p in named if p.ndim >= 2])
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for name, p in named if p.ndim >= 2 and name not in without], "weight_decay": weight_decay},
+        {"params": [p for name, p in named if name in without], "weight_decay": 0.0},
+        {"params": [p for _, p in named if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def exempt(model: nn.Module, names: list[str]) -> set[str]:
+    """Which parameters of `names` a network says do not decay: positions, class tokens and the like.
+
+    timm's networks name them, or patterns of them (`no_weight_decay`); of torchvision's transformers they are `TOKENS`,
+    as in torchvision's own recipes (`--transformer-embedding-decay 0` of its references).
+    """
+    if hasattr(model, "no_weight_decay"):
+        theirs: Any = model
+        patterns = list(theirs.no_weight_decay())
+        return {name for name in names if any(fnmatch(name, pattern) for pattern in patterns)}
+    return {name for name in names if name.rpartition(".")[2] in TOKENS}
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> optim.Optimizer:
@@ -36,15 +55,18 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> optim.Optimize
     groups = param_groups(model, config.weight_decay)
     if not groups:
         raise ValueError("the model has no trainable parameters")
-    optimizer = OPTIMIZERS[config.name](groups, config)
-    for group in optimizer.param_groups:
+    for group in groups:
         group["lr_scale"] = config.bias_lr_scale if group["params"][0].ndim <= 1 else 1.0
+    if config.name == "muon":
+        groups = _with_fallback(model, groups, config.fallback_lr_scale)
+    optimizer = OPTIMIZERS[config.name](groups, config)
     set_lr(optimizer, config.lr)
     return optimizer
 
 
 def set_lr(optimizer: optim.Optimizer, lr: float) -> None:
-    """Make `lr` the learning rate of the weights, and its multiple that of norms and biases."""
+    """Make `lr` the learning rate of the weights, and its multiples those of norms and biases, and of what AdamW trains
+    under Muon."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)  # a state from before there was one
 
@@ -97,6 +119,14 @@ def _lamb(groups: list[Group], config: OptimizerConfig) -> optim.Optimizer:
     return Lamb(_adapted(groups), config.lr, max_grad_norm=None, **_given(config, "betas", "eps"))
 
 
+def _muon(groups: list[Group], config: OptimizerConfig) -> optim.Optimizer:
+    from timm.optim import Muon
+
+    own: Group = {"momentum": config.momentum, "nesterov": config.nesterov, "adjust_lr_fn": config.adjust_lr}
+    steps: Group = {"ns_steps": config.ns_steps, "ns_coefficients": config.ns_coefficients}
+    return Muon(groups, config.lr, **own, **steps, **_given(config, "betas", "eps"))
+
+
 OPTIMIZERS: dict[str, Callable[[list[Group], OptimizerConfig], optim.Optimizer]] = {
     "sgd": _sgd,
     "adagrad": _adagrad,
@@ -107,7 +137,29 @@ OPTIMIZERS: dict[str, Callable[[list[Group], OptimizerConfig], optim.Optimizer]]
     "lion": _lion,
     "lars": _lars,
     "lamb": _lamb,
+    "muon": _muon,
 }
+
+
+def _with_fallback(model: nn.Module, groups: list[Group], lr_scale: float) -> list[Group]:
+    """The groups parted into what Muon trains and what its AdamW does, at `lr_scale` times the learning rate.
+
+    Muon's are the weights inside the network that timm finds fit for it: matrices, and kernels as matrices, of at least
+    4 rows and columns; not depthwise kernels, nor heads, nor what `exempt` names.
+    """
+    from timm.optim.muon import _is_suitable_for_muon
+
+    parameters = dict(model.named_parameters())
+    outside = {id(parameters[f"{head}.weight"]) for head in heads_of(model).values()}
+    outside |= {id(parameters[name]) for name in exempt(model, [name for name, p in parameters.items() if p.ndim >= 2])}
+    parted = []
+    for group in groups:
+        fit = [id(p) not in outside and bool(_is_suitable_for_muon(p)) for p in group["params"]]
+        for is_inside in sorted(set(fit), reverse=True):
+            params = [p for p, one in zip(group["params"], fit, strict=True) if one is is_inside]
+            scale = group["lr_scale"] * (1.0 if is_inside else lr_scale)
+            parted.append(group | {"params": params, "use_fallback": not is_inside, "lr_scale": scale})
+    return parted
 
 
 def _given(config: OptimizerConfig, *names: str) -> Group:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from penstock.model.config import ModelConfig
+from penstock.model.heads import AUXILIARY_PREFIXES, heads_of
+from penstock.model.names import TIMM
 from penstock.model.weight_files import Classes, Source, read_weights
 
-AUXILIARY_PREFIXES = ("AuxLogits.", "aux1.", "aux2.")  # children of torchvision's Inception v3 and GoogLeNet
 # What DDP and torch.compile put before a name; and names in torchvision's published files that its code has changed
 # since (torchvision.models.densenet._load_state_dict, vision_transformer.MLPBlock._load_from_state_dict).
 RENAMED = (
@@ -50,7 +51,7 @@ def load_pretrained(net: nn.Module, config: ModelConfig, rows_of: Callable[[Clas
     Raises ValueError where the source is neither a file nor weights of this network, cannot be downloaded or read, and
     what `load_source` does.
     """
-    return load_source(net, read_weights(config), config, rows_of)
+    return load_source(net, read_weights(config, getattr(net, "image_size", None)), config, rows_of)
 
 
 def load_source(
@@ -63,11 +64,11 @@ def load_source(
 ) -> str:
     """`load_pretrained` of what was read.
 
-    A head is the last linear layer or 1×1 convolution, of the network and of each auxiliary classifier. Where the
-    source says which classes its rows are (a checkpoint or an export of this program, torchvision's weights),
-    `rows_of` tells which of them are the network's: if they are all there, their rows are taken, in the network's
-    order; else the head keeps its fresh initialisation. Where the source does not say, as many rows are taken to be
-    the same classes.
+    A head is the last linear layer or 1×1 convolution, of the network and of each auxiliary classifier; timm's networks
+    say which it is. Where the source says which classes its rows are (a checkpoint or an export of this program,
+    torchvision's or timm's weights), `rows_of` tells which of them are the network's: if they are all there, their rows
+    are taken, in the network's order; else the head keeps its fresh initialisation. Where the source does not say, as
+    many rows are taken to be the same classes.
 
     Heads that the source lacks start anew, auxiliary ones that `net` lacks are left out. Every other tensor must be
     there, and fit; a name that all of the network's share at their begin (Lightning's `model.`) does not count.
@@ -78,10 +79,15 @@ def load_source(
     origin, weights, classes, _ = source
     where = f"pretrained = {config.pretrained}: not weights of this {config.name}"
     state = dict(net.state_dict())
-    weights, notes = _unwrapped({_own_name(name): tensor for name, tensor in weights.items()}, state, where)
+    weights = {_own_name(name): tensor for name, tensor in weights.items()}
+    if config.name.startswith(TIMM):
+        from penstock.model.timm_networks import converted
+
+        weights = dict(converted(config, net, weights))
+    weights, notes = _unwrapped(weights, state, where)
     rows = rows_of(classes) if rows_of and classes else None
     known = Known(len(classes or ()), rows, asked=rows_of is not None)
-    for prefix, head in _heads(net).items():
+    for prefix, head in heads_of(net).items():
         tensors, note = _fitted_head(prefix, head, weights, state, known)
         if whole and " starts anew" in note:
             without = note.replace(" starts anew", "")
@@ -190,20 +196,6 @@ def _unwrapped(weights: Weights, state: dict[str, Tensor], where: str) -> tuple[
     if left_out:
         note += f", {left_out} other tensors left out"
     return inside, [note]
-
-
-def _heads(net: nn.Module) -> dict[str, str]:
-    """The last linear layer or convolution of each classifier: "" → that of the network, "aux1." → "aux1.fc2" …"""
-    heads = {}
-    for prefix in ("", *AUXILIARY_PREFIXES):
-        layers = [
-            name
-            for name, module in net.named_modules()
-            if name.startswith(prefix) and isinstance(module, nn.Linear | nn.Conv2d)
-        ]
-        if layers:
-            heads[prefix] = layers[-1]
-    return heads
 
 
 def _require_fit(weights: Weights, state: dict[str, Tensor], where: str) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
 """Weights from elsewhere: `ModelConfig.pretrained`, a file or a name → the tensors, and what their head's classes are.
 
 A source is a file (a checkpoint of this program, a torch state dict, a .safetensors file), a run's directory (its best
-checkpoint, else its last) or the name of weights that
-torchvision publishes for the network (`DEFAULT`, `IMAGENET1K_V2` …), which torch.hub downloads once and keeps.
+checkpoint, else its last) or the name of weights that torchvision or timm publish for the network (`DEFAULT`,
+`IMAGENET1K_V2`, `a1_in1k` …), which torch.hub or huggingface_hub download once and keep.
 Nothing in a file can run: `weights_only=True`.
 """
 
@@ -11,7 +11,8 @@ import json
 import pickle
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ import torchvision
 from torchvision.models import WeightsEnum
 
 from penstock.model.config import ModelConfig
+from penstock.model.names import TIMM
 from penstock.model.networks import OWN_NETWORKS
 
 CHECKPOINT_FORMAT = "penstock-checkpoint-1"
@@ -40,19 +42,29 @@ class Source(NamedTuple):
     about: Mapping[str, object] = {}
 
 
-def read_weights(config: ModelConfig) -> Source:
+class Published(NamedTuple):
+    """Weights that a library publishes. url: where their file is. fetch: downloads them, once. levels: `mean` and `std`
+    of the images, in grey levels, as far as they are said here; timm's networks have theirs."""
+
+    origin: str
+    url: str
+    fetch: Callable[[], Mapping[str, object]]
+    classes: Callable[[], Classes | None]
+    levels: Callable[[], Mapping[str, object]] = dict
+
+
+def read_weights(config: ModelConfig, image_size: int | None = None) -> Source:
     """What `config.pretrained` names, read or downloaded.
+
+    image_size: that timm's network was built for, where it takes one size.
 
     Raises ValueError where it is neither such a file nor weights of this network, or cannot be downloaded or read.
     """
     source = config.pretrained
-    published: dict[str, WeightsEnum] = {}
-    if config.name not in OWN_NETWORKS:
-        published = dict(torchvision.models.get_model_weights(config.name).__members__)
-    name = source.rpartition(".")[2]  # also ResNet50_Weights.IMAGENET1K_V2
-    if name in published and source in (name, f"{type(published[name]).__name__}.{name}"):
-        chosen = published[name]
-        return Source(str(chosen), _download(chosen, source), _categories(chosen), _levels(chosen))
+    library, name, published = _published(config, image_size)
+    if name in published:
+        one = published[name]
+        return Source(one.origin, _fetched(one, source, library), one.classes(), one.levels())
     path = Path(source).expanduser()
     if path.is_dir():  # of a run
         path = next(filter(Path.is_file, (path / "checkpoints" / name for name in ("best.pt", "last.pt"))), path)
@@ -65,13 +77,48 @@ def read_weights(config: ModelConfig) -> Source:
         same = next((one for one in published.values() if _is_download(path, one.url)), None)
         if not same:
             return read
-        return read._replace(origin=f"{path} ({same})", classes=_categories(same), about=_levels(same))
+        return read._replace(origin=f"{path} ({same.origin})", classes=same.classes(), about=same.levels())
     if not published:
-        raise ValueError(f"pretrained = {source}: no such file; torchvision publishes no weights of {config.name}")
+        raise ValueError(f"pretrained = {source}: no such file; {library} publishes no weights of {config.name}")
     raise ValueError(
-        f"pretrained = {source}: neither a file nor one of torchvision's weights of {config.name} "
+        f"pretrained = {source}: neither a file nor one of {library}'s weights of {config.name} "
         f"({', '.join(published)})"
     )
+
+
+def _published(config: ModelConfig, image_size: int | None) -> tuple[str, str, dict[str, Published]]:
+    """Who publishes weights of the network, `config.pretrained` as one of their names, and the weights by name."""
+    source = config.pretrained
+    if config.name in OWN_NETWORKS:
+        return "torchvision", source, {}
+    if config.name.startswith(TIMM):
+        from penstock.model import timm_networks as timms  # here: timm takes seconds
+
+        published = {
+            tag: Published(
+                f"{config.name}.{about.tag}",
+                timms.url_of(about),
+                partial(timms.download, config, about, image_size),
+                partial(timms.classes_of, about),
+            )
+            for tag, about in timms.published_weights(config).items()
+        }
+        return "timm", timms.tag_of(config), published
+    enum = torchvision.models.get_model_weights(config.name)
+    theirs = {
+        name: Published(
+            str(one), one.url, partial(_of_torchvision, one), partial(_categories, one), partial(_levels, one)
+        )
+        for name, one in enum.__members__.items()
+    }
+    return "torchvision", source.removeprefix(f"{enum.__name__}."), theirs  # also ResNet50_Weights.IMAGENET1K_V2
+
+
+def _of_torchvision(published: WeightsEnum) -> Mapping[str, object]:
+    weights: Mapping[str, object] = published.get_state_dict(
+        progress=True, check_hash=True, map_location="cpu", weights_only=True
+    )
+    return weights
 
 
 def _categories(published: WeightsEnum) -> Classes:
@@ -96,17 +143,16 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _download(published: WeightsEnum, source: str) -> Mapping[str, object]:
+def _fetched(published: Published, source: str, library: str) -> Mapping[str, object]:
     advice = f"download {published.url} elsewhere and give the file's path"
     try:
-        weights: Mapping[str, object] = published.get_state_dict(
-            progress=True, check_hash=True, map_location="cpu", weights_only=True
-        )
+        return published.fetch()
     except OSError as error:
-        raise ValueError(f"pretrained = {source}: no download ({getattr(error, 'reason', error)}): {advice}") from None
+        reason = getattr(error, "reason", None) or _first_line(error)
+        raise ValueError(f"pretrained = {source}: no download ({reason}): {advice}") from None
     except Exception as error:  # torch raises many kinds for a damaged file, RuntimeError for a wrong hash
-        raise ValueError(f"pretrained = {source}: {_first_line(error)}: empty torch.hub's cache, or {advice}") from None
-    return weights
+        empty = "empty torch.hub's cache, or " if library == "torchvision" else ""
+        raise ValueError(f"pretrained = {source}: {_first_line(error)}: {empty}{advice}") from None
 
 
 def _read_file(path: Path) -> Source:

@@ -13,6 +13,7 @@ import tomllib
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from penstock.recipes.config_names import unknown_key, unknown_section
@@ -35,8 +36,14 @@ class _WrongType(Exception):
     """A value does not fit its field; the message says what was expected."""
 
 
-def load_config(schema: type[T], recipe_file: Path | None, overrides: Sequence[str] = ()) -> T:
+def load_config(
+    schema: type[T],
+    recipe_file: Path | None,
+    overrides: Sequence[str] = (),
+    defaults: Mapping[str, object] = MappingProxyType({}),
+) -> T:
     """The `schema` dataclass with its defaults, overlaid by a TOML file, overlaid by `section.key=value` strings.
+    `defaults`, by dotted key, take the place of the schema's.
 
     An override's value is read as TOML, and as a bare string where that does not fit (`model.name=resnet50`). An int
     is taken where a float is expected and an array becomes a tuple; a bool is never a number.
@@ -46,7 +53,22 @@ def load_config(schema: type[T], recipe_file: Path | None, overrides: Sequence[s
     dataclass's own `__post_init__` refuses, and its `check_given`, if it has one: slips that a run of an earlier
     version may have been trained with, so that `from_toml` lets them pass.
     """
-    given: dict[str, _Given] = {}  # by dotted key
+    given = {key: _Given(value, "default") for key, value in defaults.items()}
+    return _build(schema, None, "", given | _given(schema, recipe_file, overrides), check_given=True)
+
+
+def given_values(
+    schema: "type[DataclassInstance]", recipe_file: Path | None, overrides: Sequence[str]
+) -> dict[str, object]:
+    """What the file and the overrides give, by dotted key. Raises what `load_config` does for each alone."""
+    leaves = _leaf_types(schema)
+    given = _given(schema, recipe_file, overrides)
+    return {key: _coerce_given(one, leaves[key], key) for key, one in given.items()}
+
+
+def _given(schema: "type[DataclassInstance]", recipe_file: Path | None, overrides: Sequence[str]) -> dict[str, _Given]:
+    """What is given, by dotted key."""
+    given: dict[str, _Given] = {}
     if recipe_file is not None:
         _collect(schema, _read_toml(recipe_file), "", str(recipe_file), given)
     for override in overrides:
@@ -57,7 +79,7 @@ def load_config(schema: type[T], recipe_file: Path | None, overrides: Sequence[s
         if key not in _leaf_types(schema):
             raise unknown_key(key, keys(schema), where)
         given[key] = _Given(_parse_override(text), where, text)
-    return _build(schema, None, "", given, check_given=True)
+    return given
 
 
 def from_values(schema: type[T], values: Mapping[str, object], where: str) -> T:

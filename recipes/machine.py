@@ -15,6 +15,7 @@ from pathlib import Path
 from penstock.pipeline.config import ONLY_SPEED, DataConfig
 from penstock.recipes import Recipe, config
 from penstock.recipes.hardware import cores_allowed, cpu_model, gpu_name
+from penstock.recipes.timm_input import timm_defaults
 
 FILE = Path("machine.toml")
 NO_GPU = "none"
@@ -52,24 +53,34 @@ def this_machine(device: str) -> Machine:
 def load_recipe(
     recipe_file: Path, overrides: tuple[str, ...], *, device: str = "auto", use: bool = True, path: Path = FILE
 ) -> tuple[Recipe, str]:
-    """The recipe with what the machine's file says, if there is one and it is of this machine; and a line for the
-    user about what was taken from it, or why nothing was: "" without a file.
+    """The recipe with what the machine's file says, if there is one and it is of this machine, and with the images that
+    a network of timm's takes (`recipes.timm_input`); and for the user a line about what was taken from each, or why
+    nothing was: "" without a file and without such a network.
 
-    Raises ValueError as `config.load_config`, and for a machine's file that is malformed or says more than it may.
+    Raises ValueError as `config.load_config` and `timm_defaults`, and for a machine's file that is malformed or says
+    more than it may.
     """
+    defaults, of_timm = timm_defaults(config.given_values(Recipe, recipe_file, overrides))
+    recipe = config.load_config(Recipe, recipe_file, overrides, defaults)  # an error in it is not the machine's
+    settings, of_machine = _of_machine(path, overrides, device, use)
+    if settings:
+        recipe = config.load_config(Recipe, recipe_file, (*settings, *overrides), defaults)
+    return recipe, "\n".join(filter(None, (of_machine, of_timm)))
+
+
+def _of_machine(path: Path, overrides: tuple[str, ...], device: str, use: bool) -> tuple[list[str], str]:
+    """What is taken from the machine's file, as `--set` has it, and the line about that."""
     if not path.exists():
-        return config.load_config(Recipe, recipe_file, overrides), ""
+        return [], ""
     if not use:
-        return config.load_config(Recipe, recipe_file, overrides), f"{path}: not used (--no-machine-config)"
+        return [], f"{path}: not used (--no-machine-config)"
     machine, given = _read(path)
-    recipe = config.load_config(Recipe, recipe_file, overrides)  # an error in it is not the machine's
     differences = _differences(machine, this_machine(device))
     if differences:
-        return recipe, f"{path} is of another machine ({differences}): not used"
+        return [], f"{path} is of another machine ({differences}): not used"
     overridden = {override.partition("=")[0].strip() for override in overrides}
     taken = [setting for setting in given if setting.partition("=")[0] not in overridden]
-    recipe = config.load_config(Recipe, recipe_file, (*taken, *overrides))
-    return recipe, f"{path}: {', '.join(taken) or 'nothing that --set does not say'}"
+    return taken, f"{path}: {', '.join(taken) or 'nothing that --set does not say'}"
 
 
 def _read(path: Path) -> tuple[Machine, list[str]]:

@@ -120,7 +120,7 @@ def build_learner(
     """
     rows_of = partial(_rows_of, classes) if classes else None
     torch.manual_seed(recipe.train.seed)
-    net = build_model(recipe.model, num_classes)
+    net = build_model(recipe.model, num_classes, recipe.data.image_size)
     if recipe.model.pretrained and classes:
         say(load_pretrained(net, recipe.model, rows_of))
     _check_sizes(net, recipe)

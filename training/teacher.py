@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from penstock.model.config import ModelConfig, check_teacher
+from penstock.model.config import ModelConfig
+from penstock.model.names import check_teacher
 from penstock.model.networks import build_model
 from penstock.model.pretrained import Rows, load_source
 from penstock.model.weight_files import Classes, Source, read_weights
@@ -62,10 +63,10 @@ def build_teacher(
     """
     if not recipe.loss.teacher:
         return None
-    check_teacher(recipe.loss)
+    check_teacher(recipe.loss.teacher, recipe.loss.teacher_weights)
     try:
         model, source = _read(recipe)
-        net = build_model(model, num_classes)
+        net = build_model(model, num_classes, recipe.data.image_size)
         line = load_source(net, source, model, rows_of, whole=rows_of is not None)
     except ValueError as error:
         raise ValueError(f"loss.teacher: {str(error).removeprefix('pretrained = ')}") from None
@@ -83,7 +84,7 @@ def _read(recipe: Recipe) -> tuple[ModelConfig, Source]:
     loss, layout = recipe.loss, recipe.model.channels_last
     if loss.teacher_weights:
         model = ModelConfig(name=loss.teacher, pretrained=loss.teacher_weights, channels_last=layout)
-        return model, read_weights(model)
+        return model, read_weights(model, recipe.data.image_size)
     source = read_weights(ModelConfig(pretrained=loss.teacher))
     said = source.about.get("model")
     if not isinstance(said, Mapping):

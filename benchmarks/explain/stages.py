@@ -178,7 +178,7 @@ def build(name: str, setup: BenchSetup, batches: Sequence[EncodedBatch]) -> Batc
 def meta_network(setup: BenchSetup) -> nn.Module:
     """The network without memory for its parameters."""
     with torch.device("meta"):
-        return build_model(setup.recipe.model, len(setup.dataset.classes))
+        return build_model(setup.recipe.model, len(setup.dataset.classes), setup.recipe.data.image_size)
 
 
 def encoded_batches(setup: BenchSetup) -> list[EncodedBatch]:

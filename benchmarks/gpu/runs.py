@@ -126,7 +126,7 @@ def pretrained(job: Job, name: str, sets: Sequence[str]) -> tuple[str, ...]:
     if not recipe.model.pretrained:
         return ()
     file = job.work / f"{name}.pt"
-    torch.save(build_model(recipe.model, NUM_CLASSES).state_dict(), file)
+    torch.save(build_model(recipe.model, NUM_CLASSES, recipe.data.image_size).state_dict(), file)
     return (f"model.pretrained={file}",)
 
 

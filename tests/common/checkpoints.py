@@ -21,7 +21,7 @@ def recipe_of(*overrides: str) -> Recipe:
 def opinionated(recipe: Recipe, num_classes: int, seed: int) -> nn.Module:
     """An untrained network whose statistics fit its input and whose logits are some units apart."""
     torch.manual_seed(seed)
-    net = build_model(recipe.model, num_classes)
+    net = build_model(recipe.model, num_classes, recipe.data.image_size)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)

@@ -58,6 +58,8 @@ TOLD_EARLY = {  # what a command line is answered with before anything heavy is 
         "--set loss.teacher=nosuch.pt": "nosuch.pt: no such file or run",
         "--set loss.teacher=resnet18": "which weights of resnet18",
         "--set loss.temperature=2": "has no effect without teacher",
+        "--set model.name=timm/resnet5Od": "did you mean timm/resnet50d",
+        "--recipe vit-s16-90ep": "names no data",
         "--set schedule.warmup_epochs=99": "the warm-up must end",
         "--data nosuch": "nosuch: no packed dataset",
         "--resume nosuch": "no checkpoint there",

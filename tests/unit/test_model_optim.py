@@ -1,11 +1,13 @@
 """Parameter groups and optimizers, against torch.optim and against updates written from the papers."""
 
 import io
+import re
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from timm.optim import Muon, param_groups_weight_decay
 from torch import Tensor, nn
 
 from penstock.model.config import ModelConfig, OptimizerConfig
@@ -13,7 +15,7 @@ from penstock.model.networks import build_model
 from penstock.model.optim import OPTIMIZERS, build_optimizer, param_groups, set_lr
 
 
-@pytest.mark.parametrize("name", ["resnet18", "convnext_tiny", "vit_b_32", "cifar_resnet8"])
+@pytest.mark.parametrize("name", ["resnet18", "convnext_tiny", "cifar_resnet8"])
 def test_each_parameter_is_in_one_group_by_its_dimension(name: str) -> None:
     with torch.device("meta"):
         model = build_model(ModelConfig(name=name), 10)
@@ -26,6 +28,142 @@ def test_each_parameter_is_in_one_group_by_its_dimension(name: str) -> None:
     expected = {id(p) for m in model.modules() if isinstance(m, is_norm) for p in m.parameters(recurse=False)}
     expected |= {id(p) for parameter, p in model.named_parameters() if parameter.endswith("bias")}
     assert expected == {id(p) for p in plain["params"]}
+
+
+TRANSFORMERS = [
+    "timm/vit_small_patch16_224", "timm/deit_tiny_distilled_patch16_224", "timm/beit_base_patch16_224",
+    "timm/swinv2_tiny_window8_256", "timm/levit_128s", "timm/maxvit_tiny_tf_224", "timm/test_resnet",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_what_a_network_of_timms_exempts_does_not_decay(name: str) -> None:
+    """The oracle is timm's grouping, given the network's own list."""
+    with torch.device("meta"):
+        model = build_model(ModelConfig(name=name), 10)
+    listed = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+    theirs = param_groups_weight_decay(model, 0.3, no_weight_decay_list=listed)
+    ours = param_groups(model, 0.3)
+    for decay in (0.0, 0.3):
+        ids = [{id(p) for group in groups if group["weight_decay"] == decay for p in group["params"]}
+               for groups in (ours, theirs)]  # fmt: skip
+        assert ids[0] == ids[1]
+    assert sum(len(group["params"]) for group in ours) == len(list(model.parameters()))
+    with_embeddings = [p.ndim for group in ours if group["weight_decay"] == 0 for p in group["params"] if p.ndim >= 2]
+    assert bool(with_embeddings) == (name != "timm/test_resnet")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("vit_b_32", ["class_token", "encoder.pos_embedding"]),
+        ("swin_t", [f"features.{i}.{j}.attn.relative_position_bias_table" for i, n in ((1, 2), (3, 2), (5, 6), (7, 2))
+                    for j in range(n)]),
+    ],
+)  # fmt: skip
+def test_torchvisions_tokens_and_positions_do_not_decay(name: str, expected: list[str]) -> None:
+    """Those that torchvision's references name for --transformer-embedding-decay, and ViT's own positions."""
+    with torch.device("meta"):
+        model = build_model(ModelConfig(name=name), 10)
+    names = {id(p): parameter for parameter, p in model.named_parameters()}
+    exempt = [names[id(p)] for group in param_groups(model, 0.3) if not group["weight_decay"]
+              for p in group["params"] if p.ndim >= 2]  # fmt: skip
+    assert exempt == expected
+
+
+def test_what_is_exempt_has_the_learning_rate_of_weights() -> None:
+    model = build_model(ModelConfig(name="timm/test_vit"), 10)
+    names = {id(p): name for name, p in model.named_parameters()}
+    for name in ("adamw", "lamb"):
+        optimizer = build_optimizer(model, _config(name, lr=0.5, bias_lr_scale=8))
+        lrs = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        assert (lrs["cls_token"], lrs["pos_embed"], lrs["head.weight"], lrs["norm.bias"]) == (0.5, 0.5, 0.5, 4.0)
+
+
+# Muon
+
+
+class _Small(nn.Module):
+    """A kernel, a depthwise one, a matrix, a norm, an embedding that it exempts, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.depthwise = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.norm, self.inner = nn.BatchNorm2d(8), nn.Linear(8, 6)
+        self.embedding, self.head = nn.Parameter(torch.randn(5, 6)), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.depthwise(self.conv(x).relu())).mean((2, 3))
+        return self.head(self.inner(x).relu() + self.embedding.mean(0))
+
+    def no_weight_decay(self) -> set[str]:
+        return {"embedding"}
+
+
+MUONS: list[tuple[dict, dict]] = [
+    ({}, {"momentum": 0.9, "nesterov": True}),
+    ({"nesterov": False, "momentum": 0.6}, {"momentum": 0.6, "nesterov": False}),
+    ({"ns_steps": 3, "ns_coefficients": "original", "adjust_lr": "original"},
+     {"ns_steps": 3, "ns_coefficients": "original", "adjust_lr_fn": "original", "momentum": 0.9, "nesterov": True}),
+    ({"adjust_lr": "rms_to_rms", "ns_coefficients": "polar_express", "betas": (0.8, 0.9), "eps": 1e-3},
+     {"adjust_lr_fn": "rms_to_rms", "ns_coefficients": "polar_express", "betas": (0.8, 0.9), "eps": 1e-3,
+      "momentum": 0.9, "nesterov": True}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "theirs"), MUONS, ids=str)
+def test_muon_is_timms_on_what_the_settings_say(options: dict, theirs: dict) -> None:
+    """Step by step, with a schedule: timm's class over groups made by hand."""
+    torch.manual_seed(0)
+    model, oracle = _Small(), _Small()
+    oracle.load_state_dict(model.state_dict())
+    config = _config("muon", weight_decay=0.1, bias_lr_scale=3, fallback_lr_scale=0.2, lr=0.05, **options)
+    optimizer = build_optimizer(model, config)
+    o = oracle
+    groups = [
+        {"params": [o.conv.weight, o.inner.weight], "weight_decay": 0.1, "use_fallback": False, "scale": 1.0},
+        {"params": [o.depthwise.weight, o.head.weight], "weight_decay": 0.1, "use_fallback": True, "scale": 0.2},
+        {"params": [o.embedding], "weight_decay": 0.0, "use_fallback": True, "scale": 0.2},
+        {"params": [o.conv.bias, o.depthwise.bias, o.norm.weight, o.norm.bias, o.inner.bias, o.head.bias],
+         "weight_decay": 0.0, "use_fallback": True, "scale": 0.6},
+    ]  # fmt: skip
+    by_hand = Muon(groups, lr=0.05, **theirs)
+    for step in range(5):
+        lr = 0.05 * (1 - step / 5)
+        set_lr(optimizer, lr)
+        for group in by_hand.param_groups:
+            group["lr"] = lr * group["scale"]
+        x = torch.randn(8, 3, 5, 5, generator=torch.Generator().manual_seed(step))
+        for net, stepper in ((model, optimizer), (oracle, by_hand)):
+            stepper.zero_grad()
+            net(x).square().mean().backward()
+            stepper.step()
+        for (name, ours), wanted in zip(model.named_parameters(), oracle.parameters(), strict=True):
+            torch.testing.assert_close(ours, wanted, rtol=1e-6, atol=1e-7, msg=name)
+    assert all(optimizer.state[p]["use_muon"] == by_hand.state[q]["use_muon"]
+               for p, q in zip(model.parameters(), oracle.parameters(), strict=True))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "with_adamw"),
+    [
+        ("airbench94", ["fc.weight"]),
+        ("resnet18", ["fc.weight"]),
+        ("timm/test_resnet", ["fc.weight"]),
+        ("timm/test_vit", ["cls_token", "pos_embed", "head.weight"]),
+        ("mobilenet_v2", [r"features\.\d+\.conv\.(0|1)\.0\.weight", "classifier.1.weight"]),
+    ],
+)
+def test_muon_trains_the_weights_inside(name: str, with_adamw: list[str]) -> None:
+    with torch.device("meta"):
+        model = build_model(ModelConfig(name=name), 10)
+    names = {id(p): parameter for parameter, p in model.named_parameters()}
+    rest = [names[id(p)] for group in build_optimizer(model, _config("muon")).param_groups if group["use_fallback"]
+            for p in group["params"] if p.ndim >= 2]  # fmt: skip
+    assert rest
+    assert all(any(re.fullmatch(pattern, one) for pattern in with_adamw) for one in rest)
+    depthwise = [one for one, p in model.named_parameters() if p.ndim == 4 and p.requires_grad and p.shape[1] == 1]
+    assert set(depthwise) <= set(rest)
 
 
 def test_frozen_and_shared_parameters() -> None:
@@ -201,6 +339,9 @@ CHANGES: dict[str, Any] = {
     "eps": 0.5,
     "alpha": 0.5,
     "trust_coefficient": 0.1,
+    "ns_steps": 2,
+    "ns_coefficients": "original",
+    "adjust_lr": "original",
 }
 
 
@@ -210,7 +351,7 @@ def test_an_option_changes_the_result_or_is_an_error(name: str, option: str) -> 
     config = _config(name)
     change = {option: (0.5, 0.6, 0.7) if (name, option) == ("adan", "betas") else CHANGES[option]}
     # The oracle of what has an effect: the arguments of torch's or timm's class. LARS has no Nesterov in its paper.
-    word = "trust_coeff" if option == "trust_coefficient" else option
+    word = {"trust_coefficient": "trust_coeff", "adjust_lr": "adjust_lr_fn"}.get(option, option)
     if word not in build_optimizer(_mlp(), config).param_groups[0] or (name, option) == ("lars", "nesterov"):
         with pytest.raises(ValueError, match=f'{option}: has no effect with name = "{name}"; leave it out'):
             replace(config, **change)

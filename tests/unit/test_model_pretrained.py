@@ -149,7 +149,7 @@ def test_heads_are_found_in_every_family(name: str, heads: list[str], monkeypatc
     with torch.device("meta"):
         donor = fresh(name, 10, **options).state_dict()
         net = fresh(name, 4, **options)
-    monkeypatch.setattr("penstock.model.pretrained.read_weights", lambda config: Source("memory", donor))
+    monkeypatch.setattr("penstock.model.pretrained.read_weights", lambda *_: Source("memory", donor))
     _, *notes = load(net, name, "-").split("; ")
     assert notes == [f"{head} starts anew, 10 → 4 classes" for head in heads]
     different = {key for key, tensor in net.state_dict().items() if tensor.shape != donor[key].shape}

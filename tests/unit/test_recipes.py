@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from timm.optim.muon import get_lr_scale
 from timm.scheduler import CosineLRScheduler
 
 from penstock import train
 from penstock.model.networks import build_model
+from penstock.model.optim import build_optimizer, param_groups
 from penstock.model.schedule import lr_at
 from penstock.pipeline.augment import AugmentConfig
 from penstock.recipes import FOLDER, Recipe, recipe_at
@@ -41,7 +43,9 @@ def _lr(recipe: Recipe, epoch: float) -> float:
 
 def test_the_recipes_that_people_look_for_are_there() -> None:
     ours = {"rn50-16ep", "rn50-32ep", "rn50-88ep", "rn50-90ep", "rn50-a3", "rn50-large-batch", "rn18-16ep"}
-    assert ours | {"tiny-imagenet-rn18", "cifar10-rn18", "cifar10-cpu", "demo"} <= set(FILES)
+    assert ours | {"vit-s16-90ep", "tiny-imagenet-rn18", "cifar10-rn18", "cifar10-cpu", "cifar10-muon", "demo"} <= set(
+        FILES
+    )
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -230,6 +234,73 @@ def test_the_large_batch_is_mlperfs() -> None:
     optimizer = recipe.optimizer
     assert (optimizer.name, optimizer.momentum, optimizer.weight_decay) == ("lars", 0.94, 2.5e-5)
     assert (optimizer.trust_coefficient, recipe.loss.label_smoothing) == (0.001, 0.1)
+
+
+def test_vit_s16_is_big_visions() -> None:
+    """configs/vit_s16_i1k.py, with its learning rate (utils.create_learning_rate_schedule) and its decay, which
+    optax.add_decayed_weights adds after the factor lr, so that the schedule alone multiplies it."""
+    recipe = _recipe("vit-s16-90ep")
+    steps_per_epoch = 1_281_167 // 1024
+    total, warmup = 90 * steps_per_epoch, 10_000
+    for step in (0, 100, 5_000, 9_999, 10_001, 50_000, 100_000, total):
+        relative = step / warmup if step < warmup else (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
+        lr = _lr(recipe, step / steps_per_epoch)
+        assert lr == pytest.approx(1e-3 * relative, rel=1e-4, abs=1e-9)
+        assert lr * recipe.optimizer.weight_decay == pytest.approx(1e-4 * relative, rel=1e-4, abs=1e-10)
+    data, augment = recipe.data, recipe.augment
+    assert (data.image_size, data.val_resize_size, data.val_image_size, recipe.train.global_batch_size) == (
+        224,
+        256,
+        224,
+        1024,
+    )
+    assert [(level - data.mean[0]) / data.std[0] for level in (0, 255)] == [-1, 1]  # value_range(-1, 1)
+    assert (augment.scale, augment.auto, augment.auto_num_ops, augment.mixup, augment.cutmix) == (
+        (0.05, 1),
+        "rand",
+        2,
+        0.2,
+        0,
+    )
+    assert augment.auto_magnitude / 30 == 10 / 10  # of its range: MAX_MAGNITUDE here, _MAX_LEVEL there
+    assert (recipe.train.clip_grad_norm, recipe.loss.label_smoothing) == (1.0, 0.0)
+    net = build_model(recipe.model, 1000, data.image_size)
+    width, tokens = 384, 14 * 14
+    block = 12 * width**2 + 13 * width  # qkv, projection and MLP with biases, two norms
+    parts = (3 * 16**2 * width + width, tokens * width, 12 * block, 2 * width, 1000 * width + 1000)
+    assert sum(p.numel() for p in net.parameters()) == sum(parts)
+    decayed, *others = param_groups(net, 0.1)
+    assert not [p for group in others for p in group["params"] if p.ndim >= 2 and p is not net.pos_embed]
+    assert all(p is not net.pos_embed and p.ndim >= 2 for p in decayed["params"])
+    assert not net.head.weight.any()
+
+
+def test_cifar10_muon_is_airbench94_muons() -> None:
+    """KellerJordan/cifar10-airbench, airbench94_muon.py: a learning rate that falls in a line from the first step."""
+    recipe, steps = _recipe("cifar10-muon"), 8 * (50_000 // 2000)
+    optimizer = recipe.optimizer
+    assert (recipe.train.epochs, recipe.train.global_batch_size, recipe.loss.label_smoothing) == (8, 2000, 0.2)
+    assert [_lr(recipe, step / 25) for step in range(steps)] == pytest.approx(
+        [0.24 * (1 - i / steps) for i in range(steps)]
+    )
+    assert (optimizer.momentum, optimizer.nesterov, optimizer.ns_steps, optimizer.ns_coefficients) == (
+        0.6,
+        True,
+        3,
+        "original",
+    )
+    assert (recipe.augment.crop, recipe.augment.pad, recipe.augment.hflip_alternate) == ("pad", 2, True)
+    with torch.device("meta"):
+        net = build_model(recipe.model, 10)
+    muons = [
+        p
+        for group in build_optimizer(net, optimizer).param_groups
+        if not group["use_fallback"]
+        for p in group["params"]
+    ]
+    assert [id(p) for p in muons] == [id(p) for p in net.parameters() if p.ndim == 4 and p.requires_grad]
+    # what it adds to a weight, in a step: lr times the orthogonal matrix alone
+    assert {get_lr_scale(p.flatten(1).shape, optimizer.adjust_lr) for p in muons} == {1.0}
 
 
 # AugmentConfig.scaled, which phases use
