@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from penstock.shard_tools.commands.options import local_path, options_of, path_or_url, settings_from
-from penstock.shard_tools.commands.running import one_line_errors, run
+from penstock.shard_tools.commands.running import one_line_errors, run, show_shards
 from penstock.shard_tools.rejected import OnBad
 from penstock.shard_tools.sources import SourceOptions
 from penstock.shard_tools.sources.tarsamples import Fields
@@ -81,30 +81,48 @@ def demo_command(out: Path, workers: int | None, num_train: int, num_val: int, s
 
 
 @click.command("index")
-@click.argument("directory", type=local_path)
+@click.argument("directory", metavar="DIRECTORY|URL", type=path_or_url)
+@click.argument("out", required=False, type=local_path)
 @options_of(SourceOptions, "image_field", "label_field")
 @options_of(PackOptions, "class_file", "on_bad", "workers")
 def index_command(
-    directory: Path, image_field: str, label_field: str, class_file: Path | None, on_bad: OnBad, workers: int | None
+    directory: Path | str,
+    out: Path | None,
+    image_field: str,
+    label_field: str,
+    class_file: Path | None,
+    on_bad: OnBad,
+    workers: int | None,
 ) -> None:
     """Make the WebDataset tars in DIRECTORY trainable as they are: index and tables are written beside them.
+
+    Tars at a URL (hf://, s3://, gs://: docs/remote.md) stay there. Each is read once, and index and tables are written
+    into the directory OUT, from which training finds them.
 
     \b
     Examples:
       python -m shard_tools index data/imagenet-wds
+      python -m shard_tools index hf://datasets/timm/imagenet-1k-wds data/imagenet-wds
       python -m shard_tools index data/pairs --image-field input.jpg --label-field output.cls --classes names.txt
     """
     from penstock.shard_tools.describe import describe, summary
     from penstock.shard_tools.index import index
 
+    url = directory if isinstance(directory, str) else ""
+    if url and not out:
+        raise click.UsageError(f"{url}: its tables are written to a directory; give it, too: index {url} OUT")
+    if out and not url:
+        raise click.UsageError(f"{directory}: its tables are written beside the tars; leave out {out}")
     with one_line_errors():
         shard_set = index(
-            directory,
+            out or Path(directory),
+            url=url,
             on_bad=on_bad,
             class_file=class_file,
             fields=Fields(image_field, label_field),
             workers=workers,
             say=lambda line: click.echo(f"{directory}: {line}"),
+            progress=show_shards,
         )
     click.echo(summary(describe(shard_set)))
 
