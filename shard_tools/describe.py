@@ -67,7 +67,7 @@ def describe(shard_set: ShardSet) -> Facts:
             "stored_as_pixels": stored_as_pixels(split.samples, shard_set.made),
         }
     return {
-        "root": shard_set.url or str(shard_set.root),
+        "root": shard_set.place,
         "shards_at": "" if shard_set.url else next((split.url for split in shard_set.splits.values()), ""),
         "num_classes": len(shard_set.classes),
         "classes": [info.name for info in shard_set.classes],

@@ -131,10 +131,15 @@ class ShardSet:
             splits = {name: replace(split, url=at, dataset_bytes=size) for name, split in splits.items()}
         return cls(root, classes, splits, found.made, hashlib.sha256(raw).hexdigest(), found.files, found.intact, url)
 
+    @property
+    def place(self) -> str:
+        """What people call it by: where they have it."""
+        return self.url or str(self.root)
+
     def split(self, name: str) -> Split:
         """One split by name. Raises ValueError naming those there are."""
         if name not in self.splits:
-            raise ValueError(f"{self.root}: no split {name!r}; it has {', '.join(sorted(self.splits))}")
+            raise ValueError(f"{self.place}: no split {name!r}; it has {', '.join(sorted(self.splits))}")
         return self.splits[name]
 
     def check_on_disk(self) -> None:
@@ -142,8 +147,8 @@ class ShardSet:
         for split in self.splits.values():
             if split.url:
                 raise ValueError(
-                    f"{self.root}: its shards lie at {split.url}, and this command reads disks only: copy them to one "
-                    f"and index them there"
+                    f"{self.place}: its shards lie at {split.url}, and this command reads disks only: copy them to one "
+                    "and index them there"
                 )
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
 from penstock.shards.cache import cache_root, make_once
-from penstock.shards.store_errors import final, one_line
+from penstock.shards.store_errors import final, of_the_hub, one_line
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -192,7 +192,9 @@ class Store:
             path = self._open().path
             try:
                 found = self._call("ls", path, detail=True)
-            except FileNotFoundError:
+            except FileNotFoundError as error:
+                if of_the_hub(error):
+                    raise
                 return {}
             sizes = {entry["name"].rstrip("/"): int(entry["size"] or 0) for entry in found}
             return {name.rpartition("/")[2]: size for name, size in sizes.items() if name != path}
@@ -207,7 +209,7 @@ class Store:
             try:
                 found = self._call("find", path, detail=True, timeout_s=LISTING_S)
             except FileNotFoundError as error:
-                if error.__cause__:  # no such repository, revision or bucket
+                if of_the_hub(error):
                     raise
                 return {}
             below = ((name.removeprefix(f"{path}/"), entry) for name, entry in found.items() if name != path)

@@ -17,9 +17,8 @@ HUB = {  # of huggingface_hub; the first that fits, and a gated repository is on
 
 def final(error: Exception) -> str:
     """Why it comes again however often the request is made, and what to do; "" for what may pass."""
-    causes = [each for each in (error, error.__cause__) if each]
-    kinds = {kind.__name__ for each in causes for kind in type(each).__mro__}
-    if known := next((text for name, text in HUB.items() if name in kinds), ""):
+    kinds = _kinds(error)
+    if known := of_the_hub(error):
         return known
     if kinds & {"HFValidationError", "HfUriError"}:
         return f"is no path on the Hub ({one_line(error)})"
@@ -29,6 +28,16 @@ def final(error: Exception) -> str:
         hub = "HfHubHTTPError" in kinds
         return f"no permission ({one_line(error)}); {LOG_IN if hub else 'set the credentials'}"
     return ""
+
+
+def of_the_hub(error: Exception) -> str:
+    """What huggingface_hub has to say of a repository or revision; "" where that is not it."""
+    kinds = _kinds(error)
+    return next((text for name, text in HUB.items() if name in kinds), "")
+
+
+def _kinds(error: Exception) -> set[str]:
+    return {kind.__name__ for each in (error, error.__cause__) if each for kind in type(each).__mro__}
 
 
 def one_line(error: BaseException) -> str:

@@ -13,17 +13,18 @@ from penstock.shard_tools.writer import PackOptions, pack
 
 
 @click.command("pack")
-@click.argument("source", type=local_path)
+@click.argument("source", metavar="SOURCE|URL", type=path_or_url)
 @click.argument("out", type=path_or_url)
 @options_of(PackOptions)
-def pack_command(source: Path, out: Path | str, **values: object) -> None:
+def pack_command(source: Path | str, out: Path | str, **values: object) -> None:
     """Pack the images of SOURCE into shards in OUT, a directory or a URL (s3://, gs://: docs/remote.md).
 
     SOURCE is a directory with train/CLASS/IMAGE and val/CLASS/IMAGE, or just CLASS/IMAGE; a .csv or .tsv of paths and
     labels; ImageNet's official archives, Kaggle's layout or zip, Tiny-ImageNet, Parquet files, WebDataset tars: see
-    docs/sharding.md. Gray and colour JPEGs are copied untouched once they are seen to decode; anything else becomes an
-    RGB JPEG. EXIF orientation is not applied, as in PIL and torchvision, but with --apply-orientation. --pixels stores
-    a share of the images as what their JPEGs decode to, for large disks and few cores.
+    docs/sharding.md. Or it is a URL of such files (hf://, s3://, gs://: docs/remote.md). Gray and colour JPEGs are
+    copied untouched once they are seen to decode; anything else becomes an RGB JPEG. EXIF orientation is not applied,
+    as in PIL and torchvision, but with --apply-orientation. --pixels stores a share of the images as what their JPEGs
+    decode to, for large disks and few cores.
 
     OUT gets SPLIT-000000.tar with an .idx for DALI, SPLIT.samples.npy, SPLIT.sources.txt, and dataset.json when all
     is done. Any WebDataset reader reads the tars. A shard is full at --samples-per-shard or --shard-size, whichever
@@ -36,6 +37,7 @@ def pack_command(source: Path, out: Path | str, **values: object) -> None:
       python -m shard_tools pack imagenet data/imagenet-256 --short-side 256 --quality 90
       python -m shard_tools pack imagenet data/imagenet-256 --short-side 256 --pixels 0.5
       python -m shard_tools pack imagenet s3://bucket/imagenet
+      python -m shard_tools pack hf://datasets/ILSVRC/imagenet-1k data/imagenet
       python -m shard_tools pack photos.csv data/photos --split train=0.9,val=0.1
     """
     with one_line_errors():
