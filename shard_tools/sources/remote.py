@@ -81,9 +81,10 @@ class RemoteSource(Source):
             raise ValueError(f"{self.url}: there are no files; look at the URL")
         with TemporaryDirectory() as folder:
             self._open(Path(folder), self._sizes)
-        self.format, self.explained = self._source.format, f"{self._source.explained}; at a URL"
+        self.format, self.explained = self._source.format, self._source.explained
         if fetched := sum(self._sizes[file] for file in self._wanted()):
-            self.explained += f": {fetched / 1e9:.1f} GB come into the work directory first, until packing is done"
+            how = f"{fetched / 1e9:.1f} GB are downloaded into the work directory first, until packing is done"
+            self.explained = f"{how}; {self.explained}"
 
     def fetch(self, work: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Have all that is read in place in `work`; what an earlier call has downloaded stays. `progress` is told the

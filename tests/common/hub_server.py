@@ -105,6 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _revision(self, name: str, revision: str) -> Path:
         if name not in self.hub.repositories:
             raise _Refused(401, "RepoNotFound")  # as to anyone without a token: it may be private
+        revision = "main" if revision == COMMIT else revision  # as whoever has asked for its information goes on
         if unquote(revision) not in self.hub.repositories[name]:
             raise _Refused(404, "RevisionNotFound")
         return self.hub.repositories[name][unquote(revision)]
