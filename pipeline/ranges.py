@@ -20,10 +20,10 @@ def span(name: str) -> AbstractContextManager[object]:
 
 
 @contextmanager
-def opened_by(open: Open) -> Iterator[None]:
-    """Have `span` give what `open` makes of the name, until the context ends."""
+def opened_by(opener: Open) -> Iterator[None]:
+    """Have `span` give what `opener` makes of the name, until the context ends."""
     global _open
-    before, _open = _open, open
+    before, _open = _open, opener
     try:
         yield
     finally:

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 from penstock.shard_tools.sources.base import Source, SourceImage, Unusable
 from penstock.shard_tools.sources.naming import is_image, is_junk
 from penstock.shard_tools.sources.parquet import Parquet
-from penstock.shards.remote import Store
+from penstock.shards.remote import PART_BYTES, Store
 
 THREADS = 16  # files at a time
 BLOCK_BYTES = 1 << 20  # of a Parquet file, read at once at least
@@ -66,6 +66,7 @@ class RemoteSource(Source):
     _sizes: dict[str, int] = field(init=False)  # of the files, by their paths below the store's URL
     _root: Path = field(init=False)  # what stands for the URL, at the moment
     _source: Source = field(init=False)
+    _stopped: bool = False  # what is being downloaded
 
     def __post_init__(self) -> None:
         self.url = self.url.rstrip("/")
@@ -105,6 +106,7 @@ class RemoteSource(Source):
                 for size in pool.map(self._fetch_one, wanted, [root] * len(wanted)):
                     progress(done := done + size, total)
             except BaseException:
+                self._stopped = True
                 pool.shutdown(cancel_futures=True)
                 raise
         self._open(root, set(self._sizes) - set(wanted))
@@ -138,7 +140,10 @@ class RemoteSource(Source):
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(part, "wb") as stream:
-                self._store.copy(file, size, stream)
+                for start in range(0, size, PART_BYTES):
+                    if self._stopped:
+                        return 0
+                    stream.write(self._store.read(file, start, min(start + PART_BYTES, size)))
             part.replace(path)
         return size
 

@@ -69,6 +69,7 @@ def test_a_run_from_the_hub_is_that_from_a_disk_to_the_bit(
         assert [len(hub.gets(info.file)) for info in shards] == [1] * len(shards)
     else:
         assert all(request.range for request in hub.gets(".tar"))
+        assert sum(request.num_bytes for request in hub.gets(".tar")) <= sum(info.bytes for info in shards)
         assert list((tmp_path / "user" / "penstock" / "shards").glob("*.ranges"))
 
 
