@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -82,12 +83,17 @@ def test_each_rank_has_a_trace_of_its_own(tmp_path: Path) -> None:
         world = World(rank=rank, local_rank=rank, world_size=2, local_world_size=2, device=torch.device("cpu"))
         with Profile(2, tmp_path / "run", world) as profile:
             for _ in range(SKIPPED + 4):
-                for name in NAMES:
+                with ranges.span("wait"), ranges.span("copy"):
+                    torch.ones(8).sum()
+                for name in ("forward", "backward", "step"):
                     with ranges.span(name):
                         torch.ones(8).sum()
+                with ranges.span("copy"):  # of a validation: in the trace, not in the table
+                    time.sleep(0.05)
                 profile.stepped()
         found = ranges_of(tmp_path / "run" / f"trace-rank-{rank}.json.gz")
-        assert [len(events) for events in found.values()] == [2] * len(NAMES)
+        assert {name: len(events) for name, events in found.items()} == dict.fromkeys(NAMES, 2) | {"copy": 4}
+        assert float(profile.lines()[2].split()[1]) < 25
         assert profile.lines()[0].startswith(f"profile           {tmp_path}/run/trace-rank-{rank}.json.gz: 2 steps;")
 
 
