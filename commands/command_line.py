@@ -96,6 +96,8 @@ TRAIN_OPTIONS = (
                  help="End in time: the schedule is fitted to M minutes where the recipe takes longer."),
     click.option("--max-val-images", type=click.IntRange(min=1), metavar="N",
                  help="Validate on N images, for trials: always the same ones, chosen at random."),
+    click.option("--profile", type=click.IntRange(min=1), metavar="N",
+                 help="Trace N steps, after the first 10, into RUN/trace.json.gz: docs/benchmarking.md."),
     click.option("--deterministic", is_flag=True, help="Deterministic kernels on the GPU too; the CPU's always are."),
     click.option("--no-machine-config", is_flag=True,
                  help="Leave out the machine.toml of `bench.py tune` in this folder."),

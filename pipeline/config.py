@@ -13,7 +13,7 @@ Interpolation = Literal["nearest", "linear", "cubic", "lanczos"]
 class DataConfig:
     """How batches are made."""
 
-    path: str = setting("", "A packed dataset's directory; `--data` sets it.", free_on_resume=True)
+    path: str = setting("", "A packed dataset's directory or URL; `--data` sets it.", free_on_resume=True)
     loader: Literal["dali", "reference", "synthetic"] = setting(
         "dali",
         'What makes the batches: "dali", or "reference" (torchvision and PIL, the same plan), or "synthetic" (one '

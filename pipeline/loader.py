@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from penstock.pipeline import ranges
 from penstock.pipeline.augment import AugmentParams
 from penstock.pipeline.augment.params import Name
 from penstock.pipeline.bad_samples import BadSamples, bad_headers
@@ -122,8 +123,9 @@ class DaliLoader:
             if stream:
                 self._hold(inputs, stream.record_event())
             self._bad.report(found)
-            images = torch.from_dlpack(output.as_tensor()).permute(0, 3, 1, 2)  # HWC in memory: a channels-last view
-            labels = torch.from_numpy(planned.labels).to(self.device, non_blocking=True)
+            with ranges.span("copy"):
+                images = torch.from_dlpack(output.as_tensor()).permute(0, 3, 1, 2)  # HWC in memory: channels-last
+                labels = torch.from_numpy(planned.labels).to(self.device, non_blocking=True)
             self._at = (epoch, planned.span.end)
             yield Batch(images, labels, torch.from_numpy(planned.sample_ids), epoch, planned.span.end)
             if self._turn is not turn:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from penstock.pipeline import ranges
 from penstock.pipeline.augment.params import Name, StepArray
 from penstock.pipeline.bad_samples import BadSamples
 from penstock.pipeline.batch import Batch
@@ -107,9 +108,10 @@ class PixelLoader:
             self._ahead.append(self._maker.submit(self._make))
             for future in made.under_way:
                 future.result()
-            images = self._on_device(made).permute(0, 3, 1, 2)  # HWC in memory: a channels-last view
-            labels = torch.from_numpy(np.concatenate([one.labels for one in made.planned]))
-            labels = labels.to(self.device, non_blocking=True)
+            with ranges.span("copy"):
+                images = self._on_device(made).permute(0, 3, 1, 2)  # HWC in memory: a channels-last view
+                labels = torch.from_numpy(np.concatenate([one.labels for one in made.planned]))
+                labels = labels.to(self.device, non_blocking=True)
             begin = 0
             for planned, found in zip(made.planned, made.found, strict=True):
                 self._bad.report(found)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from penstock.pipeline import ranges
 from penstock.pipeline.augment import AugmentParams
 from penstock.pipeline.augment.reference import reference_augment
 from penstock.pipeline.batch import Batch
@@ -68,13 +69,10 @@ class ReferenceLoader:
             if isinstance(item, str):
                 raise ValueError(item)
             images, labels, sample_ids = item
-            yield Batch(
-                images.to(self.device, self.dtype, memory_format=torch.channels_last, non_blocking=True),
-                labels.to(self.device, non_blocking=True),
-                sample_ids,
-                epoch,
-                span.end,
-            )
+            with ranges.span("copy"):
+                images = images.to(self.device, self.dtype, memory_format=torch.channels_last, non_blocking=True)
+                labels = labels.to(self.device, non_blocking=True)
+            yield Batch(images, labels, sample_ids, epoch, span.end)
 
     def close(self) -> None:
         """Nothing is held between epochs."""

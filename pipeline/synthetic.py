@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from penstock.pipeline import ranges
 from penstock.pipeline.batch import Batch
 from penstock.pipeline.feed import Feed
 
@@ -28,13 +29,9 @@ class SyntheticLoader:
         for span in self.feed.spans(position):
             sample_ids = self.feed.sample_ids(epoch, [span])
             labels = torch.from_numpy(self.feed.split.samples["label"][sample_ids].astype(np.int64))
-            yield Batch(
-                self._images[: span.count],
-                labels.to(self.device, non_blocking=True),
-                torch.from_numpy(sample_ids),
-                epoch,
-                span.end,
-            )
+            with ranges.span("copy"):
+                labels = labels.to(self.device, non_blocking=True)
+            yield Batch(self._images[: span.count], labels, torch.from_numpy(sample_ids), epoch, span.end)
 
     def close(self) -> None:
         self._images = None

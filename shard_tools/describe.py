@@ -40,6 +40,7 @@ class Facts(TypedDict):
     """What `info --json` prints."""
 
     root: str
+    shards_at: str  # a URL, or "" where they lie in `root`
     num_classes: int
     classes: list[str]
     splits: dict[str, SplitFacts]
@@ -66,7 +67,8 @@ def describe(shard_set: ShardSet) -> Facts:
             "stored_as_pixels": stored_as_pixels(split.samples, shard_set.made),
         }
     return {
-        "root": shard_set.url or str(shard_set.root),
+        "root": shard_set.place,
+        "shards_at": "" if shard_set.url else next((split.url for split in shard_set.splits.values()), ""),
         "num_classes": len(shard_set.classes),
         "classes": [info.name for info in shard_set.classes],
         "splits": splits,
@@ -119,6 +121,7 @@ def summary(info: Facts) -> str:
             lines.append(f"    height × width: {ranges} pixels (quantiles of each: {sizes})")
         if split["stored_as_pixels"]["samples"]:
             lines.append("    " + _pixels_line(split))
+    lines += [f"  shards at {info['shards_at']}"] if info["shards_at"] else []
     made = info["made"]
     kinds = made.get("converted")
     converted = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) if isinstance(kinds, dict) else ""

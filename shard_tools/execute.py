@@ -15,6 +15,7 @@ from penstock.shards.format import shard_file
 class PackProgress:
     """How far a run is. Counts are of source images; `done` includes what an earlier run had finished."""
 
+    fetched_bytes: int = 0  # of a source at a URL, of `bytes`, before anything is listed
     listed: int = 0  # images, before anything else is known
     images: int = 0
     bytes: int = 0

@@ -1,12 +1,14 @@
 """Index WebDataset tars made by others: the shards stay as they are, and what training needs is written beside them.
 
-Input: a directory with *.tar. Output, there: .idx files as DALI's wds2idx writes them, sample tables, source names and
-dataset.json (see `format`), whose `made` says {"indexed": true, "image_extensions": […], …}. Samples, labels and splits
-are told as `sources.webdataset` tells them. An ordinary JPEG is checked by its header, and `verify --decode` checks the
-rest; what DALI may decode otherwise than Pillow is decoded by both (`trainable`).
+Input: a directory with *.tar, or a URL (`remote_tars`), whose tars stay there. Output, beside the tars or in a
+directory of its own: .idx files as DALI's wds2idx writes them, sample tables, source names and dataset.json (see
+`format`), whose `made` says {"indexed": true, "image_extensions": […], …}. Samples, labels and splits are told as
+`sources.webdataset` tells them. An ordinary JPEG is checked by its header, and `verify --decode` checks the rest; what
+DALI may decode otherwise than Pillow is decoded by both (`trainable`).
 """
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 
 from penstock.shard_tools.classes import class_infos, gap_lines, keys_with_file, read_class_file
 from penstock.shard_tools.rejected import REJECTED_FILE, check_on_bad, refusal, write_rejected
+from penstock.shard_tools.remote_tars import WORK, scan_at, tars_at
 from penstock.shard_tools.scan import Scanned, scan_shard
 from penstock.shard_tools.sources.tarsamples import FIND_OUT, NO_LABEL, Fields, check_fields
 from penstock.shard_tools.sources.webdataset import LabelsMet, names_beside, tars, unlabelled_test
@@ -47,31 +50,38 @@ REMEDY = "leave them out of the tables with --on-bad skip, or pack the directory
 def index(
     directory: Path,
     *,
+    url: str = "",
     on_bad: str = "fail",
     class_file: Path | None = None,
     fields: Fields = FIND_OUT,
     workers: int | None = None,
     executor: Executor | None = None,
     say: Callable[[str], None] = lambda line: None,
+    progress: Callable[[int, int], None] = lambda done, shards: None,
 ) -> ShardSet:
-    """Write what training needs beside the tars in `directory`. Doing it again gives the same files.
+    """Write what training needs into `directory`: beside the tars there, or of those at `url`. Doing it again gives the
+    same files.
 
     `on_bad`: "fail", or "skip" to leave unusable images out of the tables and list them in rejected.tsv. `class_file`:
     readable names of classes, see `classes.read_class_file`. `executor` scans the shards; without one, `workers`
-    processes do. `say` is given lines about labels and classes.
+    processes do. `say` is given lines about labels and classes, `progress` how many shards are done of how many.
 
     Raises:
         BadImages: `on_bad` is "fail" and there are some. ValueError: these are no shards, or cannot be read or written.
     """
     check_on_bad(on_bad)
     directory = Path(directory)
-    splits = _find_tars(directory)
-    paths = [path for split in splits.values() for path in split]
     try:
-        check_fields(paths[0], fields)
+        splits = tars_at(url, directory) if url else _find_tars(directory)
+        paths = [path for split in splits.values() for path in split]
+        scan = partial(scan_at, url=url, fields=fields, first=paths[0]) if url else partial(scan_shard, fields=fields)
+        if not url:
+            check_fields(paths[0], fields)
         with nullcontext(executor) if executor else process_pool(min(workers or num_cpus(), len(paths))) as pool:
-            scans = pool.map(partial(scan_shard, fields=fields), paths)
-            return _write(directory, splits, scans, on_bad, class_file, fields, say)
+            scans = _watched(pool.map(scan, paths), len(paths), progress)
+            shard_set = _write(directory, url, splits, scans, on_bad, class_file, fields, say)
+        shutil.rmtree(directory / WORK, ignore_errors=True)
+        return shard_set
     except LOST:
         raise ValueError(
             f"{directory}: a worker process died (out of memory?); try again with fewer --workers"
@@ -109,8 +119,15 @@ def _is_indexed(directory: Path) -> bool:
         return False
 
 
+def _watched(scans: Iterator[Scanned], total: int, progress: Callable[[int, int], None]) -> Iterator[Scanned]:
+    for done, scanned in enumerate(scans, 1):
+        progress(done, total)
+        yield scanned
+
+
 def _write(
     directory: Path,
+    url: str,
     splits: dict[str, list[Path]],
     scans: Iterator[Scanned],
     on_bad: str,
@@ -142,7 +159,7 @@ def _write(
             part.sources.seek(0)
             files |= write_split(directory, split, tables[split], part.sources)
     made = _made(list(merged.values()), rejected.count, fields)
-    write_info(directory, classes, {split: part.infos for split, part in merged.items()}, made, files)
+    write_info(directory, classes, {split: part.infos for split, part in merged.items()}, made, files, url)
     return ShardSet.open(directory)
 
 

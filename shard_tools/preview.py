@@ -39,6 +39,7 @@ def preview(
     if file.suffix.lower() != ".png":
         raise ValueError(f"{file}: the sheet is a PNG image; give a name that ends in .png")
     shard_set = ShardSet.open(root)
+    shard_set.check_on_disk()
     chosen = shard_set.split(split)
     names = [info.name for info in shard_set.classes]
     ids = np.sort(np.random.default_rng(seed).permutation(len(chosen))[:num])

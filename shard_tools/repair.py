@@ -50,6 +50,8 @@ def repair(root: str | os.PathLike[str], workers: int | None = None) -> list[str
     path = root / INFO_FILE
     try:
         description = read_description(inside(root, INFO_FILE).read_bytes(), for_repair=True)
+        if description.url:
+            raise ValueError(f"its shards lie at {description.url}")
         for name, shards in description.shards.items():  # before anything is renamed or removed
             for file in (table_file(name), sources_file(name), *(shard.file for shard in shards)):
                 inside(root, file)

@@ -24,13 +24,13 @@ def progress_bar(every_s: float = 10.0) -> Iterator[Callable[[PackProgress], Non
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), TextColumn("ETA"))
     with Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("listing", total=None, text="")
+        task = bar.add_task("", total=None, text="")
         start = time.monotonic()
 
         def show(now: PackProgress) -> None:
             nonlocal start
             if not now.shards:
-                bar.update(task, text=f"{now.listed:,} images")
+                bar.update(task, text=_before(now))
                 start = time.monotonic()  # of the packing
                 return
             text = _rates(now, time.monotonic() - start)
@@ -48,10 +48,17 @@ def _lines(every_s: float) -> Callable[[PackProgress], None]:
             start = time.monotonic()
         if time.monotonic() - last >= every_s:
             last = time.monotonic()
-            text = f"packing: {_rates(now, last - start)}" if now.shards else f"listing: {now.listed:,} images"
+            text = f"packing: {_rates(now, last - start)}" if now.shards else _before(now)
             print(text, file=sys.stderr, flush=True)
 
     return show
+
+
+def _before(now: PackProgress) -> str:
+    """How far it is before packing begins."""
+    if now.fetched_bytes:
+        return f"downloading: {now.fetched_bytes / 1e9:.1f} of {now.bytes / 1e9:.1f} GB"
+    return f"listing: {now.listed:,} images"
 
 
 def _rates(now: PackProgress, elapsed_s: float) -> str:
@@ -75,7 +82,7 @@ def _duration(seconds: float) -> str:
 def closing(packed: Packed, elapsed_s: float) -> str:
     """What was made, and what deserves a second look."""
     made, state = packed.shard_set.made, packed.progress
-    root = packed.shard_set.url or packed.shard_set.root
+    root = packed.shard_set.place
     classes = packed.shard_set.classes
     shown = ", ".join(info.name for info in classes[:5]) + (", …" if len(classes) > 5 else "")
     lines = [f"{root}: {len(classes):,} classes ({shown})"]

@@ -26,6 +26,9 @@ def staging_dir(url: str, staging: Path | None) -> tuple[Path, ShardSet | None]:
     """
     if url.startswith(("http://", "https://")):
         raise ValueError(f"{url}: can only be read; pack to a directory, or to s3:// or gs://")
+    if url.startswith("hf://"):  # where each file would be a commit
+        name = re.sub("hf://(datasets/)?", "", url)
+        raise ValueError(f"{url}: pack to a directory DIR, then: hf upload {name} DIR --repo-type dataset")
     store = Store(url)
     name = f"{re.sub(r'[^A-Za-z0-9.-]+', '_', url)}-{hashlib.sha256(store.url.encode()).hexdigest()[:8]}"
     local = (staging or cache_root() / "packing").absolute() / name

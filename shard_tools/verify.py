@@ -65,6 +65,9 @@ def verify(
 
     Reads every shard once, in `workers` processes, with one shard's index in memory each. What cannot be opened at all
     is a finding too: nothing is raised for a broken dataset.
+
+    Raises:
+        ValueError: its shards lie at a URL.
     """
     root = Path(root)
     try:
@@ -72,6 +75,7 @@ def verify(
     except ValueError as error:
         file, _, message = str(error).removeprefix(f"{root}/").partition(": ")
         return [Finding("dataset", file, None, message)]
+    shard_set.check_on_disk()
     findings = list(_description(shard_set))
     checks = list(_checks(shard_set, decode))
     workers = min(workers, len(checks))

@@ -1,6 +1,6 @@
 """Pack a source: plan the shards, run them on an executor, resume what a killed run left, write `dataset.json`.
 
-Input: a path and what kind of source it is (see `sources`). Output: a directory as `format` describes it.
+Input: a path or URL and what kind of source it is (see `sources`). Output: a directory as `format` describes it.
 
 Everything is planned before the first image is read: the source is listed on disk, a keyed permutation shuffles each
 split, and the sizes of the source files cut it into shards. So each shard is a pure function of its job, and the output
@@ -30,6 +30,7 @@ from penstock.shard_tools.resume import SOURCE_DIR, begin, complete, forget_lost
 from penstock.shard_tools.shard import LISTING_DIR, ShardJob, plan_shards
 from penstock.shard_tools.sources import SOURCES, SourceOptions, open_source
 from penstock.shard_tools.sources.base import Source
+from penstock.shard_tools.sources.remote import RemoteSource
 from penstock.shard_tools.subset import Subset, parts_text
 from penstock.shard_tools.upload import clean, publish, staging_dir
 from penstock.shards.format import SAMPLE_DTYPE, ClassInfo, Samples, ShardInfo, ShardSet, write_info, write_split
@@ -137,7 +138,7 @@ def pack(
     """Pack the images of `source` into shards in `out`; goes on where an interrupted call stopped.
 
     Args:
-        source: a path, or a `Source`.
+        source: a path, a URL, or a `Source`.
         out: a directory, or a URL (s3://, gs:// …).
         executor: runs the shards, instead of what `options` names.
         progress: called after each shard and about twice a second. say: given a line about the source.
@@ -151,6 +152,8 @@ def pack(
     source = _opened(source, target.local, options)
     say(f"{where}: {source.explained} ({source.format})")
     with work_dir(target.local) as work:
+        if isinstance(source, RemoteSource):
+            source.fetch(work / SOURCE_DIR, lambda done, total: progress(PackProgress(fetched_bytes=done, bytes=total)))
         listing = write_listing(
             work / LISTING_DIR,
             source,
@@ -192,7 +195,7 @@ def _target(out: str | os.PathLike[str], staging: Path | None) -> Target:
 def _opened(source: str | os.PathLike[str] | Source, local: Path, options: PackOptions) -> Source:
     if not isinstance(source, str | os.PathLike):
         return source
-    if local.resolve().is_relative_to(Path(source).resolve()):
+    if not is_url(source) and local.resolve().is_relative_to(Path(source).resolve()):
         raise ValueError(f"{local}: lies inside the source; choose a directory elsewhere")
     return open_source(source, options.format, options.source_options)
 

@@ -47,6 +47,7 @@ class Description:
     made: dict[str, object]
     files: dict[str, str]  # table or source list → sha256
     intact: bool  # it is as it was written
+    url: str = ""  # under which the shards lie, where that is not beside dataset.json
 
 
 def read_description(raw: bytes, for_repair: bool = False) -> Description:
@@ -70,8 +71,11 @@ def read_description(raw: bytes, for_repair: bool = False) -> Description:
             raise ValueError(f"{shard.file!r} has {shard.samples} samples in {shard.bytes} bytes")
     made = {str(name): value for name, value in dict(info["made"]).items()}
     files = {str(name): str(digest) for name, digest in info["files"].items()}
+    url = str(info.get("url", ""))
+    if url and "://" not in url:
+        raise ValueError(f"{url!r} is no URL of shards")
     checksum = info.pop("checksum", None) if for_repair else info.pop("checksum")
-    return Description(classes, splits, made, files, checksum == _checksum(info))
+    return Description(classes, splits, made, files, checksum == _checksum(info), url)
 
 
 def _checksum(info: dict[str, object]) -> str:
@@ -83,6 +87,7 @@ def description_json(
     splits: Mapping[str, Iterable[ShardInfo]],
     made: dict[str, object],
     files: dict[str, str],
+    url: str = "",
 ) -> bytes:
     """What `read_description` reads."""
     info: dict[str, object] = {
@@ -95,5 +100,7 @@ def description_json(
         "files": files,
         "made": made,
     }
+    if url:
+        info["url"] = url
     info["checksum"] = _checksum(info)
     return json.dumps(info, indent=1, ensure_ascii=False).encode() + b"\n"

@@ -5,7 +5,7 @@
     DIR/train.samples.npy         the sample table: one SAMPLE_DTYPE row a sample, in shard order
     DIR/train.sources.txt         line i: the original file name of sample i, for people
 
-`dataset.json` is written last, so a directory that has one is complete.
+`dataset.json` is written last, so a directory that has one is complete. Where it has a `url`, the tars lie there.
 """
 
 import hashlib
@@ -131,20 +131,34 @@ class ShardSet:
             raise ValueError(f"{path}: not a dataset description ({what}); pack the dataset again") from None
         classes = found.classes
         splits = {name: _open_split(root, name, infos, len(classes)) for name, infos in found.shards.items()}
-        if url:
+        if at := found.url or url:
             shards = [info for infos in found.shards.values() for info in infos]
             for info in shards:
                 if not re.fullmatch("[0-9a-f]{64}", info.sha256):  # a file of the cache will have that name
                     raise ValueError(f"{path}: {info.sha256!r} is no sha256 of {info.file}; pack the dataset again")
             size = sum(info.bytes for info in shards)
-            splits = {name: replace(split, url=url, dataset_bytes=size) for name, split in splits.items()}
+            splits = {name: replace(split, url=at, dataset_bytes=size) for name, split in splits.items()}
         return cls(root, classes, splits, found.made, hashlib.sha256(raw).hexdigest(), found.files, found.intact, url)
+
+    @property
+    def place(self) -> str:
+        """What people call it by: where they have it."""
+        return self.url or str(self.root)
 
     def split(self, name: str) -> Split:
         """One split by name. Raises ValueError naming those there are."""
         if name not in self.splits:
-            raise ValueError(f"{self.root}: no split {name!r}; it has {', '.join(sorted(self.splits))}")
+            raise ValueError(f"{self.place}: no split {name!r}; it has {', '.join(sorted(self.splits))}")
         return self.splits[name]
+
+    def check_on_disk(self) -> None:
+        """Raises ValueError where the shards are not in `root`."""
+        for split in self.splits.values():
+            if split.url:
+                raise ValueError(
+                    f"{self.place}: its shards lie at {split.url}, and this command reads disks only: copy them to one "
+                    "and index them there"
+                )
 
 
 def inside(root: Path, name: str) -> Path:
@@ -276,10 +290,12 @@ def write_info(
     splits: Mapping[str, Iterable[ShardInfo]],
     made: dict[str, object],
     files: dict[str, str],
+    url: str = "",
 ) -> None:
-    """Write `dataset.json`, the last file of a dataset. `files`: what the `write_split` calls returned."""
+    """Write `dataset.json`, the last file of a dataset. `files`: what the `write_split` calls returned. `url`: where
+    the shards lie, if not in `root`."""
     with atomic_write(root / INFO_FILE) as stream:
-        stream.write(description_json(classes, splits, made, files))
+        stream.write(description_json(classes, splits, made, files, url))
 
 
 @contextmanager

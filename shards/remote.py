@@ -1,4 +1,4 @@
-"""Files of an object store by URL (s3://, gs://, https://, memory:// …), through fsspec, with retries and time-outs.
+"""Files of an object store by URL (s3://, gs://, hf://, https:// …), through fsspec, with retries and time-outs.
 
 Input: a URL under which a packed dataset lies or shall lie. Output: bytes, or one line that says what is wrong. Other
 modules do not import fsspec, and this one does only when a URL is opened.
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
 from penstock.shards.cache import cache_root, make_once
+from penstock.shards.store_errors import final, of_the_hub, one_line
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -29,12 +30,12 @@ TIMEOUT_S = 60.0
 PART_BYTES = 8 << 20  # asked for in one request, at most;
 SMALL_PART_BYTES = 64 << 10  # and where requests of more take too long
 CONNECTIONS = 256  # at a time, at most; botocore's own bound is 10
+LISTING_S = 600.0  # for the names of all files, which come in pages of 1,000
 DOWNLOADS = 3  # of a file whose bytes are not those that were packed
 UPLOAD_BYTES_PER_S = 1 << 20  # slower than this is taken for dead
 FIRST_DELAY_S, LAST_DELAY_S = 0.1, 5.0
-# what no second try mends; by name, since each store's client has its own
-DENIED = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound",
-          "TokenRetrievalError", "DefaultCredentialsError", "RefreshError"}  # fmt: skip
+PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface-hub"}  # others' errors name theirs
+LOGS = ("gcsfs", "huggingface_hub.utils._http")  # they write tracebacks and warnings of what is told in a line
 DEFECTS = (TypeError, AttributeError, NameError, LookupError, ImportError, NotImplementedError)
 
 
@@ -79,6 +80,8 @@ class Store:
         self.url, self.timeout_s, self._attempts = url.rstrip("/"), timeout_s, attempts
         if url.startswith(("http://", "https://")) and ("?" in url or "#" in url):
             raise ValueError(f"{url}: a dataset's files lie under its URL, so it cannot have a query; leave it out")
+        if url.startswith("hf://") and not re.match("hf://(datasets|spaces|models|buckets)/[^/]+/[^/]", url):
+            raise ValueError(f"{url}: is no path on the Hub; write hf://datasets/OWNER/NAME[@REVISION][/FOLDER]")
         self._opened: _Opened | None = None
         self._part_bytes = PART_BYTES
         self._open()
@@ -95,17 +98,20 @@ class Store:
                 options["config_kwargs"] = ours | config | {"retries": ours["retries"]}
             elif self.url.startswith(("file://", "local://")):
                 options["auto_mkdir"] = True
+            elif self.url.startswith("hf://"):
+                options["skip_instance_cache"] = True  # with it, what was listed is known as long as the process lives
             try:
                 filesystem, path = url_to_fs(self.url, **options)
             except ImportError as error:
-                remedy = "pip install " + {"s3": "s3fs", "gs": "gcsfs"}.get(self.url.partition(":")[0], "that package")
-                raise ValueError(f"{self.url}: {_one_line(error)}; {remedy}") from None
+                package = PACKAGES.get(self.url.partition(":")[0], "that package")
+                raise ValueError(f"{self.url}: {one_line(error)}; pip install {package}") from None
             except (ValueError, OSError) as error:
-                raise ValueError(f"{self.url}: cannot be opened ({_one_line(error)})") from None
+                raise ValueError(f"{self.url}: cannot be opened ({one_line(error)})") from None
             if hasattr(filesystem, "retries"):  # s3fs's own, which no deadline ends
                 filesystem.retries = self._attempts
-            if not (log := logging.getLogger("gcsfs")).level:  # it writes tracebacks of errors that are told in a line
-                log.setLevel(logging.CRITICAL)
+            for name in LOGS:
+                if not (log := logging.getLogger(name)).level:
+                    log.setLevel(logging.CRITICAL)
             self._opened = _Opened(os.getpid(), filesystem, path.rstrip("/"))
         return self._opened
 
@@ -123,7 +129,7 @@ class Store:
         asked, began = self._part_bytes, time.monotonic()
         end = min(end, start + asked)
         try:
-            data = self._counted(self._call("cat_file", self._path(file), start=start, end=end))
+            data = self._counted(self._call("cat_file", self._path(file), start=start, end=end, **self._exactly))
         except TimeoutError:
             if asked == self._part_bytes:  # and no other thread has seen this before
                 self._part_bytes = max(min(end - start, asked) // 2, SMALL_PART_BYTES)
@@ -135,6 +141,11 @@ class Store:
         if time.monotonic() - began < self.timeout_s / 30:
             self._part_bytes = min(max(2 * asked, self._part_bytes), PART_BYTES)
         return data
+
+    @property
+    def _exactly(self) -> dict[str, Any]:
+        """What keeps the Hub's file system from reading 5 MB beyond each part."""
+        return {"cache_type": "none"} if self.url.startswith("hf://") else {}
 
     def _counted(self, data: bytes) -> bytes:
         global _received
@@ -152,16 +163,20 @@ class Store:
         """Write a file to `stream`, from its beginning. Raises ValueError if it has not this hash, three times."""
         for _ in range(DOWNLOADS):
             stream.seek(0)
-            digest = hashlib.sha256()
-            for start in range(0, size, PART_BYTES):
-                data = self.read(file, start, min(start + PART_BYTES, size))
-                digest.update(data)
-                stream.write(data)
-            if digest.hexdigest() == sha256:
+            if self.copy(file, size, stream) == sha256:
                 return
         raise ValueError(
             f"{self.url}/{file}: {DOWNLOADS} downloads have another sha256 than dataset.json says; upload it again"
         )
+
+    def copy(self, file: str, size: int, stream: BinaryIO) -> str:
+        """Write a file of `size` bytes to `stream`, whatever it holds; returns its sha256."""
+        digest = hashlib.sha256()
+        for start in range(0, size, PART_BYTES):
+            data = self.read(file, start, min(start + PART_BYTES, size))
+            digest.update(data)
+            stream.write(data)
+        return digest.hexdigest()
 
     def upload(self, path: Path, file: str) -> None:
         """Store a local file, which appears whole or not at all where the store can do that (all object stores do)."""
@@ -177,10 +192,28 @@ class Store:
             path = self._open().path
             try:
                 found = self._call("ls", path, detail=True)
-            except FileNotFoundError:
+            except FileNotFoundError as error:
+                if of_the_hub(error):
+                    raise
                 return {}
             sizes = {entry["name"].rstrip("/"): int(entry["size"] or 0) for entry in found}
             return {name.rpartition("/")[2]: size for name, size in sizes.items() if name != path}
+
+        return self._retry("", names)
+
+    def tree(self) -> dict[str, int]:
+        """All files below the URL by their paths from there, with "/", and their bytes; none where nothing is."""
+
+        def names() -> dict[str, int]:
+            path = self._open().path
+            try:
+                found = self._call("find", path, detail=True, timeout_s=LISTING_S)
+            except FileNotFoundError as error:
+                if of_the_hub(error):
+                    raise
+                return {}
+            below = ((name.removeprefix(f"{path}/"), entry) for name, entry in found.items() if name != path)
+            return {name: int(entry["size"] or 0) for name, entry in sorted(below)}
 
         return self._retry("", names)
 
@@ -213,15 +246,13 @@ class Store:
             except (Unmendable, *DEFECTS):
                 raise
             except Exception as error:
-                if _is_missing(error):
-                    raise ValueError(f"{where}: there is no such file or bucket; look at the URL") from None
-                if _is_denied(error):
-                    raise ValueError(f"{where}: no permission ({_one_line(error)}); set the credentials") from None
+                if why := final(error):
+                    raise ValueError(f"{where}: {why}") from None
                 pause_s = random.uniform(0.5, 1) * min(FIRST_DELAY_S * 2**attempt, LAST_DELAY_S)
                 if time.monotonic() + pause_s > deadline:
                     raise ValueError(
                         f"{where}: the store has failed for {timeout_s:g} s and {attempt + 1} requests, the last "
-                        f"with {_one_line(error.__cause__ or error)}; see that it is up and can be reached"
+                        f"with {one_line(error.__cause__ or error)}; see that it is up and can be reached"
                     ) from None
                 time.sleep(pause_s)
         raise AssertionError
@@ -250,24 +281,3 @@ def mirror(store: Store, info_file: str, cache_dir: str | os.PathLike[str] = "")
     while not (root / info_file).exists():
         make_once(root / info_file, len(raw), lambda stream: stream.write(raw))
     return root
-
-
-def _is_missing(error: Exception) -> bool:
-    """fsspec's HTTP says so too where it cannot connect, or loses the connection."""
-    cause = error.__cause__
-    unreachable = isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
-    unreachable |= type(cause).__module__.startswith("aiohttp.")
-    status = getattr(cause, "status", None)
-    return isinstance(error, FileNotFoundError) and (status in (404, 410) or (status is None and not unreachable))
-
-
-def _is_denied(error: Exception) -> bool:
-    status = getattr(error, "status", None) or getattr(error.__cause__, "status", None)  # aiohttp's
-    status = status or getattr(error, "code", None)  # gcsfs's, whose 403 is an OSError with that text
-    forbidden = isinstance(error, OSError) and str(error).startswith("Forbidden: ")
-    return isinstance(error, PermissionError) or forbidden or type(error).__name__ in DENIED or status in (401, 403)
-
-
-def _one_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

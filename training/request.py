@@ -14,6 +14,7 @@ class TrainOptions:
     """The options as the command line has them (`commands/command_line.py`); None for what is not given.
 
     overrides: of --set, "section.key=value". resume: "auto", "never" or a path. max_minutes: of the whole run.
+    profile: steps of this command that are traced.
     """
 
     data: str | None
@@ -25,6 +26,7 @@ class TrainOptions:
     max_steps: int | None
     max_minutes: float | None
     max_val_images: int | None
+    profile: int | None
     deterministic: bool
     no_machine_config: bool
     show_config: bool

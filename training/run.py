@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import click
@@ -20,6 +20,7 @@ from penstock.training.failure import Failure
 from penstock.training.learner import Learner, RunState, about, build_learner, capture, known_by, start_or_resume
 from penstock.training.metrics import MetricsLog
 from penstock.training.pictures import show_first
+from penstock.training.profile import Profile
 from penstock.training.progress import Progress
 from penstock.training.records import Ending, Rates
 from penstock.training.report import write_report
@@ -51,6 +52,7 @@ class Run:
     validation: Validation
     metrics: MetricsLog
     progress: Progress
+    profile: Profile | None = None
     num_images: int = 0
 
     @property
@@ -60,7 +62,7 @@ class Run:
     @contextmanager
     def opened(self) -> Iterator[None]:
         """Around all of the work. After it the report is written, and what the run came to is on the terminal."""
-        with self.metrics, self.progress, self.saver.writer:
+        with self.metrics, self.progress, self.saver.writer, self.profile or nullcontext():
             yield
             rates, how = self._end()
         self.data.close()
@@ -68,6 +70,8 @@ class Run:
         if self.setup.world.is_main:
             report = write_report(self.setup.claim.run_dir)[1]
             click.echo(summary(self.setup, self.state, rates, how, report))
+            for line in self.profile.lines() if self.profile else ():
+                click.echo(line)
         if self.saver.writer.failed:
             raise ValueError(self.saver.writer.failed)
 
@@ -111,6 +115,8 @@ class Run:
         """Log, save or stop, where that is due; all ranks after the same step."""
         state, every, stop = self.state, self.setup.recipe.train.checkpoint_every, self.setup.stop
         self.num_images += self.data.global_batch_size
+        if self.profile:
+            self.profile.stepped()
         stop.armed = True
         save_now = every > 0 and state.step % every == 0
         stop_now = stop.agreed()
@@ -193,6 +199,7 @@ def build_run(setup: Setup) -> Run | None:
         clock=clock, steps=steps, failure=failure, saver=saver, metrics=metrics, progress=progress,
         log=RunLog(steps, metrics, progress, failure, clock, data, learner.net, recipe.train.epochs),
         validation=Validation(setup, learner, val_loader, metrics, progress, saver),
+        profile=Profile(setup.profile, run_dir, world) if setup.profile else None,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from penstock.training.watchdog import Watchdog
 class Setup:
     """resume_from: checkpoints, the newest first; the run goes on from the first that can be read. began: when the
     command did, by `time.perf_counter`. max_steps, max_minutes: of the whole run, None for no limit. max_val_images:
-    images of a split that are scored, 0 for all."""
+    images of a split that are scored, 0 for all. profile: steps that are traced."""
 
     recipe: Recipe
     dataset: ShardSet
@@ -27,3 +27,4 @@ class Setup:
     max_steps: int | None = None
     max_minutes: float | None = None
     max_val_images: int = 0
+    profile: int = 0

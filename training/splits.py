@@ -14,7 +14,7 @@ def check_splits(recipe: Recipe, dataset: ShardSet) -> None:
     """Raises ValueError, with the way out, where the dataset lacks a split that the recipe names."""
     if validates(recipe) and recipe.data.val_split not in dataset.splits:
         raise ValueError(
-            f"{dataset.root}: no split {recipe.data.val_split!r} to validate on; it has {', '.join(dataset.splits)}. "
+            f"{dataset.place}: no split {recipe.data.val_split!r} to validate on; it has {', '.join(dataset.splits)}. "
             f"Pack one ({SHARD_TOOLS} pack SOURCE OUT --split train=0.9,val=0.1), name another (--set "
             "data.val_split=NAME), or train without validation (--set data.val_split=none)"
         )

@@ -56,7 +56,7 @@ def start(
                 train(Setup(
                     recipe=recipe, dataset=dataset, world=world, claim=claim, resume_from=resume_from, stop=stop,
                     watch=watch, began=began, max_steps=options.max_steps, max_minutes=options.max_minutes,
-                    max_val_images=options.max_val_images or 0,
+                    max_val_images=options.max_val_images or 0, profile=options.profile or 0,
                 ))  # fmt: skip
     except Interrupted as stopped:
         there = claim is not None and checkpoint.candidates(claim.run_dir)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from penstock.pipeline import ranges
 from penstock.pipeline.batch import Batch
 from penstock.recipes import TrainConfig
 from penstock.training.learner import Learner
@@ -34,18 +35,20 @@ def train_step(learner: Learner, batches: Iterator[Batch], config: TrainConfig) 
         batch = next(batches)
         exchange = micro == config.accumulation - 1 or not hasattr(model, "no_sync")
         with nullcontext() if exchange else model.no_sync():  # type: ignore[operator]
-            with learner.autocast:
+            with ranges.span("forward"), learner.autocast:
                 output, answers = model(batch.images), learner.answers(batch.images)
                 loss = learner.loss_fn(output, batch.labels, answers) / config.accumulation
-            learner.scaler.scale(loss).backward()
+            with ranges.span("backward"):
+                learner.scaler.scale(loss).backward()
         total = loss.detach() if total is None else total + loss.detach()
         sample_ids.append(batch.sample_ids)
         position = batch.position
-    if config.clip_grad_norm:
-        learner.scaler.unscale_(learner.optimizer)
-        grad_norm = torch.nn.utils.clip_grad_norm_(learner.net.parameters(), config.clip_grad_norm)
-    learner.scaler.step(learner.optimizer)
-    learner.scaler.update()
-    learner.optimizer.zero_grad(set_to_none=True)
+    with ranges.span("step"):
+        if config.clip_grad_norm:
+            learner.scaler.unscale_(learner.optimizer)
+            grad_norm = torch.nn.utils.clip_grad_norm_(learner.net.parameters(), config.clip_grad_norm)
+        learner.scaler.step(learner.optimizer)
+        learner.scaler.update()
+        learner.optimizer.zero_grad(set_to_none=True)
     assert total is not None
     return Step(total, grad_norm, sample_ids, position)

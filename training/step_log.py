@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 
+from penstock.pipeline import ranges
 from penstock.training.clock import Mark, mark, seconds, wait_for
 from penstock.training.digest import INT63, sample_digest
 from penstock.training.records import StepLine
@@ -88,7 +89,8 @@ class StepLog:
         while True:
             begin = mark(self._device)
             try:
-                batch = next(iterator)
+                with ranges.span("wait"):
+                    batch = next(iterator)
             except StopIteration:
                 return
             self._waits.append((begin, mark(self._device)))

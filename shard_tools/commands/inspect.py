@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from penstock.shard_tools.commands.options import local_path, path_or_url
-from penstock.shard_tools.commands.running import one_line_errors
+from penstock.shard_tools.commands.running import one_line_errors, show_shards
 from penstock.shard_tools.describe import UNTURNED
 from penstock.shard_tools.workers import num_cpus
 from penstock.shards.format import ShardSet
@@ -37,7 +37,7 @@ def verify_command(out: Path, decode: bool, as_json: bool, fix: bool, workers: i
 
     def check() -> int:
         with one_line_errors():
-            findings = verify(out, decode or fix, workers or num_cpus(), _show_progress)
+            findings = verify(out, decode or fix, workers or num_cpus(), show_shards)
         if as_json:
             click.echo(json.dumps([finding._asdict() for finding in findings], indent=1))
         else:
@@ -100,11 +100,6 @@ def preview_command(out: Path, file: Path, split: str, num: int, seed: int, augm
     with one_line_errors():
         preview(out, file, split, num, seed, augment)
     click.echo(str(file))
-
-
-def _show_progress(done: int, shards: int) -> None:
-    if sys.stderr.isatty():
-        click.echo(f"\r{done}/{shards} shards" if done < shards else "\r\033[K", nl=False, err=True)
 
 
 COMMANDS = (verify_command, info_command, preview_command)

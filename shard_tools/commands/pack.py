@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from penstock.shard_tools.commands.options import local_path, options_of, path_or_url, settings_from
-from penstock.shard_tools.commands.running import one_line_errors, run
+from penstock.shard_tools.commands.running import one_line_errors, run, show_shards
 from penstock.shard_tools.rejected import OnBad
 from penstock.shard_tools.sources import SourceOptions
 from penstock.shard_tools.sources.tarsamples import Fields
@@ -13,17 +13,18 @@ from penstock.shard_tools.writer import PackOptions, pack
 
 
 @click.command("pack")
-@click.argument("source", type=local_path)
+@click.argument("source", metavar="SOURCE|URL", type=path_or_url)
 @click.argument("out", type=path_or_url)
 @options_of(PackOptions)
-def pack_command(source: Path, out: Path | str, **values: object) -> None:
+def pack_command(source: Path | str, out: Path | str, **values: object) -> None:
     """Pack the images of SOURCE into shards in OUT, a directory or a URL (s3://, gs://: docs/remote.md).
 
     SOURCE is a directory with train/CLASS/IMAGE and val/CLASS/IMAGE, or just CLASS/IMAGE; a .csv or .tsv of paths and
     labels; ImageNet's official archives, Kaggle's layout or zip, Tiny-ImageNet, Parquet files, WebDataset tars: see
-    docs/sharding.md. Gray and colour JPEGs are copied untouched once they are seen to decode; anything else becomes an
-    RGB JPEG. EXIF orientation is not applied, as in PIL and torchvision, but with --apply-orientation. --pixels stores
-    a share of the images as what their JPEGs decode to, for large disks and few cores.
+    docs/sharding.md. Or it is a URL of such files (hf://, s3://, gs://: docs/remote.md). Gray and colour JPEGs are
+    copied untouched once they are seen to decode; anything else becomes an RGB JPEG. EXIF orientation is not applied,
+    as in PIL and torchvision, but with --apply-orientation. --pixels stores a share of the images as what their JPEGs
+    decode to, for large disks and few cores.
 
     OUT gets SPLIT-000000.tar with an .idx for DALI, SPLIT.samples.npy, SPLIT.sources.txt, and dataset.json when all
     is done. Any WebDataset reader reads the tars. A shard is full at --samples-per-shard or --shard-size, whichever
@@ -36,6 +37,7 @@ def pack_command(source: Path, out: Path | str, **values: object) -> None:
       python -m shard_tools pack imagenet data/imagenet-256 --short-side 256 --quality 90
       python -m shard_tools pack imagenet data/imagenet-256 --short-side 256 --pixels 0.5
       python -m shard_tools pack imagenet s3://bucket/imagenet
+      python -m shard_tools pack hf://datasets/ILSVRC/imagenet-1k data/imagenet
       python -m shard_tools pack photos.csv data/photos --split train=0.9,val=0.1
     """
     with one_line_errors():
@@ -81,30 +83,48 @@ def demo_command(out: Path, workers: int | None, num_train: int, num_val: int, s
 
 
 @click.command("index")
-@click.argument("directory", type=local_path)
+@click.argument("directory", metavar="DIRECTORY|URL", type=path_or_url)
+@click.argument("out", required=False, type=local_path)
 @options_of(SourceOptions, "image_field", "label_field")
 @options_of(PackOptions, "class_file", "on_bad", "workers")
 def index_command(
-    directory: Path, image_field: str, label_field: str, class_file: Path | None, on_bad: OnBad, workers: int | None
+    directory: Path | str,
+    out: Path | None,
+    image_field: str,
+    label_field: str,
+    class_file: Path | None,
+    on_bad: OnBad,
+    workers: int | None,
 ) -> None:
     """Make the WebDataset tars in DIRECTORY trainable as they are: index and tables are written beside them.
+
+    Tars at a URL (hf://, s3://, gs://: docs/remote.md) stay there. Each is read once, and index and tables are written
+    into the directory OUT, from which training finds them.
 
     \b
     Examples:
       python -m shard_tools index data/imagenet-wds
+      python -m shard_tools index hf://datasets/timm/imagenet-1k-wds data/imagenet-wds
       python -m shard_tools index data/pairs --image-field input.jpg --label-field output.cls --classes names.txt
     """
     from penstock.shard_tools.describe import describe, summary
     from penstock.shard_tools.index import index
 
+    url = directory if isinstance(directory, str) else ""
+    if url and not out:
+        raise click.UsageError(f"{url}: its tables are written to a directory; give it, too: index {url} OUT")
+    if out and not url:
+        raise click.UsageError(f"{directory}: its tables are written beside the tars; leave out {out}")
     with one_line_errors():
         shard_set = index(
-            directory,
+            out or Path(directory),
+            url=url,
             on_bad=on_bad,
             class_file=class_file,
             fields=Fields(image_field, label_field),
             workers=workers,
             say=lambda line: click.echo(f"{directory}: {line}"),
+            progress=show_shards,
         )
     click.echo(summary(describe(shard_set)))
 

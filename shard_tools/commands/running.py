@@ -26,6 +26,12 @@ def one_line_errors() -> Iterator[None]:
         raise click.ClickException(str(error)) from None
 
 
+def show_shards(done: int, shards: int) -> None:
+    """How far a command is that reads shards one by one."""
+    if sys.stderr.isatty():
+        click.echo(f"\r{done}/{shards} shards" if done < shards else "\r\033[K", nl=False, err=True)
+
+
 def run(work: Callable[[Callable[[PackProgress], None]], Packed], out: Path | str) -> None:
     """Run `work` (a `pack` that takes a `progress`) and report how it ended; exits with 1 or 130 if it failed."""
     start = time.monotonic()

@@ -1,4 +1,4 @@
-"""Where images come from: the registry of source kinds, and `open_source`, which finds the right one for a path.
+"""Where images come from: the registry of source kinds, and `open_source`, which finds the right one for a path or URL.
 
 To add a kind: a module here with `recognise(path)` and a `Source`, and a line in `SOURCES`.
 """
@@ -6,6 +6,7 @@ To add a kind: a module here with `recognise(path)` and a `Source`, and a line i
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,9 @@ from penstock.shard_tools.sources import csv, ilsvrc, imagefolder, kaggle, parqu
 from penstock.shard_tools.sources.base import Source
 from penstock.shard_tools.sources.elsewhere import instead, is_tree
 from penstock.shard_tools.sources.layout import LAYOUT as TREE
+from penstock.shard_tools.sources.remote import RemoteSource
 from penstock.shard_tools.sources.tarsamples import Fields
+from penstock.shards.remote import is_url
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +93,13 @@ def open_source(
     format: str = "auto",
     options: SourceOptions = SourceOptions(),
 ) -> Source:
-    """The source at `path`, of the kind `format` or of the first kind that recognises it.
+    """The source at `path`, or at a URL, of the kind `format` or of the first kind that recognises it.
 
     Raises:
         ValueError: there is nothing at `path`, no kind recognises it, or it contradicts itself.
     """
+    if is_url(path):
+        return RemoteSource(str(path), partial(open_source, format=format, options=options))
     path = Path(path)
     if format not in ("auto", *SOURCES):
         raise ValueError(f"format {format!r} is not one of auto, {', '.join(SOURCES)}")

@@ -8,13 +8,13 @@ or relative to the Parquet file, or else to the source. A split other than the f
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,11 +60,12 @@ class _File:
 
 @dataclass
 class Parquet(Source):
-    """The `Source`. Column names "" are found in the schema."""
+    """The `Source`. Column names "" are found in the schema. opened: what a file is read from, if it lies elsewhere."""
 
     root: Path
     image_column: str = ""
     label_column: str = ""
+    opened: Callable[[Path], Path | BinaryIO] = lambda path: path
     format: str = "parquet"
     explained: str = field(init=False)
     _classes: ClassMap = field(default_factory=lambda: ClassMap([], {}))
@@ -90,7 +91,7 @@ class Parquet(Source):
         files = self._survey()
         self._classes = map_classes([file.labels for file in files])
         for file, keys in zip(files, self._classes.keys, strict=True):
-            with _reading(file.path) as reader:
+            with self._reading(file.path) as reader:
                 yield from self._rows(file, keys, reader, work)
 
     def class_names(self) -> dict[str, str]:
@@ -109,7 +110,7 @@ class Parquet(Source):
         for split, paths in splits.items():
             files: list[_File] = []
             for path in paths:
-                with _reading(path) as reader:
+                with self._reading(path) as reader:
                     known = (kept + files)[0].columns if kept + files else None
                     files.append(self._look_at(split, path, path.relative_to(folder).as_posix(), reader, known))
             num_rows = sum(file.num_rows for file in files)
@@ -121,7 +122,7 @@ class Parquet(Source):
                 continue
             for file in files:
                 if not file.columns.label:
-                    with _reading(file.path) as reader:
+                    with self._reading(file.path) as reader:
                         raise ValueError(no_label(reader.schema_arrow, self.label_column))
             kept += files
         if any(file.name.startswith("partial-") for file in kept):  # what Hugging Face converts of a large set
@@ -176,6 +177,23 @@ class Parquet(Source):
                 yield Unusable(file.split, name, f"has no bytes, and its path: {found}" if inner else found, key)
             offset += max(0, int(sizes[row]))
 
+    @contextmanager
+    def _reading(self, path: Path) -> Iterator["ParquetFile"]:
+        """pyarrow's reader of a file. What is wrong with the file, or is said about it inside, is an error of one
+        line."""
+        arrow = pyarrow()
+        try:
+            # pre_buffer, the default, keeps what it has read of a column: 488 MB of a file of 500 MB, instead of 20
+            with arrow.parquet.ParquetFile(self.opened(path), pre_buffer=False) as reader:
+                yield reader
+        except (arrow.ArrowException, OSError) as error:
+            if getattr(error, "errno", None) is not None:
+                raise
+            why = str(error).partition("\n")[0]
+            raise ValueError(f"{path}: not a whole Parquet file ({why}); get it again") from None
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
     def _spool(self, reader: "ParquetFile", file: _File, work: Path) -> Path:
         """Copy the image bytes of one Parquet file, unless that is done; returns the copy."""
         path, column = file.path, file.columns.image_bytes
@@ -206,23 +224,6 @@ class Parquet(Source):
                 "make room and run the same command again"
             ) from None
         return spool
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator["ParquetFile"]:
-    """pyarrow's reader of a file. What is wrong with the file, or is said about it inside, is an error of one line."""
-    arrow = pyarrow()
-    try:
-        # pre_buffer, the default, keeps what it has read of a column: 488 MB of a file of 500 MB, instead of 20
-        with arrow.parquet.ParquetFile(path, pre_buffer=False) as reader:
-            yield reader
-    except (arrow.ArrowException, OSError) as error:
-        if getattr(error, "errno", None) is not None:
-            raise
-        why = str(error).partition("\n")[0]
-        raise ValueError(f"{path}: not a whole Parquet file ({why}); get it again") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def _inner(batch: "RecordBatch", column: str, inner: str) -> "Array":

@@ -1,7 +1,10 @@
 """Steps as CUDA graphs beside steps whose kernels are launched one by one: the same training."""
 
+import gzip
+import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ from penstock.pipeline.batch import Batch
 from penstock.recipes import Recipe, TrainConfig
 from penstock.training.distributed import World
 from penstock.training.learner import Learner, build_learner
+from penstock.training.profile import SKIPPED, Profile
 from penstock.training.step import train_step
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -96,3 +100,17 @@ def test_each_replay_draws_anew() -> None:
     losses = [trained(compiled(still), batches(seed=1))[1] for _ in range(2)]
     assert len({round(loss, 4) for loss in losses[0]}) > STEPS // 2
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_a_trace_has_the_gpus_kernels_and_its_times(tmp_path: Path) -> None:
+    learner, given = build_learner(RECIPE, 10, World(0, 0, 1, 1, DEVICE)), batches()
+    learner.net.train()
+    with Profile(2, tmp_path, World(0, 0, 1, 1, DEVICE)) as profile:
+        for _ in range(SKIPPED + 2):
+            train_step(learner, given, RECIPE.train)
+            profile.stepped()
+    events = json.loads(gzip.decompress((tmp_path / "trace.json.gz").read_bytes()))["traceEvents"]
+    assert sum(event.get("cat") == "kernel" for event in events) > 100
+    times = {words[0]: float(words[1]) for words in map(str.split, profile.lines()[1:])}
+    assert min(times[name] for name in ("forward", "backward", "step")) > 0
+    assert all("ms a step of the GPU" in line for line in profile.lines()[1:])

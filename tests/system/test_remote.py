@@ -485,15 +485,19 @@ def test_a_server_without_ranges_gives_whole_shards_or_a_line(
 
 
 def test_commands_read_urls_or_say_that_they_do_not(
-    uploaded: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    uploaded: None, dataset_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     info = cli("info", URL)
     assert info.exit_code == 0
     assert "s3://shards/set" in info.output
-    for command in (("verify", URL), ("preview", URL, "x.png"), ("index", URL), ("pack", URL, "out")):
+    for command in (("verify", URL), ("preview", URL, "x.png")):
         refused = cli(*command)
         assert refused.exit_code == 2
         assert "is a URL, and this command reads disks only" in refused.output
+    assert "is a packed dataset, which has its index" in cli("index", URL, tmp_path / "index").output
+    for source, out in ((dataset_dir, "disk"), (URL, "store")):
+        assert cli("pack", source, tmp_path / out, "--workers", 1, "--samples-per-shard", 40).exit_code == 0
+    assert hashes(tmp_path / "store") == hashes(tmp_path / "disk")
     assert "can only be read" in cli("pack", tmp_path, "https://example.org/x").output
     assert "leave out --staging" in cli("pack", tmp_path, tmp_path / "out", "--staging", tmp_path).output

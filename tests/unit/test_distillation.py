@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
 from penstock.model import networks, weight_files
-from penstock.model.config import LossConfig, check_teacher
+from penstock.model.config import LossConfig
 from penstock.model.losses import LOSSES, build_loss
+from penstock.model.names import check_teacher
 from penstock.model.networks import build_model
 from penstock.recipes import Recipe, config
 from penstock.shard_tools.sources.imagenet import imagenet_classes
@@ -273,4 +274,4 @@ def test_bad_teachers_cost_a_line(overrides: list[str], message: str, tmp_path: 
 def test_settings_without_effect(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         LossConfig(**values)
-    check_teacher(LossConfig())
+    check_teacher("", "")  # none is named
