@@ -9,9 +9,8 @@ import torch
 
 from penstock.pipeline.augment import AugmentConfig
 from penstock.pipeline.config import DataConfig
+from penstock.ranks import Ranks, current_ranks
 from penstock.recipes.config import from_values
-from penstock.training import distributed
-from penstock.training.distributed import Ranks
 
 EVALUATED = ("val", "validation", "valid", "test")  # splits that "auto" does not augment
 CROP_SHARE = 224 / 256  # of the resized image's shorter side, which evaluation keeps by default
@@ -68,7 +67,7 @@ def given_ranks(rank: int | None, world_size: int | None) -> Ranks | None:
         return None
     if not (isinstance(rank, int) and isinstance(world_size, int) and 0 <= rank < world_size):
         raise ValueError(f"rank: {rank!r} of world_size {world_size!r}: ranks count from 0 to world_size − 1")
-    return distributed.ranks()._replace(rank=rank, world_size=world_size)
+    return current_ranks()._replace(rank=rank, world_size=world_size)
 
 
 def device_of(device: torch.device | str, ranks: Ranks) -> torch.device:

@@ -21,9 +21,9 @@ from penstock.pipeline.config import DataConfig
 from penstock.pipeline.feed import Feed
 from penstock.pipeline.holes import BadSample
 from penstock.pipeline.mixing import Mixer
+from penstock.ranks import Ranks, current_ranks, union_of_group
 from penstock.shards.format import ShardSet, Split
-from penstock.training import distributed, environment
-from penstock.training.distributed import Ranks
+from penstock.training import environment
 
 STATE = {"epoch", "position", "dataset", "split", "training", "seed", "order", "global_batch_size", "bad_samples"}
 
@@ -168,7 +168,7 @@ class ShardLoader:
     def _bad_of_all(self, bad: set[int]) -> set[int]:
         """What any rank has found. Evaluation finds none, and one rank alone may do it."""
         alone = self._request.ranks or not self._request.augment
-        return bad if alone else distributed.union_of_group(bad)
+        return bad if alone else union_of_group(bad)
 
     def _batches(self, loader: Loader, place: _Place) -> Iterator[Batch]:
         assert self._mixer is not None
@@ -236,7 +236,7 @@ class ShardLoader:
     def _built(self) -> Loader:
         """The loader for the ranks as they are now: a trainer may start the others after this was opened."""
         request = self._request
-        ranks = request.ranks or distributed.ranks()
+        ranks = request.ranks or current_ranks()
         if self._loader is None or ranks != self._ranks:
             self.close()
             self._ranks, self._loader = ranks, _build(request, ranks, self._on_bad)

@@ -15,9 +15,8 @@ import torch
 
 import penstock
 from penstock.pipeline import dali
+from penstock.ranks import Ranks, current_ranks
 from penstock.shards.format import ShardSet
-from penstock.training import distributed
-from penstock.training.distributed import Ranks
 from tests.common.feeds import JITTER, SIZE, make_loader
 
 ROOT = Path(__file__).parents[2]
@@ -114,7 +113,7 @@ def test_ranks_that_start_after_it_was_opened(dataset_dir: Path, monkeypatch: py
     """Lightning starts its processes in `fit`, when the loader is there already."""
     loader = penstock.open_loader(dataset_dir, **OPEN | {"batch_size": 12})
     assert len(loader) == NUM_TRAIN // 12
-    monkeypatch.setattr(distributed, "ranks", lambda: Ranks(1, 2, 1, 2))
+    monkeypatch.setattr("penstock.loader.current_ranks", lambda: Ranks(1, 2, 1, 2))
     assert len(loader) == NUM_TRAIN // 24
     second = penstock.open_loader(dataset_dir, **OPEN | {"batch_size": 12, "rank": 1, "world_size": 2})
     assert same(rows(loader), rows(second))
@@ -123,12 +122,12 @@ def test_ranks_that_start_after_it_was_opened(dataset_dir: Path, monkeypatch: py
 def test_the_environment_says_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": 5, "WORLD_SIZE": 8, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 4}.items():
         monkeypatch.setenv(name, str(value))
-    assert distributed.ranks() == Ranks(5, 8, 1, 4)
+    assert current_ranks() == Ranks(5, 8, 1, 4)
     monkeypatch.delenv("RANK")  # another launcher's half
-    assert distributed.ranks()[:2] == (0, 1)
+    assert current_ranks()[:2] == (0, 1)
     monkeypatch.setenv("RANK", "one")
     with pytest.raises(ValueError, match="RANK=one: not a number"):
-        distributed.ranks()
+        current_ranks()
 
 
 def test_mixed_labels_are_shares(dataset_dir: Path) -> None:
