@@ -11,7 +11,7 @@ from penstock.shard_tools.workers import LOST, Engine, dask_engine, local_engine
 from penstock.shards.format import shard_file
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PackProgress:
     """How far a run is. Counts are of source images; `done` includes what an earlier run had finished."""
 

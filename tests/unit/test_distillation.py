@@ -193,7 +193,7 @@ def test_torchvisions_weights_and_timms_network(tmp_path: Path, monkeypatch: pyt
 
 def test_published_weights_are_of_imagenets_levels(monkeypatch: pytest.MonkeyPatch) -> None:
     peer, images = torchvision.models.squeezenet1_1().eval(), torch.randn(2, 3, 32, 32)
-    monkeypatch.setattr(weight_files, "_download", lambda published, source: peer.state_dict())
+    monkeypatch.setattr(weight_files, "_fetched", lambda published, source, library: peer.state_dict())
     classes = [ClassInfo(*item) for item in [*imagenet_classes().items()][4:6]]
     named = "squeezenet1_1", "loss.teacher_weights=DEFAULT", f"data.mean={[*MEAN]}", f"data.std={[*STD]}"
     shares = (images * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]) / 255
