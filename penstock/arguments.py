@@ -1,5 +1,6 @@
 """The arguments of `open_loader`: what a caller gives → what the pipeline takes, or a line that says what is wrong."""
 
+import operator
 import os
 from collections.abc import Mapping
 from dataclasses import fields
@@ -9,13 +10,24 @@ import torch
 
 from penstock.pipeline.augment import AugmentConfig
 from penstock.pipeline.config import DataConfig
-from penstock.ranks import Ranks, current_ranks
+from penstock.ranks import Ranks, ranks_of
 from penstock.recipes.config import from_values
 
 EVALUATED = ("val", "validation", "valid", "test")  # splits that "auto" does not augment
 CROP_SHARE = 224 / 256  # of the resized image's shorter side, which evaluation keeps by default
 OWN = ("path", "train_split", "val_split", "test_split", "image_size", "val_image_size", "val_resize_size", "order",
        "loader")  # fmt: skip # settings that arguments of `open_loader` stand for, or that belong to a run
+
+
+def integer(name: str, value: object, at_least: int) -> int:
+    """`value` as an int: NumPy's are taken, too. Raises ValueError for anything else, and below `at_least`."""
+    try:
+        number = at_least - 1 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = at_least - 1
+    if number < at_least:
+        raise ValueError(f"{name}: {value!r} must be an integer of at least {at_least}")
+    return number
 
 
 def data_config_of(
@@ -28,12 +40,12 @@ def data_config_of(
             near = get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
             raise ValueError(f"{name}: open_loader has no such argument; {hint}")
-    sizes = {"image_size": image_size, "val_image_size": image_size}
-    if resize_size is None:
-        resize_size = round(image_size / CROP_SHARE) if isinstance(image_size, int) else image_size
-    elif isinstance(resize_size, int) and isinstance(image_size, int) and resize_size < image_size:
-        raise ValueError(f"resize_size: {resize_size} must be at least image_size, {image_size}")
-    given = {"path": str(path), **sizes, "val_resize_size": resize_size, "order": order, "loader": loader, **settings}
+    size = integer("image_size", image_size, 1)
+    resized = round(size / CROP_SHARE) if resize_size is None else integer("resize_size", resize_size, 1)
+    if resized < size:
+        raise ValueError(f"resize_size: {resized} must be at least image_size, {size}")
+    given = {"path": str(path), "image_size": size, "val_image_size": size, "val_resize_size": resized, "order": order,
+             "loader": loader, **settings}  # fmt: skip
     return from_values(DataConfig, given, "open_loader")
 
 
@@ -48,7 +60,7 @@ def augment_of(augment: AugmentConfig | str | None, split: str) -> AugmentConfig
         augment = "light" if split == "train" else None
     if augment is None:
         return None
-    if augment not in AugmentConfig.presets:
+    if not isinstance(augment, str) or augment not in AugmentConfig.presets:
         names = ", ".join(AugmentConfig.presets)
         raise ValueError(f"augment: {augment!r} is no preset; there are {names}; or give a penstock.AugmentConfig")
     return from_values(AugmentConfig, {"preset": augment}, "augment")
@@ -65,9 +77,10 @@ def dtype_of(dtype: torch.dtype | str) -> torch.dtype:
 def given_ranks(rank: int | None, world_size: int | None) -> Ranks | None:
     if rank is None or world_size is None:
         return None
-    if not (isinstance(rank, int) and isinstance(world_size, int) and 0 <= rank < world_size):
-        raise ValueError(f"rank: {rank!r} of world_size {world_size!r}: ranks count from 0 to world_size − 1")
-    return current_ranks()._replace(rank=rank, world_size=world_size)
+    rank, world_size = integer("rank", rank, 0), integer("world_size", world_size, 1)
+    if rank >= world_size:
+        raise ValueError(f"rank: {rank} of world_size {world_size}: ranks count from 0 to world_size − 1")
+    return ranks_of(rank, world_size)
 
 
 def device_of(device: torch.device | str, ranks: Ranks) -> torch.device:

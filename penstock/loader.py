@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self
 
 import torch
 
-from penstock.arguments import augment_of, data_config_of, device_of, dtype_of, given_ranks
+from penstock.arguments import augment_of, data_config_of, device_of, dtype_of, given_ranks, integer
 from penstock.pipeline.augment import AugmentConfig
 from penstock.pipeline.batch import Batch, Loader
 from penstock.pipeline.build import build_loader, threads_per_rank
@@ -83,9 +83,7 @@ def open_loader(
     environment.separate_streams()
     dataset = ShardSet.open(path, settings.get("cache_dir", ""), settings.get("store_timeout_s", 60.0))
     config = data_config_of(path, image_size, resize_size, order, loader, settings)
-    for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name}: {value!r} must be an integer of at least {least}")
+    batch_size, seed = integer("batch_size", batch_size, 1), integer("seed", seed, 0)
     if (rank is None) != (world_size is None):
         raise ValueError("rank and world_size: give both or neither")
     request = _Request(
@@ -183,8 +181,7 @@ class ShardLoader:
 
         Raises ValueError for an epoch that is no integer of at least 0.
         """
-        if not isinstance(epoch, int) or epoch < 0:
-            raise ValueError(f"epoch: {epoch!r} must be an integer of at least 0")
+        epoch = integer("epoch", epoch, 0)
         if epoch != self._next.epoch:
             self._next, self._now = _Place(epoch), None
 

@@ -21,17 +21,26 @@ def current_ranks() -> Ranks:
 
     Raises ValueError for an environment in which they are no numbers.
     """
-    env = {}
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
-        if name in os.environ:
-            if not os.environ[name].isdecimal():
-                raise ValueError(f"{name}={os.environ[name]}: not a number; torchrun sets it")
-            env[name] = int(os.environ[name])
-    rank, world_size = (env["RANK"], env["WORLD_SIZE"]) if {"RANK", "WORLD_SIZE"} <= set(env) else (0, 1)
     if dist.is_available() and dist.is_initialized():
-        rank, world_size = dist.get_rank(), dist.get_world_size()
-    local_world_size = min(env.get("LOCAL_WORLD_SIZE", torch.cuda.device_count() or world_size), world_size)
-    return Ranks(rank, world_size, env.get("LOCAL_RANK", rank % local_world_size), local_world_size)
+        return ranks_of(dist.get_rank(), dist.get_world_size())
+    rank, world_size = _from_environment("RANK"), _from_environment("WORLD_SIZE")
+    return ranks_of(0, 1) if rank is None or world_size is None else ranks_of(rank, world_size)
+
+
+def ranks_of(rank: int, world_size: int) -> Ranks:
+    """With the places on this machine that torchrun's environment says; without it a process a GPU is assumed, and all
+    of them on one machine where there is none."""
+    local_world_size = _from_environment("LOCAL_WORLD_SIZE") or torch.cuda.device_count() or world_size
+    local_world_size = min(local_world_size, world_size)
+    local_rank = _from_environment("LOCAL_RANK")
+    return Ranks(rank, world_size, rank % local_world_size if local_rank is None else local_rank, local_world_size)
+
+
+def _from_environment(name: str) -> int | None:
+    text = os.environ.get(name)
+    if text is not None and not text.isdecimal():
+        raise ValueError(f"{name}={text}: not a number; torchrun sets it")
+    return None if text is None else int(text)
 
 
 def union_of_group(ids: set[int]) -> set[int]:

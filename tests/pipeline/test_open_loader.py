@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -174,13 +175,14 @@ def test_it_can_be_closed_and_used_again(dataset_dir: Path) -> None:
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "split": ({"split": "vall"}, "no split 'vall'; it has train, val"),
-    "size": ({"image_size": 0}, "open_loader: image_size: 0 must be at least 1"),
-    "size's type": ({"image_size": "big"}, "open_loader: image_size = 'big': expected int"),
+    "size": ({"image_size": 0}, "image_size: 0 must be an integer of at least 1"),
+    "size's type": ({"image_size": "big"}, "image_size: 'big' must be an integer of at least 1"),
     "resize": ({"resize_size": 10}, "resize_size: 10 must be at least image_size, 40"),
     "batch": ({"batch_size": 91}, "batch_size: 91 on 1 rank\\(s\\) is more than the 90 samples"),
     "batch's type": ({"batch_size": 2.0}, "batch_size: 2.0 must be an integer of at least 1"),
     "seed": ({"seed": -1}, "seed: -1 must be an integer of at least 0"),
     "dtype": ({"dtype": torch.int8}, "dtype: images are float32 or float16, not torch.int8"),
+    "augment's type": ({"augment": {"mixup": 0.2}}, "augment: {'mixup': 0.2} is no preset; .* penstock.AugmentConfig"),
     "preset": ({"augment": "lite"}, "augment: 'lite' is no preset; there are none, light, medium, strong"),
     "repeats": ({"augment": penstock.AugmentConfig(repeats=5)}, "augment.repeats: 5 does not divide 24"),
     "device": ({"device": "tpu"}, "device: 'tpu': give auto, cpu, cuda or cuda:N"),
@@ -203,6 +205,15 @@ def test_wrong_arguments_are_one_line(dataset_dir: Path, what: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         penstock.open_loader(dataset_dir, **OPEN | options)
     assert "\n" not in str(caught.value)
+
+
+def test_numpys_integers_are_integers(dataset_dir: Path) -> None:
+    given = {name: np.int64(value) for name, value in {"batch_size": 24, "image_size": SIZE, "seed": 3}.items()}
+    loader = penstock.open_loader(dataset_dir, **OPEN | given, rank=np.int32(0), world_size=np.int32(2))
+    loader.set_epoch(np.int64(4))
+    state = loader.state_dict()
+    assert (state["epoch"], state["seed"]) == (4, 3)
+    assert all(type(value) is not np.int64 for value in state.values())
 
 
 def test_no_dataset_is_one_line(tmp_path: Path) -> None:
