@@ -17,6 +17,7 @@ PROGRAMS = {"train": "penstock.train", "bench": "penstock.bench"}  # a module's 
 GROUPS = ("penstock.shard_tools.__main__", "penstock.train")  # whose `main` has commands that are also ours
 AS_TYPED = (  # how the checkout's texts name the programs, and how they are typed here
     (re.compile(r"(torchrun [^\n]*?)\b(train|bench)\.py\b"), r"\1-m penstock \2"),
+    (re.compile(r"\b(?:python )?train\.py (?=(?:eval|predict|export|replay|audit|report)\b)"), "penstock "),
     (re.compile(r"\b(?:python )?(train|bench)\.py\b"), r"penstock \1"),
     (re.compile(r"\bpython -m shard_tools\b"), "penstock"),
 )

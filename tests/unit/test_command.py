@@ -50,6 +50,12 @@ def test_help_names_the_programs_as_they_are_called_here(
         assert elsewhere not in text
 
 
+def test_examples_of_sub_commands_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(click.Context, "formatter_class", command.Formatter)
+    for name in ("eval", "predict", "export", "replay"):
+        assert f"\n  penstock {name} runs/" in invoke(name, "--help").replace("    penstock", "  penstock")
+
+
 def test_the_version() -> None:
     assert invoke("--version") == f"penstock, version {penstock.__version__}\n"
 
