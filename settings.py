@@ -32,8 +32,8 @@ class Setting:
 
     def allows(self, value: object) -> bool:
         """Whether a number, or each number of a tuple, lies within the bounds. NaN lies within none."""
-        numbers = value if isinstance(value, tuple) else (value,)
-        if self.is_range and not numbers[0] <= numbers[1]:
+        numbers = tuple(value) if isinstance(value, tuple | list) else (value,)
+        if self.is_range and not (len(numbers) == 2 and numbers[0] <= numbers[1]):
             return False
         return all(self._has(number) for number in numbers if isinstance(number, int | float))
 

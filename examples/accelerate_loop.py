@@ -40,8 +40,8 @@ def main() -> None:
         model.eval()
         right = torch.zeros((), device=accelerator.device)
         with torch.no_grad():
-            for images, labels, _ in val:
-                right += (model(images).argmax(1) == labels).sum()
+            for images, labels, _ in val:  # a process may have fewer batches than others, so not `model`
+                right += (net(images).argmax(1) == labels).sum()
         top1 = accelerator.reduce(right).item() / len(val.dataset)
         accelerator.print(f"epoch {epoch}: loss {loss.item():.3f}, top-1 {top1:.3f}")
 

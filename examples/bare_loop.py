@@ -24,9 +24,9 @@ def main() -> None:
     )
     val = penstock.open_loader(DATA, "val", batch_size=BATCH, image_size=SIZE, resize_size=SIZE)
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    model: torch.nn.Module = resnet18(num_classes=len(train.classes)).to(device, memory_format=torch.channels_last)
-    model = torch.nn.parallel.DistributedDataParallel(model) if ranks > 1 else model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    net = resnet18(num_classes=len(train.classes)).to(device, memory_format=torch.channels_last)
+    model = torch.nn.parallel.DistributedDataParallel(net) if ranks > 1 else net
+    optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=EPOCHS * len(train))
     for epoch in range(EPOCHS):
         model.train()
@@ -39,11 +39,12 @@ def main() -> None:
         model.eval()
         right = torch.zeros((), device=device)
         with torch.no_grad():
-            for images, labels, _ in val:  # each image once over all ranks
-                right += (model(images).argmax(1) == labels).sum()
+            for images, labels, _ in val:  # each image once over all ranks; one may have fewer batches, so not `model`
+                right += (net(images).argmax(1) == labels).sum()
         if ranks > 1:
             torch.distributed.all_reduce(right)
-        print(f"epoch {epoch}: loss {loss.item():.3f}, top-1 {right.item() / len(val.dataset):.3f}")
+        if os.environ.get("RANK", "0") == "0":
+            print(f"epoch {epoch}: loss {loss.item():.3f}, top-1 {right.item() / len(val.dataset):.3f}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ TIMM_KEYWORDS = {
     "drop_rate": "model.dropout",
     "drop_path_rate": "model.stochastic_depth",
     "zero_init_last": "model.zero_init_residual",
+    "in_chans": "the images, which are RGB",
+    "features_only": "the loss, which takes logits",
 }
 CompileMode = Literal["auto", "default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune"]
 

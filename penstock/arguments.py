@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from difflib import get_close_matches
 
+import numpy as np
 import torch
 
 from penstock.pipeline.augment import AugmentConfig
@@ -30,6 +31,11 @@ def integer(name: str, value: object, at_least: int) -> int:
     return number
 
 
+def as_plain(value: object) -> object:
+    """NumPy's and torch's numbers and arrays as Python's; all else as it is."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray | torch.Tensor) else value
+
+
 def data_config_of(
     path: str | os.PathLike[str], image_size: int, resize_size: int | None, order: str, loader: str,
     settings: Mapping[str, object],
@@ -44,13 +50,15 @@ def data_config_of(
     resized = round(size / CROP_SHARE) if resize_size is None else integer("resize_size", resize_size, 1)
     if resized < size:
         raise ValueError(f"resize_size: {resized} must be at least image_size, {size}")
+    settings = {name: as_plain(value) for name, value in settings.items()}
     given = {"path": str(path), "image_size": size, "val_image_size": size, "val_resize_size": resized, "order": order,
              "loader": loader, **settings}  # fmt: skip
     return from_values(DataConfig, given, "open_loader")
 
 
 def augment_of(augment: AugmentConfig | str | None, split: str) -> AugmentConfig | None:
-    if augment is None or isinstance(augment, AugmentConfig):
+    if isinstance(augment, AugmentConfig):
+        _require_filled(augment)
         return augment
     if augment == "auto":
         if split not in ("train", *EVALUATED):
@@ -64,6 +72,19 @@ def augment_of(augment: AugmentConfig | str | None, split: str) -> AugmentConfig
         names = ", ".join(AugmentConfig.presets)
         raise ValueError(f"augment: {augment!r} is no preset; there are {names}; or give a penstock.AugmentConfig")
     return from_values(AugmentConfig, {"preset": augment}, "augment")
+
+
+def _require_filled(augment: AugmentConfig) -> None:
+    """Raises ValueError for an `AugmentConfig(preset=…)` made in Python, where nothing fills in the preset's values."""
+    if augment.preset not in AugmentConfig.presets:
+        raise ValueError(f"augment: {augment.preset!r} is no preset; there are {', '.join(AugmentConfig.presets)}")
+    values, unset = AugmentConfig.presets[augment.preset], AugmentConfig()
+    if values and all(getattr(augment, name) == getattr(unset, name) for name in values):
+        how = f'AugmentConfig(**AugmentConfig.presets["{augment.preset}"] | {{"hflip": 0.0}})'
+        raise ValueError(
+            f'augment: AugmentConfig(preset="{augment.preset}") fills nothing in; give augment="{augment.preset}", or, '
+            f"with changes, {how}"
+        )
 
 
 def dtype_of(dtype: torch.dtype | str) -> torch.dtype:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self
 
 import torch
 
-from penstock.arguments import augment_of, data_config_of, device_of, dtype_of, given_ranks, integer
+from penstock.arguments import as_plain, augment_of, data_config_of, device_of, dtype_of, given_ranks, integer
 from penstock.pipeline.augment import AugmentConfig
 from penstock.pipeline.batch import Batch, Loader
 from penstock.pipeline.build import build_loader, threads_per_rank
@@ -81,11 +81,17 @@ def open_loader(
             validation image that cannot be read, or more bad samples than `max_bad_fraction` allows.
     """
     environment.separate_streams()
-    dataset = ShardSet.open(path, settings.get("cache_dir", ""), settings.get("store_timeout_s", 60.0))
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"path: {path!r} must be a directory or a URL")
+    if on_bad is not None and not callable(on_bad):
+        raise ValueError(f"on_bad: {on_bad!r} cannot be called")
     config = data_config_of(path, image_size, resize_size, order, loader, settings)
     batch_size, seed = integer("batch_size", batch_size, 1), integer("seed", seed, 0)
+    if seed >= 1 << 64:
+        raise ValueError(f"seed: {seed} must be below 2^64")
     if (rank is None) != (world_size is None):
         raise ValueError("rank and world_size: give both or neither")
+    dataset = ShardSet.open(path, config.cache_dir, config.store_timeout_s)
     request = _Request(
         split=dataset.split(split), config=config, augment=augment_of(augment, split), batch_size=batch_size, seed=seed,
         device=device, dtype=dtype_of(dtype), ranks=given_ranks(rank, world_size),
@@ -128,6 +134,8 @@ class ShardLoader:
         self._left_out: set[int] = set()  # and in the epoch under way
         self._now: _Place | None = None  # of the epoch under way
         self._next = _Place(0)
+        self._turn = object()  # of the pass under way
+        self._process = os.getpid()
         self._built()  # what cannot be built is an error of `open_loader`
 
     @property
@@ -161,20 +169,24 @@ class ShardLoader:
             self._left_out = self._bad = self._bad_of_all(self._bad | loader.quarantine)
         loader.quarantine.clear()
         loader.quarantine |= self._left_out
-        return self._batches(loader, place)
+        self._turn = object()
+        return self._batches(loader, place, self._turn)
 
     def _bad_of_all(self, bad: set[int]) -> set[int]:
         """What any rank has found. Evaluation finds none, and one rank alone may do it."""
         alone = self._request.ranks or not self._request.augment
         return bad if alone else union_of_group(bad)
 
-    def _batches(self, loader: Loader, place: _Place) -> Iterator[Batch]:
+    def _batches(self, loader: Loader, place: _Place, turn: object) -> Iterator[Batch]:
         assert self._mixer is not None
         for batch in self._mixer.mixed(loader.iter_epoch(*place)):
             self._now = _Place(place.epoch, batch.position)
             yield batch
-        if self._now and self._now.epoch == place.epoch:
-            self._now = None
+            if self._turn is not turn:
+                raise ValueError(
+                    "this pass over the loader has ended: another began, or the loader was closed or sent elsewhere"
+                )
+        self._now = None
 
     def set_epoch(self, epoch: int) -> None:
         """The next `iter` begins this epoch, counted from 0; a state that was loaded in its midst stays in force.
@@ -183,7 +195,7 @@ class ShardLoader:
         """
         epoch = integer("epoch", epoch, 0)
         if epoch != self._next.epoch:
-            self._next, self._now = _Place(epoch), None
+            self._go_to(_Place(epoch))
 
     def state_dict(self) -> dict[str, object]:
         """Where the loader stands after the batch that it last gave: integers, strings and lists of them, the same on
@@ -211,16 +223,19 @@ class ShardLoader:
 
         Raises ValueError for a state of another dataset, split, seed or order, and for what is no state.
         """
-        _require_state(state, self.state_dict(), self._request)
-        self._next, self._now = _Place(state["epoch"], state["position"]), None
-        self._bad = self._left_out = set(state["bad_samples"])
+        place, bad = _read_state(state, self.state_dict(), self._request)
+        self._go_to(place)
+        self._bad = self._left_out = bad
+
+    def _go_to(self, place: _Place) -> None:
+        self._next, self._now, self._turn = place, None, object()
 
     def close(self) -> None:
         """Release threads, memory maps and device memory. A second call does nothing; an `iter` builds them anew."""
         if self._loader is not None:
             self._bad |= self._loader.quarantine
             self._loader.close()
-            self._loader = None
+            self._loader, self._turn = None, object()
 
     def __enter__(self) -> Self:
         return self
@@ -230,8 +245,17 @@ class ShardLoader:
     ) -> None:
         self.close()
 
+    def __getstate__(self) -> dict[str, object]:
+        """For another process: where it stands, without what was opened."""
+        return self.__dict__ | {"_loader": None, "_mixer": None, "_ranks": None, "_now": None, "_turn": None}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__ |= state | {"_turn": object(), "_process": os.getpid()}
+
     def _built(self) -> Loader:
         """The loader for the ranks as they are now: a trainer may start the others after this was opened."""
+        if self._process != os.getpid():  # DALI's threads are not here, and waiting for them has no end
+            raise ValueError("the loader was opened before this process was forked; open one here")
         request = self._request
         ranks = request.ranks or current_ranks()
         if self._loader is None or ranks != self._ranks:
@@ -254,7 +278,8 @@ def _build(request: _Request, ranks: Ranks, on_bad: Callable[[BadSample], None])
             f"augment.repeats: {request.augment.repeats} does not divide {global_batch_size}, the batch of all ranks"
         )
     feed = Feed(
-        split=request.split, config=request.config, augment=request.augment, batch_size=request.batch_size,
+        split=request.split, config=request.config, augment=request.augment,
+        batch_size=min(request.batch_size, num_samples),
         global_batch_size=global_batch_size if request.augment else 0, seed=request.seed, rank=ranks.rank,
         world_size=ranks.world_size, local_world_size=ranks.local_world_size,
     )  # fmt: skip
@@ -268,18 +293,23 @@ def _order_of(config: DataConfig) -> str:
     return f"{config.order}{blocks}"
 
 
-def _require_state(state: Mapping[str, Any], ours: Mapping[str, Any], request: _Request) -> None:
-    """Raises ValueError, in one line, where `state` is not one of this loader's samples in their order."""
-    if not isinstance(state, Mapping) or not set(state) >= STATE:
-        lacks = ", ".join(sorted(STATE - set(state))) if isinstance(state, Mapping) else type(state).__name__
-        raise ValueError(f"state: not one of a penstock loader (lacks {lacks}); give what state_dict() returned")
-    for name in ("dataset", "split", "training", "seed", "order"):
+def _read_state(state: Mapping[str, Any], ours: Mapping[str, Any], request: _Request) -> tuple[_Place, set[int]]:
+    """The place and the bad samples of a state. Raises ValueError, in one line, where it is not one of this loader's
+    samples in their order."""
+    if not isinstance(state, Mapping):
+        raise ValueError(f"state: not one of a penstock loader but {state!r:.50}; give what state_dict() returned")
+    if lacking := STATE - set(state):
+        raise ValueError(
+            f"state: not one of a penstock loader (lacks {', '.join(sorted(lacking))}); give what state_dict() returned"
+        )
+    state = {name: as_plain(value) for name, value in state.items()}
+    if state["dataset"] != ours["dataset"]:
+        raise ValueError(
+            f"state: of another dataset ({str(state['dataset'])[:12]}…, {request.split.root} is "
+            f"{ours['dataset'][:12]}…); open the one that it was saved with"
+        )
+    for name in ("split", "training", "seed", "order"):
         if state[name] != ours[name]:
-            if name == "dataset":
-                raise ValueError(
-                    f"state: of another dataset ({str(state[name])[:12]}…, {request.split.root} is "
-                    f"{ours[name][:12]}…); open the one that it was saved with"
-                )
             raise ValueError(f"state: saved with {name} {state[name]!r}, this loader has {ours[name]!r}")
     repeats = request.augment.repeats if request.augment else 1
     if repeats > 1 and state["global_batch_size"] != ours["global_batch_size"]:
@@ -287,10 +317,13 @@ def _require_state(state: Mapping[str, Any], ours: Mapping[str, Any], request: _
             f"state: saved with {state['global_batch_size']} images in a batch of all ranks, here "
             f"{ours['global_batch_size']}; with augment.repeats that decides the order"
         )
-    for name, most in (("epoch", None), ("position", len(request.split))):
-        value = state[name]
-        if not isinstance(value, int) or value < 0 or (most is not None and value > most):
-            raise ValueError(f"state: {name} {value!r} is outside 0…{'' if most is None else most}")
+    num_samples, bad = len(request.split), state["bad_samples"]
+    place = _Place(integer("state: epoch", state["epoch"], 0), integer("state: position", state["position"], 0))
+    if place.position > num_samples:
+        raise ValueError(f"state: position {place.position} is beyond the split's {num_samples:,} samples")
+    if not isinstance(bad, list) or not all(type(one) is int and 0 <= one < num_samples for one in bad):
+        raise ValueError(f"state: bad_samples {bad!r:.50} are no list of samples, 0 to {num_samples - 1}")
+    return place, set(bad)
 
 
 def _log_bad(bad: BadSample) -> None:

@@ -33,6 +33,12 @@ class Batch:
     def __iter__(self) -> Iterator[Tensor]:
         return iter((self.images, self.labels, self.sample_ids))
 
+    def __getitem__(self, place: int) -> Tensor:
+        return (self.images, self.labels, self.sample_ids)[place]
+
+    def __len__(self) -> int:
+        return 3
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """The batch with its images and labels on `device`, where they mostly are already; ids stay on the CPU."""
         images, labels = (one.to(device, non_blocking=non_blocking) for one in (self.images, self.labels))

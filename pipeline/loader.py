@@ -98,6 +98,7 @@ class DaliLoader:
                 self._drop_pipe()
 
     def close(self) -> None:
+        self._turn = object()
         self._drop_pipe()
         for made, _ in self._used:
             made.synchronize()
@@ -129,7 +130,7 @@ class DaliLoader:
             self._at = (epoch, planned.span.end)
             yield Batch(images, labels, torch.from_numpy(planned.sample_ids), epoch, planned.span.end)
             if self._turn is not turn:
-                raise ValueError("this epoch ended when iter_epoch was called again: a loader runs one at a time")
+                raise ValueError("this epoch has ended: a loader runs one at a time, and none once it is closed")
             self._in_flight.popleft()
 
     def _hold(self, inputs: Inputs, made: torch.cuda.Event) -> None:

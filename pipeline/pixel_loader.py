@@ -119,7 +119,7 @@ class PixelLoader:
                 ids = torch.from_numpy(planned.sample_ids)
                 yield Batch(images[part], labels[part], ids, epoch, planned.span.end)
                 if self._turn is not turn:
-                    raise ValueError("this epoch ended when iter_epoch was called again: a loader runs one at a time")
+                    raise ValueError("this epoch has ended: a loader runs one at a time, and none once it is closed")
 
     def load(self) -> None:
         """Decode all that is not stored yet, now instead of as it comes; for who times what follows."""
@@ -133,6 +133,7 @@ class PixelLoader:
         self._reader.end_epoch()
 
     def close(self) -> None:
+        self._turn = object()
         self._stop()
         self._maker.shutdown()
         self._pool.shutdown()

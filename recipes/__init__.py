@@ -43,7 +43,9 @@ class TrainConfig:
         "The most that the gradient's 2-norm over all parameters may be; longer ones are scaled; 0 for none.",
         at_least=0,
     )
-    seed: int = setting(0, "Of the weights, the order and the augmentation.", at_least=0)
+    seed: int = setting(
+        0, "Of the weights, the order and the augmentation.", at_least=0, at_most=(1 << 20) - 1
+    )  # torch's generator takes 64 bits, which `training.step.seed_step` shares out
     val_flip: bool = setting(
         False, "Score each validation image as the mean of the logits of itself and of its mirror image."
     )

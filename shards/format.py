@@ -63,7 +63,10 @@ class Split:
         return index_path(self.shard_path(shard))
 
     def source_name(self, sample_id: int) -> str:
-        """The original file name of one sample, or "?" where the names were not kept. Reads the list up to it."""
+        """The original file name of one sample; "?" where the names were not kept, and for -1, the id of a sample that
+        was taken out. Reads the list up to it."""
+        if sample_id < 0:
+            return "?"
         try:
             with open(self.root / sources_file(self.name), encoding="utf-8", errors="surrogateescape") as lines:
                 return unescape(next(islice(lines, sample_id, None)).rstrip("\n"))

@@ -3,6 +3,7 @@
 import logging
 import math
 import multiprocessing
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -106,7 +107,7 @@ def test_two_passes_at_once_are_refused(dataset_dir: Path) -> None:
     loader = penstock.open_loader(dataset_dir, **OPEN)
     first, second = iter(loader), iter(loader)
     next(first), next(second)
-    with pytest.raises(ValueError, match="a loader runs one at a time"):
+    with pytest.raises(ValueError, match="this pass over the loader has ended: another began"):
         next(first)
 
 
@@ -141,6 +142,7 @@ def test_mixed_labels_are_shares(dataset_dir: Path) -> None:
 def test_a_batch_moves_and_keeps_its_ids(dataset_dir: Path) -> None:
     batch = next(iter(penstock.open_loader(dataset_dir, **OPEN | {"dtype": "float16"})))
     assert batch.images.dtype == torch.float16
+    assert (len(batch), batch[1] is batch.labels) == (3, True)
     moved = batch.to("meta")
     assert [one.device.type for one in moved] == ["meta", "meta", "cpu"]
     assert (moved.epoch, moved.position) == (0, 24)
@@ -164,6 +166,40 @@ def test_a_bad_sample_is_one_line_and_stays_out(
     assert (seen.count(-1), 7 in seen, len(set(seen))) == (1, False, NUM_TRAIN)
 
 
+@pytest.mark.parametrize("cache", ["none", "pixels"])
+def test_a_pass_ends_where_the_loader_is_closed_or_sent_elsewhere(dataset_dir: Path, cache: str) -> None:
+    loader = penstock.open_loader(dataset_dir, **OPEN, cache=cache)
+    state = loader.state_dict()
+    leaving: list[Callable[[], object]] = [
+        loader.close, lambda: loader.set_epoch(7), lambda: loader.load_state_dict(state),
+    ]  # fmt: skip
+    for leave in leaving:
+        batches = iter(loader)
+        next(batches)
+        leave()
+        expected = loader.state_dict()
+        with pytest.raises(ValueError, match="this pass over the loader has ended"):
+            next(batches)
+        assert loader.state_dict() == expected
+
+
+def test_another_process_opens_it_anew(dataset_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = penstock.open_loader(dataset_dir, **OPEN)
+    list(loader)
+    copied = pickle.loads(pickle.dumps(loader))  # as another start method than fork sends it
+    assert same(rows(copied), rows(loader))
+    monkeypatch.setattr("penstock.loader.os.getpid", lambda: 1)
+    with pytest.raises(ValueError, match="the loader was opened before this process was forked; open one here"):
+        iter(loader)
+
+
+def test_presets_with_changes(dataset_dir: Path) -> None:
+    values = penstock.AugmentConfig.presets["strong"] | {"mixup": 0.0, "cutmix": 0.0}
+    loader = penstock.open_loader(dataset_dir, **OPEN | {"augment": penstock.AugmentConfig(**values)})
+    assert next(iter(loader)).labels.dtype == torch.int64
+    assert next(iter(penstock.open_loader(dataset_dir, **OPEN | {"augment": "strong"}))).labels.dtype == torch.float32
+
+
 def test_it_can_be_closed_and_used_again(dataset_dir: Path) -> None:
     with penstock.open_loader(dataset_dir, **OPEN) as loader:
         first = rows(islice(loader, 1))
@@ -183,6 +219,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "seed": ({"seed": -1}, "seed: -1 must be an integer of at least 0"),
     "dtype": ({"dtype": torch.int8}, "dtype: images are float32 or float16, not torch.int8"),
     "augment's type": ({"augment": {"mixup": 0.2}}, "augment: {'mixup': 0.2} is no preset; .* penstock.AugmentConfig"),
+    "preset unfilled": (
+        {"augment": penstock.AugmentConfig(preset="strong")},
+        'augment: AugmentConfig\\(preset="strong"\\) fills nothing in; give augment="strong"',
+    ),
+    "preset unknown": ({"augment": penstock.AugmentConfig(preset="lite")}, "augment: 'lite' is no preset; there are"),
+    "callback": ({"on_bad": "log"}, "on_bad: 'log' cannot be called"),
+    "large seed": ({"seed": 1 << 64}, "seed: 18446744073709551616 must be below 2\\^64"),
+    "time-out": ({"store_timeout_s": "3"}, "open_loader: store_timeout_s = '3': expected float"),
     "preset": ({"augment": "lite"}, "augment: 'lite' is no preset; there are none, light, medium, strong"),
     "repeats": ({"augment": penstock.AugmentConfig(repeats=5)}, "augment.repeats: 5 does not divide 24"),
     "device": ({"device": "tpu"}, "device: 'tpu': give auto, cpu, cuda or cuda:N"),
@@ -209,7 +253,8 @@ def test_wrong_arguments_are_one_line(dataset_dir: Path, what: str) -> None:
 
 def test_numpys_integers_are_integers(dataset_dir: Path) -> None:
     given = {name: np.int64(value) for name, value in {"batch_size": 24, "image_size": SIZE, "seed": 3}.items()}
-    loader = penstock.open_loader(dataset_dir, **OPEN | given, rank=np.int32(0), world_size=np.int32(2))
+    mean = np.array([123.0, 116.0, 103.0])
+    loader = penstock.open_loader(dataset_dir, **OPEN | given, rank=np.int32(0), world_size=np.int32(2), mean=mean)
     loader.set_epoch(np.int64(4))
     state = loader.state_dict()
     assert (state["epoch"], state["seed"]) == (4, 3)
@@ -239,9 +284,11 @@ def test_a_split_of_unknown_purpose_must_say_it(mixed_dir: Path, dataset_copy: P
         ({"seed": 4}, "state: saved with seed 4, this loader has 3"),
         ({"order": "sequential"}, "state: saved with order 'sequential', this loader has 'global'"),
         ({"training": False}, "state: saved with training False, this loader has True"),
-        ({"epoch": -1}, "state: epoch -1 is outside 0…"),
-        ({"position": 91}, "state: position 91 is outside 0…90"),
-        ({"position": "all"}, "state: position 'all' is outside 0…90"),
+        ({"epoch": -1}, "state: epoch: -1 must be an integer of at least 0"),
+        ({"position": 91}, "state: position 91 is beyond the split's 90 samples"),
+        ({"position": "all"}, "state: position: 'all' must be an integer"),
+        ({"bad_samples": None}, "state: bad_samples None are no list of samples, 0 to 89"),
+        ({"bad_samples": [90]}, "state: bad_samples \\[90\\] are no list of samples, 0 to 89"),
     ],
 )
 def test_a_state_of_something_else(dataset_dir: Path, changed: dict[str, Any], message: str) -> None:
@@ -249,7 +296,7 @@ def test_a_state_of_something_else(dataset_dir: Path, changed: dict[str, Any], m
     state = loader.state_dict()
     with pytest.raises(ValueError, match=message):
         loader.load_state_dict(state | changed)
-    for nothing in ({}, {"epoch": 1}, [1]):
+    for nothing in ({}, {"epoch": 1}, [1], None):
         with pytest.raises(ValueError, match="state: not one of a penstock loader"):
             loader.load_state_dict(nothing)  # type: ignore[arg-type]
     loader.load_state_dict(state)
