@@ -48,7 +48,7 @@ class Setting:
     def bounds(self) -> str:
         """The range in words: "in 0 to 1", "at least 1"."""
         if self.at_least is not None and self.at_most is not None:
-            words = f"in {self.at_least:g} to {self.at_most:g}"
+            words = f"in {_shown(self.at_least)} to {_shown(self.at_most)}"
         elif self.at_least is not None and self.below is not None:
             words = f"in [{self.at_least:g}, {self.below:g})"
         elif self.at_least == 0:
@@ -59,6 +59,11 @@ class Setting:
         if self.is_range:
             words = f"low ≤ high, both {words}"
         return words
+
+
+def _shown(bound: float) -> str:
+    """Whole where it is an int: 1048575, not 1.04858e+06."""
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def setting(

@@ -56,7 +56,9 @@ def check_timm_name(name: str, known: Collection[str]) -> None:
         raise unknown_network(name, [TIMM + one for one in known], "timm.list_models()")
 
 
-def unknown_network(name: str, known: Collection[str], listed_by: str = "model.networks.list_networks()") -> ValueError:
+def unknown_network(
+    name: str, known: Collection[str], listed_by: str = "torchvision.models.list_models()"
+) -> ValueError:
     near = [TIMM + name] if TIMM + name in known else get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(near)}?" if near else f"{listed_by} has the names"
     return ValueError(f"unknown network {name!r}: {hint}")

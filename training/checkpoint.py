@@ -220,6 +220,8 @@ def load(path: Path, map_location: str | torch.device = "cpu") -> CheckpointStat
         _check_archive(path)
         content = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # torch raises many kinds, by the byte at which a file breaks
+        if path.suffix == ".safetensors":
+            raise ValueError(f"{path}: an export, not a checkpoint; give the run that it was made of") from None
         what = "cut off or another kind of file"
         raise ValueError(f"{path}: not a readable checkpoint ({what}): {first_line(error)}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:

@@ -21,6 +21,7 @@ import penstock.commands.export
 import penstock.commands.onnx_graph
 from penstock.commands.options import export_command as command
 from penstock.commands.options import predict_command as predict
+from penstock.training.checkpoint import load as load_checkpoint
 from tests.common.checkpoints import CLASSES, opinionated, recipe_of, write_checkpoint
 
 IMAGES = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(5)) * 4 - 2
@@ -300,3 +301,9 @@ def test_a_write_that_fails_leaves_the_old_file(small: Path, tmp_path: Path, mon
     result = run(small, tmp_path / "model.safetensors")
     assert result.stderr == "Error: model.safetensors: No space left on device\n"
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("model.safetensors", b"old")]
+
+
+def test_an_export_is_no_checkpoint(resnet18: Any, tmp_path: Path) -> None:
+    exported(resnet18[0], tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="an export, not a checkpoint; give the run"):
+        load_checkpoint(tmp_path / "model.safetensors")

@@ -117,6 +117,7 @@ def test_further_keywords_are_timms() -> None:
         ("test_vit", {"timm_args": ("zzz=1",)}, "timm cannot build it with zzz=1.*unexpected keyword argument 'zzz'"),
         ("test_vit", {"timm_args": ("zzz",)}, "timm_args: 'zzz' must be NAME=VALUE"),
         ("test_vit", {"timm_args": ("img_size=32",)}, "timm_args: 'img_size=32' is set by data.image_size"),
+        ("test_vit", {"timm_args": ("in_chans=1",)}, "timm_args: 'in_chans=1' is set by the images, which are RGB"),
         ("resnet5Od", {}, "did you mean timm/resnet50d"),
         ("test_resnet.r160_in1k", {}, 'name = "timm/test_resnet", pretrained = "r160_in1k"'),
     ],

@@ -132,3 +132,15 @@ def test_what_changes_only_the_speed_may_change_on_resume() -> None:
     }
     assert only_speed < FREE_ON_RESUME < set(keys(Recipe))
     assert {"optimizer.lr", "data.mean", "train.epochs", "model.name"}.isdisjoint(FREE_ON_RESUME)
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 20])
+def test_a_seed_that_torch_cannot_take_is_refused(seed: int) -> None:
+    with pytest.raises(ValueError, match=f"^seed: {seed} must be in 0 to 1048575$"):
+        replace(Recipe().train, seed=seed)
+
+
+@pytest.mark.parametrize("value", [(0.5,), [0.5, 0.2], (0.1, 0.2, 0.3)])
+def test_a_range_is_two_numbers(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"^scale: .* must be low ≤ high"):
+        replace(Recipe().augment, scale=value)
