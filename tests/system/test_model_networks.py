@@ -176,7 +176,7 @@ def test_densenets_dropout_is_its_drop_rate() -> None:
     [
         ("resnet5O", {}, "did you mean .*resnet50"),
         ("cifar_resnet22", {}, "did you mean .*cifar_resnet20"),
-        ("qqq", {}, "list_networks"),
+        ("qqq", {}, "list_models"),
         ("vgg16", {"stem": "small"}, "vgg16 has no stem = small"),
         ("cifar_resnet20", {"stem": "small"}, "cifar_resnet20 has no stem = small"),
         ("squeezenet1_1", {"zero_init_residual": True}, "has no zero_init_residual"),
