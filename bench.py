@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from penstock.benchmarks.tune import Trial
 
 LAZY = {  # commands in modules of their own, imported when one is called: `command` there
+    "docs": "penstock.benchmarks.docs",
     "env": "penstock.benchmarks.env",
     "explain": "penstock.benchmarks.explain",
     "peers": "penstock.benchmarks.peers",
     "plot": "penstock.benchmarks.plot",
+    "record": "penstock.benchmarks.runs",
 }
 
 

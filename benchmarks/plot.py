@@ -1,8 +1,9 @@
-"""`bench.py plot`: results (`record`) → pictures; with --readme also the pages that show them (`pages`).
+"""`bench.py plot`: results (`record`) → pictures.
 
 growth-SERIES    results of files growth-SERIES-NUMBER.json, a line a program
 peers-FILE       ours beside the peers
 explain-FILE     the stages
+peers-THEME      the README's picture, light and dark
 """
 
 import re
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from penstock.benchmarks import pages
+from penstock.benchmarks.docs import results_page as pages
 from penstock.benchmarks.peers.registry import OURS
 from penstock.benchmarks.record import Result
 from penstock.benchmarks.text import shown_rate
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
 
 AXES = {"rows": "samples in the dataset", "threads": "decode threads", "image-size": "image size, pixels"}
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+FRONT = "peers-in500-2cpu.json"  # the result that the README shows
+THEMES = {"light": ("#1f2328", "#d55e00", "#8fb8d8"), "dark": ("#e6edf3", "#ff8c42", "#3f6d94")}  # ink, ours, theirs
+PEERS = {"penstock": "Penstock", "ffcv-half-raw": "FFCV, half stored as pixels", "ffcv": "FFCV",
+         "dali": "DALI's example", "torchvision-tensor": "torchvision v2, tensors", "litdata": "LitData",
+         "tfdata": "tf.data", "torchvision-pil": "torchvision, PIL", "mosaicml": "MosaicML Streaming",
+         "spdl": "SPDL", "webdataset": "WebDataset"}  # fmt: skip
 WIDE = 100  # times: a longer axis has a logarithmic scale
 
 
@@ -126,22 +133,58 @@ def _draw_bars(axes: "Axes", figure: Figure) -> None:
     axes.set_xlabel("images/s, median and range")
 
 
+def draw_all(results: dict[Path, Result], folder: Path) -> list[Path]:
+    """Every picture that these results are enough for, and the README's two. Returns their paths."""
+    drawn = [draw(figure, folder) for figure in figures(results)]
+    front = {path.name: result for path, result in results.items()}.get(FRONT)
+    return drawn + ([draw_front(front, folder, theme) for theme in THEMES] if front else [])
+
+
+def draw_front(result: Result, folder: Path, theme: str) -> Path:
+    """Write the README's picture of a result of `peers`, for pages with a light or a dark background: an SVG with no
+    background of its own. Returns its path."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    ink, ours, theirs = THEMES[theme]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"peers-{theme}.svg"
+    programs = pages.fastest_first(result)
+    style = {"font.size": 10, "text.color": ink, "axes.labelcolor": ink, "xtick.color": ink, "ytick.color": ink,
+             "axes.edgecolor": ink, "svg.hashsalt": "penstock"}  # fmt: skip
+    with plt.rc_context(style):
+        drawing, axes = plt.subplots(figsize=(7.4, 0.9 + 0.27 * len(programs)), layout="constrained")
+        for place, (name, measured) in enumerate(programs):
+            axes.barh(place, measured.median, color=ours if name == OURS else theirs, height=0.72)
+            weight = "bold" if name == OURS else "normal"
+            axes.annotate(shown_rate(measured.median), (measured.median, place), (5, 0), textcoords="offset points",
+                          va="center", weight=weight)  # fmt: skip
+        axes.set_yticks(range(len(programs)), [PEERS.get(name, name) for name, _ in programs])
+        axes.get_yticklabels()[[name for name, _ in programs].index(OURS)].set_weight("bold")
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1.12 * programs[0][1].median)
+        axes.spines[["top", "right", "bottom"]].set_visible(False)
+        axes.tick_params(axis="x", bottom=False, labelbottom=False)
+        size = result.settings["image_size"]
+        axes.set_title(f"images/s, ImageNet JPEGs → random crops of {size} px, {pages.device_of(result)}", fontsize=10)
+        drawing.savefig(path, transparent=True, metadata={"Date": None})
+        plt.close(drawing)
+    return path
+
+
 @click.command(name="plot")
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="[RESULT]…")
-@click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), default=pages.PLOTS, help="Folder for pictures."
-)
-@click.option("--readme", is_flag=True, help="Write benchmarks/README.md, and README.md's table, too, from "
-                                             "benchmarks/results alone.")  # fmt: skip
-def command(files: tuple[Path, ...], out: Path, readme: bool) -> None:
-    """Draw results that `--json` wrote (without RESULT, those of benchmarks/results): those of `benchmarks.growth`, a
-    picture a series, and of `peers` and `explain`."""
-    if readme and (files or out != pages.PLOTS):
-        raise ValueError("--readme draws what benchmarks/README.md shows, where it is; give neither RESULT nor --out")
-    results = pages.read_all(files or list(pages.RESULTS.glob("*.json")), lambda line: click.echo(line, err=True))
-    drawn = [draw(figure, out) for figure in figures(results)]
-    click.echo("\n".join(map(str, drawn)) or "nothing to draw: that takes results of peers, or growth-NAME-NUMBER.json")
-    if readme:
-        pages.PAGE.write_text(pages.page(results, drawn), encoding="utf-8")
-        pages.write_front(pages.FRONT, list(results.values()))
-        click.echo(f"{pages.PAGE} {pages.FRONT}")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="plots", help="Folder for pictures.")
+def command(files: tuple[Path, ...], out: Path) -> None:
+    """Draw the results that `--json` wrote: one picture for each series of `benchmarks.growth`, and for each result of
+    `peers` and `explain`.
+
+    Without RESULT, draw those of benchmarks/results. `bench.py docs` draws the documentation's pictures.
+    """
+    results = pages.read_files(files or list(pages.RESULTS.glob("*.json")), lambda line: click.echo(line, err=True))
+    drawn = draw_all(results, out)
+    click.echo(
+        "\n".join(map(str, drawn)) or "nothing to draw: give results of peers or explain, or growth-NAME-NUMBER.json"
+    )

@@ -1,8 +1,6 @@
-"""Results → the text of benchmarks/README.md, and the table of the peers in the project's README.
+"""Results → the tables of docs/results.md: every result of `bench.py`, and the peers beside each other."""
 
-Nothing in them is written by hand; a test holds that.
-"""
-
+import functools
 import re
 import statistics
 from collections.abc import Callable, Sequence
@@ -14,32 +12,33 @@ from penstock.benchmarks.record import JSON, Figures, Result
 from penstock.benchmarks.tables import COLUMNS, cells, columns_of, ratio_cell
 from penstock.benchmarks.text import shown_rate
 
-FOLDER = Path(__file__).resolve().parent
-RESULTS, PLOTS = FOLDER / "results", FOLDER / "plots"
-PAGE, FRONT = FOLDER / "README.md", FOLDER.parent / "README.md"
-BEGIN, END = "<!-- peers: written by `python bench.py plot --readme` -->", "<!-- end of peers -->"
-HEAD = """# Benchmarks
-
-Written by `python bench.py plot --readme` from the files in [results/](results/); do not edit it. docs/benchmarking.md
-says how things are measured. Images/s are medians [least–most of the repeats]; *ratio* is that of the first program of
-the same result to this one, measured in turn, with its 95 % interval. Each result has its command, typed in the
-repository's root, every repeat, and what was warned of; the command shown is that of the table's first.
-The results of `python -m benchmarks.gpu` are in tables in [docs/gpu.md](../docs/gpu.md).
-"""
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+PICTURES = Path(__file__).resolve().parents[2] / "docs/images/results"
+OTHERS = ("gpu-", "run-", "first-run-")  # files of `benchmarks.gpu`, `bench.py record` and `benchmarks.docs.first_run`
 MANY = 1000  # samples; of fewer the name of the data says enough
 
 
-def read_all(paths: Sequence[Path], say: Callable[[str], None]) -> dict[Path, Result]:
-    """The results, by name, numbers in it by their value; `say` gets a line about each file that is none. Those of
-    `benchmarks.gpu`, which have a format of their own, are left out."""
+def read_files(paths: Sequence[Path], say: Callable[[str], None]) -> dict[Path, Result]:
+    """The results, sorted by name, with numbers in names by their value. `say` is called with a line about each file
+    that is not a result. Results with formats of their own (`OTHERS`) are skipped."""
     found = {}
     for path in sorted(paths, key=lambda path: [part.zfill(9) for part in re.split(r"(\d+)", str(path))]):
         try:
-            if not path.name.startswith("gpu-"):
+            if not path.name.startswith(OTHERS):
                 found[path] = record.read(path)
         except ValueError as error:
             say(f"skipped {error}")
     return found
+
+
+@functools.cache
+def read_all() -> dict[Path, Result]:
+    """Those of benchmarks/results. Raises ValueError for a file that is not a result."""
+
+    def refuse(line: str) -> None:
+        raise ValueError(line)
+
+    return read_files(list(RESULTS.glob("*.json")), refuse)
 
 
 def device_of(result: Result) -> str:
@@ -61,17 +60,12 @@ def setting_of(settings: JSON) -> str:
     return ", ".join([*shown, f"{settings['ranks']} ranks"] if settings.get("ranks", 1) > 1 else shown)
 
 
-def write_front(file: Path, results: Sequence[Result]) -> None:
-    """Put the table of the peers where the project's README has its place.
+def peers_block() -> str:
+    return peers_table(list(read_all().values()))
 
-    Raises ValueError where it has none.
-    """
-    text = file.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{file}: has no place for the table of the peers; put {BEGIN} and {END} there")
-    file.write_text(f"{before}{begin}\n{peers_table(results)}\n{end}{after}", encoding="utf-8")
+
+def results_block() -> str:
+    return page(read_all())
 
 
 def peers_table(results: Sequence[Result]) -> str:
@@ -99,22 +93,26 @@ def fastest_first(result: Result) -> list[tuple[str, Figures]]:
     return sorted(result.programs.items(), key=lambda program: -program[1].median)
 
 
-def page(results: dict[Path, Result], pictures: Sequence[Path]) -> str:
-    """The whole text: a section a benchmark, then the pictures."""
-    parts = [HEAD]
+def page(results: dict[Path, Result]) -> str:
+    """A section for each benchmark, then the pictures."""
+    from penstock.benchmarks.plot import figures
+
+    parts = []
     for benchmark in sorted({result.benchmark for result in results.values()}):
         of_it = {path: result for path, result in results.items() if result.benchmark == benchmark}
         parts += ["\n".join(section(benchmark, of_it)), ""]
-    return "\n".join([*parts, *(f"![{one.stem}]({PLOTS.name}/{one.name})\n" for one in pictures)])
+    parts += ["## Pictures", ""]
+    pictures = [f"![{one.title}](images/{PICTURES.name}/{one.name}.png)\n" for one in figures(results)]
+    return "\n".join([*parts, *pictures])
 
 
 def section(benchmark: str, results: dict[Path, Result]) -> list[str]:
     """One benchmark: the command of its first result, a table, remarks."""
     columns = columns_of(list(results.values()))
-    head = ["program", "images/s", "ratio", *(COLUMNS[column][0] for column in columns), "result", "device"]
+    head = ["program", "images/s", "ratio", *(COLUMNS[column][0] for column in columns), "settings", "result", "device"]
     table, remarks = [_row(head), _row(["---"] * len(head))], []
     for path, result in results.items():
-        about = [f"[{setting_of(result.settings)}](results/{path.name})", device_of(result)]
+        about = [setting_of(result.settings), f"`{path.name}`", device_of(result)]
         for name, measured in result.programs.items():
             rates, *more = cells(measured, columns)
             ratios = [ratio_cell(one) for pair, one in result.ratios.items() if pair.endswith(f" / {name}")]
@@ -125,9 +123,9 @@ def section(benchmark: str, results: dict[Path, Result]) -> list[str]:
             whys = result.more.get(outcome, {})
             remarks += [f"- {path.stem}: {name} {outcome}: {why}" for name, why in whys.items()]
     if num_warnings := sum(len(result.warnings) for result in results.values()):
-        remarks.append(f"- {num_warnings} warnings: of programs that were not steady, repeats that differ, other load")
+        remarks.append(f"- {num_warnings} warnings: a program was not steady, repeats differ, or other programs ran")
     first = next(iter(results.values()))
-    return [f"## {benchmark}", "", f"    {first.command}", "", *table, "", *remarks]
+    return [f"## `bench.py {benchmark}`", "", "```bash", first.command, "```", "", *table, "", *remarks]
 
 
 def _row(shown: Sequence[str]) -> str:

@@ -1,0 +1,64 @@
+"""What a newcomer sees: the README's two commands, run in a fresh clone, with what they print.
+
+    python -m benchmarks.docs.first_run      # commit first: it clones HEAD; some ten minutes on two cores
+
+Output: `first-run-2cpu.json` in benchmarks/results, `run`'s summary with the lines that both commands printed.
+"""
+
+import json
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from penstock.benchmarks import runs
+
+FILE = Path(__file__).resolve().parents[1] / "results/first-run-2cpu.json"
+TRAIN, TESTS = "uv run train.py", "uv run --group tests pytest"
+_EPOCH = re.compile(r"^(epoch|top-1) ")
+
+
+def demo_block() -> str:
+    """The demo as the README shows it: the beginning, the last epoch, and the end."""
+    lines = _content()["output"][TRAIN]
+    epochs = [number for number, line in enumerate(lines) if _EPOCH.match(line)]
+    head, tail = lines[: epochs[0]], lines[epochs[-2] :]
+    return "\n".join(["```text", f"$ {TRAIN}", *head, "…", *tail, "```"])
+
+
+def tests_block() -> str:
+    return "\n".join(["```text", f"$ {TESTS}", _content()["output"][TESTS][-1].strip("= "), "```"])
+
+
+def _content() -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
+    except OSError:
+        raise ValueError(f"{FILE}: missing; make it by python -m benchmarks.docs.first_run") from None
+    return content
+
+
+def main() -> None:
+    repository = Path(__file__).resolve().parents[2]
+    with tempfile.TemporaryDirectory() as folder:
+        clone = Path(folder) / "penstock"
+        subprocess.run(["git", "clone", "-q", str(repository), str(clone)], check=True)
+        subprocess.run(["uv", "sync", "-q"], cwd=clone, check=True)  # the packages are not what is shown
+        output = {TRAIN: _run(TRAIN, clone), TESTS: _run(TESTS, clone)}
+        (run,) = (clone / "runs").glob("demo-*")
+        content = runs.summary(run) | {"output": output}
+    FILE.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _run(command: str, folder: Path) -> list[str]:
+    print(command, flush=True)
+    done = subprocess.run(command.split(), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    lines = [line.rstrip() for line in done.stdout.splitlines()]
+    if done.returncode:
+        raise SystemExit("\n".join([*lines, f"{command} ended with status {done.returncode}"]))
+    return [line for line in lines if line]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""MkDocs: pages of the site that are files of the repository's root. README.md is its home page."""
+
+import re
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
+_LINK = re.compile(r"(?P<text>\[[^\]]*\])\((?P<target>[^)#:]+)(?P<anchor>#[^)]*)?\)")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    for name, source in PAGES.items():
+        text = (ROOT / source).read_text(encoding="utf-8")
+        files.append(File.generated(config, name, content=on_site(text)))
+    return files
+
+
+def on_site(text: str) -> str:
+    """A page of the root with its links as the site has them: docs/X → X, other pages by their names there, and the text
+    alone for files that the site does not have."""
+    names = {source: name for name, source in PAGES.items()}
+
+    def link(match: re.Match[str]) -> str:
+        target = match["target"]
+        if target in names or target.startswith("docs/"):
+            return f"{match['text']}({names.get(target) or target.removeprefix('docs/')}{match['anchor'] or ''})"
+        return f"`{match['text'][1:-1]}`"
+
+    text = re.sub(r'(src|srcset)="docs/', r'\1="', text)
+    return _LINK.sub(link, text)
