@@ -11,9 +11,9 @@
 #
 # DATA=/shared/imagenet sbatch docs/cluster/slurm.sh [options of train.py]
 #
-# Before the time is over, and when a more urgent job takes the nodes, the ranks get SIGTERM, write a checkpoint and end,
-# and the job goes back into the queue. There it begins again with the same job id, so in the same run directory, and
-# goes on from the checkpoint, on as many nodes as it then gets.
+# Before the time limit, and when a more urgent job preempts this one, the ranks get SIGTERM, write a checkpoint and
+# end. The script then requeues the job. It starts again with the same job id, and so in the same run directory. It
+# resumes from the checkpoint, on as many nodes as it gets.
 set -euo pipefail
 : "${DATA:?a packed dataset, or its URL}"
 
@@ -21,14 +21,14 @@ head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 stopped=""
 stop() {
     stopped=yes
-    kill -TERM "$step" || true # srun passes it on to torchrun on every node, and that to its ranks
+    kill -TERM "$step" || true # srun passes it to torchrun on every node, and torchrun to its ranks
 }
 trap stop USR1 TERM
-preempted() { # then Slurm signals the steps, and not this script
+preempted() { # on preemption, Slurm signals the steps but not this script
     [[ "$(scontrol show job -o "$SLURM_JOB_ID")" =~ \ PreemptTime=[0-9] ]]
 }
 
-# torch 2.15 keeps the first round's meeting place, which a node that comes later does not get
+# torch 2.15 keeps rank 0's address from the first rendezvous round. A node that joins later does not get it
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" torchrun \
     --nnodes "$SLURM_NNODES" \
@@ -42,7 +42,7 @@ step=$!
 
 status=0
 wait "$step" || status=$?
-while kill -0 "$step" 2>/dev/null; do # a signal ends `wait`, not the step
+while kill -0 "$step" 2>/dev/null; do # a signal ends `wait` but not the step
     status=0
     wait "$step" || status=$?
 done

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Start this on every node, in any order: HEAD=first-node DATA=/shared/imagenet docs/cluster/torchrun.sh
-# NODES may be a range: with 1:2 the run begins with one node, takes in another, and goes on when it is lost.
+# NODES may be a range. With 1:2 the run starts with one node, adds a second, and continues if it loses one.
 set -euo pipefail
-: "${HEAD:?name or address of the node where the others meet}" "${DATA:?a packed dataset, or its URL}"
+: "${HEAD:?name or address of the node that hosts the rendezvous}" "${DATA:?a packed dataset, or its URL}"
 cd "$(dirname "$0")/../.."
 
-# torch 2.15 keeps the first round's meeting place, which a node that comes later does not get
+# torch 2.15 keeps rank 0's address from the first rendezvous round. A node that joins later does not get it
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
 exec torchrun \
