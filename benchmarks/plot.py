@@ -158,13 +158,15 @@ def draw_front(result: Result, folder: Path, theme: str) -> Path:
         drawing, axes = plt.subplots(figsize=(7.4, 0.9 + 0.27 * len(programs)), layout="constrained")
         for place, (name, measured) in enumerate(programs):
             axes.barh(place, measured.median, color=ours if name == OURS else theirs, height=0.72)
+            low, high = min(measured.images_per_s), max(measured.images_per_s)
+            axes.plot([low, high], [place, place], color=ink, linewidth=1, marker="|", markersize=5)
             weight = "bold" if name == OURS else "normal"
-            axes.annotate(shown_rate(measured.median), (measured.median, place), (5, 0), textcoords="offset points",
+            axes.annotate(shown_rate(measured.median), (high, place), (6, 0), textcoords="offset points",
                           va="center", weight=weight)  # fmt: skip
         axes.set_yticks(range(len(programs)), [PEERS.get(name, name) for name, _ in programs])
         axes.get_yticklabels()[[name for name, _ in programs].index(OURS)].set_weight("bold")
         axes.invert_yaxis()
-        axes.set_xlim(0, 1.12 * programs[0][1].median)
+        axes.set_xlim(0, 1.1 * max(programs[0][1].images_per_s))
         axes.spines[["top", "right", "bottom"]].set_visible(False)
         axes.tick_params(axis="x", bottom=False, labelbottom=False)
         size = result.settings["image_size"]

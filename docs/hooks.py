@@ -14,13 +14,13 @@ _LINK = re.compile(r"(?P<text>\[[^\]]*\])\((?P<target>[^)#:]+)(?P<anchor>#[^)]*)
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name, source in PAGES.items():
         text = (ROOT / source).read_text(encoding="utf-8")
-        files.append(File.generated(config, name, content=on_site(text)))
+        files.append(File.generated(config, name, content=for_site(text)))
     return files
 
 
-def on_site(text: str) -> str:
-    """A page of the root with its links as the site has them: docs/X → X, other pages by their names there, and the text
-    alone for files that the site does not have."""
+def for_site(text: str) -> str:
+    """A page of the root with the site's links: docs/X → X, other pages by their names there. Links to files that
+    the site does not have become their text."""
     names = {source: name for name, source in PAGES.items()}
 
     def link(match: re.Match[str]) -> str:
