@@ -188,8 +188,8 @@ def world_sizes(bench: Bench) -> Outcome:
 def elastic(bench: Bench) -> Outcome:
     """Three agents meet with `--nnodes=1:3`: two, then a third comes, then one is lost with its rank.
 
-    The first has the meeting place and must live, as docs/clusters.md says of the endpoint's node: where agents share a
-    machine any of them could take it.
+    The first hosts the rendezvous and must stay alive, like the endpoint's node in docs/clusters.md. On one shared
+    machine any of the agents could become the host.
     """
     round_dir, port = bench.new("elastic"), free_port()
     waits = "keep_alive_interval=1,keep_alive_max_attempt=8,last_call_timeout=2,join_timeout=60"
