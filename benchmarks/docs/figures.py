@@ -5,47 +5,67 @@ FILE; A / B                   the ratio of two programs of the same result
 FILE; FIELD                   of a training run that `bench.py record` summarised: top1, images_per_s, seconds, …
 FILE; STAGE; WHAT             of `benchmarks.gpu`'s results
 … ; range                     the least and the most of the repeats, "[1,556–1,668]"; of a ratio its 95 % interval
+… ; share, … ; waiting        of a stage that trains: its rate as a share of that on synthetic batches; the time that it
+                              spent waiting for data
 … ; .2f                       another format than the usual one: Python's, for the number
 """
 
 import functools
 import json
+import re
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from penstock.benchmarks.text import shown_rate
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-_FORMATS = {"images/s": ",.0f", "times": ".3f", "top-1": ".4f", "s": ",.0f", "TB/s": ".2f", "ms": ".1f"}
+_FORMATS = {
+    "images/s": ",.0f",
+    "times": ".3f",
+    "top-1": ".4f",
+    "s": ",.0f",
+    "TB/s": ".2f",
+    "TFLOP/s": ",.0f",
+    "ms": ".1f",
+}
+_SHARE = re.compile(r"([\d.]+) \[([\d.]+)–([\d.]+)\] of (?:made-up|synthetic) batches")
+_WAITING = re.compile(r"waiting (?:for data )?([\d.]+)%")
+_INTERVAL = re.compile(r"\[([\d.]+)–([\d.]+)\]")
 _RUN_FORMATS = {"top1": ".3f", "ema_top1": ".3f", "data_wait": ".1%", "images_per_s": ",.0f", "seconds": ",.0f"}
+
+
+class Found(NamedTuple):
+    """low, high: None where a result has no range. form: the usual format."""
+
+    value: float
+    low: float | None
+    high: float | None
+    form: str
 
 
 def figure(key: str) -> str:
     """The figure that `key` names. Raises ValueError for a key that no result has."""
     name, *parts = [part.strip() for part in key.split(";")]
-    with_format = parts[-1] if len(parts) > 1 and parts[-1][:1] in ".," else ""
-    parts = parts[:-1] if with_format else parts
-    wants_range = len(parts) > 1 and parts[-1] == "range"
-    parts = parts[:-1] if wants_range else parts
+    form = parts.pop() if len(parts) > 1 and parts[-1][:1] in ".," else ""
+    wants_range = len(parts) > 1 and parts[-1] == "range" and bool(parts.pop())
     content = _read(name)
     try:
         if isinstance(content, list):
-            value, low, high, usual = _of_gpu(content, *parts)
+            found = _of_gpu(content, *parts)
         elif content["benchmark"] == "run":
             (field,) = parts
-            value, low, high, usual = content["end"][field], None, None, _RUN_FORMATS.get(field, ",.4g")
+            found = Found(content["end"][field], None, None, _RUN_FORMATS.get(field, ",.4g"))
         else:
-            value, low, high, usual = _of_bench(content, *parts)
-    except (KeyError, StopIteration, TypeError, ValueError):
+            found = _of_bench(content, *parts)
+    except (KeyError, StopIteration, TypeError, ValueError, AttributeError):
         raise ValueError(f'no figure "{key}" in benchmarks/results/{name}.json') from None
-    if wants_range and (low is None or high is None):
+    form = form or found.form
+    if not wants_range:
+        return _shown(found.value, form)
+    if found.low is None or found.high is None:
         raise ValueError(f'the figure "{key}" has no range')
-    return (
-        f"[{low:{with_format or usual}}–{high:{with_format or usual}}]"
-        if wants_range
-        else _shown(value, with_format or usual)
-    )
+    return f"[{_shown(found.low, form)}–{_shown(found.high, form)}]"
 
 
 def _shown(value: float, form: str) -> str:
@@ -60,16 +80,27 @@ def _read(name: str) -> Any:
         raise ValueError(f"no result benchmarks/results/{name}.json") from None
 
 
-def _of_bench(content: dict[str, Any], name: str) -> tuple[float, float, float, str]:
+def _of_bench(content: dict[str, Any], name: str) -> Found:
     if name in content["ratios"]:
         ratio = content["ratios"][name]
-        return ratio["median"], ratio["low"], ratio["high"], ".2f"
+        return Found(ratio["median"], ratio["low"], ratio["high"], ".2f")
+    if (inverse := " / ".join(reversed(name.split(" / ")))) != name:
+        ratio = content["ratios"][inverse]
+        return Found(1 / ratio["median"], 1 / ratio["high"], 1 / ratio["low"], ".2f")
     rates = content["programs"][name]["images_per_s"]
-    return statistics.median(rates), min(rates), max(rates), ",.0f"
+    return Found(statistics.median(rates), min(rates), max(rates), ",.0f")
 
 
-def _of_gpu(stages: list[dict[str, Any]], stage: str, what: str) -> tuple[float, float | None, float | None, str]:
+def _of_gpu(stages: list[dict[str, Any]], stage: str, what: str, part: str = "") -> Found:
     figures = next(one["figures"] for one in stages if one["stage"] == stage)
     found = next(one for one in figures if one["what"] == what)
+    if part == "waiting":
+        return Found(float(_WAITING.search(found["text"])[1]) / 100, None, None, ".1%")  # type: ignore[index]
+    if part == "share":
+        share = _SHARE.search(found["text"])
+        return Found(*map(float, share.groups()), ".3f")  # type: ignore[union-attr, arg-type]
+    low, high = found.get("min"), found.get("max")
+    if low is None and (interval := _INTERVAL.search(found["text"])):
+        low, high = map(float, interval.groups())
     unit = found["unit"].split(" ")[0] or "top-1"
-    return found["figure"], found.get("min"), found.get("max"), _FORMATS.get(unit, ",.4g")
+    return Found(found["figure"], low, high, _FORMATS.get(unit, ",.4g"))
