@@ -25,7 +25,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "demo": first_run.demo_block,
-    "tests": first_run.tests_block,
     "peers": results_page.peers_block,
     "results": results_page.results_block,
     "trained": recipes_page.trained_block,

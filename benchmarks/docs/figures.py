@@ -95,12 +95,19 @@ def _of_gpu(stages: list[dict[str, Any]], stage: str, what: str, part: str = "")
     figures = next(one["figures"] for one in stages if one["stage"] == stage)
     found = next(one for one in figures if one["what"] == what)
     if part == "waiting":
-        return Found(float(_WAITING.search(found["text"])[1]) / 100, None, None, ".1%")  # type: ignore[index]
+        return Found(_numbers(_WAITING, found["text"])[0] / 100, None, None, ".1%")
     if part == "share":
-        share = _SHARE.search(found["text"])
-        return Found(*map(float, share.groups()), ".3f")  # type: ignore[union-attr, arg-type]
+        share, low, high = _numbers(_SHARE, found["text"])
+        return Found(share, low, high, ".3f")
     low, high = found.get("min"), found.get("max")
-    if low is None and (interval := _INTERVAL.search(found["text"])):
-        low, high = map(float, interval.groups())
+    if low is None and _INTERVAL.search(found["text"]):
+        low, high = _numbers(_INTERVAL, found["text"])
     unit = found["unit"].split(" ")[0] or "top-1"
     return Found(found["figure"], low, high, _FORMATS.get(unit, ",.4g"))
+
+
+def _numbers(pattern: re.Pattern[str], text: str) -> list[float]:
+    match = pattern.search(text)
+    if not match:
+        raise ValueError(f'"{text}" is not like {pattern.pattern}')
+    return [float(group) for group in match.groups()]

@@ -20,15 +20,14 @@ _EPOCH = re.compile(r"^(epoch|top-1) ")
 
 
 def demo_block() -> str:
-    """The demo as the README shows it: the beginning, the last epoch, and the end."""
-    lines = _content()["output"][TRAIN]
+    """What the two commands print: of the demo the beginning, the last epoch and the end, without the hints that follow
+    it; of the tests the last line."""
+    output = _content()["output"]
+    lines = output[TRAIN]
     epochs = [number for number, line in enumerate(lines) if _EPOCH.match(line)]
-    head, tail = lines[: epochs[0]], lines[epochs[-2] :]
-    return "\n".join(["```text", f"$ {TRAIN}", *head, "…", *tail, "```"])
-
-
-def tests_block() -> str:
-    return "\n".join(["```text", f"$ {TESTS}", _content()["output"][TESTS][-1].strip("= "), "```"])
+    hints = next((number for number, line in enumerate(lines) if line.startswith("next")), len(lines))
+    head, tail = lines[: epochs[0]], lines[epochs[-2] : hints]
+    return "\n".join(["```text", f"$ {TRAIN}", *head, "…", *tail, f"$ {TESTS}", output[TESTS][-1].strip("= "), "```"])
 
 
 def _content() -> dict[str, Any]:
