@@ -93,7 +93,7 @@ def test_the_page_has_each_programs_figures_and_a_command() -> None:
     content = result("peers", {"penstock": 1500.0, "timm": 500.0}, threads=3)
     content.programs["timm"] = replace(content.programs["timm"], memory_mb=2600.4)
     content.ratios["penstock / timm"] = Ratio(3.0, 2.9, 3.14, 2.8, 3.2)
-    content = replace(content, warnings=["other processes took 50%"], more={"skipped": {"ffcv": "is not installed"}})
+    content = replace(content, warnings=["other processes used 50%"], more={"skipped": {"ffcv": "is not installed"}})
     text = pages.page({Path("peers-x.json"): content}, [Path("elsewhere/peers-x.png")])
     cells = ["timm", "500 [450–550]", "3.00 [2.90–3.14]", "2,600",
              "[some, × 100, 224 px, 3 threads](results/peers-x.json)", "Some CPU, 2 cores"]  # fmt: skip

@@ -125,5 +125,5 @@ def test_however_short_the_time_one_turn_is_made() -> None:
     found = searched(machine, 1)
     (trial,) = found.trials
     assert not trial.decided
-    assert tune.outcome(trial) == ", undecided in its time"
+    assert tune.outcome(trial) == ", undecided (out of time)"
     assert not found.finished
