@@ -244,7 +244,7 @@ def test_a_peer_that_fails_while_timed_is_left_out_and_the_others_are_timed(
     taken = {name: one.images_per_s for name, one in result.programs.items()}
     assert taken == {OURS: [100.0] * 2, "dali": [100.0] * 2}
     assert result.more["failed"] == {"timm": "gave up"}
-    assert result.more["skipped"] == {"ffcv": "not there; install it with: python bench.py peers --setup --only ffcv"}
+    assert result.more["skipped"] == {"ffcv": "not there. Install it with: python bench.py peers --setup --only ffcv"}
     assert list(result.ratios) == [f"{OURS} / dali"]
     assert lines[-1] == "timm: FAILED: gave up"
 
