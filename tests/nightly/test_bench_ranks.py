@@ -1,4 +1,4 @@
-"""`bench.py` under torchrun: two ranks at once."""
+"""`bench.py` under torchrun on two ranks."""
 
 import statistics
 from pathlib import Path

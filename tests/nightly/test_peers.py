@@ -1,4 +1,4 @@
-"""`bench.py peers` with real programs, each in its own process: the peers that the project's environment has."""
+"""`bench.py peers` with the real programs that the project's environment has, each in its own process."""
 
 from pathlib import Path
 

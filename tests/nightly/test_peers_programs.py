@@ -1,4 +1,4 @@
-"""`bench.py peers` with programs: those that misbehave, a peer let in, its images, the environments that are made."""
+"""`bench.py peers`: programs that misbehave, a peer's start, its images, and the environments."""
 
 import os
 import subprocess
@@ -123,7 +123,7 @@ def test_memory_counts_all_processes_and_all_end(child: Callable[..., Child]) ->
     command = ["ps", "-o", "stat=", "-s", str(session)]
     for _ in range(100):
         states = subprocess.run(command, capture_output=True, text=True).stdout.split()
-        if all(state.startswith("Z") for state in states):  # ended; its new parent has not yet been told
+        if all(state.startswith("Z") for state in states):  # ended, but not yet reaped by its new parent
             break
         time.sleep(0.1)
     else:
@@ -174,8 +174,8 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> run.Settings:
 
 def enter_fake(monkeypatch: pytest.MonkeyPatch, dataset: ShardSet, settings: run.Settings, **options: int) -> Child:
     write_adapter(settings.folder, FAKE, monkeypatch)
-    told: Any = {"slow": [0, 0.2, 0.0, 0.1], "channels": 1, "label": 0} | options
-    monkeypatch.setitem(PEERS, "fake", Peer("numpy", "own", "fake", "a fake", told))
+    given: Any = {"slow": [0, 0.2, 0.0, 0.1], "channels": 1, "label": 0} | options
+    monkeypatch.setitem(PEERS, "fake", Peer("numpy", "own", "fake", "a fake", given))
     data = settings.folder / "data"
     return run.enter("fake", images.lay_out(dataset, data), images.lay_out_marked(data), settings, None)
 
@@ -211,7 +211,7 @@ def test_a_peer_without_its_environment_is_missing(settings: run.Settings, datas
 
 
 class Fake:
-    """A program that fails in its `fails_at`-th turn, or is not there."""
+    """A program that fails in its `fails_at`-th turn; 0: never."""
 
     def __init__(self, name: str, fails_at: int) -> None:
         self.name, self.fails_at, self.turns, self.seen = name, fails_at, 0, ({}, {})

@@ -1,4 +1,4 @@
-"""`bench.py explain`: the model, the candidates and the report against figures by hand; the stages' own ways."""
+"""`bench.py explain`: the model, the changes and the report against figures worked out by hand; its stages."""
 
 import ctypes
 import gc
@@ -213,9 +213,11 @@ def test_a_compiled_network_that_limits_a_gpu_is_tried_with_graphs(dataset: Shar
     graphs = ["--set model.compile_mode=reduce-overhead"]
     assert tried(on_gpu=True, compile_it=True) == graphs
     assert tried(on_gpu=True, compile_it=False) == ["--set model.compile=true"]
-    assert tried(on_gpu=False, compile_it=True) == tried(on_gpu=False, compile_it=False) == [], "on a CPU no rule knows"
-    assert tried(on_gpu=True, compile_it=True, accumulation=2) == [], "which CUDA graphs do not go with"
-    assert tried(on_gpu=True, compile_it=True, mode="auto") == [], "one GPU has them"
+    assert tried(on_gpu=False, compile_it=True) == tried(on_gpu=False, compile_it=False) == [], (
+        "on a CPU no rule applies"
+    )
+    assert tried(on_gpu=True, compile_it=True, accumulation=2) == [], "CUDA graphs do not work with accumulation"
+    assert tried(on_gpu=True, compile_it=True, mode="auto") == [], "on one GPU it already uses them"
     assert tried(on_gpu=True, compile_it=True, mode="auto", world_size=2) == graphs
 
 
@@ -308,7 +310,7 @@ def test_reading_touches_the_shards_pages_and_no_copies(dataset: ShardSet, monke
 
 
 def test_resizing_is_fed_what_was_decoded(dataset: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Outputs of the decoder are kept while it goes on: they must stay what they were."""
+    """The decoder's outputs are kept while it continues: they must not change."""
     setup = given(dataset, data=DataConfig(image_size=32, threads=1))
     batches = stages.encoded_batches(setup)
     assert len(batches) > 4, "more than DALI decodes ahead"

@@ -1,4 +1,4 @@
-"""`benchmarks.gpu`: what becomes of stages that crash, hang or fail; the table, the stages there are."""
+"""`benchmarks.gpu`: stages that crash, hang or fail; the table; the list of stages."""
 
 import json
 import os

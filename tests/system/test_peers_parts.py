@@ -1,4 +1,4 @@
-"""`bench.py peers`: what its checks accept and refuse, its table and its files."""
+"""`bench.py peers`: the output that its checks accept and refuse, its table, and its files."""
 
 from collections.abc import Callable
 from dataclasses import replace

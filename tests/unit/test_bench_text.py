@@ -1,4 +1,4 @@
-"""What `bench.py` prints: rates with the digits that they have, lines that fit and break between words."""
+"""The printed output of `bench.py`: rates with significant digits, lines that fit and break between words."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How the benchmark times: fake programs and a fake clock."""
+"""How benchmarks are timed, with fake programs and a fake clock."""
 
 import math
 import os
@@ -64,7 +64,7 @@ def test_warm_up_ends_at_the_limit_with_a_warning() -> None:
     for_ever = Fake("for ever", clock, [100.0 + turn for turn in range(1000)])
     with pytest.warns(measure.Unsteady, match="for ever: not steady after 5 s.*108, 109, 110"):
         rates = measure.warm_up(for_ever, turn_s=0.5, limit_s=5, clock=clock)
-    assert len(rates) == 11, "the first turn, which builds and compiles, is no part of the limit"
+    assert len(rates) == 11, "the first turn builds and compiles, so it does not count towards the limit"
 
 
 def test_who_waits_for_launches_is_told() -> None:

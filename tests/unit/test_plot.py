@@ -75,7 +75,9 @@ def test_pictures_are_drawn_the_same_each_time(tmp_path: Path) -> None:
     for figure in (lines, bars):
         png = plot.draw(figure, tmp_path / "one")
         assert png.read_bytes() == plot.draw(figure, tmp_path / "two").read_bytes()
-        assert {rgb(PALETTE[0]), rgb(PALETTE[1])} <= colours(png), "two colours that colour-blind readers tell apart"
+        assert {rgb(PALETTE[0]), rgb(PALETTE[1])} <= colours(png), (
+            "two colours that colour-blind readers can distinguish"
+        )
 
 
 def test_the_command_draws_files_and_skips_what_is_none(tmp_path: Path) -> None:
