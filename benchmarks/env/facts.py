@@ -18,7 +18,7 @@ from penstock.training.refusal import first_line
 T = TypeVar("T")
 DALI = "nvidia-dali-"  # prefix of its packages' names
 DECODERS_LIMIT_S = 60.0
-ANSWER = "decoders:"  # prefix that tells the answer's line from the libraries' output
+ANSWER = "decoders:"  # prefix of the answer's line, which sets it apart from the libraries' output
 NVIDIA_SMI = ("uuid", "name", "memory.total", "compute_cap", "power.limit")
 
 
