@@ -1,6 +1,6 @@
-"""Images per second, and what limits them: `python bench.py --help`; docs/benchmarking.md has the method.
+"""Measure images per second and find what limits them: `python bench.py --help`; docs/benchmarking.md has the method.
 
-This file has the commands; what they do is in `benchmarks/`. It runs under `python` and `torchrun`.
+This file defines the commands. Their work is in `benchmarks/`. It runs under `python` and `torchrun`.
 """
 
 import sys
@@ -17,12 +17,12 @@ from penstock.commands.command_line import Group
 from penstock.recipes import config
 from penstock.recipes.machine import FILE, this_machine
 
-# What takes torch is imported when a command runs: --help and a misspelt option need none.
+# Modules that need torch are imported when a command runs, so --help and a misspelt option answer without it.
 if TYPE_CHECKING:
     from penstock.benchmarks.programs import Kind
     from penstock.benchmarks.tune import Trial
 
-LAZY = {  # commands in modules of their own, imported when one is called: `command` there
+LAZY = {  # commands in modules of their own, each named `command` there; imported when called
     "docs": "penstock.benchmarks.docs",
     "env": "penstock.benchmarks.env",
     "explain": "penstock.benchmarks.explain",
@@ -33,7 +33,7 @@ LAZY = {  # commands in modules of their own, imported when one is called: `comm
 
 
 class Commands(Group):
-    """A group whose commands tell users what is wrong in one line."""
+    """A group that reports an error in one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*super().list_commands(ctx), *LAZY]
@@ -60,7 +60,10 @@ class Commands(Group):
 
 @click.group(cls=Commands, context_settings={"show_default": True, "max_content_width": 110})
 def main() -> None:
-    """Measure images/s, and what limits it: where `train` is near `compute` the network does, near `loader` the data.
+    """Measure images/s, and find what limits training.
+
+    If `train` is near `compute`, the network is the limit. If `train` is near `loader`, the data is. `explain` times
+    each stage and names the bottleneck.
 
     \b
     python bench.py loader --data DIR --recipe rn50-90ep --loader dali --against reference
@@ -72,7 +75,7 @@ def main() -> None:
 
 
 class Timed(Common):
-    """The options of what is timed. json_file and out: where the result is kept."""
+    """The options of the timed commands. json_file and out: where to keep the result."""
 
     loader: NotRequired[str | None]
     against: NotRequired[str | None]
@@ -89,11 +92,11 @@ def time_programs(
     json_file: Path | None, out: Path | None, loader: str | None = None, against: str | None = None,
     **common: Unpack[Common],
 ) -> None:  # fmt: skip
-    """Time what `kind` says, print the result, and keep it where the options say."""
+    """Time programs of one kind, print the result, and keep it where the options say."""
     from penstock.benchmarks import earlier, record
 
     record.require_writable(json_file, out)
-    before = earlier.read(earlier_file, force) if earlier_file else None  # refused before anything is measured
+    before = earlier.read(earlier_file, force) if earlier_file else None  # refuse it before anything is measured
     if kind == "h2d":
         from penstock.benchmarks.throughput import require_gpu
 
@@ -108,7 +111,7 @@ def time_programs(
     else:
         loader = loader or ("synthetic" if kind == "compute" else setup.recipe.data.loader)
         if against == loader:
-            raise ValueError(f"--against {against}: is what is measured already; name another loader")
+            raise ValueError(f"--against {against}: this loader is measured already. Name another one.")
         built = throughput.build(kind, [loader, *([against] if against else [])], setup)
         settings["loader"] = loader
         if kind != "loader":
@@ -124,52 +127,65 @@ def time_programs(
 @main.command()
 @with_options(COMMON, LOADER, TIMING, COMPARE)
 def loader(**given: Unpack[Timed]) -> None:
-    """Batches delivered and thrown away: what the data pipeline alone can do."""
+    """Time the data pipeline alone.
+
+    Batches are loaded and thrown away, without training.
+    """
     time_programs("loader", **given)
 
 
 @main.command()
 @with_options(COMMON, LOADER, TIMING, COMPARE)
 def compute(**given: Unpack[Timed]) -> None:
-    """Training steps on one batch that is already there: what the network alone can do."""
+    """Time the network alone.
+
+    Training steps run on one batch in memory, without loading.
+    """
     time_programs("compute", **given)
 
 
 @main.command()
 @with_options(COMMON, LOADER, TIMING, COMPARE)
 def train(**given: Unpack[Timed]) -> None:
-    """Training steps on real batches, end to end, and the share of the time spent waiting for data."""
+    """Time training end to end.
+
+    Training steps run on loaded batches. Also shows the share of time spent waiting for data.
+    """
     time_programs("train", **given)
 
 
 @main.command()
 @with_options(COMMON, TIMING, COMPARE)
 def h2d(**given: Unpack[Timed]) -> None:
-    """Copies of a batch from the CPU to the GPU, from pinned and from pageable memory: images/s and GB/s."""
+    """Time copies of a batch from the CPU to the GPU.
+
+    Copies from pinned and from pageable memory, in images/s and GB/s.
+    """
     time_programs("h2d", **given)
 
 
 @main.command()
 @with_options(COMMON)
-@click.option("--num", "num_images", type=click.IntRange(min=1), default=500, metavar="N", help="Images a split.")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="runs/parity", help="Report's folder.")
+@click.option("--num", "num_images", type=click.IntRange(min=1), default=500, metavar="N", help="Images per split.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="runs/parity", help="Report folder.")
 def parity(num_images: int, out: Path, json_file: Path | None, **common: Unpack[Common]) -> None:
-    """The loader's images against PIL's and torchvision's, same plan: differences in grey levels.
+    """Compare the loader's pixels with PIL's and torchvision's.
 
-    On a GPU also those that the GPU made. Nothing is timed. Writes parity.json (or --json) and, for each line of the
-    table, a picture of the worst image: ours, theirs, and eight times the difference.
+    Both load the same images with the same augmentation. Differences are in grey levels. With a GPU, images made on the
+    GPU are compared too. Nothing is timed. Writes parity.json (or the --json file) and, for each line of the table, a
+    picture of the worst image: ours, theirs, and eight times the difference.
     """
     from penstock.benchmarks import record
 
     record.require_writable(json_file, out)
     setup = prepare(**common)
     if setup.world.world_size > 1:
-        raise ValueError("parity compares images in one process; start it without torchrun")
+        raise ValueError("parity compares images in one process. Start it without torchrun.")
 
     from penstock.benchmarks.parity import compare_all, table
 
     differences = compare_all(setup, num_images, common["batch_size"], out)
-    click.echo(f"DALI's images beside PIL's and torchvision's, {setup.recipe.data.path}, in grey levels of 255")
+    click.echo(f"{setup.recipe.data.path}: DALI's images compared with PIL's and torchvision's, in grey levels (0–255)")
     click.echo("\n".join(table(differences)))
     settings = setup.settings | {"recipe": config.to_toml(setup.recipe), "num_images": num_images}
     result = record.build("parity", settings, {}, {}, [])
@@ -181,17 +197,19 @@ def parity(num_images: int, out: Path, json_file: Path | None, **common: Unpack[
 
 @main.command("tune")
 @with_options(COMMON)
-@click.option("--seconds", type=click.FloatRange(min=1), default=180.0, metavar="T", help="Time for the search.")
-@click.option("--turn", type=click.FloatRange(min=0.1), default=1.0, metavar="T", help="Seconds of one measurement.")
-@click.option("--repeats", type=click.IntRange(min=1), default=TUNE_TURNS, help="Turns of a trial, at most.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=str(FILE), help="What to write.")
+@click.option("--seconds", type=click.FloatRange(min=1), default=180.0, metavar="T", help="Seconds for the search.")
+@click.option("--turn", type=click.FloatRange(min=0.1), default=1.0, metavar="T", help="Seconds per measurement.")
+@click.option("--repeats", type=click.IntRange(min=1), default=TUNE_TURNS, metavar="N",
+              help="Most measurements of each candidate.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=str(FILE), help="File to write.")
 def tune_command(
     seconds: float, turn: float, repeats: int, out: Path, json_file: Path | None, **common: Unpack[Common]
 ) -> None:
-    """Search the loader's fastest settings on this machine, and write machine.toml, which train.py takes.
+    """Find this machine's fastest loader settings.
 
-    Decode threads, prefetch, read_ahead and, on a GPU, hw_decoder_load; then decoded images in memory and batch sizes,
-    which are only told: they are the recipe's. Under torchrun all ranks search together.
+    Writes machine.toml, which train.py reads. Searches decode threads, prefetch, read_ahead and, on a GPU,
+    hw_decoder_load. Then tries decoded images in memory and other batch sizes. Those are only reported, since the
+    recipe sets them. Under torchrun all ranks search together.
     """
     started = time.monotonic()
     from penstock.benchmarks import record
@@ -210,10 +228,10 @@ def tune_command(
     def report(trial: "Trial") -> None:
         say(
             f"  {trial.setting} = {trial.value:<5} {shown_rate(trial.images_per_s):>9} images/s   "
-            f"{trial.ratio:.3f} times the incumbent in {trial.turns} turn(s){tune.outcome(trial)}"
+            f"{trial.ratio:.3f} times the best so far in {trial.turns} turn(s){tune.outcome(trial)}"
         )
 
-    data = f"{setup.recipe.data.path}, {setup.batch_size} × {setup.recipe.data.image_size} px"
+    data = f"{setup.recipe.data.path}, batch size {setup.batch_size} at {setup.recipe.data.image_size} px"
     say(f"{data}, {setup.threads} threads")
     with noise.watched() as warnings:
         found, batches = tune.search_machine(setup, seconds - time.monotonic() + started, turn, repeats, report)
@@ -230,8 +248,8 @@ def tune_command(
         record.write(json_file, replace(record.build("tune", settings, {}, {}, warnings), more=more))
     for line in warnings:
         say("\n".join(wrapped(f"  warning: {line}")), err=True)
-    ended = "" if found.finished else " (time was up before the search ended; --seconds gives it more)"
-    wrote = wrapped(f"wrote {out}{ended}; elsewhere use:")
+    ended = "" if found.finished else " (the search ran out of time; give it more with --seconds)"
+    wrote = wrapped(f"wrote {out}{ended}. The same settings as options:")
     for line in filter(None, (tune.pixels_advice(setup, batches), tune.batch_advice(batches, setup.batch_size))):
         say("\n".join(wrapped(line)))
     say("\n".join([*wrote, f"  {tune.options(found.settings)}"]))

@@ -1,1 +1,1 @@
-"""What `bench.py` runs: `programs` is what is timed, `measure` how, `record` what comes of it; docs/benchmarking.md."""
+"""The work behind `bench.py`: `programs` are timed by `measure`, `record` keeps the results; docs/benchmarking.md."""

@@ -1,4 +1,4 @@
-"""The augmentations one by one: the difference to torchvision, the cost on the CPU; figures: docs/augmentations.md.
+"""Measure each augmentation: its difference from torchvision and its cost on the CPU. Figures: docs/augmentations.md.
 
 python -m benchmarks.augmentations DIR [--max-images 500]    DIR: a packed dataset, on an otherwise idle machine
 """
@@ -56,8 +56,10 @@ def feed_of(shard_set: ShardSet, config: AugmentConfig) -> Feed:
 
 
 def differences(name: str, feed: Feed, max_images: int) -> dict[str, list[float]]:
-    """Each image's mean absolute difference to torchvision's with the same draws, in grey levels, under the case's
-    name; TrivialAugmentWide's also under the operation's."""
+    """Return each image's mean absolute difference from torchvision's with the same random draws, in grey levels.
+
+    The key is the case's name. TrivialAugmentWide's images are also listed under the operation's name.
+    """
     found: dict[str, list[float]] = defaultdict(list)
     levels = np.reshape(feed.config.std, (3, 1, 1))
     with (
@@ -76,20 +78,23 @@ def differences(name: str, feed: Feed, max_images: int) -> dict[str, list[float]
 
 
 def cpu_ms(loader: DaliLoader, epoch: int) -> float:
-    """Of an image."""
+    """Return the CPU time per image of one epoch, in milliseconds."""
     start_s = time.process_time()
     count = sum(len(batch.labels) for batch in loader.iter_epoch(epoch))
     return 1000 * (time.process_time() - start_s) / count
 
 
 @click.command()
-@click.argument("data", type=click.Path(path_type=Path))
-@click.option("--max-images", default=500, show_default=True, help="Of which differences are taken.")
+@click.argument("data", type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--max-images", default=500, show_default=True, metavar="N", help="Most images to compare in each case.")
 def main(data: Path, max_images: int) -> None:
-    """Print the difference to torchvision in grey levels, CPU time an image, and what a case adds to the first's, each
-    in turn with it."""
+    """Measure each augmentation on the packed dataset DIR.
+
+    Prints a table: the difference from torchvision in grey levels, the CPU time per image, and the time added to the
+    plain random-resized crop, which runs alternately with each case. Use an otherwise idle machine.
+    """
     shard_set = ShardSet.open(data)
-    click.echo("| | mean | median image | worst image | ms an image | added |\n|" + " --- |" * 6)
+    click.echo("| | mean | median image | worst image | ms per image | added |\n|" + " --- |" * 6)
     with closing(DaliLoader(feed_of(shard_set, AugmentConfig()), device=CPU, threads=2)) as plain:
         cpu_ms(plain, 0)
         for name, config in CASES.items():

@@ -1,4 +1,4 @@
-"""A result beside an earlier one, with which it did not run in turn: `--compare FILE`."""
+"""Compare a result with an earlier one, measured at another time: `--compare FILE`."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,11 +11,11 @@ from penstock.benchmarks.measure import CONFIDENCE, RESAMPLED, Ratio
 from penstock.benchmarks.record import Result
 from penstock.training import environment
 
-DEVICE = {"CPU": "cpu", "cores allowed": "cores_allowed", "GPU": "gpu"}  # what must be the same to be compared
+DEVICE = {"CPU": "cpu", "cores allowed": "cores_allowed", "GPU": "gpu"}  # these must be equal for a comparison
 
 
 def read(file: Path, force: bool) -> Result:
-    """The earlier result. Raises ValueError where it comes from another device than this one, unless `force`."""
+    """Read the earlier result. Raises ValueError if it comes from a different device, unless `force`."""
     earlier, here = record.read(file), dict(environment.describe())
     differences = [
         f"{what} {earlier.env.get(key)} there, {here[key]} here"
@@ -23,16 +23,19 @@ def read(file: Path, force: bool) -> Result:
         if earlier.env.get(key) != here[key]
     ]
     if differences and not force:
-        raise ValueError(f"{file}: comes from a different device ({'; '.join(differences)}); --force compares them")
+        shown = "; ".join(differences)
+        raise ValueError(f"{file}: comes from a different device ({shown}). To compare anyway, give --force.")
     return earlier
 
 
 def compared(result: Result, earlier: Result, file: Path) -> Result:
-    """The result with its ratios to the earlier one, of the programs that both have, and a warning for each setting in
-    which the two differ. Raises ValueError where they have no program in common."""
+    """Return the result with ratios to the earlier one added, for each program that both have.
+
+    Adds a warning for each setting that differs. Raises ValueError if the two have no program in common.
+    """
     shared = [name for name in result.programs if name in earlier.programs]
     if not shared:
-        raise ValueError(f"{file}: has no program in common with this; it has {', '.join(earlier.programs)}")
+        raise ValueError(f"{file}: has no program in common with this result. It has {', '.join(earlier.programs)}.")
     ratios = {
         f"{name} / {name} of {file}": ratio_of_medians(*(one.programs[name].images_per_s for one in (result, earlier)))
         for name in shared
@@ -44,9 +47,9 @@ def compared(result: Result, earlier: Result, file: Path) -> Result:
 
 
 def ratio_of_medians(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
-    """The ratio of two programs that did not run in turn: drift between the two counts.
+    """Return the ratio of two programs that ran at different times, so it includes the machine's drift.
 
-    Both sides are resampled, each by itself; min and max are of the extreme repeats.
+    Both sides are resampled independently. min and max come from the extreme repeats.
     """
     a, b, rng = np.array(ours), np.array(theirs), np.random.default_rng(0)
     medians = [np.median(one[rng.integers(len(one), size=(RESAMPLED, len(one)))], axis=1) for one in (a, b)]

@@ -1,11 +1,13 @@
-"""How the loader's cost grows: `bench.py loader` in a fresh process for each size of the dataset, number of threads,
-image size and number of ranks; one result a run, from which `bench.py plot` draws.
+"""Measure how the loader's cost grows with dataset size, threads, image size and ranks.
 
     python -m benchmarks.growth DIR [--only rows]        in the repository's root
 
-The datasets of 10³ to 10⁶ rows repeat DIR's training rows (their shards are links to DIR's) and are kept beside it, in
-DIR-ROWS: so memory is that of a table of that size, and the images are the same. The time to the first batch does not
-have the opening of the table in it: that takes 0.03 s at 1.28 million rows.
+Each value is measured by `bench.py loader` in a fresh process. Each run writes one result, and `bench.py plot` draws
+them.
+
+The datasets of 10³ to 10⁶ rows repeat DIR's training rows. They are kept beside DIR, in DIR-ROWS, and their shards are
+hard links to DIR's. So the images stay the same while the table in memory grows. The time to the first batch does not
+include opening the table, which takes 0.03 s at 1.28 million rows.
 """
 
 import subprocess
@@ -28,21 +30,21 @@ SERIES = {
 
 
 def repeated_dataset(source: ShardSet, rows: int, out: Path) -> None:
-    """Write a dataset whose training table repeats the source's to `rows`; its shards are links."""
+    """Write a dataset that repeats the source's training table to `rows`. Its shards are hard links."""
     split = source.split("train")
     table = np.resize(split.samples, rows)
     counts = Counter(table["shard"].tolist())
     shards = [replace(info, samples=counts[shard]) for shard, info in enumerate(split.shards)]
     out.mkdir(exist_ok=True)
     for shard, info in enumerate(shards):
-        (out / info.file).unlink(missing_ok=True)  # of a run that was interrupted
+        (out / info.file).unlink(missing_ok=True)  # left by an interrupted run
         (out / info.file).hardlink_to(split.shard_path(shard).resolve())
     files = write_split(out, "train", table, (b"repeated\n" for _ in range(rows)))
     write_info(out, source.classes, {"train": shards}, {"repeated": str(source.root)}, files)
 
 
 def command(series: str, value: int, data: Path) -> list[str]:
-    """One measurement's command line, but for where its result goes. Makes the dataset that it needs."""
+    """Return the command line of one measurement, without --json. Makes the dataset that it needs."""
     program, options = [sys.executable], [f"--{series}={value}"]
     if series == "rows":
         source, data, options = data, data.with_name(f"{data.name}-{value}"), []
@@ -55,9 +57,14 @@ def command(series: str, value: int, data: Path) -> list[str]:
 
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path, exists=True), metavar="DIR")
-@click.option("--only", type=click.Choice(list(SERIES)), multiple=True, help="This series; several for several.")
+@click.option("--only", type=click.Choice(list(SERIES)), multiple=True,
+              help="Run only this series. May be repeated. [default: all]")  # fmt: skip
 def main(data: Path, only: tuple[str, ...]) -> None:
-    """Run every series on a packed dataset, and write benchmarks/results/growth-SERIES-VALUE.json."""
+    """Measure how the loader's cost grows with dataset size, threads, image size and ranks.
+
+    DIR is a packed dataset. Runs `bench.py loader` once per value, and writes
+    benchmarks/results/growth-SERIES-VALUE.json. Run it in the repository's root.
+    """
     for series in only or SERIES:
         for value in SERIES[series]:
             file = f"benchmarks/results/growth-{series}-{value}.json"

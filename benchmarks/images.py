@@ -1,9 +1,10 @@
-"""`--data synthetic:WxH`: JPEGs that cost a decoder what ImageNet's do, of any mean size, packed once and kept.
+"""`--data synthetic:WxH`: JPEGs of any mean size that are as costly to decode as ImageNet's, packed once and kept.
 
-What the decoder's time depends on is as in ImageNet (seen on 500 of its training images, 469×401 px and 110 KB in the
-mean): most images have one of a few shapes with 500 px on the longer side, the rest spread over sizes log-normally;
-0.58 bytes a pixel in the mean, spread widely; quality 95, three quarters of them without chroma subsampling. Pixels are
-noise with the 1/f amplitude spectrum of natural images (Field, 1987), coloured weakly.
+They match ImageNet in everything that decoding time depends on, judging by 500 of its training images (469×401 px and
+110 KB on average). Most images have one of a few shapes with 500 px on the longer side. The other sizes are spread
+log-normally. Images have 0.58 bytes per pixel on average, with a wide spread. The quality is 95, and three quarters are
+without chroma subsampling. Pixels are weakly coloured noise with the 1/f amplitude spectrum of natural images
+(Field, 1987).
 """
 
 import re
@@ -21,48 +22,52 @@ from penstock.shards.format import INFO_FILE
 
 PREFIX = "synthetic:"
 FOLDER = Path("data")
-SIDES = range(16, 2049)  # the means that can be asked for
+SIDES = range(16, 2049)  # the mean sizes that are allowed
 MIN_SIDE = 8
 NUM_IMAGES = {"train": 1000, "val": 100}
 NUM_CLASSES = 10
 SHAPES = np.array([(500, 375), (500, 333), (375, 500), (333, 500), (400, 400), (500, 250)])
 SHAPE_SHARES = (0.43, 0.28, 0.11, 0.09, 0.06, 0.03)
-ODD_SHARE, ODD_SCALE, ODD_SIGMA = 0.4, 0.95, 0.45  # of images that do not have 500 px; of the log of their scale
+ODD_SHARE, ODD_SCALE, ODD_SIGMA = (
+    0.4,
+    0.95,
+    0.45,
+)  # share of images without 500 px; median and log's standard deviation of their scale
 QUALITY, FULL_CHROMA = 95, 0.75
-CONTRAST, CONTRAST_SIGMA = 13.5, 0.8  # grey levels, median of the images, and of its log
+CONTRAST, CONTRAST_SIGMA = 13.5, 0.8  # grey levels: median over the images, and standard deviation of the log
 TEXTURE_SIDE = 1024
 
 
 def parse(data: str) -> tuple[int, int]:
-    """(width, height) of "synthetic:469x401". Raises ValueError for anything else."""
+    """Parse "synthetic:469x401" into (width, height). Raises ValueError for anything else."""
     found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", data.removeprefix(PREFIX))
     width, height = map(int, found.groups()) if found else (0, 0)
     if width not in SIDES or height not in SIDES:
         raise ValueError(
-            f"--data {data}: expected {PREFIX}WIDTHxHEIGHT, the mean size in pixels, {SIDES[0]} to {SIDES[-1]} each, "
-            f"such as {PREFIX}469x401"
+            f"--data {data}: expected {PREFIX}WIDTHxHEIGHT, the mean size in pixels ({SIDES[0]} to {SIDES[-1]} each). "
+            f"For example: {PREFIX}469x401"
         )
     return width, height
 
 
 def folder_of(data: str, folder: Path = FOLDER) -> Path:
-    """Where the packed set of "synthetic:WxH" is, or will be."""
+    """Return the folder of the packed set of "synthetic:WxH", whether or not it exists yet."""
     width, height = parse(data)
     return folder / f"synthetic-{width}x{height}"
 
 
 def ensure(data: str, folder: Path = FOLDER, say: Callable[[str], None] = print) -> Path:
-    """The packed set of "synthetic:WxH", made in `folder` unless it is there. Raises ValueError for a wrong size."""
+    """Return the packed set of "synthetic:WxH", and make it in `folder` if needed. Raises ValueError for a bad size."""
     width, height = parse(data)
     out = folder_of(data, folder)
     if not (out / INFO_FILE).exists():
-        say(f"making {sum(NUM_IMAGES.values())} images of {width}x{height} px in the mean in {out}, this once")
+        say(f"{out}: making {sum(NUM_IMAGES.values())} images of {width}x{height} px on average (only once)")
         make(out, width, height)
     return out
 
 
 def make(out: Path, width: int, height: int) -> None:
-    """Draw the images in class folders beside `out`, pack them into `out`, remove them."""
+    """Draw the images in class folders beside `out`, pack them into `out`, and remove the folders."""
     texture = pink_texture(TEXTURE_SIDE, np.random.default_rng(0))
 
     def write(path: Path, shape: np.ndarray, split: str, row: int) -> None:
@@ -90,7 +95,7 @@ def make(out: Path, width: int, height: int) -> None:
 
 
 def sizes(width: int, height: int, count: int) -> np.ndarray:
-    """(count, 2) int: widths and heights whose means are `width` and `height`, to a pixel or so."""
+    """Draw widths and heights with the means `width` and `height`, to about a pixel: (count, 2) int."""
     rng = np.random.default_rng([count, width, height])
     shapes = SHAPES[rng.choice(len(SHAPES), count, p=SHAPE_SHARES)].astype(np.float64)
     odd = rng.random(count) < ODD_SHARE
@@ -100,7 +105,7 @@ def sizes(width: int, height: int, count: int) -> np.ndarray:
 
 
 def jpeg(texture: np.ndarray, shape: np.ndarray, split: str, row: int) -> bytes:
-    """An image of `shape` (width, height), a function of its split and row."""
+    """Return a JPEG of `shape` (width, height) that depends only on its split and row."""
     import simplejpeg  # type: ignore[import-untyped]
 
     rng = np.random.default_rng([row, *split.encode()])
@@ -112,7 +117,7 @@ def jpeg(texture: np.ndarray, shape: np.ndarray, split: str, row: int) -> bytes:
 
 
 def pink_texture(side: int, rng: np.random.Generator) -> np.ndarray:
-    """(side, side, 3) float32, periodic: luma and two chroma planes of 1/f noise, each of standard deviation 1."""
+    """Return periodic 1/f noise, (side, side, 3) float32: luma and two chroma planes of standard deviation 1."""
     fy, fx = np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None]
     frequency = np.hypot(fx, fy)
     frequency[0, 0] = np.inf  # no mean
@@ -121,7 +126,7 @@ def pink_texture(side: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def picture(texture: np.ndarray, width: int, height: int, rng: np.random.Generator) -> np.ndarray:
-    """(height, width, 3) uint8 RGB: a window of the texture at a random place, brightness and contrast."""
+    """Cut a window from the texture at random place, brightness and contrast: (height, width, 3) uint8 RGB."""
     top, left = rng.integers(len(texture), size=2)
     rows, columns = (top + np.arange(height)) % len(texture), (left + np.arange(width)) % len(texture)
     luma, blue, red = np.moveaxis(texture[rows[:, None], columns], 2, 0)

@@ -1,7 +1,7 @@
-"""How anything is timed: programs → warm-up to a steady state → repeats in turn → samples, and ratios of them.
+"""Time programs: warm up to a steady state, alternate the repeats, and compute ratios of the samples.
 
-A machine's speed drifts, by clocks and by its other users. So programs that are compared run in turn, A B C A B C …,
-and a ratio is taken repeat by repeat: what drifts slower than a round cancels.
+A machine's speed drifts with its clocks and its other users. So the compared programs alternate, A B C A B C …, and a
+ratio is taken repeat by repeat. Drift slower than a round then cancels.
 """
 
 import statistics
@@ -26,22 +26,22 @@ class Sample(NamedTuple):
 
     images_per_s: float
     data_wait: float = 0.0  # share of the time spent waiting for data, 0 to 1
-    ahead: float = 0.0  # batches' worth of work that a GPU had still to do when the CPU had asked for the last of it
+    ahead: float = 0.0  # batches of work that a GPU had left when the CPU had launched all of it
 
 
 class Program(Protocol):
-    """What can be timed."""
+    """A program that can be timed."""
 
     name: str
 
     def run(self, seconds: float) -> Sample:
-        """Work for about so long, and count images. What stands decoded already when it begins must not count."""
+        """Work for about `seconds`, and count images. Images decoded before the start must not count."""
 
     def close(self) -> None: ...
 
 
 class Ratio(NamedTuple):
-    """Of two programs' rates, repeat by repeat: the median, the bootstrap interval of it, the least and the most."""
+    """The ratio of two programs' rates, repeat by repeat: its median, bootstrap interval, and the least and most."""
 
     median: float
     low: float
@@ -51,11 +51,11 @@ class Ratio(NamedTuple):
 
 
 class Unsteady(UserWarning):
-    """A program was measured before its speed had settled."""
+    """A program was measured before its speed was steady."""
 
 
 def is_steady(rates: Sequence[float]) -> bool:
-    """Whether the last three lie within 5 % of their median and do not rise from each to the next."""
+    """Return whether the last three rates lie within 5 % of their median and do not keep rising."""
     last = rates[-STEADY_TURNS:]
     if len(last) < STEADY_TURNS:
         return False
@@ -69,8 +69,8 @@ def warm_up(
 ) -> list[float]:
     """Run the program in turns until it is steady. Returns the turns' images/s.
 
-    The first turn also builds and compiles what the program needs: `limit_s` counts from its end. When that is over,
-    an `Unsteady` warning says so and the measuring goes on.
+    The first turn also builds and compiles the program, so `limit_s` counts from its end. If the program is not steady
+    by then, the function issues an `Unsteady` warning and returns.
     """
     rates = [program.run(turn_s).images_per_s]
     started = clock()
@@ -87,9 +87,9 @@ def warm_up(
 def in_turn(
     programs: Sequence[Program], seconds: float, repeats: int, clock: Callable[[], float] = monotonic
 ) -> dict[str, list[Sample]]:
-    """Warm up each program, then run them A B C A B C …, `seconds` each, so often. Returns the repeats of each name.
+    """Warm up each program, then run them A B C A B C …, `seconds` each, `repeats` times. Returns name → repeats.
 
-    Short repeats have a short warm-up: turns of a second at most, for ten repeats' time at most.
+    A warm-up turn takes at most a second. The warm-up takes at most as long as ten repeats.
     """
     for program in programs:
         warm_up(program, min(1.0, seconds), min(30.0, 10 * seconds), clock)
@@ -101,13 +101,13 @@ def in_turn(
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
-    """The ratio of two programs that ran in turn, repeat by repeat.
+    """Return the ratio of two programs that ran alternately, repeat by repeat.
 
     The interval is the percentile bootstrap's for the median (Efron and Tibshirani, An Introduction to the Bootstrap,
     1993, chapter 13), with a fixed seed. Up to five repeats it is the range, which covers the true median with
     probability 1 - 2^(1-n): 0.75 for three, 0.94 for five. For six to twenty it covers 0.87 to 0.94 in simulations.
 
-    Raises ValueError where the two do not have the same number of repeats, or none.
+    Raises ValueError if the two do not have the same number of repeats, or have none.
     """
     ratios = np.array([a / b for a, b in zip(ours, theirs, strict=True)])
     if not len(ratios):

@@ -1,4 +1,4 @@
-"""The options that the commands of `bench.py` share, and what they set up: recipe, dataset, where to run."""
+"""The options that the commands of `bench.py` share, and the setup from them: recipe, dataset, device and ranks."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -14,43 +14,53 @@ from penstock.recipes.machine import load_recipe
 from penstock.shards.format import ShardSet
 from penstock.training.refusal import refusing
 
-if TYPE_CHECKING:  # what takes torch is imported when a benchmark is set up: --help and a misspelt option need none
+if TYPE_CHECKING:  # modules that need torch are imported when a benchmark is set up, not for --help or option errors
     from penstock.training.distributed import World
 
 MAX_DEFAULT_BATCH = 256
-TUNE_TURNS = 5  # of a trial of `tune`, at most
+TUNE_TURNS = 5  # the most turns of a trial of `tune`
 
 Option = Callable[[Callable[..., object]], Callable[..., object]]
 
 COMMON: list[Option] = [
     click.option("--data", metavar="DIR|URL|synthetic:WxH",
-                 help="Packed dataset; without it the recipe's, or the demo's images. synthetic:469x401 makes JPEGs as "
-                      "heavy as ImageNet's."),
-    click.option("--recipe", "recipe_name", metavar="NAME|FILE", help="[default: rn50-90ep with --data, else demo]"),
-    click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a recipe's value."),
-    click.option("--image-size", type=click.IntRange(min=1), metavar="S", help="Pixels. [default: the recipe's]"),
+                 help="Packed dataset. synthetic:469x401 generates JPEGs as costly to decode as ImageNet's. "
+                      "[default: the recipe's, otherwise the demo images]"),
+    click.option("--recipe", "recipe_name", metavar="NAME|FILE",
+                 help="Recipe. [default: rn50-90ep with --data, otherwise demo]"),
+    click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a recipe setting."),
+    click.option("--image-size", type=click.IntRange(min=1), metavar="S",
+                 help="Image size in pixels. [default: the recipe's]"),
     click.option("--batch-size", type=click.IntRange(min=1), metavar="B",
-                 help=f"Of a rank. [default: the recipe's, at most {MAX_DEFAULT_BATCH}]"),
-    click.option("--threads", type=click.IntRange(min=0), metavar="N", help="Decode threads; 0 for all cores."),
-    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="auto: CUDA if any."),
-    click.option("--no-machine-config", is_flag=True, help="Leave out the machine.toml of `tune` in this folder."),
-    click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the result."),
+                 help=f"Batch size per rank. [default: the recipe's, at most {MAX_DEFAULT_BATCH}]"),
+    click.option("--threads", type=click.IntRange(min=0), metavar="N",
+                 help="Decode threads. 0 uses all cores. [default: the recipe's]"),
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto",
+                 help="auto uses CUDA if available."),
+    click.option("--no-machine-config", is_flag=True,
+                 help="Ignore machine.toml (written by `tune`) in the working directory."),
+    click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False),
+                 help="Write the result to a JSON file."),
 ]  # fmt: skip
 LOADERS = click.Choice(["dali", "reference", "synthetic"])
 LOADER: list[Option] = [
-    click.option("--loader", type=LOADERS, help="[default: the recipe's; for compute, synthetic]"),
-    click.option("--against", type=LOADERS, help="Measure a second loader in turn, and the ratio."),
+    click.option("--loader", type=LOADERS, help="Loader. [default: the recipe's; for `compute`, synthetic]"),
+    click.option(
+        "--against", type=LOADERS, help="Second loader, measured alternately with the first. Shows the ratio."
+    ),
 ]
 TIMING: list[Option] = [
-    click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, metavar="T", help="Length of a repeat."),
-    click.option("--repeats", type=click.IntRange(min=1), default=5, metavar="N", help="Repeats, after a warm-up."),
+    click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, metavar="T",
+                 help="Length of each repeat, in seconds."),
+    click.option("--repeats", type=click.IntRange(min=1), default=5, metavar="N",
+                 help="Number of repeats after the warm-up."),
     click.option("--out", type=click.Path(path_type=Path, file_okay=False),
-                 help="Folder to keep the result in, under a name with its time."),
+                 help="Folder for the result, in a file named after the time."),
 ]  # fmt: skip
 COMPARE: list[Option] = [
     click.option("--compare", "earlier_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-                 help="An earlier --json: print the ratio to it; refused where it is of another device."),
-    click.option("--force", is_flag=True, help="Compare with a result of another device, too."),
+                 help="Earlier --json file to compare with. Shows the ratio. Refused if it is from another device."),
+    click.option("--force", is_flag=True, help="Allow --compare with a result from another device."),
 ]  # fmt: skip
 
 
@@ -60,7 +70,7 @@ def with_options(*groups: Sequence[Option]) -> Option:
 
 
 class Common(TypedDict):
-    """What `COMMON` gives a command, but for --json."""
+    """The values of the `COMMON` options, except --json."""
 
     data: str | None
     recipe_name: str | None
@@ -73,7 +83,7 @@ class Common(TypedDict):
 
 
 class BenchSetup(NamedTuple):
-    """What a benchmark runs on. batch_size: of a rank. settings: for the result."""
+    """The recipe, dataset and ranks of a benchmark. batch_size: per rank. settings: recorded in the result."""
 
     recipe: Recipe
     dataset: ShardSet
@@ -89,10 +99,12 @@ class BenchSetup(NamedTuple):
 
 
 def prepare(**given: Unpack[Common]) -> BenchSetup:
-    """Load the recipe with what the options say, join the other ranks, make the dataset where it is to be made, and
-    open it. Rank 0 says what it took from machine.toml.
+    """Load the recipe with the options applied, join the other ranks, and open the dataset.
 
-    Raises ValueError for what is wrong, in one line.
+    Makes the demo's or a synthetic dataset first if it does not exist. Rank 0 prints the settings that it took from
+    machine.toml.
+
+    Raises ValueError with a one-line message if an option or the dataset is wrong.
     """
     from penstock.benchmarks import images
 
@@ -122,7 +134,7 @@ def prepare(**given: Unpack[Common]) -> BenchSetup:
         ensure_demo(Path(path), say)
     if path.startswith(images.PREFIX):
         path = str(images.ensure(path, say=say) if world.local_rank == 0 else images.folder_of(path))
-    distributed.from_rank_0(0.0, world)  # the others wait until it is there
+    distributed.from_rank_0(0.0, world)  # the other ranks wait until the dataset exists
     image_size = given["image_size"] or recipe.data.image_size
     threads = recipe.data.threads if given["threads"] is None else given["threads"]
     recipe = replace(recipe, data=replace(recipe.data, path=path, image_size=image_size, threads=threads))

@@ -1,6 +1,7 @@
-"""What `bench.py parity` compares: images of `DaliLoader` with `ReferenceLoader`'s (PIL, torchvision), same plan.
+"""Compare images of `DaliLoader` with those of `ReferenceLoader` (PIL, torchvision), for `bench.py parity`.
 
-Input: a recipe and a packed dataset. Output: differences in grey levels for each split, and pictures of the worst.
+Input: a recipe and a packed dataset. Both loaders follow the same plan. Output: differences in grey levels for each
+split, and pictures of the worst images.
 """
 
 from collections.abc import Iterator
@@ -27,10 +28,10 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Difference:
-    """DALI's images of one split, made on `device`, and the reference's.
+    """The difference between DALI's images of one split, made on `device`, and the reference's.
 
-    mean, p99, max: of the absolute difference of a pixel's channel, in grey levels 0–255. worst_mean: the mean of the
-    worst image, whose source is worst_image.
+    mean, p99, max: of the absolute difference per pixel and channel, in grey levels 0–255. worst_mean: the mean of the
+    image with the largest mean. worst_image: the source name of that image.
     """
 
     split: str
@@ -45,7 +46,7 @@ class Difference:
 
 
 def feed_of(recipe: Recipe, split: Split, training: bool, num_images: int, max_batch: int = MAX_BATCH) -> Feed:
-    """The first rows of a split, in batches of at most `max_batch` that leave none over."""
+    """Return a feed of the first rows of a split, in equal batches of at most `max_batch`."""
     num_images = min(num_images, len(split))
     batch_size = next(size for size in range(min(max_batch, num_images), 0, -1) if num_images % size == 0)
     return Feed(
@@ -59,8 +60,11 @@ def feed_of(recipe: Recipe, split: Split, training: bool, num_images: int, max_b
 
 
 def both(feed: Feed, device: torch.device, threads: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """DALI's images of epoch 0 and the reference's, batch by batch, on the CPU: (n, 3, S, S) in grey levels, and the
-    sample ids. In float32, also on the GPU: what is compared is decoding and resampling."""
+    """Yield DALI's and the reference's images of epoch 0, batch by batch, and the sample ids.
+
+    Images are (n, 3, S, S) in grey levels, on the CPU. They are float32 even if made on the GPU, so that only decoding
+    and resampling are compared.
+    """
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (feed.config.mean, feed.config.std))
     dali, reference = (replace(feed, config=replace(feed.config, loader=name)) for name in ("dali", "reference"))
     with (
@@ -69,13 +73,15 @@ def both(feed: Feed, device: torch.device, threads: int) -> Iterator[tuple[Tenso
     ):
         for a, b in zip(ours.iter_epoch(0), theirs.iter_epoch(0), strict=True):
             if not torch.equal(a.sample_ids, b.sample_ids):
-                raise RuntimeError("the loaders differ in what they load")
+                raise RuntimeError("the two loaders give different samples")
             yield a.images.cpu().float() * std + mean, b.images.float() * std + mean, a.sample_ids
 
 
 def compare(feed: Feed, device: torch.device, threads: int, out: Path) -> Difference:
-    """Compare one split, and write the picture of the worst image to `out`: DALI's, the reference's, and eight times
-    the difference, side by side."""
+    """Compare one split, and write a picture of the worst image to `out`.
+
+    The picture shows DALI's image, the reference's, and eight times the difference, side by side.
+    """
     histogram = np.zeros(round(256 / BIN) + 1, np.int64)
     total, largest, num_images, worst = 0.0, 0.0, 0, (-1.0, -1)
     panels = torch.empty(0)
@@ -109,7 +115,7 @@ def compare(feed: Feed, device: torch.device, threads: int, out: Path) -> Differ
 
 
 def compare_all(setup: BenchSetup, num_images: int, max_batch: int | None, out: Path) -> list[Difference]:
-    """Training and validation images, made on the CPU and on the GPU if there is one; the pictures go to `out`."""
+    """Compare training and validation images, made on the CPU and on the GPU if any. Pictures go to `out`."""
     data = setup.recipe.data
     feeds = [
         feed_of(setup.recipe, setup.dataset.split(split), training, num_images, max_batch or MAX_BATCH)
@@ -121,7 +127,7 @@ def compare_all(setup: BenchSetup, num_images: int, max_batch: int | None, out: 
 
 
 def table(differences: list[Difference]) -> list[str]:
-    """For people: a row a difference; `worst` is the mean of the worst image."""
+    """Return the lines of a table, one row per difference. `worst` is the mean of the worst image."""
     rows = [("split", "picture", "device", "images", "mean", "99 % ≤", "max", "worst")]
     for d in differences:
         figures = f"{d.mean:.3f}", f"{d.p99:.2f}", f"{d.max:.1f}", f"{d.worst_mean:.3f}"

@@ -1,4 +1,4 @@
-"""This process's relatives: who counts as ours, and what memory they take."""
+"""The processes that belong to this one, and the memory that they use."""
 
 import os
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ import psutil
 
 
 def family(pid: int | None = None) -> list[psutil.Process]:
-    """A process with its descendants. By default this one; of a rank, the torchrun that started it and the others."""
+    """Return a process with its descendants. Default: this process, or on a rank the torchrun that started it."""
     if pid is None and "TORCHELASTIC_RUN_ID" in os.environ:
         pid = os.getppid()
     root = psutil.Process(pid)
@@ -16,12 +16,12 @@ def family(pid: int | None = None) -> list[psutil.Process]:
 
 
 def memory_mb(processes: Iterable[psutil.Process]) -> float:
-    """MB (10⁶ bytes) that processes have in memory, as proportional set size (PSS).
+    """Return the memory of processes in MB (10⁶ bytes), as proportional set size (PSS).
 
-    A page that several of them share counts once, as does what they have mapped of files and have touched.
+    A page that several of them share counts once. Pages of mapped files count once they were touched.
     """
     total = 0
     for process in processes:
-        with suppress(psutil.Error):  # it has ended meanwhile, or is not ours to look at
+        with suppress(psutil.Error):  # the process has ended meanwhile, or may not be inspected
             total += process.memory_full_info().pss
     return total / 1e6

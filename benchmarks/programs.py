@@ -1,6 +1,6 @@
 """The programs of `bench.py`: batches of a loader, alone or with training steps, and copies of a batch to the GPU.
 
-Each is a `measure.Program`. On a GPU the time is that between two CUDA events, the second after the last work.
+Each is a `measure.Program`. On a GPU the time is measured between two CUDA events, the second one after the last work.
 """
 
 import time
@@ -28,13 +28,16 @@ from penstock.training.step import train_step
 
 Kind = Literal["loader", "compute", "train"]
 
-SETTLE_BATCHES = 8  # taken before each repeat is timed: what was decoded ahead while another program ran is no gain
-MIN_BATCHES = 200  # an epoch's length at least, so that filling the pipeline at its start is no part of the figure
+SETTLE_BATCHES = 8  # thrown away before each repeat: they were decoded ahead while another program ran
+MIN_BATCHES = 200  # least length of an epoch, to keep the filling of the pipeline at its start out of the figure
 
 
 class Stopwatch:
-    """Seconds since it was made: of the CPU, and on a GPU those between two events. `wait_s` and `num_batches` are of
-    what was `timed`; `left_s` is how long a GPU still had to work when it was asked for the last `lap`."""
+    """Seconds since it was created: by the CPU's clock, or on a GPU between two events.
+
+    `wait_s` and `num_batches` describe the batches passed through `timed`. `left_s` is how long a GPU still had to work
+    when the last `lap` was called.
+    """
 
     left_s = 0.0
 
@@ -43,11 +46,11 @@ class Stopwatch:
         self._waits: list[tuple[clock.Mark, clock.Mark]] = []
 
     def running(self) -> float:
-        """By the CPU's clock, waiting for nothing."""
+        """Return the seconds so far by the CPU's clock, without waiting for the GPU."""
         return time.perf_counter() - self._started
 
     def lap(self) -> float:
-        """When all that was asked of the device is done."""
+        """Wait until the device has finished all its work, and return the seconds so far."""
         asked, end = time.perf_counter(), clock.mark(self._device)
         clock.wait_for(end)
         if self._device.type == "cuda":
@@ -55,7 +58,7 @@ class Stopwatch:
         return clock.seconds(self._begin, end)
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches, each wait noted: on a GPU how long that had nothing to do, as in `training.step_log`."""
+        """Yield the same batches, and record each wait. On a GPU that is its idle time, as in `training.step_log`."""
         while True:
             begin = clock.mark(self._device)
             batch = next(batches)
@@ -68,18 +71,18 @@ class Stopwatch:
 
     @property
     def wait_s(self) -> float:
-        """After `lap`: the time spent waiting for batches."""
+        """The time spent waiting for batches. Valid after `lap`."""
         return sum(clock.seconds(*wait) for wait in self._waits)
 
 
 class BatchProgram:
-    """Work on batches. `work` takes as many as it needs from the iterator that it is given.
+    """Work on batches. `work` takes as many batches as it needs from the iterator that it gets.
 
-    mixed: what is done to the batches first, which is work too, and no waiting for data.
-    tied: the world whose ranks work in step, as DDP's do; rank 0 says how many steps a repeat has, so that none waits
-        for a step that another does not make.
-    settle_batches: taken before each repeat.
-    first_batch_s: what it took to build the loader and get its first batch; None before there was one.
+    mixed: applied to the batches first. Its time counts as work, not as waiting for data.
+    tied: the world, if its ranks work in step as under DDP. Rank 0 then sets the number of steps in a repeat, which
+        keeps a rank from waiting for a step that another does not make.
+    settle_batches: thrown away before each repeat.
+    first_batch_s: the time to build the loader and get its first batch; None before the first batch.
     """
 
     first_batch_s: float | None = None
@@ -97,7 +100,7 @@ class BatchProgram:
     ) -> None:
         self.name, self.work, self.close, self.tied, self.mixed = name, work, close, tied, mixed
         self._batches, self._device = batches, device
-        self._step_s = 0.0  # of the repeat before
+        self._step_s = 0.0  # seconds per step in the previous repeat
 
     def run(self, seconds: float) -> Sample:
         for _ in range(self.settle_batches):
@@ -121,7 +124,7 @@ class BatchProgram:
         return Sample(num_images / elapsed, watch.wait_s / elapsed, ahead)
 
     def _steps(self, batches: Iterator[Batch], watch: Stopwatch, seconds: float, world: World) -> float:
-        """As many steps on each rank as take `seconds` on rank 0, to a tenth. Returns the seconds taken."""
+        """Make as many steps on each rank as take `seconds` on rank 0, within a tenth. Returns the seconds taken."""
         done, left = 0, seconds
         while not done or left > 0.1 * seconds:
             num_steps = round(left / self._step_s) if self._step_s else 1
@@ -134,8 +137,10 @@ class BatchProgram:
 
 
 def build(kind: Kind, name: str, recipe: Recipe, dataset: ShardSet, world: World, batch_size: int) -> BatchProgram:
-    """The batches of loader `name` thrown away, or trained on; `batch_size` is of a rank. In a world of several ranks
-    each has its share of the samples, and training is in step."""
+    """Build a program that throws away the batches of loader `name`, or trains on them. `batch_size` is per rank.
+
+    With several ranks each has its share of the samples, and training is in step.
+    """
     started = time.perf_counter()
     feed = Feed(
         split=repeated(dataset.split(recipe.data.train_split), MIN_BATCHES * batch_size * world.world_size),
@@ -151,7 +156,7 @@ def build(kind: Kind, name: str, recipe: Recipe, dataset: ShardSet, world: World
     threads = threads_per_rank(recipe.data.threads, world.local_world_size)
     loader = build_loader(feed, device=world.device, threads=threads, dtype=image_dtype(recipe, world))
     if isinstance(loader, PixelLoader):
-        loader.load()  # what is timed is the second epoch and those after it
+        loader.load()  # the second and later epochs are timed
     build_s = time.perf_counter() - started
 
     def batches() -> Iterator[Batch]:
@@ -173,7 +178,7 @@ def build(kind: Kind, name: str, recipe: Recipe, dataset: ShardSet, world: World
 
 
 def build_copies(recipe: Recipe, dataset: ShardSet, world: World, batch_size: int, pinned: bool = True) -> BatchProgram:
-    """Copies of one batch to the GPU, from pinned memory or from pageable."""
+    """Build a program that copies one batch to the GPU, from pinned or pageable memory."""
     config = replace(recipe.data, loader="synthetic")
     split = repeated(dataset.split(recipe.data.train_split), batch_size)
     feed = Feed(
@@ -194,7 +199,7 @@ def build_copies(recipe: Recipe, dataset: ShardSet, world: World, batch_size: in
 
 
 def image_bytes(recipe: Recipe, world: World) -> int:
-    """What a copy of one image and its label takes, in bytes."""
+    """Return the number of bytes copied for one image and its label."""
     return 3 * recipe.data.image_size**2 * image_dtype(recipe, world).itemsize + torch.int64.itemsize
 
 
@@ -206,7 +211,7 @@ def endless(loader: Loader) -> Iterator[Batch]:
 
 
 def repeated(split: Split, num_rows: int) -> Split:
-    """The split with its table's rows repeated to at least `num_rows`: the same images, a longer epoch."""
+    """Return the split with its rows repeated to at least `num_rows`: the same images in a longer epoch."""
     if len(split) >= num_rows:
         return split
     return replace(split, samples=np.tile(split.samples, -(-num_rows // len(split))))

@@ -1,6 +1,6 @@
 """Programs under torchrun: all ranks at the same time, and rank 0 alone while the others wait.
 
-Samples are the same on every rank, so that each of them comes to the same decisions, in the warm-up for one.
+Every rank gets the same samples, so all ranks make the same decisions, for example when to end the warm-up.
 """
 
 import statistics
@@ -15,7 +15,7 @@ from penstock.training.distributed import World
 
 
 class Together:
-    """Every rank runs its program. A sample is of all: the sum of the ranks' images/s, the means of the rest."""
+    """A program that every rank runs. A sample has the sum of the ranks' images/s, and means of the other figures."""
 
     def __init__(self, program: Program, world: World) -> None:
         self.name, self._program, self._world = program.name, program, world
@@ -33,13 +33,13 @@ class Together:
 
 
 class Alone:
-    """Rank 0 runs its program, which is None on the others: they wait, and learn the sample."""
+    """A program that only rank 0 runs. On the others `program` is None: they wait and receive the sample."""
 
     def __init__(self, name: str, program: Program | None, world: World) -> None:
         self.name, self._program, self._world = name, program, world
 
     def run(self, seconds: float) -> Sample:
-        distributed.from_rank_0(0.0, self._world)  # the others have ended what they did
+        distributed.from_rank_0(0.0, self._world)  # the other ranks have finished their work
         sample = self._program.run(seconds) if self._program else Sample(0.0)
         return Sample(*(distributed.from_rank_0(value, self._world) for value in sample))
 
@@ -49,7 +49,7 @@ class Alone:
 
 
 def shared_clock(world: World) -> Callable[[], float]:
-    """Rank 0's clock, read by all ranks at once."""
+    """Return a clock that all ranks read at once: rank 0's."""
     return lambda: distributed.from_rank_0(monotonic(), world)
 
 

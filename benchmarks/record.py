@@ -1,4 +1,4 @@
-"""A result: what was measured, how, and where. `--json` writes it, `plot` reads it.
+"""A benchmark's result: figures, settings and environment. `--json` writes it, `plot` reads it.
 
 {"format": 2, "benchmark": "loader", "command": "python bench.py …", "time": "2030-01-31T12:00:00", "settings": {…},
  "programs": {NAME: {"images_per_s": [one a repeat], "data_wait": […], …}},
@@ -23,18 +23,19 @@ from penstock.benchmarks.measure import Ratio, Sample
 from penstock.training import environment
 
 FORMAT = 2
-JSON = dict[str, Any]  # an object of a file, whose keys are a benchmark's own
+JSON = dict[str, Any]  # a JSON object with keys of the benchmark's own
 PARTS = ("benchmark", "command", "time", "settings", "programs", "ratios", "warnings", "env")
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured of one program; a list has one value a repeat, None was not measured.
+    """The figures of one program. A list has one value per repeat. None means not measured.
 
-    data_wait: shares of the time. ahead: steps that the CPU was ahead of a GPU. cpu_s: CPU seconds an image.
-    gigabytes_per_s: 10⁹ bytes, of copies.
-    images_per_s_of_rank: a list a rank. Of peers: images_per_s_of_workers, for each number that was tried; prepare_s,
-    to make what it reads of a folder of JPEGs, which takes size_bytes.
+    data_wait: share of the time. ahead: steps that the CPU was ahead of a GPU. cpu_s: CPU seconds per image.
+    gigabytes_per_s: 10⁹ bytes per second, for copies. images_per_s_of_rank: one list per rank.
+
+    For peers only: images_per_s_of_workers, for each number of workers that was tried; prepare_s, the time to convert a
+    folder of JPEGs to the files that the peer reads; size_bytes, the size of the files that it reads.
     """
 
     images_per_s: list[float]
@@ -53,13 +54,13 @@ class Figures:
 
     @property
     def median(self) -> float:
-        """Images/s."""
+        """Median images/s."""
         return statistics.median(self.images_per_s)
 
 
 @dataclass(frozen=True)
 class Result:
-    """One measurement. more: what only its benchmark has, beside the other parts in the file."""
+    """One measurement. more: the benchmark's own parts of the file, beside those that all have."""
 
     benchmark: str
     settings: JSON
@@ -80,7 +81,7 @@ def build(
     warnings: Sequence[str],
     more: Mapping[str, JSON] | None = None,
 ) -> Result:
-    """The result of one measurement, now and here. `more`: further `Figures` of a program, by its name."""
+    """Make the result of a measurement, with the current time and environment. more: further `Figures` by program."""
     programs = {
         name: Figures(
             images_per_s=[one.images_per_s for one in taken],
@@ -97,18 +98,18 @@ def build(
 
 
 def command() -> str:
-    """The command line that this process was started by, to be typed again in the repository."""
+    """Return the command line of this process, to be typed again in the repository."""
     ranks = os.environ.get("LOCAL_WORLD_SIZE")
     launcher = f"torchrun --nproc-per-node {ranks}" if ranks else "python"
     return f"{launcher} {shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}"
 
 
 def require_writable(*paths: Path | None) -> None:
-    """Before minutes of measuring: raises ValueError where one of the files or folders could not be written after."""
+    """Raise ValueError if one of the files or folders cannot be written. Called before minutes of measuring."""
     for path in filter(None, paths):
         there = next((one for one in (path.absolute(), *path.absolute().parents) if one.exists()), path)
         if not os.access(there, os.W_OK) or (there != path.absolute() and not there.is_dir()):
-            raise ValueError(f"{path}: cannot be written; name another place for it")
+            raise ValueError(f"{path}: cannot be written. Give another path.")
 
 
 def keep(result: Result, json_file: Path | None, out: Path | None) -> None:
@@ -118,11 +119,11 @@ def keep(result: Result, json_file: Path | None, out: Path | None) -> None:
     if out:
         file = out / f"{result.benchmark}-{time.strftime('%Y%m%d-%H%M%S')}.json"
         write(file, result)
-        click.echo(f"  kept as {file}")
+        click.echo(f"  result: {file}")
 
 
 def write(path: Path, result: Result) -> None:
-    """Raises ValueError, naming the file, where it cannot be written."""
+    """Write a result as JSON. Raises ValueError with the file's name if it cannot be written."""
     content = {"format": FORMAT} | {part: getattr(result, part) for part in PARTS} | result.more
     content["programs"] = {
         name: {key: value for key, value in asdict(figures).items() if value is not None}
@@ -131,7 +132,7 @@ def write(path: Path, result: Result) -> None:
     content["ratios"] = {name: ratio._asdict() for name, ratio in result.ratios.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # a byte of a file name that is no UTF-8 becomes "\\udcff", which is JSON
+        # a byte of a file name that is not UTF-8 becomes "\\udcff", which is valid JSON
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
@@ -139,23 +140,23 @@ def write(path: Path, result: Result) -> None:
 
 
 def read(path: Path) -> Result:
-    """Raises ValueError, naming the file, where it is no result, or one of another format."""
+    """Read a result. Raises ValueError with the file's name if it is not a result, or has a different format."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); give a file that bench.py --json wrote") from None
+        raise ValueError(f"{path}: not JSON ({error}). Give a file that bench.py --json wrote.") from None
     try:
         if (number := content.pop("format")) != FORMAT:
-            raise ValueError(f"{path}: has format {number!r}, this is for {FORMAT}; measure again")
+            raise ValueError(f"{path}: has format {number!r}, but this version reads format {FORMAT}. Measure again.")
         parts = {part: content.pop(part) for part in PARTS}
         parts["programs"] = {name: Figures(**figures) for name, figures in parts["programs"].items()}
         parts["ratios"] = {name: Ratio(**ratio) for name, ratio in parts["ratios"].items()}
     except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a result of bench.py ({error}); give a file that --json wrote") from None
+        raise ValueError(f"{path}: not a result of bench.py ({error}). Give a file that --json wrote.") from None
     for name, figures in parts["programs"].items():
         rates = figures.images_per_s
         if not isinstance(rates, list) or not rates or not all(isinstance(r, int | float) and r > 0 for r in rates):
-            raise ValueError(f"{path}: images_per_s of {name!r} is no list of rates; measure again")
+            raise ValueError(f"{path}: images_per_s of {name!r} is not a list of rates. Measure again.")
     return Result(**parts, more=content)

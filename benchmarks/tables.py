@@ -1,4 +1,4 @@
-"""A result's figures as cells of a table: a row a program, for the terminal and for the pages of `plot`."""
+"""A result's figures as table cells, one row per program, for the terminal and for the pages of `plot`."""
 
 import statistics
 from collections.abc import Sequence
@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from penstock.benchmarks.measure import Ratio
 from penstock.benchmarks.text import shown_rate
 
-if TYPE_CHECKING:  # it takes torch, which the help of commands does without
+if TYPE_CHECKING:  # `record` imports torch, which --help does not need
     from penstock.benchmarks.record import Figures, Result
 
-COLUMNS = {  # of `Figures`: heading, factor to what that says
+COLUMNS = {  # field of `Figures` → heading, factor to the heading's unit
     "data_wait": ("data wait, %", 100.0),
     "gigabytes_per_s": ("GB/s", 1.0),
     "cpu_s": ("CPU ms an image", 1e3),
@@ -23,7 +23,7 @@ COLUMNS = {  # of `Figures`: heading, factor to what that says
 
 
 def columns_of(results: "Sequence[Result]") -> list[str]:
-    """Those of which the results tell something. The waiting only of training: a loader's program only waits."""
+    """Return the columns that have figures. Waiting is shown for training only, since a loader alone always waits."""
     return [
         column
         for column in COLUMNS
@@ -36,7 +36,7 @@ def columns_of(results: "Sequence[Result]") -> list[str]:
 
 
 def cells(figures: "Figures", columns: Sequence[str]) -> list[str]:
-    """The rates, then a cell a column."""
+    """Return the cell of the rates, then one cell per column."""
     return [rates_cell(figures.images_per_s), *(_cell(figures, column) for column in columns)]
 
 

@@ -1,4 +1,4 @@
-"""Figures and tables for people: no wider than the terminal, 80 columns without one, and never broken inside a word."""
+"""Format figures and tables for the terminal (80 columns without one), without breaking words."""
 
 import shutil
 import textwrap
@@ -8,24 +8,26 @@ MAX_COLUMNS = 100
 
 
 def columns() -> int:
-    """Of the terminal, but not too many; 80 without one."""
+    """Return the terminal's width, at most MAX_COLUMNS; 80 without a terminal."""
     return max(40, min(shutil.get_terminal_size((80, 24)).columns, MAX_COLUMNS))
 
 
 def shown_rate(rate: float) -> str:
-    """Images/s: with a decimal under 10, with two under 1."""
+    """Format images/s, with one decimal below 10 and two below 1."""
     return f"{rate:,.{0 if rate >= 9.95 else 1 if rate >= 0.995 else 2}f}"
 
 
 def wrapped(line: str) -> list[str]:
-    """Lines that begin as far in as the first, and two columns more."""
+    """Wrap a line to the terminal. Continuation lines are indented two columns more than the first."""
     indent = " " * (len(line) - len(line.lstrip()) + 2)
     return textwrap.wrap(line, columns(), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def tabulated(rows: Sequence[Sequence[str]], num_left: int) -> list[str]:
-    """Cells below each other, the first `num_left` columns to the left, the others to the right. What is too wide goes
-    on below, in a table of its own that begins with the first column."""
+    """Align the cells of a table: the first `num_left` columns to the left, the others to the right.
+
+    Columns that do not fit continue below, in a table of their own that repeats the first column.
+    """
     cells = [
         [cell.ljust(width) if place < num_left else cell.rjust(width) for cell in column]
         for place, column in enumerate(zip(*rows, strict=True))

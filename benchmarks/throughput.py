@@ -1,4 +1,4 @@
-"""What `bench.py loader | compute | train` do: programs in turn → a `record.Result`, and a table for people."""
+"""Time programs alternately for `bench.py loader | compute | train`: a `record.Result` and a printed table."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -20,12 +20,15 @@ from penstock.benchmarks.tables import COLUMNS, cells, columns_of
 from penstock.benchmarks.text import shown_rate, tabulated, wrapped
 from penstock.training import environment
 
-LEAST_AHEAD, MOST_WAIT = 0.2, 0.1  # steps; of the time, beyond which the loader limits
+LEAST_AHEAD, MOST_WAIT = 0.2, 0.1  # in steps; as a share of the time, above which the loader is the limit
 
 
 def build(kind: Kind, names: Sequence[str], setup: BenchSetup) -> list[Program]:
-    """The programs of loaders `names`. Over several ranks each runs on all of them at once, and on rank 0 alone, with
-    the threads that a rank has beside the others."""
+    """Build the programs of the loaders `names`.
+
+    With several ranks each program runs on all ranks at once, and also on rank 0 alone with one rank's share of the
+    threads.
+    """
     recipe, dataset, world, batch_size, _ = setup
     built = [programs.build(kind, name, recipe, dataset, world, batch_size) for name in names]
     if world.world_size == 1:
@@ -41,28 +44,32 @@ def build(kind: Kind, names: Sequence[str], setup: BenchSetup) -> list[Program]:
 
 
 def require_gpu(device: str) -> None:
-    """Raises ValueError where `device`, as the commands take it, is no GPU."""
+    """Raise ValueError unless `device`, the value of --device, selects a GPU."""
     if device == "cpu" or not torch.cuda.is_available():
-        raise ValueError("h2d copies batches from the CPU to a GPU and needs one; torch sees none, or --device is cpu")
+        raise ValueError("h2d needs a GPU, but torch sees none or --device is cpu. It copies batches from CPU to GPU.")
 
 
 def build_copies(setup: BenchSetup) -> list[Program]:
-    """Copies of a batch to the GPU, over several ranks of all at once."""
+    """Build copies of a batch to the GPU. With several ranks, all copy at once."""
     recipe, dataset, world, batch_size, _ = setup
     built = [programs.build_copies(recipe, dataset, world, batch_size, pinned) for pinned in (True, False)]
     return list(built) if world.world_size == 1 else [Together(program, world) for program in built]
 
 
 def one_rank(name: str) -> str:
-    """What a program is called that rank 0 runs alone."""
+    """Return the name of a program that rank 0 runs alone."""
     return f"{name}, 1 rank"
 
 
 def time_programs(
     benchmark: str, built: Sequence[Program], setup: BenchSetup, seconds: float, repeats: int, settings: JSON
 ) -> Result:
-    """Time programs in turn, and close them. Returns the result, with the ratio of the first to each other, and of all
-    ranks to as many times one: the scaling efficiency. `settings`: further ones."""
+    """Time programs alternately, and close them.
+
+    Returns the result. Its ratios are those of the first program to each other one. With several ranks it also has the
+    scaling efficiency: the rate of all ranks divided by their number times the rate of one. `settings`: additional
+    settings for the result.
+    """
     world = setup.world
     with ExitStack() as stack, noise.watched() as warnings:
         for program in built:
@@ -70,8 +77,8 @@ def time_programs(
         clock = shared_clock(world) if world.world_size > 1 else monotonic
         samples = in_turn(built, seconds, repeats, clock)
         details = {program.name: _details(program, repeats) for program in built}
-        if len(built) == world.world_size == 1:  # else it is of all of them together, or of one rank of several
-            details[built[0].name]["memory_mb"] = memory_mb(family()) or None  # 0: not told
+        if len(built) == world.world_size == 1:  # otherwise it would cover all programs, or one rank of several
+            details[built[0].name]["memory_mb"] = memory_mb(family()) or None  # 0: unknown
     rates = {name: [one.images_per_s for one in taken] for name, taken in samples.items()}
     if benchmark == "h2d":
         gigabytes = programs.image_bytes(setup.recipe, world) / 1e9
@@ -91,35 +98,38 @@ def time_programs(
 
 
 def launch_warnings(samples: Mapping[str, Sequence[Sample]]) -> list[str]:
-    """A line for each program whose GPU seems to wait for the CPU to launch its kernels: when the CPU asks for the last
-    step's last kernel, less than a fifth of a step is still to be done. Where the GPU limits, it is behind by what its
-    queue holds, some 1,000 launches: most of a step, or several; unless each step waits for it, as some optimizers do.
+    """Return a warning for each program with a GPU that seems to wait for the CPU to launch kernels.
+
+    The sign: when the CPU launches the last step's last kernel, the GPU has less than a fifth of a step left to do. If
+    the GPU is the limit, it lags behind by its queue of about 1,000 launches, which is most of a step or several steps.
+    The exception is a step that waits for the GPU, as with some optimizers.
     """
     found = []
     for name, taken in samples.items():
         ahead, wait = (statistics.median(values) for values in ((s.ahead for s in taken), (s.data_wait for s in taken)))
-        if 0 < ahead < LEAST_AHEAD and wait < MOST_WAIT:  # on a CPU 0
+        if 0 < ahead < LEAST_AHEAD and wait < MOST_WAIT:  # 0 on a CPU
             found.append(
-                f"{name}: perhaps launching kernels limits, for the CPU is only {ahead:.2f} steps ahead of the GPU: "
-                "try model.compile=true, then model.compile_mode=reduce-overhead (CUDA graphs)"
+                f"{name}: launching kernels may be the limit: the CPU is only {ahead:.2f} steps ahead of the GPU. "
+                "Try model.compile=true, then model.compile_mode=reduce-overhead (CUDA graphs)."
             )
     return found
 
 
 def _details(program: Program, repeats: int) -> JSON:
-    """What a result has of a program besides its samples."""
+    """Return a program's figures other than its samples."""
     if isinstance(program, Together):
         return {"images_per_s_of_rank": [list(one) for one in zip(*program.per_rank[-repeats:], strict=True)]}
     return {"first_batch_s": program.first_batch_s} if isinstance(program, BatchProgram) else {}
 
 
 def show(result: Result, setup: BenchSetup) -> None:
-    """For people: a table with a line a program, and a line a ratio, then the warnings."""
+    """Print a table with one line per program, one line per ratio, and the warnings."""
     settings, world = result.settings, setup.world
     on_each = f"{world.world_size} ranks, " if world.world_size > 1 else ""
     head = (
-        f"{result.benchmark}, {on_each}{setup.batch_size} × {settings['image_size']} px, {setup.threads} threads, "
-        f"{environment.device_name(world.device)}; median [range] of {settings['repeats']} × {settings['seconds']:g} s"
+        f"{result.benchmark}: {on_each}batch size {setup.batch_size} at {settings['image_size']} px, "
+        f"{setup.threads} threads, {environment.device_name(world.device)}; "
+        f"median [range] of {settings['repeats']} repeats of {settings['seconds']:g} s"
     )
     columns = columns_of([result])
     rows = [["program", "images/s", *(COLUMNS[column][0] for column in columns)]]
@@ -128,10 +138,11 @@ def show(result: Result, setup: BenchSetup) -> None:
     for name, figures in result.programs.items():
         if by_rank := figures.images_per_s_of_rank:
             rates = ", ".join(shown_rate(statistics.median(rates)) for rates in by_rank)
-            lines += wrapped(f"  {name}, of each rank: {rates} images/s")
+            lines += wrapped(f"  {name}, by rank: {rates} images/s")
     if result.benchmark == "train" and world.device.type == "cpu":
         lines += wrapped(
-            "  on a CPU decoding shares the cores: it slows training also where that waits for no data (`explain`)"
+            "  On a CPU decoding shares the cores, so it slows training even if training never waits for data. "
+            "See `bench.py explain`."
         )
     for name, one in result.ratios.items():
         shown = f"{one.median:.2f}, 95 % interval {one.low:.2f}–{one.high:.2f} [{one.min:.2f}–{one.max:.2f}]"

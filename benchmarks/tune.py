@@ -1,10 +1,13 @@
-"""What `bench.py tune` does: search the loader's settings on this machine, and write the best as TOML.
+"""Search the loader's fastest settings on this machine for `bench.py tune`, and write them as TOML.
 
-A coordinate search: each setting climbs its ladder from where it stands, up while that pays, else down. A candidate is
-measured in turn with the incumbent, since a machine's speed drifts, and replaces it only where it is faster by
-`MIN_GAIN` in the median and faster at all in every turn but one. Turns begin short and grow; a trial ends as soon as it
-is decided. Rounds go over all settings until one changes nothing, or the time is spent. Then decoded images in memory
-and the loader's best batch size are tried in the same way, which is only told: they are the recipe's to choose.
+This is a coordinate search. Each setting climbs its ladder of values from the current one: up while that pays,
+otherwise down. A candidate is measured alternately with the incumbent (the best settings so far), since a machine's
+speed drifts. It replaces the incumbent only if it is faster by `MIN_GAIN` in the median, and faster in every turn
+except one. Turns start short and grow, and a trial ends as soon as it is decided. The search repeats over all settings
+until a round changes nothing or the time is spent.
+
+Decoded images in memory and the best batch size are then tried in the same way. They are only reported, since the
+recipe sets them.
 """
 
 import statistics
@@ -26,25 +29,27 @@ from penstock.shards.format import ShardSet
 from penstock.training import distributed
 
 MIN_GAIN = 1.03
-HOPELESS = 0.75  # of the incumbent, in the first turn
-AGREED = 3  # turns that are all above MIN_GAIN
+HOPELESS = 0.75  # of the incumbent's rate: a candidate below it in the first turn is rejected
+AGREED = 3  # turns above MIN_GAIN that accept a candidate early, if all turns are
 BATCH_SIZES = [16, 32, 64, 128, 256, 512]
-BATCH_SHARE = 0.2  # of the time, for the batch size; what the settings leave comes to it
+BATCH_SHARE = 0.2  # of the time, for the batch size, which also gets the time that the settings leave
 PIXELS_SHARE = 0.1  # of the time, for decoded images
-PIXELS_OF = 2048  # images, decoded for that
+PIXELS_OF = 2048  # the number of images decoded for that
 TRIAL_SHARE = 0.2  # of the time, at most, for one trial
-SHORTEST = 4  # the first turns of a trial are a quarter and half as long
-BUSIER = 1.5  # so much longer than ever before may take what lies beside a turn, where others use the machine
+SHORTEST = 4  # the first two turns of a trial are a quarter and half as long
+BUSIER = 1.5  # factor by which a turn's overhead may exceed the largest so far, if others use the machine
 
 BATCH, PIXELS = "batch_size", "pixels"
-Settings = dict[str, float]  # name in [data], or one of these two → value
-Versus = Callable[[Settings, Settings], Iterator[tuple[float, float]]]  # two settings → (first, second) images/s a turn
+Settings = dict[str, float]  # name in [data], or BATCH or PIXELS → value
+Versus = Callable[[Settings, Settings], Iterator[tuple[float, float]]]  # two settings → each turn's two images/s
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate beside the incumbent, one setting changed: medians over the turns, of both rates and their ratio.
-    decided: False where its time was up before that."""
+    """A candidate compared with the incumbent, with one setting changed.
+
+    The rates and their ratio are medians over the turns. decided: False if the time was up before a decision.
+    """
 
     setting: str
     value: float
@@ -58,7 +63,7 @@ class Trial:
 
 @dataclass
 class Found:
-    """The best settings, what was measured on the way, and whether the search ended by itself or for lack of time."""
+    """The best settings, the trials on the way, and whether the search finished or ran out of time."""
 
     settings: Settings
     trials: list[Trial] = field(default_factory=list)
@@ -66,33 +71,37 @@ class Found:
 
 
 def ladders(num_cores: int, on_gpu: bool) -> dict[str, list[float]]:
-    """The values of each setting that are worth a try, rising. Threads beyond the cores pay where threads wait."""
+    """Return the values of each setting that are worth trying, in rising order.
+
+    More threads than cores can pay, since threads may wait.
+    """
     threads = {1, max(1, num_cores // 2), max(1, num_cores * 3 // 4), num_cores, num_cores + 1, num_cores * 2}
     loads = {"hw_decoder_load": [0.0, 0.25, 0.5, 0.65, 0.8, 0.9, 1.0]} if on_gpu else {}
     return {"threads": sorted(threads), "prefetch": [1, 2, 3, 4, 6], "read_ahead": [0, 2, 4, 8, 16], **loads}
 
 
 class Turns:
-    """Measures two settings in turn, as `Versus`; ends with the turns or with the time: none begins that would not end
-    in time, by what those before it have taken.
+    """Measure two settings alternately, as `Versus`, until the turns or the time are used up.
 
-    Both programs are made anew for each pair, so that both begin with the same samples: one that was further on would
-    read what no program has read yet. What they throw away before they count (`BatchProgram`) is their warm-up, which
-    also makes and compiles what they need. Who begins changes from turn to turn.
+    A turn starts only if it should end in time, judging by the earlier turns.
+
+    Both programs are built from scratch for each pair, to start at the same samples. A program further ahead would read
+    samples that no program has read yet. The batches thrown away before counting (`BatchProgram`) are the warm-up, in
+    which the programs also build and compile. The two take turns at going first.
     """
 
     deadline = float("inf")  # by the clock
-    most_s = float("inf")  # for one pair: what is close must not take the time of all
+    most_s = float("inf")  # for one pair: a close comparison must not use up the whole time
 
     def __init__(
         self, build: Callable[[Settings], Program], clock: Callable[[], float], *, seconds: float, number: int,
         batch_size: int = 1,
     ) -> None:  # fmt: skip
-        """seconds: of a turn of full length, of each program. number: of turns, at most. batch_size: where the settings
-        have none."""
+        """seconds: of a full turn of each program. number: the most turns. batch_size: used if the settings have
+        none."""
         self._build, self._clock, self._seconds, self._number = build, clock, seconds, number
         self._batch_size, self._counted = batch_size, 0
-        self._beside_s = [0.0, 0.0]  # what a pair's first and later turns took beside their seconds, at most, an image
+        self._beside_s = [0.0, 0.0]  # largest overhead per image, in a pair's first turn and in later ones
 
     def __call__(self, ours: Settings, theirs: Settings) -> Iterator[tuple[float, float]]:
         size = sum(settings.get(BATCH, self._batch_size) for settings in (ours, theirs))
@@ -103,7 +112,7 @@ class Turns:
                 seconds = self._seconds / (max(1, SHORTEST >> turn) if self._number > 2 else 1)
                 begun, beside_s = self._clock(), size * self._beside_s[min(turn, 1)]
                 too_long = turn and begun + 2 * seconds + beside_s > end
-                # the first turn of all is made in any case: without it nothing is known
+                # the very first turn always runs, since nothing is known without it
                 if too_long or (self._counted and begun + 2 * seconds + BUSIER * beside_s > self.deadline):
                     return
                 pair = pair or [stack.enter_context(closing(self._build(settings))) for settings in (ours, theirs)]
@@ -121,13 +130,13 @@ def search(
     report: Callable[[Trial], None] = lambda trial: None,
     turns: int = TUNE_TURNS,
 ) -> Found:
-    """Search from `start`. `versus` ends when the time does; `report` is told of each trial, of `turns` at the most."""
+    """Search from `start`. `versus` ends with the time. `report` is called with each trial (at most `turns` turns)."""
     found, known, changed = Found(start), [start], True
     while changed:
         changed = False
         for name in ladders:
             values = sorted({*ladders[name], found.settings[name]})
-            for step in (1, -1):  # after a climb, what lies below is known
+            for step in (1, -1):  # after a climb, the values below are known
                 while 0 <= (place := values.index(found.settings[name]) + step) < len(values):
                     candidate = found.settings | {name: values[place]}
                     if candidate in known:
@@ -146,7 +155,7 @@ def search(
 
 
 def _trial(name: str, value: float, measured: Iterator[tuple[float, float]], turns: int) -> Trial | None:
-    """None where there was no time for a single turn."""
+    """Measure one candidate. Returns None if there was no time for a single turn."""
     pairs: list[tuple[float, float]] = []
     accepted = None
     while accepted is None and (pair := next(measured, None)):
@@ -161,7 +170,10 @@ def _trial(name: str, value: float, measured: Iterator[tuple[float, float]], tur
 
 
 def verdict(ratios: Sequence[float], turns: int) -> bool | None:
-    """Whether a candidate with these ratios to the incumbent is taken, of `turns` at the most; None: not known yet."""
+    """Return whether a candidate with these ratios to the incumbent is accepted, or None if not decided yet.
+
+    turns: the most turns of a trial.
+    """
     slower, small = (sum(ratio <= bound for ratio in ratios) for bound in (1, MIN_GAIN))
     if slower > min(1, turns - 1) or 2 * small > turns or ratios[0] < HOPELESS:
         return False
@@ -173,8 +185,11 @@ def verdict(ratios: Sequence[float], turns: int) -> bool | None:
 def search_machine(
     setup: BenchSetup, seconds: float, turn_s: float, number: int, report: Callable[[Trial], None]
 ) -> tuple[Found, Found]:
-    """Search the loader's settings, then try decoded images and search the batch size, `seconds` in all, in turns of
-    `turn_s`: what is written, and what is told. Over several ranks a rate is that of all of them."""
+    """Search the loader's settings, then try decoded images and search the batch size, in `seconds` overall.
+
+    turn_s: seconds per turn. Returns two findings: the settings to write, and the others, which are only reported. With
+    several ranks a rate is the sum over all of them.
+    """
     recipe, world = setup.recipe, setup.world
     clock = shared_clock(world) if world.world_size > 1 else monotonic
     end = clock() + distributed.from_rank_0(seconds, world)
@@ -187,7 +202,7 @@ def search_machine(
             data |= {"cache": "pixels"} if settings[PIXELS] else {}
         changed = replace(recipe, data=replace(recipe.data, **data))  # type: ignore[arg-type]
         program = programs.build("loader", "dali", changed, dataset, world, int(settings.get(BATCH, setup.batch_size)))
-        program.settle_batches = changed.data.prefetch + 1  # what lies decoded, and the one under way
+        program.settle_batches = changed.data.prefetch + 1  # the batches decoded already, and the one in progress
         return Together(program, world) if world.world_size > 1 else program
 
     turns = Turns(built, clock, seconds=turn_s, number=number, batch_size=setup.batch_size)
@@ -200,68 +215,68 @@ def search_machine(
     if recipe.data.cache == "none" and pixels_fit(setup):
         pixels = _trial(PIXELS, 1, turns(found.settings | {PIXELS: 1}, found.settings | {PIXELS: 0}), number)
     turns.deadline = end
-    told = search(found.settings | {BATCH: setup.batch_size}, {BATCH: BATCH_SIZES}, turns, report, number)
+    others = search(found.settings | {BATCH: setup.batch_size}, {BATCH: BATCH_SIZES}, turns, report, number)
     if pixels:
-        told.trials.append(pixels)
-    return found, told
+        others.trials.append(pixels)
+    return found, others
 
 
 def few(dataset: ShardSet, split: str) -> ShardSet:
-    """The dataset with the first `PIXELS_OF` images of a split."""
+    """Return the dataset with only the first `PIXELS_OF` images of a split."""
     part = replace(dataset.split(split), samples=dataset.split(split).samples[:PIXELS_OF])
     return replace(dataset, splits=dataset.splits | {split: part})
 
 
-def pixels_advice(setup: BenchSetup, told: Found) -> str:
-    """A line about decoded images in memory; "" where the recipe has them, or where no time was left to try them."""
+def pixels_advice(setup: BenchSetup, others: Found) -> str:
+    """Return a line about decoded images in memory, or "" if the recipe uses them or no time was left to try them."""
     if setup.recipe.data.cache == "pixels":
         return ""
     gigabytes = pixel_bytes(setup) / 1e9
     if not pixels_fit(setup):
-        return f"data.cache=pixels would take {gigabytes:.1f} GB, more than half of the free memory"
-    trial = next((trial for trial in told.trials if trial.setting == PIXELS), None)
+        return f"data.cache=pixels: not tried, since it needs {gigabytes:.1f} GB, more than half of the free memory"
+    trial = next((trial for trial in others.trials if trial.setting == PIXELS), None)
     if trial is None:
         return ""
-    when = "from the second epoch on" if trial.decided else "from the second epoch on, undecided in its time"
-    gain = f"data.cache=pixels: {trial.ratio:.2f} times as fast in the loader {when}"
+    when = "from the second epoch on" if trial.decided else "from the second epoch on (undecided, out of time)"
+    gain = f"data.cache=pixels: the loader is {trial.ratio:.2f} times as fast {when}"
     if trial.ratio < MIN_GAIN:
         return f"{gain}: no gain"
-    return f"{gain}, in {gigabytes:.1f} GB of memory; the recipe's to choose: --set data.cache=pixels"
+    return f"{gain}, with {gigabytes:.1f} GB of memory. To use it: --set data.cache=pixels"
 
 
 def batch_advice(found: Found, batch_size: int) -> str:
-    """A line about the loader's best batch size beside the one that was given."""
+    """Return a line that compares the loader's best batch size with the given one."""
     trials = [trial for trial in found.trials if trial.setting == BATCH]
     best, tried = found.settings[BATCH], [str(trial.value) for trial in trials if trial.decided]
     if best != batch_size:
         gain = statistics.median(trial.ratio for trial in trials if trial.value == best)
-        taken = f"{best} is {gain:.2f} times as fast in the loader as the one before; it is the recipe's to choose"
-        return f"batch size: {taken}"
+        faster = f"with {best} the loader is {gain:.2f} times as fast as with the size before"
+        return f"batch size: {faster}. To use it, set it in the recipe."
     if not tried:
-        return f"batch size: {batch_size}; there was no time to decide on another"
-    return f"batch size: {batch_size}; of others ({', '.join(tried)} tried) none is faster in the loader"
+        return f"batch size: {batch_size}. There was no time to decide on another."
+    return f"batch size: {batch_size}. No other is faster in the loader (tried: {', '.join(tried)})."
 
 
 def outcome(trial: Trial) -> str:
-    """How a trial ended, to stand behind its figures."""
-    return ", undecided in its time" if not trial.decided else ", taken" if trial.accepted else ""
+    """Return how a trial ended, to print after its figures."""
+    return ", undecided (out of time)" if not trial.decided else ", accepted" if trial.accepted else ""
 
 
 def options(settings: Settings) -> str:
-    """The same settings on a command line."""
+    """Return the settings as command-line options."""
     return " ".join(f"--set data.{name}={value}" for name, value in settings.items())
 
 
 def to_toml(found: Found, machine: Machine, about: Mapping[str, str]) -> str:
-    """The file, as `recipes.machine` reads it; as comments, how it came about."""
+    """Return the file's text, as `recipes.machine` reads it, with the trials as comments."""
     lines = [
-        "The fastest settings of the loader that `bench.py tune` found on one machine. train.py and bench.py take them",
-        "on that machine where this file is machine.toml of the working directory. Elsewhere:",
+        "The fastest loader settings that `bench.py tune` found on one machine. train.py and bench.py use them on that",
+        "machine if this file is machine.toml in the working directory. Otherwise, give them as options:",
         f"  {options(found.settings)}",
         "",
         *(f"{name}: {value}" for name, value in about.items()),
-        f"search: {'ended by itself' if found.finished else 'ended for lack of time; more --seconds may find more'}",
-        f"trials: {len(found.trials)}, each in turn with the incumbent, and taken above {MIN_GAIN:g}",
+        f"search: {'finished' if found.finished else 'ran out of time; more --seconds may find better settings'}",
+        f"trials: {len(found.trials)}, each measured alternately with the best so far and accepted above {MIN_GAIN:g}",
         "",
     ]
     for t in found.trials:

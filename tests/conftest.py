@@ -1,6 +1,6 @@
-"""What every test may use: a small packed dataset, made once, and the folder's name as a marker.
+"""Shared by all tests: a small packed dataset, made once, and a marker with the folder's name.
 
-A test is marked with the folder it lies in: `pytest -m unit`. README.md here says what belongs where.
+A test is marked with the folder that it lies in: `pytest -m unit`. README.md here explains what belongs where.
 """
 
 import os

@@ -1,6 +1,6 @@
-"""`bench.py env`: what a bug report needs of this machine (`facts`) → lines to paste, or JSON.
+"""`bench.py env`: print the facts about this machine that a bug report needs (`facts`), as lines to paste or JSON.
 
-Needs no GPU, no dataset and no DALI. What is missing is said so, and what fails becomes a line of its own.
+Needs no GPU, no dataset and no DALI. A missing part is shown as missing, and a failure gets a line of its own.
 """
 
 import json
@@ -14,8 +14,8 @@ from penstock.training.environment import BF16_FLAGS
 
 STDOUT = Path("-")
 MISSING = "not installed"
-SLOW = f"slow (no {', no '.join(BF16_FLAGS)}): training takes fp32"
-PACKAGES = {  # shown name → how its packages' names begin; there may be one for each CUDA
+SLOW = f"slow (no {', no '.join(BF16_FLAGS)}): training uses fp32"
+PACKAGES = {  # shown name → prefix of the package's names; there may be one package for each CUDA version
     "torch": "torch",
     "torchvision": "torchvision",
     "DALI": DALI,
@@ -31,10 +31,14 @@ DECODERS = {"hardware": "the GPU's JPEG engine", "cuda": "CUDA (nvJPEG)", "cpu":
 
 
 @click.command(name="env")
-@click.option("--json", "json_file", is_flag=False, flag_value="-", metavar="[FILE]", help="JSON, to stdout or FILE.",
+@click.option("--json", "json_file", is_flag=False, flag_value="-", metavar="[FILE]",
+              help="Write JSON, to FILE or to stdout.",
               type=click.Path(path_type=Path, dir_okay=False, allow_dash=True))  # fmt: skip
 def command(json_file: Path | None) -> None:
-    """What a bug report needs: versions, processor, GPUs, JPEG decoders, limits. Paste it into the issue."""
+    """Show the machine's facts for a bug report.
+
+    Versions, processor, GPUs, JPEG decoders and limits. Paste the output into the issue.
+    """
     found = gather()
     if json_file is None:
         click.echo("\n".join(lines(found)))
@@ -45,7 +49,7 @@ def command(json_file: Path | None) -> None:
 
 
 def lines(found: Facts) -> list[str]:
-    """For people: a name and a value a line, the values below each other."""
+    """Return lines of a name and a value, with the values aligned."""
     env = found["env"]
     commit = env["git_commit"] and f"commit {env['git_commit'][:12]}{', changed' if env['git_changed'] else ''}"
     rows = [
@@ -60,7 +64,10 @@ def lines(found: Facts) -> list[str]:
         ("cores", cores(env)),
         ("bf16 on the CPU", f"fast ({', '.join(found['cpu_bf16'])})" if found["cpu_bf16"] else SLOW),
         ("memory", f"{env['memory_gb']} GB" + limited(found["memory_limit_gb"])),
-        ("open files", "{}, at most {}".format(*("unlimited" if n is None else n for n in found["open_files"]))),
+        (
+            "open files",
+            "limit {}, hard limit {}".format(*("unlimited" if n is None else n for n in found["open_files"])),
+        ),
         ("/dev/shm", "{} GB, {} free".format(*found["shm_gb"]) if found["shm_gb"] else "none"),
         *(("problem", one) for one in found["problems"]),
     ]
@@ -69,7 +76,7 @@ def lines(found: Facts) -> list[str]:
 
 
 def versions(env: environment.Environment) -> list[tuple[str, str]]:
-    """A row for each of PACKAGES."""
+    """Return a row for each of PACKAGES."""
     rows = []
     for name, prefix in PACKAGES.items():
         exact = not prefix.endswith("-")
@@ -87,27 +94,27 @@ def driver(found: Facts) -> str:
 
 
 def gpu_rows(gpus: list[Gpu]) -> list[tuple[str, str]]:
-    """A row for each GPU; one that says that there is none."""
+    """Return a row for each GPU, or one row with "none"."""
     rows = []
     for index, gpu in enumerate(gpus):
-        told = [gpu["name"]]
+        parts = [gpu["name"]]
         if gpu["memory_gb"]:
-            told.append(f"{gpu['memory_gb']} GB")
+            parts.append(f"{gpu['memory_gb']} GB")
         if gpu["compute_capability"]:
-            told.append(f"compute capability {gpu['compute_capability']}")
+            parts.append(f"compute capability {gpu['compute_capability']}")
         if gpu["power_limit_w"]:
-            told.append(f"power limit {gpu['power_limit_w']:g} W")
+            parts.append(f"power limit {gpu['power_limit_w']:g} W")
         if not gpu["in_torch"]:
-            told.append("not seen by torch")
-        rows.append((f"GPU {index}", ", ".join(told)))
+            parts.append("not seen by torch")
+        rows.append((f"GPU {index}", ", ".join(parts)))
     return rows or [("GPU", "none")]
 
 
 def decoders(found: Facts) -> str:
-    """Those that decode here; where there is a GPU also those that do not."""
+    """Return the decoders that work here and, on a machine with a GPU, those that do not."""
     there = ", ".join(DECODERS[name] for name in found["jpeg_decoders"]) or "none"
     lacking = [text for name, text in DECODERS.items() if name not in found["jpeg_decoders"]]
-    return f"{there}; not {', '.join(lacking)}" if found["gpus"] and lacking else there
+    return f"{there}; not working: {', '.join(lacking)}" if found["gpus"] and lacking else there
 
 
 def cores(env: environment.Environment) -> str:

@@ -1,4 +1,4 @@
-"""What a bug report needs of this machine → a dict that JSON can hold. Never fails."""
+"""Gather the facts about this machine that a bug report needs, as a dict that JSON can hold. Never fails."""
 
 import platform
 import resource
@@ -16,14 +16,14 @@ from penstock.training import environment
 from penstock.training.refusal import first_line
 
 T = TypeVar("T")
-DALI = "nvidia-dali-"  # how its packages' names begin
+DALI = "nvidia-dali-"  # prefix of its packages' names
 DECODERS_LIMIT_S = 60.0
-ANSWER = "decoders:"  # how the line begins that has them, among what libraries print
+ANSWER = "decoders:"  # prefix of the answer's line, which sets it apart from the libraries' output
 NVIDIA_SMI = ("uuid", "name", "memory.total", "compute_cap", "power.limit")
 
 
 class Gpu(TypedDict):
-    """memory_gb: 10^9 bytes. in_torch: whether torch sees it, as CUDA_VISIBLE_DEVICES may hide some."""
+    """A GPU. memory_gb: 10^9 bytes. in_torch: whether torch sees it, since CUDA_VISIBLE_DEVICES may hide it."""
 
     name: str
     memory_gb: float | None
@@ -33,12 +33,12 @@ class Gpu(TypedDict):
 
 
 class Facts(TypedDict):
-    """What is shown. None for what is unknown, and `problems` says why where something failed.
+    """The facts. None means unknown. `problems` has the reasons for failures.
 
-    env: as in a run's env.json. memory_limit_gb: of the control groups. driver_cuda: the newest that the driver runs.
-    jpeg_decoders: "hardware", "cuda", "cpu", those that decoded an image here (`pipeline.probe`). cpu_bf16: the CPU's
-    instruction sets for it. open_files: how many this process may have open now, and at most; None for no limit.
-    shm_gb: size of /dev/shm, and what is free of it.
+    env: as in a run's env.json. memory_limit_gb: the control groups' limit. driver_cuda: the newest CUDA version that
+    the driver supports. jpeg_decoders: those of "hardware", "cuda" and "cpu" that decoded an image here
+    (`pipeline.probe`). cpu_bf16: the CPU's instruction sets for bf16. open_files: the soft and hard limit of open
+    files; None for no limit. shm_gb: the size of /dev/shm and its free space.
     """
 
     env: environment.Environment
@@ -55,12 +55,12 @@ class Facts(TypedDict):
 
 @dataclass
 class Asked:
-    """Asks for facts, and keeps what went wrong."""
+    """Collects facts, and remembers failures."""
 
     problems: list[str] = field(default_factory=list)
 
     def __call__(self, what: str, ask: Callable[[], T], otherwise: T) -> T:
-        """The answer, or `otherwise` where asking fails for whatever reason: the other facts are still of use."""
+        """Return the answer, or `otherwise` if `ask` fails for any reason, since the other facts are still useful."""
         try:
             return ask()
         except Exception as error:
@@ -69,7 +69,7 @@ class Asked:
 
 
 def gather() -> Facts:
-    """Never fails."""
+    """Gather all facts. Never fails."""
     ask = Asked()
     env = environment.describe()
     decoders: list[str] = ask("JPEG decoders", jpeg_decoders, []) if any(map(is_dali, env["packages"])) else []
@@ -78,7 +78,7 @@ def gather() -> Facts:
     if too_old := ask("driver", environment.too_old_driver, None):
         ask.problems.append(too_old)
     if len(several := list(filter(is_dali, env["packages"]))) > 1:
-        ask.problems.append(f"{' and '.join(several)}: both write into one directory; uninstall both, install one")
+        ask.problems.append(f"{' and '.join(several)}: both write into one directory. Uninstall both, install one.")
     return {
         "env": env,
         "os": ask("OS", lambda: platform.freedesktop_os_release()["PRETTY_NAME"], None),
@@ -98,8 +98,11 @@ def is_dali(package: str) -> bool:
 
 
 def jpeg_decoders() -> list[str]:
-    """Asked in a process of its own: where drivers and libraries do not fit together, that may crash or hang, and CUDA
-    is started there. Raises RuntimeError with what it said last where it fails."""
+    """Probe the JPEG decoders in a separate process.
+
+    The probe starts CUDA, and may crash or hang if drivers and libraries do not match. Raises RuntimeError with the
+    last line of its output if it fails.
+    """
     code = f"from penstock.pipeline.probe import jpeg_decoders; print('\\n{ANSWER}', *jpeg_decoders())"
     command, root = [sys.executable, "-c", code], Path(__file__).parents[3]
     try:
@@ -116,7 +119,7 @@ def jpeg_decoders() -> list[str]:
 
 
 def from_nvidia_smi() -> dict[str, Gpu]:
-    """All GPUs by UUID; none where nvidia-smi is missing or fails."""
+    """Return all GPUs by UUID, none if nvidia-smi is missing or fails."""
     found: dict[str, Gpu] = {}
     query = f"--query-gpu={','.join(NVIDIA_SMI)}"
     for line in (environment.printed("nvidia-smi", query, "--format=csv,noheader,nounits") or "").splitlines():
@@ -134,7 +137,7 @@ def from_nvidia_smi() -> dict[str, Gpu]:
 
 
 def with_torch(gpus: dict[str, Gpu]) -> dict[str, Gpu]:
-    """The same, with those that torch sees."""
+    """Return the GPUs with those added that only torch sees, and mark all that torch sees."""
     import torch
 
     gpus = dict(gpus)
@@ -150,7 +153,7 @@ def with_torch(gpus: dict[str, Gpu]) -> dict[str, Gpu]:
 
 
 def number(text: str) -> float | None:
-    """None for nvidia-smi's "[N/A]" and the like."""
+    """Parse a number. Returns None for nvidia-smi's "[N/A]" and the like."""
     try:
         return float(text)
     except ValueError:
@@ -163,7 +166,7 @@ def driver_cuda() -> str | None:
 
 
 def memory_limit_gb() -> float | None:
-    """The least of this process's control group and those above it; None if there is none."""
+    """Return the lowest limit of this process's control group and those above it, or None without a limit."""
     limits = [text_of(folder / "memory.max") or "" for folder in environment.cgroup_folders()]
     return min((round(int(limit) / 1e9, 1) for limit in limits if limit.isdecimal()), default=None)
 

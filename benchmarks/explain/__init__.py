@@ -1,6 +1,7 @@
-"""`bench.py explain`: which stage limits training, how far the others are from it, and what to change.
+"""`bench.py explain`: find the stage that limits training, the headroom of the others, and what to change.
 
-`stages` (with `reading`) times each alone, `model` joins them and knows what could be changed, `report` shows it.
+`stages` (with `reading`) times each stage alone. `model` predicts how they run together and lists possible changes.
+`report` prints the findings.
 """
 
 from dataclasses import asdict, replace
@@ -14,17 +15,21 @@ from penstock.benchmarks.options import COMMON, prepare, with_options
 from penstock.benchmarks.text import wrapped
 from penstock.recipes import config
 
-if TYPE_CHECKING:  # what takes torch is imported when the command runs
+if TYPE_CHECKING:  # modules that need torch are imported when the command runs
     from penstock.benchmarks.explain.model import Change, Model
     from penstock.benchmarks.explain.stages import Timings
     from penstock.benchmarks.measure import Ratio
 
 TIMING = [
-    click.option("--seconds", type=click.FloatRange(min=0.1), default=2.0, metavar="T", help="Length of a repeat."),
-    click.option("--repeats", type=click.IntRange(min=1), default=3, metavar="N", help="Repeats, after a warm-up."),
-    click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for result and picture."),
+    click.option("--seconds", type=click.FloatRange(min=0.1), default=2.0, metavar="T",
+                 help="Length of each repeat, in seconds."),
+    click.option("--repeats", type=click.IntRange(min=1), default=3, metavar="N",
+                 help="Number of repeats after the warm-up."),
+    click.option("--out", type=click.Path(path_type=Path, file_okay=False),
+                 help="Folder for the result (JSON) and a picture of the stages."),
     click.option("--apply", "apply_too", is_flag=True,
-                 help="Then train with the first change that a recipe can make: the gain seen beside the expected."),
+                 help="Also train with the first suggested change that is a recipe setting, and compare the measured "
+                      "gain with the expected one."),
 ]  # fmt: skip
 
 
@@ -33,10 +38,10 @@ TIMING = [
 def command(
     seconds: float, repeats: int, out: Path | None, apply_too: bool, json_file: Path | None, **common: Any
 ) -> None:  # fmt: skip
-    """Which stage limits training, how much faster the others are, and the two settings most worth changing.
+    """Find the stage that limits training, and the two changes most worth trying.
 
-    Reading, decoding, resizing, copying to the GPU, computing and communication run each alone, in turn with the
-    loader and with training, which always take DALI's loader.
+    Times each stage alone: reading, decoding, resizing, copying to the GPU, computing and communication. The stages
+    alternate with the whole loader and with training. Always uses DALI's loader.
     """
     record.require_writable(json_file, out)
     setup = prepare(**common)
@@ -64,7 +69,7 @@ def command(
     if tried and seen:
         click.echo(report.applied(*tried, seen))
     elif apply_too:
-        click.echo("--apply: none of these is a setting of the recipe alone")
+        click.echo("--apply: nothing to apply, since no suggested change is a recipe setting")
     warnings += noise.spread_warnings(timings.rates())
     for line in warnings:
         click.echo("\n".join(wrapped(f"  warning: {line}")), err=True)
@@ -78,11 +83,11 @@ def command(
     result = replace(result, more={"explain": explained})
     record.keep(result, json_file, out)
     if out:
-        click.echo(f"  drawn as {plot.draw(plot.bars(result, out.name), out)}")
+        click.echo(f"  picture: {plot.draw(plot.bars(result, out.name), out)}")
 
 
 def figures(timings: "Timings", model: "Model", changes: "list[tuple[Change, float]]") -> dict[str, object]:
-    """What was found, for JSON. Costs are seconds an image, predictions images/s."""
+    """Return the findings for the JSON result. Costs are in seconds per image, predictions in images/s."""
     from penstock.benchmarks.explain.model import LOADING
 
     return {

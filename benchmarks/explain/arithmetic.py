@@ -1,6 +1,6 @@
-"""The arithmetic of a training step, and what the device can do of it: MFU, the model FLOPs utilization.
+"""The FLOPs of a training step and the device's peak, which together give the MFU (model FLOPs utilization).
 
-A multiply-add is two FLOPs. The device's peak is measured: the best of a few turns of a large square matrix product.
+A multiply-add counts as two FLOPs. The peak is measured: the best of a few turns of a large square matrix product.
 """
 
 import torch
@@ -14,20 +14,20 @@ from penstock.training.learner import autocast_dtype
 
 MATMUL_SIDE = {"cpu": 1024, "cuda": 8192}
 TURNS, TURN_S = 5, 0.2
-BATCH = 2  # BatchNorm wants more than one
+BATCH = 2  # BatchNorm needs more than one image
 
 
 def training_flops(setup: BenchSetup) -> float:
-    """FLOPs an image of a training step, forward and backward, by torch's counter on the meta device."""
+    """Count the FLOPs per image of a training step, forward and backward, with torch's counter on the meta device."""
     net, size = meta_network(setup).train(), setup.recipe.data.image_size
     with FlopCounterMode(display=False) as counter:
-        logits = tree_leaves(net(torch.empty(BATCH, 3, size, size, device="meta")))  # auxiliary heads have theirs
+        logits = tree_leaves(net(torch.empty(BATCH, 3, size, size, device="meta")))  # includes auxiliary heads' logits
         torch.stack([one.sum() for one in logits if isinstance(one, torch.Tensor)]).sum().backward()
     return float(counter.get_total_flops() / BATCH)
 
 
 def peak_flops_per_s(setup: BenchSetup) -> float:
-    """Of the matrix product in the precision of training, over all ranks."""
+    """Measure FLOP/s of a matrix product in the training precision, summed over all ranks."""
     device, side = setup.world.device, MATMUL_SIDE[setup.world.device.type]
     dtype = autocast_dtype(setup.recipe, device) or torch.float32
     a, b, out = (torch.randn(side, side, device=device).to(dtype) for _ in range(3))

@@ -1,7 +1,7 @@
-"""The stage "read": `DaliLoader` with its plan, read-ahead and views, but without its graph; every page is touched.
+"""The stage "read": `DaliLoader` with its plan, read-ahead and views, but without its graph. It touches every page.
 
-"read, disk": each turn begins with the shards (of a large split, the first) out of the page cache, and ends when each
-image was read once, or its time is over. "read, cached": images from memory, again and again.
+"read, disk": each turn first drops the shards from the page cache (for a large split, only the first shards). The turn
+ends when each image was read once, or when its time is over. "read, cached": reads images from memory repeatedly.
 """
 
 import os
@@ -25,16 +25,18 @@ from penstock.training import distributed
 
 DISK, CACHED = "read, disk", "read, cached"
 PAGE = 4096
-PART_BYTES = 1 << 30  # of a larger split so many bytes are read
+PART_BYTES = 1 << 30  # of a larger split, only this many bytes are read
 
 
 class Reader(DaliLoader):
-    """This rank's batches of the training split's `part`, with empty images: the place of the loader's graph, and of
-    what that gives, takes the reader itself. `views`, `arrays`: what the graph would have been given, the encoded
-    images and the plan's arrays by name, of the last batch."""
+    """This rank's batches of the training split's `part`, with empty images.
+
+    The reader itself stands in for the loader's graph and for the graph's output. `views` and `arrays` hold the inputs
+    that the graph would have received for the last batch: the encoded images, and the plan's arrays by name.
+    """
 
     def __init__(self, setup: BenchSetup, min_batches: int = 1) -> None:
-        """min_batches: of an epoch; the split's rows are repeated to so many."""
+        """min_batches: the least number of batches in an epoch. The split's rows are repeated to reach it."""
         recipe, world = setup.recipe, setup.world
         split = part(setup.dataset.split(recipe.data.train_split))
         global_batch_size = setup.batch_size * world.world_size
@@ -67,7 +69,7 @@ class Reader(DaliLoader):
     def close(self) -> None:
         super().close()
         self._pool.shutdown()
-        self.views = []  # which keep the maps
+        self.views = []  # views keep the maps open
 
 
 def _touch(views: Sequence[np.ndarray]) -> None:
@@ -77,8 +79,11 @@ def _touch(views: Sequence[np.ndarray]) -> None:
 
 
 class FromDisk:
-    """ "read, disk" as a program. The kernel drops no page that a process has mapped: while it runs, no other reader of
-    these shards may be open."""
+    """ "read, disk" as a program.
+
+    The kernel does not drop a page that a process has mapped, so no other reader of these shards may be open while this
+    program runs.
+    """
 
     name = DISK
 
@@ -102,7 +107,7 @@ class FromDisk:
 
 
 def part(split: Split) -> Split:
-    """The first shards of a split, up to `PART_BYTES`, one at least; all of a split at a URL."""
+    """Return the first shards of a split, up to `PART_BYTES` but at least one. A split at a URL is returned whole."""
     number, total = 0, 0
     while number < len(split.shards) and (not number or total + split.shards[number].bytes <= PART_BYTES):
         total += split.shards[number].bytes
@@ -113,12 +118,12 @@ def part(split: Split) -> Split:
 
 
 def fits_in_memory(split: Split) -> bool:
-    """Whether the page cache can hold all shards."""
+    """Return whether the page cache can hold all shards."""
     return sum(info.bytes for info in split.shards) < available_bytes()
 
 
 def load(split: Split) -> None:
-    """Have the shards in the page cache."""
+    """Read the shards into the page cache."""
     for shard in range(len(split.shards)):
         with open(split.shard_path(shard), "rb") as file:
             while file.read(1 << 24):
@@ -129,5 +134,5 @@ def drop(split: Split) -> None:
     """Drop the shards from the page cache."""
     for shard in range(len(split.shards)):
         with open(split.shard_path(shard), "rb") as file:
-            os.fsync(file.fileno())  # what is not written yet is not dropped either
+            os.fsync(file.fileno())  # dirty pages are not dropped
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -1,13 +1,13 @@
-"""What `explain` times: the stages as `measure.Program`s, fed from memory, each alone; then what is joined of them.
+"""The programs that `explain` times: each stage alone, fed from memory, then the whole loader and training.
 
 read            see `reading`
 decode          the first part of the loader's graph, on a few batches of encoded images
-resize          the rest of it, on decoded images: resize, augmentation, normalisation
-libjpeg-turbo   the same encoded images decoded whole by simplejpeg in as many threads: a yardstick for `decode`
-h2d             copies of a batch from pinned memory; only with a GPU
-compute         training steps on a batch that is there, of each rank by itself
-communication   the sum over the ranks of as many bytes as the gradients have, in DDP's buckets; only with several ranks
-loader, train   all of it joined: batches thrown away, and trained on
+resize          the rest of the graph, on decoded images: resize, augmentation, normalisation
+libjpeg-turbo   the same images decoded whole by simplejpeg in as many threads, for comparison with `decode`
+h2d             copies of a batch from pinned memory (only with a GPU)
+compute         training steps on a batch in memory, each rank by itself
+communication   an all-reduce of as many bytes as the gradients have, in DDP's buckets (only with several ranks)
+loader, train   all stages together: batches are thrown away, or trained on
 """
 
 import statistics
@@ -43,10 +43,20 @@ from penstock.training.data import image_dtype
 from penstock.training.distributed import World
 
 LIBJPEG = "libjpeg-turbo"
-NAMES = (CACHED, "decode", "resize", LIBJPEG, "h2d", "compute", "communication", "loader", "train")  # as data flows
-NUM_IMAGES = 512  # so many or a little more go round, fewer where they take more than MAX_BYTES decoded
+NAMES = (
+    CACHED,
+    "decode",
+    "resize",
+    LIBJPEG,
+    "h2d",
+    "compute",
+    "communication",
+    "loader",
+    "train",
+)  # in data-flow order
+NUM_IMAGES = 512  # about this many images are used again and again; fewer if they take more than MAX_BYTES decoded
 MAX_BYTES = 1 << 29
-REGION = ("anchor", "shape")  # the arrays that decoding takes
+REGION = ("anchor", "shape")  # the arrays that decoding needs
 BUCKET_BYTES = 25 << 20  # DistributedDataParallel's default
 NOTHING = torch.empty(0)
 
@@ -54,7 +64,7 @@ Pipeline = Any  # nvidia.dali.Pipeline
 
 
 class EncodedBatch(NamedTuple):
-    """A batch as the graph takes it: encoded images, the plan's arrays by name, labels."""
+    """The graph's input for one batch: encoded images, the plan's arrays by name, and labels."""
 
     views: list[np.ndarray]
     arrays: AugmentParams
@@ -63,8 +73,11 @@ class EncodedBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class Timings:
-    """Of each program the repeats, and the CPU seconds that an image takes over all threads and ranks. fits: the
-    training split fits in memory. batches: what stages were fed."""
+    """The measurements, by program.
+
+    samples: the repeats. cpu_s: CPU seconds per image, over all threads and ranks. fits: the training split fits in
+    memory. batches: the input of the stages.
+    """
 
     samples: dict[str, list[Sample]]
     cpu_s: dict[str, float]
@@ -72,21 +85,21 @@ class Timings:
     batches: Sequence[EncodedBatch]
 
     def rates(self) -> dict[str, list[float]]:
-        """Images/s of the repeats of each program."""
+        """Return the images/s of each program's repeats."""
         return {name: [one.images_per_s for one in taken] for name, taken in self.samples.items()}
 
     def rate(self, name: str) -> float:
-        """Images/s, the median."""
+        """Return a program's median images/s."""
         return statistics.median(self.rates()[name])
 
     @property
     def reading(self) -> str:
-        """Which of the two counts: where all shards fit in memory, every epoch but the first reads from there."""
+        """The reading program that counts. If all shards fit in memory, only the first epoch reads from the disk."""
         return CACHED if CACHED in self.samples else DISK
 
 
 class CpuTimed:
-    """A program of all ranks; `cpu_s` has the CPU seconds an image of each run."""
+    """A program that runs on all ranks. `cpu_s` has the CPU seconds per image of each run."""
 
     def __init__(self, program: Program, world: World) -> None:
         self.name, self.cpu_s = program.name, list[float]()
@@ -105,11 +118,11 @@ class CpuTimed:
 
 
 def measure(setup: BenchSetup, seconds: float, repeats: int) -> Timings:
-    """Time all stages: reading from the disk first, while no shard is open, then the others in turn."""
+    """Time all stages: reading from the disk first, while no shard is open, then the others alternately."""
     world, split = setup.world, setup.dataset.split(setup.recipe.data.train_split)
     fits = bool(distributed.from_rank_0(float(reading.fits_in_memory(split)), world))
     timed, samples = list[CpuTimed](), dict[str, list[Sample]]()
-    stored = setup.recipe.data.cache == "pixels"  # then nothing is read and decoded after the first epoch
+    stored = setup.recipe.data.cache == "pixels"  # if so, nothing is read or decoded after the first epoch
     if not split.url and not stored:
         timed.append(CpuTimed(reading.FromDisk(setup), world))
         samples[DISK] = [timed[0].run(seconds) for _ in range(1 + repeats)][1:]
@@ -134,7 +147,7 @@ def measure(setup: BenchSetup, seconds: float, repeats: int) -> Timings:
 def compare(
     name: str, changed: BenchSetup, setup: BenchSetup, batches: Sequence[EncodedBatch], seconds: float, repeats: int
 ) -> Ratio:
-    """One stage with other settings, in turn with the stage as it is: how many times as fast."""
+    """Time a stage with changed settings, alternately with the unchanged stage. Returns the ratio of their speeds."""
     with ExitStack() as stack:
         pair = [stack.enter_context(closing(build(name, one, batches))) for one in (changed, setup)]
         pair[0].name = f"{name}, changed"
@@ -147,7 +160,7 @@ def _in_turn(timed: Sequence[CpuTimed], world: World, seconds: float, repeats: i
 
 
 def build(name: str, setup: BenchSetup, batches: Sequence[EncodedBatch]) -> BatchProgram:
-    """The program of a stage, by its name; not for reading from the disk."""
+    """Build the program of a stage, by name. Reading from the disk is not built here."""
     recipe, dataset, world, batch_size, _ = setup
     match name:
         case "read, cached":
@@ -176,13 +189,13 @@ def build(name: str, setup: BenchSetup, batches: Sequence[EncodedBatch]) -> Batc
 
 
 def meta_network(setup: BenchSetup) -> nn.Module:
-    """The network without memory for its parameters."""
+    """Build the network on the meta device, without memory for its parameters."""
     with torch.device("meta"):
         return build_model(setup.recipe.model, len(setup.dataset.classes), setup.recipe.data.image_size)
 
 
 def encoded_batches(setup: BenchSetup) -> list[EncodedBatch]:
-    """The first batches of an epoch, copied into memory; the loader has taken out images with bad headers."""
+    """Copy the first batches of an epoch into memory. The loader has already quarantined images with bad headers."""
     found, num_bytes = list[EncodedBatch](), 0
     with closing(reading.Reader(setup)) as reader:
         for batch in reader.iter_epoch(0):
@@ -195,7 +208,7 @@ def encoded_batches(setup: BenchSetup) -> list[EncodedBatch]:
 
 
 def _decoder(setup: BenchSetup, batches: Sequence[EncodedBatch]) -> Pipeline:
-    """The first part of the loader's graph."""
+    """Build the first part of the loader's graph, which decodes."""
     given = cycle([(graph.encoded(one.views), *(one.arrays[name] for name in REGION)) for one in batches])
     pipe = _new_pipeline(setup)
     with pipe:
@@ -206,15 +219,18 @@ def _decoder(setup: BenchSetup, batches: Sequence[EncodedBatch]) -> Pipeline:
 
 
 def _finisher(setup: BenchSetup, batches: Sequence[EncodedBatch]) -> Pipeline:
-    """The rest of it, on batches of decoded images, which lie on the device. Raises ValueError where one cannot be."""
+    """Build the rest of the loader's graph, fed with decoded images on the device.
+
+    Raises ValueError if an image cannot be decoded.
+    """
     from nvidia.dali import fn
 
     decoder, recipe, root = _decoder(setup, batches), setup.recipe, setup.dataset.root
     try:
         decoded = cycle([decoder.run()[0] for _ in batches])
     except RuntimeError:
-        remedy = f"find it with: {SHARD_TOOLS} verify --decode {root}"
-        raise ValueError(f"{root}: DALI cannot decode one of the first images; {remedy}") from None
+        remedy = f"Find it with: {SHARD_TOOLS} verify --decode {root}"
+        raise ValueError(f"{root}: DALI cannot decode one of the first images. {remedy}") from None
     names = tuple(name for name in batches[0].arrays if name not in REGION)
     given = cycle([tuple(one.arrays[name] for name in names) for one in batches])
     source = partial(fn.external_source, batch=True, no_copy=True)
@@ -271,7 +287,7 @@ def _are_jpegs(batch: EncodedBatch) -> bool:
 
 
 def communication(setup: BenchSetup, num_params: int) -> BatchProgram:
-    """An all-reduce of float32 gradients: gloo on the CPU, NCCL on GPUs."""
+    """Build an all-reduce of float32 gradients: gloo on the CPU, NCCL on GPUs."""
     world = setup.world
     buckets = torch.zeros(num_params, device=world.device).split(BUCKET_BYTES // 4)
     batch = Batch(NOTHING, torch.empty(setup.batch_size), NOTHING)

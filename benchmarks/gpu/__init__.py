@@ -1,6 +1,6 @@
-"""`python -m benchmarks.gpu`: what a GPU must show, in stages that fail alone. docs/gpu.md says how to run and read it.
+"""`python -m benchmarks.gpu`: check and measure a GPU in independent stages. docs/gpu.md explains how.
 
-registry.py   the stages, part by part          run.py      a process a stage, its limit, its result on disk
-stage.py      what a stage is given             report.py   what a stage has found: rows, PART.json, the table
-compare.py, kernels.py, example.py, runs.py     what the stages do, on the image sets of data.py
+registry.py   the stages, part by part     run.py      runs each stage in a process, with a time limit
+stage.py      the input of a stage         report.py   the findings of a stage: rows, PART.json, the table
+compare.py, kernels.py, example.py, runs.py            the work of the stages, on the image sets of data.py
 """

@@ -12,29 +12,48 @@ DATASET = click.Path(path_type=Path, file_okay=False, exists=True)
 
 @click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 110})
 @click.argument("part", type=click.Choice(["check", "compute", "decode", "train", "all"]))
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="runs/gpu", help="Results go here.")
-@click.option("--data", type=DATASET, metavar="DIR", help="What loaders read, packed, instead of made-up JPEGs.")
-@click.option("--cifar", type=DATASET, metavar="DIR", help="CIFAR-10, packed: cifar10-rn18 runs on it to the end.")
-@click.option("--rehearse", is_flag=True, help="Every stage in small on the CPU: nothing is measured.")
-@click.option("--only", metavar="STAGE,…", default="", help="These stages of the part alone.")
-@click.option("--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help="Laid over the recipe of each stage.")
-@click.option("--list", "list_stages", is_flag=True, help="Print the stages, their limits and what is expected; end.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), default="runs/gpu", help="Folder for the results."
+)
+@click.option("--data", type=DATASET, metavar="DIR", help="Packed dataset for the loaders, instead of synthetic JPEGs.")
+@click.option(
+    "--cifar", type=DATASET, metavar="DIR", help="Packed CIFAR-10, on which the CIFAR-10 recipes train fully."
+)
+@click.option("--rehearse", is_flag=True, help="Run every stage at a small size on the CPU. Nothing is measured.")
+@click.option(
+    "--only",
+    metavar="STAGE,…",
+    default="",
+    show_default=False,
+    help="Run only these stages of the part. [default: all]",
+)
+@click.option(
+    "--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a recipe setting in every stage."
+)
+@click.option(
+    "--list",
+    "list_stages",
+    is_flag=True,
+    help="Print the stages, their time limits and the expected results, and exit.",
+)
 def main(
     part: str, out: Path, data: Path | None, cifar: Path | None, rehearse: bool, only: str, sets: tuple[str, ...],
     list_stages: bool,
 ) -> None:  # fmt: skip
-    """Measure what only a GPU can show, each stage in a process of its own, each part in 8 minutes at most.
+    """Check and measure a GPU, in up to four parts of at most 8 minutes each.
 
     \b
-    check     bandwidth; train.py with made-up batches: killed and resumed, all recipes; tests/gpu
-    compute   ResNet-50: precisions, torch.compile's modes, a bare loop beside, kernels
-    decode    the loader by setting
+    check     bandwidth; train.py on synthetic batches (killed and resumed, all recipes); tests/gpu
+    compute   ResNet-50: precisions, torch.compile modes, comparison with a bare loop, kernels
+    decode    the loader with different settings
     train     end to end, DALI's example, CIFAR-10, killed and resumed
 
-    OUT gets PART.json, each figure as soon as it is measured, beside what earlier calls found of other stages; and
-    PART.log. `check` and `compute` need no DALI. Exit status 1 where a stage failed or is wrong.
+    Each stage of a part runs in its own process. Its figures are written to PART.json in the --out folder as they are
+    measured. Results of other stages from earlier runs are kept. Output goes to PART.log.
+
+    `check` and `compute` do not need DALI. The exit status is 1 if a stage fails or gives a wrong result.
     """
-    from penstock.benchmarks.gpu.registry import chosen, listed  # here: it takes torch, which --help does without
+    from penstock.benchmarks.gpu.registry import chosen, listed  # imported here since it needs torch, --help does not
     from penstock.benchmarks.gpu.report import BAD
     from penstock.benchmarks.gpu.run import run
     from penstock.benchmarks.gpu.stage import FULL, SMALL, Job

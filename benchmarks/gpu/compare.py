@@ -1,6 +1,6 @@
-"""The stages that time programs in turn: settings of one recipe, or the project's step beside a bare loop.
+"""The stages that time programs alternately: settings of one recipe, or the project's step and a bare loop.
 
-Each of the project's is one of `benchmarks.programs`: a loader alone, a step on batches that are made up, or both.
+Each of the project's programs comes from `benchmarks.programs`: a loader alone, a step on synthetic batches, or both.
 """
 
 import time
@@ -26,11 +26,14 @@ def compare(
     job: Job, kind: Kind, variants: Mapping[str, tuple[str, ...]], dataset: ShardSet | None = None,
     beside: Sequence[BatchProgram] = (),
 ) -> None:  # fmt: skip
-    """Time variants of ResNet-50's recipe, name → what is laid over it, and programs beside them, all in turn.
+    """Time variants of ResNet-50's recipe, and other programs beside them, all alternately.
 
-    A row each, with the ratio of the first to each other; and one when a variant has done its first work, which takes
-    as long as compiling does. A variant that cannot be built is a row, and the others go on. `dataset`: without one
-    `originals`, or for "compute", which reads none, a small set of as many classes as ImageNet.
+    variants: name → overrides of the recipe. beside: further programs. dataset: by default `originals`. "compute" reads
+    no images and uses a small set with as many classes as ImageNet.
+
+    Reports a row for each program, and for the ratio of the first to each other one. Also reports the time to build
+    each variant and do its first work, which includes compiling. If a variant cannot be built, its row has the error
+    and the others continue.
     """
     built = list[BatchProgram]()
     for name, sets in variants.items():
@@ -45,7 +48,7 @@ def compare(
 
 
 def build(job: Job, kind: Kind, sets: tuple[str, ...], dataset: ShardSet | None = None) -> BatchProgram:
-    """A variant of ResNet-50's recipe, as `compare` has them."""
+    """Build a variant of ResNet-50's recipe for `compare`."""
     environment.choose_kernels()
     recipe = job.resnet(*sets)
     if kind == "compute":
@@ -55,7 +58,10 @@ def build(job: Job, kind: Kind, sets: tuple[str, ...], dataset: ShardSet | None 
 
 
 def measured(job: Job, built: Sequence[BatchProgram]) -> None:
-    """Rows of programs in turn, and close them. A program's row grows with each repeat, since time may run out."""
+    """Time programs alternately, report their rows, and close them.
+
+    A program's row is reported again after each repeat, since time may run out.
+    """
     try:
         samples = in_turn(built, job.scale.seconds, 0)  # the warm-up
         for program in [*built] * job.scale.repeats:
@@ -63,7 +69,7 @@ def measured(job: Job, built: Sequence[BatchProgram]) -> None:
             taken.append(program.run(job.scale.seconds))
             wait, ahead = [one.data_wait for one in taken], [one.ahead for one in taken]
             text = f"waiting {median(wait):.1%}, CPU {median(ahead):.2f} steps ahead"
-            memory = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_initialized() else None  # of all of them
+            memory = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_initialized() else None  # by all programs
             job.report.row(program.name, [one.images_per_s for one in taken], "images/s", text,
                            details={"data_wait": wait, "ahead": ahead, "memory_gb": memory})  # fmt: skip
     finally:
@@ -78,7 +84,10 @@ def measured(job: Job, built: Sequence[BatchProgram]) -> None:
 
 
 def pixels(job: Job) -> None:
-    """CIFAR-10 at 32 px, in a rehearsal a small set: batches of decoded images, which lie on the GPU, and of JPEGs."""
+    """Compare batches of decoded images on the GPU with batches of JPEGs, on CIFAR-10 at 32 px.
+
+    A rehearsal uses a small set instead.
+    """
     dataset = ShardSet.open(job.cifar) if job.cifar else small_set(job, job.scale.run_images)
     small = "data.image_size=32", "data.val_image_size=32", "data.val_resize_size=32"
     variants = {"pixels": (*small, "data.cache=pixels"), "JPEGs, decoded by the CPU": (*small, "data.gpu_decode=off"),
@@ -87,7 +96,7 @@ def pixels(job: Job) -> None:
 
 
 def bare(job: Job) -> None:
-    """The project's step and a bare loop of the same network, in turn: what all that surrounds a step costs it."""
+    """Time the project's step and a bare loop of the same network alternately, to show the overhead around a step."""
     size, side = job.scale.batch_size, job.resnet().data.image_size
     images = torch.randn(size, 3, side, side, device=job.device).to(memory_format=torch.channels_last)
     batch = Batch(images, torch.randint(NUM_CLASSES, (size,), device=job.device), torch.arange(size))
@@ -96,7 +105,7 @@ def bare(job: Job) -> None:
 
 
 def bare_step(job: Job) -> Callable[[Iterator[Batch]], None]:
-    """A training step of torchvision's network: no log, no checkpoint, no plan."""
+    """Return a plain training step of torchvision's network: no log, no checkpoint, no plan."""
     network = torchvision.models.resnet18 if job.rehearse else torchvision.models.resnet50
     net = network(num_classes=NUM_CLASSES).to(job.device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-5, fused=True)

@@ -1,4 +1,4 @@
-"""The image sets of the stages: a small one made by Pillow, so that nothing else need be installed, and heavy JPEGs."""
+"""The image sets of the stages: a small one that needs only Pillow, and one of JPEGs as heavy as ImageNet's."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,8 +19,11 @@ NUM_VAL = 64
 
 
 def small_set(job: Job, num_train: int, num_classes: int = 10) -> ShardSet:
-    """`benchmarks.images`' 1/f noise at some 40 px, packed once a call. Every class has an image, so `num_train` is at
-    least `num_classes`. What trains on batches that are made up reads only its table and its classes."""
+    """Return a set of small images of 1/f noise, about 40 px, packed once per run of the command.
+
+    Every class must have an image, so `num_train` must be at least `num_classes`. Training on synthetic batches reads
+    only the set's table and classes.
+    """
     out = job.work / f"small-{num_train}-{num_classes}"
     if not (out / INFO_FILE).exists():
         folder, rng = job.work / f"images-{out.name}", np.random.default_rng(0)
@@ -31,13 +34,13 @@ def small_set(job: Job, num_train: int, num_classes: int = 10) -> ShardSet:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 height, width = rng.integers(30, 41, size=2).tolist()
                 Image.fromarray(images.picture(texture, width, height, rng)).save(path, quality=95, subsampling=0)
-        with ThreadPoolExecutor(num_cpus()) as pool:  # "header": nothing is decoded, which would take simplejpeg
+        with ThreadPoolExecutor(num_cpus()) as pool:  # "header" decodes nothing; decoding needs simplejpeg
             pack(folder, out, PackOptions(encode=EncodeConfig(check="header")), executor=pool)
     return ShardSet.open(out)
 
 
 def originals(job: Job) -> ShardSet:
-    """Those of --data, or JPEGs as heavy as ImageNet's, as `bench.py --data synthetic:469x401` makes and keeps them."""
+    """Return the set of --data, or JPEGs as heavy as ImageNet's, made as by `bench.py --data synthetic:469x401`."""
     if job.data:
         return ShardSet.open(job.data)
     return ShardSet.open(images.ensure(job.scale.jpegs, job.work if job.rehearse else ROOT / images.FOLDER))

@@ -1,8 +1,8 @@
-"""DALI's ResNet-50 example as a loader: what the project's graph is held against.
+"""DALI's ResNet-50 example as a loader, for comparison with the project's graph.
 
-NVIDIA/DALI, docs/examples/use_cases/pytorch/resnet50/main.py: `readers.file`, `image_random_crop` with its hints for
-memory, a triangular resize, `crop_mirror_normalize` to CHW, here in float16, which the example does with `--fp16-mode`.
-It reads files, so the shards' images are written out first.
+From NVIDIA/DALI, docs/examples/use_cases/pytorch/resnet50/main.py: `readers.file`, `image_random_crop` with its memory
+hints, a triangular resize, and `crop_mirror_normalize` to CHW. It runs in float16, as the example does with
+`--fp16-mode`. The example reads files, so the shards' images are written out first.
 """
 
 import tarfile
@@ -18,11 +18,11 @@ from penstock.pipeline.batch import Batch
 from penstock.pipeline.build import threads_per_rank
 from penstock.pipeline.config import DataConfig
 
-WIDTH_HINT, HEIGHT_HINT = 5980, 6430  # the example's, of ImageNet's largest images; for the decoder on the GPU
+WIDTH_HINT, HEIGHT_HINT = 5980, 6430  # from the example: ImageNet's largest images, for the decoder on the GPU
 
 
 def dali_example(job: Job) -> None:
-    """The batches of this project's graph beside those of the example, thrown away, in turn."""
+    """Time the batches of this project's graph and those of the example alternately, without training."""
     dataset, folder = originals(job), job.work / "files"
     split = dataset.split("train")
     for shard in range(len(split.shards)):
@@ -34,8 +34,10 @@ def dali_example(job: Job) -> None:
 
 
 def batches(paths: list[str], config: DataConfig, batch_size: int, device: torch.device) -> Iterator[Batch]:
-    """Batches without end, as the example's iterator gives them; `images` (N, 3, S, S) float16, contiguous; every label
-    is 0, for only the speed is asked."""
+    """Yield the batches of the example's iterator without end.
+
+    `images` are (N, 3, S, S) float16, contiguous. Every label is 0, since only the speed matters.
+    """
     from nvidia.dali import Pipeline, fn, types
     from nvidia.dali.plugin.pytorch import DALIClassificationIterator
 
@@ -56,5 +58,5 @@ def batches(paths: list[str], config: DataConfig, batch_size: int, device: torch
         )  # fmt: skip
         pipe.set_outputs(images, label.gpu() if on_gpu else label)
     ids = torch.arange(batch_size)
-    for (batch,) in DALIClassificationIterator(pipe):  # without end, since it is told no size
+    for (batch,) in DALIClassificationIterator(pipe):  # endless, since it gets no size
         yield Batch(batch["data"], batch["label"].squeeze(-1).long().to(device), ids)

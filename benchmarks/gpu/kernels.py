@@ -1,8 +1,8 @@
-"""The stages `device`, what the GPU reaches in copying and multiplying, and `profile`: milliseconds of a training step
-by class of kernel, beside what its bytes and FLOP allow at those rates.
+"""The stages `device` (the GPU's copy and matmul speed) and `profile` (a training step's milliseconds by kernel class).
 
-A ResNet-50 step at 224 px was counted, layer by layer (docs/gpu.md has the arithmetic). A kernel's class is told by the
-operator that launched it, where the profiler links the two, and by its own name.
+`profile` also shows the bounds that a step's bytes and FLOP set at the device's speed. They were counted layer by layer
+for a ResNet-50 step at 224 px (docs/gpu.md has the arithmetic). A kernel's class comes from its own name, and from the
+operator that launched it if the profiler links the two.
 """
 
 import re
@@ -19,7 +19,7 @@ from penstock.benchmarks.gpu.stage import COMPILED, EAGER, Job
 
 STEP_BYTES = {"eager": 477e6, "fused": 358e6, "ideal": 195e6}  # an image; see docs/gpu.md
 STEP_FLOP = 24.3e9  # an image, forward and backward
-# In order: class, pattern of the kernel's name, pattern of the operator's; the first that fits is it.
+# Class, pattern of the kernel's name, pattern of the operator's name. The first match decides.
 CLASSES: tuple[tuple[str, str, str], ...] = (
     ("convolution, weight gradient", r"wgrad", r"conv.*weight"),
     ("convolution, input gradient", r"dgrad", r"conv.*input"),
@@ -34,12 +34,12 @@ CLASSES: tuple[tuple[str, str, str], ...] = (
     ("relu, addition, other elementwise", r"elementwise|relu|triton_poi|vectorized", r"relu|add|mul|threshold|div|sub"),
 )  # fmt: skip
 ROUNDING_MS = 1e-6
-PROFILED_S = 0.1  # of launching: some steps
+PROFILED_S = 0.1  # seconds of launching: several steps
 
 
 def rates(job: Job) -> tuple[list[float], list[float]]:
-    """TB/s of a copy on the device, read and written, and TFLOP/s of a bf16 matmul: the repeats of each."""
-    from torch.utils.benchmark import Timer  # says a line on machines without a GPU
+    """Measure TB/s of a copy on the device (read plus written) and TFLOP/s of a bf16 matmul: the repeats of each."""
+    from torch.utils.benchmark import Timer  # imported here since it prints a line on machines without a GPU
 
     source, side = torch.empty(job.scale.copy_bytes, dtype=torch.uint8, device=job.device), job.scale.matmul_side
     a, b = (torch.randn(side, side, device=job.device, dtype=torch.bfloat16) for _ in range(2))
@@ -57,7 +57,10 @@ def device(job: Job) -> None:
 
 
 def class_of(kernel: str, operator: str = "") -> str:
-    """One of CLASSES, or "other". What torch.compile fused is named after all that is in it: BatchNorm comes first."""
+    """Return one of CLASSES, or "other".
+
+    The name of a kernel fused by torch.compile lists everything in it, so BatchNorm comes before the elementwise class.
+    """
     kernel, operator = kernel.lower(), operator.lower()
     for name, in_kernel, in_operator in CLASSES:
         if re.search(in_kernel, kernel) or (operator and re.search(in_operator, operator)):
@@ -66,16 +69,17 @@ def class_of(kernel: str, operator: str = "") -> str:
 
 
 def by_class(events: Iterable[FunctionEvent], on_gpu: bool) -> dict[tuple[str, str], float]:
-    """Milliseconds of a profile by class and kernel. On the CPU an operator's own time is it.
+    """Sum a profile's milliseconds by class and kernel. On the CPU, an operator's own time counts.
 
-    An operator knows the kernels that it launched and how long each took: several operators share a kernel's name, a
-    convolution's forward pass and its gradient too. What no operator claims is told by its name.
+    An operator lists the kernels that it launched and how long each took. The kernel's name is not enough, since
+    several operators share one, for example a convolution's forward pass and its gradient. A kernel without an
+    operator is classed by its name.
     """
     found: defaultdict[tuple[str, str], float] = defaultdict(float)
     unclaimed: defaultdict[str, float] = defaultdict(float)
     for event in events:
         if getattr(event, "is_user_annotation", False):
-            continue  # a span over kernels that count by themselves
+            continue  # a span over kernels that are counted individually
         if not on_gpu:
             found[class_of("", event.name), event.name] += event.self_cpu_time_total / 1e3
         elif event.device_type == DeviceType.CPU:
@@ -91,11 +95,11 @@ def by_class(events: Iterable[FunctionEvent], on_gpu: bool) -> dict[tuple[str, s
 
 
 def profile_step(job: Job) -> None:
-    """Eager in both precisions, and compiled in bf16."""
+    """Profile a step: eager in both precisions, and compiled in bf16."""
     copies, products = rates(job)
     size, bandwidth, flops = job.scale.batch_size, 1e12 * max(copies), 1e12 * max(products)
     for kind, count in STEP_BYTES.items():
-        job.report.row(f"bound by {kind} bytes", 1e3 * count * size / bandwidth, f"ms a step of {size}",
+        job.report.row(f"bound by {kind} bytes", 1e3 * count * size / bandwidth, f"ms per step of {size}",
                        f"{bandwidth / count:,.0f} images/s")  # fmt: skip
     job.report.row("bound by FLOP", 1e3 * STEP_FLOP * size / flops, "ms", f"{flops / STEP_FLOP:,.0f} images/s")
     modes = {"bf16 eager": ("bf16", EAGER), "fp16 eager": ("fp16", EAGER), "bf16 compiled": ("bf16", COMPILED)}
@@ -118,7 +122,7 @@ def profiled(job: Job, name: str, sets: tuple[str, ...]) -> None:
     for (kind, _), ms in found.items():
         total[kind] += ms
     whole = sum(total.values())
-    job.report.row(f"{name}: kernels", whole, f"ms a step of {job.scale.batch_size}")
+    job.report.row(f"{name}: kernels", whole, f"ms per step of {job.scale.batch_size}")
     for kind, ms in sorted(total.items(), key=lambda one: -one[1]):
         of_kernels = {kernel: spent for (of_kind, kernel), spent in found.items() if of_kind == kind}
         job.report.row(f"{name}: {kind}", ms, "ms", f"{ms / whole:.0%}", details=of_kernels)

@@ -1,4 +1,4 @@
-"""What a stage has found: rows, in PART.json before the next one is begun; and the table that people read."""
+"""The findings of a stage: rows, written to PART.json as they are measured, and the printed table."""
 
 import json
 import traceback
@@ -12,11 +12,11 @@ from penstock.shards.format import atomic_write
 
 NOT_ENDED = "failed (not ended)"
 BAD = ("failed", "wrong")
-WIDTH = 112  # of a row before its verdict
+WIDTH = 112  # width of a row before its verdict
 
 
 class Row(TypedDict):
-    """A figure, or words; of several repeats the median, beside the least and the most."""
+    """A figure, or words. Several repeats give the median, the least and the most."""
 
     what: str
     figure: float | None
@@ -30,7 +30,8 @@ class Row(TypedDict):
 
 
 class Result(TypedDict):
-    """A stage's. expected: in words. settings: the user's. tail: the last lines of a stage that failed or is wrong."""
+    """The result of a stage. expected: in words. settings: the user's. tail: the log's last lines if the stage failed
+    or is wrong."""
 
     format: int
     part: str
@@ -47,8 +48,10 @@ class Result(TypedDict):
 
 
 def read(path: Path, rehearsed: bool) -> dict[str, Result]:
-    """The results in a PART.json by their stage, none where there is no file. Raises ValueError where they are measured
-    and shall be rehearsed, or the other way round, and for another file."""
+    """Read a PART.json: stage → result, empty if there is no file.
+
+    Raises ValueError if the file is not a PART.json, or if only one of the file and this run is a rehearsal.
+    """
     try:
         results: list[Result] = json.loads(path.read_text(encoding="utf-8"))
         if all(result["rehearsed"] == rehearsed for result in results):
@@ -56,19 +59,19 @@ def read(path: Path, rehearsed: bool) -> dict[str, Result]:
     except FileNotFoundError:
         return {}
     except (ValueError, TypeError, KeyError):
-        raise ValueError(f"{path} holds no results: give another --out") from None
-    raise ValueError(f"{path} holds {'measured' if rehearsed else 'rehearsed'} results: give another --out")
+        raise ValueError(f"{path}: holds no results of stages. Give another --out.") from None
+    raise ValueError(f"{path}: holds {'measured' if rehearsed else 'rehearsed'} results. Give another --out.")
 
 
 def put(path: Path, result: Result) -> None:
-    """Add a result to a PART.json, in place of an earlier one of its stage."""
+    """Add a result to a PART.json. It replaces an earlier result of its stage."""
     results = list((read(path, result["rehearsed"]) | {result["stage"]: result}).values())
     with atomic_write(path) as stream:
         stream.write(json.dumps(results, indent=1, ensure_ascii=False, default=str).encode() + b"\n")
 
 
 class Report:
-    """A stage's result under way, in the PART.json at `path`."""
+    """The result of a running stage, in the PART.json at `path`."""
 
     def __init__(self, path: Path, result: Result) -> None:
         self._path, self.result = path, result
@@ -77,8 +80,11 @@ class Report:
         self, what: str, figure: float | Sequence[float] | None = None, unit: str = "", text: str = "", *,
         right: bool = True, verdict: str = "", details: Mapping[str, object] | None = None,
     ) -> None:  # fmt: skip
-        """One figure, or the repeats of one, in place of an earlier row of that name. text: what was found, in words.
-        right: nothing is as it must not be. verdict: where it is not to be worked out of that."""
+        """Report one figure, or its repeats. The row replaces an earlier one of the same name.
+
+        text: the finding, in words. right: whether the finding is as it must be. verdict: overrides the verdict from
+        `right`.
+        """
         verdict = verdict or ("ok" if right else "wrong")
         row: Row = {"what": what, "figure": None, "unit": unit, "text": text, "verdict": verdict}
         if isinstance(figure, Sequence):
@@ -94,7 +100,7 @@ class Report:
 
     @contextmanager
     def attempt(self, what: str) -> Iterator[None]:
-        """What may fail without ending the stage: its error is a row."""
+        """Run work that may fail without ending the stage. An error becomes a row."""
         try:
             yield
         except (Exception, SystemExit) as error:
@@ -102,14 +108,14 @@ class Report:
             self.row(what, verdict=f"failed ({one_line(error)})")
 
     def end(self) -> None:
-        """All is done: the stage's verdict is the worst of its rows'."""
+        """Finish the stage. Its verdict is the worst of its rows'."""
         found = [row["verdict"] for row in self.result["figures"]]
         self.result["verdict"] = next((one for bad in BAD for one in found if one.startswith(bad)), "ok")
         put(self._path, self.result)
 
 
 def shown(result: Result) -> str:
-    """A stage's verdict and what was expected, and its rows."""
+    """Return the text of a stage's result: verdict, expected result, and rows."""
     head = f"{result['part']} {result['stage']}  {result['seconds']:.0f} s{', rehearsed' * result['rehearsed']}"
     return "\n".join(
         [head.ljust(WIDTH) + result["verdict"], f"  expected: {result['expected']}", *map(line, result["figures"])]

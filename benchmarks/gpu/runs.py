@@ -1,4 +1,4 @@
-"""The stages that run whole programs: train.py stopped and resumed, every recipe, CIFAR-10; explain; pytest."""
+"""The stages that run whole programs: train.py (stopped and resumed, every recipe, CIFAR-10), explain, and pytest."""
 
 import json
 import os
@@ -32,7 +32,7 @@ POLL_S = 0.002
 
 
 def arguments(job: Job, recipe: str, data: Path, run_dir: Path, sets: Sequence[str], *more: str) -> list[str]:
-    """Of train.py."""
+    """Return arguments for train.py."""
     common = ["--data", str(data), "--recipe", recipe, "--device", job.device.type, "--no-machine-config"]
     return [*common, "--run-dir", str(run_dir), *more, *of_sets(*job.sets, *sets)]
 
@@ -42,7 +42,7 @@ def of_sets(*sets: str) -> list[str]:
 
 
 def train(options: list[str]) -> None:
-    """`python train.py OPTIONS` in this process, which has imported torch already. Raises SystemExit where it fails."""
+    """Run `python train.py OPTIONS` in this process, which has torch imported. Raises SystemExit if it fails."""
     sys.argv = [str(ROOT / "train.py"), *options]
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
@@ -52,8 +52,10 @@ def train(options: list[str]) -> None:
 
 
 def resumed(job: Job, loader: str) -> None:
-    """The demo's network: one run undisturbed, one killed in mid-epoch and resumed, one stopped by SIGTERM and resumed.
-    All see the samples that the plan says and end with the same weights, to the bit."""
+    """Train the demo's network three times: undisturbed, killed mid-epoch and resumed, stopped by SIGTERM and resumed.
+
+    All three must see exactly the planned samples and end with bit-identical weights.
+    """
     num_steps = job.scale.run_images // RUN_BATCH  # of an epoch
     sets = (f"data.loader={loader}", f"train.epochs={RUN_EPOCHS}", "schedule.warmup_epochs=1",
             f"train.global_batch_size={RUN_BATCH}", f"train.eval_every={RUN_EPOCHS}", "train.log_every=2",
@@ -74,8 +76,11 @@ def resumed(job: Job, loader: str) -> None:
 
 
 def run(options: list[str], run_dir: Path, num_steps: int = 0, number: int = 0) -> None:
-    """train.py in a process of the stage's group, its output in the stage's log, to its end; or until the second epoch
-    has `num_steps` in the metrics, when it gets signal `number`. Raises RuntimeError where it ends in another way."""
+    """Run train.py in a process of the stage's group, with its output in the stage's log.
+
+    If `number` is given, send that signal once the metrics have `num_steps` steps of the second epoch. Raises
+    RuntimeError if train.py ends in any other way.
+    """
     process = FORK.Process(target=train, args=(options,))
     process.start()
     while number and process.is_alive():
@@ -85,29 +90,31 @@ def run(options: list[str], run_dir: Path, num_steps: int = 0, number: int = 0) 
         time.sleep(POLL_S)
     process.join()
     if process.exitcode not in ((-number, 128 + number) if number else (0,)):
-        raise RuntimeError(f"train.py ended with {process.exitcode}; its last lines are in the log")
+        raise RuntimeError(f"train.py ended with exit code {process.exitcode}. The log has its last lines.")
 
 
 def lines(run_dir: Path, kind: str) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl of a kind, none before it is there; only their numbers are asked for."""
+    """Return the lines of one kind in metrics.jsonl, none before the file exists. Callers use only their numbers."""
     if not (run_dir / METRICS_FILE).exists():
         return []
     return cast(list[dict[str, float]], [line for line in read_metrics(run_dir) if line["kind"] == kind])
 
 
 def difference(run_dir: Path, other: Path) -> float:
-    """The largest difference between two runs' last weights and statistics; 0 where they agree to the bit.
+    """Return the largest difference between two runs' last weights and statistics, 0 if they are bit-identical.
 
-    By NumPy: the programs are forked from this process, and where torch has computed on several threads before a fork,
-    the child waits forever for threads that it does not have (GNU OpenMP)."""
+    Uses NumPy because the programs are forked from this process. If torch has computed on several threads before a
+    fork, the child waits forever for threads that it does not have (GNU OpenMP).
+    """
     ours, theirs = (checkpoint.load(checkpoint.last_path(folder))["net"] for folder in (run_dir, other))
     return max(float(np.abs(ours[name].numpy() - theirs[name].numpy()).max()) for name in ours | theirs)
 
 
 def recipes(job: Job) -> None:
-    """Every recipe for some steps on made-up batches, validation and report included.
+    """Run every recipe for some steps on synthetic batches, including validation and report.
 
-    In this process, one after the other: an import of torch for each would take longer than the steps."""
+    All run in this process, one after the other, since importing torch for each would take longer than the steps.
+    """
     dataset, num_steps = small_set(job, job.scale.run_images).root, job.scale.recipe_steps
     for name in job.scale.recipes or sorted(file.stem for file in FOLDER.glob("*.toml")):
         sets, run_dir = ("data.loader=synthetic", "model.compile=false", *job.scale.recipe_sets), job.work / name
@@ -121,7 +128,10 @@ def recipes(job: Job) -> None:
 
 
 def pretrained(job: Job, name: str, sets: Sequence[str]) -> tuple[str, ...]:
-    """What to set where a recipe downloads weights, which a machine may not be able to: a file of fresh ones."""
+    """Return the setting that replaces a recipe's downloaded weights by a file of fresh ones.
+
+    The machine may not be able to download.
+    """
     recipe = config.load_config(Recipe, recipe_file(name), (*job.sets, *sets))
     if not recipe.model.pretrained:
         return ()
@@ -131,8 +141,10 @@ def pretrained(job: Job, name: str, sets: Sequence[str]) -> tuple[str, ...]:
 
 
 def cifar(job: Job, recipe: str) -> None:
-    """A recipe for CIFAR-10 to its end, by train.py; in a rehearsal a short one on a small set. The epochs are in the
-    log as they end."""
+    """Train a CIFAR-10 recipe to its end with train.py. The log shows each epoch as it ends.
+
+    A rehearsal trains briefly on a small set.
+    """
     dataset, run_dir = job.cifar or small_set(job, 256).root, job.work / f"to-the-end-{recipe}"
     train(arguments(job, recipe, dataset, run_dir, job.scale.cifar_sets))
     for line in lines(run_dir, "eval"):
@@ -143,7 +155,7 @@ def cifar(job: Job, recipe: str) -> None:
 
 
 def explained(job: Job) -> None:
-    """`bench.py explain`: what it calls the limit of training, and what its model says beside what was measured."""
+    """Run `bench.py explain`: report the bottleneck, and the model's predictions compared with the measured rates."""
     result = job.work / "explain.json"
     options = [
         "--data",
@@ -164,17 +176,17 @@ def explained(job: Job) -> None:
     ]
     explain.command.main([*map(str, options), *of_sets(*job.sets, *job.scale.sets)], standalone_mode=False)
     written = json.loads(result.read_text(encoding="utf-8"))
-    job.report.row("the limit", text=written["explain"]["bottleneck"])
+    job.report.row("bottleneck", text=written["explain"]["bottleneck"])
     for name, predicted in written["explain"]["predicted"].items():
         seen = median(written["programs"][name]["images_per_s"])
         job.report.row(f"{name}: model / measured", predicted / seen, "times", f"{seen:,.0f} images/s")
 
 
 def tests(job: Job) -> None:
-    """tests/gpu, by pytest, a file in a process of its own: one that crashes costs itself."""
+    """Run tests/gpu with pytest, each file in its own process, so a crash affects only that file."""
     for file in sorted(TESTS.glob("test_*.py")):
         command = [sys.executable, "-m", "pytest", "-v", "-rfE", "-p", "no:cacheprovider", "--color=no"]
-        command += ["-o", "addopts=--import-mode=importlib", str(file)]  # without what may be missing there: xdist
+        command += ["-o", "addopts=--import-mode=importlib", str(file)]  # without xdist, which may be missing
         printed = [""]
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8",
                               errors="backslashreplace") as done:  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a stage is, and what it is given: how much of everything, folders, the machine, a report."""
+"""The definition of a stage and its input: the scale of the work, folders, the machine, and the report."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from penstock.training.distributed import World
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How much of everything. seconds, repeats: of each rate. sets: laid over ResNet-50's recipe, last."""
+    """The amount of work. seconds, repeats: for each rate. sets: the last overrides of ResNet-50's recipe."""
 
     sets: tuple[str, ...] = ()
     batch_size: int = 256
@@ -23,7 +23,7 @@ class Scale:
     copy_bytes: int = 4 << 30
     matmul_side: int = 8192
     run_images: int = 2048  # training images of the small set that train.py runs on
-    recipes: tuple[str, ...] = ()  # none: all
+    recipes: tuple[str, ...] = ()  # empty: all
     recipe_steps: int = 10
     recipe_sets: tuple[str, ...] = ("train.global_batch_size=64",)
     cifar_sets: tuple[str, ...] = ()
@@ -33,7 +33,10 @@ class Scale:
 SMALL_NETWORK = ("model.name=cifar_resnet8", "model.stem=imagenet", "train.precision=fp32")
 SMALL_IMAGES = ("data.image_size=32", "data.val_image_size=32", "data.val_resize_size=32")
 EAGER = ("model.compile=false",)
-COMPILED = ("model.compile=true", "model.compile_mode=default")  # no CUDA graphs, on which a profile tells less
+COMPILED = (
+    "model.compile=true",
+    "model.compile_mode=default",
+)  # no CUDA graphs, since they hide details from a profile
 FULL = Scale()
 SMALL = Scale(
     sets=(*SMALL_NETWORK, *SMALL_IMAGES),
@@ -47,10 +50,10 @@ SMALL = Scale(
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a stage is given.
+    """The input of a stage.
 
-    work: a folder that the stages of this call share, gone at its end. env: the facts of the machine, as in results.
-    data, cifar: packed datasets, where the user gave them. sets: the user's `section.key=value`.
+    work: a folder that the stages of this run share, deleted at its end. env: the facts of the machine, as in results.
+    data, cifar: packed datasets, if the user gave them. sets: the user's `section.key=value`.
     """
 
     out: Path
@@ -72,13 +75,15 @@ class Job:
         return World(rank=0, local_rank=0, world_size=1, local_world_size=1, device=self.device)
 
     def resnet(self, *sets: str) -> Recipe:
-        """ResNet-50 as the standard recipe trains it, with `section.key=value` laid over it: the user's, over those
-        the stage's own. In a rehearsal something small in its place."""
+        """Return the standard ResNet-50 recipe with the user's `section.key=value`, overridden by the stage's own.
+
+        A rehearsal gets a small network instead.
+        """
         return config.load_config(Recipe, recipe_file("rn50-90ep"), (*self.sets, *sets, *self.scale.sets))
 
 
 class Stage(NamedTuple):
-    """expected: for people. needs: "gpu", "cifar" or modules; where one is missing the stage is skipped."""
+    """One stage. expected: in words. needs: "gpu", "cifar" or modules. If one is missing, the stage is skipped."""
 
     name: str
     part: str

@@ -1,6 +1,6 @@
-"""`bench.py peers`: this project's loader beside others, each in its own process and, where needed, its environment.
+"""`bench.py peers`: compare this project's loader with others, each in its own process and, if needed, environment.
 
-All get the same images, crop law, output and cores; a program whose output is not what was asked for is not timed.
+All get the same images, crop distribution, output format and cores. A program with the wrong output is not timed.
 """
 
 import os
@@ -27,22 +27,23 @@ COLUMNS = ("program", "version", "workers", "images/s", "ours/theirs", "memory M
 
 
 def numbers(context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...]:
-    """Of "1,2,4"; none for None."""
+    """Parse "1,2,4" into numbers. None gives no numbers."""
     try:
         found = tuple(sorted({int(part) for part in value.split(",")})) if value is not None else ()
     except ValueError:
         found = (0,)
     if min(found, default=1) < 1:
-        raise click.BadParameter(f"{value!r} is no list of numbers from 1 on, such as 1,2,4")
+        raise click.BadParameter(f"{value!r} is not a list of positive integers, such as 1,2,4")
     return found
 
 
-@click.command(name="peers", help=f"""Images/s of this project's loader beside other projects', on the CPU.
+@click.command(name="peers", help=f"""Compare the loader with other projects' loaders.
 
-    The programs get the same images (a packed training split), crop law (random-resized, flipped), output (float32,
-    normalised, with labels, in the main process) and cores, and the number of workers with which each is fastest. Each
-    one's output is checked before it is timed: form, labels, mean, contrast, where it crops, and whether each image
-    comes. Most need an environment of their own, which --setup makes; those that are not installed are skipped.
+    All run on the CPU, with the same images (a packed training split), crops (random-resized, flipped), output
+    (float32, normalised, with labels, in the main process) and cores. Each uses the number of workers with which it is
+    fastest. Before a program is timed, its output is checked: shape, labels, mean, contrast, crop positions, and that
+    every image appears. Most peers need an environment of their own, which --setup creates. Peers that are not
+    installed are skipped.
 
     \b
     python bench.py peers --setup
@@ -53,18 +54,20 @@ def numbers(context: click.Context, option: click.Parameter, value: str | None) 
     {chr(10).join(f"    {name:<20} {peer.about}" for name, peer in PEERS.items()).strip()}
     """)  # fmt: skip
 @click.option("--data", metavar="DIR|synthetic:WxH", help="Packed dataset.  [default: the demo's]")
-@click.option("--image-size", type=click.IntRange(min=8), default=224, metavar="S", help="Pixels.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=100, metavar="B")
-@click.option("--threads", type=click.IntRange(min=0), default=0, metavar="N", help="Cores of a program; 0 for all.")
+@click.option("--image-size", type=click.IntRange(min=8), default=224, metavar="S", help="Image size in pixels.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=100, metavar="B", help="Batch size.")
+@click.option("--threads", type=click.IntRange(min=0), default=0, metavar="N",
+              help="Cores per program. 0 uses all.")  # fmt: skip
 @click.option("--workers", callback=numbers, metavar="N,N,…", help="Numbers of workers to try.  [default: 1,2,3,4; "
-              "with more than 4 threads 1/2, 1, 3/2, 2 times them]")  # fmt: skip
-@click.option("--only", "names", type=click.Choice(list(PEERS)), multiple=True, help="This peer; several times for "
-              "several.  [default: all]")  # fmt: skip
-@click.option("--setup", is_flag=True, help="Make the environments of the peers, and measure nothing.")
-@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), default=".peers", help="Where the "
-              "environments, the peers' copies of the images, and logs are.")  # fmt: skip
+              "with more than 4 cores, 1/2, 1, 3/2 and 2 times the cores]")  # fmt: skip
+@click.option("--only", "names", type=click.Choice(list(PEERS)), multiple=True, help="Compare only with this peer. "
+              "May be repeated.  [default: all]")  # fmt: skip
+@click.option("--setup", is_flag=True, help="Create the peers' environments, and measure nothing.")
+@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), default=".peers", help="Folder for the "
+              "environments, the peers' copies of the images, and logs.")  # fmt: skip
 @with_options(TIMING)
-@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the result.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False),
+              help="Write the result to a JSON file.")  # fmt: skip
 def command(
     data: str | None, image_size: int, batch_size: int, threads: int, workers: tuple[int, ...], names: tuple[str, ...],
     setup: bool, folder: Path, seconds: float, repeats: int, out: Path | None, json_file: Path | None,
@@ -75,11 +78,11 @@ def command(
         from penstock.benchmarks.peers.environments import set_up
 
         if failed := set_up(names, folder, click.echo):
-            raise click.ClickException(f"not installed: {', '.join(failed)}; the others are")
+            raise click.ClickException(f"not installed: {', '.join(failed)}. The others are installed.")
         return
     cores = sorted(os.sched_getaffinity(0))
     if threads > len(cores):
-        raise ValueError(f"--threads {threads}: this process may use {len(cores)} cores; give at most so many")
+        raise ValueError(f"--threads {threads}: this process may use only {len(cores)} cores. Give at most that many.")
     cores = cores[: threads or len(cores)]
     dataset = ShardSet.open(there(data))
 
@@ -92,23 +95,24 @@ def command(
         image_size, batch_size, tuple(cores), workers or worker_counts(len(cores)), folder, seconds, repeats
     )
     result = run.compare(names, dataset, settings, say)
-    click.echo(f"peers, {batch_size} × {image_size} px, {len(cores)} threads, {environment.cpu_model() or 'CPU'}; "
-               f"median [range] of {repeats} × {seconds:g} s; ours/theirs with its 95 % interval")  # fmt: skip
+    click.echo(f"peers: batch size {batch_size} at {image_size} px, {len(cores)} threads, "
+               f"{environment.cpu_model() or 'CPU'}; median [range] of {repeats} repeats of {seconds:g} s; "
+               "ours/theirs with its 95 % interval")  # fmt: skip
     click.echo(table(result))
     for line in result.warnings:
         click.echo(f"  warning: {line}", err=True)
     record.keep(result, json_file, out)
     if failed := result.more["failed"]:
-        raise click.ClickException(f"failed, and not measured: {', '.join(failed)}")
+        raise click.ClickException(f"failed and not measured: {', '.join(failed)}")
 
 
 def say(line: str) -> None:
-    """Progress, which is no part of the result."""
+    """Print progress, which is not part of the result, to stderr."""
     click.echo(line, err=True)
 
 
 def there(data: str | None) -> str:
-    """The folder of the dataset that --data names; the demo's and synthetic ones are made where they are not there."""
+    """Return the folder of the dataset that --data names. Makes the demo's or a synthetic one if needed."""
     if data is None:
         ensure_demo(Path(DEMO_DATA), say)
         return DEMO_DATA
@@ -116,14 +120,14 @@ def there(data: str | None) -> str:
 
 
 def worker_counts(threads: int) -> tuple[int, ...]:
-    """Numbers of workers to try: 1 to 4, and with more threads than that, from half as many to twice as many."""
+    """Return the numbers of workers to try: 1 to 4, or with more than 4 threads from half as many to twice as many."""
     if threads <= MANY_THREADS:
         return tuple(range(1, MANY_THREADS + 1))
     return tuple(threads * quarters // 4 for quarters in (2, 4, 6, 8))
 
 
 def table(result: "Result") -> str:
-    """A line a program, the fastest first; under them those that were left out, and why."""
+    """Return the table, one line per program with the fastest first, then the skipped and failed programs."""
     rows: list[Sequence[str]] = [COLUMNS]
     for name, one in sorted(result.programs.items(), key=lambda item: -item[1].median):
         times = result.ratios.get(f"{OURS} / {name}")
@@ -134,5 +138,5 @@ def table(result: "Result") -> str:
     lines += [f"  {pair}  {ratio_cell(times)}" for pair, times in result.ratios.items() if pair.startswith(PIXELS)]
     for outcome, shown in ("skipped", "skipped"), ("failed", "FAILED"):
         for name, why in result.more[outcome].items():
-            lines += wrapped(f"  {name}: {shown}, {why}")
+            lines += wrapped(f"  {name}: {shown}: {why}")
     return "\n".join(lines)

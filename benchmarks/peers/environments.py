@@ -1,4 +1,4 @@
-"""The environment of each peer: the project's, or one of its own, FOLDER/ADAPTER, which `--setup` makes by uv."""
+"""The environment of each peer: the project's, or its own in FOLDER/ADAPTER, which `--setup` creates with uv."""
 
 import shutil
 import subprocess
@@ -8,35 +8,35 @@ from pathlib import Path
 
 from penstock.benchmarks.peers.registry import PEERS
 
-REQUIREMENTS = Path(__file__).with_name("requirements")  # ADAPTER.txt; without one the project's environment has it
-LAST_LINES = 3  # of uv's complaint that are shown
+REQUIREMENTS = Path(__file__).with_name("requirements")  # of ADAPTER.txt; without one the project's environment is used
+LAST_LINES = 3  # of uv's error message that are shown
 
 
 def requirements(name: str) -> Path | None:
-    """What a peer's own environment holds; they exclude each other's and ours."""
+    """Return the requirements file of a peer's own environment. The peers' requirements conflict with each other."""
     path = REQUIREMENTS / f"{PEERS[name].adapter}.txt"
     return path if path.exists() else None
 
 
 def python_of(name: str, folder: Path) -> Path:
-    """The interpreter that runs a peer, whether or not it is there yet."""
+    """Return the interpreter that runs a peer, whether or not it exists yet."""
     return folder / PEERS[name].adapter / "bin" / "python" if requirements(name) else Path(sys.executable)
 
 
 def how_to_install(name: str) -> str:
-    """A line for people."""
+    """Return the instruction to install a peer."""
     by_setup = f"python bench.py peers --setup --only {name}"
-    return f"install it with: {by_setup if requirements(name) else f'uv pip install {PEERS[name].package}'}"
+    return f"Install it with: {by_setup if requirements(name) else f'uv pip install {PEERS[name].package}'}"
 
 
 def set_up(names: Sequence[str], folder: Path, say: Callable[[str], None]) -> list[str]:
-    """Make the environments, anew where they are there already. Returns the adapters that could not be installed.
+    """Create the environments, and replace existing ones. Returns the adapters that could not be installed.
 
-    Raises ValueError where uv is missing.
+    Raises ValueError if uv is missing.
     """
     uv = shutil.which("uv")
     if uv is None:
-        raise ValueError("uv is not installed, which makes the environments; install it with: pip install uv")
+        raise ValueError("uv is not installed, but --setup needs it. Install it with: pip install uv")
     failed = []
     for adapter, name in {PEERS[name].adapter: name for name in names}.items():
         if (wanted := requirements(name)) is None:

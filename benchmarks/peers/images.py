@@ -1,4 +1,4 @@
-"""A packed training split → what the peers read: the same files as a folder of classes, and the shards themselves."""
+"""Lay out a packed training split for the peers: the same files as a folder of classes, and the shards themselves."""
 
 import shutil
 import tempfile
@@ -18,7 +18,7 @@ SPLIT = "train"
 
 
 class Images(NamedTuple):
-    """folder: LABEL/SAMPLE.jpg, or .ppm. packed: the split's tars, indexes and table. key: names these images."""
+    """The images. folder: has LABEL/SAMPLE.jpg, or .ppm. packed: the split's tars, indexes and table. key: an id."""
 
     split: Split
     folder: Path
@@ -27,7 +27,7 @@ class Images(NamedTuple):
 
 
 def make_once(target: Path, make: Callable[[Path], None]) -> None:
-    """Have the folder `target` filled by `make`, unless an earlier run came to the end of that."""
+    """Fill the folder `target` with `make`, unless an earlier run completed it."""
     if not target.exists():
         partial = target.with_name(f".{target.name}")
         shutil.rmtree(partial, ignore_errors=True)
@@ -37,10 +37,10 @@ def make_once(target: Path, make: Callable[[Path], None]) -> None:
 
 
 def lay_out(dataset: ShardSet, data: Path) -> Images:
-    """Copy the images to files below `data`, unless they are there. Raises ValueError for shards that are no files."""
+    """Copy the images to files below `data`, unless they are there. Raises ValueError if the shards are at a URL."""
     split, key = dataset.split(SPLIT), dataset.fingerprint[:12]
     if split.url:
-        raise ValueError(f"{split.url}: the peers read files; give a dataset on a disk")
+        raise ValueError(f"{split.url}: the peers cannot read from a URL. Give a dataset on a disk.")
 
     def write(target: Path) -> None:
         for sample_id, row in enumerate(split.samples):
@@ -59,7 +59,7 @@ def lay_out(dataset: ShardSet, data: Path) -> Images:
 
 
 def lay_out_marked(data: Path) -> Images:
-    """The marked images of `check`, each of a class of its own, packed and as files below `data`."""
+    """Make the marked images of `check`, each in its own class, packed and as files below `data`."""
 
     def make(target: Path) -> None:
         with tempfile.TemporaryDirectory(prefix=".marked-", dir=data) as folder, ThreadPoolExecutor(1) as executor:
@@ -74,6 +74,6 @@ def lay_out_marked(data: Path) -> Images:
 
 
 def bytes_of(paths: Iterable[Path]) -> int:
-    """Of files, and of all below folders."""
+    """Return the total size of files, and of all files below folders."""
     files = [file for path in paths for file in (path.rglob("*") if path.is_dir() else [path])]
     return sum(file.stat().st_size for file in files if file.is_file())

@@ -1,4 +1,4 @@
-"""A peer's process as seen from here: start it, ask it, end it. See `child` for what it answers."""
+"""Start, query and end a peer's process. `child` documents its answers."""
 
 import os
 import signal
@@ -17,12 +17,12 @@ from penstock.benchmarks.processes import family, memory_mb
 CHILD = Path(__file__).with_name("child.py")
 LIMIT_S = 300.0  # a program that is silent for longer has failed
 POLL_S = 0.2
-END_S = 5.0  # a process that has lost its connection has this long to end by itself
+END_S = 5.0  # time for a process without its connection to end by itself
 IMPORTS = ("ImportError", "ModuleNotFoundError")
 
 
 class PeerError(ValueError):
-    """What a peer did wrong, in a line. peer: its name. missing: its package or environment is not there."""
+    """A peer's failure, in a line. peer: its name. missing: its package or environment is not installed."""
 
     def __init__(self, peer: str, reason: str, missing: bool = False) -> None:
         super().__init__(reason)
@@ -32,8 +32,8 @@ class PeerError(ValueError):
 class Child:
     """One running adapter, in a session of its own with all processes that it starts: a `measure.Program`.
 
-    log: file for what it prints. seen: what it makes of the marked images and of those that are timed. figures: what
-    the result has of it besides rates.
+    log: file for its output. seen: descriptions of its marked images and of its timed images. figures: its figures for
+    the result, other than rates.
     """
 
     seen: tuple[Seen, Seen]
@@ -51,7 +51,7 @@ class Child:
         self._send(job)
 
     def answer(self, limit_s: float = LIMIT_S) -> Any:
-        """Its next one. Raises PeerError where it has ended or is silent for longer than the limit."""
+        """Return its next answer. Raises PeerError if it has ended, or does not answer within the limit."""
         deadline = time.monotonic() + limit_s
         with suppress(EOFError, ConnectionError):
             while self._connection.poll(POLL_S) or self._process.poll() is None:
@@ -61,10 +61,10 @@ class Child:
                     raise PeerError(self.name, f"no answer in {limit_s:g} s (see {self.log})")
         code = self._process.wait()
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "it says nothing")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
         if last.startswith(IMPORTS):
             raise PeerError(self.name, last, missing=True)
-        how = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"
+        how = f"ended by signal {-code}" if code < 0 else f"ended with status {code}"
         raise PeerError(self.name, f"{how}: {last} (see {self.log})")
 
     def run(self, seconds: float) -> Sample:
@@ -73,16 +73,16 @@ class Child:
         return Sample(num_images / elapsed)
 
     def describe(self, num_images: int) -> Seen:
-        """See `check.describe`."""
+        """Have the peer describe its images. See `check.describe`."""
         self._send(("describe", num_images))
         return dict(self.answer())
 
     def memory_mb(self) -> float:
-        """Of all its processes."""
+        """Return the memory of all its processes, in MB."""
         return memory_mb(family(self._process.pid))
 
     def close(self) -> None:
-        """End it and whatever it has started."""
+        """End the process and everything that it has started."""
         if self._connection.closed:
             return
         self._connection.close()
@@ -93,5 +93,5 @@ class Child:
         self._process.wait()
 
     def _send(self, message: object) -> None:
-        with suppress(ConnectionError):  # it has ended, which the next answer will show
+        with suppress(ConnectionError):  # the process has ended; `answer` reports it
             self._connection.send(message)

@@ -1,4 +1,4 @@
-"""The comparison: check each peer's output, choose its number of workers, time those that passed in turn → a result."""
+"""Run the comparison: check each peer's output, choose its number of workers, and time the peers alternately."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
@@ -17,19 +17,19 @@ from penstock.shards.format import ShardSet
 from penstock.training import environment
 
 ROOT = Path(__file__).resolve().parents[2]
-EPOCH_BATCHES = 200  # that an epoch has at least, by repeating images
-NUM_CHECKED = 2000  # images, of the marked ones and of those that are timed
-MARKED_BATCH, MARKED_WORKERS = 50, 4  # at most: each worker then gives several batches of the marked images
-TURN_S = 2.0  # how long a number of workers is tried, at most
+EPOCH_BATCHES = 200  # least number of batches in an epoch; images are repeated to reach it
+NUM_CHECKED = 2000  # images to check, both of the marked and of the timed ones
+MARKED_BATCH, MARKED_WORKERS = 50, 4  # upper limits, so each worker gives several batches of the marked images
+TURN_S = 2.0  # the most seconds to try a number of workers
 PREPARE_LIMIT_S = 24 * 3600.0
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What all programs are asked for.
+    """The settings of all programs.
 
-    cores: that a program's processes may use. workers: numbers of worker processes or threads that are tried.
-    folder: environments, the peers' copies of the images, and logs. seconds, repeats: of each program's turns.
+    cores: the cores that a program's processes may use. workers: numbers of worker processes or threads to try. folder:
+    for environments, the peers' copies of the images, and logs. seconds, repeats: of each program's turns.
     """
 
     image_size: int
@@ -42,10 +42,12 @@ class Settings:
 
 
 def compare(names: Sequence[str], dataset: ShardSet, settings: Settings, say: Callable[[str], None]) -> record.Result:
-    """The result of the peers `names`, with `skipped` and `failed` in `more`: peer → why. The first is ours, beside
-    which the others are checked. say: gets a line about each program as it comes in.
+    """Compare the peers `names`. The first is ours, and the others are checked against it.
 
-    Raises PeerError where ours fails before it is timed.
+    Returns the result, with `skipped` and `failed` in `more`: peer → reason. say: called with a line about each program
+    as it is ready.
+
+    Raises PeerError if ours fails before it is timed.
     """
     images, marked = lay_out(dataset, settings.folder / "data"), lay_out_marked(settings.folder / "data")
     skipped: dict[str, str] = {}
@@ -55,21 +57,21 @@ def compare(names: Sequence[str], dataset: ShardSet, settings: Settings, say: Ca
 
     def leave_out(error: PeerError) -> None:
         outcome, found = ("skipped", skipped) if error.missing else ("FAILED", failed)
-        found[error.peer] = f"{error}; {how_to_install(error.peer)}" if error.missing else str(error)
-        say(f"{error.peer}: {outcome}, {found[error.peer]}")
+        found[error.peer] = f"{error}. {how_to_install(error.peer)}" if error.missing else str(error)
+        say(f"{error.peer}: {outcome}: {found[error.peer]}")
 
     with ExitStack() as stack:
         for name in names:
             try:
                 child = enter(name, images, marked, settings, children[0].seen if children else None)
                 children.append(stack.enter_context(closing(child)))
-                say(f"{name}: output checked, {child.figures['workers']} workers")
+                say(f"{name}: output is correct, fastest with {child.figures['workers']} worker(s)")
             except PeerError as error:
                 if not children:
                     raise
                 leave_out(error)
         with noise.watched() as warnings:
-            while children and not samples:  # where one fails the others begin again: all theirs are taken in turn
+            while children and not samples:  # if one fails, the others start again, to alternate without it
                 try:
                     samples = in_turn(children, settings.seconds, settings.repeats)
                 except PeerError as error:
@@ -94,14 +96,14 @@ def compare(names: Sequence[str], dataset: ShardSet, settings: Settings, say: Ca
 
 
 def enter(name: str, images: Images, marked: Images, settings: Settings, ours: Sequence[Seen] | None) -> Child:
-    """A peer whose files are made and whose output is checked, with that number of workers with which it is fastest.
+    """Prepare a peer's files, check its output, and start it with its fastest number of workers.
 
-    ours: what ours makes of the marked images and of those that are timed; None where this is ours.
+    ours: descriptions of our marked and timed images; None if this peer is ours.
 
-    Raises PeerError where it is not installed, fails, or delivers something else than was asked for.
+    Raises PeerError if the peer is not installed, fails, or gives wrong output.
     """
     if not python_of(name, settings.folder).exists():
-        raise PeerError(name, "it has no environment yet", missing=True)
+        raise PeerError(name, "its environment does not exist yet", missing=True)
     if PEERS[name].reads == "own":
         prepare(name, marked, settings)
         prepare(name, images, settings)
@@ -139,7 +141,7 @@ def own_files(name: str, images: Images, settings: Settings) -> Path:
 
 
 def prepare(name: str, images: Images, settings: Settings) -> None:
-    """Have a peer write files of its own, unless they are there."""
+    """Let a peer write files of its own, unless they exist."""
 
     def make(target: Path) -> None:
         with closing(start(name, images, settings, 1, prepare_in=target)) as child:
@@ -151,8 +153,11 @@ def prepare(name: str, images: Images, settings: Settings) -> None:
 def start(
     name: str, images: Images, settings: Settings, workers: int, batch_size: int = 0, prepare_in: Path | None = None
 ) -> Child:
-    """A peer's process, which first answers with its first batch. batch_size: at most; 0 for the settings'.
-    prepare_in: where it has to write its files instead."""
+    """Start a peer's process. Its first answer comes with its first batch.
+
+    batch_size: upper limit; 0 uses the settings'. prepare_in: the folder to write its files to, if it should only
+    prepare them.
+    """
     peer, config = PEERS[name], DataConfig()
     batch_size = min(batch_size or settings.batch_size, settings.batch_size)
     job = {

@@ -1,4 +1,4 @@
-"""Augmentations: each alone, with how far it may be from the reference's; all that a graph may hold; all at once."""
+"""Augmentations for the tests: each alone with its tolerance against the reference, all of a graph, and all at once."""
 
 from typing import Any, get_args, get_type_hints
 

@@ -1,4 +1,4 @@
-"""What the tests of load, predict and export share: a small network that has an opinion, in a checkpoint."""
+"""Shared by the tests of load, predict and export: a checkpoint of a small trained network."""
 
 from pathlib import Path
 from typing import Any

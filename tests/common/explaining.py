@@ -1,4 +1,4 @@
-"""What the tests of `bench.py explain` share."""
+"""Shared by the tests of `bench.py explain`."""
 
 import json
 from pathlib import Path

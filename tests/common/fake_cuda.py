@@ -1,8 +1,8 @@
-"""A GPU that is not there: torch's fake tensors on device "cuda", so that code for one runs on any machine.
+"""A simulated GPU: torch's fake tensors on device "cuda", which let GPU code run on any machine.
 
-Fake tensors have shapes, dtypes, strides and devices, and no data. Operations on two devices at once raise, and so does
-whatever looks into a tensor. What fake tensors cannot do is put in their place by `fake_cuda`: autograd's backward pass
-gives gradients of the parameters' layout, fused optimizers check what they are given, streams and events do nothing.
+Fake tensors have shapes, dtypes, strides and devices, but no data. Operations across two devices raise an error, and so
+does reading a tensor's values. `fake_cuda` replaces the operations that fake tensors lack: autograd's backward pass
+gives gradients of the parameters' layout, fused optimizers check their arguments, and streams and events do nothing.
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ class Watch(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.contiguous: list[str] = []  # convolutions of which an operand is not channels-last
+        self.contiguous: list[str] = []  # convolutions with an operand that is not channels-last
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -1,4 +1,4 @@
-"""Feeds and loaders of the packed dataset, and what came of them by position."""
+"""Feeds and loaders of the packed dataset, and their output by position."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,9 +1,9 @@
-"""Starts Python programs in a tenth of a second: forked from one process that has imported torch, DALI and the rest.
+"""Start Python programs in a tenth of a second, forked from a process that has imported torch, DALI and the rest.
 
-`start` and `run` take what `subprocess` takes after `python`: a script, `-m MODULE` or `-c CODE`, and arguments. The
-program sees its own `sys.argv`, environment, folder and files, handles signals as a new interpreter does, and leads a
-session. Under `-m torch.distributed.run` the ranks are forked, too. What is read when torch is imported (but
-OMP_NUM_THREADS) is as it was in the common parent.
+`start` and `run` accept the words after `python` on a command line: a script, `-m MODULE` or `-c CODE`, and arguments.
+The program has its own `sys.argv`, environment, folder and files, handles signals like a new interpreter, and leads a
+session. Under `-m torch.distributed.run` the ranks are forked too. Settings that are read when torch is imported are
+those of the common parent, except OMP_NUM_THREADS.
 """
 
 import atexit

@@ -1,4 +1,4 @@
-"""What programs import: done once, in the process that they are forked from (`tests/common/forked.py`)."""
+"""The modules that programs import, imported once in the process that forks them (`tests/common/forked.py`)."""
 
 import matplotlib.pyplot  # noqa: F401
 import numba  # noqa: F401

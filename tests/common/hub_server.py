@@ -1,8 +1,8 @@
-"""A stand-in for the Hugging Face Hub on loopback: dataset repositories as huggingface_hub's file system asks for them.
+"""A stand-in for the Hugging Face Hub on loopback, with dataset repositories for huggingface_hub's file system.
 
-It answers what the Hub does for a repository's information, its tree and its files (with ranges), and with the Hub's
-`X-Error-Code` where there is nothing, or no permission. `HF_ENDPOINT` points a new process at it, fsspec's settings
-("hf", "endpoint") this one.
+It answers like the Hub for a repository's information, its tree and its files (with ranges). If something does not
+exist or is not permitted, it answers with the Hub's `X-Error-Code`. `HF_ENDPOINT` points a new process at it; fsspec's
+settings ("hf", "endpoint") point this one at it.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Generated pictures, and an ImageFolder tree of them: what most tests pack and train on."""
+"""Generated pictures, and an ImageFolder tree of them, which most tests pack and train on."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A recipe and a `machine.toml` in a folder of the test's own, on a machine that is always the same."""
+"""A recipe and a `machine.toml` in the test's own folder, on a machine that always looks the same."""
 
 from pathlib import Path
 

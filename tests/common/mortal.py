@@ -1,4 +1,4 @@
-"""Arrays whose memory is overwritten when the last reference goes: who reads too late sees it."""
+"""Arrays that overwrite their memory when the last reference goes, to expose late readers."""
 
 import weakref
 
@@ -9,7 +9,7 @@ from penstock.pipeline import loader as loader_module
 
 
 def mortal(values: np.ndarray) -> np.ndarray:
-    """A copy that is overwritten as soon as nobody holds it: who still reads it then reads something else."""
+    """A copy that is overwritten as soon as nothing references it, so a late reader sees wrong values."""
     memory = values.copy()
     view = memory[...]
     weakref.finalize(view, memory.fill, 1)

@@ -1,4 +1,4 @@
-"""Image files that few encoders write, from Pillow's parts: sampling factors, marker codes, pixel formats → bytes."""
+"""Image files that few encoders write, built from Pillow's: sampling factors, marker codes, pixel formats."""
 
 import io
 import struct
@@ -42,7 +42,7 @@ def sampled(image: Image.Image, factors: Factors, **options: object) -> bytes:
 
 
 def with_frame(jpeg: bytes, marker: int = 0xC0, bits: int = 8, height: int | None = None, components: int = 3) -> bytes:
-    """A baseline JPEG that says something else of itself."""
+    """A baseline JPEG with a header that claims something else."""
     at = jpeg.index(b"\xff\xc0")
     tall = jpeg[at + 5 : at + 7] if height is None else height.to_bytes(2)
     return jpeg[: at + 1] + bytes([marker]) + jpeg[at + 2 : at + 4] + bytes([bits]) + tall + (

@@ -1,4 +1,4 @@
-"""What the tests of packing share: small images, the command line, hashes of what came out."""
+"""Shared by the tests of packing: small images, the command line, and hashes of the output."""
 
 import hashlib
 from pathlib import Path

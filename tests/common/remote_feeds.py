@@ -1,4 +1,4 @@
-"""Feeds of a dataset at a URL, and what came of them."""
+"""Feeds of a dataset at a URL, and their output."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the tests of `train.py` share: a small run, in this process or in one of its own, and what it wrote."""
+"""Shared by the tests of `train.py`: a small run, in this process or its own, and the files that it writes."""
 
 import json
 import tempfile

@@ -1,4 +1,4 @@
-"""The official ILSVRC archives, Kaggle's layout, Tiny-ImageNet, generated in small."""
+"""Small generated versions of the official ILSVRC archives, Kaggle's layout and Tiny-ImageNet."""
 
 import base64
 from pathlib import Path
@@ -48,7 +48,7 @@ def val_tar(root: Path, numbers: list[int] | None = None) -> Labelled:
 
 
 def small_archives(root: Path, monkeypatch: pytest.MonkeyPatch) -> Labelled:
-    """Small archives, and the registry told of their numbers: 4 classes, 2 validation images each."""
+    """Small archives, and a registry entry with their numbers: 4 classes, 2 validation images each."""
     root.mkdir()
     kind = SourceKind(ilsvrc.recognise, lambda path, options: Ilsvrc(path, 4, 2), ilsvrc.LAYOUT)
     monkeypatch.setitem(SOURCES, "ilsvrc", kind)

@@ -1,4 +1,4 @@
-"""What the tests of the sources share: unique JPEGs, and reading a packed dataset back with webdataset alone."""
+"""Shared by the tests of the sources: unique JPEGs, and a reader of packed datasets that uses only webdataset."""
 
 import io
 import tarfile
@@ -49,7 +49,7 @@ def listed(source: Source, work: Path) -> Labelled:
 
 
 def packed(path: Path, out: Path) -> tuple[Labelled, ShardSet]:
-    """What webdataset reads from the packed source; a label is told by its place among the sorted class keys."""
+    """Read the packed source with webdataset. A label is its position among the sorted class keys."""
     with ThreadPoolExecutor(1) as executor:
         shard_set = pack(path, out, executor=executor).shard_set
     keys = [info.wnid for info in shard_set.classes]

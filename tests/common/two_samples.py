@@ -1,4 +1,4 @@
-"""Whether two samples are of one distribution."""
+"""Tests of whether two samples come from one distribution."""
 
 import numpy as np
 

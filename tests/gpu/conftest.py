@@ -1,4 +1,4 @@
-"""Images of every kind that a JPEG decoder tells apart, and what keeps a GPU busy beside the loader."""
+"""Images of every kind that a JPEG decoder distinguishes, and work that keeps a GPU busy beside the loader."""
 
 import threading
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A validation epoch on the GPU in a process of its own, which decoding may crash: pixels to a file, the log to stderr.
+"""Run a validation epoch on the GPU in its own process, since decoding may crash: pixels to a file, log to stderr.
 
 python -m tests.gpu.decoding DATA OUT.npy '{"gpu_decode": "region"}'
 """

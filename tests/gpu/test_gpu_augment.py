@@ -1,4 +1,4 @@
-"""Every augmentation of the registry on the GPU and on the CPU, on the same pixels with the same draws."""
+"""Every registered augmentation on the GPU and on the CPU, on the same pixels with the same random draws."""
 
 from typing import Any
 

@@ -1,8 +1,8 @@
-"""What the GPU's JPEG decoders make of each kind of image, under load, against the CPU's; and which of them it was.
+"""The GPU's JPEG decoders compared with the CPU's on each kind of image, under load, and which decoder was used.
 
 nvJPEG's hardware engine is reported to ignore its stream on H100 and to overwrite memory in use (torchcodec 1634,
-torchvision 9606): hence the busy device and the repeated epochs. nvImageCodec's issue 55 reports a crash where a region
-is decoded: hence processes of their own for those.
+torchvision 9606). So the tests keep the device busy and repeat epochs. nvImageCodec's issue 55 reports a crash when
+regions are decoded, so those tests run in their own processes.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""Nothing is written while somebody reads it: the batch's memory, and the inputs that DALI takes without a copy."""
+"""No memory is written while it is still read: the batch's, and the inputs that DALI uses without a copy."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""`DaliLoader` on a GPU against itself on the CPU: the same plan, pixels apart only by the decoder's rounding."""
+"""`DaliLoader` on a GPU and on the CPU: the same plan, and pixels that differ only by the decoder's rounding."""
 
 import shutil
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def on_cpu(batches: list[Batch]) -> list[Batch]:
 
 
 def same(a: list[Batch], b: list[Batch], apart: float = 0.0) -> bool:
-    """Whether the samples and labels agree, and the images to the bit, or each to `apart` grey levels in the mean."""
+    """Whether the samples and labels agree, and the images bit for bit or within `apart` grey levels on average."""
     return len(a) == len(b) and all(
         torch.equal(x.labels, y.labels) and torch.equal(x.sample_ids, y.sample_ids)
         and (torch.equal(x.images, y.images) or per_image(x.images, y.images).max() < apart)
@@ -81,8 +81,8 @@ def test_float32_on_the_gpu(dataset: ShardSet) -> None:
 
 @pytest.mark.parametrize(("hw_decoder_load", "apart"), [(0.0, 0.0), (1.0, 0.0), (0.65, 0.5)])
 def test_resume_and_abandon(dataset: ShardSet, hw_decoder_load: float, apart: float) -> None:
-    """Where both of the GPU's decoders work, which of them takes an image is not the same in each run. Of ImageNet's
-    images their pixels are 0.03 grey levels apart in the mean, 3 at most (an H200)."""
+    """If both of the GPU's decoders work, an image may get a different one in each run. On ImageNet's images their
+    pixels are 0.03 grey levels apart on average and 3 at most (an H200)."""
     loader = make_loader(dataset, augment=JITTER, hw_decoder_load=hw_decoder_load)
     whole = on_cpu(list(loader.iter_epoch(1)))
     for batches_taken in (1, 3):
@@ -135,8 +135,8 @@ def test_a_bad_sample_on_the_gpu(
     bad = [int(expected[batch].sample_ids[row]) for batch, row in ((1, 0), (1, 11), (4, 5))]
     for sample_id in bad:
         damage(shard_set, "train", sample_id, data)
-    told: list[BadSample] = []
-    loader = make_loader(shard_set, on_bad=told.append)
+    reported: list[BadSample] = []
+    loader = make_loader(shard_set, on_bad=reported.append)
     found = on_cpu(list(loader.iter_epoch(1)))
     assert len(found) == len(expected)
     for ours, theirs in zip(found, expected, strict=True):
@@ -146,7 +146,7 @@ def test_a_bad_sample_on_the_gpu(
         assert torch.equal(ours.sample_ids[~taken_out], theirs.sample_ids[~taken_out])
         difference = (gray_levels(ours.images) - gray_levels(theirs.images))[~taken_out].abs()
         assert difference.mean() < 0.5  # the hardware decoder's share of a batch may fall on other samples
-    assert sorted(sample.sample_id for sample in told) == sorted(bad)
+    assert sorted(sample.sample_id for sample in reported) == sorted(bad)
     assert loader.quarantine == set(bad)
     loader.close()
 
@@ -168,6 +168,6 @@ def test_a_truncated_image_costs_no_other(
         others = theirs.sample_ids != bad
         assert torch.equal(ours.sample_ids[others], theirs.sample_ids[others])
         assert torch.equal(ours.images[others], theirs.images[others])
-    print(f"taken out: {loader.quarantine}")
+    print(f"quarantined: {loader.quarantine}")
     assert loader.quarantine <= {bad}
     loader.close()

@@ -1,4 +1,4 @@
-"""`PixelLoader` on a GPU against itself on the CPU: in the first epoch the CPU resizes, then the GPU has the images."""
+"""`PixelLoader` on a GPU and on the CPU: the CPU resizes in the first epoch, then the GPU has the images."""
 
 from collections.abc import Callable
 from contextlib import closing
@@ -76,7 +76,7 @@ def test_a_bad_sample_on_the_gpu(dataset_copy: Path, damage: Callable[[ShardSet,
 def test_shards_with_pixels(
     dataset: ShardSet, mixed_dir: Path, augment: AugmentConfig | None, gpu_decode: Literal["off", "whole", "region"]
 ) -> None:
-    """Half of the images are stored as pixels. Where the GPU decodes, DALI reads them; else the kernel has them."""
+    """Half of the images are stored as pixels. If the GPU decodes, DALI reads them; otherwise the kernel does."""
     with (
         closing(build(make_feed(ShardSet.open(mixed_dir), augment=augment, gpu_decode=gpu_decode), GPU)) as gpu,
         closing(build(make_feed(dataset, augment=augment), CPU)) as cpu,

@@ -1,4 +1,4 @@
-"""Steps as CUDA graphs beside steps whose kernels are launched one by one: the same training."""
+"""Steps as CUDA graphs and steps with kernels launched one by one give the same training."""
 
 import gzip
 import json
@@ -39,7 +39,7 @@ def _exact(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def batches(seed: int | None = None) -> Iterator[Batch]:
-    """Each in memory of its own, which goes when the next is asked for; the same one again and again with a seed."""
+    """Each batch has its own memory, freed when the next is requested. With a seed, the same batch repeats."""
     generator = torch.Generator().manual_seed(seed or 0)
     while True:
         if seed is not None:

@@ -1,6 +1,6 @@
 """A container with the project read-only and a home that cannot be written: train, eval, predict and bench run there.
 
-The mounts are a namespace's own, which not every machine allows: then the tests are skipped.
+The mounts need a namespace of their own. The tests are skipped on machines that do not allow one.
 """
 
 import os
@@ -58,9 +58,9 @@ def trained(home: Path, dataset_dir: Path, tmp_path_factory: pytest.TempPathFact
     data = ("--data", str(dataset_dir), "--device", "cpu")
     done = run(home, "train.py", *data, "--recipe", "demo", "--run-dir", str(out), *sets)
     assert "on 19/19 images" in done.stdout
-    told = [line for line in done.stderr.splitlines() if "NUMBA_CACHE_DIR" in line]
-    assert len(told) == 1
-    assert told[0].startswith("numba finds no directory to keep compiled code in: ")
+    lines = [line for line in done.stderr.splitlines() if "NUMBA_CACHE_DIR" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("numba finds no directory to keep compiled code in: ")
     assert "atplotlib" not in done.stdout + done.stderr
     return out
 

@@ -1,4 +1,4 @@
-"""`bench.py explain` names what was made slow: the decoding, the network."""
+"""`bench.py explain` names the stage that was made slow: the decoding, or the network."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""`examples/finetune.sh`: from a folder of photos to a fine-tuned network, by the installed command."""
+"""`examples/finetune.sh`: from a folder of photos to a fine-tuned network, with the installed command."""
 
 import os
 import subprocess

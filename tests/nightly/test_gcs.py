@@ -1,4 +1,4 @@
-"""Datasets at gs:// URLs against Google Cloud Storage's emulator on loopback, of which a part of the requests fail."""
+"""Datasets at gs:// URLs, on an emulator of Google Cloud Storage on loopback that fails some requests."""
 
 import random
 import threading

@@ -1,6 +1,6 @@
-"""`python -m benchmarks.gpu --rehearse`: every stage in small on the CPU, as it will run on a GPU.
+"""`python -m benchmarks.gpu --rehearse`: every stage runs at a small size on the CPU, as it will run on a GPU.
 
-`check` runs as on a machine that lacks DALI and other packages: their imports are blocked.
+`check` runs as on a machine without DALI and other packages: their imports are blocked.
 """
 
 import json
@@ -30,7 +30,7 @@ NEEDS_A_GPU = {"tests", "graphs", "max-autotune"}
 
 
 def rehearse(out: Path, *arguments: str, search: Path | None = None) -> tuple[str, dict[str, dict[str, Any]]]:
-    """What the command prints, and the results by the stage's name. It must end well."""
+    """Return the command's output, and the results by stage. The command must succeed."""
     path = os.pathsep.join(map(str, filter(None, (search, ROOT))))
     command = [sys.executable, "-m", "benchmarks.gpu", *arguments, "--rehearse", "--out", str(out)]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""`bench.py peers` with real programs, each in its own process: the peers that the project's environment has."""
+"""`bench.py peers` with the real programs that the project's environment has, each in its own process."""
 
 from pathlib import Path
 
@@ -39,5 +39,8 @@ def test_peers_are_checked_measured_and_compared(
     programs = result.programs
     assert programs["webdataset"].size_bytes == programs[OURS].size_bytes
     assert 0 < (programs["torchvision-tensor"].size_bytes or 0) < (programs["webdataset"].size_bytes or 0)
-    assert "ffcv: skipped, it has no environment yet; install it with: python bench.py peers --setup" in ran.output
+    assert (
+        "ffcv: skipped: its environment does not exist yet. Install it with: python bench.py peers --setup"
+        in ran.output
+    )
     assert "ours/theirs" in ran.output

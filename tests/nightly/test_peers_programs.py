@@ -1,4 +1,4 @@
-"""`bench.py peers` with programs: those that misbehave, a peer let in, its images, the environments that are made."""
+"""`bench.py peers`: programs that misbehave, a peer's start, its images, and the environments."""
 
 import os
 import subprocess
@@ -74,7 +74,7 @@ def test_a_program_is_started_and_timed(child: Callable[..., Child], tmp_path: P
         ("def loader(job):\n  raise OSError('disk is full')", False, "OSError: disk is full"),
         ("import os, sys\nprint('bad alloc', file=sys.stderr)\nsys.stderr.flush()\nos._exit(3)", False,
          "ended with status 3: bad alloc"),
-        ("import os\nos.kill(os.getpid(), 11)", False, "was ended by signal 11"),
+        ("import os\nos.kill(os.getpid(), 11)", False, "ended by signal 11"),
         ("def loader(job):\n  return iter([])", False, "the loader gives no batch"),
     ],
 )  # fmt: skip
@@ -123,7 +123,7 @@ def test_memory_counts_all_processes_and_all_end(child: Callable[..., Child]) ->
     command = ["ps", "-o", "stat=", "-s", str(session)]
     for _ in range(100):
         states = subprocess.run(command, capture_output=True, text=True).stdout.split()
-        if all(state.startswith("Z") for state in states):  # ended; its new parent has not yet been told
+        if all(state.startswith("Z") for state in states):  # ended, but not yet reaped by its new parent
             break
         time.sleep(0.1)
     else:
@@ -174,8 +174,8 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> run.Settings:
 
 def enter_fake(monkeypatch: pytest.MonkeyPatch, dataset: ShardSet, settings: run.Settings, **options: int) -> Child:
     write_adapter(settings.folder, FAKE, monkeypatch)
-    told: Any = {"slow": [0, 0.2, 0.0, 0.1], "channels": 1, "label": 0} | options
-    monkeypatch.setitem(PEERS, "fake", Peer("numpy", "own", "fake", "a fake", told))
+    given: Any = {"slow": [0, 0.2, 0.0, 0.1], "channels": 1, "label": 0} | options
+    monkeypatch.setitem(PEERS, "fake", Peer("numpy", "own", "fake", "a fake", given))
     data = settings.folder / "data"
     return run.enter("fake", images.lay_out(dataset, data), images.lay_out_marked(data), settings, None)
 
@@ -197,13 +197,13 @@ def test_a_peer_is_prepared_checked_and_given_the_best_workers(
 def test_a_peer_with_wrong_output_is_refused(
     monkeypatch: pytest.MonkeyPatch, dataset: ShardSet, settings: run.Settings, options: dict[str, int]
 ) -> None:
-    with pytest.raises(PeerError, match=r"its output is wrong: the even blue .* comes out as"):
+    with pytest.raises(PeerError, match=r"its output is wrong: blue should be .* but is"):
         enter_fake(monkeypatch, dataset, settings, **options)
 
 
 def test_a_peer_without_its_environment_is_missing(settings: run.Settings, dataset: ShardSet) -> None:
     laid_out = images.lay_out(dataset, settings.folder / "data")
-    with pytest.raises(PeerError, match="no environment") as caught:
+    with pytest.raises(PeerError, match="its environment does not exist") as caught:
         run.enter("ffcv", laid_out, laid_out, settings, None)
     assert caught.value.missing
     assert "peers --setup --only ffcv" in environments.how_to_install("ffcv")
@@ -211,7 +211,7 @@ def test_a_peer_without_its_environment_is_missing(settings: run.Settings, datas
 
 
 class Fake:
-    """A program that fails in its `fails_at`-th turn, or is not there."""
+    """A program that fails in its `fails_at`-th turn; 0: never."""
 
     def __init__(self, name: str, fails_at: int) -> None:
         self.name, self.fails_at, self.turns, self.seen = name, fails_at, 0, ({}, {})
@@ -244,9 +244,9 @@ def test_a_peer_that_fails_while_timed_is_left_out_and_the_others_are_timed(
     taken = {name: one.images_per_s for name, one in result.programs.items()}
     assert taken == {OURS: [100.0] * 2, "dali": [100.0] * 2}
     assert result.more["failed"] == {"timm": "gave up"}
-    assert result.more["skipped"] == {"ffcv": "not there; install it with: python bench.py peers --setup --only ffcv"}
+    assert result.more["skipped"] == {"ffcv": "not there. Install it with: python bench.py peers --setup --only ffcv"}
     assert list(result.ratios) == [f"{OURS} / dali"]
-    assert lines[-1] == "timm: FAILED, gave up"
+    assert lines[-1] == "timm: FAILED: gave up"
 
 
 def test_the_folder_has_the_shards_images(dataset: ShardSet, tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_setup_makes_the_environments_and_tells_what_failed(fake_uv: Path, tmp_p
     assert "timm: runs in the project's own environment" in lines
     assert f"ffcv: installed in {tmp_path}/peers/ffcv" in lines
     assert "tfdata: not installed: warning: slow No solution found" in lines
-    assert lines[-1] == "Error: not installed: tfdata; the others are"
+    assert lines[-1] == "Error: not installed: tfdata. The others are installed."
     calls = fake_uv.read_text().splitlines()
     assert len(calls) == 4, "ffcv's two files share an environment"
     python = f"{tmp_path}/peers/ffcv/bin/python"

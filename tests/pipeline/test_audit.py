@@ -1,4 +1,4 @@
-"""The audit against made-up runs: what the plan orders, logged by a digest of the test's own; and then wrong ones."""
+"""The audit on synthetic runs that log the planned samples with the test's own digest, and on wrong ones."""
 
 import json
 from collections.abc import Callable

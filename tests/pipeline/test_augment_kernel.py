@@ -1,4 +1,4 @@
-"""The compiled kernels as nodes of the CPU's graph against DALI's operators in their place, which the GPU has."""
+"""The compiled kernels in the CPU's graph, compared with the DALI operators that the GPU uses."""
 
 from typing import Any
 

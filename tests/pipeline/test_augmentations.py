@@ -1,4 +1,4 @@
-"""Every augmentation in DALI against torchvision and Pillow with the same draws, and the laws of the plan for all."""
+"""Every augmentation in DALI against torchvision and Pillow with the same draws, and the plan's laws."""
 
 import cmath
 import colorsys

@@ -1,4 +1,4 @@
-"""How a benchmark sets torch up for a dataset: as `train.py` does."""
+"""A benchmark sets up torch for a dataset as `train.py` does."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which decoder took an image, by the log that DALI writes on this machine."""
+"""DALI's log on this machine shows the decoder of each image."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""`bench.py explain`: the model, the candidates and the report against figures by hand; the stages' own ways."""
+"""`bench.py explain`: the model, the changes and the report against figures worked out by hand; its stages."""
 
 import ctypes
 import gc
@@ -213,9 +213,11 @@ def test_a_compiled_network_that_limits_a_gpu_is_tried_with_graphs(dataset: Shar
     graphs = ["--set model.compile_mode=reduce-overhead"]
     assert tried(on_gpu=True, compile_it=True) == graphs
     assert tried(on_gpu=True, compile_it=False) == ["--set model.compile=true"]
-    assert tried(on_gpu=False, compile_it=True) == tried(on_gpu=False, compile_it=False) == [], "on a CPU no rule knows"
-    assert tried(on_gpu=True, compile_it=True, accumulation=2) == [], "which CUDA graphs do not go with"
-    assert tried(on_gpu=True, compile_it=True, mode="auto") == [], "one GPU has them"
+    assert tried(on_gpu=False, compile_it=True) == tried(on_gpu=False, compile_it=False) == [], (
+        "on a CPU no rule applies"
+    )
+    assert tried(on_gpu=True, compile_it=True, accumulation=2) == [], "CUDA graphs do not work with accumulation"
+    assert tried(on_gpu=True, compile_it=True, mode="auto") == [], "on one GPU it already uses them"
     assert tried(on_gpu=True, compile_it=True, mode="auto", world_size=2) == graphs
 
 
@@ -308,7 +310,7 @@ def test_reading_touches_the_shards_pages_and_no_copies(dataset: ShardSet, monke
 
 
 def test_resizing_is_fed_what_was_decoded(dataset: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Outputs of the decoder are kept while it goes on: they must stay what they were."""
+    """The decoder's outputs are kept while it continues: they must not change."""
     setup = given(dataset, data=DataConfig(image_size=32, threads=1))
     batches = stages.encoded_batches(setup)
     assert len(batches) > 4, "more than DALI decodes ahead"
@@ -344,15 +346,30 @@ def test_the_chart_fits_80_columns_and_marks_the_bottleneck(monkeypatch: pytest.
 
 
 def test_the_text_has_the_verdict_and_the_arithmetic() -> None:
-    lines = list(report.verdict(timings(RATES), ON_CPU))
-    assert lines[0] == (
-        "bottleneck: compute, 500 images/s alone; the others could do decode 2.9×, resize 10.0×, read 20.0× as many"
+    assert report.bottleneck(ON_CPU) == (
+        "The bottleneck is compute: by itself, training the network on a batch in memory runs at 500 images/s."
     )
-    assert "train: 408 images/s predicted (by cores), 390 measured, 96%" in lines
-    shared = "on a CPU all stages share the cores: decoding slows training also where it waits for no data"
+    lines = list(report.verdict(timings(RATES), ON_CPU))
+    assert lines[0] == "Headroom, in multiples of the bottleneck's images/s: decode 2.9×, resize 10.0×, read 20.0×."
+    assert "train: the model predicts 408 images/s (limited by: cores). Measured: 390 images/s, 96%." in lines
+    shared = "On a CPU all stages share the cores, so decoding slows training even if training never waits for data."
     assert shared in lines
     assert shared not in report.verdict(timings(RATES), ON_CPU._replace(on_gpu=True))
-    assert "libjpeg-turbo decodes 1,500 whole images/s; decode (regions) has 95% of it" in report.notes(timings(RATES))
+    compared = "libjpeg-turbo decodes 1,500 whole images/s; decode (regions) reaches 95% of that."
+    assert compared in report.notes(timings(RATES))
+
+
+def test_the_advice_names_each_change_and_its_gain() -> None:
+    changes = [(Change("--set a.b=1", "does less", None), 1.5), (Change("--set c.d=2", "", None, {}, True), 1.25)]
+    assert report.advice(changes) == [
+        "Most worth trying:",
+        "  1. --set a.b=1",
+        "     expected 1.50 times as fast: does less",
+        "  2. --set c.d=2",
+        "     expected 1.25 times as fast:  (changes the training result)",
+    ]
+    assert report.advice([]) == ["Most worth trying: nothing. By the model, no change would gain 3 % or more."]
+    assert set(report.WORK) == set(explain_model.STAGES)
 
 
 def test_of_images_that_are_decoded_once_no_reading_is_told() -> None:
@@ -364,16 +381,16 @@ def test_of_images_that_are_decoded_once_no_reading_is_told() -> None:
 
 
 def test_arithmetic_is_the_published(dataset: ShardSet) -> None:
-    """ResNet-50 at 224 px: 4.09 G multiply-adds forward (torchvision's table), three times that in training but for the
-    first layer, which has no gradient to hand on."""
+    """ResNet-50 at 224 px: 4.09 G multiply-adds forward (torchvision's table). Training takes three times that, except
+    in the first layer, which passes no gradient on."""
     setup = given(dataset, data=DataConfig(), model=ModelConfig(name="resnet50"))
     setup = setup._replace(dataset=cast(ShardSet, SimpleNamespace(classes=range(1000))))
     assert arithmetic.training_flops(setup) == pytest.approx(24.3e9, rel=0.005)
     a_second = arithmetic.peak_flops_per_s(setup)
     assert 1e9 < a_second < 1e13, "of a CPU"
     line = report.mfu(24.3e9, 486e9, 5.0)
-    assert line.startswith("arithmetic: 0.486 TFLOP/s by a matrix product, 24.3 GFLOP an image → at most 20 images/s; ")
-    assert line.endswith("compute has 25% of it (MFU)")
+    most = "24.3 GFLOP per image allow at most 20 images/s"
+    assert line == (f"Arithmetic: 0.486 TFLOP/s in a matrix product and {most}; compute reaches 25% of that (MFU).")
 
 
 def test_of_two_readings_the_one_that_counts_is_marked(dataset: ShardSet) -> None:

@@ -1,6 +1,8 @@
-"""The graph with GPU nodes, made and serialized without a GPU or its driver: which catches an operator or an argument
-that DALI does not have, a GPU node as a named argument, and a wrong number of inputs; not shapes, dtypes or values.
-What else must hold of it is read off its operators: where each runs, and that nothing comes back from the GPU.
+"""The graph with GPU nodes, built and serialized without a GPU or its driver.
+
+This catches operators and arguments that DALI does not have, a GPU node as a named argument, and a wrong number of
+inputs. It does not catch wrong shapes, dtypes or values. The tests also check on which device each operator runs, and
+that nothing comes back from the GPU.
 """
 
 from itertools import product
@@ -134,7 +136,7 @@ def test_crops_are_mirrored_by_the_last_operator(dataset: ShardSet) -> None:
 
 @pytest.fixture
 def kernel_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of DALI's operators in place of the compiled kernel, which cannot be serialized."""
+    """Use a DALI operator in place of the compiled kernel, since the kernel cannot be serialized."""
     from nvidia.dali import fn, types
 
     def resize(images: Any, geometry: Any, image_size: int, *, normalise: bool) -> Any:
@@ -159,7 +161,7 @@ def test_the_cpu_may_decode(dataset: ShardSet, name: str, half: bool) -> None:
 @pytest.mark.parametrize("gpu_decode", ["whole", "region"])
 @pytest.mark.parametrize("augment", [AugmentConfig(), None], ids=["training", "validation"])
 def test_the_decoder(dataset: ShardSet, augment: AugmentConfig | None, gpu_decode: Any, fancy: bool) -> None:
-    """A region in the codec only where it is asked for; else the window is cut out on the GPU, rows before columns."""
+    """The codec decodes a region only on request. Otherwise the window is cut out on the GPU, rows before columns."""
     config = DataConfig(gpu_decode=gpu_decode, fancy_upsampling=fancy, hw_decoder_load=0.25, **SMALL)
     operators = gpu_graph(feed_of(dataset, augment, config))
     decoder = decoder_of(operators)

@@ -1,10 +1,10 @@
-"""The pixels of the GPU's branch without a GPU: `DaliLoader` on DALI's operators, run on the CPU, against the compiled
-kernel and against torchvision and Pillow, sample by sample; and the plan's laws on that branch.
+"""The pixels of the GPU branch without a GPU: `DaliLoader` with DALI's operators runs on the CPU.
 
-Where the two branches may differ by more than rounding, measured and understood:
-- A filter that reaches beyond the crop: DALI's operators repeat its last pixel, the kernel and Pillow leave it out.
+It is compared, sample by sample, with the compiled kernel, torchvision and Pillow. The plan's laws are checked too. The
+two branches differ by more than rounding in these known cases:
+- A filter reaches beyond the crop: DALI's operators repeat the last pixel, the kernel and Pillow ignore it.
 - Nearest neighbour at a tie: DALI's float32 coordinates fall to the other side of a whole number.
-Everywhere else they are at most a level apart, two for the wider filters.
+Otherwise they are at most one level apart, or two for the wider filters.
 """
 
 from collections.abc import Callable
@@ -225,9 +225,9 @@ def test_a_bad_sample_leaves_a_hole(
     row = split.samples[baseline[30][0]]
     data = split.shard_path(int(row["shard"])).read_bytes()[int(row["offset"]) :][: int(row["size"])]
     damage(shard_set, "train", baseline[30][0], b"" if kind == "no header" else data[: len(data) * 4 // 5])
-    told: list[BadSample] = []
+    reported: list[BadSample] = []
     feed = make_feed(shard_set, augment=EVERYTHING)
-    loader = DaliLoader(feed, device=CPU, threads=2, on_bad=told.append)
+    loader = DaliLoader(feed, device=CPU, threads=2, on_bad=reported.append)
     rows = by_position(loader.iter_epoch(1), feed)
     loader.close()
     holes = {place for place, (sample_id, _, _) in baseline.items() if sample_id == baseline[30][0] and place in rows}
@@ -236,7 +236,7 @@ def test_a_bad_sample_leaves_a_hole(
     assert all(rows[place][:2] == (NO_SAMPLE, IGNORE_LABEL) for place in holes)
     kept = rows.keys() - holes
     assert same_rows({p: rows[p] for p in kept}, {p: baseline[p] for p in kept})
-    assert {bad.sample_id for bad in told} == {baseline[30][0]}
+    assert {bad.sample_id for bad in reported} == {baseline[30][0]}
 
 
 def test_the_operators_are_what_ran(dataset: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:

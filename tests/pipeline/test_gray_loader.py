@@ -1,4 +1,4 @@
-"""Which memory a loader hands to DALI: the shards' own, but for gray JPEGs on a GPU, of which it mends a copy."""
+"""A loader hands DALI the shards' own memory, except for gray JPEGs on a GPU: those are repaired copies."""
 
 import io
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from tests.common.feeds import CROPS, make_feed
 def test_what_a_loader_hands_to_dali(
     dataset: ShardSet, monkeypatch: pytest.MonkeyPatch, device: str, augment: AugmentConfig | None
 ) -> None:
-    """The shards' own memory, but for gray JPEGs with a factor on a GPU: then a mended copy, every time."""
+    """It is the shards' own memory, except for gray JPEGs with a factor on a GPU: those are always repaired copies."""
     split, given = dataset.split("train"), list[np.ndarray]()
 
     def graph(source: Callable[[], Any], names: Any, config: Any, *, gpu: int | None, **_: Any) -> Any:
@@ -38,7 +38,7 @@ def test_what_a_loader_hands_to_dali(
     monkeypatch.setattr("penstock.pipeline.loader.build_graph", graph)
     monkeypatch.setattr("torch.from_dlpack", lambda tensor: tensor)
     feed = replace(make_feed(dataset, augment=augment, batch_size=6), split=split)
-    feed = replace(feed, global_batch_size=30 if augment else 0)  # no sample of the 90 is left out
+    feed = replace(feed, global_batch_size=30 if augment else 0)  # drops none of the 90 samples
     loader = DaliLoader(feed, device=torch.device(device), threads=1)
     for epoch, position in [(0, 0), (1, 0), (1, 30)]:
         given.clear()

@@ -1,4 +1,4 @@
-"""`load_network`: which checkpoint, which weights, and what it says where they do not fit."""
+"""`load_network`: the checkpoint and weights that it chooses, and its errors if they do not fit."""
 
 from collections.abc import Callable
 from pathlib import Path

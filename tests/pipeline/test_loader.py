@@ -1,5 +1,4 @@
-"""`DaliLoader` and `PixelLoader` on generated shards: pixels against PIL and torchvision, laws 1 to 4, and what broken
-input says."""
+"""`DaliLoader` and `PixelLoader` on generated shards: pixels compared with PIL and torchvision, laws 1 to 4, errors."""
 
 import errno
 import io
@@ -258,7 +257,7 @@ def test_validation_pixels_are_torchvisions(
 def test_training_pixels_are_torchvisions(dataset: ShardSet, image_tree: Path) -> None:
     """The planned box, cut and resized and flipped by torchvision from what PIL decodes: mean difference ≤ 0.5 grey
     levels an image (0.22 was the largest seen). At the crop's border the two filters weigh the outside differently:
-    PIL leaves it out, DALI repeats the last pixel; a hard edge there may differ by a dozen levels."""
+    PIL ignores it, DALI repeats the last pixel. A hard edge there may differ by about 12 levels."""
     loader = make_loader(dataset)
     split, feed = dataset.split("train"), loader.feed
     flips = 0
@@ -368,8 +367,8 @@ def test_bad_samples_are_taken_out(
     for i, sample_id in enumerate(bad.values()):
         damage(shard_set, "train", sample_id, DAMAGES[kinds[i % len(kinds)]](stored(shard_set, sample_id)))
 
-    told: list[BadSample] = []
-    loader = loader_of(make_feed(shard_set), threads=2, on_bad=told.append)
+    reported: list[BadSample] = []
+    loader = loader_of(make_feed(shard_set), threads=2, on_bad=reported.append)
     rows = by_position(loader.iter_epoch(1), loader.feed)
     assert rows.keys() == expected.keys()
     for position, (sample_id, label, image) in rows.items():
@@ -379,10 +378,10 @@ def test_bad_samples_are_taken_out(
         else:
             assert (sample_id, label) == expected[position][:2]
             assert torch.equal(image, expected[position][2])
-    assert sorted(sample.sample_id for sample in told) == sorted(bad.values())
+    assert sorted(sample.sample_id for sample in reported) == sorted(bad.values())
     assert loader.quarantine == set(bad.values())
     split = shard_set.split("train")
-    for sample in told:
+    for sample in reported:
         row = split.samples[sample.sample_id]
         assert f"train-{row['shard']:06d}.tar at byte {row['offset']} (" in sample.where
         assert split.source_name(sample.sample_id) in sample.where
@@ -392,13 +391,13 @@ def test_bad_samples_are_taken_out(
 
     again = by_position(loader.iter_epoch(1), loader.feed)
     assert same_rows(again, rows)
-    assert len(told) == len(bad)  # told once
+    assert len(reported) == len(bad)  # reported once
     loader.close()
 
-    told.clear()  # a run that knows them from its checkpoint
-    loader = loader_of(make_feed(shard_set), threads=2, quarantine=set(bad.values()), on_bad=told.append)
+    reported.clear()  # a run that knows them from its checkpoint
+    loader = loader_of(make_feed(shard_set), threads=2, quarantine=set(bad.values()), on_bad=reported.append)
     assert same_rows(by_position(loader.iter_epoch(1), loader.feed), rows)
-    assert not told
+    assert not reported
     loader.close()
 
 
@@ -406,7 +405,7 @@ def test_bad_samples_are_taken_out(
 def test_a_truncated_image_is_bad_where_the_crop_reaches_the_damage(
     dataset: ShardSet, dataset_copy: Path, damage: Damage
 ) -> None:
-    """Nothing but the planned region is decoded. The epoch goes on either way, and no neighbour changes."""
+    """Only the planned region is decoded. The epoch continues either way, and no neighbour changes."""
     healthy = make_loader(dataset)
     expected = by_position(healthy.iter_epoch(1), healthy.feed)
     healthy.close()
@@ -520,14 +519,14 @@ def test_one_in_a_hundred(dataset: ShardSet, dataset_copy: Path, damage: Damage)
     long = replace(split, samples=np.tile(split.samples, copies))
     long.samples["offset"][: len(split) * (copies - 1)] = np.tile(dataset.split("train").samples["offset"], copies - 1)
     feed = replace(make_feed(shard_set, batch_size=24), split=long)
-    told: list[BadSample] = []
-    loader = loader_of(feed, threads=2, on_bad=told.append)
+    reported: list[BadSample] = []
+    loader = loader_of(feed, threads=2, on_bad=reported.append)
     seen = [row[0] for row in by_position(loader.iter_epoch(0), feed).values()]
     expected = feed.plan(0).sample_ids(0, len(seen)).tolist()
     is_bad = [sample_id % 90 == bad_id for sample_id in expected]
     assert sum(is_bad) == copies
     assert seen == [NO_SAMPLE if bad else sample_id for sample_id, bad in zip(expected, is_bad, strict=True)]
-    assert {(bad.epoch, bad.position) for bad in told} == {(0, i) for i, bad in enumerate(is_bad) if bad}
+    assert {(bad.epoch, bad.position) for bad in reported} == {(0, i) for i, bad in enumerate(is_bad) if bad}
     loader.close()
 
 

@@ -1,4 +1,4 @@
-"""Images that decoders see differently: what `encode` makes of them beside Pillow, and what `examine` lets train."""
+"""Images that decoders read differently: `encode` compared with Pillow, and the images that `examine` accepts."""
 
 import io
 import itertools
@@ -41,7 +41,7 @@ def apart(data: bytes, expected: np.ndarray) -> int:
 
 
 def test_common_samplings_are_those_that_turbojpeg_names() -> None:
-    """But for 4:4:1, which it names and simplejpeg does not know."""
+    """Except for 4:4:1, which it names but simplejpeg does not support."""
     at = PLAIN.index(b"\xff\xc0") + 11
     every = [h << 4 | v for h, v in itertools.product(range(1, 5), repeat=2)]
     pairs = [(luma, chroma, chroma) for luma, chroma in itertools.product(every, repeat=2)]

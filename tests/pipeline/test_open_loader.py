@@ -1,4 +1,4 @@
-"""`penstock.open_loader`: the batches that a feed made by hand gives, states that go on exactly, errors in one line."""
+"""`penstock.open_loader`: the batches equal a hand-made feed's, states resume exactly, errors take one line."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""EXIF orientation beside Pillow's `exif_transpose`: what is turned, how it is written, what is counted."""
+"""EXIF orientation compared with Pillow's `exif_transpose`: turned images, written files, and counts."""
 
 import io
 

@@ -1,6 +1,6 @@
 """The shards are standard: other readers see the same bytes and labels as `ShardReader`, and the same pixels as Pillow.
 
-Also where `pack --pixels` has stored some of the images as pixels.
+This also holds if `pack --pixels` has stored some of the images as pixels.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""`PixelLoader`: batches from decoded images, bit for bit those from JPEGs; memory, ranks, a GPU's arithmetic."""
+"""`PixelLoader`: batches from decoded images equal those from JPEGs bit for bit; memory, ranks, GPU arithmetic."""
 
 import gc
 import os
@@ -125,7 +125,7 @@ def test_stored_pixels_go_into_the_memory_undecoded(dataset: ShardSet, mixed_dir
 
 
 def test_a_jpeg_of_the_size_of_pixels_is_a_jpeg(dataset_copy: Path) -> None:
-    """Its row's height and width are such that the table alone cannot tell."""
+    """Its size is that of pixels of its height and width, so the table alone cannot distinguish them."""
     sizes = ShardSet.open(dataset_copy).split("train").samples["size"].tolist()
     sample_id, height, width = next(
         (sample_id, height, width)
@@ -137,13 +137,13 @@ def test_a_jpeg_of_the_size_of_pixels_is_a_jpeg(dataset_copy: Path) -> None:
     table = np.lib.format.open_memmap(dataset_copy / "train.samples.npy", mode="r+")
     table["height"][sample_id], table["width"][sample_id] = height, width
     table.flush()
-    told: list[BadSample] = []
-    with closing(loader_of(make_feed(ShardSet.open(dataset_copy)), on_bad=told.append)) as loader:
+    reported: list[BadSample] = []
+    with closing(loader_of(make_feed(ShardSet.open(dataset_copy)), on_bad=reported.append)) as loader:
         assert isinstance(loader, PixelLoader)
         for epoch in range(2):
             list(loader.iter_epoch(epoch))
-    assert [bad.sample_id for bad in told] == [sample_id]
-    assert f"the table says {height}×{width}" in told[0].reason
+    assert [bad.sample_id for bad in reported] == [sample_id]
+    assert f"the table says {height}×{width}" in reported[0].reason
 
 
 # --- decoded once

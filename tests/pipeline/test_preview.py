@@ -1,4 +1,4 @@
-"""`preview` against Pillow: the cells are the samples, and with a recipe what its augmentation must make of them."""
+"""`preview` against Pillow: the cells show the samples, augmented as the recipe requires."""
 
 import io
 from pathlib import Path
@@ -124,7 +124,7 @@ def test_augmentations_are_the_recipes(dataset, tmp_path):
 
 @pytest.mark.parametrize("mix", ["mixup", "cutmix"])
 def test_mixed_images_say_the_share_of_each_class(mix, tmp_path):
-    """Red and blue pictures: how red a mixed one is tells the share that its text must have."""
+    """Red and blue pictures: the amount of red in a mixed one gives the share that its text must show."""
     flat = [np.full((64, 64, 3), colour, np.uint8) for colour in ((254, 0, 0), (0, 0, 254))]
     (tmp_path / "set").mkdir()
     root, recipe = made(tmp_path / "set", flat, ["red", "blue"]), tmp_path / "mix.toml"

@@ -1,4 +1,4 @@
-"""Views against the files' bytes, and what a damaged directory says."""
+"""Views equal the files' bytes, and a damaged directory gives a clear error."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What is fetched of a window, and what is read of it, against plain loops; a cache beside a forked process."""
+"""The bytes fetched and read for a window, compared with plain loops; a cache shared with a forked process."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Pixels in shards: they are what DALI's CPU decoder makes of the JPEGs, and DALI reads them as they are stored."""
+"""Pixels in shards equal the output of DALI's CPU decoder, and DALI reads them as stored."""
 
 import io
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""`bench.py` and what stands beside it in `benchmarks/`: figures against known ones, and JSON that scripts can read."""
+"""`bench.py` and its modules in `benchmarks/`: figures are compared with known ones, and the JSON can be read."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("short_turns")
 
 
 def run(*arguments: object) -> str:
-    """What `bench.py` prints, both streams."""
+    """Return the output of `bench.py`, both streams."""
     result = CliRunner().invoke(bench.main, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
     return result.output
@@ -47,11 +47,11 @@ def test_loader_writes_its_figures(loader: str, dataset_dir: Path, tmp_path: Pat
     assert name == loader
     assert figures.data_wait is not None
     assert len(figures.images_per_s) == len(figures.data_wait) == 3
-    assert min(figures.data_wait) > 0.5, "a loader that nobody works on is all waiting"
+    assert min(figures.data_wait) > 0.5, "a loader without training is all waiting"
     assert result.settings | expected | {"batch_size": 8, "threads": 1, "ranks": 1} == result.settings
     assert result.env["packages"]["torch"]
     assert 0 < (figures.first_batch_s or 0) < 60
-    assert 100 < (figures.memory_mb or 0) < 10_000, "torch and DALI alone take some hundred"
+    assert 100 < (figures.memory_mb or 0) < 10_000, "torch and DALI alone take hundreds of MB"
 
 
 @pytest.mark.parametrize("kind", ["compute", "train"])
@@ -70,7 +70,7 @@ def test_two_loaders_are_compared_in_turn(dataset_dir: Path, tmp_path: Path) -> 
     printed = run(*pair, "--json", file, *SMALL)
     result = record.read(file)
     (ratio,) = result.ratios.values()
-    assert not any(figures.memory_mb for figures in result.programs.values()), "it is of both"
+    assert not any(figures.memory_mb for figures in result.programs.values()), "memory would cover both programs"
     assert ratio.min <= ratio.low <= ratio.median
     assert ratio.median > 1, "making no images is faster than decoding them"
     assert f"synthetic / dali: {ratio.median:.2f}, 95 % interval" in printed
@@ -107,7 +107,7 @@ def test_settings_that_differ_from_an_earlier_results_are_told() -> None:
 
 
 def test_copies_are_of_all_bytes(dataset_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `h2d` does, on the CPU, where no memory is pinned."""
+    """The copies of `h2d`, made on the CPU, where memory cannot be pinned."""
     monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
     recipe = Recipe(data=DataConfig(image_size=32))
     world = World(0, 0, 1, 1, torch.device("cpu"))
@@ -123,7 +123,7 @@ def test_copies_are_of_all_bytes(dataset_dir: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["h2d"], "needs one"),
+        (["h2d"], "h2d needs a GPU"),
         (["loader", "--compare", "nowhere.json"], "nowhere.json: cannot be read"),
         (["loader", "--data", "synthetic:469"], "expected synthetic:WIDTHxHEIGHT"),
         (["loader", "--data", "synthetic:5x469"], "16 to 2048"),
@@ -182,7 +182,7 @@ START = {"threads": 8, "prefetch": 2, "read_ahead": 4}
 
 
 def rate(settings: dict[str, int]) -> float:
-    """Best at 2 threads and prefetch 4; read_ahead 8 gains 2 %, which is nothing."""
+    """Best at 2 threads and prefetch 4. read_ahead 8 gains only 2 %, below the threshold."""
     threads = {1: 0.6, 2: 1.0, 4: 0.9, 8: 0.8}[settings["threads"]]
     return 1000 * threads * (1 + 0.1 * settings["prefetch"]) * (1.02 if settings["read_ahead"] == 8 else 1.0)
 
@@ -204,7 +204,8 @@ def test_tuning_climbs_to_the_best_and_ignores_noise() -> None:
 
 
 def test_tuning_stops_when_its_time_is_up() -> None:
-    """Before a trial, or in it: then what it has found is shown, and decides nothing, and the search goes on."""
+    """Time may be up before a trial or during it. A trial that is cut off is shown as undecided, and the search
+    continues."""
     left = iter([5, 2, 0])
     found = tune.search(START, LADDERS, lambda ours, theirs: islice(versus(ours, theirs), next(left)))
     assert not found.finished
@@ -219,11 +220,11 @@ def test_tuning_stops_when_its_time_is_up() -> None:
     ("ratios", "taken", "turns"),
     [
         ([0.7, 9.0], False, 1),  # clearly slower
-        ([0.99, 1.0, 9.0], False, 2),  # slower twice: it can no more be taken
+        ([0.99, 1.0, 9.0], False, 2),  # slower twice: it can no longer be accepted
         ([1.04, 1.05, 1.06, 0.5], True, 3),  # three agree
         ([1.02, 1.08, 1.08, 1.08, 1.08], True, 5),
         ([0.99, 1.08, 1.08, 1.08, 1.08], True, 5),
-        ([1.02, 1.01, 1.02], False, 3),  # of five turns the median can no more be above MIN_GAIN
+        ([1.02, 1.01, 1.02], False, 3),  # the median of five turns can no longer exceed MIN_GAIN
     ],
 )
 def test_a_trial_ends_as_soon_as_it_is_decided(ratios: list[float], taken: bool, turns: int) -> None:
@@ -242,27 +243,27 @@ def test_the_batch_size_is_told_and_not_written() -> None:
         return repeat((rates[ours["batch_size"]], rates[theirs["batch_size"]]))
 
     found = tune.search({"threads": 2, "batch_size": 32}, {"batch_size": [16, 32, 64, 128]}, versus)
-    assert "64 is 1.10 times as fast" in tune.batch_advice(found, 32)
+    assert "with 64 the loader is 1.10 times as fast" in tune.batch_advice(found, 32)
     found = tune.search({"batch_size": 64}, {"batch_size": [32, 64, 128]}, versus)
-    assert "(128, 32 tried) none is faster" in tune.batch_advice(found, 64)
+    assert "No other is faster in the loader (tried: 128, 32)." in tune.batch_advice(found, 64)
     found = tune.search({"batch_size": 64}, {"batch_size": [64, 128]}, lambda *_: iter([(100.0, 99.0)]))  # undecided
-    assert tune.batch_advice(found, 64) == "batch size: 64; there was no time to decide on another"
+    assert tune.batch_advice(found, 64) == "batch size: 64. There was no time to decide on another."
 
 
 def test_decoded_images_are_told_and_not_written(dataset: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
     setup = BenchSetup(Recipe(), dataset, cast(World, None), 4, {})
     trial = tune.Trial(tune.PIXELS, 1, 300.0, 100.0, 3.0, True, 5, True)
-    told = tune.Found({}, [trial])
-    assert tune.pixels_advice(setup, told) == (
-        "data.cache=pixels: 3.00 times as fast in the loader from the second epoch on, in 0.0 GB of memory; "
-        "the recipe's to choose: --set data.cache=pixels"
+    found = tune.Found({}, [trial])
+    assert tune.pixels_advice(setup, found) == (
+        "data.cache=pixels: the loader is 3.00 times as fast from the second epoch on, with 0.0 GB of memory. "
+        "To use it: --set data.cache=pixels"
     )
     assert tune.pixels_advice(setup, tune.Found({}, [replace(trial, ratio=1.0, accepted=False)])).endswith(": no gain")
     assert tune.pixels_advice(setup, tune.Found({})) == ""
     monkeypatch.setattr("penstock.benchmarks.explain.model.available_bytes", lambda: 1000)
-    assert "more than half of the free memory" in tune.pixels_advice(setup, told)
+    assert "more than half of the free memory" in tune.pixels_advice(setup, found)
     pixels = replace(Recipe(), data=DataConfig(cache="pixels"))
-    assert tune.pixels_advice(setup._replace(recipe=pixels), told) == ""
+    assert tune.pixels_advice(setup._replace(recipe=pixels), found) == ""
     assert len(tune.few(dataset, "train").split("train")) == len(dataset.split("train"))
 
 

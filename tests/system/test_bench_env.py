@@ -1,4 +1,4 @@
-"""`bench.py env`: every fact that a bug report needs, on any machine, whatever is missing there."""
+"""`bench.py env`: it shows every fact that a bug report needs, on any machine, even if parts are missing."""
 
 import json
 import os
@@ -51,9 +51,9 @@ def run(*options: str) -> str:
 
 
 def shown(*options: str) -> dict[str, str]:
-    """Name → value; of several problems the last."""
+    """Return name → value. Of several problems it has the last."""
     lines = run(*options).splitlines()
-    width = lines[0].index(lines[0].split()[1])  # the first is of Penstock, its value begins with a digit
+    width = lines[0].index(lines[0].split()[1])  # the first line is Penstock's, with a value that begins with a digit
     assert all(line[width - 2 : width] == "  " and line[width] != " " for line in lines), "the values are not aligned"
     return {line[:width].strip(): line[width:] for line in lines}
 
@@ -81,7 +81,8 @@ def test_no_fact_is_lost() -> None:
         assert found[name].partition(",")[0] == metadata.version(package), name
     assert found["torch"].endswith(f", for CUDA {torch.version.cuda or 'none'}")
     assert found["cores"].startswith(f"{len(os.sched_getaffinity(0))} allowed")
-    assert found["open files"].partition(",")[0] in (str(resource.getrlimit(resource.RLIMIT_NOFILE)[0]), "unlimited")
+    soft, hard = ("unlimited" if n == resource.RLIM_INFINITY else n for n in resource.getrlimit(resource.RLIMIT_NOFILE))
+    assert found["open files"] == f"limit {soft}, hard limit {hard}"
     assert (found["GPU driver"], found["GPU"]) == ("none", "none")
     assert found["JPEG decoders"] == "CPU (libjpeg-turbo)"
     total_kib = int(Path("/proc/meminfo").read_text().partition("MemTotal:")[2].split()[0])
@@ -112,7 +113,7 @@ def test_a_changed_checkout(changed: bool, expected: str, monkeypatch: pytest.Mo
 @pytest.mark.usefixtures("no_gpu")
 def test_without_dali(monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "nvidia-", "timm")
-    monkeypatch.setattr(facts, "jpeg_decoders", lambda: pytest.fail("asks for decoders where there are none"))
+    monkeypatch.setattr(facts, "jpeg_decoders", lambda: pytest.fail("asks for decoders without DALI"))
     found = shown()
     assert [found[name] for name in ("DALI", "nvImageCodec", "timm")] == ["not installed"] * 3
     assert found["JPEG decoders"] == "none"
@@ -135,7 +136,7 @@ def test_two_dalis_are_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_gpu_has_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first as both know it, the second hidden from torch, the third, of which nvidia-smi tells nothing."""
+    """The first is known to both, the second is hidden from torch, and the third is unknown to nvidia-smi."""
     settings = "580.65.06, 345, 1980, 2619, 700.00"
     monkeypatch.setattr(
         environment, "printed", lambda *command: {"--query-gpu=uuid": SMI}.get(command[1].partition(",")[0], settings)
@@ -154,7 +155,7 @@ def test_every_gpu_has_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["GPU 0"] == "NVIDIA H100 80GB HBM3, 85.5 GB, compute capability 9.0, power limit 700 W"
     assert found["GPU 1"] == "Tesla T4, 16.1 GB, compute capability 7.5, not seen by torch"
     assert found["GPU 2"] == "NVIDIA H100 MIG, 10.0 GB, compute capability 9.0"
-    assert found["JPEG decoders"] == "CUDA (nvJPEG), CPU (libjpeg-turbo); not the GPU's JPEG engine"
+    assert found["JPEG decoders"] == "CUDA (nvJPEG), CPU (libjpeg-turbo); not working: the GPU's JPEG engine"
     assert "torch for 13" in found["problem"], "the driver is too old"
 
 

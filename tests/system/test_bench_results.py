@@ -1,4 +1,4 @@
-"""What a benchmark notes of its machine, its environment and its own processes, and writes into its result."""
+"""The facts of machine, environment and processes that a benchmark writes into its result."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def test_environment_is_json_and_never_fails(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_family_shares_its_memory() -> None:
-    """Of a forked child the pages that it has in common with its parent count once."""
+    """The pages that a forked child shares with its parent count once."""
     ours = np.ones(100 << 17)  # 105 MB
     alone = processes.memory_mb(processes.family())
     pid = os.fork()
@@ -58,7 +58,7 @@ def test_our_own_work_is_ours() -> None:
 
 def test_a_result_is_written_and_read(tmp_path: Path) -> None:
     file = tmp_path / "sub/result.json"
-    # a byte of a name that is no UTF-8
+    # a byte of a name that is not UTF-8
     written = replace(result(), command="python bench.py loader --data b\udcffd", more={"found": {"threads": 3}})
     record.write(file, written)
     assert record.read(file) == written

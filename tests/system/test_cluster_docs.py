@@ -1,4 +1,4 @@
-"""The cluster page's files: their syntax, and what Slurm's script does when Slurm's commands are stand-ins."""
+"""The files of the cluster page: their syntax, and Slurm's script with stand-ins for Slurm's commands."""
 
 import os
 import re

@@ -1,6 +1,6 @@
 """One training step of two ranks is the step of one process on the joint batch, to float rounding.
 
-The network has no BatchNorm, whose statistics are each rank's own. Run by torchrun this file is the rank's program.
+The network has no BatchNorm, since each rank keeps its own statistics. torchrun runs this file as each rank's program.
 """
 
 import sys

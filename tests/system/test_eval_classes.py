@@ -1,4 +1,4 @@
-"""`train.py eval` on datasets with other lists of classes than the network's, against logits counted by hand."""
+"""`train.py eval` on datasets with other class lists than the network's, compared with logits scored by hand."""
 
 import json
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """`train.py eval` on look-alikes of ImageNet-V2, -A, -R and -Sketch as they are released, and on ReaL's labels.
 
-What is expected is counted from the logits by each image's file name, with timm's lists of classes and its ReaL code.
+Expected results are counted from the logits by each image's file name, with timm's lists of classes and its ReaL code.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Each file of examples/ runs, in small, as it stands: its constants, the data and what it saves are the test's."""
+"""Each file of examples/ runs unchanged at a small scale, with the test's own constants, data and output paths."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""`bench.py explain` names the disk where that was made slow; tests/nightly slows decoding and the network."""
+"""`bench.py explain` names a slow disk. tests/nightly slows decoding and the network."""
 
 import time
 from pathlib import Path
@@ -31,8 +31,10 @@ def test_a_slow_disk_is_named(dataset_dir: Path, tmp_path: Path, monkeypatch: py
     assert 1 / found["costs"]["read"]["clock_s"] < 2 / 0.05
     assert "cache=encoded" in found["advice"][0]["option"], "nothing else takes reading out of the epochs"
     assert found["predicted"]["train"] < 2 / 0.05
-    assert "communication: none (1 rank)" in output
-    assert max(map(len, output.partition("most worth")[0].splitlines())) <= 80, "without a terminal"
+    assert "No communication: there is only 1 rank." in output
+    before, _, after = output.partition("Most worth trying:")
+    assert "The bottleneck is read: " in before
+    assert max(map(len, (before + after.partition("Details:")[2]).splitlines())) <= 80, "without a terminal"
 
 
 def test_bad_input_gets_one_clear_line(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`train.py export`: what others make of the files, without this program."""
+"""`train.py export`: other programs read the files without this project."""
 
 import copy
 import json

@@ -1,7 +1,7 @@
-"""What a GPU runs, on tensors that claim to be on one: devices, layouts, dtypes, and that nothing waits for the GPU.
+"""GPU code on fake tensors that claim to be on a GPU: devices, layouts, dtypes, and that nothing waits for the GPU.
 
-Each recipe's own network, loss, optimizer and mixing; no data is computed. Backward passes, fused optimizers and DALI
-do not run here: `tests/gpu` has them.
+Uses each recipe's own network, loss, optimizer and mixing. No data is computed. Backward passes, fused optimizers and
+DALI do not run here; `tests/gpu` runs them.
 """
 
 from collections.abc import Iterator
@@ -199,23 +199,23 @@ def test_inspection_stays_on_the_device(gpu: Gpu, num_classes: int) -> None:
 
 
 class Stream:
-    """In place of `torch.cuda.Stream`: notes what it is told."""
+    """Replaces `torch.cuda.Stream`, and records the calls."""
 
     def __init__(self) -> None:
-        self.told: list[str] = []
+        self.calls: list[str] = []
 
     def wait_event(self, event: Event) -> None:
         assert event.recorded
-        self.told.append("wait_event")
+        self.calls.append("wait_event")
 
     def synchronize(self) -> None:
-        self.told.append("synchronize")
+        self.calls.append("synchronize")
 
     def __enter__(self) -> None:
-        self.told.append("enter")
+        self.calls.append("enter")
 
     def __exit__(self, *_: object) -> None:
-        self.told.append("exit")
+        self.calls.append("exit")
 
 
 def test_a_checkpoint_is_copied_beside_training(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +228,7 @@ def test_a_checkpoint_is_copied_beside_training(gpu: Gpu, monkeypatch: pytest.Mo
     ready = Event()
     ready.record()
     copied = at_rest(state, ready)
-    assert stream.told == ["enter", "wait_event", "exit", "synchronize"]
+    assert stream.calls == ["enter", "wait_event", "exit", "synchronize"]
     assert {tensor.device.type for tensor in tensors_in(copied)} == {"cpu"}
 
 

@@ -1,4 +1,4 @@
-"""`benchmarks.gpu`: what becomes of stages that crash, hang or fail; the table, the stages there are."""
+"""`benchmarks.gpu`: stages that crash, hang or fail; the table; the list of stages."""
 
 import json
 import os
@@ -173,7 +173,7 @@ def test_stages_run_again_replace_their_own_results_alone(job: Job) -> None:
     run_part("check", [stage(lambda job: os.abort(), name="c")], job)
     assert on_disk(job, "c")["verdict"] == "failed (SIGABRT)", "a crash is a result"
     run_part("check", [found(2.0, "c")], job)
-    with pytest.raises(ValueError, match=r"check.json holds measured results: give another --out"):
+    with pytest.raises(ValueError, match=r"check.json: holds measured results. Give another --out."):
         run_part("check", [found(5.0, "x")], replace(job, rehearse=True))
     assert kept() == {"a": 4.0, "b": 3.0, "c": 2.0}
 
@@ -204,7 +204,10 @@ def test_skipped_and_the_parts_deadline(job: Job) -> None:
     assert verdicts[0] == "ok"
     assert verdicts[1].startswith("not run: no time")
     assert verdicts[2] == "ok", "what is left is enough for it"
-    assert verdicts[3:] == ["skipped: needs --cifar DIR, CIFAR-10 packed", "skipped: nosuch.module is not installed"]
+    assert verdicts[3:] == [
+        "skipped: needs packed CIFAR-10, given by --cifar DIR",
+        "skipped: nosuch.module is not installed",
+    ]
     assert json.loads((job.out / "check.json").read_text()) == results
 
 
@@ -254,13 +257,13 @@ def test_without_a_gpu_one_line_names_the_rehearsal(tmp_path: Path) -> None:
         pytest.skip("there is a GPU")
     done = CliRunner().invoke(main, ["check", "--out", str(tmp_path)])
     assert done.exit_code == 1
-    assert done.output == "Error: torch sees no GPU here; --rehearse runs every stage in small on the CPU\n"
+    assert done.output == ("Error: torch sees no GPU. Add --rehearse to run every stage at a small size on the CPU.\n")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["check", "--only", "nothing"], "--only nothing: no such stage; check has device, run"),
+        (["check", "--only", "nothing"], "--only nothing: no such stage. check has device, run"),
         (["train", "--cifar", "tests"], "no packed dataset here"),
         (["all", "--list"], "compute max-autotune        240 s"),
         (["train", "--set", "data.hw_decoder_laod=1"], "--set data.hw_decoder_laod=1: "),

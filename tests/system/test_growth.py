@@ -1,4 +1,4 @@
-"""`python -m benchmarks.growth`: what it computes, against what is known."""
+"""`python -m benchmarks.growth`: its computations against known values."""
 
 from pathlib import Path
 

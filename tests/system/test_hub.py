@@ -1,4 +1,4 @@
-"""Datasets on the Hugging Face Hub, against a stand-in of it on loopback: trained from, indexed, packed, refused."""
+"""Datasets on a stand-in of the Hugging Face Hub on loopback: trained from, indexed, packed, refused."""
 
 import json
 import re

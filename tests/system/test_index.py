@@ -1,4 +1,4 @@
-"""`index`: foreign tars become a dataset as they are. Compared with DALI's wds2idx, tarfile and Pillow."""
+"""`index`: tars from elsewhere become a dataset unchanged. Compared with DALI's wds2idx, tarfile and Pillow."""
 
 import io
 import re
@@ -163,7 +163,7 @@ def test_index_leaves_packed_datasets_and_other_directories_alone(dataset_copy: 
 
 
 def test_tars_in_directories_below_are_refused(root: Path) -> None:
-    """They were left out without a word beside others."""
+    """They used to be skipped silently beside others."""
     (root / "val").mkdir()
     shutil.copy(next(root.glob("*.tar")), root / "val" / "7.tar")
     with pytest.raises(ValueError, match=r"1 of its .* tars lie in directories of it .val/7.tar.*as val-7.tar"):

@@ -1,4 +1,4 @@
-"""What a fresh interpreter loads and how it starts: heavy imports come late, the clock begins with the process."""
+"""How a fresh interpreter starts: heavy imports come late, and the clock starts with the process."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Networks: torchvision is the oracle for the state dict and the outputs, the paper for the CIFAR ResNets."""
+"""Networks: state dict and outputs compared with torchvision, CIFAR ResNets with the paper."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -112,7 +112,7 @@ def test_auxiliary_heads_answer_in_training_only(name: str, size: int, num_outpu
 
 @pytest.mark.parametrize("name", AUXILIARY_HEADS)
 def test_networks_from_tensorflow_bring_imagenets_range_to_theirs(name: str) -> None:
-    """torchvision's published weights of the two want pixels in [−1, 1]; everything else feeds normalised ones."""
+    """torchvision's published weights of the two expect pixels in [−1, 1]. All other code feeds normalised pixels."""
     with torch.device("meta"):
         net = build(name)
     pixels = torch.rand(2, 3, 5, 5)

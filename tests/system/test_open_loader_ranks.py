@@ -1,4 +1,4 @@
-"""`penstock.open_loader` on two ranks of a process group: each gets its share, and they agree on what is left out."""
+"""`penstock.open_loader` on two ranks: each gets its share, and they agree on the quarantined samples."""
 
 import json
 from collections.abc import Callable

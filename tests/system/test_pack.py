@@ -1,4 +1,4 @@
-"""`pack` end to end, read back by readers that are not ours: tarfile, webdataset, DALI's wds2idx, Pillow."""
+"""`pack` end to end, read back by other readers: tarfile, webdataset, DALI's wds2idx, Pillow."""
 
 import csv
 import hashlib

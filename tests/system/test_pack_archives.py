@@ -1,4 +1,4 @@
-"""ILSVRC's archives, Kaggle's layout and zip, Tiny-ImageNet, packed as they are and read back."""
+"""ILSVRC's archives, Kaggle's layout and zip, and Tiny-ImageNet are packed as they are and read back."""
 
 import zipfile
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Odd and turned images from the command line: packed, indexed, verified and mended, each counted, none lost."""
+"""Odd and rotated images on the command line: packed, indexed, verified, repaired, counted; none is lost."""
 
 import json
 from collections.abc import Callable

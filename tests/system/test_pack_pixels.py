@@ -1,4 +1,4 @@
-"""`pack --pixels` end to end: beside the same dataset of JPEGs, which is what training must not be able to tell."""
+"""`pack --pixels` end to end: training cannot distinguish it from the same dataset of JPEGs."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""`pack` killed, interrupted, out of disk, on a cluster: the same bytes in the end, or one clear line."""
+"""`pack` killed, interrupted, out of disk, or on a cluster: the same bytes in the end, or a one-line error."""
 
 import fcntl
 import os

@@ -64,7 +64,7 @@ def test_parquet_packs(tmp_path: Path) -> None:
 
 
 def test_parquet_copies_each_file_once(tmp_path: Path) -> None:
-    """A run that was killed goes on with the next file; a file that changed is copied anew."""
+    """A run that was killed continues with the next file. A file that changed is copied again."""
     parquet_set(tmp_path / "hf")
     work = tmp_path / "work"
     first = []

@@ -1,4 +1,4 @@
-"""What a source lists and cannot give: refused with the first ten, or left out and listed, also after a kill."""
+"""Samples that a source lists but cannot provide: refused with the first ten, or skipped and listed."""
 
 import tracemalloc
 from collections.abc import Iterator

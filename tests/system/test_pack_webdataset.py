@@ -1,6 +1,6 @@
-"""What tars made by others say of their samples: numbers that stay, names of classes, fields, what cannot be used.
+"""WebDataset tars from elsewhere: class numbers that are kept, class names, fields, and unusable samples.
 
-`pack` and `index` tell the same. What is packed is read with webdataset.
+`pack` and `index` agree. Packed samples are read back with webdataset.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""`bench.py peers`: what its checks accept and refuse, its table and its files."""
+"""`bench.py peers`: the output that its checks accept and refuse, its table, and its files."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -113,8 +113,8 @@ def test_another_crop_law_is_refused(what: str, wrong: dict[str, Any], expected:
         ("wrong label", lambda images, labels: (images, labels + 1)),
         ("upside down", lambda images, labels: (images[:, :, ::-1], labels)),
         ("colours are", lambda images, labels: (np.roll(images, SIDE // 2, axis=3), labels)),
-        ("image 7 comes 0 times", lambda images, labels: (images[labels != 7], labels[labels != 7])),
-        ("image 3 comes 7", lambda images, labels: (np.concatenate([images, *[images[labels == 3][:20]] * 2]),
+        ("image 7 appears 0 times", lambda images, labels: (images[labels != 7], labels[labels != 7])),
+        ("image 3 appears 7", lambda images, labels: (np.concatenate([images, *[images[labels == 3][:20]] * 2]),
                                                     np.concatenate([labels, [3] * 40]))),
     ],
 )  # fmt: skip
@@ -163,7 +163,7 @@ GOOD_IMAGES, GOOD_LABELS = np.zeros((4, 3, SIDE, SIDE), np.float32), np.zeros(4,
         ("uint8, not", np.zeros((4, 3, SIDE, SIDE), np.uint8), GOOD_LABELS),
         ("images are", np.zeros((4, SIDE, SIDE, 3), np.float32), GOOD_LABELS),
         ("images are", np.zeros((3, 3, SIDE, SIDE), np.float32), np.zeros(3, np.int64)),  # a last batch that is smaller
-        ("not finite", np.full((4, 3, SIDE, SIDE), np.nan, np.float32), GOOD_LABELS),
+        ("NaN or infinite", np.full((4, 3, SIDE, SIDE), np.nan, np.float32), GOOD_LABELS),
         ("labels are", GOOD_IMAGES, np.zeros((4, 10), np.int64)),
         ("labels are", GOOD_IMAGES, np.zeros(4)),
     ],
@@ -212,7 +212,7 @@ def test_the_table_tells_all(monkeypatch: pytest.MonkeyPatch) -> None:
         programs={"slow": slow_figures, OURS: replace(slow_figures, images_per_s=[1000, 1100, 1200])},
         ratios={f"{OURS} / slow": Ratio(2.2, 2.0, 2.5, 2.0, 2.5)},
         more={
-            "skipped": {"ffcv": "it has no environment yet; install it with: …"},
+            "skipped": {"ffcv": "its environment does not exist yet. Install it with: …"},
             "failed": {"timm": "its output is wrong: dtype is uint8, not float32"},
         },
     )
@@ -221,8 +221,8 @@ def test_the_table_tells_all(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ours.split() == [OURS, "1.2", "3", "1,100", "[1,000–1,200]", "1", "1,234", "2.2", "5.6"]
     assert slow.split() == ["slow", "1.2", "3", "500", "[400–600]", "2.20", "[2.00–2.50]", "1,234", "2.2", "5.6"]
     assert rest == [
-        "  ffcv: skipped, it has no environment yet; install it with: …",
-        "  timm: FAILED, its output is wrong: dtype is uint8, not float32",
+        "  ffcv: skipped: its environment does not exist yet. Install it with: …",
+        "  timm: FAILED: its output is wrong: dtype is uint8, not float32",
     ]
 
 
@@ -247,7 +247,7 @@ def test_workers_go_with_the_threads(threads: int, tried: tuple[int, ...]) -> No
 def test_wrong_workers_are_refused(value: str) -> None:
     result = CliRunner().invoke(command, ["--workers", value])
     assert result.exit_code == 2
-    assert "is no list of numbers from 1 on" in result.output
+    assert "is not a list of positive integers" in result.output
 
 
 def test_setup_without_uv_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

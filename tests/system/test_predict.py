@@ -1,4 +1,4 @@
-"""`train.py predict`: the same figures as validation, every kind of file, bad ones, and what it prints."""
+"""`train.py predict`: figures equal to validation's, every kind of file, bad files, and the printed output."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""`train.py --profile N`: a trace that any viewer reads, with N of each range; and training as without it."""
+"""`train.py --profile N`: a trace that any viewer reads, with N of each range; training is unchanged."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Datasets at URLs against a real S3 server on loopback: with delays, failures, kills, wrong objects, a dead store."""
+"""Datasets at URLs on a real S3 server on loopback, with delays, failures, kills, wrong objects, a dead store."""
 
 import hashlib
 import json
@@ -138,7 +138,7 @@ print(json.dumps(epochs(ReferenceLoader(feed, device=torch.device("cpu"), worker
 
 
 def test_the_reference_loaders_workers_read_urls(dataset: ShardSet, remote_set: ShardSet, tmp_path: Path) -> None:
-    """In a process of its own: the workers are forked, which the threads of the server here do not always survive."""
+    """Runs in its own process, since the workers are forked and the server's threads do not always survive that."""
     done = forked.run(["-c", READS, URL, tmp_path], timeout=100)
     assert done.returncode == 0, done.stderr
     here = epochs(ReferenceLoader(feed_of(dataset, tmp_path, "val"), device=torch.device("cpu"), workers=0), 1)
@@ -438,7 +438,7 @@ def test_workers_that_do_not_share_the_store_are_noticed(image_tree: Path, tmp_p
 
 @pytest.fixture
 def plain_http(dataset_dir: Path) -> Iterator[tuple[str, type[SimpleHTTPRequestHandler]]]:
-    """Python's own server, which knows no ranges."""
+    """Python's own server, which does not support byte ranges."""
 
     class Handler(SimpleHTTPRequestHandler):
         length, lost = True, 0

@@ -1,4 +1,4 @@
-"""What a test must not try in its own process: its end, a bus error, a limit, settings that hold for ever."""
+"""Tests that need their own process: its end, a bus error, a limit, or permanent settings."""
 
 import mmap
 import os

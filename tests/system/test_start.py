@@ -1,4 +1,4 @@
-"""How `train.py` starts: what is refused leaves no trace and is told once, and whose settings a bare command takes."""
+"""How `train.py` starts: a refusal leaves no trace and is reported once, and a bare command finds its settings."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Training with a teacher: steps against timm's task, and what `train.py` and `bench.py` do with one."""
+"""Training with a teacher: steps compared with timm's task, and the behaviour of `train.py` and `bench.py`."""
 
 from itertools import repeat
 from pathlib import Path

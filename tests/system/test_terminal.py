@@ -1,4 +1,4 @@
-"""Commands on terminals that know fewer characters, and in pipes that close: real processes, as both need them."""
+"""Commands on terminals with fewer characters and in pipes that close, in real processes."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""A network of timm's through whole commands: train, go on, score, predict, export."""
+"""A timm network through whole commands: train, resume, evaluate, predict, export."""
 
 import json
 import math

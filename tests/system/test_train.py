@@ -1,4 +1,4 @@
-"""`train.py` as its users run it: a whole run, kills and resumes, other world sizes, and bad input."""
+"""`train.py` from a user's view: a whole run, kills and resumes, other world sizes, and bad input."""
 
 import json
 import shutil
@@ -90,7 +90,7 @@ def test_two_ranks_see_the_same_samples_and_validate_each_image_once(
 ) -> None:
     run_dir = tmp_path / "run"
     assert run(dataset_dir, run_dir, "--max-steps", "3").exit_code == 0
-    process = start(dataset_dir, run_dir, ranks=2)  # goes on in mid-epoch on another world size
+    process = start(dataset_dir, run_dir, ranks=2)  # resumes mid-epoch with another world size
     output = process.communicate(timeout=180)[0]
     assert process.returncode == 0, output
     assert f"{NUM_VAL}/{NUM_VAL}" in output
@@ -126,7 +126,7 @@ def test_a_choice_of_validation_images_is_the_same_on_any_number_of_ranks(datase
     figures = json.loads(scored.output)
     assert (figures["num_images"], figures["split_images"]) == (CHOSEN, NUM_VAL)
     assert figures["top1"] == lines(tmp_path / "one", "eval")[0]["top1"]
-    whole = run(dataset_dir, tmp_path / "one", "--max-steps", "2")  # goes on with all images: they are scored
+    whole = run(dataset_dir, tmp_path / "one", "--max-steps", "2")  # resumes with all images: they are scored
     assert whole.exit_code == 0, whole.output
     assert [line["num_images"] for line in lines(tmp_path / "one", "eval")] == [CHOSEN, NUM_VAL]
     assert "split_images" not in lines(tmp_path / "one", "eval")[1]

@@ -1,4 +1,4 @@
-"""What a recipe can switch on in `train.py`: averages, phases, budgets, kept checkpoints, failed steps and replay."""
+"""Features of `train.py` recipes: averages, phases, budgets, kept checkpoints, failed steps and replay."""
 
 import gc
 import json
@@ -108,7 +108,7 @@ def test_rebuilding_the_pipeline_for_each_phase_leaks_no_memory(dataset_dir: Pat
     phased("warm", 4)
     before = resident_mb()
     phased("many", 12)
-    assert resident_mb() - before < 50, "12 pipelines of some 10 MB each"
+    assert resident_mb() - before < 50, "12 pipelines of about 10 MB each"
 
 
 def test_the_newest_checkpoints_are_kept_and_a_broken_one_falls_back(dataset_dir: Path, tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_the_newest_checkpoints_are_kept_and_a_broken_one_falls_back(dataset_dir
 
 
 def test_a_checkpoint_is_of_the_step_it_was_asked_for(tmp_path: Path) -> None:
-    """Training goes on while the thread writes: in-place changes must not show."""
+    """Training continues while the thread writes: in-place changes must not show."""
     weights = torch.zeros(1_000_000)
     with checkpoint.Writer(tmp_path, keep=2, on_error=pytest.fail) as writer:
         for step in range(3):
@@ -189,7 +189,7 @@ def deferred(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_figures_that_come_late_are_the_same(
     dataset_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And at a checkpoint all are there, since a resume goes on behind it."""
+    """And at a checkpoint all are there, since a resume starts after it."""
     settings = {"train__log_every": 2, "train__checkpoint_every": 5, "ema__decay": 0.9}
     save = checkpoint.Writer.save
 
@@ -415,7 +415,7 @@ def test_epochs_have_the_digest_of_their_steps(dataset_dir: Path, tmp_path: Path
 
 
 def test_a_run_starts_from_the_weights_and_says_what_became_of_the_head(dataset_dir: Path, tmp_path: Path) -> None:
-    """A dataset's own classes are scored as the checkpoint scored them; those of another checkpoint are learnt anew."""
+    """A dataset's own classes are scored as the checkpoint scored them. Other classes are learnt from scratch."""
     own = [{"wnid": info.wnid, "name": info.name} for info in ShardSet.open(dataset_dir).classes]
     recipe = load_config(Recipe, None, [f"{key}={value}" for key, value in SMALL.items()])
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))

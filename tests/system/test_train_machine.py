@@ -1,4 +1,4 @@
-"""`train.py` beside a `machine.toml`: it says what it took."""
+"""`train.py` with a `machine.toml`: it shows the settings that it uses."""
 
 from pathlib import Path
 

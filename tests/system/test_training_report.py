@@ -1,4 +1,4 @@
-"""The report's picture and page: what they show, that the page needs nothing else, and that a run may lack pieces."""
+"""The report's picture and page: their content, no outside files needed, and runs with missing pieces."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""Two processes that add up over gloo, against one."""
+"""Two processes that sum over gloo, compared with one process."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`verify` finds every kind of damage, `--fix` mends it; what is mended is read by webdataset and by the trainer."""
+"""`verify` finds every kind of damage, and `--fix` repairs it. webdataset and the trainer read the result."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The watchdog beside the clock, and ranks played by threads that share a store."""
+"""The watchdog on a clock, with ranks played by threads that share a store."""
 
 import itertools
 import threading

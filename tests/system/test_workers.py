@@ -1,4 +1,4 @@
-"""What runs the shards where worker processes cannot be had, and one worker, which is a thread."""
+"""How shards are processed if worker processes are unavailable, and with one worker, which is a thread."""
 
 import errno
 import multiprocessing.synchronize
@@ -127,7 +127,7 @@ def test_one_thread_runs_in_order_and_passes_errors_on() -> None:
 def test_an_interrupt_ends_the_shard_that_one_thread_is_writing(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A shard may take minutes: it is dropped, and what is left goes on where it was."""
+    """A shard may take minutes, so it is dropped, and the rest continues from its place."""
     started, slow = threading.Event(), [True]
 
     def write_slowly(job: object) -> None:

@@ -1,4 +1,4 @@
-"""Holds that unit tests are small: one that starts a process, packs shards or reads the packed dataset fails."""
+"""Keep unit tests small: one that starts a process, packs shards or reads the packed dataset fails."""
 
 import multiprocessing.process
 import os

@@ -1,4 +1,4 @@
-"""The drawn parameters against torchvision's own: two-sample tests on crops, ranges and rates on the rest."""
+"""The drawn parameters compared with torchvision's: two-sample tests on crops, ranges and rates on the rest."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""The CPU's colour map and noises against exact arithmetic and the NumPy fields."""
+"""The CPU's colour map and noises compared with exact arithmetic and the NumPy fields."""
 
 from collections.abc import Callable
 
@@ -90,7 +90,7 @@ def test_noise_is_the_plans_field(size: int, std: float) -> None:
 
 def test_logarithm_and_cosine() -> None:
     """Within 1.5 and 2 times 1e-7 (of a logarithm beyond 1, of itself); random words, and those around powers of two
-    and √½ of them, where the logarithm's polynomial begins anew."""
+    and √½ of them, where the logarithm's polynomial starts again."""
     ends = [np.rint(2**power * root) + np.arange(-20, 20) for power in range(12, 33) for root in (1, 0.5**0.5)]
     words = np.concatenate([np.random.default_rng(0).integers(0, UINT32, 10_000), np.arange(100), *ends])
     words = (words.astype(np.int64) % UINT32).astype(np.uint32)

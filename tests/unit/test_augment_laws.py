@@ -1,4 +1,4 @@
-"""What the plan draws for the other augmentations, against torchvision's draws and tables, and against formulas."""
+"""The plan's draws for the other augmentations, compared with torchvision's draws and tables, and formulas."""
 
 import itertools
 import math

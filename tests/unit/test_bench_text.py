@@ -1,4 +1,4 @@
-"""What `bench.py` prints: rates with the digits that they have, lines that fit and break between words."""
+"""The printed output of `bench.py`: rates with significant digits, lines that fit and break between words."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -79,5 +79,5 @@ def test_what_cannot_be_written_is_told_before_the_measuring(tmp_path: Path) -> 
     (tmp_path / "file").write_text("")
     record.require_writable(None, tmp_path / "new" / "folder" / "x.json", tmp_path / "file")
     assert not (tmp_path / "new").exists()
-    with pytest.raises(ValueError, match=r"file/x.json: cannot be written; name another place for it"):
+    with pytest.raises(ValueError, match=r"file/x.json: cannot be written. Give another path."):
         record.require_writable(tmp_path / "file" / "x.json")

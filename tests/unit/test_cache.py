@@ -1,4 +1,4 @@
-"""The cache's laws: a file is made once, the bound is kept, what is in use stays; against counted calls."""
+"""The cache makes a file once, keeps its size bound, and keeps files in use; checked with counted calls."""
 
 import fcntl
 import os

@@ -1,4 +1,4 @@
-"""Which of a network's outputs a dataset's class is: by key, by a file, by ImageNet's list."""
+"""The network output of each class of a dataset: by key, by a file, by ImageNet's list."""
 
 import json
 from pathlib import Path

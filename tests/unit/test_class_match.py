@@ -1,4 +1,4 @@
-"""Classes of two lists matched by key, by name, by ImageNet's numbers; torchvision's list is the oracle for these."""
+"""Classes of two lists matched by key, by name, or by ImageNet's numbers, which are checked with torchvision's list."""
 
 import pytest
 from torchvision.models._meta import _IMAGENET_CATEGORIES

@@ -1,4 +1,4 @@
-"""Compiled functions whose cache cannot be found, read or written: they work, and one line says so."""
+"""Compiled functions work if their cache cannot be found, read or written, and one line reports it."""
 
 import errno
 import importlib.util

@@ -1,4 +1,4 @@
-"""The command `penstock`: every program of the checkout under one name, its texts as they are typed there."""
+"""The command `penstock`: every program of the checkout under one name, with help texts that fit it."""
 
 import sys
 

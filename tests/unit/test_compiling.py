@@ -1,4 +1,4 @@
-"""Whether a network is compiled, and how torch is asked for it; nothing is compiled here."""
+"""Whether a network is compiled, and the arguments to torch.compile. Nothing is compiled here."""
 
 from collections.abc import Callable
 from contextlib import nullcontext

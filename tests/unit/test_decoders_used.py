@@ -1,4 +1,4 @@
-"""Which decoder took an image: on what DALI's log would be on a GPU."""
+"""The decoder of each image, from logs as DALI would write them on a GPU."""
 
 from penstock.pipeline.decoders_used import decoders_used
 

@@ -1,5 +1,7 @@
-"""Distillation: the loss against timm's task and DeiT's formula; and the teacher against the network it was saved from,
-on images as that one was trained with."""
+"""Distillation: the loss is compared with timm's task and DeiT's formula, the teacher with its original network.
+
+The teacher gets images as in its own training.
+"""
 
 import json
 from collections.abc import Sequence
@@ -36,7 +38,7 @@ OURS = [ClassInfo(**info) for info in CLASSES]
 
 
 class Given(nn.Module):
-    """Answers what it was given, as timm's task wants a network to look."""
+    """A network for timm's task that returns its input."""
 
     def __init__(self, logits: Tensor, mean: Sequence[float] = (0.5,) * 3, std: Sequence[float] = (0.5,) * 3) -> None:
         super().__init__()
@@ -82,7 +84,7 @@ def test_what_was_taken_out_does_not_count(name: Any, kind: Any) -> None:
     assert not logits.grad[~kept].any()
     assert loss(logits, torch.full((8,), -100), answers) == 0
     shares = F.one_hot(labels.clamp(min=0), 5) * kept[:, None].float()
-    shares[0] /= 4  # three quarters of what was mixed were taken out
+    shares[0] /= 4  # three quarters of the mix were excluded
     weights = shares.sum(1)
     each = torch.stack([loss(logits[i : i + 1], shares[i : i + 1], answers[i : i + 1]) for i in range(8)])
     torch.testing.assert_close(loss(logits, shares, answers), (each * weights).sum() / weights.sum())
@@ -171,7 +173,7 @@ def test_its_rows_are_those_of_the_datasets_classes(tmp_path: Path) -> None:
 
 
 def test_torchvisions_weights_and_timms_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of timm's, which say how their images are normalised, and of bare ones, for which the student's is taken."""
+    """timm's weights state the normalisation of their images. Bare weights use the student's."""
     torch.manual_seed(0)
     images = torch.randn(2, 3, 32, 32)
     peer = torchvision.models.squeezenet1_1(num_classes=7).eval()

@@ -1,4 +1,4 @@
-"""What is missing around a program and gets a stand-in: temporary files' directory, home, user name."""
+"""Stand-ins for missing surroundings of a program: temporary directory, home, user name."""
 
 import errno
 import getpass
@@ -21,7 +21,7 @@ from penstock.shards.format import atomic_write
 
 @pytest.fixture
 def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A process that is told anew where temporary files go; of all candidates none is a directory."""
+    """A process that looks up its temporary directory again, while no candidate is a directory."""
     file = tmp_path / "file"
     file.write_text("")
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(file)])

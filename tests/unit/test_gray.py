@@ -1,4 +1,4 @@
-"""`pipeline/gray.py`: which byte it changes, that no decoder sees it, and that the probe asks for it only on a GPU."""
+"""`pipeline/gray.py`: it changes one byte, decoders give the same pixels, and the probe uses it only on a GPU."""
 
 import io
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""`machine.toml`: what is taken from it, in which order, on which machine, and what it must not say."""
+"""`machine.toml`: the settings read from it, their order, the machine they apply to, and what it must not set."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How the benchmark times: fake programs and a fake clock."""
+"""How benchmarks are timed, with fake programs and a fake clock."""
 
 import math
 import os
@@ -64,11 +64,11 @@ def test_warm_up_ends_at_the_limit_with_a_warning() -> None:
     for_ever = Fake("for ever", clock, [100.0 + turn for turn in range(1000)])
     with pytest.warns(measure.Unsteady, match="for ever: not steady after 5 s.*108, 109, 110"):
         rates = measure.warm_up(for_ever, turn_s=0.5, limit_s=5, clock=clock)
-    assert len(rates) == 11, "the first turn, which builds and compiles, is no part of the limit"
+    assert len(rates) == 11, "the first turn builds and compiles, so it does not count towards the limit"
 
 
 def test_who_waits_for_launches_is_told() -> None:
-    """0.04 and 0.1 steps: ResNet-50, compiled, on an H200, beside DALI and without. The others are made up."""
+    """0.04 and 0.1 steps: compiled ResNet-50 on an H200, with DALI and without. The other samples are invented."""
     samples = {
         "launching": [Sample(5082, 0.03, ahead) for ahead in (0.04, 0.1, 0.9)],
         "computing": [Sample(6146, 0.0, ahead) for ahead in (1.1, 0.98, 1.2)],
@@ -77,7 +77,7 @@ def test_who_waits_for_launches_is_told() -> None:
     }
     (line,) = throughput.launch_warnings(samples)
     assert line.startswith(
-        "launching: perhaps launching kernels limits, for the CPU is only 0.10 steps ahead of the GPU"
+        "launching: launching kernels may be the limit: the CPU is only 0.10 steps ahead of the GPU."
     )
 
 
@@ -88,7 +88,7 @@ class Launching(Fake):
 
 @pytest.mark.parametrize("kind", ["train", "compute", "loader"])
 def test_a_result_says_how_far_the_cpu_was_ahead(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And warns of it, but for a loader alone, which has no step."""
+    """It also warns, except for a loader alone, which has no steps."""
     monkeypatch.setattr(record.environment, "describe", dict)  # which starts programs
     world = World(0, 0, 1, 1, torch.device("cpu"))
     setup: Any = SimpleNamespace(world=world, settings={})
@@ -158,7 +158,7 @@ def test_a_watch_tells_what_it_saw(monkeypatch: pytest.MonkeyPatch) -> None:
         warnings.warn("not steady", measure.Unsteady, stacklevel=1)
     assert len(lines) == 3
     assert lines[0] == "not steady"
-    assert "other processes took 40%" in lines[1]
+    assert "other processes used 40%" in lines[1]
     assert "in 7 periods" in lines[2]
 
 

@@ -1,4 +1,4 @@
-"""The mixer against torchvision's transforms with the same generator, and what it draws from."""
+"""The mixer compared with torchvision's transforms with the same generator, and its random draws."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""BlurPool against the blur as the paper defines it, and stochastic depth against its probabilities."""
+"""BlurPool compared with the paper's blur, and stochastic depth with its probabilities."""
 
 import copy
 from typing import Any

@@ -1,4 +1,4 @@
-"""The settings of networks, losses and the rest: their names are those of the registries beside the code."""
+"""The settings of networks, losses and the rest: their names match the registries in the code."""
 
 from typing import get_args, get_type_hints
 

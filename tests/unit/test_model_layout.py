@@ -1,4 +1,4 @@
-"""Channels-last from the images to the last gradient, watched operator by operator beneath autograd."""
+"""Channels-last from the images to the last gradient, checked operator by operator beneath autograd."""
 
 from typing import Any
 
@@ -65,7 +65,7 @@ def train_step(net: nn.Module, size: int, device: str = "cpu", dtype: torch.dtyp
 def test_resnet50_converts_nothing(options: dict, dtype: torch.dtype | None, device: str) -> None:
     watching = train_step(build_model(ModelConfig(name="resnet50", **options), 5), 64, device, dtype)
     assert watching.found == []
-    assert watching.num_watched > 1500  # 4-D tensors: some 150 operators forward, as many backward, twice
+    assert watching.num_watched > 1500  # 4-D tensors: about 150 operators forward, as many backward, twice
 
 
 @pytest.mark.parametrize("name", ["cifar_resnet8", "mobilenet_v3_small", "regnet_x_400mf"])

@@ -1,4 +1,4 @@
-"""The losses against formulas written out, torch's means and timm's class; accuracy against sorting."""
+"""The losses compared with formulas, torch's means and timm's class; accuracy compared with sorting."""
 
 import pytest
 import torch
@@ -75,7 +75,7 @@ def test_whole_shares_are_labels(name: str, smoothing: float) -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_shares_that_are_missing_do_not_count(name: str) -> None:
-    """Half of sample 0 and all of sample 1 were taken out: 0 counts half, 1 not at all."""
+    """Half of sample 0 and all of sample 1 are excluded: 0 counts half, 1 does not count."""
     logits = torch.randn(3, 5, requires_grad=True)
     shares = torch.zeros(3, 5)
     shares[0, 2], shares[2, 4] = 0.5, 1.0

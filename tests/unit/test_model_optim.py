@@ -1,4 +1,4 @@
-"""Parameter groups and optimizers, against torch.optim and against updates written from the papers."""
+"""Parameter groups and optimizers, compared with torch.optim and with updates written from the papers."""
 
 import io
 import re
@@ -315,7 +315,7 @@ def test_what_timm_has_is_the_papers(paper: Any, options: dict, foreach: bool) -
 
 
 def test_lars_holds_gradients_before_the_lr_as_torchs_sgd() -> None:
-    """weight ← weight − lr · (momentum of local lr · gradient), which is not the paper's where the lr changes."""
+    """weight ← weight − lr · (momentum of local lr · gradient). This differs from the paper if the lr changes."""
     config = _config("lars", lr=1.0, weight_decay=0.0, trust_coefficient=0.1)
     weight = nn.Parameter(torch.tensor([[3.0, 4.0]]))
     holder = nn.Module()

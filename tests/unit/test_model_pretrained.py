@@ -1,4 +1,4 @@
-"""Pretrained weights, through every kind of file and through torch.hub's cache, against the network they came from."""
+"""Pretrained weights from every kind of file and torch.hub's cache equal those of their network."""
 
 import json
 import re
@@ -144,7 +144,7 @@ def test_another_number_of_classes_keeps_the_body(num_classes: int, donor: nn.Mo
     ],
 )
 def test_heads_are_found_in_every_family(name: str, heads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the meta device, which has shapes and no values: the heads alone have other shapes than the donor's."""
+    """On the meta device, with shapes but no values: only the heads have other shapes than the donor's."""
     options = {"aux_logits": len(heads) > 1}
     with torch.device("meta"):
         donor = fresh(name, 10, **options).state_dict()

@@ -1,4 +1,4 @@
-"""Schedules against torch's schedulers, and against ffcv-imagenet's and timm's definitions written out."""
+"""Schedules compared with torch's schedulers, and with ffcv-imagenet's and timm's definitions."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""timm's networks: timm is the oracle, for parameters, logits, options, images and weights."""
+"""timm's networks compared with timm itself: parameters, logits, options, images and weights."""
 
 import re
 from dataclasses import replace
@@ -159,7 +159,7 @@ def loaded(tmp_path: Path, text: str, *overrides: str) -> tuple[Recipe, str]:
 )
 @pytest.mark.parametrize("tagged", [False, True])
 def test_what_nobody_gives_is_timms(tmp_path: Path, name: str, tagged: bool) -> None:
-    """timm.data.resolve_data_config, which timm's train.py takes."""
+    """timm.data.resolve_data_config, as used by timm's train.py."""
     tags = [tag for tag in published_weights(ModelConfig(name=f"timm/{name}")) if tag != "DEFAULT"]
     chosen = tags[-1] if tagged else ""
     expected = resolve_data_config(

@@ -1,4 +1,4 @@
-"""What the demo says to do next can be done: the commands, options, recipes and pages that it names are there."""
+"""The demo's next steps work: the commands, options, recipes and pages that it names exist."""
 
 import re
 from pathlib import Path

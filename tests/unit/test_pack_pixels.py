@@ -1,4 +1,4 @@
-"""Which images `--pixels` chooses, and what their pixels are: against Pillow."""
+"""The images that `--pixels` chooses, and their pixels compared with Pillow's."""
 
 import io
 import re

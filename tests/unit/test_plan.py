@@ -1,4 +1,4 @@
-"""The plan against what a permutation and a uniform distribution are, and against itself at other world sizes."""
+"""The plan is a permutation with uniform draws, and is the same at other world sizes."""
 
 import time
 import tracemalloc
@@ -128,7 +128,7 @@ def test_block_order_reads_a_window_from_few_blocks(n: int, block: int, window: 
 
 
 def test_each_window_is_shuffled_in_its_own_way() -> None:
-    """The step from one position to the next, modulo the block, tells a window's shuffle from another's."""
+    """The step from one position to the next, modulo the block, identifies a window's shuffle."""
     block, window = 100, 8
     plan = EpochPlan(num_samples=10_000, order="block", block_size=block, window_blocks=window)
     windows = whole(plan)[: 10_000 // (block * window) * block * window].reshape(-1, block * window)
@@ -381,7 +381,7 @@ def test_a_choice_of_validation_samples_is_the_same_on_any_machine(
     for batch in (batch for of_rank in batches for batch in of_rank):
         assert batch.labels.tolist() == labels[batch.sample_ids].tolist()
     announced = np.concatenate(list(feeds[0].windows(0, 0)))
-    assert sorted(announced.tolist()) == ids, "what a reader is told to fetch"
+    assert sorted(announced.tolist()) == ids, "the samples that a reader must fetch"
 
 
 def test_a_choice_is_spread_over_the_split_and_part_of_a_larger_one() -> None:
@@ -401,7 +401,7 @@ def test_feeds_that_cannot_work_are_errors() -> None:
     with pytest.raises(ValueError, match="does not divide"):
         make_feed(batch_size=5, global_batch_size=24)
     with pytest.raises(ValueError, match="does not divide"):
-        make_feed(batch_size=5)  # global_batch_size left out
+        make_feed(batch_size=5)  # without global_batch_size
     with pytest.raises(ValueError, match="no samples"):
         Feed(split=make_split(0), config=DataConfig(), augment=None, batch_size=1)
 

@@ -75,7 +75,9 @@ def test_pictures_are_drawn_the_same_each_time(tmp_path: Path) -> None:
     for figure in (lines, bars):
         png = plot.draw(figure, tmp_path / "one")
         assert png.read_bytes() == plot.draw(figure, tmp_path / "two").read_bytes()
-        assert {rgb(PALETTE[0]), rgb(PALETTE[1])} <= colours(png), "two colours that colour-blind readers tell apart"
+        assert {rgb(PALETTE[0]), rgb(PALETTE[1])} <= colours(png), (
+            "two colours that colour-blind readers can distinguish"
+        )
 
 
 def test_the_command_draws_files_and_skips_what_is_none(tmp_path: Path) -> None:
@@ -93,7 +95,7 @@ def test_the_page_has_each_programs_figures_and_a_command() -> None:
     content = result("peers", {"penstock": 1500.0, "timm": 500.0}, threads=3)
     content.programs["timm"] = replace(content.programs["timm"], memory_mb=2600.4)
     content.ratios["penstock / timm"] = Ratio(3.0, 2.9, 3.14, 2.8, 3.2)
-    content = replace(content, warnings=["other processes took 50%"], more={"skipped": {"ffcv": "is not installed"}})
+    content = replace(content, warnings=["other processes used 50%"], more={"skipped": {"ffcv": "is not installed"}})
     text = pages.page({Path("peers-x.json"): content})
     cells = ["timm", "500 [450–550]", "3.00 [2.90–3.14]", "2,600",
              "some, × 100, 224 px, 3 threads", "`peers-x.json`", "Some CPU, 2 cores"]  # fmt: skip

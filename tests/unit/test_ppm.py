@@ -1,4 +1,4 @@
-"""`shards/ppm.py` beside Pillow's own writer and reader."""
+"""`shards/ppm.py` compared with Pillow's writer and reader."""
 
 from io import BytesIO
 

@@ -1,4 +1,4 @@
-"""What `bench.py` times of a program."""
+"""The times that `bench.py` measures of a program."""
 
 import time
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""ReaL's file, and which of a network's outputs ImageNet's numbers are."""
+"""ReaL's file, and the network outputs for ImageNet's class numbers."""
 
 import json
 from contextlib import nullcontext

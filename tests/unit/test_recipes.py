@@ -1,4 +1,4 @@
-"""Every recipe: its header, that each of its keys is read, and its curves against their published definitions."""
+"""Every recipe: its header, that each key is read, and its curves compared with their published definitions."""
 
 import math
 import re
@@ -215,7 +215,7 @@ def test_a3_is_resnet_strikes_back() -> None:
 
 
 def test_90_epochs_are_nvidias() -> None:
-    """DeepLearningExamples, lr_cosine_policy(2.048, 8, 90), which is evaluated once an epoch."""
+    """DeepLearningExamples, lr_cosine_policy(2.048, 8, 90), evaluated once per epoch."""
     recipe = _recipe("rn50-90ep")
     for epoch in range(8, 90):
         assert _lr(recipe, epoch) == pytest.approx(0.5 * (1 + math.cos(math.pi * (epoch - 8) / (90 - 8))) * 2.048)
@@ -406,7 +406,7 @@ def test_a_value_that_its_section_refuses_is_told_with_its_file(tmp_path: Path) 
 
 
 def test_what_an_earlier_version_trained_with_is_read_back() -> None:
-    """Such a network expects the images that it was trained on, whatever its recipe meant."""
+    """Such a network expects images as in its training, whatever its recipe says."""
     old = "[data]\nmean = [0.485, 0.456, 0.406]\nstd = [0.229, 0.224, 0.225]\n"
     assert from_toml(Recipe, old, "checkpoint").data.std == (0.229, 0.224, 0.225)
 

@@ -1,4 +1,4 @@
-"""The CPU's fused resize against Pillow (filters, windows) and torch (without antialiasing)."""
+"""The CPU's fused resize compared with Pillow (filters, windows) and torch (without antialiasing)."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The scaling model against numbers worked out by hand, and its page against the model."""
+"""The scaling model compared with numbers worked out by hand, and its page compared with the model."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Settings: each has a text, and its range holds at both ends, in every section of a recipe."""
+"""Settings: each has a help text, and its range is checked at both ends, in every section of a recipe."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""`encode` against Pillow: what passes through, what is scaled or converted and how, what is refused."""
+"""`encode` compared with Pillow: files that pass unchanged, scaled or converted, and refused files."""
 
 import io
 import warnings

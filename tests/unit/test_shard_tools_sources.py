@@ -1,4 +1,4 @@
-"""Listing: directory trees and tables as sources, what is chosen of them, how they are shuffled and cut into shards."""
+"""Listing: directory trees and tables as sources, selection, shuffling, and division into shards."""
 
 import csv
 import os
@@ -274,7 +274,7 @@ def test_subsets(tmp_path):
 
 
 def test_fixed_classes_keep_their_labels(tmp_path):
-    """In the source's order, with or without images; what is chosen of them is numbered anew."""
+    """In the source's order, with or without images. The chosen classes are numbered from 0 again."""
     source = Made({"train": {"c": 2, "a": 1}, "val": {"a": 1, "d": 3}})
     source.fixed_classes = lambda: ["d", "c", "b", "a"]
     listing, found = listed(source, tmp_path / "w")

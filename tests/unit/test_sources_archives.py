@@ -1,4 +1,4 @@
-"""The official ILSVRC archives, Kaggle's layout and zip, Tiny-ImageNet: generated in their shape, read in place."""
+"""The official ILSVRC archives, Kaggle's layout and zip, Tiny-ImageNet: generated lookalikes, read in place."""
 
 import io
 import re
@@ -213,7 +213,7 @@ def test_images_without_a_label_missing_ones_and_broken_links_are_unusable(tmp_p
 
 
 def test_validation_images_sorted_into_classes_make_a_tree(tmp_path: Path) -> None:
-    """As many scripts sort them, with what told their labels left behind or lost."""
+    """Sorted as by many scripts, with the files that had the labels left behind or lost."""
     tiny(tmp_path / "tiny")
     (tmp_path / "tiny/val/images").rename(tmp_path / "tiny/val" / WNIDS[0])
     files = kaggle_files()[0]

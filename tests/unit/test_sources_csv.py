@@ -1,4 +1,4 @@
-"""Tables as people have them: separators, encodings, headers, paths and labels of many kinds."""
+"""Realistic CSV tables: separators, encodings, headers, paths and labels of many kinds."""
 
 import csv
 import io
@@ -55,7 +55,7 @@ def test_separators_are_found_out(folder: Path, name: str, separator: str, heade
 
 
 def test_separators_inside_cells(folder: Path) -> None:
-    """Every row has one comma, and the semicolon separates: the files tell."""
+    """Every row has one comma, but the semicolon is the separator: the existing files show it."""
     for name in ("x, y.jpg", "x.jpg, y.jpg"):
         (folder / name).write_bytes(b"1")
     assert read(table(folder, "x.jpg, y.jpg;cat\n")) == ([("x.jpg, y.jpg", "cat")], [])

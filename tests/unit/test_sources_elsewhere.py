@@ -1,4 +1,4 @@
-"""What is no source, or a part of one: one line that says what to give. And what systems leave in every directory."""
+"""Paths that are not a source, or only part of one, give a one-line hint. Files that systems leave are ignored."""
 
 import re
 import zipfile

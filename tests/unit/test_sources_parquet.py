@@ -1,4 +1,4 @@
-"""Parquet tables as people have them: columns of many types, class lists that differ, layouts; written with pyarrow."""
+"""Realistic Parquet tables, written with pyarrow: columns of many types, differing class lists, layouts."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Directory trees: which directories are splits and which are classes, what is refused, `--split-dirs`, links."""
+"""Directory trees: the directories for splits and classes, refusals, `--split-dirs`, and links."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""A store that fails: what is asked for again, how long, and what is said."""
+"""A store that fails: the retried requests, the time limit, and the messages."""
 
 import time
 from collections.abc import Iterator

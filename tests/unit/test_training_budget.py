@@ -1,4 +1,4 @@
-"""`--max-minutes` on a clock of the test's own: where the schedule stands at any time, and when all ends."""
+"""`--max-minutes` on the test's own clock: the schedule's position at any time, and the end of the run."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Checkpoints: what is read back, what is refused, and that no half-written file is ever seen."""
+"""Checkpoints: reading back, refusals, and that a half-written file is never visible."""
 
 import os
 import pickle

@@ -1,4 +1,4 @@
-"""Config: each way to give a value, each way to get it wrong, and the way back to TOML."""
+"""Config: each way to give a value, each error, and the conversion back to TOML."""
 
 import math
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""A world of one in this process, signals, and what is said of devices and drivers."""
+"""A world of one rank in this process, signals, and the messages about devices and drivers."""
 
 import os
 import signal
@@ -136,7 +136,7 @@ def test_before_the_first_step_a_signal_ends_the_run_at_once() -> None:
 def test_each_stream_gets_a_hardware_queue_unless_the_user_says_how_many(
     monkeypatch: pytest.MonkeyPatch, given: str | None, expected: str
 ) -> None:
-    """Before CUDA starts, which reads it then."""
+    """Set before CUDA starts, since CUDA reads it then."""
     monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", given or "")
     if not given:
         monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS")

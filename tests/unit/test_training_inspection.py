@@ -1,4 +1,4 @@
-"""What a validation learns about images and classes, against a count by hand; and the pictures that it writes."""
+"""The per-image and per-class findings of a validation, compared with a count by hand; its pictures."""
 
 import io
 import json

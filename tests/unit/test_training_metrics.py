@@ -1,4 +1,4 @@
-"""Metrics, their trackers and sheets: what is written, and what is not."""
+"""Metrics, their trackers and sheets: the values that are written, and those that are not."""
 
 import io
 import json

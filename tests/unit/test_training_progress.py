@@ -1,4 +1,4 @@
-"""The bar on terminals of any width, and plain lines where there is none."""
+"""The progress bar on terminals of any width, and plain lines without a terminal."""
 
 import io
 import re

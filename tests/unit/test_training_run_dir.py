@@ -1,4 +1,4 @@
-"""The run directory: who may write there, what is moved aside; and a run's small files when a write was cut off."""
+"""The run directory: who may write there, files moved aside, and small files after an interrupted write."""
 
 import fcntl
 import os
@@ -26,7 +26,7 @@ FILES = {"config.toml": "a = 1", "defaults.toml": "a = 0"}
 
 
 def begin(path: Path, resume_from: Path | None = None, files: dict[str, str] = FILES) -> tuple[Path | None, Claim]:
-    """A run that has begun, and still goes on until the claim is left."""
+    """A run that has started and continues until its claim is released."""
     claim = Claim(path)
     aside = claim.take(resume_from, files)
     claim.settle()

@@ -1,4 +1,4 @@
-"""`bench.py tune` on a fake clock: the budget holds, and many candidates fit in it."""
+"""`bench.py tune` on a fake clock: it keeps its time budget, and tries many candidates within it."""
 
 import itertools
 from typing import Any
@@ -15,7 +15,7 @@ START = {"threads": 2, "prefetch": 2, "read_ahead": 4}
 
 
 class Machine:
-    """Time passes as programs are made (`build_s`) and run: `beside_s` more than they are told to."""
+    """Time passes while programs are built (`build_s`) and run. A run takes `beside_s` longer than requested."""
 
     def __init__(self, build_s: float, beside_s: float) -> None:
         self.now, self.build_s, self.beside_s = 0.0, build_s, beside_s
@@ -125,5 +125,5 @@ def test_however_short_the_time_one_turn_is_made() -> None:
     found = searched(machine, 1)
     (trial,) = found.trials
     assert not trial.decided
-    assert tune.outcome(trial) == ", undecided in its time"
+    assert tune.outcome(trial) == ", undecided (out of time)"
     assert not found.finished

@@ -1,4 +1,4 @@
-"""litdata's StreamingDataset of the JPEGs as they are, which it decodes to uint8 tensors; torchvision's v2 on those."""
+"""litdata: StreamingDataset of the unchanged JPEGs, decoded to uint8 tensors, with torchvision's v2 transforms."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +21,7 @@ def prepare(job: SimpleNamespace) -> None:
 
 
 class Endless(IterableDataset):
-    """The dataset again and again: a small one's epochs would end before the workers are busy."""
+    """The dataset, repeated without end. A small dataset's epoch would end before the workers are busy."""
 
     def __init__(self, job: SimpleNamespace) -> None:
         self.dataset = StreamingDataset(job.prepared, shuffle=True)

@@ -1,4 +1,4 @@
-"""mosaicml-streaming's StreamingDataset of the JPEGs as they are, decoded by PIL, with torchvision's transforms."""
+"""mosaicml-streaming: StreamingDataset of the unchanged JPEGs, decoded by PIL, with torchvision's transforms."""
 
 import tempfile
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ class Images(StreamingDataset):
 
 def loader(job: SimpleNamespace) -> Iterator[list[torch.Tensor]]:
     with tempfile.TemporaryDirectory() as folder:
-        local = Path(folder) / "data"  # it refuses a folder that another process uses, by name
+        local = Path(folder) / "data"  # a new name, since streaming refuses a folder that another process uses
         local.symlink_to(job.prepared)
         dataset = Images(job, local=str(local), epoch_size=job.num_images * job.repeats)
         options = {"drop_last": True, "persistent_workers": True}

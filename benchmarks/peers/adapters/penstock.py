@@ -1,4 +1,4 @@
-"""This project's loader, on its shards. The one adapter that imports the project: it runs in its environment."""
+"""This project's loader, on its shards. Only this adapter imports the project, since it runs in its environment."""
 
 import sys
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What several adapters do alike."""
+"""Code shared by several adapters."""
 
 import random
 from pathlib import Path
@@ -6,14 +6,14 @@ from types import SimpleNamespace
 
 
 def shuffled_files(job: SimpleNamespace) -> list[tuple[Path, int]]:
-    """Each JPEG and its label, in random order: formats that shuffle nearby samples only must not begin by class."""
+    """List each JPEG and its label in random order, since formats that shuffle only locally must not start sorted."""
     paths = sorted(Path(job.folder).glob("*/*.jpg"))
     random.Random(0).shuffle(paths)
     return [(path, int(path.parent.name)) for path in paths]
 
 
 def torchvision_transform(job: SimpleNamespace, pil: bool):
-    """Crop, flip and normalise. pil: its input is PIL's, not a uint8 tensor."""
+    """Return a transform that crops, flips and normalises. pil: the input is a PIL image, not a uint8 tensor."""
     import torch
     from torchvision.transforms import v2
 

@@ -13,14 +13,14 @@ from spdl.pipeline import PipelineBuilder
 
 try:
     spdl.io.get_video_filter_desc()
-    spdl.io.demux_config()  # loads the library that needs FFmpeg's
+    spdl.io.demux_config()  # loads the library that needs FFmpeg's libraries
 except RuntimeError as error:
     raise ImportError(f"FFmpeg's libraries are missing ({str(error)[:80]})") from None
 
 
 def draw_crop(width: int, height: int) -> tuple[int, int, int, int]:
-    """Width, height, left and top by torchvision's law."""
-    for _ in range(10):  # then the whole image
+    """Draw width, height, left and top from torchvision's distribution."""
+    for _ in range(10):  # after ten failed attempts, use the whole image
         area = random.uniform(0.08, 1.0) * width * height
         ratio = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
@@ -30,7 +30,7 @@ def draw_crop(width: int, height: int) -> tuple[int, int, int, int]:
 
 
 def loader(job: SimpleNamespace) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    torch.set_num_threads(1)  # the pipeline's threads are as many as were asked for
+    torch.set_num_threads(1)  # the pipeline has its own threads, as many as requested
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (job.mean, job.std))
     files = shuffled_files(job)
 

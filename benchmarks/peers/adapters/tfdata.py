@@ -1,4 +1,4 @@
-"""tf.data on TFRecord files: the crop is drawn first, and only its region decoded. Threads of TensorFlow's own."""
+"""tf.data on TFRecord files: the crop is drawn first, and only its region is decoded, in TensorFlow's threads."""
 
 import math
 import os
@@ -26,8 +26,10 @@ def prepare(job: SimpleNamespace) -> None:
 
 
 def draw_crop(height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
-    """Top, left, height and width by torchvision's law: ten attempts, then the whole image. TensorFlow's own
-    `sample_distorted_bounding_box` has another: its areas are not uniform."""
+    """Draw top, left, height and width from torchvision's distribution: ten attempts, then the whole image.
+
+    TensorFlow's own `sample_distorted_bounding_box` differs: its areas are not uniform.
+    """
     size = tf.cast([height, width], tf.float32)
     area = tf.random.uniform([10], 0.08, 1.0) * size[0] * size[1]
     ratio = tf.exp(tf.random.uniform([10], math.log(3 / 4), math.log(4 / 3)))

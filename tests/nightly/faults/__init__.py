@@ -1,4 +1,4 @@
-"""Faults against whole runs: each is injected at an exact place, and the end is compared with an undisturbed run's.
+"""Fault tolerance of whole runs: each fault is injected at an exact place, and the end compared with a clean run's.
 
-`python -m tests.nightly.faults --rounds N` makes the table; pytest runs one round of a part of them.
+`python -m tests.nightly.faults --rounds N` prints the table. pytest runs one round of some of the faults.
 """

@@ -1,4 +1,4 @@
-"""`python -m tests.nightly.faults`: every fault so many rounds, at random places, as a table."""
+"""`python -m tests.nightly.faults`: run each fault for several rounds at random places, and print a table."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""What the cases share: a small dataset, runs of it with faults, and the comparison with the undisturbed run."""
+"""Shared by the cases: a small dataset, runs with faults, and the comparison with an undisturbed run."""
 
 import json
 import random
@@ -137,7 +137,7 @@ def _equal(first: Any, second: Any) -> bool:
 
 
 def until(condition: Any, run: Launched, timeout_s: float = END_S) -> None:
-    """Wait while a run goes on. Raises AssertionError where it ends, or takes too long, before `condition` holds."""
+    """Wait while a run continues. Raises AssertionError if it ends or takes too long before `condition` holds."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if not run.running or time.monotonic() > deadline:

@@ -1,6 +1,6 @@
 """The faults by name: each injects one, waits for the end within a bounded time, and checks what must hold after it.
 
-A case gets a `Bench` and answers an `Outcome`; what does not hold is an AssertionError.
+A case gets a `Bench` and returns an `Outcome`. A failed check is an AssertionError.
 """
 
 import os
@@ -244,7 +244,7 @@ def unmount(path: Path) -> None:
 
 
 def disk_full(bench: Bench) -> Outcome:
-    """The run says so and ends; its last checkpoint is whole; with room again it goes on."""
+    """The run reports it and ends. Its last checkpoint is complete, and the run resumes once there is room."""
     round_dir = bench.new("full")
     run_dir = small_disk(round_dir)
     try:
@@ -259,7 +259,7 @@ def disk_full(bench: Bench) -> Outcome:
 
 
 def checkpoints_unwritable(bench: Bench, how: str) -> Outcome:
-    """Only checkpoints cannot be written: the run says so, goes on, and ends with exit code 1."""
+    """Only checkpoints cannot be written: the run reports it, continues, and ends with exit code 1."""
     round_dir = bench.new(how)
     folder = round_dir / "run" / "checkpoints"
     limits = {resource.RLIMIT_FSIZE: 700_000} if how == "file size" else {}
@@ -309,7 +309,7 @@ def damaged_checkpoint(bench: Bench, how: str) -> Outcome:
 
 
 def refused_checkpoint(bench: Bench, of: str) -> Outcome:
-    """The difference in one line; the checkpoint stays, and the run that wrote it goes on."""
+    """The difference is shown in one line. The checkpoint stays, and its own run can resume."""
     round_dir = bench.new(f"other-{of}")
     run = bench.start(round_dir, ranks=0, more=("--max-steps=6",))
     assert run.wait(END_S) == 0, run.output
@@ -364,7 +364,7 @@ def shard_cut_midway(bench: Bench) -> Outcome:
 
 
 def corrupt_images(bench: Bench) -> Outcome:
-    """1 % of the images, at least two: taken out with a line each, the same in a run that is killed in between."""
+    """1 % of the images, at least two, are quarantined with one line each, also in a run that is killed in between."""
     round_dir = bench.new("corrupt")
     data = bench.data_copy(round_dir)
     split = ShardSet.open(data).split("train")
@@ -399,7 +399,7 @@ def slow_reads(bench: Bench) -> Outcome:
 
 
 def hangs(bench: Bench, at: str, do: str, expected: str) -> Outcome:
-    """The run ends in bounded time, names rank 1 and its stage, and goes on after torchrun's restart."""
+    """The run ends in bounded time, names rank 1 and its stage, and resumes after torchrun's restart."""
     round_dir, timeout_s = bench.new("hangs"), 6
     run = bench.start(round_dir, Fault(at, do, 1, 5 if at != "validation" else STEPS_PER_EPOCH), restarts=2,
                       settings={"train.timeout_s": timeout_s})  # fmt: skip
@@ -428,7 +428,7 @@ def not_finite(bench: Bench, how: str) -> Outcome:
 
 
 def weights_not_finite(bench: Bench) -> Outcome:
-    """After a step whose loss was good: no checkpoint has them, and the same command goes on from the one before."""
+    """After a step with a good loss: no checkpoint has them, and the same command resumes from the one before."""
     round_dir = bench.new("weights")
     run = bench.start(round_dir, Fault("stepped", "nan", 0, 5), ranks=0)
     assert run.wait(END_S) == 1, run.output

@@ -1,7 +1,7 @@
-"""A rank of a run in which something goes wrong: `train.py` with its functions wrapped, so that it has no test hooks.
+"""A rank of a run with faults: `train.py` with its functions wrapped, which needs no test hooks in the program.
 
-Input: the environment variable FAULTS, a JSON list of `Fault`s. Each comes once in a run, over all its restarts: a
-marker file says that it has come.
+Input: the environment variable FAULTS, a JSON list of `Fault`s. Each happens once in a run, over all its restarts. A
+marker file records that it has happened.
 """
 
 import errno

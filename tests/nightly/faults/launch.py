@@ -1,4 +1,4 @@
-"""Starts `torchrun` and `python` on a run with faults in it (`inject.py`), forked; torchrun is torch's own."""
+"""Start `torchrun` and `python` on a run with faults (`inject.py`), forked. torchrun is torch's own."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""One round of each fault; the short round of CI has a part of them."""
+"""One round of each fault. CI's short round runs some of them."""
 
 import random
 

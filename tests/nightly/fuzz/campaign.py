@@ -1,7 +1,8 @@
-"""The campaign, `python -m tests.nightly.fuzz --cases 100000`: a table of targets, cases, violations; exit 1 if any.
+"""The fuzzing campaign: `python -m tests.nightly.fuzz --cases 100000` prints a table of targets, cases and violations.
 
-Case i of a target is a pure function of (seed, target, i): `--only TARGET --first i --cases 1` runs it again. Each
-target runs in a process of its own, so that a crash of the interpreter, or a hang in C, is a finding and not the end.
+The exit status is 1 if there are violations. Case i of a target is a pure function of (seed, target, i):
+`--only TARGET --first i --cases 1` runs it again. Each target runs in its own process, which turns a crash of the
+interpreter or a hang in C into a finding.
 """
 
 import multiprocessing

@@ -2,9 +2,9 @@
 
     uv run python -m tests.nightly.fuzz.guided "sample table" -max_total_time=600 -seed=1
 
-Further arguments are libFuzzer's: a folder keeps the inputs between runs, a file's name runs that input alone. It
-starts from the target's valid file, changes bytes or damages it as `python -m tests.nightly.fuzz` does, and stops at
-the first violation, whose input it writes to `crash-…`.
+Further arguments go to libFuzzer: a folder keeps the inputs between runs, a file name runs only that input. The fuzzer
+starts from the target's valid file, and changes bytes or damages it like `python -m tests.nightly.fuzz`. It stops at
+the first violation and writes its input to `crash-…`.
 """
 
 import os

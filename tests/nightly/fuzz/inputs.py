@@ -1,4 +1,4 @@
-"""Small valid inputs, as file name → bytes: what the damage starts from. Made once a process."""
+"""Small valid inputs, as file name → bytes, for the fuzzer to damage. Made once per process."""
 
 import functools
 import io
@@ -116,7 +116,7 @@ def checkpoint_file() -> bytes:
 
 @functools.cache
 def run() -> Files:
-    """What a run leaves for the report: metrics, settings, samples taken out."""
+    """The files of a run that the report reads: metrics, settings, quarantined samples."""
     import matplotlib.backends.backend_agg
     import matplotlib.font_manager  # noqa: F401  # reads and writes its cache, unwatched
 

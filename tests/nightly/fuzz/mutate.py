@@ -1,4 +1,4 @@
-"""Damaged inputs from valid ones: bytes, JSON-like trees and tars, by draws of a `random.Random`."""
+"""Damage valid inputs (bytes, JSON-like trees and tars) with the draws of a `random.Random`."""
 
 import copy
 import io

@@ -1,8 +1,8 @@
-"""What no input may make the program do, watched from outside: a `with` block → Violation.
+"""Detect forbidden behaviour of the program from outside: a `with` block that raises a Violation.
 
-Every file that Python opens, renames or removes, and every pickle, process and connection, passes `sys.addaudithook`;
-an alarm bounds the time and RLIMIT_AS the memory. So a case needs no expected result: it may succeed or fail with one
-of `EXPECTED`, and everything else is a defect.
+Every file that Python opens, renames or removes, and every pickle, process and connection, passes `sys.addaudithook`.
+An alarm limits the time, and RLIMIT_AS limits the memory. So a case needs no expected result: it may succeed, or fail
+with one of `EXPECTED`. Everything else is a defect.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""What is fuzzed: for each input a valid folder, the file that is damaged, how, and what then reads it.
+"""The fuzzing targets: for each input a valid folder, the file to damage, the kind of damage, and the reader.
 
-A case is the bytes of that one file, so that any engine can make them: `python -m tests.nightly.fuzz` and hypothesis
-draw damage, atheris searches for new paths.
+A case is the bytes of one file, so any engine can make it: `python -m tests.nightly.fuzz` and hypothesis draw random
+damage, and atheris searches for new paths.
 """
 
 import io
@@ -175,7 +175,7 @@ EVIL = [_evil(*call) for call in (("os", "system", "touch evil"), ("posix", "sys
 
 
 def read_run(folder: Path) -> None:
-    """The report's figures; the page itself, which takes a second or two, for one case in a hundred."""
+    """The report's figures. The page itself takes a second or two, so only one case in a hundred makes it."""
     lines = read_metrics(folder)
     quarantine.read(folder, before_epoch=1)
     if sum(map(len, (str(line) for line in lines))) % 100 == 0:

@@ -1,5 +1,4 @@
-"""The fixed part of the fuzzing: a few hundred cases of each kind, and what the campaigns have found,
-one test each."""
+"""The fixed part of the fuzzing: a few hundred cases of each kind, and one test for each finding of the campaigns."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Hosts for a test: network namespaces on one bridge, which lies in a namespace of its own; nothing else is touched."""
+"""Hosts for a test: network namespaces on a bridge in a namespace of its own. Nothing else is touched."""
 
 import os
 import signal
@@ -44,7 +44,7 @@ class Network:
         kill_all(self._hosts[host])
 
     def cut(self, host: int) -> None:
-        """Pull the host's cable: no packet arrives, and no connection is told that it is closed."""
+        """Pull the host's cable: no packet arrives, and no connection notices that it is closed."""
         ip("-n", self._name, "link", "set", f"port{host}", "down")
 
     def mend(self, host: int) -> None:

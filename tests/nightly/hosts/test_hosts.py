@@ -1,4 +1,4 @@
-"""Training over two and three hosts: the samples of each step are those of one host, whatever becomes of the others."""
+"""Training over two and three hosts gives each step the samples of one host, even if hosts fail."""
 
 import json
 import re
@@ -78,7 +78,7 @@ def test_three_hosts_and_one_agree_in_every_step(dataset_dir: Path, tmp_path: Pa
 @pytest.mark.parametrize(("num_hosts", "nodes"), [(2, "2"), (3, "1:3")])
 @pytest.mark.long
 def test_a_host_cut_off_and_brought_back(num_hosts: int, nodes: str, dataset_dir: Path, tmp_path: Path) -> None:
-    """With a fixed number the others wait for it; an elastic run goes on without it, and takes it in again."""
+    """With a fixed number of hosts the others wait for it. An elastic run continues without it and readmits it."""
     run_dir, epochs = tmp_path / "run", 30
     words = arguments(dataset_dir, run_dir, epochs, eval_every=epochs, timeout_s=TIMEOUT_S)
     lost = num_hosts - 1
