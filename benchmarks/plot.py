@@ -180,10 +180,10 @@ def draw_front(result: Result, folder: Path, theme: str) -> Path:
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="[RESULT]…")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="plots", help="Folder for pictures.")
 def command(files: tuple[Path, ...], out: Path) -> None:
-    """Draw the results that `--json` wrote: one picture for each series of `benchmarks.growth`, and for each result of
-    `peers` and `explain`.
+    """Draw the results that `--json` wrote.
 
-    Without RESULT, draw those of benchmarks/results. `bench.py docs` draws the documentation's pictures.
+    One picture for each series of `benchmarks.growth`, and for each result of `peers` and `explain`. Without RESULT,
+    draw those of benchmarks/results. `bench.py docs` draws the documentation's pictures.
     """
     results = pages.read_files(files or list(pages.RESULTS.glob("*.json")), lambda line: click.echo(line, err=True))
     drawn = draw_all(results, out)

@@ -54,6 +54,9 @@ def summary(folder: Path) -> dict[str, Any]:
     "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Result file."
 )
 def command(folder: Path, json_file: Path) -> None:
-    """Summarise a finished training run as a result file: machine, changed settings, curve, accuracy and speed."""
+    """Summarise a training run as a result file.
+
+    RUN is the directory of a finished run. The result has the machine, changed settings, curve, accuracy and speed.
+    """
     json_file.write_text(json.dumps(summary(folder), indent=1) + "\n", encoding="utf-8")
     click.echo(json_file)

@@ -71,9 +71,10 @@ def filled(path: Path) -> str:
 
 @click.command(name="docs")
 def command() -> None:
-    """Write the generated parts of README.md and docs/: tables, figures, settings, and the pictures of results.
+    """Write the documentation's generated parts.
 
-    The sources are the files of benchmarks/results and the settings' dataclasses.
+    They are tables, figures and settings in README.md and docs/, and the pictures of results. The sources are the files
+    of benchmarks/results and the settings' dataclasses.
     """
     from penstock.benchmarks import plot
 

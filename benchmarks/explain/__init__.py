@@ -38,10 +38,11 @@ TIMING = [
 def command(
     seconds: float, repeats: int, out: Path | None, apply_too: bool, json_file: Path | None, **common: Any
 ) -> None:  # fmt: skip
-    """Find the stage that limits training, and the two changes most worth trying.
+    """Find the stage that limits training.
 
-    Times each stage alone: reading, decoding, resizing, copying to the GPU, computing and communication. The stages
-    alternate with the whole loader and with training. Always uses DALI's loader.
+    Names the bottleneck and the two changes most worth trying. Times each stage alone: reading, decoding, resizing,
+    copying to the GPU, computing and communication. The stages alternate with the whole loader and with training.
+    Always uses DALI's loader.
     """
     record.require_writable(json_file, out)
     setup = prepare(**common)
