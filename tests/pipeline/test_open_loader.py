@@ -237,7 +237,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "setting": ({"chache": "pixels"}, "chache: open_loader has no such argument; did you mean cache?"),
     "setting of a run": ({"val_split": "val"}, "val_split: open_loader has no such argument"),
     "setting's value": ({"cache": "disk"}, "open_loader: cache = 'disk': expected one of 'none', 'encoded', 'pixels'"),
-    "unit": ({"mean": (0.485, 0.456, 0.406)}, "mean: .* cannot be in grey levels"),
+    "unit": ({"mean": (0.485, 0.456, 0.406)}, "mean: .* not in grey levels"),
     "order": ({"order": "shuffled"}, "open_loader: order = 'shuffled': expected one of"),
     "loader": ({"loader": "webdataset"}, "open_loader: loader = 'webdataset': expected one of"),
 }  # fmt: skip

@@ -264,7 +264,7 @@ def test_bad_teachers_cost_a_line(overrides: list[str], message: str, tmp_path: 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"temperature": 3.0}, "temperature: has no effect without teacher; leave it out, or set teacher"),
+        ({"temperature": 3.0}, "temperature: has no effect without teacher; remove it, or set teacher"),
         ({"teacher_weight": 0.3}, "teacher_weight: has no effect without teacher"),
         ({"teacher_weights": "x"}, "teacher_weights: has no effect without teacher"),
         ({"distillation": "hard"}, "distillation: has no effect without teacher"),

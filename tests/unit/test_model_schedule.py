@@ -178,7 +178,7 @@ def test_bad_settings_are_errors(options: dict) -> None:
 
 
 def test_an_unknown_schedule_is_an_error() -> None:
-    with pytest.raises(ValueError, match="unknown schedule 'cosines': cosine, linear"):
+    with pytest.raises(ValueError, match="unknown schedule 'cosines'; known are cosine, linear"):
         ScheduleConfig(name="cosines")  # type: ignore[arg-type]
 
 
