@@ -232,13 +232,16 @@ def test_it_is_compiled_with_the_student(tmp_path: Path, monkeypatch: pytest.Mon
     [
         (["teacher=nosuch.pt"], "loss.teacher: nosuch.pt: no such file or run, and unknown network 'nosuch.pt'"),
         (["teacher=resnet18"], "loss.teacher_weights: which weights of resnet18"),
-        (["teacher=FILE", "teacher_weights=x.pt"], "loss.teacher_weights: has no effect beside a file or a run, FILE"),
+        (
+            ["teacher=FILE", "teacher_weights=x.pt"],
+            r"loss.teacher_weights: has no effect if loss.teacher is a file or a run \(FILE\)",
+        ),
         (["teacher=resnet18", "teacher_weights=FILE"], "loss.teacher: FILE: not weights of this resnet18"),
         (["teacher=resnet18", "teacher_weights=nosuch"], "loss.teacher: nosuch: neither a file nor"),
-        (["teacher=FOLDER"], "loss.teacher: FOLDER: no run's directory"),
+        (["teacher=FOLDER"], "loss.teacher: FOLDER: not a run's directory"),
         (["teacher=BARE"], "loss.teacher: BARE: does not say of which network it is; let loss.teacher be that one's"),
         (["teacher=LATER"], "loss.teacher: LATER: of a network that this version does not know"),
-        (["teacher=OTHER"], r"loss.teacher: OTHER: its head is of other classes \(.*7 → 7 classes, only 6 of which"),
+        (["teacher=OTHER"], r"loss.teacher: OTHER: its head is for other classes \(.*7 → 7 classes, only 6 in common"),
         (["teacher=VIT"], "loss.teacher: airbench94 takes images of 64 px only, and training has 32 px"),
     ],
 )  # fmt: skip
