@@ -297,7 +297,7 @@ def test_what_does_not_fit_is_an_error_with_the_first_few_names(donor: nn.Module
     del state["fc.weight"]
     assert error_of(state) == "fc.weight is missing"
     assert "bn1.bias has integers" in error_of(state | {"bn1.bias": torch.ones(16, dtype=torch.int8)})
-    assert error_of({"ema": {}, "epoch": 3}) == "it has ema, epoch; the network conv1.weight …"
+    assert error_of({"ema": {}, "epoch": 3}) == "it has ema, epoch; the network has conv1.weight, …"
     two = {f"{who}.{name}": tensor for who in ("student", "teacher") for name, tensor in donor.state_dict().items()}
     torch.save(two, path)
     with pytest.raises(ValueError, match=r"several networks, student\., teacher\.; save the state dict of one"):
