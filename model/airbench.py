@@ -19,7 +19,7 @@ from torch import Tensor, nn
 LOGIT_SCALE = 1 / 9
 PIXELS = ((1.0, 0.93), (0.93, 1.0))  # as measured on CIFAR-10's training images
 COLOURS = ((1.0, 0.92, 0.81), (0.92, 1.0, 0.92), (0.81, 0.92, 1.0))
-LEAST_VARIANCE = 5e-4  # added to each direction's, so that the faintest are not noise alone
+LEAST_VARIANCE = 5e-4  # added to each direction's variance, so that the weakest are not amplified noise
 NORM_MOMENTUM = 0.4  # torch's; 0.6 in the paper's notation
 
 

@@ -86,9 +86,7 @@ class ModelConfig:
         "`default`. `reduce-overhead` and `max-autotune` record CUDA graphs, and `max-autotune` times more kernels.",
         free_on_resume=True,
     )
-    sync_batch_norm: bool = setting(
-        False, "Compute BatchNorm over the batches of all ranks. Use it if the batch of a single rank is too small."
-    )
+    sync_batch_norm: bool = setting(False, "BatchNorm over the batches of all ranks. Use it if a rank's is too small.")
 
     def __post_init__(self) -> None:
         check(self)
@@ -115,8 +113,7 @@ class LossConfig:
     )
     label_smoothing: float = setting(
         0.1,
-        "Label smoothing s: of C classes, the true one has the target 1 − s + s / C, the others s / C (Szegedy et al. "
-        "2016, section 7).",
+        "Label smoothing s: target 1 − s + s / C for the class, s / C for the others (Szegedy et al. 2016, section 7).",
         at_least=0,
         below=1,
     )
@@ -229,11 +226,7 @@ class OptimizerConfig:
         when=("lars",),
     )
     ns_steps: int = setting(
-        5,
-        "Newton-Schulz steps that make muon's update orthogonal.",
-        at_least=1,
-        belongs_to="name",
-        when=("muon",),
+        5, "Newton-Schulz steps that make muon's update orthogonal.", at_least=1, belongs_to="name", when=("muon",)
     )
     ns_coefficients: Literal["original", "quintic", "polar_express"] = setting(
         "quintic",

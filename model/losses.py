@@ -56,7 +56,7 @@ def _cross_entropy(logits: Tensor, labels: Tensor, config: LossConfig) -> Tensor
     if labels.is_floating_point():
         shares, weights = _targets(labels, logits.shape[1], config.label_smoothing)
         return _weighted_mean(F.cross_entropy(logits, shares, reduction="none"), weights)
-    # Without (N, C) targets in memory, and not reduction="mean", which is 0 / 0 for a batch without a usable sample.
+    # Needs no (N, C) targets in memory. reduction="mean" would be 0 / 0 for a batch without a usable sample.
     total = F.cross_entropy(
         logits, labels, ignore_index=IGNORED_LABEL, label_smoothing=config.label_smoothing, reduction="sum"
     )

@@ -69,7 +69,7 @@ def set_lr(optimizer: optim.Optimizer, lr: float) -> None:
     """Set the learning rate of the weights to `lr`. Norms and biases, and the parameters that AdamW trains under Muon,
     get their multiples of it."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)  # a state from before there was one
+        group["lr"] = lr * group.get("lr_scale", 1.0)  # states of earlier versions have no lr_scale
 
 
 def _sgd(groups: list[Group], config: OptimizerConfig) -> optim.Optimizer:
@@ -116,7 +116,7 @@ def _lars(groups: list[Group], config: OptimizerConfig) -> optim.Optimizer:
 def _lamb(groups: list[Group], config: OptimizerConfig) -> optim.Optimizer:
     from timm.optim import Lamb
 
-    # Clipping is train.clip_grad_norm's, for every optimizer, and not once more in this one.
+    # train.clip_grad_norm clips gradients for every optimizer, so this one does not clip again.
     return Lamb(_adapted(groups), config.lr, max_grad_norm=None, **_given(config, "betas", "eps"))
 
 

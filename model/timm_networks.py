@@ -180,7 +180,7 @@ def _require_hub(repository: str, file: str) -> None:
     for a minute."""
     if hub.HF_HUB_OFFLINE or isinstance(try_to_load_from_cache(repository, file, hub.HF_HUB_CACHE), str):
         return
-    with suppress(HTTPError):  # it is there, and answers
+    with suppress(HTTPError):  # the hub is reachable: it answers
         urlopen(Request(hub.ENDPOINT, method="HEAD"), timeout=10).close()
 
 
@@ -197,7 +197,7 @@ def create(config: ModelConfig, options: dict[str, Any]) -> nn.Module:
         net: nn.Module = timm.create_model(bare_name(config), **options)
     except Exception as error:  # of many kinds: assertions, type errors
         lacking = [word for word in settings if isinstance(error, TypeError) and f"'{word}'" in str(error)]
-        if lacking == ["zero_init_last"] and not options["zero_init_last"]:  # as it is
+        if lacking == ["zero_init_last"] and not options["zero_init_last"]:  # false is what it does anyway
             return create(config, {name: value for name, value in options.items() if name not in lacking})
         if lacking:
             raise lacks(config.name, settings[lacking[0]]) from None

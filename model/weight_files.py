@@ -68,7 +68,7 @@ def read_weights(config: ModelConfig, image_size: int | None = None) -> Source:
         one = published[name]
         return Source(one.origin, _fetched(one, source, library), one.classes(), one.levels())
     path = Path(source).expanduser()
-    if path.is_dir():  # of a run
+    if path.is_dir():  # a run's directory
         path = next(filter(Path.is_file, (path / "checkpoints" / name for name in ("best.pt", "last.pt"))), path)
         if path.is_dir():
             raise ValueError(
@@ -169,7 +169,7 @@ def _read_file(path: Path) -> Source:
             said = {name: _json(metadata.get(name, "")) for name in ("classes", *ABOUT)}
             return Source(str(path), weights, _classes_of(said["classes"]), _about(said))
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and safetensors raise many kinds, by the byte at which a file breaks
+    except Exception as error:  # torch and safetensors raise many kinds, depending on where a file is damaged
         whole = "it holds more than tensors and plain values, or is not a torch file; save the network's state_dict()"
         code = isinstance(error, pickle.UnpicklingError) or "TorchScript" in str(error)  # torch advises to run the code
         reason = whole if code else f"truncated, or another kind of file ({_first_line(error)})"

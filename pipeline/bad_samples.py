@@ -22,7 +22,7 @@ class BadSamples:
         self.quarantine = quarantine if quarantine is not None else set()
         self._feed, self._on_bad = feed, on_bad
         self._epoch = 0
-        self._out: frozenset[int] = frozenset()  # the quarantine when the epoch under way began
+        self._out: frozenset[int] = frozenset()  # the quarantine at the start of the current epoch
 
     def begin(self, epoch: int) -> None:
         """Begin an epoch. All samples that are known to be bad by now are skipped in the whole epoch."""

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import torch
 
-_FREE = 2  # references to a kept array that `sys.getrefcount` counts: the list's, and its own argument
+_FREE = 2  # `sys.getrefcount` of a free array: the list's reference, and the call's own argument
 
 
 class Buffers:

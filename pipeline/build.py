@@ -33,7 +33,7 @@ def build_loader(
     match feed.config.loader:
         case "dali":
             require_dali()
-            from penstock.pipeline.pixel_loader import PixelLoader  # Windows lacks what it takes
+            from penstock.pipeline.pixel_loader import PixelLoader  # needs modules that Windows lacks
 
             make = PixelLoader if takes_pixels(feed, device) else DaliLoader
             return make(feed, device=device, threads=threads, dtype=dtype, quarantine=quarantine, on_bad=on_bad)

@@ -133,7 +133,7 @@ def decode(jpegs: Node, params: dict[Name, Node], config: DataConfig, *, on_gpu:
     settings: Arguments = {
         "device": "cpu",
         "output_type": types.RGB,
-        "adjust_orientation": False,  # as PIL and torchvision: EXIF orientation is not applied
+        "adjust_orientation": False,  # like PIL and torchvision, do not apply the EXIF orientation
     }
     if on_gpu:
         settings |= {
@@ -168,7 +168,9 @@ def finish(
     else:
         images = _resize(images, params, image_size, config)
         if "mirror" in params and not augmented and "flip_vertical" not in params:
-            mirror = {"mirror": params["mirror"]}  # in the last operator, in its one kernel; `fn.flip` has one an image
+            mirror = {
+                "mirror": params["mirror"]
+            }  # in the last operator's single kernel; `fn.flip` starts one per image
         elif "mirror" in params:
             images = fn.flip(images, horizontal=params["mirror"], vertical=params.get("flip_vertical", 0))
     return normalise(images, params, config, half=half, **mirror)

@@ -70,7 +70,7 @@ class DaliLoader:
         self._scaled = np.zeros(len(feed.split), bool)  # samples a GPU's decoder would scramble: `pipeline/gray.py`
         self._used: deque[tuple[torch.cuda.Event, Inputs]] = (
             deque()
-        )  # inputs that the GPU may still be reading, uncopied
+        )  # uncopied inputs that the GPU may still be reading
         self._turn = object()  # identifies the current epoch: a loader runs only one at a time
 
     def __len__(self) -> int:
@@ -143,7 +143,7 @@ class DaliLoader:
     def _build_pipe(self, names: tuple[Name, ...]) -> Pipeline:
         config = self.feed.config
         if config.hw_decoder_load and torch.are_deterministic_algorithms_enabled():
-            # Between 0 and 1 which of the GPU's decoders takes an image is chance, and they round differently.
+            # Between 0 and 1 chance decides which of the GPU's decoders gets an image, and they round differently.
             config = replace(config, hw_decoder_load=1.0)
         return build_graph(
             self._next_inputs,

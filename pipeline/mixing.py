@@ -35,7 +35,7 @@ class Mixer:
             return batch
         plan = EpochPlan(num_samples=1, seed=self.seed, epoch=batch.epoch)
         draw = plan.uniforms(f"mix {self.rank}", batch.position, 1, 1)[0, 0]
-        labels = torch.where(batch.labels == IGNORE_LABEL, self.num_classes, batch.labels)  # a class of its own
+        labels = torch.where(batch.labels == IGNORE_LABEL, self.num_classes, batch.labels)  # an extra class
         with torch.random.fork_rng(devices=[]):  # the transforms draw from the CPU's generator, for any device
             torch.default_generator.manual_seed(int(draw * 2**53))
             images, shares = self._transform(batch.images, labels)

@@ -99,7 +99,7 @@ class Members:
 class Stored:
     """Pixels from a store, which is filled as images are read."""
 
-    keeps = True  # what was decoded is copied, so that DALI may write over it
+    keeps = True  # decoded images are copied, so DALI may overwrite them
 
     def __init__(self, feed: Feed, members: Members, bad: BadSamples, store: PixelStore) -> None:
         self._feed, self._members, self._bad, self._store = feed, members, bad, store
@@ -126,7 +126,7 @@ class Stored:
             self._store.put(job.planned.sample_ids[[*job.stored]], addresses)
 
     def regions(self, planned: PlannedBatch, job: Job, decoded: Decoded) -> Regions:
-        """Of a batch in which bad samples were taken out."""
+        """The regions of a batch after quarantine."""
         starts, pitches = self._store.regions(planned)
         return Regions(self._store.pixels.ctypes.data + starts, pitches, self._store)
 
@@ -150,7 +150,7 @@ class Passing:
         """Nothing is kept."""
 
     def regions(self, planned: PlannedBatch, job: Job, decoded: Decoded) -> Regions:
-        """Of a batch in which bad samples were taken out."""
+        """The regions of a batch after quarantine."""
         n, anchors = len(planned.sample_ids), planned.params["anchor"].astype(np.int64)
         addresses, pitches = np.full(n, self._gray.ctypes.data), np.full(n, self._gray.strides[0])
         addresses[decoded.places], pitches[decoded.places] = decoded.addresses, 3 * job.shapes[decoded.places, 1]

@@ -29,7 +29,7 @@ def bad_header(view: np.ndarray, height: int, width: int) -> str | None:
     try:
         stream = CodeStream(view)
         found = stream.height, stream.width
-    except Exception as error:  # RuntimeError, as far as seen
+    except Exception as error:  # so far always RuntimeError
         return f"nvImageCodec: {(str(error) or type(error).__name__).splitlines()[0]}"
     return None if found == (height, width) else f"is {found[0]}×{found[1]} pixels, the table says {height}×{width}"
 

@@ -88,7 +88,7 @@ class ShardReader:
                 raise ValueError(f"{path}: cannot read this shard ({error.strerror}); pack the dataset again") from None
             if size != info.bytes:
                 raise ValueError(
-                    f"{path}: has {size} bytes, dataset.json says {info.bytes}; "
+                    f"{path}: has {size} bytes, but dataset.json lists {info.bytes}; "
                     f"find what is wrong with: {SHARD_TOOLS} verify {self.split.root}"
                 )
 

@@ -20,7 +20,7 @@ RADIUS = (0.5, 1.0, 2.0, 3.0)
 
 # The columns of a geometry row, one row a sample, float64.
 TOP, LEFT, BOTTOM, RIGHT = 0, 1, 2, 3  # the part of the decoded region that becomes the output, in its pixels
-SHIFT_Y, SHIFT_X = 4, 5  # by which the output's top left corner moves, in output pixels; black outside the window
+SHIFT_Y, SHIFT_X = 4, 5  # shift of the output's top left corner, in output pixels; black outside the window
 FLIP_Y, FLIP_X = 6, 7  # 1 to flip up-down, left-right
 FILTER, ANTIALIAS = 8, 9  # index in INTERPOLATIONS; 0 keeps the filter's support if the image shrinks
 GAIN, BIAS = 10, 13  # three columns each: float output is pixel × gain + bias, by channel
@@ -28,8 +28,8 @@ GEOMETRY_COLUMNS = 16
 
 numba.config.SLP_VECTORIZE = 1  # type: ignore[attr-defined]  # the horizontal pass: 0.07 instead of 0.13 ms an image
 _FAST = {"contract", "nsz"}
-_inlined = compiled(fastmath=_FAST, error_model="numpy", inline="always")  # a call with arrays takes 0.1 µs: once a row
-_U = np.uintp  # an index known not to be negative: numba's support of negative ones keeps loops from being vectorised
+_inlined = compiled(fastmath=_FAST, error_model="numpy", inline="always")  # a call with arrays costs 0.1 µs per row
+_U = np.uintp  # for non-negative indices: numba's support of negative ones prevents vectorised loops
 _1, _2, _3, _4, _5, _6, _7, _8, _9 = map(_U, range(1, 10))
 
 
@@ -230,7 +230,7 @@ def _resize(image, height, width, pitch, geometry, out, size_y, size_x, weights_
         width, geometry[LEFT], geometry[RIGHT], int(geometry[SHIFT_X]), geometry[FLIP_X] != 0, kind, antialias,
         weights_x.shape[1] - 2, first_x, count_x, weights_x,
     )  # fmt: skip
-    if most_y <= 1 and most <= 1:  # each output is one input, whose weight is 1, or black
+    if most_y <= 1 and most <= 1:  # each output is one input with weight 1, or black
         for y in range(len(first_y)):
             _take(image, first_y[y] * pitch, count_y[y], first_x, count_x, line)
             _store(line, gain, bias, out, y * n)

@@ -51,7 +51,7 @@ class TrainConfig:
     )
     seed: int = setting(
         0, "Seed of the weights, the order of the samples and the augmentation.", at_least=0, at_most=(1 << 20) - 1
-    )  # torch's generator takes 64 bits, which `training.step.seed_step` shares out
+    )  # torch's generator has 64 bits, which `training.step.seed_step` divides
     val_flip: bool = setting(
         False, "Score each validation image by the mean of its own logits and those of its mirror image."
     )

@@ -84,7 +84,7 @@ def unknown_key(key: str, keys: Sequence[str], where: str) -> ValueError:
         perhaps = "".join(f", perhaps {known}" for known in keys_like(key, keys))
         return ValueError(f"{where}: {key} is a section: expected {key}.key=value{perhaps}")
     in_section = [known for known in keys if known.rpartition(".")[0] == section]
-    # Within a section compare the last words only: the common prefix would make every key look near.
+    # Within a section compare the last words only: the common prefix would make every key look similar.
     near = keys_like(name, keys)
     near = [known for known in near if known in in_section] or near
     if not near and section and in_section:
