@@ -145,5 +145,5 @@ def recipe_file(name: str) -> Path:
     if path.suffix == ".toml":
         raise ValueError(f"recipe {name}: no such file")
     near = get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]}? " if near else "unknown. "
-    raise ValueError(f"recipe {name!r}: {hint}Known recipes are {', '.join(known)}. A .toml file works, too")
+    hint = f"did you mean {near[0]}? Known recipes are" if near else "unknown; known recipes are"
+    raise ValueError(f"recipe {name!r}: {hint} {', '.join(known)}; or give a .toml file")

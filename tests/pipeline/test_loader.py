@@ -184,7 +184,7 @@ def test_a_new_epoch_ends_one_that_is_still_open(dataset: ShardSet, baseline: di
     epoch = loader.iter_epoch(1)
     first = next(epoch)
     assert (first.epoch, first.position) == (1, 24)
-    with pytest.raises(ValueError, match="one at a time"):
+    with pytest.raises(ValueError, match="this epoch has ended"):
         next(open_one)
     other.close()
     rest = list(epoch)
