@@ -1,8 +1,9 @@
-"""What is known of a recipe's setting, said beside its field: its text, its range, what it belongs to, what it changes.
+"""Settings of a recipe: each field declares its default, its text, its range and what it affects.
 
     epochs: int = setting(90, "Passes over the training split.", at_least=1)
 
-A section is a frozen dataclass of such fields that calls `check` in its `__post_init__`. Others read `settings_of`.
+A section of a recipe is a frozen dataclass of such fields. It calls `check` in its `__post_init__`. `settings_of`
+returns the declarations.
 """
 
 from dataclasses import dataclass, field, fields
@@ -16,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """A field's metadata, under the key "setting"; see `setting` for what each means."""
+    """What `setting` declares about a field. The field's metadata has it under the key "setting"."""
 
     text: str
     at_least: float | None
@@ -31,7 +32,7 @@ class Setting:
     scaled: bool
 
     def allows(self, value: object) -> bool:
-        """Whether a number, or each number of a tuple, lies within the bounds. NaN lies within none."""
+        """Whether a number, or each number of a tuple, lies within the bounds. NaN never does."""
         numbers = tuple(value) if isinstance(value, tuple | list) else (value,)
         if self.is_range and not (len(numbers) == 2 and numbers[0] <= numbers[1]):
             return False
@@ -46,9 +47,9 @@ class Setting:
         )
 
     def bounds(self) -> str:
-        """The range in words: "in 0 to 1", "at least 1"."""
+        """The range in words: "between 0 and 1", "at least 1"."""
         if self.at_least is not None and self.at_most is not None:
-            words = f"in {_shown(self.at_least)} to {_shown(self.at_most)}"
+            words = f"between {_shown(self.at_least)} and {_shown(self.at_most)}"
         elif self.at_least is not None and self.below is not None:
             words = f"in [{self.at_least:g}, {self.below:g})"
         elif self.at_least == 0:
@@ -62,7 +63,7 @@ class Setting:
 
 
 def _shown(bound: float) -> str:
-    """Whole where it is an int: 1048575, not 1.04858e+06."""
+    """The bound as text, an int in full: 1048575, not 1.04858e+06."""
     return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
@@ -81,17 +82,18 @@ def setting(
     free_on_resume: bool = False,
     scaled: bool = False,
 ) -> T:
-    """A field of a section, with its default.
+    """Declare a field of a section, with its default.
 
     Args:
-        text: what it does, its unit and its choices, in sentences; the first one alone says what it is.
+        text: sentences about what the setting does, its unit and its choices. The first sentence must make sense on
+            its own: `--show-config` prints only that one.
         at_least, above, at_most, below: bounds of a number, or of each number of a tuple. None is always allowed.
         is_range: the value is a pair, low ≤ high.
-        belongs_to: another setting of the section, which must be one of `when`, or without `when` anything but 0, for
-            this one to have an effect.
-        only_speed: it changes the speed, never the result.
-        free_on_resume: a run may be resumed with another value, as with any that is `only_speed`.
-        scaled: `AugmentConfig.scaled` multiplies it.
+        belongs_to: another setting of the same section. This setting has an effect only if that one has a value in
+            `when`, or, without `when`, any value but 0.
+        only_speed: the setting changes the speed, never the result.
+        free_on_resume: a run may be resumed with another value. `only_speed` implies it.
+        scaled: `AugmentConfig.scaled` multiplies the value.
     """
     about = Setting(
         text=text, at_least=at_least, above=above, at_most=at_most, below=below, is_range=is_range,
@@ -102,13 +104,13 @@ def setting(
 
 
 def settings_of(section: "DataclassInstance | type[DataclassInstance]") -> dict[str, Setting]:
-    """What is known of each field that `setting` made, by name, in the order of declaration."""
+    """The declaration of each field that `setting` made, by name, in the order of declaration."""
     return {one.name: one.metadata["setting"] for one in fields(section) if "setting" in one.metadata}
 
 
 def check(section: "DataclassInstance") -> None:
-    """Raises ValueError, beginning with the setting's name, for a value outside its bounds, and for one that is given
-    though it has no effect."""
+    """Check all settings of a section. Raises ValueError for a value outside its bounds, and for a value that was given
+    but has no effect. The message begins with the setting's name."""
     known = settings_of(section)
     for name, about in known.items():
         value = getattr(section, name)
@@ -120,7 +122,7 @@ def check(section: "DataclassInstance") -> None:
 
 
 def _require_effect(section: "DataclassInstance", name: str, about: Setting) -> None:
-    """Raises ValueError unless what the setting belongs to has a value with which it is read."""
+    """Raises ValueError unless the setting that this one belongs to has a value with which this one is read."""
     if not about.belongs_to:
         return
     owner, value = about.belongs_to, getattr(section, about.belongs_to)
@@ -128,9 +130,9 @@ def _require_effect(section: "DataclassInstance", name: str, about: Setting) -> 
         return
     if not about.when:
         lacking = f"without {owner}" if value == "" else f"with {owner} = 0"
-        why = f"{lacking}; leave it out, or set {owner}"
-    elif owner == "name":  # it may have many values with which the setting is read
-        why = f'with name = "{value}"; leave it out'
+        why = f"{lacking}; remove it, or set {owner}"
+    elif owner == "name":  # many names may support the setting
+        why = f'with name = "{value}"; remove it'
     else:
-        why = f'unless {owner} = "{about.when[0]}"; leave it out'
+        why = f'unless {owner} = "{about.when[0]}"; remove it'
     raise ValueError(f"{name}: has no effect {why}")

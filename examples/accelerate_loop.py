@@ -1,7 +1,7 @@
 """Hugging Face Accelerate: `accelerate launch examples/accelerate_loop.py data/demo runs/accelerate`.
 
-`prepare` hands the loader through: it knows its rank by itself, and its batches are on the device. Registered for
-checkpointing, it is saved and loaded with the rest.
+`prepare` returns the loader unchanged: the loader finds its own rank, and its batches are on the device already. Since
+it is registered for checkpointing, it is saved and loaded with the rest.
 """
 
 import sys
@@ -15,7 +15,7 @@ from torchvision.models import resnet18
 import penstock
 
 DATA, FOLDER = sys.argv[1], Path(sys.argv[2])
-EPOCHS, BATCH, SIZE = 5, 64, 32  # BATCH is a process's
+EPOCHS, BATCH, SIZE = 5, 64, 32  # BATCH: images in each process
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
         model.eval()
         right = torch.zeros((), device=accelerator.device)
         with torch.no_grad():
-            for images, labels, _ in val:  # a process may have fewer batches than others, so not `model`
+            for images, labels, _ in val:  # not `model`: a process may have fewer batches than others
                 right += (net(images).argmax(1) == labels).sum()
         top1 = accelerator.reduce(right).item() / len(val.dataset)
         accelerator.print(f"epoch {epoch}: loss {loss.item():.3f}, top-1 {top1:.3f}")

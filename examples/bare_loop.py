@@ -1,6 +1,6 @@
-"""A training loop of one's own: `python examples/bare_loop.py data/demo`, or torchrun with several GPUs.
+"""A plain PyTorch training loop: `python examples/bare_loop.py data/demo`, or torchrun with several GPUs.
 
-The loader shuffles, decodes, crops and flips, on the GPU where there is one, and gives each rank its share.
+The loader shuffles, decodes, crops and flips, on the GPU if there is one, and gives each rank its share.
 """
 
 import os
@@ -12,7 +12,7 @@ from torchvision.models import resnet18
 
 import penstock
 
-DATA, EPOCHS, BATCH, SIZE = sys.argv[1], 5, 64, 32  # BATCH is a rank's
+DATA, EPOCHS, BATCH, SIZE = sys.argv[1], 5, 64, 32  # BATCH: images in each rank
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
         model.eval()
         right = torch.zeros((), device=device)
         with torch.no_grad():
-            for images, labels, _ in val:  # each image once over all ranks; one may have fewer batches, so not `model`
+            for images, labels, _ in val:  # not `model`: each image comes once, so a rank may have fewer batches
                 right += (net(images).argmax(1) == labels).sum()
         if ranks > 1:
             torch.distributed.all_reduce(right)

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Fine-tune ImageNet's ResNet-50 on your own photos, PHOTOS/CLASS/*:  bash examples/finetune.sh PHOTOS [OPTION OF train …]
 #
-# A tenth of each class is kept for validation. The weights are downloaded once (98 MB); without a network give a file:
-# --set model.pretrained=FILE. The learning rate is the recipe's, a safe one; docs/finetuning.md says when to change it.
+# A tenth of each class is kept for validation. The weights are downloaded once (98 MB). Without a network connection,
+# give a file: --set model.pretrained=FILE. The recipe's learning rate is a safe one; docs/finetuning.md explains when to
+# change it.
 set -euo pipefail
 photos=$1
 shift

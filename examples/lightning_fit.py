@@ -1,7 +1,7 @@
-"""Lightning's Trainer: `python examples/lightning_fit.py data/demo runs/lightning`; stop it, and start it again.
+"""Lightning's Trainer: `python examples/lightning_fit.py data/demo runs/lightning`. Stop it, and start it again.
 
-Lightning saves the loaders' states in its checkpoints and loads them, so the run goes on in the middle of the epoch,
-with the same samples. With `limit_train_batches`, call `train.set_epoch(self.current_epoch)` in `on_train_epoch_start`.
+Lightning saves the loaders' states in its checkpoints and loads them. So a run resumes in the middle of an epoch, with
+the same samples. With `limit_train_batches`, call `train.set_epoch(self.current_epoch)` in `on_train_epoch_start`.
 """
 
 import sys
@@ -16,7 +16,7 @@ from torchvision.models import resnet18
 import penstock
 
 DATA, FOLDER = sys.argv[1], sys.argv[2]
-EPOCHS, BATCH, SIZE, SAVE_EVERY = 5, 64, 32, 10  # BATCH is a GPU's
+EPOCHS, BATCH, SIZE, SAVE_EVERY = 5, 64, 32, 10  # BATCH: images on each GPU
 
 
 class Classifier(lightning.LightningModule):

@@ -1,7 +1,7 @@
-"""Resume in the middle of an epoch: `python examples/resume.py data/demo checkpoint.pt`; stop it, and start it again.
+"""Resume in the middle of an epoch: `python examples/resume.py data/demo checkpoint.pt`. Stop it, and start it again.
 
-It goes on with the next batch. Samples and augmentation are those of a run that was never stopped, also with another
-number of ranks, if BATCH times their number stays the same. `loader.state_dict()` and `load_state_dict` do it.
+It continues with the next batch. Samples and augmentation are the same as in a run that never stopped. The number of
+ranks may change if BATCH times that number stays the same. The state is in `loader.state_dict()`.
 """
 
 import sys
@@ -30,7 +30,7 @@ def main() -> None:
         loader.load_state_dict(state["loader"])
         print(f"resumed at {state['loader']['position']:,} samples of epoch {loader.epoch}")
 
-    for epoch in range(loader.epoch, EPOCHS):  # the first one may be what is left of an epoch
+    for epoch in range(loader.epoch, EPOCHS):  # the first one may be the rest of an epoch
         for step, (images, labels, ids) in enumerate(loader, start=1):
             loss = F.cross_entropy(model(images), labels)
             loss.backward()
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def save(state: dict[str, object]) -> None:
-    """Write it whole or not at all: a kill leaves the one before."""
+    """Save atomically: if the process is killed, the previous file stays."""
     part = FILE.with_suffix(".part")
     torch.save(state, part)
     part.replace(FILE)

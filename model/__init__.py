@@ -1,1 +1,1 @@
-"""What is trained, and how a step changes it: networks, losses, optimizers, schedules."""
+"""Networks, losses, optimizers and learning-rate schedules."""

@@ -1,7 +1,7 @@
-"""Anti-aliased downsampling: a network's strided convolutions → the same behind a fixed blur.
+"""BlurPool: anti-aliased downsampling by a fixed blur before a network's strided convolutions.
 
-Zhang 2019, "Making Convolutional Networks Shift-Invariant Again", in the form of the FFCV ImageNet recipes: the blur
-comes before the convolution, on convolutions only, and not where there are fewer than 16 channels (the first one).
+From Zhang 2019, "Making Convolutional Networks Shift-Invariant Again", in the form of the FFCV ImageNet recipes: the
+blur comes before the convolution. Only convolutions with at least 16 input channels get it, so not the first one.
 Parameter names stay, so that a state dict fits with and without the blur.
 """
 
@@ -15,8 +15,8 @@ MIN_CHANNELS = 16
 class BlurPoolConv2d(nn.Module):
     """`conv` on its input blurred by [1, 2, 1] ⊗ [1, 2, 1] / 16, channel by channel, zeros beyond the border.
 
-    (N, C, S, S) → what `conv` makes of it. Takes over the convolution's parameters under their names; the filter is in
-    no state dict. A 1×1 convolution reads only every stride-th pixel, and only those are blurred.
+    (N, C, S, S) → the output of `conv`. The module takes over the convolution's parameters under their names. The
+    filter is not part of the state dict. A 1×1 convolution reads only every stride-th pixel, so only those are blurred.
     """
 
     blur_filter: Tensor
@@ -42,7 +42,7 @@ class BlurPoolConv2d(nn.Module):
 
 
 def use_blurpool(net: nn.Module) -> int:
-    """Put a blur before every strided convolution with at least 16 input channels, in place; how many there were."""
+    """Put a blur before every strided convolution with at least 16 input channels, in place. Return their number."""
     found = [
         (parent, name, child)
         for parent in net.modules()

@@ -1,7 +1,7 @@
 """The sections `[model]`, `[loss]`, `[optimizer]`, `[schedule]` and `[ema]` of a recipe, without torch.
 
-What is wrong in a recipe is so told in half a second, before torch is imported. The names that a section may have are
-those of the registry beside the code (`LOSSES`, `OPTIMIZERS`, `DECAYS`), as a test sees to.
+Errors in a recipe thus appear in half a second, before torch is imported. A test checks that the names here are those
+of the registries beside the code (`LOSSES`, `OPTIMIZERS`, `DECAYS`).
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from typing import Literal, get_args, get_type_hints
 from penstock.model.names import TIMM
 from penstock.settings import check, setting
 
-# What of timm's keywords settings say, and which.
+# Keyword arguments of timm that are already determined, and by what.
 TIMM_KEYWORDS = {
     "num_classes": "the dataset",
     "img_size": "data.image_size",
@@ -20,81 +20,80 @@ TIMM_KEYWORDS = {
     "drop_path_rate": "model.stochastic_depth",
     "zero_init_last": "model.zero_init_residual",
     "in_chans": "the images, which are RGB",
-    "features_only": "the loss, which takes logits",
+    "features_only": "the loss, which needs logits",
 }
 CompileMode = Literal["auto", "default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which network, and how it runs. Unset (none) means as the network is published."""
+    """The network, and how it runs. A setting that is unset ("none") keeps the value of the published network."""
 
     name: str = setting(
         "resnet50",
-        "torchvision's of any of its classification networks, or one of this project's; `timm/NAME` is timm's NAME, "
-        "with the mean, std, sizes and filter of its weights in [data] where nobody gives them.",
+        "Name of the network: torchvision's classification networks, this project's own, or `timm/NAME` for timm's. A "
+        "timm network also sets the defaults of [data]: the mean, std, sizes and filter of its weights.",
     )
     stem: Literal["imagenet", "small"] = setting(
         "imagenet",
-        "`imagenet` is the network as published; `small` gives a ResNet a 3×3 stride-1 stem without max-pooling.",
+        '"imagenet" keeps the published network; "small" gives a ResNet a 3×3 stride-1 stem without max-pooling.',
     )
     zero_init_residual: bool | None = setting(
         None,
-        "Start residual branches at zero (Goyal et al. 2017, section 5.1); unset means wherever the network has the "
-        "option.",
+        "Start residual branches at zero (Goyal et al. 2017, section 5.1); unset does so if the network can.",
     )
     blurpool: bool = setting(
         False,
-        "Blur before strided convolutions with 16 channels and more, as the FFCV recipes do (model/blurpool.py).",
+        "Blur before strided convolutions with 16 or more channels, as the FFCV recipes do (model/blurpool.py).",
     )
     stochastic_depth: float | None = setting(
         None,
-        "The probability that the last residual branch is dropped in training (model/stochastic_depth.py).",
+        "Probability that the last residual branch is dropped in training (model/stochastic_depth.py).",
         at_least=0,
         below=1,
     )
     dropout: float | None = setting(
         None,
-        "The probability of the network's dropout: before the head in convolutional networks.",
+        "Probability of the network's dropout. Convolutional networks have it before the head.",
         at_least=0,
         below=1,
     )
     aux_logits: bool = setting(
         False,
-        "GoogLeNet and Inception v3 train with their auxiliary heads, Inception v3 then on 299 px and more; validation "
-        "sees the main head alone.",
+        "Train GoogLeNet or Inception v3 with its auxiliary heads. Inception v3 then needs images of 299 px or more. "
+        "Validation uses the main head only.",
     )
     pretrained: str = setting(
         "",
-        'Weights to start from: a file, a run, or one of torchvision\'s or timm\'s names: "DEFAULT", "IMAGENET1K_V2", '
-        '"a1_in1k" (model/pretrained.py).',
+        "Weights to start from: a file, a run, or a name that torchvision or timm publishes. Names are, for example, "
+        '"DEFAULT", "IMAGENET1K_V2" and "a1_in1k" (model/pretrained.py).',
         free_on_resume=True,
     )
     timm_args: tuple[str, ...] = setting(
         (),
-        "Further keywords of timm's network, `NAME=VALUE` each, as `--model-kwargs` of its train.py: "
-        '["global_pool=avg", "class_token=false"].',
+        "Further keyword arguments of a timm network, each `NAME=VALUE`, like `--model-kwargs` of timm's train.py. "
+        'For example: ["global_pool=avg", "class_token=false"].',
     )
-    channels_last: bool = setting(True, "Keep weights and activations in NHWC order.")
+    channels_last: bool = setting(True, "Keep weights and activations in channels-last (NHWC) memory order.")
     compile: Literal[False, True, "auto"] = setting(
         False,
-        '`torch.compile` the network, "auto" on GPUs only. The first step of each image size then takes a minute.',
+        '`torch.compile` the network; "auto" does so on GPUs only. The first step of each image size takes a minute.',
         free_on_resume=True,
     )
     compile_mode: CompileMode = setting(
         "auto",
-        "torch.compile's: `reduce-overhead` records CUDA graphs, as does `max-autotune`, which also times more "
-        'kernels. "auto" is `reduce-overhead` for one GPU without train.accumulation, else `default`.',
+        'Mode of torch.compile. "auto" is `reduce-overhead` on one GPU without train.accumulation, otherwise '
+        "`default`. `reduce-overhead` and `max-autotune` record CUDA graphs, and `max-autotune` times more kernels.",
         free_on_resume=True,
     )
-    sync_batch_norm: bool = setting(False, "BatchNorm over the batches of all ranks, for those too small each.")
+    sync_batch_norm: bool = setting(False, "BatchNorm over the batches of all ranks. Use it if a rank's is too small.")
 
     def __post_init__(self) -> None:
         check(self)
         if self.compile_mode not in ("auto", "default") and not self.compile:
-            raise ValueError(f"compile_mode = {self.compile_mode} does nothing without compile = true")
+            raise ValueError(f"compile_mode: {self.compile_mode} has no effect without compile = true")
         if self.timm_args and not self.name.startswith(TIMM):
-            raise ValueError(f'timm_args: has no effect with name = "{self.name}"; leave it out')
+            raise ValueError(f'timm_args: has no effect with name = "{self.name}"; remove it')
         for argument in self.timm_args:
             name, equals, _ = argument.partition("=")
             if not equals or name in TIMM_KEYWORDS:
@@ -108,102 +107,101 @@ class LossConfig:
 
     name: Literal["cross_entropy", "bce", "mse"] = setting(
         "cross_entropy",
-        '"cross_entropy" of the softmax; "bce", binary cross-entropy of each class\'s sigmoid; "mse", squared distance '
-        "of the logits themselves to the target shares (Hui & Belkin 2021, without their rescaling). The last two are "
+        'Loss: "cross_entropy" of the softmax; "bce", binary cross-entropy of each class\'s sigmoid; or "mse", '
+        'the squared distance of logits and target shares (Hui & Belkin 2021, without rescaling). "bce" and "mse" are '
         "means over the classes, as in torch and timm, not sums.",
     )
     label_smoothing: float = setting(
         0.1,
-        "s of the target 1 − s + s / C for the class and s / C for the others (Szegedy et al. 2016, section 7).",
+        "Label smoothing s: target 1 − s + s / C for the class, s / C for the others (Szegedy et al. 2016, section 7).",
         at_least=0,
         below=1,
     )
     bce_target_threshold: float | None = setting(
         None,
-        "Targets above it become 1, the others 0, after smoothing; so an image made by mixup or CutMix shows each of "
-        'its classes in full (Wightman et al. 2021, "ResNet strikes back"; timm\'s `--bce-target-thresh`).',
+        "Set targets above this value to 1 and all others to 0, after smoothing. An image made by mixup or CutMix "
+        "then shows each of its classes in full (Wightman et al. 2021; timm's `--bce-target-thresh`).",
         at_least=0,
         below=1,
     )
     aux_weight: float = setting(
         0.4,
-        "Of each auxiliary head's loss beside the main head's (0.4 for Inception v3, 0.3 for GoogLeNet).",
+        "Weight of each auxiliary head's loss beside the main head's (0.4 for Inception v3, 0.3 for GoogLeNet).",
         at_least=0,
     )
     teacher: str = setting(
         "",
-        "A trained network whose answers to the same images training follows, too: a run, a checkpoint or an export of "
-        "this program; or a network's name, as `model.name` has it, with `teacher_weights`. Empty for none.",
+        "Trained network to learn from (distillation): a run, checkpoint or export of this program, or a network's "
+        "name as in `model.name`, which needs `teacher_weights`; empty for none.",
     )
     teacher_weights: str = setting(
         "",
-        "Of a teacher that is a network's name: a file, or a name of published weights, as in `model.pretrained`.",
+        "Weights of a teacher that is given by name: a file or published weights, as in `model.pretrained`.",
         belongs_to="teacher",
     )
     teacher_weight: float = setting(
         0.5,
-        "α of the whole, (1 − α) · loss by the labels + α · loss by the teacher.",
+        "Weight α of the teacher: the loss is (1 − α) · loss by the labels + α · loss by the teacher.",
         above=0,
         at_most=1,
         belongs_to="teacher",
     )
     distillation: Literal["soft", "hard"] = setting(
         "soft",
-        'The loss by the teacher: "soft" is T² · KL of the softmaxes of logits / T (Hinton et al. 2015, as timm has '
-        'it), "hard" the cross-entropy with the class that the teacher says (Touvron et al. 2021, DeiT).',
+        'Loss by the teacher: "soft" is T² · KL of the softmaxes of logits / T (Hinton et al. 2015, as in timm), '
+        '"hard" the cross-entropy with the teacher\'s class (Touvron et al. 2021, DeiT).',
         belongs_to="teacher",
     )
-    temperature: float = setting(1.0, 'T of "soft" distillation.', above=0, belongs_to="teacher")
+    temperature: float = setting(1.0, 'Temperature T of "soft" distillation.', above=0, belongs_to="teacher")
 
     def __post_init__(self) -> None:
         _check_name(self, "loss")
         check(self)
         if self.distillation == "hard" and self.temperature != 1.0:
-            raise ValueError('temperature: has no effect unless distillation = "soft"; leave it out')
+            raise ValueError('temperature: has no effect unless distillation = "soft"; remove it')
         if self.bce_target_threshold is not None and self.name != "bce":
-            raise ValueError('bce_target_threshold: has no effect unless name = "bce"; leave it out')
+            raise ValueError('bce_target_threshold: has no effect unless name = "bce"; remove it')
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """How a gradient changes the weights."""
+    """The optimizer: how a gradient changes the weights."""
 
     name: Literal["sgd", "adagrad", "rmsprop", "adam", "adamw", "adan", "lion", "lars", "lamb", "muon"] = setting(
         "sgd",
-        '"sgd", "adagrad", "rmsprop", "adam" and "adamw" are torch\'s; "lars" (You et al. 2017), "lamb" (You et al. '
-        '2019), "lion" (Chen et al. 2023), "adan" (Xie et al. 2022) and "muon" (Jordan et al. 2024) are timm\'s. Muon '
-        "trains the matrices inside the network, kernels as matrices; AdamW, or with `nesterov` NAdamW, trains heads, "
-        "embeddings, depthwise kernels, norms and biases, at `fallback_lr_scale` times `lr`.",
+        'Optimizer: torch\'s "sgd", "adagrad", "rmsprop", "adam", "adamw", or timm\'s "adan" (Xie et al. '
+        '2022), "lion" (Chen et al. 2023), "lars" (You et al. 2017), "lamb" (You et al. 2019), "muon" (Jordan et al. '
+        "2024). Muon trains the matrices inside the network, and kernels as matrices. AdamW (NAdamW with `nesterov`) "
+        "trains heads, embeddings, depthwise kernels, norms and biases at `fallback_lr_scale` times `lr`.",
     )
-    lr: float = setting(
-        0.1, "The base learning rate of a step, as it is: nothing scales it by the batch size.", above=0
-    )
+    lr: float = setting(0.1, "Base learning rate of a step. The batch size does not scale it.", above=0)
     weight_decay: float = setting(
         5e-5,
-        "On weights of two or more dimensions; norms and biases have none, nor have positions and class tokens of "
-        "transformers (model/optim.py). adamw, lion, adan and muon decay the weights by lr · weight_decay, lamb adds "
-        "it to the update before it is scaled, the others to the gradient (L2).",
+        "Weight decay of parameters with two or more dimensions. Norms and biases do not decay, nor do the positions "
+        "and class tokens of transformers (model/optim.py). adamw, lion, adan and muon decay the weights by lr · "
+        "weight_decay. lamb adds the decay to the update before scaling it. The others add it to the gradient (L2).",
         at_least=0,
     )
     bias_lr_scale: float = setting(
         1.0,
-        'How many times `lr` the norms and biases get (64 in Jordan 2024, section 3.4, "scalebias").',
+        'Learning rate of norms and biases, as a multiple of `lr` (64 in Jordan 2024, section 3.4, "scalebias").',
         above=0,
     )
     momentum: float = setting(
         0.9,
-        "Of sgd, rmsprop, lars and muon (timm's default there is 0.95). LARS sums gradients before they are multiplied "
-        "by lr, as torch's SGD does; the paper's sum has the lr in it, to which Goyal et al. 2017 (section 3) and "
-        "NVIDIA's MLPerf code apply a momentum correction that comes to the same as this.",
+        "Momentum of sgd, rmsprop, lars and muon (timm's default for muon is 0.95). LARS sums gradients before lr "
+        "multiplies them, as torch's SGD does. The paper's sum includes lr. Goyal et al. 2017 (section 3) and "
+        "NVIDIA's MLPerf code correct that sum when lr changes, with the same result as here.",
         at_least=0,
         below=1,
         belongs_to="name",
         when=("sgd", "rmsprop", "lars", "muon"),
     )
-    nesterov: bool = setting(True, "Nesterov's momentum, of sgd and muon.", belongs_to="name", when=("sgd", "muon"))
+    nesterov: bool = setting(True, "Use Nesterov momentum, in sgd and muon.", belongs_to="name", when=("sgd", "muon"))
     betas: tuple[float, ...] | None = setting(
         None,
-        "Of adam, adamw, lamb, lion and muon's AdamW two, of adan three; unset, those of its paper, or the library's.",
+        "Decays of the moving averages: three for adan, two for adam, adamw, lamb, lion and muon's AdamW; unset uses "
+        "the paper's or the library's.",
         at_least=0,
         below=1,
         belongs_to="name",
@@ -211,45 +209,46 @@ class OptimizerConfig:
     )
     eps: float | None = setting(
         None,
-        "What keeps a quotient finite; unset, the library's. Not of sgd and lion, which have none.",
+        "Small number that keeps a quotient finite; unset uses the library's. sgd and lion have none.",
         at_least=0,
         belongs_to="name",
         when=("adagrad", "rmsprop", "adam", "adamw", "adan", "lars", "lamb", "muon"),
     )
     alpha: float = setting(
-        0.99, "Of rmsprop, the average's decay.", at_least=0, below=1, belongs_to="name", when=("rmsprop",)
+        0.99, "Decay of rmsprop's moving average.", at_least=0, below=1, belongs_to="name", when=("rmsprop",)
     )
     trust_coefficient: float = setting(
         0.001,
-        "Of lars, η in its paper. Norms and biases keep the plain lr in LARS and LAMB (as in MLPerf's and NVIDIA's).",
+        "Trust coefficient of lars, η in its paper. In LARS and LAMB norms and biases keep the plain lr (as in "
+        "MLPerf's and NVIDIA's).",
         above=0,
         belongs_to="name",
         when=("lars",),
     )
     ns_steps: int = setting(
-        5, "Of muon, Newton-Schulz steps that make an update orthogonal.", at_least=1, belongs_to="name", when=("muon",)
+        5, "Newton-Schulz steps that make muon's update orthogonal.", at_least=1, belongs_to="name", when=("muon",)
     )
     ns_coefficients: Literal["original", "quintic", "polar_express"] = setting(
         "quintic",
-        'Of muon, the polynomials of the steps: "original" is Jordan\'s, the same in each; "quintic" and '
-        '"polar_express" (Amsel et al. 2025) have one a step, for five and eight.',
+        'Polynomials of muon\'s Newton-Schulz steps: "original" is Jordan\'s, the same in each step; "quintic" has '
+        'one for each of five steps, "polar_express" (Amsel et al. 2025) for each of eight.',
         belongs_to="name",
         when=("muon",),
     )
     adjust_lr: Literal["original", "match_rms_adamw", "rms_to_rms"] = setting(
         "match_rms_adamw",
-        'Of muon, what multiplies lr for a matrix of n rows and m columns: "original" √max(1, n / m) (Jordan\'s), '
-        '"match_rms_adamw" 0.2 √max(n, m), so that lr and decay are AdamW\'s (Liu et al. 2025), "rms_to_rms" √(n / m).',
+        'Factor of muon\'s lr for an n × m matrix: "original" √max(1, n / m) (Jordan\'s), "match_rms_adamw" 0.2 '
+        '√max(n, m), so that lr and decay are AdamW\'s (Liu et al. 2025), "rms_to_rms" √(n / m).',
         belongs_to="name",
         when=("muon",),
     )
     fallback_lr_scale: float = setting(
-        1.0, "Of muon, how many times lr its AdamW gets.", above=0, belongs_to="name", when=("muon",)
+        1.0, "Learning rate of muon's AdamW, as a multiple of lr.", above=0, belongs_to="name", when=("muon",)
     )
     fused: bool | None = setting(
         None,
-        "One kernel for all parameters; unset means where torch has one for the device: on CPU and CUDA, adagrad's on "
-        "CPU only. rmsprop and timm's have none.",
+        "Update all parameters in one kernel; unset does so if torch has such a kernel for the device. torch has them "
+        "for CPU and CUDA, adagrad's for CPU only. rmsprop and timm's optimizers have none.",
         belongs_to="name",
         when=("sgd", "adagrad", "adam", "adamw"),
     )
@@ -270,61 +269,64 @@ class ScheduleConfig:
 
     name: Literal["cosine", "linear", "constant", "step", "polynomial", "one_cycle"] = setting(
         "cosine",
-        'The decay after the warm-up. With a warm-up from 0, "linear" is ffcv-imagenet\'s triangle. "step" multiplies '
-        'by `gamma` at each of `milestones`, or every `step_epochs`, both counted from the run\'s start. "polynomial" '
-        'is (1 − progress) ** power. "one_cycle" rises along a cosine, too, as torch\'s OneCycleLR (Smith & Topin '
-        "2018; the momentum is not cycled): `warmup_epochs` is its rise, pct_start · epochs there, 1 / start_factor "
-        "its div_factor.",
+        'Decay of the learning rate after the warm-up: "cosine", "linear", "constant", "step", "polynomial" or '
+        '"one_cycle". "linear" with a warm-up from 0 is ffcv-imagenet\'s triangle. "step" multiplies by `gamma` '
+        'at each of `milestones`, or every `step_epochs`, both counted from the run\'s start. "polynomial" is (1 − '
+        'progress) ** power. "one_cycle" also rises along a cosine, like torch\'s OneCycleLR (Smith & Topin 2018), '
+        "but does not cycle the momentum: `warmup_epochs` is torch's pct_start · epochs, 1 / start_factor its "
+        "div_factor.",
     )
     warmup_epochs: float | None = setting(
         None,
-        "How long the rate rises, linearly; may be a fraction; unset, 5, or a fifth of a run shorter than 25.",
+        "Epochs in which the rate rises linearly, perhaps a fraction; unset is 5, or a fifth of a run shorter than 25.",
         at_least=0,
     )
-    start_factor: float = setting(0.01, "Of base_lr, where the warm-up begins.", at_least=0, at_most=1)
+    start_factor: float = setting(
+        0.01, "Learning rate at the start of the warm-up, as a fraction of `optimizer.lr`.", at_least=0, at_most=1
+    )
     decay_after_warmup: bool = setting(
         True,
-        "Whether the decay begins where the warm-up ends (Goyal et al. 2017); false lets it run from the run's start, "
-        "under the warm-up, after which the learning rate falls at once to where the decay is (timm's way).",
+        "Begin the decay when the warm-up ends (Goyal et al. 2017). False runs the decay from the run's start, hidden "
+        "by the warm-up. When the warm-up ends, the rate falls at once to the decay's value (timm's way).",
         belongs_to="name",
         when=("cosine", "linear", "polynomial"),
     )
     final_lr: float = setting(
         0.0,
-        "Where the decay ends; a learning rate, not a factor.",
+        "Learning rate at the end of the decay; a rate, not a factor.",
         at_least=0,
         belongs_to="name",
         when=("cosine", "linear", "polynomial", "one_cycle"),
     )
     milestones: tuple[float, ...] = setting(
-        (), 'Epochs at which "step" multiplies.', above=0, belongs_to="name", when=("step",)
+        (), 'Epochs at which "step" multiplies the rate.', above=0, belongs_to="name", when=("step",)
     )
     step_epochs: float = setting(
         0.0, 'Epochs from one multiplication of "step" to the next.', at_least=0, belongs_to="name", when=("step",)
     )
-    gamma: float = setting(0.1, 'What "step" multiplies by.', above=0, belongs_to="name", when=("step",))
-    power: float = setting(2.0, 'The power of "polynomial".', above=0, belongs_to="name", when=("polynomial",))
+    gamma: float = setting(0.1, 'Factor of "step".', above=0, belongs_to="name", when=("step",))
+    power: float = setting(2.0, 'Exponent of "polynomial".', above=0, belongs_to="name", when=("polynomial",))
 
     def __post_init__(self) -> None:
         _check_name(self, "schedule")
         check(self)
         if any(a >= b for a, b in pairwise(self.milestones)):
-            raise ValueError(f"milestones: {list(self.milestones)} must be above 0 and grow")
+            raise ValueError(f"milestones: {list(self.milestones)} must be above 0 and increase")
         if self.name == "step" and bool(self.milestones) == bool(self.step_epochs):
             raise ValueError('milestones: name = "step" needs either milestones or step_epochs')
         if not self.decay_after_warmup and self.warmup_epochs == 0:
-            raise ValueError("decay_after_warmup: has no effect with warmup_epochs = 0; leave it out")
+            raise ValueError("decay_after_warmup: has no effect with warmup_epochs = 0; remove it")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmaConfig:
-    """A moving average of the weights, which is validated and saved beside them."""
+    """An exponential moving average of the weights. It is validated and saved along with them."""
 
-    decay: float = setting(0.0, "The decay of one step; 0 switches the average off.", at_least=0, below=1)
+    decay: float = setting(0.0, "Decay of the average in one step; 0 switches the average off.", at_least=0, below=1)
     warmup: bool = setting(
         True,
-        "The decay is (1 + t) / (10 + t) while that is less, so that a short run forgets its first weights (as in "
-        "Inception's training, TensorFlow's `num_updates`).",
+        "Use the decay (1 + t) / (10 + t) at step t while that is less, so that a short run forgets its first weights "
+        "(as in Inception's training, TensorFlow's `num_updates`).",
     )
 
     def __post_init__(self) -> None:
@@ -332,7 +334,7 @@ class EmaConfig:
 
 
 def _check_name(section: LossConfig | OptimizerConfig | ScheduleConfig, kind: str) -> None:
-    """Raises ValueError where the section's `name` is none of those that its annotation allows."""
+    """Raises ValueError if the section's `name` is not one that its annotation allows."""
     names = get_args(get_type_hints(type(section))["name"])
     if section.name not in names:
-        raise ValueError(f"name: unknown {kind} {section.name!r}: {', '.join(names)}")
+        raise ValueError(f"name: unknown {kind} {section.name!r}; known are {', '.join(names)}")

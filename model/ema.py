@@ -1,4 +1,4 @@
-"""The exponential moving average of a network's weights (Polyak averaging), which often scores better than the weights.
+"""The exponential moving average of a network's weights (Polyak averaging). It often scores better than the weights.
 
 Input: the network after a step. Output: `Ema.net`, a network of the same kind to validate and to save.
 """
@@ -12,11 +12,11 @@ from penstock.model.config import EmaConfig
 
 
 class Ema:
-    """`net` is the average: a copy that is in evaluation mode and takes no gradients.
+    """The average of a network. `net` is a copy in evaluation mode without gradients.
 
-    Parameters and BatchNorm's statistics are averaged, in place and in one multi-tensor kernel a step; what counts is
-    copied. Statistics of the weights as they are now would not fit the averaged ones: after an epoch of CIFAR-10 the
-    average then scored 0.48 instead of 0.64.
+    Each update averages parameters and BatchNorm's statistics in place, in one multi-tensor kernel, and copies integer
+    buffers (counters). The statistics of the current weights would not fit the averaged weights: with them the average
+    scored 0.48 instead of 0.64 after an epoch of CIFAR-10.
     """
 
     def __init__(self, net: nn.Module, config: EmaConfig) -> None:
@@ -38,5 +38,5 @@ class Ema:
 
 
 def _averaged(net: nn.Module) -> list[torch.Tensor]:
-    """Parameters, and buffers of real numbers."""
+    """Parameters, and floating-point buffers."""
     return [*net.parameters(), *(buffer for buffer in net.buffers() if buffer.is_floating_point())]

@@ -1,4 +1,4 @@
-"""Where a network's classes are: a network → the last layers of its classifiers."""
+"""Find the heads of a network: the last layer of each of its classifiers."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ AUXILIARY_PREFIXES = ("AuxLogits.", "aux1.", "aux2.")  # children of torchvision
 
 
 def heads_of(net: nn.Module) -> dict[str, str]:
-    """The last linear layer or convolution of each classifier, by what its tensors' names begin with, "" for that of
-    the network: "" → "fc", "aux1." → "aux1.fc2" …
+    """The name of the last linear layer or convolution of each classifier, by the prefix of the classifier's tensors.
 
-    timm's networks say themselves which they are (`get_classifier`).
+    The main classifier has the prefix "". For example: "" → "fc", "aux1." → "aux1.fc2". timm's networks name their own
+    heads (`get_classifier`).
     """
     layers = {name: module for name, module in net.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
     timms: Any = net

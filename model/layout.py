@@ -1,7 +1,7 @@
-"""Channels-last (NHWC) memory: a network → the same, whose activations and gradients keep that order throughout.
+"""Channels-last (NHWC) memory: make a network keep that order in all activations and gradients.
 
-Most of PyTorch's operators answer in the order of their input. Global average pooling does not, backwards: it hands the
-last activation's gradient on in NCHW, and every squeeze-and-excitation block's.
+Most of PyTorch's operators return the memory order of their input. The backward pass of global average pooling does
+not: it returns NCHW gradients, for the last activation and in every squeeze-and-excitation block.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 class GlobalAvgPool2d(nn.Module):
     """The mean of each channel, (N, C, H, W) → (N, C, 1, 1), with a channels-last gradient.
 
-    A mean's gradient is written in the order of its dimensions, so they come as N, H·W, C.
+    The gradient of a mean has the memory order of its dimensions, so they are arranged as N, H·W, C.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
-"""Losses by setting: what a network answers and labels, (N,) or (N, C) → one scalar. One entry in `LOSSES` each, and
-one in `DISTILLATIONS` for each loss by a teacher's answers."""
+"""Losses by name: a network's output and labels, (N,) or (N, C) → one scalar.
+
+A new loss is an entry in `LOSSES`, a new loss by a teacher's answers an entry in `DISTILLATIONS`.
+"""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -10,27 +12,29 @@ from torch import Tensor
 
 from penstock.model.config import LossConfig
 
-IGNORED_LABEL = -100  # what a sample that was taken out of the batch has for a label; torch's own default
+IGNORED_LABEL = -100  # label of a quarantined sample; torch's default for `ignore_index`
 
-# logits (N, C), or in training a tuple of the main head's and the auxiliary heads' (torchvision's InceptionOutputs and
-# GoogLeNetOutputs), None for a head that is not there
+# Logits (N, C); or in training a tuple with those of the main head and of the auxiliary heads (torchvision's
+# InceptionOutputs and GoogLeNetOutputs), with None for a missing head.
 Output = Tensor | tuple[Tensor | None, ...]
 
 
 class Loss(Protocol):
-    """answers: a teacher's logits of the same images, (N, C) of any float type, where the config has a teacher."""
+    """A loss. `answers`: a teacher's logits for the same images, (N, C) of any float type, if there is a teacher."""
 
     def __call__(self, output: Output, labels: Tensor, answers: Tensor | None = None) -> Tensor: ...
 
 
 def build_loss(config: LossConfig) -> Loss:
-    """The loss that `config` describes: (output, labels) → float32 scalar, main head + aux_weight · each other head;
-    with a teacher (1 − teacher_weight) · that + teacher_weight · the main head's loss by the teacher's answers.
+    """The loss that `config` describes: (output, labels) → float32 scalar.
 
-    Logits have any float type, the loss is computed in float32. Labels are (N,) int64, or (N, C) float, the share of
-    each class. It is the mean over the samples that count: those labelled −100 add nothing to the loss, its gradient or
-    the mean's denominator, and a sample whose shares sum to w < 1 counts w times, as if its shares summed to 1. If
-    nothing counts the loss is 0 with a zero gradient.
+    It is the main head's loss + aux_weight · each auxiliary head's loss. With a teacher it is (1 − teacher_weight) ·
+    that + teacher_weight · the main head's loss by the teacher's answers.
+
+    Logits have any float type; the loss is computed in float32. Labels are (N,) int64, or (N, C) float, the share of
+    each class. The loss is a mean over samples. Samples labelled −100 add nothing to the loss, its gradient or the
+    denominator of the mean. A sample with shares that sum to w < 1 has the weight w, and its shares are scaled to sum
+    to 1. If no sample counts, the loss is 0 with a zero gradient.
     """
     of_head, of_teacher = LOSSES[config.name], DISTILLATIONS[config.distillation]
 
@@ -52,7 +56,7 @@ def _cross_entropy(logits: Tensor, labels: Tensor, config: LossConfig) -> Tensor
     if labels.is_floating_point():
         shares, weights = _targets(labels, logits.shape[1], config.label_smoothing)
         return _weighted_mean(F.cross_entropy(logits, shares, reduction="none"), weights)
-    # Without (N, C) targets in memory, and not reduction="mean", which is 0 / 0 for a batch without a usable sample.
+    # Needs no (N, C) targets in memory. reduction="mean" would be 0 / 0 for a batch without a usable sample.
     total = F.cross_entropy(
         logits, labels, ignore_index=IGNORED_LABEL, label_smoothing=config.label_smoothing, reduction="sum"
     )

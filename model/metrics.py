@@ -1,4 +1,4 @@
-"""How many predictions are right: logits and labels → counts that sum over batches and ranks."""
+"""Count correct predictions: logits and labels → counts that can be summed over batches and ranks."""
 
 from collections.abc import Sequence
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def topk_correct(logits: Tensor, labels: Tensor, ks: Sequence[int] = (1, 5)) -> Tensor:
-    """For each k, the number of samples of which a label is among the k highest logits.
+    """For each k, the number of samples with a label among the k highest logits.
 
-    logits (N, C), labels (N,) int64, or (N, L) where any of several is right → (len(ks),) int64 on the same device,
-    without a synchronisation. A k above the number of classes counts as C. A label below 0 is never met.
+    logits (N, C), labels (N,) int64, or (N, L) if any of several labels is right → (len(ks),) int64 on the same device,
+    without synchronisation. A k above the number of classes counts as C. A label below 0 never matches.
     """
     num_classes = logits.shape[1]
     predictions = logits.topk(min(max(ks), num_classes), dim=1).indices  # (N, k) best first

@@ -1,6 +1,6 @@
-"""Networks' names, without torch: what is wrong with one is told in half a second, with the nearest that there are.
+"""Check the names of networks without torch: a wrong name is an error after half a second, with the nearest names.
 
-torchvision's and timm's are read from their sources, since an import of either takes seconds.
+The names of torchvision and timm are read from their sources, since importing either takes seconds.
 """
 
 import importlib.util
@@ -11,11 +11,11 @@ from functools import cache
 from pathlib import Path
 
 OWN_NAMES = ("airbench94", *(f"cifar_resnet{depth}" for depth in (8, 14, 20, 32, 44, 56)))  # model.networks has them
-TIMM = "timm/"  # what a name begins with that is timm's
+TIMM = "timm/"  # prefix of the names of timm's networks
 
 
 def check_network(name: str) -> None:
-    """Raises ValueError for a network that `build_model` does not know, with the nearest names."""
+    """Raises ValueError for a network that `build_model` cannot build, with the nearest names."""
     timms = timm_names()
     if name.startswith(TIMM):
         check_timm_name(name, timms)
@@ -26,14 +26,14 @@ def check_network(name: str) -> None:
 
 
 def check_teacher(teacher: str, weights: str) -> None:
-    """Raises ValueError where `loss.teacher` and `loss.teacher_weights` name none; no teacher is fine."""
+    """Raises ValueError if `loss.teacher` and `loss.teacher_weights` name no network; both may be empty."""
     if not teacher:
         return
     if Path(teacher).expanduser().exists():
         if weights:
             raise ValueError(
-                f"loss.teacher_weights: has no effect beside a file or a run, {teacher}; for bare weights let "
-                "loss.teacher be the network's name"
+                f"loss.teacher_weights: has no effect if loss.teacher is a file or a run ({teacher}); for bare weights "
+                "set loss.teacher to the network's name"
             )
         return
     try:
@@ -45,11 +45,11 @@ def check_teacher(teacher: str, weights: str) -> None:
 
 
 def check_timm_name(name: str, known: Collection[str]) -> None:
-    """Raises ValueError where `name`, without its "timm/", is none of `known`; of no `known` nothing is said."""
+    """Raises ValueError if `name`, without its "timm/", is not in `known`. An empty `known` allows every name."""
     bare, dot, tag = name.removeprefix(TIMM).partition(".")
     if dot:
         raise ValueError(
-            f'unknown network {name!r}: what comes after the dot names weights: name = "{TIMM}{bare}", '
+            f'unknown network {name!r}: the part after the dot names weights; set name = "{TIMM}{bare}", '
             f'pretrained = "{tag}"'
         )
     if known and bare not in known:
@@ -60,18 +60,18 @@ def unknown_network(
     name: str, known: Collection[str], listed_by: str = "torchvision.models.list_models()"
 ) -> ValueError:
     near = [TIMM + name] if TIMM + name in known else get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {', '.join(near)}?" if near else f"{listed_by} has the names"
+    hint = f"did you mean {', '.join(near)}?" if near else f"{listed_by} lists all names"
     return ValueError(f"unknown network {name!r}: {hint}")
 
 
-def lacks(name: str, option: str, reason: str = "leave it out") -> ValueError:
-    """The error for a setting that the network of this name does not have."""
+def lacks(name: str, option: str, reason: str = "remove it") -> ValueError:
+    """The error for a setting that the network of this name does not support."""
     return ValueError(f"{name} has no {option}: {reason}")
 
 
 @cache
 def torchvision_names() -> tuple[str, ...]:
-    """The classification networks of the torchvision that is installed; none where the sources are not there."""
+    """The classification networks of the installed torchvision; empty if its sources cannot be found."""
     registered = re.compile(r'^@register_model\((?:name="(\w+)")?\)$.*?^def (\w+)', re.MULTILINE | re.DOTALL)
     found = [pair for source in _sources("torchvision") for pair in registered.findall(source)]
     return tuple(sorted(name or function for name, function in found))
@@ -79,13 +79,13 @@ def torchvision_names() -> tuple[str, ...]:
 
 @cache
 def timm_names() -> tuple[str, ...]:
-    """The networks of the timm that is installed, without "timm/"; none where the sources are not there."""
+    """The networks of the installed timm, without "timm/"; empty if its sources cannot be found."""
     registered = re.compile(r"^@register_model\ndef (\w+)", re.MULTILINE)
     return tuple(sorted(name for source in _sources("timm") for name in registered.findall(source)))
 
 
 def _sources(package: str) -> list[str]:
-    """The text of the modules below `models/`."""
+    """The source text of a package's modules in `models/`."""
     found = importlib.util.find_spec(package)
     folders = list(found.submodule_search_locations or ()) if found else []
     return [file.read_text(encoding="utf-8") for folder in folders for file in Path(folder).glob("models/*.py")]

@@ -1,8 +1,8 @@
 """Networks by name: `ModelConfig` → `nn.Module` that maps images (N, 3, S, S) to logits (N, num_classes).
 
-Every classification network of torchvision and of timm with their own parameter names, so that state dicts are
-interchangeable, and our own for small images. A new network is one entry in `OWN_NETWORKS` and a name in
-`model/names.py`; timm's are in `model/timm_networks.py`.
+These are all classification networks of torchvision and timm, and our own for small images. torchvision's and timm's
+keep their parameter names, so that state dicts are interchangeable. A new network is one entry in `OWN_NETWORKS` and a
+name in `model/names.py`. timm's are in `model/timm_networks.py`.
 """
 
 import inspect
@@ -19,30 +19,30 @@ from penstock.model.layout import use_channels_last
 from penstock.model.names import TIMM, lacks, unknown_network
 from penstock.model.stochastic_depth import add_stochastic_depth, rescale_stochastic_depth
 
-# name → factory(num_classes, …) with those of the keywords zero_init_residual, stochastic_depth, dropout that it has
+# name → factory(num_classes, …), which may accept zero_init_residual, stochastic_depth and dropout
 OWN_NETWORKS: dict[str, Callable[..., nn.Module]] = {**AIRBENCHES, **CIFAR_RESNETS}
 
-# Their heads on inner layers make forward return a named tuple in training, the main logits first.
+# With auxiliary heads these return a named tuple in training, the main logits first.
 AUXILIARY_HEADS = ("googlenet", "inception_v3")
 
 
 def list_networks() -> list[str]:
-    """All names that `build_model` knows, sorted, but timm's, which `timm.list_models()` has."""
+    """All names that `build_model` accepts, sorted, except timm's; `timm.list_models()` lists those."""
     return sorted([*OWN_NETWORKS, *torchvision.models.list_models(module=torchvision.models)])
 
 
 def build_model(config: ModelConfig, num_classes: int, image_size: int | None = None) -> nn.Module:
     """A freshly initialised network on the CPU in float32: (N, 3, S, S) → logits (N, num_classes).
 
-    With `aux_logits` it answers in training torchvision's named tuple of logits, the main head's first. GoogLeNet and
-    Inception v3 take images normalised like the others' and bring them to [−1, 1] themselves, as their published
-    weights want it. `pretrained`, `compile` and `sync_batch_norm` are the caller's to apply.
+    With `aux_logits` the network returns torchvision's named tuple of logits in training, the main head's first.
+    GoogLeNet and Inception v3 expect images normalised as for all networks, and scale them to [−1, 1] themselves, as
+    their published weights require. The caller applies `pretrained`, `compile` and `sync_batch_norm`.
 
-    `image_size`: that a network of timm's which takes images of one size (a vision transformer) is built for; None for
-    the one that it is published with. Such a network, torchvision's too, has it as its attribute `image_size`.
+    `image_size`: the size for which to build a timm network that accepts only one size (a vision transformer); None for
+    its published size. Such a network, also torchvision's, has the size as its attribute `image_size`.
 
-    Raises ValueError for an unknown name (naming the nearest ones), fewer than one class, and an option that the
-    network does not have.
+    Raises ValueError for an unknown name (with the nearest names), fewer than one class, or an option that the network
+    does not support.
     """
     name = config.name
     if not name.startswith(TIMM) and name not in list_networks():
@@ -80,7 +80,7 @@ def _own_options(config: ModelConfig) -> dict[str, object]:
 
 
 def _torchvision_options(config: ModelConfig) -> dict[str, object]:
-    """The keywords for torchvision's builder; its return annotation is the class whose constructor takes them."""
+    """The keywords for torchvision's builder. The class in its return annotation shows which ones it accepts."""
     builder = torchvision.models.get_model_builder(config.name)
     accepted = inspect.signature(inspect.signature(builder).return_annotation.__init__).parameters
     options: dict[str, object] = {}
@@ -102,7 +102,7 @@ def _torchvision_options(config: ModelConfig) -> dict[str, object]:
 
 
 def _alter(net: nn.Module, config: ModelConfig) -> None:
-    """What no constructor does: small stem, stochastic depth, blur."""
+    """Apply the options that no constructor has: small stem, stochastic depth, blur."""
     family = _family(config)
     if config.stem == "small":
         if family != "resnet":
@@ -120,7 +120,7 @@ def _alter(net: nn.Module, config: ModelConfig) -> None:
 
 
 def _family(config: ModelConfig) -> str:
-    """The module of torchvision.models that a network comes from, or "own", or "timm"."""
+    """The module of torchvision.models with the network, or "own", or "timm"."""
     if config.name.startswith(TIMM):
         return "timm"
     if config.name in OWN_NETWORKS:

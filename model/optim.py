@@ -1,7 +1,7 @@
-"""Optimizers by name: `OptimizerConfig` and a model → `torch.optim.Optimizer`. One entry in `OPTIMIZERS` each.
+"""Optimizers by name: `OptimizerConfig` and a model → `torch.optim.Optimizer`. A new one is an entry in `OPTIMIZERS`.
 
-torch's own, fused where torch has such a kernel, and timm's for what torch lacks. Where nothing is fused, both take
-their multi-tensor ("foreach") path on a GPU by themselves.
+They are torch's, fused if torch has such a kernel, and timm's for those that torch lacks. On a GPU, an optimizer that
+is not fused uses its multi-tensor ("foreach") path.
 """
 
 from collections.abc import Callable
@@ -18,11 +18,12 @@ TOKENS = ("class_token", "pos_embedding", "relative_position_bias_table")  # of 
 
 
 def param_groups(model: nn.Module, weight_decay: float) -> list[Group]:
-    """Optimizer groups: weights (ndim ≥ 2) with `weight_decay`; those of them that the network exempts, and norms and
-    biases (ndim ≤ 1), with none.
+    """Parameter groups of an optimizer: weights (ndim ≥ 2) with `weight_decay`; the weights that the network exempts,
+    and norms and biases (ndim ≤ 1), without it.
 
-    By dimension, not by name (He et al. 2018, "Bag of Tricks", section 3.1), but for `exempt`. Each trainable parameter
-    is in exactly one group, a shared one once; frozen ones are in none; an empty group is left out.
+    Except for `exempt`, the dimension decides, not the name (He et al. 2018, "Bag of Tricks", section 3.1). Each
+    trainable parameter is in exactly one group, a shared one once. Frozen parameters are in none. Empty groups are
+    omitted.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     without = exempt(model, [name for name, p in named if p.ndim >= 2])
@@ -35,9 +36,9 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[Group]:
 
 
 def exempt(model: nn.Module, names: list[str]) -> set[str]:
-    """Which parameters of `names` a network says do not decay: positions, class tokens and the like.
+    """The parameters of `names` that do not decay in this network: positions, class tokens and the like.
 
-    timm's networks name them, or patterns of them (`no_weight_decay`); of torchvision's transformers they are `TOKENS`,
+    timm's networks name them, or patterns of them (`no_weight_decay`). In torchvision's transformers they are `TOKENS`,
     as in torchvision's own recipes (`--transformer-embedding-decay 0` of its references).
     """
     if hasattr(model, "no_weight_decay"):
@@ -48,7 +49,7 @@ def exempt(model: nn.Module, names: list[str]) -> set[str]:
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> optim.Optimizer:
-    """The optimizer that `config` names over `param_groups(model)`; `set_lr` gives it the schedule's learning rate.
+    """The optimizer that `config` names, over `param_groups(model)`. `set_lr` applies the schedule's learning rate.
 
     Raises ValueError for a model without trainable parameters.
     """
@@ -65,10 +66,10 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> optim.Optimize
 
 
 def set_lr(optimizer: optim.Optimizer, lr: float) -> None:
-    """Make `lr` the learning rate of the weights, and its multiples those of norms and biases, and of what AdamW trains
-    under Muon."""
+    """Set the learning rate of the weights to `lr`. Norms and biases, and the parameters that AdamW trains under Muon,
+    get their multiples of it."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)  # a state from before there was one
+        group["lr"] = lr * group.get("lr_scale", 1.0)  # states of earlier versions have no lr_scale
 
 
 def _sgd(groups: list[Group], config: OptimizerConfig) -> optim.Optimizer:
@@ -115,7 +116,7 @@ def _lars(groups: list[Group], config: OptimizerConfig) -> optim.Optimizer:
 def _lamb(groups: list[Group], config: OptimizerConfig) -> optim.Optimizer:
     from timm.optim import Lamb
 
-    # Clipping is train.clip_grad_norm's, for every optimizer, and not once more in this one.
+    # train.clip_grad_norm clips gradients for every optimizer, so this one does not clip again.
     return Lamb(_adapted(groups), config.lr, max_grad_norm=None, **_given(config, "betas", "eps"))
 
 
@@ -142,10 +143,11 @@ OPTIMIZERS: dict[str, Callable[[list[Group], OptimizerConfig], optim.Optimizer]]
 
 
 def _with_fallback(model: nn.Module, groups: list[Group], lr_scale: float) -> list[Group]:
-    """The groups parted into what Muon trains and what its AdamW does, at `lr_scale` times the learning rate.
+    """Split the groups into those that Muon trains and those that its AdamW trains, at `lr_scale` times the learning
+    rate.
 
-    Muon's are the weights inside the network that timm finds fit for it: matrices, and kernels as matrices, of at least
-    4 rows and columns; not depthwise kernels, nor heads, nor what `exempt` names.
+    Muon trains the weights inside the network that timm considers suitable: matrices, and kernels as matrices, with at
+    least 4 rows and columns. It does not train depthwise kernels, heads and parameters that `exempt` names.
     """
     from timm.optim.muon import _is_suitable_for_muon
 
@@ -173,5 +175,5 @@ def _fused(groups: list[Group], config: OptimizerConfig, devices: tuple[str, ...
 
 
 def _adapted(groups: list[Group]) -> list[Group]:
-    """Weights get a layer-wise lr even where they do not decay, which timm would take for a sign not to."""
+    """Give weights a layer-wise lr even if they do not decay; timm would otherwise skip these."""
     return [group | {"always_adapt": group["params"][0].ndim >= 2} for group in groups]

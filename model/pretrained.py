@@ -1,6 +1,6 @@
-"""Weights to start from: a network and `ModelConfig.pretrained` → the network with them, and one line that says so.
+"""Load pretrained weights: a network and `ModelConfig.pretrained` → the network with the weights, and a line about it.
 
-`model.weight_files` reads them. For other classes the body is kept and the head starts anew.
+`model.weight_files` reads the weights. If their classes are not the dataset's, the head is reinitialised.
 """
 
 import re
@@ -15,8 +15,8 @@ from penstock.model.heads import AUXILIARY_PREFIXES, heads_of
 from penstock.model.names import TIMM
 from penstock.model.weight_files import Classes, Source, read_weights
 
-# What DDP and torch.compile put before a name; and names in torchvision's published files that its code has changed
-# since (torchvision.models.densenet._load_state_dict, vision_transformer.MLPBlock._load_from_state_dict).
+# Prefixes that DDP and torch.compile add; and names in torchvision's published files that its code has since changed
+# (torchvision.models.densenet._load_state_dict, vision_transformer.MLPBlock._load_from_state_dict).
 RENAMED = (
     (re.compile(r"^((module|_orig_mod)\.)+"), ""),
     (re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d)\."), r"\1\2."),
@@ -25,20 +25,20 @@ RENAMED = (
 )
 
 
-Weights = dict[str, object]  # of a file, by name: tensors, unless it is another kind of file
+Weights = dict[str, object]  # contents of a file by name: tensors, unless it is another kind of file
 
 
 class Rows(NamedTuple):
-    """Which rows of a source's head are the network's classes, in their order; None for a class that it lacks.
-    assumed: what is taken for granted in that, in words."""
+    """The row of a source's head for each class of the network, in the network's order; None for a missing class.
+    assumed: the assumption behind this, in words."""
 
     labels: Sequence[int | None]
     assumed: str = ""
 
 
 class Known(NamedTuple):
-    """What is known of a source's classes: how many it lists (0: it does not say), which of its rows are the network's,
-    and whether somebody was asked for them."""
+    """What is known about a source's classes. num_classes: the number that it lists, 0 if it lists none. rows: its rows
+    for the network's classes. asked: whether the caller can match classes."""
 
     num_classes: int
     rows: Rows | None
@@ -46,10 +46,10 @@ class Known(NamedTuple):
 
 
 def load_pretrained(net: nn.Module, config: ModelConfig, rows_of: Callable[[Classes], Rows] | None = None) -> str:
-    """Load `config.pretrained` into `net`, which `build_model(config, …)` made, and say in one line what was loaded.
+    """Load `config.pretrained` into `net`, which `build_model(config, …)` made. Return one line about what was loaded.
 
-    Raises ValueError where the source is neither a file nor weights of this network, cannot be downloaded or read, and
-    what `load_source` does.
+    Raises ValueError if the source is neither a file nor weights of this network, or cannot be downloaded or read; and
+    as `load_source` does.
     """
     return load_source(net, read_weights(config, getattr(net, "image_size", None)), config, rows_of)
 
@@ -62,19 +62,19 @@ def load_source(
     *,
     whole: bool = False,
 ) -> str:
-    """`load_pretrained` of what was read.
+    """Load weights that were already read into `net`. Return one line about what was loaded.
 
-    A head is the last linear layer or 1×1 convolution, of the network and of each auxiliary classifier; timm's networks
-    say which it is. Where the source says which classes its rows are (a checkpoint or an export of this program,
-    torchvision's or timm's weights), `rows_of` tells which of them are the network's: if they are all there, their rows
-    are taken, in the network's order; else the head keeps its fresh initialisation. Where the source does not say, as
-    many rows are taken to be the same classes.
+    A head is the last linear layer or 1×1 convolution of the network or of an auxiliary classifier; timm's networks
+    name theirs. If the source names the classes of its rows (a checkpoint or an export of this program, torchvision's
+    or timm's weights), `rows_of` finds the network's classes among them. If it finds all of them, the head gets their
+    rows in the network's order; otherwise it keeps its fresh initialisation. If the source names no classes, an equal
+    number of rows is assumed to mean the same classes.
 
-    Heads that the source lacks start anew, auxiliary ones that `net` lacks are left out. Every other tensor must be
-    there, and fit; a name that all of the network's share at their begin (Lightning's `model.`) does not count.
+    Heads that the source lacks keep their fresh initialisation. Auxiliary heads that `net` lacks are not used. All
+    other tensors must be there and fit. A common prefix of all names (Lightning's `model.`) is ignored.
 
-    Raises ValueError where the source has several networks, or does not fit, naming the first few tensors; and where
-    the weights must be there `whole`, if the head would start anew.
+    Raises ValueError if the source has several networks, or does not fit, with the first few tensors; and, if `whole`,
+    if the head would keep its fresh initialisation.
     """
     origin, weights, classes, _ = source
     where = f"pretrained = {config.pretrained}: not weights of this {config.name}"
@@ -89,14 +89,14 @@ def load_source(
     known = Known(len(classes or ()), rows, asked=rows_of is not None)
     for prefix, head in heads_of(net).items():
         tensors, note = _fitted_head(prefix, head, weights, state, known)
-        if whole and " starts anew" in note:
-            without = note.replace(" starts anew", "")
-            raise ValueError(f"pretrained = {config.pretrained}: its head is of other classes ({without})")
+        if whole and " is reinitialised" in note:
+            without = note.replace(" is reinitialised", "")
+            raise ValueError(f"pretrained = {config.pretrained}: its head is for other classes ({without})")
         weights |= tensors
         notes.append(note)
     for prefix in AUXILIARY_PREFIXES:
         if not any(name.startswith(prefix) for name in state) and any(name.startswith(prefix) for name in weights):
-            notes.append(f"{prefix[:-1]} is left out")
+            notes.append(f"{prefix[:-1]} is not used")
             weights = {name: tensor for name, tensor in weights.items() if not name.startswith(prefix)}
     for name, tensor in state.items():  # files of 2018 and before do not count batches
         if name.endswith(".num_batches_tracked"):
@@ -111,43 +111,43 @@ def load_source(
 def _fitted_head(
     prefix: str, head: str, weights: Weights, state: dict[str, Tensor], known: Known
 ) -> tuple[Weights, str]:
-    """The tensors of one head as the network takes them, and what to say of it, "" for nothing.
+    """The tensors of one head for the network, and a note about them, "" for none.
 
-    None of them where they are of another kind, which `_require_fit` tells.
+    There are no tensors if the source's do not fit; `_require_fit` then reports the error.
     """
     theirs, ours = weights.get(f"{head}.weight"), state[f"{head}.weight"]
     if theirs is None and (prefix or f"{head}.bias" not in weights):
         fresh: Weights = {name: tensor for name, tensor in state.items() if name.startswith(prefix or f"{head}.")}
-        return fresh, f"{prefix[:-1] or head} starts anew, they have none"
+        return fresh, f"{prefix[:-1] or head} is reinitialised, the source has no weights for it"
     if not isinstance(theirs, Tensor) or theirs.ndim < 2 or theirs.shape[1:] != ours.shape[1:]:
         return {}, ""
     rows = known.rows if known.num_classes == len(theirs) else None
     kept, note = _kept_rows(rows, len(theirs), len(ours))
     if known.asked and rows is None and kept:
-        note = f"is kept, as if its {len(theirs)} classes, which are not named there, were the dataset's, in order"
+        note = f"is kept: its {len(theirs)} classes have no names and are assumed to be the dataset's, in order"
     if note:
         note = f"{head} {note}"
     return _head_weights(head, weights, state, kept), note
 
 
 def _kept_rows(rows: Rows | None, num_theirs: int, num_ours: int) -> tuple[list[int] | None, str]:
-    """Which of a source's rows make the head, None for one that starts anew; and what to say of it.
+    """The source's rows that make the head, None for a fresh initialisation; and a note about it.
 
-    rows: None where nothing is known of the classes but how many there are.
+    rows: None if only the number of classes is known.
     """
     every = list(range(num_theirs))
-    anew = f"starts anew, {num_theirs} → {num_ours} classes"
+    fresh = f"is reinitialised, {num_theirs} → {num_ours} classes"
     if rows is None:
-        return (every, "") if num_theirs == num_ours else (None, anew)
+        return (every, "") if num_theirs == num_ours else (None, fresh)
     found = [label for label in rows.labels if label is not None]
     if len(found) < num_ours:
         known = f"only {len(found)}" if found else "none"
-        return None, f"{anew}, {known} of which it knows"
+        return None, f"{fresh}, {known} in common"
     notes = ["keeps the rows of the dataset's classes"]
     if num_theirs > num_ours:
         notes.append(f"{num_ours} of {num_theirs}")
     elif found != every:
-        notes.append("which has them in another order")
+        notes.append("in the dataset's order")
     elif not rows.assumed:
         return found, ""
     if rows.assumed:
@@ -156,7 +156,7 @@ def _kept_rows(rows: Rows | None, num_theirs: int, num_ours: int) -> tuple[list[
 
 
 def _head_weights(head: str, weights: Weights, state: dict[str, Tensor], kept: list[int] | None) -> Weights:
-    """The head's tensors: the `kept` rows of `weights`, or those of `state` where it starts anew."""
+    """The head's tensors: the `kept` rows of `weights`, or the fresh ones of `state` if `kept` is None."""
     names = (f"{head}.weight", f"{head}.bias")
     if kept is None:
         return {name: state[name] for name in names if name in state}
@@ -170,16 +170,16 @@ def _head_weights(head: str, weights: Weights, state: dict[str, Tensor], kept: l
 
 
 def _own_name(name: str) -> str:
-    """A tensor's name in the bare network, as torchvision's code has it today."""
+    """A tensor's name in the bare network, as in torchvision's current code."""
     for pattern, replacement in RENAMED:
         name = pattern.sub(replacement, name)
     return name
 
 
 def _unwrapped(weights: Weights, state: dict[str, Tensor], where: str) -> tuple[Weights, list[str]]:
-    """The weights by their names in the network, without what a module around it puts before them; and what to say.
+    """The weights by their names in the network, without the prefix of a module around it; and notes about it.
 
-    Raises ValueError where there are several networks, or nothing of this one.
+    Raises ValueError if there are several networks, or no tensors of this one.
     """
     if any(name in weights for name in state):
         return weights, []
@@ -189,28 +189,29 @@ def _unwrapped(weights: Weights, state: dict[str, Tensor], where: str) -> tuple[
     if len(found) > 1:
         raise ValueError(f"{where} alone: it has several networks, {', '.join(found)}; save the state dict of one")
     if not found:
-        raise ValueError(f"{where}: it has {', '.join(list(weights)[:3]) or 'nothing'}; the network {first} …")
+        names = ", ".join(list(weights)[:3]) or "no tensors"
+        raise ValueError(f"{where}: it has {names}; the network has {first}, …")
     prefix = found[0]
     inside = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
-    note, left_out = f"those of its {prefix[:-1]}", len(weights) - len(inside)
-    if left_out:
-        note += f", {left_out} other tensors left out"
+    note, ignored = f"its module {prefix[:-1]}", len(weights) - len(inside)
+    if ignored:
+        note += f", {ignored} other tensors ignored"
     return inside, [note]
 
 
 def _require_fit(weights: Weights, state: dict[str, Tensor], where: str) -> dict[str, Tensor]:
-    """The weights, which have the names and shapes of `state`; raises ValueError unless they do."""
+    """Check that the weights have the names and shapes of `state`, and return them. Raises ValueError otherwise."""
     faults = [f"{name} is missing" for name in state if name not in weights]
-    faults += [f"{name} is too many" for name in weights if name not in state]
+    faults += [f"{name} is unexpected" for name in weights if name not in state]
     fitting = {}
     for name, ours in state.items():
         theirs = weights.get(name, ours)
         if not isinstance(theirs, Tensor):
-            faults.append(f"{name} is no tensor")
+            faults.append(f"{name} is not a tensor")
         elif theirs.shape != ours.shape:
-            faults.append(f"{name} is {tuple(theirs.shape)} instead of {tuple(ours.shape)}")
+            faults.append(f"{name} has shape {tuple(theirs.shape)} instead of {tuple(ours.shape)}")
         elif ours.is_floating_point() and not theirs.is_floating_point():
-            faults.append(f"{name} is of whole numbers ({theirs.dtype}), as of a quantized network")
+            faults.append(f"{name} has integers ({theirs.dtype}), like a quantized network")
         else:
             fitting[name] = theirs
     if faults:

@@ -1,8 +1,8 @@
 """Learning-rate schedules as pure functions of the epoch, so that a resumed run needs no schedule state.
 
-Input: how far the run is, in epochs and fractions of one, whatever a step's batch is. Output: the learning rate there.
-It warms up from `start_factor · base_lr` to `base_lr`, then decays by name towards `final_lr`. A new decay is one entry
-in `DECAYS`.
+Input: the progress of the run in epochs, with fractions, independent of the batch size. Output: the learning rate.
+It warms up from `start_factor · base_lr` to `base_lr`, then decays towards `final_lr`. A new decay is one entry in
+`DECAYS`.
 """
 
 import math
@@ -13,24 +13,24 @@ from penstock.model.config import ScheduleConfig
 
 
 def warmup_of(config: ScheduleConfig, epochs: float) -> float:
-    """How many of a run's `epochs` are warm-up. Raises ValueError where it does not end before the run does."""
+    """The number of warm-up epochs in a run of `epochs`. Raises ValueError if the run ends before the warm-up."""
     if config.warmup_epochs is None:
         return min(5.0, epochs / 5)
     if config.warmup_epochs >= epochs:
         raise ValueError(
-            f"schedule.warmup_epochs = {config.warmup_epochs:g} of train.epochs = {epochs:g}: the warm-up must end "
-            "before the run does; lower it, leave it out or train longer"
+            f"schedule.warmup_epochs = {config.warmup_epochs:g} with train.epochs = {epochs:g}: the warm-up must end "
+            "before the run does; lower it, remove it or train longer"
         )
     return config.warmup_epochs
 
 
 def lr_at(epoch: float, *, epochs: float, base_lr: float, config: ScheduleConfig) -> float:
-    """The learning rate of a step that begins when `epoch` of `epochs` are done: 0 is the first step, `epochs` the end.
+    """The learning rate of a step that begins after `epoch` of `epochs`: 0 is the first step, `epochs` the end.
 
-    Equal to torch's `LinearLR(start_factor)` followed by `CosineAnnealingLR(eta_min=final_lr)`, `LinearLR`,
-    `MultiStepLR`, `StepLR` or `PolynomialLR`, each stepped once a training step. After the end it stays as it is there.
+    It equals torch's `LinearLR(start_factor)` followed by `CosineAnnealingLR(eta_min=final_lr)`, `LinearLR`,
+    `MultiStepLR`, `StepLR` or `PolynomialLR`, each stepped once a training step. After the end it stays constant.
 
-    Raises ValueError where the warm-up does not end before the run does.
+    Raises ValueError if the run ends before the warm-up.
     """
     warmup = warmup_of(config, epochs)
     if epoch < warmup:
@@ -52,7 +52,7 @@ def _step(progress: float, epoch: float, config: ScheduleConfig) -> float:
     return float(config.gamma**num_steps)
 
 
-# (progress 0 … 1 from the decay's start to the end, epoch, settings) → the share of (base_lr − final_lr) that is left
+# (progress of the decay, 0 … 1; epoch; settings) → the remaining share of (base_lr − final_lr)
 DECAYS: dict[str, Callable[[float, float, ScheduleConfig], float]] = {
     "cosine": lambda progress, epoch, config: _half_cosine(progress),
     "linear": lambda progress, epoch, config: 1.0 - progress,

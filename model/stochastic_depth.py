@@ -1,8 +1,9 @@
 """Stochastic depth (Huang et al. 2016, "Deep Networks with Stochastic Depth") for torchvision's networks.
 
-Input: a network, and the probability that its last residual branch is dropped; earlier ones are dropped less, linearly
-in depth. As everywhere today, each sample drops its own branches, and what remains is scaled in training, so that
-evaluation needs no factor. torchvision's ResNets have none: their blocks get it here, under their parameters' names.
+Input: a network, and the probability that its last residual branch is dropped. Earlier branches are dropped less,
+linearly in depth. Each sample drops its own branches. The remaining branches are scaled up in training, so that
+evaluation needs no factor. torchvision's ResNets have no stochastic depth: this module adds it to their blocks and
+keeps the names of their parameters.
 """
 
 from torch import Tensor, nn
@@ -11,9 +12,9 @@ from torchvision.ops import StochasticDepth
 
 
 class StochasticBlock(nn.Module):
-    """A ResNet's `BasicBlock` or `Bottleneck` whose residual branch is dropped with `probability` in training.
+    """A ResNet's `BasicBlock` or `Bottleneck` that drops its residual branch with `probability` in training.
 
-    (N, C, S, S) → the block's output. Takes over the block's modules under their names.
+    (N, C, S, S) → the block's output. It takes over the block's modules under their names.
     """
 
     conv1: nn.Module
@@ -59,7 +60,7 @@ def add_stochastic_depth(resnet: nn.Module, probability: float) -> None:
 
 
 def rescale_stochastic_depth(net: nn.Module, probability: float) -> None:
-    """Scale the probabilities a network was built with so that the last one's, the largest, is `probability`."""
+    """Scale the probabilities of a network's branches so that the largest, the last branch's, is `probability`."""
     layers = [module for module in net.modules() if isinstance(module, StochasticDepth)]
     largest = max(layer.p for layer in layers)
     for layer in layers:

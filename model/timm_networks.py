@@ -1,7 +1,7 @@
-"""timm's networks: `ModelConfig` with a name "timm/…" → the network, the images it takes, its published weights.
+"""timm's networks: `ModelConfig` with a name "timm/…" → the network, its input images, its published weights.
 
-Imported where such a name is met, as timm takes seconds. What timm itself does (building, downloading, renaming,
-resampling positions for another image size) is left to `timm.create_model`.
+This module is imported only for such a name, since importing timm takes seconds. `timm.create_model` builds, downloads,
+renames, and resamples positions for another image size.
 """
 
 import math
@@ -26,13 +26,13 @@ from penstock.model.names import TIMM, check_timm_name, lacks
 
 INTERPOLATIONS = {"nearest": "nearest", "bilinear": "linear", "bicubic": "cubic", "lanczos": "lanczos"}  # in [data]
 
-HUB_FILE = "model.safetensors"  # that each of timm's repositories has
+HUB_FILE = "model.safetensors"  # in each of timm's repositories
 
 
 class Input(NamedTuple):
-    """Images as a network's weights were trained on them. mean, std: in grey levels 0 … 255. size: the side, pixels;
-    None where they are no squares. is_fixed: the network is built for one size. crop_pct: validation's share of the
-    resized shorter side. interpolation: as [data] calls it, None for a filter that it lacks."""
+    """The images on which a network's weights were trained. mean, std: in grey levels 0 … 255. size: the side in
+    pixels, None if they are not square. is_fixed: the network is built for one size. crop_pct: the share of the resized
+    shorter side that validation crops. interpolation: its name in [data], None for a filter that [data] lacks."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -47,7 +47,7 @@ def bare_name(config: ModelConfig) -> str:
 
 
 def build_timm_network(config: ModelConfig, num_classes: int, image_size: int | None) -> nn.Module:
-    """As `model.networks.build_model`, which calls it: timm's network before what is the same for all."""
+    """Build timm's network for `model.networks.build_model`, which applies the options common to all networks."""
     check_timm_name(config.name, timm.list_models())
     if config.aux_logits:
         raise lacks(config.name, "aux_logits")
@@ -75,7 +75,7 @@ def timm_options(config: ModelConfig, image_size: int | None) -> dict[str, Any]:
 
 
 def options_of_shape(config: ModelConfig, image_size: int | None) -> dict[str, Any]:
-    """Those of them that a trained network needs, too."""
+    """The keywords of `timm_options` that a trained network also needs."""
     options: dict[str, Any] = {}
     for argument in config.timm_args:
         name, _, text = argument.partition("=")
@@ -87,7 +87,7 @@ def options_of_shape(config: ModelConfig, image_size: int | None) -> dict[str, A
 
 
 def input_of(config: ModelConfig) -> Input:
-    """What the weights that `config.pretrained` names take, else the network's first ones.
+    """The images for the weights that `config.pretrained` names, or else for the network's default weights.
 
     Raises ValueError for an unknown network.
     """
@@ -106,12 +106,12 @@ def input_of(config: ModelConfig) -> Input:
 
 
 def resize_size(image_size: int, crop_pct: float) -> int:
-    """To which timm's validation resizes the shorter side (timm.data.transforms_factory)."""
+    """The length to which timm's validation resizes the shorter side (timm.data.transforms_factory)."""
     return math.floor(image_size / crop_pct)
 
 
 def published_weights(config: ModelConfig) -> dict[str, Any]:
-    """timm's description of each of the network's published weights, by tag, the default's first; also as "DEFAULT"."""
+    """timm's description of each of the network's published weights, by tag. "DEFAULT" is the first."""
     found = {
         about.tag or "": about
         for about in get_arch_pretrained_cfgs(bare_name(config)).values()
@@ -122,14 +122,14 @@ def published_weights(config: ModelConfig) -> dict[str, Any]:
 
 
 def tag_of(config: ModelConfig) -> str:
-    """`pretrained` as a tag: "a1_in1k" also of "resnet50.a1_in1k" and "timm/resnet50.a1_in1k"."""
+    """`pretrained` as a tag: "a1_in1k", "resnet50.a1_in1k" and "timm/resnet50.a1_in1k" all give "a1_in1k"."""
     return config.pretrained.removeprefix(TIMM).removeprefix(f"{bare_name(config)}.")
 
 
 def download(config: ModelConfig, about: Any, image_size: int | None) -> dict[str, Tensor]:
-    """Published weights as the network's state dict, with the classes that they have, for images of this size.
+    """Download published weights as the network's state dict, with their own classes, for images of this size.
 
-    Raises what the download raises.
+    Raises the errors of the download.
     """
     if about.hf_hub_id:
         _require_hub(about.hf_hub_id, about.hf_hub_filename or HUB_FILE)
@@ -140,14 +140,14 @@ def download(config: ModelConfig, about: Any, image_size: int | None) -> dict[st
 
 
 def url_of(about: Any) -> str:
-    """Where a browser finds what `download` takes."""
+    """The URL at which a browser finds the file of `download`."""
     if not about.hf_hub_id:
         return str(about.url)
     return f"https://huggingface.co/{about.hf_hub_id}/resolve/main/{about.hf_hub_filename or HUB_FILE}"
 
 
 def classes_of(about: Any) -> tuple[tuple[str, str], ...] | None:
-    """WordNet's key and the name of each class of published weights; None where they are not one of ImageNet's sets."""
+    """WordNet's key and the name of each class of published weights; None if they are not one of ImageNet's sets."""
     subset = infer_imagenet_subset(about.to_dict())
     if not subset:
         return None
@@ -156,8 +156,8 @@ def classes_of(about: Any) -> tuple[tuple[str, str], ...] | None:
 
 
 def converted(config: ModelConfig, net: nn.Module, weights: Mapping[str, object]) -> Mapping[str, object]:
-    """The tensors of a file as timm's loader hands them to `net`: names of other programs renamed, positions resampled
-    for the image size. `weights` themselves where nothing is to be done, or timm does not take them."""
+    """The tensors of a file as timm's loader converts them for `net`: names of other programs changed, positions
+    resampled for the image size. Returns `weights` if there is nothing to convert, or if timm cannot load them."""
     state, heads = net.state_dict(), heads_of(net)
     body = [name for name in state if not any(name.startswith(f"{head}.") for head in heads.values())]
     if all(isinstance(theirs := weights.get(name), Tensor) and theirs.shape == state[name].shape for name in body):
@@ -169,18 +169,18 @@ def converted(config: ModelConfig, net: nn.Module, weights: Mapping[str, object]
     source = {"state_dict": dict(weights), "num_classes": num_classes, "custom_load": False}
     try:
         made = timm.create_model(bare_name(config), pretrained=True, pretrained_cfg_overlay=source, **options)
-    except Exception:  # of any kind, by what the file holds; the names and shapes are told instead
+    except Exception:  # any kind, depending on the file; the caller then reports the names and shapes
         return weights
     resampled: dict[str, object] = made.state_dict()
     return resampled
 
 
 def _require_hub(repository: str, file: str) -> None:
-    """Raises OSError at once where the hub is not to be reached and the file not at hand: huggingface_hub itself would
-    try for a minute."""
+    """Raises OSError at once if the file is not cached and the hub cannot be reached; huggingface_hub itself would try
+    for a minute."""
     if hub.HF_HUB_OFFLINE or isinstance(try_to_load_from_cache(repository, file, hub.HF_HUB_CACHE), str):
         return
-    with suppress(HTTPError):  # it is there, and answers
+    with suppress(HTTPError):  # the hub is reachable: it answers
         urlopen(Request(hub.ENDPOINT, method="HEAD"), timeout=10).close()
 
 
@@ -191,13 +191,13 @@ def _is_fixed(config: ModelConfig) -> bool:
 
 
 def create(config: ModelConfig, options: dict[str, Any]) -> nn.Module:
-    """What `timm.create_model` makes of options. Raises ValueError where it lacks one, or does not take its value."""
+    """Call `timm.create_model` with the options. Raises ValueError if it lacks one, or refuses its value."""
     settings = {"drop_rate": "dropout", "drop_path_rate": "stochastic_depth", "zero_init_last": "zero_init_residual"}
     try:
         net: nn.Module = timm.create_model(bare_name(config), **options)
     except Exception as error:  # of many kinds: assertions, type errors
         lacking = [word for word in settings if isinstance(error, TypeError) and f"'{word}'" in str(error)]
-        if lacking == ["zero_init_last"] and not options["zero_init_last"]:  # as it is
+        if lacking == ["zero_init_last"] and not options["zero_init_last"]:  # false is what it does anyway
             return create(config, {name: value for name, value in options.items() if name not in lacking})
         if lacking:
             raise lacks(config.name, settings[lacking[0]]) from None

@@ -1,9 +1,11 @@
-"""Weights from elsewhere: `ModelConfig.pretrained`, a file or a name → the tensors, and what their head's classes are.
+"""Read or download pretrained weights: `ModelConfig.pretrained` → the tensors, and the classes of their head.
 
-A source is a file (a checkpoint of this program, a torch state dict, a .safetensors file), a run's directory (its best
-checkpoint, else its last) or the name of weights that torchvision or timm publish for the network (`DEFAULT`,
-`IMAGENET1K_V2`, `a1_in1k` …), which torch.hub or huggingface_hub download once and keep.
-Nothing in a file can run: `weights_only=True`.
+A source is one of these:
+- a file: a checkpoint of this program, a torch state dict or a .safetensors file;
+- a run's directory: its best checkpoint, or the last if there is no best;
+- a name of weights that torchvision or timm publish for the network (`DEFAULT`, `IMAGENET1K_V2`, `a1_in1k` …).
+  torch.hub or huggingface_hub download them once and keep them.
+Nothing in a file can run code: `weights_only=True`.
 """
 
 import hashlib
@@ -25,16 +27,16 @@ from penstock.model.names import TIMM
 from penstock.model.networks import OWN_NETWORKS
 
 CHECKPOINT_FORMAT = "penstock-checkpoint-1"
-Classes = tuple[tuple[str, str], ...]  # of a head's rows: key and readable name
+Classes = tuple[tuple[str, str], ...]  # key and readable name of the class of each row of a head
 ABOUT = ("model", "mean", "std")
-# Under one of these keys other programs (torchvision's references, timm, Lightning, tutorials) keep the state dict.
+# Other programs (torchvision's references, timm, Lightning, tutorials) keep the state dict under one of these keys.
 NESTED_UNDER = ("model", "state_dict", "model_state_dict", "net", "network", "weights")
 
 
 class Source(NamedTuple):
-    """origin: where the weights come from, in words. classes: those of the head's rows, None where nothing says. about:
-    what else is said of them, as far as it is: `model`, the settings of the network, and `mean` and `std` of the
-    images, in grey levels."""
+    """Weights that were read. origin: where they come from, in words. classes: of the head's rows, None if unknown.
+    about: further facts, each if known: `model`, the settings of the network; `mean` and `std` of the images, in grey
+    levels."""
 
     origin: str
     weights: Mapping[str, object]
@@ -43,8 +45,8 @@ class Source(NamedTuple):
 
 
 class Published(NamedTuple):
-    """Weights that a library publishes. url: where their file is. fetch: downloads them, once. levels: `mean` and `std`
-    of the images, in grey levels, as far as they are said here; timm's networks have theirs."""
+    """Weights that a library publishes. url: of their file. fetch: downloads them, once. levels: `mean` and `std` of
+    the images, in grey levels; empty for timm, where the network has them."""
 
     origin: str
     url: str
@@ -54,11 +56,11 @@ class Published(NamedTuple):
 
 
 def read_weights(config: ModelConfig, image_size: int | None = None) -> Source:
-    """What `config.pretrained` names, read or downloaded.
+    """Read or download the weights that `config.pretrained` names.
 
-    image_size: that timm's network was built for, where it takes one size.
+    image_size: the size for which a timm network was built, if it accepts only one size.
 
-    Raises ValueError where it is neither such a file nor weights of this network, or cannot be downloaded or read.
+    Raises ValueError if it is neither such a file nor weights of this network, or cannot be downloaded or read.
     """
     source = config.pretrained
     library, name, published = _published(config, image_size)
@@ -66,11 +68,11 @@ def read_weights(config: ModelConfig, image_size: int | None = None) -> Source:
         one = published[name]
         return Source(one.origin, _fetched(one, source, library), one.classes(), one.levels())
     path = Path(source).expanduser()
-    if path.is_dir():  # of a run
+    if path.is_dir():  # a run's directory
         path = next(filter(Path.is_file, (path / "checkpoints" / name for name in ("best.pt", "last.pt"))), path)
         if path.is_dir():
             raise ValueError(
-                f"pretrained = {source}: no run's directory, with checkpoints/best.pt or last.pt; give a file"
+                f"pretrained = {source}: not a run's directory (no checkpoints/best.pt or last.pt); give a file"
             )
     if path.is_file():
         read = _read_file(path)
@@ -87,7 +89,8 @@ def read_weights(config: ModelConfig, image_size: int | None = None) -> Source:
 
 
 def _published(config: ModelConfig, image_size: int | None) -> tuple[str, str, dict[str, Published]]:
-    """Who publishes weights of the network, `config.pretrained` as one of their names, and the weights by name."""
+    """The library that publishes weights of the network, `config.pretrained` as its name for them, and all its weights
+    by name."""
     source = config.pretrained
     if config.name in OWN_NETWORKS:
         return "torchvision", source, {}
@@ -126,13 +129,13 @@ def _categories(published: WeightsEnum) -> Classes:
 
 
 def _levels(published: WeightsEnum) -> Mapping[str, object]:
-    """What torchvision says in shares of 1."""
+    """The mean and std of the images, which torchvision has in shares of 1, in grey levels."""
     prepare = published.transforms()
     return {name: [255 * share for share in getattr(prepare, name)] for name in ("mean", "std")}
 
 
 def _is_download(path: Path, url: str) -> bool:
-    """Whether the file is what torchvision publishes at `url`, whose last word has the first digits of its sha256."""
+    """Whether the file is the one that torchvision publishes at `url`. The URL has the first digits of its sha256."""
     name = url.rpartition("/")[2]
     digits = re.search(r"-([0-9a-f]{8,})\.", name)
     return path.name == name and digits is not None and _sha256(path).startswith(digits[1])
@@ -149,10 +152,10 @@ def _fetched(published: Published, source: str, library: str) -> Mapping[str, ob
         return published.fetch()
     except OSError as error:
         reason = getattr(error, "reason", None) or _first_line(error)
-        raise ValueError(f"pretrained = {source}: no download ({reason}): {advice}") from None
+        raise ValueError(f"pretrained = {source}: download failed ({reason}); {advice}") from None
     except Exception as error:  # torch raises many kinds for a damaged file, RuntimeError for a wrong hash
         empty = "empty torch.hub's cache, or " if library == "torchvision" else ""
-        raise ValueError(f"pretrained = {source}: {_first_line(error)}: {empty}{advice}") from None
+        raise ValueError(f"pretrained = {source}: {_first_line(error)}; {empty}{advice}") from None
 
 
 def _read_file(path: Path) -> Source:
@@ -166,12 +169,10 @@ def _read_file(path: Path) -> Source:
             said = {name: _json(metadata.get(name, "")) for name in ("classes", *ABOUT)}
             return Source(str(path), weights, _classes_of(said["classes"]), _about(said))
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and safetensors raise many kinds, by the byte at which a file breaks
-        whole = (
-            "it holds more than tensors and plain values, or is no torch file; of a whole network save the state_dict()"
-        )
-        code = isinstance(error, pickle.UnpicklingError) or "TorchScript" in str(error)  # torch advises to let it run
-        reason = whole if code else f"cut off, or another kind of file ({_first_line(error)})"
+    except Exception as error:  # torch and safetensors raise many kinds, depending on where a file is damaged
+        whole = "it holds more than tensors and plain values, or is not a torch file; save the network's state_dict()"
+        code = isinstance(error, pickle.UnpicklingError) or "TorchScript" in str(error)  # torch advises to run the code
+        reason = whole if code else f"truncated, or another kind of file ({_first_line(error)})"
         raise ValueError(f"{path}: cannot be read as weights: {reason}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, not a state dict")
@@ -198,7 +199,7 @@ def _about(said: Mapping[str, object]) -> Mapping[str, object]:
 
 
 def _toml(text: object) -> Mapping[str, object]:
-    """What the text says, nothing where it is no TOML."""
+    """The parsed text, empty if it is not TOML."""
     try:
         return tomllib.loads(text) if isinstance(text, str) else {}
     except (ValueError, RecursionError):
@@ -206,7 +207,7 @@ def _toml(text: object) -> Mapping[str, object]:
 
 
 def _json(text: str | bytes) -> object:
-    """What the text says, None where it is no JSON."""
+    """The parsed text, None if it is not JSON."""
     try:
         said: object = json.loads(text)
     except (ValueError, RecursionError):
@@ -215,7 +216,7 @@ def _json(text: str | bytes) -> object:
 
 
 def _classes_of(listed: object) -> Classes | None:
-    """Those that a checkpoint or an export lists; None where it lists none, or something else."""
+    """The classes that a checkpoint or an export lists; None if it lists none, or something else."""
     if not isinstance(listed, list | tuple):
         return None
     classes = []

@@ -1,4 +1,4 @@
-"""Penstock's public interface: a loader for anybody's training loop.
+"""Penstock's public interface: a data loader for any training loop.
 
     import penstock
 
@@ -8,8 +8,8 @@
         for images, labels, ids in loader:
             ...
 
-What is named here stays as it is between minor versions; the packages inside (`penstock.pipeline`, …) may change. A
-name is imported when it is first used: `import penstock` alone takes no torch.
+The names in this module are stable between minor versions. The packages inside (`penstock.pipeline`, …) may change. A
+name is imported at first use, so `import penstock` alone does not import torch.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""`python -m penstock`, which is the command `penstock`; `torchrun -m penstock train …` starts ranks with it."""
+"""`python -m penstock` runs the command `penstock`. `torchrun -m penstock train …` uses it to start ranks."""
 
 from penstock.command import run
 

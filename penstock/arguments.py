@@ -1,4 +1,4 @@
-"""The arguments of `open_loader`: what a caller gives → what the pipeline takes, or a line that says what is wrong."""
+"""Check and convert the arguments of `open_loader`. A wrong argument raises ValueError with a message of one line."""
 
 import operator
 import os
@@ -15,13 +15,13 @@ from penstock.ranks import Ranks, ranks_of
 from penstock.recipes.config import from_values
 
 EVALUATED = ("val", "validation", "valid", "test")  # splits that "auto" does not augment
-CROP_SHARE = 224 / 256  # of the resized image's shorter side, which evaluation keeps by default
+CROP_SHARE = 224 / 256  # of the resized image's shorter side that evaluation keeps by default
 OWN = ("path", "train_split", "val_split", "test_split", "image_size", "val_image_size", "val_resize_size", "order",
-       "loader")  # fmt: skip # settings that arguments of `open_loader` stand for, or that belong to a run
+       "loader")  # fmt: skip # settings that are arguments of `open_loader`, or that belong to a run
 
 
 def integer(name: str, value: object, at_least: int) -> int:
-    """`value` as an int: NumPy's are taken, too. Raises ValueError for anything else, and below `at_least`."""
+    """Convert `value`, also NumPy's, to an int. Raises ValueError for other types, and below `at_least`."""
     try:
         number = at_least - 1 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
     except TypeError:
@@ -32,7 +32,7 @@ def integer(name: str, value: object, at_least: int) -> int:
 
 
 def as_plain(value: object) -> object:
-    """NumPy's and torch's numbers and arrays as Python's; all else as it is."""
+    """Convert numbers and arrays of NumPy and torch to Python's. Other values are returned unchanged."""
     return value.tolist() if isinstance(value, np.generic | np.ndarray | torch.Tensor) else value
 
 
@@ -44,7 +44,7 @@ def data_config_of(
     for name in settings:
         if name not in known:
             near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            hint = f"did you mean {near[0]}?" if near else f"valid ones are {', '.join(known)}"
             raise ValueError(f"{name}: open_loader has no such argument; {hint}")
     size = integer("image_size", image_size, 1)
     resized = round(size / CROP_SHARE) if resize_size is None else integer("resize_size", resize_size, 1)
@@ -63,26 +63,27 @@ def augment_of(augment: AugmentConfig | str | None, split: str) -> AugmentConfig
     if augment == "auto":
         if split not in ("train", *EVALUATED):
             raise ValueError(
-                f'augment: say what split {split!r} is for: augment="light" to train on it, augment=None to evaluate'
+                f'augment: "auto" does not support split {split!r}: give augment="light" to train on it, augment=None '
+                "to evaluate"
             )
         augment = "light" if split == "train" else None
     if augment is None:
         return None
     if not isinstance(augment, str) or augment not in AugmentConfig.presets:
         names = ", ".join(AugmentConfig.presets)
-        raise ValueError(f"augment: {augment!r} is no preset; there are {names}; or give a penstock.AugmentConfig")
+        raise ValueError(f"augment: {augment!r} is not a preset; give one of {names}, or a penstock.AugmentConfig")
     return from_values(AugmentConfig, {"preset": augment}, "augment")
 
 
 def _require_filled(augment: AugmentConfig) -> None:
-    """Raises ValueError for an `AugmentConfig(preset=…)` made in Python, where nothing fills in the preset's values."""
+    """Raises ValueError for an `AugmentConfig(preset=…)` made in Python: only recipes fill in the preset's values."""
     if augment.preset not in AugmentConfig.presets:
-        raise ValueError(f"augment: {augment.preset!r} is no preset; there are {', '.join(AugmentConfig.presets)}")
+        raise ValueError(f"augment: {augment.preset!r} is not a preset; give one of {', '.join(AugmentConfig.presets)}")
     values, unset = AugmentConfig.presets[augment.preset], AugmentConfig()
     if values and all(getattr(augment, name) == getattr(unset, name) for name in values):
         how = f'AugmentConfig(**AugmentConfig.presets["{augment.preset}"] | {{"hflip": 0.0}})'
         raise ValueError(
-            f'augment: AugmentConfig(preset="{augment.preset}") fills nothing in; give augment="{augment.preset}", or, '
+            f'augment: AugmentConfig(preset="{augment.preset}") has no effect; give augment="{augment.preset}", or, '
             f"with changes, {how}"
         )
 
@@ -91,7 +92,7 @@ def dtype_of(dtype: torch.dtype | str) -> torch.dtype:
     found = {str(known).removeprefix("torch."): known for known in (torch.float32, torch.float16)}
     name = str(dtype).removeprefix("torch.")
     if name not in found:
-        raise ValueError(f"dtype: images are float32 or float16, not {dtype}; autocast makes bfloat16 of them")
+        raise ValueError(f"dtype: images are float32 or float16, not {dtype}; autocast converts them to bfloat16")
     return found[name]
 
 

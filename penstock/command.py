@@ -1,8 +1,8 @@
-"""The command `penstock`: all programs of the project under one name, the same click commands as in the checkout.
+"""The command `penstock`: all programs of the project under one name, with the click commands of the checkout.
 
 penstock train | bench             train.py, bench.py
 penstock eval | predict | …        the sub-commands of train.py
-penstock pack | verify | info | …  those of `python -m shard_tools`
+penstock pack | verify | info | …  the sub-commands of `python -m shard_tools`
 """
 
 import re
@@ -14,8 +14,8 @@ import click
 from penstock.shard_tools import terminal
 
 PROGRAMS = {"train": "penstock.train", "bench": "penstock.bench"}  # a module's `main`
-GROUPS = ("penstock.shard_tools.__main__", "penstock.train")  # whose `main` has commands that are also ours
-AS_TYPED = (  # how the checkout's texts name the programs, and how they are typed here
+GROUPS = ("penstock.shard_tools.__main__", "penstock.train")  # modules; `main` has the sub-commands
+AS_TYPED = (  # a program's name in the checkout's texts → the command to type here
     (re.compile(r"(torchrun [^\n]*?)\b(train|bench)\.py\b"), r"\1-m penstock \2"),
     (re.compile(r"\b(?:python )?train\.py (?=(?:eval|predict|export|replay|audit|report)\b)"), "penstock "),
     (re.compile(r"\b(?:python )?(train|bench)\.py\b"), r"penstock \1"),
@@ -24,7 +24,7 @@ AS_TYPED = (  # how the checkout's texts name the programs, and how they are typ
 
 
 class Commands(terminal.Group):
-    """Looks a command up where it is at home, and imports no more than that."""
+    """Finds a command in its own module, and imports only that."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*PROGRAMS, *(name for group in _groups() for name in group.commands)]
@@ -42,7 +42,7 @@ def _groups() -> Iterator[click.Group]:
 
 
 class Formatter(click.HelpFormatter):
-    """Writes --help with the names of the programs as they are typed here."""
+    """Writes --help with the `penstock` commands in place of the checkout's programs."""
 
     def getvalue(self) -> str:
         text = super().getvalue()
@@ -60,7 +60,7 @@ def main() -> None:
     penstock train                                          the demo: makes its own images, a minute or two on 2 cores
     penstock pack IMAGENET data/in1k                        images → shards, once
     torchrun --nproc-per-node 8 -m penstock train --data data/in1k --recipe rn50-90ep
-    penstock bench explain --data data/in1k                 which stage is the limit
+    penstock bench explain --data data/in1k                 find the stage that limits the speed
     """
 
 

@@ -1,7 +1,7 @@
-"""`open_loader`: a packed dataset → batches for anybody's training loop, exact in what comes and when.
+"""`open_loader`: a packed dataset → batches for any training loop, in a reproducible order.
 
-It sits on `penstock.pipeline` as `train.py` does: order, crops and colours follow from (seed, epoch, position), so a
-state is a few integers, and another number of ranks goes on with the same samples, augmented in the same way.
+It uses `penstock.pipeline` like `train.py`: order, crops and colours are functions of (seed, epoch, position). So a
+state is a few integers, and another number of ranks continues with the same samples and the same augmentation.
 """
 
 import logging
@@ -48,43 +48,43 @@ def open_loader(
     on_bad: Callable[[BadSample], None] | None = None,
     **settings: Any,
 ) -> "ShardLoader":
-    """The batches of one rank: `for images, labels, ids in penstock.open_loader("data/in1k", batch_size=256): …`.
+    """Open the batches of one rank: `for images, labels, ids in penstock.open_loader("data/in1k", batch_size=256): …`.
 
     images: (N, 3, S, S) `dtype`, normalised, channels_last in memory, on the device. labels: (N,) int64 there; with
     mixup or CutMix (N, C) float32, the share of each class. ids: (N,) int64 on the CPU, rows of the sample table. A
-    training sample that cannot be decoded is a gray image with label −100 (torch's `ignore_index`) and id −1.
+    training sample that cannot be decoded becomes a gray image with label −100 (torch's `ignore_index`) and id −1.
 
-    Augmented, a loader shuffles, and an epoch leaves out the last samples that fill no batch on all ranks. Otherwise
-    each sample comes once over all ranks, in the order of the shards, and the last batch may be smaller.
+    With augmentation, the loader shuffles, and each epoch drops only the final partial batch (counted over all ranks).
+    Without, each sample comes once over all ranks, in the order of the shards, and the last batch may be smaller.
 
     Args:
         path: a packed dataset: a directory, or a URL (`s3://`, `gs://`, `hf://`, `https://`).
-        batch_size: images a rank gets at once.
+        batch_size: images in a rank's batch.
         image_size: S, in pixels.
-        augment: an `AugmentConfig`; the name of a preset ("none", which crops and flips, "light", "medium", "strong");
-            None for evaluation: resized and centre-cropped. "auto" is "light" for the split "train" and None for "val",
-            "validation", "valid" and "test".
+        augment: an `AugmentConfig`, or the name of a preset: "none" (only crops and flips), "light", "medium" or
+            "strong". None is for evaluation: it resizes and crops the centre. "auto" is "light" for the split "train"
+            and None for "val", "validation", "valid" and "test".
         device: "auto" (this rank's GPU if there is one), "cpu", "cuda", "cuda:1", …
-        order: "global" (a permutation of all samples), "block" (blocks of consecutive ones, for disks and object
-            stores), "sequential".
-        rank, world_size: which share of the batches is this process's. By default those of torch.distributed, or of
-            torchrun's environment, when an epoch begins; without either 0 of 1.
-        resize_size: pixels to which evaluation resizes the shorter side, by default image_size · 256 / 224.
+        order: "global" (a permutation of all samples), "block" (shuffles blocks of consecutive samples, for disks and
+            object stores), "sequential".
+        rank, world_size: this process's share of the batches. The default is that of torch.distributed, or of
+            torchrun's environment, when an epoch begins; without either, rank 0 of 1.
+        resize_size: pixels to which evaluation resizes the shorter side; by default image_size · 256 / 224.
         dtype: torch.float32 or torch.float16, of the images.
         loader: "dali"; "reference" (Pillow and torchvision, slower, for systems without DALI); "synthetic" (one random
-            batch, again and again).
-        on_bad: gets each sample that cannot be decoded; by default one line goes to the logger "penstock".
+            batch, repeated).
+        on_bad: called with each sample that cannot be decoded. By default the logger "penstock" gets one line.
         settings: further fields of `penstock.DataConfig`: cache, threads, mean, std, block_size, …
 
     Raises:
-        ValueError: in one line, what is wrong with an argument, the dataset or the state; while iterating: a shard or a
-            validation image that cannot be read, or more bad samples than `max_bad_fraction` allows.
+        ValueError: with one line, if an argument, the dataset or the state is wrong; while iterating, if a shard or a
+            validation image cannot be read, or if there are more bad samples than `max_bad_fraction` allows.
     """
     environment.separate_streams()
     if not isinstance(path, str | os.PathLike):
         raise ValueError(f"path: {path!r} must be a directory or a URL")
     if on_bad is not None and not callable(on_bad):
-        raise ValueError(f"on_bad: {on_bad!r} cannot be called")
+        raise ValueError(f"on_bad: {on_bad!r} is not callable")
     config = data_config_of(path, image_size, resize_size, order, loader, settings)
     batch_size, seed = integer("batch_size", batch_size, 1), integer("seed", seed, 0)
     if seed >= 1 << 64:
@@ -101,7 +101,7 @@ def open_loader(
 
 @dataclass(frozen=True, kw_only=True)
 class _Request:
-    """What was asked for, checked. ranks: None to ask when an epoch begins."""
+    """The checked arguments. ranks: None to find out when an epoch begins."""
 
     split: Split
     config: DataConfig
@@ -119,28 +119,28 @@ class _Place(NamedTuple):
 
 
 class ShardLoader:
-    """What `open_loader` gives: an iterable of batches with the methods that training loops know of DataLoader,
-    DistributedSampler and torchdata's StatefulDataLoader.
+    """The result of `open_loader`: an iterable of batches, with the methods of DataLoader, DistributedSampler and
+    torchdata's StatefulDataLoader that training loops use.
 
-    Each `iter` goes on to the next epoch, unless `set_epoch` or `load_state_dict` said where it begins.
+    Each `iter` begins the next epoch, unless `set_epoch` or `load_state_dict` set another place.
     """
 
     def __init__(self, dataset: ShardSet, request: _Request, on_bad: Callable[[BadSample], None]) -> None:
         self._dataset, self._request, self._on_bad = dataset, request, on_bad
-        self._ranks: Ranks | None = None  # that the loader was built for
+        self._ranks: Ranks | None = None  # for which the loader was built
         self._loader: Loader | None = None
         self._mixer: Mixer | None = None
-        self._bad: set[int] = set()  # rows of the samples that are left out from the next epoch on
-        self._left_out: set[int] = set()  # and in the epoch under way
-        self._now: _Place | None = None  # of the epoch under way
+        self._bad: set[int] = set()  # rows of the samples that are skipped from the next epoch on
+        self._left_out: set[int] = set()  # rows of the samples that are skipped in the current epoch
+        self._now: _Place | None = None  # in the current epoch
         self._next = _Place(0)
-        self._turn = object()  # of the pass under way
+        self._turn = object()  # identifies the current pass
         self._process = os.getpid()
-        self._built()  # what cannot be built is an error of `open_loader`
+        self._built()  # `open_loader` reports errors of building
 
     @property
     def dataset(self) -> Split:
-        """The split: its length, its sample table (`samples`), the file that a sample came from (`source_name`)."""
+        """The split: its length, its sample table (`samples`), a sample's original file (`source_name`)."""
         return self._request.split
 
     @property
@@ -154,18 +154,18 @@ class ShardLoader:
 
     @property
     def epoch(self) -> int:
-        """The epoch that the next `iter` begins, or in whose midst it goes on."""
+        """The epoch that the next `iter` begins or continues."""
         return self._next.epoch
 
     def __len__(self) -> int:
-        """Batches of this rank in a whole epoch."""
+        """The number of batches of this rank in a whole epoch."""
         return len(self._built())
 
     def __iter__(self) -> Iterator[Batch]:
         loader = self._built()
         place, self._next = self._next, _Place(self._next.epoch + 1)
         self._now = place
-        if not place.position:  # an epoch that is resumed leaves out what it did at its begin
+        if not place.position:  # a resumed epoch skips the same samples as at its start
             self._left_out = self._bad = self._bad_of_all(self._bad | loader.quarantine)
         loader.quarantine.clear()
         loader.quarantine |= self._left_out
@@ -173,7 +173,7 @@ class ShardLoader:
         return self._batches(loader, place, self._turn)
 
     def _bad_of_all(self, bad: set[int]) -> set[int]:
-        """What any rank has found. Evaluation finds none, and one rank alone may do it."""
+        """The bad samples of all ranks. Evaluation finds none, and a single rank may run it."""
         alone = self._request.ranks or not self._request.augment
         return bad if alone else union_of_group(bad)
 
@@ -184,22 +184,21 @@ class ShardLoader:
             yield batch
             if self._turn is not turn:
                 raise ValueError(
-                    "this pass over the loader has ended: another began, or the loader was closed or sent elsewhere"
+                    "this pass over the loader has ended: another began, or the loader was closed or moved elsewhere"
                 )
         self._now = None
 
     def set_epoch(self, epoch: int) -> None:
-        """The next `iter` begins this epoch, counted from 0; a state that was loaded in its midst stays in force.
+        """Begin this epoch, counted from 0, at the next `iter`. A state that was loaded within this epoch stays valid.
 
-        Raises ValueError for an epoch that is no integer of at least 0.
+        Raises ValueError if the epoch is not an integer of at least 0.
         """
         epoch = integer("epoch", epoch, 0)
         if epoch != self._next.epoch:
             self._go_to(_Place(epoch))
 
     def state_dict(self) -> dict[str, object]:
-        """Where the loader stands after the batch that it last gave: integers, strings and lists of them, the same on
-        every rank."""
+        """The state of the loader after its last batch: integers, strings and lists of them, the same on every rank."""
         feed, request = self._built().feed, self._request
         at = self._now or self._next
         if at.position + (feed.global_batch_size or 1) > len(feed.split):
@@ -217,11 +216,11 @@ class ShardLoader:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The next `iter` goes on where the loader of `state_dict` stood, on any number of ranks.
+        """Continue at the next `iter` where the loader of `state_dict` stopped, on any number of ranks.
 
-        Image size, augmentation and batch size may be others, what decides the order of the samples may not.
+        Image size, augmentation and batch size may differ. Settings that decide the order of the samples may not.
 
-        Raises ValueError for a state of another dataset, split, seed or order, and for what is no state.
+        Raises ValueError for a state of another dataset, split, seed or order, and for anything that is not a state.
         """
         place, bad = _read_state(state, self.state_dict(), self._request)
         self._go_to(place)
@@ -231,7 +230,7 @@ class ShardLoader:
         self._next, self._now, self._turn = place, None, object()
 
     def close(self) -> None:
-        """Release threads, memory maps and device memory. A second call does nothing; an `iter` builds them anew."""
+        """Release threads, memory maps and device memory. A second call does nothing. An `iter` builds them again."""
         if self._loader is not None:
             self._bad |= self._loader.quarantine
             self._loader.close()
@@ -246,15 +245,15 @@ class ShardLoader:
         self.close()
 
     def __getstate__(self) -> dict[str, object]:
-        """For another process: where it stands, without what was opened."""
+        """The state for another process, without open resources."""
         return self.__dict__ | {"_loader": None, "_mixer": None, "_ranks": None, "_now": None, "_turn": None}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__ |= state | {"_turn": object(), "_process": os.getpid()}
 
     def _built(self) -> Loader:
-        """The loader for the ranks as they are now: a trainer may start the others after this was opened."""
-        if self._process != os.getpid():  # DALI's threads are not here, and waiting for them has no end
+        """The loader for the current ranks. A trainer may start other ranks after the loader was opened."""
+        if self._process != os.getpid():  # DALI's threads do not exist here, and waiting for them would never end
             raise ValueError("the loader was opened before this process was forked; open one here")
         request = self._request
         ranks = request.ranks or current_ranks()
@@ -294,35 +293,35 @@ def _order_of(config: DataConfig) -> str:
 
 
 def _read_state(state: Mapping[str, Any], ours: Mapping[str, Any], request: _Request) -> tuple[_Place, set[int]]:
-    """The place and the bad samples of a state. Raises ValueError, in one line, where it is not one of this loader's
-    samples in their order."""
+    """The place and the bad samples of a state. Raises ValueError, with one line, if the state does not fit this
+    loader's samples and their order."""
     if not isinstance(state, Mapping):
-        raise ValueError(f"state: not one of a penstock loader but {state!r:.50}; give what state_dict() returned")
+        raise ValueError(f"state: not a penstock loader's: {state!r:.50}; give the result of state_dict()")
     if lacking := STATE - set(state):
         raise ValueError(
-            f"state: not one of a penstock loader (lacks {', '.join(sorted(lacking))}); give what state_dict() returned"
+            f"state: not a penstock loader's (lacks {', '.join(sorted(lacking))}); give the result of state_dict()"
         )
     state = {name: as_plain(value) for name, value in state.items()}
     if state["dataset"] != ours["dataset"]:
         raise ValueError(
-            f"state: of another dataset ({str(state['dataset'])[:12]}…, {request.split.root} is "
-            f"{ours['dataset'][:12]}…); open the one that it was saved with"
+            f"state: from another dataset ({str(state['dataset'])[:12]}…, but {request.split.root} is "
+            f"{ours['dataset'][:12]}…); open the dataset with which it was saved"
         )
     for name in ("split", "training", "seed", "order"):
         if state[name] != ours[name]:
-            raise ValueError(f"state: saved with {name} {state[name]!r}, this loader has {ours[name]!r}")
+            raise ValueError(f"state: saved with {name} {state[name]!r}, but this loader has {ours[name]!r}")
     repeats = request.augment.repeats if request.augment else 1
     if repeats > 1 and state["global_batch_size"] != ours["global_batch_size"]:
         raise ValueError(
             f"state: saved with {state['global_batch_size']} images in a batch of all ranks, here "
-            f"{ours['global_batch_size']}; with augment.repeats that decides the order"
+            f"{ours['global_batch_size']}; with augment.repeats they must be equal"
         )
     num_samples, bad = len(request.split), state["bad_samples"]
     place = _Place(integer("state: epoch", state["epoch"], 0), integer("state: position", state["position"], 0))
     if place.position > num_samples:
         raise ValueError(f"state: position {place.position} is beyond the split's {num_samples:,} samples")
     if not isinstance(bad, list) or not all(type(one) is int and 0 <= one < num_samples for one in bad):
-        raise ValueError(f"state: bad_samples {bad!r:.50} are no list of samples, 0 to {num_samples - 1}")
+        raise ValueError(f"state: bad_samples {bad!r:.50} is not a list of samples, 0 to {num_samples - 1}")
     return place, set(bad)
 
 

@@ -1,4 +1,4 @@
-"""Which process of how many this one is, in a training loop that is not ours."""
+"""The rank and world size of this process in any training loop."""
 
 import os
 from typing import NamedTuple
@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 
 class Ranks(NamedTuple):
-    """Which process this is; `local` means on this machine."""
+    """The rank of this process and the number of ranks; `local` means on this machine."""
 
     rank: int
     world_size: int
@@ -17,9 +17,9 @@ class Ranks(NamedTuple):
 
 
 def current_ranks() -> Ranks:
-    """Those of the process group that somebody has made, else of torchrun's environment, else of one process.
+    """The ranks of the process group, or, without one, of torchrun's environment, or, without that, of one process.
 
-    Raises ValueError for an environment in which they are no numbers.
+    Raises ValueError if the environment's values are not numbers.
     """
     if dist.is_available() and dist.is_initialized():
         return ranks_of(dist.get_rank(), dist.get_world_size())
@@ -28,8 +28,8 @@ def current_ranks() -> Ranks:
 
 
 def ranks_of(rank: int, world_size: int) -> Ranks:
-    """With the places on this machine that torchrun's environment says; without it a process a GPU is assumed, and all
-    of them on one machine where there is none."""
+    """`Ranks` with the local ranks from torchrun's environment. Without it one process for each GPU of the machine is
+    assumed, or, without GPUs, all processes on one machine."""
     local_world_size = _from_environment("LOCAL_WORLD_SIZE") or torch.cuda.device_count() or world_size
     local_world_size = min(local_world_size, world_size)
     local_rank = _from_environment("LOCAL_RANK")
@@ -44,7 +44,7 @@ def _from_environment(name: str) -> int | None:
 
 
 def union_of_group(ids: set[int]) -> set[int]:
-    """The ids of all ranks of the process group, the same set on each; without a group `ids` themselves."""
+    """The union of the ids of all ranks of the process group. Without a group it is `ids`."""
     if not (dist.is_available() and dist.is_initialized()):
         return ids
     gathered: list[set[int]] = [set() for _ in range(dist.get_world_size())]

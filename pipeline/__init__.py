@@ -1,1 +1,1 @@
-"""Packed shards → batches. The plan decides every step up front (NumPy); DALI executes it."""
+"""Packed shards → batches. The plan (NumPy) decides every step in advance; DALI executes it."""

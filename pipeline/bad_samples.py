@@ -1,4 +1,4 @@
-"""Which samples of a loader are left out, and what becomes of a run that meets more."""
+"""Quarantine bad samples of a loader, and stop the run if there are too many."""
 
 from collections.abc import Callable, Mapping
 
@@ -10,43 +10,43 @@ from penstock.shards.program import SHARD_TOOLS
 
 
 class BadSamples:
-    """The samples that a loader has found to be bad, or was told of.
+    """The bad samples of a loader: those that it was given, and those that it finds.
 
     Args:
         feed: the split and its limit.
-        quarantine: rows of samples known to be bad; new ones are added, and left out from the next `begin` on.
-        on_bad: told of each sample that is taken out.
+        quarantine: rows of samples known to be bad. New ones are added, and skipped from the next `begin` on.
+        on_bad: called with each newly quarantined sample.
     """
 
     def __init__(self, feed: Feed, quarantine: set[int] | None, on_bad: Callable[[BadSample], None]) -> None:
         self.quarantine = quarantine if quarantine is not None else set()
         self._feed, self._on_bad = feed, on_bad
         self._epoch = 0
-        self._out: frozenset[int] = frozenset()  # the quarantine when the epoch under way began
+        self._out: frozenset[int] = frozenset()  # the quarantine at the start of the current epoch
 
     def begin(self, epoch: int) -> None:
-        """An epoch begins: what is known by now is left out in all of it."""
+        """Begin an epoch. All samples that are known to be bad by now are skipped in the whole epoch."""
         self._epoch, self._out = epoch, frozenset(self.quarantine)
 
     def places(self, planned: PlannedBatch) -> list[int]:
-        """The places of a batch whose samples are left out."""
+        """The places of a batch with samples that are skipped."""
         if not self._out:
             return []
         return [place for place, sample_id in enumerate(planned.sample_ids.tolist()) if sample_id in self._out]
 
     def met(self, planned: PlannedBatch, place: int, reason: str) -> BadSample:
-        """The record of a sample that was met at a place of a batch."""
+        """The record of a bad sample found at a place of a batch."""
         sample_id = int(planned.sample_ids[place])
         where = self._feed.split.where(sample_id)
         return BadSample(sample_id, self._epoch, planned.span.start + place, where, reason)
 
     def report(self, found: list[BadSample]) -> None:
-        """Quarantine samples. Raises ValueError where the run must not go on without them."""
+        """Quarantine samples. Raises ValueError if the run cannot continue without them."""
         if not found:
             return
         if not self._feed.augment:
             names = "; ".join(f"{bad.where}: {bad.reason}" for bad in found)
-            raise ValueError(f"validation counts every image, and this one cannot be decoded: {names}") from None
+            raise ValueError(f"validation needs every image, and this one cannot be decoded: {names}") from None
         for bad in found:
             self.quarantine.add(bad.sample_id)
             self._on_bad(bad)
@@ -55,7 +55,7 @@ class BadSamples:
             root, fraction = self._feed.split.root, self._feed.config.max_bad_fraction
             raise ValueError(
                 f"{root}: {len(self.quarantine)} of {len(self._feed.split)} samples cannot be decoded, more than "
-                f"data.max_bad_fraction {fraction} allows; the last is {found[-1].where}; "
+                f"data.max_bad_fraction = {fraction} allows; the last is {found[-1].where}; "
                 f"find all with: {SHARD_TOOLS} verify --decode {root}"
             )
 
@@ -63,7 +63,8 @@ class BadSamples:
 def bad_headers(
     feed: Feed, planned: PlannedBatch, places: np.ndarray, views: Mapping[int, np.ndarray]
 ) -> dict[int, str]:
-    """Those places of a batch, (m,) int64, whose encoded bytes, `views` by place, DALI must not get, and why."""
+    """The places of a batch with encoded bytes that DALI must not get, and why. `places`: (m,) int64, those to check.
+    `views`: the bytes, by place."""
     from penstock.pipeline.probe import bad_header
 
     rows = feed.split.rows(planned.sample_ids[places])

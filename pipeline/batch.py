@@ -1,4 +1,4 @@
-"""What a loader yields, and what every loader is."""
+"""`Batch`, which a loader yields, and `Loader`, the interface of all loaders."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -12,16 +12,16 @@ from penstock.pipeline.feed import Feed
 
 @dataclass
 class Batch:
-    """One batch of one rank; it unpacks into its first three: `images, labels, sample_ids = batch`.
+    """One batch of one rank. It unpacks into its first three fields: `images, labels, sample_ids = batch`.
 
     images: (N, 3, S, S) float32 or float16, normalised, channels_last in memory, on the training device.
-    labels: (N,) int64 on the training device; `holes.IGNORE_LABEL` where a bad sample was taken out. After mixup or
-        CutMix (N, C) float32, the share of each class.
-    sample_ids: (N,) int64 on the CPU, rows of the sample table; `holes.NO_SAMPLE` where one was taken out.
-    epoch, position: where training stands after this batch, which is what a resume needs: positions count the samples
-        of all ranks from the start of the epoch.
+    labels: (N,) int64 on the training device; `holes.IGNORE_LABEL` for a quarantined sample. After mixup or CutMix
+        (N, C) float32, the share of each class.
+    sample_ids: (N,) int64 on the CPU, rows of the sample table; `holes.NO_SAMPLE` for a quarantined sample.
+    epoch, position: the state of training after this batch, from which a run resumes. A position counts the samples of
+        all ranks from the start of the epoch.
 
-    It is not frozen, since Lightning converts the tensors of a copy in place.
+    The class is not frozen, since Lightning converts the tensors of a copy in place.
     """
 
     images: Tensor
@@ -40,22 +40,22 @@ class Batch:
         return 3
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """The batch with its images and labels on `device`, where they mostly are already; ids stay on the CPU."""
+        """The batch with images and labels on `device`, where they usually are already. The ids stay on the CPU."""
         images, labels = (one.to(device, non_blocking=non_blocking) for one in (self.images, self.labels))
         return replace(self, images=images, labels=labels)
 
 
 class Loader(Protocol):
-    """`DaliLoader`, `PixelLoader`, `ReferenceLoader` and `SyntheticLoader` all have this shape."""
+    """The interface of `DaliLoader`, `PixelLoader`, `ReferenceLoader` and `SyntheticLoader`."""
 
     feed: Feed
-    quarantine: set[int]  # samples known to be bad; they are left out from the next `iter_epoch` on
+    quarantine: set[int]  # samples known to be bad; they are skipped from the next `iter_epoch` on
 
     def __len__(self) -> int:
-        """Batches this rank yields in a whole epoch."""
+        """The number of batches that this rank yields in a whole epoch."""
 
     def iter_epoch(self, epoch: int, position: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch from a position on."""
+        """Yield the batches of one epoch from a position on."""
 
     def close(self) -> None:
         """Release threads, memory maps and device memory. A second call does nothing."""

@@ -1,18 +1,18 @@
-"""`Buffers`: memory of batches, used again once nobody holds the batch."""
+"""`Buffers`: memory for batches, reused once no reference to the batch is left."""
 
 import sys
 
 import numpy as np
 import torch
 
-_FREE = 2  # references to a kept array that `sys.getrefcount` counts: the list's, and its own argument
+_FREE = 2  # `sys.getrefcount` of a free array: the list's reference, and the call's own argument
 
 
 class Buffers:
-    """Fresh memory costs a page fault every 4 KiB, as much as a small image costs to resize.
+    """Reusable memory for batches. Fresh memory costs a page fault every 4 KiB, as much as resizing a small image.
 
-    A batch's tensor holds a reference to its buffer, and so does every view of it: a buffer that only this list refers
-    to is free. Where a caller holds more than `most` batches, more buffers are made, and not kept.
+    A batch's tensor, and every view of it, holds a reference to its buffer. A buffer with no reference but this list's
+    is free. If a caller holds more than `most` batches, further buffers are made but not kept.
     """
 
     def __init__(self, most: int) -> None:
@@ -20,7 +20,7 @@ class Buffers:
         self._kept: list[np.ndarray] = []
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """A tensor on the CPU whose memory nobody else holds; what is in it is left over."""
+        """An uninitialised tensor on the CPU, in memory that nothing else uses."""
         num_bytes = int(np.prod(shape)) * dtype.itemsize
         for place in range(len(self._kept)):
             if self._kept[place].nbytes >= num_bytes and sys.getrefcount(self._kept[place]) <= _FREE:

@@ -1,4 +1,4 @@
-"""The loaders by name, and how many decode threads a rank gets."""
+"""Build the loader that a recipe names, and choose the number of decode threads."""
 
 import os
 from collections.abc import Callable
@@ -25,14 +25,15 @@ def build_loader(
     quarantine: set[int] | None = None,
     on_bad: Callable[[BadSample], None] = lambda bad: None,
 ) -> Loader:
-    """The loader that `feed.config.loader` names; the arguments are `DaliLoader`'s.
+    """Build the loader that `feed.config.loader` names. The arguments are `DaliLoader`'s.
 
-    The reference loader takes `threads` worker processes and stops at a bad sample; the synthetic one needs neither.
+    The reference loader starts `threads` worker processes and stops at a bad sample. The synthetic loader reads no
+    samples.
     """
     match feed.config.loader:
         case "dali":
             require_dali()
-            from penstock.pipeline.pixel_loader import PixelLoader  # Windows lacks what it takes
+            from penstock.pipeline.pixel_loader import PixelLoader  # needs modules that Windows lacks
 
             make = PixelLoader if takes_pixels(feed, device) else DaliLoader
             return make(feed, device=device, threads=threads, dtype=dtype, quarantine=quarantine, on_bad=on_bad)
@@ -43,17 +44,18 @@ def build_loader(
 
 
 def takes_pixels(feed: Feed, device: torch.device) -> bool:
-    """Whether batches are made of pixels. Where a GPU decodes, DALI reads what is stored as pixels, too."""
+    """Whether `PixelLoader` makes the batches. If a GPU decodes, DALI also reads samples that are stored as pixels."""
     if feed.config.cache == "pixels":
         return True
     return not decodes_on_gpu(feed.config, device.type == "cuda") and may_have_pixels(feed.split.samples)
 
 
 def threads_per_rank(configured: int, local_world_size: int) -> int:
-    """`configured`, or for 0 this process's cores divided by the ranks on this machine, at least 1."""
+    """The decode threads of a rank: `configured`; or for 0 this process's cores divided by the ranks on this machine,
+    at least 1."""
     return configured or max(1, cores() // local_world_size)
 
 
 def cores() -> int:
-    """That this process may use; all, where the system does not say (macOS, Windows)."""
+    """The number of cores that this process may use; all cores if the system does not report it (macOS, Windows)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

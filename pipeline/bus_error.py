@@ -1,8 +1,8 @@
-"""One line instead of a silent death where a mapped shard is cut off, or its disk fails, while it is being read.
+"""Explain a bus error: a mapped shard was truncated, or its disk failed, while it was being read.
 
-The kernel tells a process so by the signal SIGBUS, wherever it reads: in DALI's threads. There is no going on from
-there, and a Python signal handler would never run. So this handler is called by the kernel itself, through ctypes: it
-waits for Python's lock, looks which of the files is shorter than it was, says so and ends the process.
+The kernel then sends the signal SIGBUS to the reading thread, one of DALI's. The process cannot continue, and a Python
+signal handler would never run. So the kernel calls this handler directly, through ctypes. The handler waits for
+Python's lock, finds a file that is shorter than before, prints one line and ends the process.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ _sizes: dict[Path, int] = {}
 
 
 def explain(path: Path, size: int) -> None:
-    """From now on, a bus error in this process is explained by this file, where it has fewer bytes than `size`."""
+    """Register a mapped file. If it has fewer bytes than `size` when a bus error occurs, the message names it."""
     if not _sizes and hasattr(signal, "SIGBUS"):  # Windows has none
         ctypes.CDLL(None).signal(signal.SIGBUS, _HANDLER)
     _sizes[path] = size
@@ -35,13 +35,13 @@ def _cause() -> str:
         try:
             now = path.stat().st_size
         except OSError as error:
-            return f"{path}: this shard has gone while it was being read ({error.strerror})"
+            return f"{path}: this shard disappeared while it was being read ({error.strerror})"
         if now < size:
             return (
                 f"{path}: this shard was cut from {size} to {now} bytes while it was being read; "
-                f"pack the dataset again, then the same command goes on from the last checkpoint"
+                f"pack the dataset again, then resume from the last checkpoint with the same command"
             )
     folder = os.path.commonpath([path.parent for path in _sizes])
     return (
-        f"{folder}: a shard there cannot be read any more: a bus error, as a failing disk gives; see the kernel's log"
+        f"{folder}: a shard there cannot be read any more (bus error, typical of a failing disk); see the kernel's log"
     )

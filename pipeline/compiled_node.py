@@ -1,6 +1,6 @@
-"""A function compiled by Numba as a node of DALI's graph: run in DALI's threads on the CPU, without Python or its lock.
+"""A Numba-compiled function as a node of DALI's graph: it runs in DALI's threads on the CPU, without Python's lock.
 
-It is called through DALI's Numba operator ("NumbaFunction" in its reference), which takes at most six inputs.
+DALI's Numba operator calls it ("NumbaFunction" in its reference), which accepts at most six inputs.
 """
 
 from collections.abc import Callable
@@ -19,18 +19,18 @@ SETUP = types.void(_ADDRESS, _ADDRESS, _COUNT, _ADDRESS, _ADDRESS, _COUNT, _COUN
 
 
 def compiled_node(run: CFunc, setup: CFunc, out_type: Any, *inputs: tuple[Node, Any, int]) -> Node:
-    """A node whose one output, of three axes, `run` writes.
+    """A node with one output of three axes, which `run` writes.
 
     Args:
-        run: of signature `RUN`; kept alive by whoever made it, as is `setup`.
-        setup: of signature `SETUP`, which says the output's shapes.
-        out_type: of the output, one of DALI's types.
-        inputs: nodes on the CPU, their DALI types and numbers of axes.
+        run: a callback with signature `RUN`. The caller keeps it alive, and also `setup`.
+        setup: a callback with signature `SETUP`, which sets the output's shapes.
+        out_type: the output's DALI type.
+        inputs: nodes on the CPU, with their DALI types and numbers of axes.
     """
     from nvidia.dali.plugin.numba import NumbaFunction
 
     class Compiled(NumbaFunction):
-        """Takes addresses: the plug-in would compile its wrapper at every start, for 3 s, and never keep it."""
+        """Accepts addresses of compiled code: the plug-in would compile its own wrapper for 3 s at every start."""
 
         def _get_run_fn_cpu(self, run_fn: int, *_: object) -> int:
             return run_fn
@@ -38,7 +38,7 @@ def compiled_node(run: CFunc, setup: CFunc, out_type: Any, *inputs: tuple[Node, 
         def _get_setup_fn_cpu(self, setup_fn: int) -> int:
             return setup_fn
 
-    make: Callable[..., Callable[..., Node]] = Compiled  # its annotations ask for Python functions
+    make: Callable[..., Callable[..., Node]] = Compiled  # its annotations require Python functions
     nodes, in_types, ins_ndim = zip(*inputs, strict=True)
     operator = make(
         run_fn=run.address,

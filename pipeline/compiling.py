@@ -1,9 +1,9 @@
-"""Numba's compiler for functions that are the same in every run: compiled once, and kept on disk where that can be.
+"""Numba's compiler with an on-disk cache that may fail: compiled once if possible, otherwise in each process.
 
-Numba keeps compiled code in $NUMBA_CACHE_DIR, beside the source, or in the user's cache directory. In a container none
-of them may be writable, or stay so, or have room; and a file there may be damaged. Numba then raises errors of many
-kinds, long after the decorator. Here the code is compiled for this process alone, and rank 0 says so in one line, the
-first time. Worker processes say nothing.
+Numba keeps compiled code in $NUMBA_CACHE_DIR, beside the source, or in the user's cache directory. In a container
+these may not be writable or may have no room, and a cached file may be damaged. Numba then raises various errors, long
+after the decorator. This module instead compiles the code for the current process alone, and rank 0 prints one line,
+once. Worker processes print nothing.
 
 Importing this imports numba, which takes a second.
 """
@@ -25,7 +25,7 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 @intrinsic
 def pointer(context, address):  # type: ignore[no-untyped-def]
-    """In compiled code an integer as a pointer, of which `carray` makes an array."""
+    """Convert an integer to a pointer in compiled code. `carray` makes an array from it."""
     return types.voidptr(address), lambda cg, builder, signature, args: builder.inttoptr(args[0], cgutils.voidptr_t)
 
 
@@ -36,11 +36,11 @@ def compiled(
     nogil: bool = False,
     inline: Literal["never", "always"] = "never",
 ) -> Callable[[Function], Function]:
-    """A decorator, as `numba.njit(cache=True, …)` is."""
+    """A decorator like `numba.njit(cache=True, …)`."""
 
     def wrapped(function: Function) -> Function:
         dispatcher: object = njit(fastmath=fastmath, error_model=error_model, nogil=nogil, inline=inline)(function)
-        if dispatcher is not function:  # which it is under NUMBA_DISABLE_JIT
+        if dispatcher is not function:  # NUMBA_DISABLE_JIT returns the function itself
             _keep(dispatcher, function)
         return cast(Function, dispatcher)
 
@@ -48,7 +48,7 @@ def compiled(
 
 
 def compiled_callback(signature: object) -> Callable[[Callable[..., object]], CFunc]:
-    """A decorator, as `numba.cfunc(signature, cache=True)` is."""
+    """A decorator like `numba.cfunc(signature, cache=True)`."""
 
     def wrapped(function: Callable[..., object]) -> CFunc:
         callback = CFunc(function, sigutils.normalize_signature(signature), locals={}, options={})
@@ -60,22 +60,22 @@ def compiled_callback(signature: object) -> Callable[[Callable[..., object]], CF
 
 
 def _keep(compilable: Any, function: Callable[..., object]) -> None:
-    """What `enable_caching` does, with a cache that may fail."""
+    """Like `enable_caching`, with a cache that may fail."""
     try:
         compilable._cache = _Cache(function)
-    except (RuntimeError, OSError):  # numba's for no directory; of reading the source
+    except (RuntimeError, OSError):  # numba has no directory; the source cannot be read
         _say_once("numba finds no directory to keep compiled code in")
 
 
 class _Cache(FunctionCache):
-    """One function's files. What cannot be read is compiled anew, what cannot be written is left."""
+    """One function's cache files. Code that cannot be read is compiled again; if writing fails, it is not kept."""
 
     def load_overload(self, signature: object, target_context: object) -> object:
         try:
             return super().load_overload(signature, target_context)
         except OSError as error:
             self._leave(error)
-        except Exception:  # what unpickling a damaged file ends in can be anything
+        except Exception:  # unpickling a damaged file can raise anything
             self._empty()
         return None
 
@@ -86,7 +86,7 @@ class _Cache(FunctionCache):
             self._leave(error)
 
     def _empty(self) -> None:
-        """Begin the index anew, so that what is compiled now is kept."""
+        """Start a new index, so that the code compiled now is kept."""
         try:
             self.flush()
         except OSError as error:
@@ -105,7 +105,7 @@ def _say_once(what: str) -> None:
         return
     _said.append(what)
     print(
-        f"{what}: this process compiles what makes its images for itself, which delays its start by some seconds; "
-        "set NUMBA_CACHE_DIR to a directory that can be written",
+        f"{what}: this process compiles its image kernels itself, which delays the start by a few seconds; "
+        "set NUMBA_CACHE_DIR to a writable directory",
         file=sys.stderr,
     )

@@ -1,4 +1,4 @@
-"""Names for DALI's objects, which have no types, in one place; and what to say where there is no DALI."""
+"""Type names for DALI's untyped objects, and the error if DALI is missing."""
 
 import platform
 import sys
@@ -10,16 +10,16 @@ Pipeline = Any  # nvidia.dali.Pipeline
 TensorList = Any  # nvidia.dali.tensors.TensorListCPU, TensorListGPU
 Arguments = dict[str, Any]  # keyword arguments of an operator
 
-Inputs = tuple[TensorList, ...]  # of one batch: the encoded images, then arrays of one row a sample
+Inputs = tuple[TensorList, ...]  # of one batch: the encoded images, then arrays with one row for each sample
 
 WHEELS = ("x86_64", "aarch64")  # on Linux; NVIDIA builds DALI for no other system
 
 
 def require_dali() -> None:
-    """Raises ValueError with the remedy where DALI is not installed, or cannot be."""
+    """Raises ValueError with the remedy if DALI is not installed, or does not exist for this system."""
     if find_spec("nvidia") and find_spec("nvidia.dali"):
         return
-    instead = 'the reference loader needs none: --set data.loader=reference, or open_loader(…, loader="reference")'
+    instead = 'or use the reference loader (--set data.loader=reference, or open_loader(…, loader="reference"))'
     if sys.platform != "linux" or platform.machine() not in WHEELS:
         raise ValueError(f"NVIDIA has no DALI for {platform.system()} on {platform.machine()}; {instead}")
     raise ValueError(f"DALI is not installed: pip install 'penstock[cuda13]' or 'penstock[cuda12]'; {instead}")

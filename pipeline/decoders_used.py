@@ -1,16 +1,16 @@
-"""Which decoder took each image, by nvImageCodec's own log: log text → images by decoder.
+"""Count the images that each decoder decoded, from nvImageCodec's log.
 
-DALI asks nvImageCodec's decoders in turn, and one that refuses an image only says so in a log. A process started with
-`LOG_LEVEL` in its environment writes that log to its standard error. A decoder that takes image by image
-(libjpeg-turbo, nvJPEG on CUDA) logs each; the GPU's JPEG engines take a batch and log none, so theirs are what is
-left of the batch. Names: `libjpeg_turbo_decoder`, `opencv_jpeg_decoder`, `nvjpeg_cuda_decoder`, `nvjpeg_hw_decoder`.
-The log is that of nvImageCodec 0.9.
+DALI tries nvImageCodec's decoders one after another. A decoder that refuses an image only writes a line to a log. A
+process started with `LOG_LEVEL` in its environment writes that log to its standard error. A decoder that decodes image
+by image (libjpeg-turbo, nvJPEG on CUDA) logs each image. The GPU's JPEG engines decode a batch and log nothing, so the
+remaining images of a batch are theirs. Names: `libjpeg_turbo_decoder`, `opencv_jpeg_decoder`, `nvjpeg_cuda_decoder`,
+`nvjpeg_hw_decoder`. The log format is that of nvImageCodec 0.9.
 """
 
 import re
 from collections import Counter
 
-LOG_LEVEL = {"DALI_NVIMGCODEC_LOG_LEVEL": "4"}  # an environment
+LOG_LEVEL = {"DALI_NVIMGCODEC_LOG_LEVEL": "4"}  # environment variables
 IN_BATCHES = "nvjpeg_hw_decoder"
 NONE = "no decoder"
 
@@ -23,9 +23,9 @@ _EVENT = re.compile(
 
 
 def decoders_used(log: str) -> Counter[str]:
-    """Decoder → how many images it took; one that fails hands its image to the next, and the last counts.
+    """The number of images by decoder. If a decoder fails and the next one gets the image, the last one counts.
 
-    Images that every decoder refused count as `NONE`. The log of one process, which decodes one batch at a time.
+    Images that every decoder refused count as `NONE`. `log`: of one process that decodes one batch at a time.
     """
     used: Counter[str] = Counter()
     num_images, taken = 0, dict[int, str]()

@@ -1,7 +1,7 @@
-"""`DevicePixels`: a store's images in a GPU's memory, and batches made of them there, in a few kernels.
+"""`DevicePixels`: a store's images in a GPU's memory. Batches are made there, in a few kernels.
 
-The arithmetic is `pipeline.resize_kernel`'s (Pillow's filters), written with torch's operations, so the same code runs
-on a CPU, which the tests use. Nothing in it waits for the GPU: what decides a size is known on the CPU, from the plan.
+The arithmetic is that of `pipeline.resize_kernel` (Pillow's filters), written with torch's operations. The same code
+runs on a CPU, which the tests use. Nothing here waits for the GPU: all sizes follow from the plan, on the CPU.
 """
 
 import math
@@ -29,19 +29,19 @@ from penstock.pipeline.resize_kernel import (
     TOP,
 )
 
-_SHARE = 0.5  # of the GPU's free memory: the network's is not taken yet when a loader begins
+_SHARE = 0.5  # of the GPU's free memory, since the network has not allocated its own yet when a loader begins
 _AXES = {"y": (TOP, BOTTOM, SHIFT_Y, FLIP_Y), "x": (LEFT, RIGHT, SHIFT_X, FLIP_X)}
 
 
 def fits(store: PixelStore, device: torch.device) -> bool:
-    """Whether a store's images take no more than half of a GPU's free memory."""
+    """Whether a store's images need no more than half of a GPU's free memory."""
     return bool(store.pixels.nbytes <= _SHARE * torch.cuda.mem_get_info(device)[0])
 
 
 class DevicePixels:
-    """The images of `store` on `device`, as they are now. `put` adds those that come later.
+    """A copy on `device` of the images that `store` has now. `put` adds later ones.
 
-    Raises torch.OutOfMemoryError where there is no room.
+    Raises torch.OutOfMemoryError if the memory is not sufficient.
     """
 
     def __init__(self, store: PixelStore, device: torch.device) -> None:
@@ -50,7 +50,7 @@ class DevicePixels:
         self._pixels = torch.from_numpy(store.pixels).to(device)
 
     def put(self, sample_ids: np.ndarray) -> None:
-        """Add those of these samples, (n,) ids, that the store has and the device has not; and the store's gray."""
+        """Copy to the device the samples, (n,) ids, that only the store has; and the store's gray image, if needed."""
         slots = self._store.slots(sample_ids[sample_ids != NO_SAMPLE])
         for slot in slots[self._store.there[slots] > self._there[slots]].tolist():
             self._copy(self._store.span(slot))
@@ -62,7 +62,7 @@ class DevicePixels:
         self._pixels[span].copy_(torch.from_numpy(self._store.pixels[span]))
 
     def batch(self, request: "Request", size: int, dtype: torch.dtype) -> Tensor:
-        """(n, size, size, 3), normalised, of `dtype`."""
+        """Make a batch: (n, size, size, 3), normalised, of `dtype`."""
         rows = request.rows.to(self._device, non_blocking=True)
         if request.taps == (1, 1):
             levels = _taken(self._pixels, rows, size)
@@ -73,18 +73,18 @@ class DevicePixels:
 
 
 class Request:
-    """What a batch needs to be made on a device, from the plan.
+    """The parameters, from the plan, for making a batch on a device.
 
-    rows: (n, GEOMETRY_COLUMNS + 4) float64, pinned where that can be: geometry, then where the region begins in the
-        store, in pixels; how far its rows are apart; its height and width.
-    kind, antialias: the filter, one for all.
-    taps: of each axis, y and x, the most inputs that make an output. width: of the widest region, in pixels.
+    rows: (n, GEOMETRY_COLUMNS + 4) float64, pinned if possible: the geometry; the start of the region in the store and
+        the distance of its rows, in pixels; its height and width.
+    kind, antialias: the filter, the same for all images.
+    taps: for each axis, y and x, the largest number of inputs of an output. width: of the widest region, in pixels.
     """
 
     def __init__(
         self, starts: np.ndarray, pitches: np.ndarray, shapes: np.ndarray, geometry: np.ndarray, size: int, pin: bool
     ) -> None:
-        """starts, pitches, shapes, geometry: as of `resize_kernel.resize_images`."""
+        """starts, pitches, shapes, geometry: as for `resize_kernel.resize_images`."""
         rows = torch.empty(len(starts), GEOMETRY_COLUMNS + 4, dtype=torch.float64, pin_memory=pin)
         array = rows.numpy()
         array[:, :GEOMETRY_COLUMNS] = geometry
@@ -99,7 +99,7 @@ _START, _PITCH, _HEIGHT, _WIDTH = range(GEOMETRY_COLUMNS, GEOMETRY_COLUMNS + 4)
 
 
 def _most_taps(geometry: np.ndarray, size: int, axis: str) -> int:
-    """How many inputs make an output at most: 1 where each output is one pixel as it is."""
+    """The largest number of inputs of an output: 1 if each output is an unchanged pixel."""
     begin, end, *_ = _AXES[axis]
     scale, kind = (geometry[:, end] - geometry[:, begin]) / size, int(geometry[0, FILTER])
     if kind == 0 or (kind == 1 and (scale == 1).all() and (geometry[:, begin] % 1 == 0).all()):
@@ -109,7 +109,7 @@ def _most_taps(geometry: np.ndarray, size: int, axis: str) -> int:
 
 
 def _taken(pixels: Tensor, rows: Tensor, size: int) -> Tensor:
-    """Where each output is one input or black: (n, size, size, 3) float32 grey levels."""
+    """The images if each output is one input or black: (n, size, size, 3) float32 grey levels."""
     first_y, there_y = _nearest(rows, size, "y")
     first_x, there_x = _nearest(rows, size, "x")
     line = (rows[:, _START, None] + first_y * rows[:, _PITCH, None]).long()
@@ -118,8 +118,8 @@ def _taken(pixels: Tensor, rows: Tensor, size: int) -> Tensor:
 
 
 def _places(rows: Tensor, size: int, axis: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of each output of an axis its centre among the inputs, and whether it is not black: (n, size) both; the window's
-    scale and the number of inputs: (n, 1) both."""
+    """For each output of an axis its centre among the inputs, and whether it is not black: (n, size) both; for each
+    image the scale of the window and the number of inputs: (n, 1) both."""
     begin, end, shift, flip = (rows[:, column, None] for column in _AXES[axis])
     place = torch.arange(size, device=rows.device, dtype=rows.dtype)
     source = torch.where(flip != 0, size - 1 - place, place) + shift
@@ -129,7 +129,7 @@ def _places(rows: Tensor, size: int, axis: str) -> tuple[Tensor, Tensor, Tensor,
 
 
 def _nearest(rows: Tensor, size: int, axis: str) -> tuple[Tensor, Tensor]:
-    """Which input each output of an axis is, and whether it is one: (n, size) both."""
+    """The input of each output of an axis, and whether it has one: (n, size) both."""
     centre, there, _, num_inputs = _places(rows, size, axis)
     return torch.minimum(centre.floor().clamp(min=0), num_inputs - 1), there
 

@@ -1,4 +1,7 @@
-"""Plan and sample table → what each batch of one rank holds, before any byte is read. Every loader runs on it."""
+"""`Feed`: the contents of each batch of one rank, from the plan and the sample table. Every loader runs on it.
+
+No image is read here.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,13 +16,13 @@ from penstock.pipeline.config import DataConfig
 from penstock.pipeline.plan import EpochPlan, Span, eval_spans, runs, train_spans
 from penstock.shards.format import Split
 
-_PLANNED_AT_ONCE = 4096  # samples, whose batches are planned together
+_PLANNED_AT_ONCE = 4096  # samples; their batches are planned together
 
 
 @dataclass(frozen=True)
 class PlannedBatch:
-    """span: the positions; sample_ids, labels: (n,) int64; params: `train_params` and the `step_arrays` made of them,
-    or `centre_crop_params` (see `pipeline.augment`)."""
+    """The plan of one batch. span: the positions. sample_ids, labels: (n,) int64. params: `train_params` and their
+    `step_arrays`, or `centre_crop_params` (see `pipeline.augment`)."""
 
     span: Span
     sample_ids: np.ndarray
@@ -31,11 +34,12 @@ class PlannedBatch:
 class Feed:
     """One rank's share of a split.
 
-    augment: the training augmentation; None makes this the validation feed: stored order, centre crop, every sample
-    once over all ranks. global_batch_size: samples of one optimizer step over all ranks (training only).
-    local_world_size: ranks on this machine, which share what is fetched; 0 for all.
-    at_most: validation only: feed so many of the split's samples; 0 for all. They are the first of a fixed random
-        order, the same in every run and on any number of ranks, and a smaller choice is part of a larger one.
+    augment: the training augmentation. None makes this the validation feed: stored order, centre crop, every sample
+        once over all ranks.
+    global_batch_size: samples of one optimizer step over all ranks (training only).
+    local_world_size: ranks on this machine, which share fetched data; 0 for all ranks.
+    at_most: the number of the split's samples to feed, 0 for all (validation only). They are the first of a fixed
+        random order, the same in every run and on any number of ranks. A smaller selection is part of a larger one.
     """
 
     split: Split
@@ -59,17 +63,17 @@ class Feed:
             )
         if self.augment and self.global_batch_size % self.augment.repeats:
             sizes = f"augment.repeats {self.augment.repeats}", f"train.global_batch_size {self.global_batch_size}"
-            raise ValueError(f"{sizes[0]} does not divide {sizes[1]}; change either")
-        next(self.spans(0), None)  # raises now, not at the first batch, where the sizes do not divide
+            raise ValueError(f"{sizes[0]} does not divide {sizes[1]}; change one of them")
+        next(self.spans(0), None)  # raises now, not at the first batch, if the sizes do not divide
 
     @property
     def num_samples(self) -> int:
-        """That an epoch chooses from."""
+        """The number of samples from which an epoch chooses."""
         return len(self.split) if self.chosen is None else len(self.chosen)
 
     @cached_property
     def chosen(self) -> np.ndarray | None:
-        """The samples of `at_most`, in stored order: (n,) int64; None for all of the split."""
+        """The samples that `at_most` selects, in stored order: (n,) int64; None for all of the split."""
         if self.augment or not 0 < self.at_most < len(self.split):
             return None
         return np.sort(EpochPlan(num_samples=len(self.split)).sample_ids(0, self.at_most))
@@ -97,7 +101,7 @@ class Feed:
         return eval_spans(self.num_samples, position, **share)
 
     def __len__(self) -> int:
-        """Batches of this rank in a whole epoch."""
+        """The number of batches of this rank in a whole epoch."""
         if self.augment:
             return (
                 len(self.split)
@@ -130,8 +134,8 @@ class Feed:
     def sample_ids(self, epoch: int, spans: list[Span]) -> np.ndarray:
         """The samples at some of this rank's spans, one after the other: (n,) int64.
 
-        With repeated augmentation a global batch is the same run of the epoch's order, `repeats` times: copies of an
-        image lie a whole run apart, so that mixup does not mix an image with itself.
+        With repeated augmentation a global batch is one run of the epoch's order, repeated `repeats` times. Copies of
+        an image thus lie a whole run apart, so that mixup does not mix an image with itself.
         """
         places = np.concatenate([np.arange(span.start, span.start + span.count) for span in spans])
         if self.augment and self.augment.repeats > 1:
@@ -145,20 +149,20 @@ class Feed:
         return ids if self.chosen is None else self.chosen[ids]
 
     def batches(self, epoch: int, position: int, image_size: int, done: int = 0) -> Iterator[PlannedBatch]:
-        """This rank's batches from a position on, without those that end at `done` or before it."""
+        """This rank's batches from a position on, except those that end at `done` or before it."""
         spans = (span for span in self.spans(position) if span.end > done)
         while run := list(islice(spans, -(-_PLANNED_AT_ONCE // self.batch_size))):
             yield from self._planned(epoch, run, image_size)
 
     @property
     def window_size(self) -> int:
-        """Samples of a window of `block` order, or of as many windows as a round of batches takes."""
+        """The samples of a window of `block` order, or of as many windows as a round of batches needs."""
         window = self.config.block_size * self.config.window_blocks
         return -(-self.batch_size * self.world_size // window) * window
 
     def windows(self, epoch: int, position: int, done: int = 0) -> Iterator[np.ndarray]:
-        """The samples that the ranks of this machine need for `batches`, `window_size` places of the order at a time:
-        (n,) int64 each, no sample twice in one."""
+        """The samples that the ranks of this machine need for `batches`, by windows of `window_size` places of the
+        order: (n,) int64 each, without duplicates in a window."""
         stride, local = self.batch_size * self.world_size, self.local_world_size or self.world_size
         whole = self.global_batch_size if self.augment else 1  # only whole global batches are read
         copies = self.augment.repeats if self.augment else 1
@@ -175,5 +179,5 @@ class Feed:
             yield self._ids_at(epoch, order[(ranks // local == self.rank // local).any(axis=1)])
 
     def resize_size(self, image_size: int) -> int:
-        """What validation resizes the shorter side to before it crops `image_size`, in pixels."""
+        """The length to which validation resizes the shorter side before it crops `image_size`, in pixels."""
         return round(image_size * self.config.val_resize_size / self.config.val_image_size)

@@ -1,8 +1,8 @@
-"""The DALI graph: encoded bytes and the plan's arrays → normalised images. DALI draws no random number here.
+"""The DALI graph: encoded bytes and the plan's arrays → normalised images. DALI draws no random numbers here.
 
-One graph serves training and validation; which arrays the plan gives decides which steps it has. Images become crops
-of one size on the CPU, by the compiled kernel of `pipeline/resize.py`, or on the GPU, by DALI's operators
-(`in_one_pass`). With a GPU `data.gpu_decode` chooses; augmenting and normalising are the GPU's either way.
+One graph serves training and validation; the arrays of the plan decide its steps. Images are cropped and resized on
+the CPU by the compiled kernel of `pipeline/resize.py`, or on the GPU by DALI's operators (`in_one_pass`). With a GPU,
+`data.gpu_decode` chooses between the two, and the GPU augments and normalises in both cases.
 DALI's operators: docs.nvidia.com/deeplearning/dali, "Operation Reference".
 """
 
@@ -21,20 +21,21 @@ GEOMETRY = ("roi_start", "roi_end", "shift", "mirror", "flip_vertical")  # in on
 
 
 def in_one_pass(on_gpu: bool) -> bool:
-    """Whether the compiled kernel resizes, moves, flips and normalises in one pass, or DALI's operators in turn.
+    """Whether the compiled kernel resizes, moves, flips and normalises in one pass. Otherwise DALI's operators do it,
+    one after the other.
 
-    The kernel is for the CPU only; the operators run on either device, so that tests need no GPU to run them.
+    The kernel is for the CPU only. The operators run on either device, so that tests can run them without a GPU.
     """
     return not on_gpu
 
 
 def decodes_on_gpu(config: DataConfig, on_gpu: bool) -> bool:
-    """Whether a graph whose images come out on the GPU, or not, also decodes there."""
+    """Whether the graph decodes on the GPU. `on_gpu`: whether its output is there."""
     return on_gpu and config.gpu_decode != "off"
 
 
 def graph_inputs(params: AugmentParams, config: DataConfig, on_gpu: bool) -> AugmentParams:
-    """The arrays that the graph takes for these parameters, by name; each has one row a sample."""
+    """The graph's input arrays for these parameters, by name. Each has one row for each sample."""
     arrays = {
         name: values for name, values in params.items() if name in ("anchor", "shape") or isinstance(name, StepArray)
     }
@@ -49,7 +50,7 @@ def graph_inputs(params: AugmentParams, config: DataConfig, on_gpu: bool) -> Aug
 
 
 def encoded(views: list[np.ndarray]) -> TensorList:
-    """(size,) uint8 arrays as DALI takes them: without a copy, and without its checks of each, 10 µs a sample."""
+    """Pass (size,) uint8 arrays to DALI without a copy, and without its check of each sample, which takes 10 µs."""
     from nvidia.dali.tensors import TensorCPU, TensorListCPU
 
     samples = [TensorCPU(view, "") for view in views]
@@ -67,12 +68,13 @@ def build_graph(
     gpu: int | None,
     half: bool,
 ) -> Pipeline:
-    """A built `nvidia.dali.Pipeline` whose `run()` gives normalised images (n, S, S, 3).
+    """Build an `nvidia.dali.Pipeline`. Its `run()` returns normalised images (n, S, S, 3).
 
     Args:
-        source: called once a batch: n samples as `encoded` makes them, then one array of n rows for each of `names`;
-            raises StopIteration at the end. The arrays are not copied: they must live until the batch is out.
-        names: of the arrays that `graph_inputs` makes, in the order in which `source` gives them.
+        source: called once for each batch. Returns n samples as `encoded` makes them, then an array of n rows for each
+            of `names`. Raises StopIteration at the end. The arrays are not copied: they must live until the batch has
+            come out.
+        names: the names of the arrays of `graph_inputs`, in the order in which `source` returns them.
         batch_size: the largest n.
         gpu: device index, or None for the CPU.
         half: images in float16 instead of float32.
@@ -93,8 +95,8 @@ def define_graph(
     on_gpu: bool,
     half: bool,
 ) -> None:
-    """Give a pipeline without a graph its graph; a pipeline without a device may get one for the GPU, which can be
-    serialized, not built. Arguments as of `build_graph`."""
+    """Define the graph of a new pipeline. A pipeline without a device may get a graph for the GPU, which can be
+    serialized but not built. Arguments as for `build_graph`."""
     with pipe:
         jpegs, params = inputs(source, names)
         images = decode(jpegs, params, config, on_gpu=decodes_on_gpu(config, on_gpu))
@@ -102,7 +104,7 @@ def define_graph(
 
 
 def new_pipeline(config: DataConfig, *, batch_size: int, threads: int, gpu: int | None) -> Pipeline:
-    """A DALI pipeline without a graph. Arguments as of `build_graph`."""
+    """A DALI pipeline without a graph. Arguments as for `build_graph`."""
     from nvidia.dali import Pipeline
 
     return Pipeline(
@@ -116,8 +118,8 @@ def new_pipeline(config: DataConfig, *, batch_size: int, threads: int, gpu: int 
 
 
 def inputs(source: Source, names: Sequence[Name], copy: bool = False) -> tuple[Node, dict[Name, Node]]:
-    """Images, and arrays by name, as nodes. Arguments as of `build_graph`; `copy`: what the source gives need not live
-    until the batch is out."""
+    """The images, and the arrays by name, as nodes. Arguments as for `build_graph`. `copy`: copy the source's arrays,
+    so that they need not live until the batch has come out."""
     from nvidia.dali import fn
 
     images, *arrays = fn.external_source(source=source, num_outputs=1 + len(names), batch=True, no_copy=not copy)
@@ -131,7 +133,7 @@ def decode(jpegs: Node, params: dict[Name, Node], config: DataConfig, *, on_gpu:
     settings: Arguments = {
         "device": "cpu",
         "output_type": types.RGB,
-        "adjust_orientation": False,  # as PIL and torchvision: EXIF orientation is not applied
+        "adjust_orientation": False,  # like PIL and torchvision, do not apply the EXIF orientation
     }
     if on_gpu:
         settings |= {
@@ -149,7 +151,7 @@ def decode(jpegs: Node, params: dict[Name, Node], config: DataConfig, *, on_gpu:
 def finish(
     images: Node, params: dict[Name, Node], config: DataConfig, *, image_size: int, on_gpu: bool, half: bool
 ) -> Node:
-    """Decoded regions → resized, augmented, normalised: (S, S, 3). Arguments as of `build_graph`."""
+    """Decoded regions → resized, augmented, normalised: (S, S, 3). Arguments as for `build_graph`."""
     from nvidia.dali import fn
 
     augmented = any(isinstance(name, StepArray) for name in params)
@@ -166,14 +168,16 @@ def finish(
     else:
         images = _resize(images, params, image_size, config)
         if "mirror" in params and not augmented and "flip_vertical" not in params:
-            mirror = {"mirror": params["mirror"]}  # in the last operator, in its one kernel; `fn.flip` has one an image
+            mirror = {
+                "mirror": params["mirror"]
+            }  # in the last operator's single kernel; `fn.flip` starts one per image
         elif "mirror" in params:
             images = fn.flip(images, horizontal=params["mirror"], vertical=params.get("flip_vertical", 0))
     return normalise(images, params, config, half=half, **mirror)
 
 
 def normalise(images: Node, params: dict[Name, Node], config: DataConfig, *, half: bool, **mirror: Node) -> Node:
-    """Resized images → augmented where the plan has steps, and normalised: (S, S, 3). Arguments as of `build_graph`;
+    """Resized images → augmented if the plan has steps, and normalised: (S, S, 3). Arguments as for `build_graph`.
     `mirror`: an argument of DALI's operator."""
     from nvidia.dali import fn, types
 

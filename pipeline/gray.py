@@ -1,10 +1,10 @@
-"""Gray JPEGs as a GPU's JPEG engine decodes them rightly: encoded bytes → the same, or a copy that differs in a byte.
+"""Work around a fault of the GPU's JPEG engine with gray JPEGs: change one byte of the header, in a copy.
 
-The engine (nvJPEG 13.3 under DALI 2.4, an H200's) scrambles a JPEG of one component whose frame header declares a
-sampling factor other than 1×1, as Pillow's of an "L" image with subsampling=2 does: 30 to 38 grey levels off in the
-mean, and no error. The CUDA and CPU decoders are right. With one component the factor means nothing: the component's
-size goes by its ratio to the largest factor, itself (ITU-T T.81, A.1.1), and its scan is not interleaved (A.2.2). So
-with 1×1 in its place every decoder makes the same pixels.
+The engine (nvJPEG 13.3 under DALI 2.4, on an H200) scrambles a JPEG with one component if its frame header declares a
+sampling factor other than 1×1. Pillow writes such a file for an "L" image with subsampling=2. The pixels are then off
+by 30 to 38 grey levels on average, without an error. The CUDA and CPU decoders are correct. With a single component the
+factor has no meaning: the size of the component depends on its ratio to the largest factor, which is its own (ITU-T
+T.81, A.1.1), and its scan is not interleaved (A.2.2). So with a factor of 1×1 every decoder makes the same pixels.
 """
 
 import numpy as np
@@ -15,9 +15,9 @@ ENDS = range(0xD0, 0xDB)  # RSTn, SOI, EOI, SOS: no frame header follows
 
 
 def with_unit_factor(view: np.ndarray) -> np.ndarray:
-    """(size,) uint8: `view` itself, or of a gray JPEG with another factor a copy with 1×1; in 4 µs.
+    """`view`, (size,) uint8; or, for a gray JPEG with another factor, a copy with the factor 1×1. Takes 4 µs.
 
-    What is no JPEG, or ends before its frame header does, is returned as it is.
+    Anything that is not a JPEG, or ends within its frame header, is returned unchanged.
     """
     data, at = view.data, 2
     if data[:2] != SOI:

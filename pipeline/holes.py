@@ -1,4 +1,4 @@
-"""What stands for a sample that was taken out: a gray image at its place, and the record of why."""
+"""Replace a quarantined sample in a batch by a gray image, and record why."""
 
 import io
 from dataclasses import dataclass, replace
@@ -7,14 +7,14 @@ import numpy as np
 
 from penstock.pipeline.feed import PlannedBatch
 
-NO_SAMPLE = -1  # sample id of a place whose sample was taken out
+NO_SAMPLE = -1  # sample id at the place of a quarantined sample
 IGNORE_LABEL = -100  # its label: torch's `ignore_index`, so that it adds nothing to the loss
 
 
 @dataclass(frozen=True)
 class BadSample:
-    """A sample that was taken out: its row, when it was met, where it lies (tar, offset, source name), and what the
-    decoder said."""
+    """A quarantined sample: its row, when it was found, where it is stored (tar, offset, source name), and the
+    decoder's message."""
 
     sample_id: int
     epoch: int
@@ -24,7 +24,7 @@ class BadSample:
 
 
 def blank(planned: PlannedBatch, places: list[int]) -> PlannedBatch:
-    """The batch with the samples at these places taken out: no id, no label, the whole gray image as the region."""
+    """Replace the samples at these places of a batch: no id, no label, and the whole gray image as the region."""
     sample_ids, labels = planned.sample_ids.copy(), planned.labels.copy()
     params = {name: values.copy() for name, values in planned.params.items()}
     sample_ids[places], labels[places] = NO_SAMPLE, IGNORE_LABEL

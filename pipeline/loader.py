@@ -1,11 +1,12 @@
 """`DaliLoader`: feed + reader + graph → batches on the training device.
 
-A sample that cannot be decoded costs one line: DALI stops at it and its pipeline is lost, so the loader tries the
-samples of that batch (`probe.py`), takes the bad ones out, builds the pipeline anew and goes on at the same position.
+A sample that cannot be decoded is reported in one line. DALI stops at it and its pipeline is lost. So the loader tries
+each sample of that batch (`probe.py`), quarantines the bad ones, builds a new pipeline and continues at the same
+position.
 
-The place of a sample taken out stays in the batch, filled with a gray image, label IGNORE_LABEL and id NO_SAMPLE: so no
-other sample moves, and no rank has to tell another in mid-epoch. From the next epoch on the sample stays out wherever
-it comes (`quarantine`), which ranks agree on between epochs: so an epoch is the same on any number of them.
+A quarantined sample keeps its place in the batch, with a gray image, the label IGNORE_LABEL and the id NO_SAMPLE. Thus
+no other sample moves, and ranks need not communicate during an epoch. From the next epoch on the sample is skipped
+everywhere (`quarantine`). Ranks agree on the quarantine between epochs, so an epoch is the same on any number of ranks.
 """
 
 from collections import deque
@@ -38,12 +39,12 @@ class DaliLoader:
         device: where images and labels go.
         threads: decode threads.
         dtype: of the images, float32 or float16; on the CPU float16 costs more than it saves.
-        quarantine: rows of samples known to be bad; new ones are added, and left out from the next `iter_epoch` on.
-        on_bad: told of each sample that is taken out.
+        quarantine: rows of samples known to be bad. New ones are added, and skipped from the next `iter_epoch` on.
+        on_bad: called with each newly quarantined sample.
 
     Raises:
-        ValueError: a shard is missing or has another size (on construction); a validation image cannot be decoded; too
-            many training images cannot (while iterating).
+        ValueError: on construction, if a shard is missing or has another size; while iterating, if a validation image
+            or too many training images cannot be decoded.
     """
 
     def __init__(
@@ -60,17 +61,17 @@ class DaliLoader:
         self._bad = BadSamples(feed, quarantine, on_bad)
         self.quarantine = self._bad.quarantine
         self._reader = open_reader(feed)
-        self._holes: set[int] = set()  # positions of those met since
-        self._at = (0, 0)  # epoch, and position after the batch last given
+        self._holes: set[int] = set()  # positions of bad samples found in this epoch
+        self._at = (0, 0)  # epoch, and position after the last batch that was yielded
         self._pipe: Pipeline = None
         self._planned: Iterator[PlannedBatch] = iter(())
         self._in_flight: deque[tuple[PlannedBatch, Inputs, list[BadSample]]] = deque()
-        self._parsed = np.zeros(len(feed.split), bool)  # whose headers are good: memory only where it is touched
-        self._scaled = np.zeros(len(feed.split), bool)  # which a GPU's decoder would scramble: `pipeline/gray.py`
+        self._parsed = np.zeros(len(feed.split), bool)  # samples with good headers; only touched pages use memory
+        self._scaled = np.zeros(len(feed.split), bool)  # samples a GPU's decoder would scramble: `pipeline/gray.py`
         self._used: deque[tuple[torch.cuda.Event, Inputs]] = (
             deque()
-        )  # inputs that the GPU may still be reading, uncopied
-        self._turn = object()  # of the epoch under way: a loader runs one at a time
+        )  # uncopied inputs that the GPU may still be reading
+        self._turn = object()  # identifies the current epoch: a loader runs only one at a time
 
     def __len__(self) -> int:
         return len(self.feed)
@@ -81,9 +82,9 @@ class DaliLoader:
         self._holes.clear()
         turn = self._turn = object()
         if self._in_flight:
-            self._drop_pipe()  # the last epoch was left before its end: its batches must not come out here
+            self._drop_pipe()  # the last epoch was abandoned: its batches must not come out here
         while True:
-            done = self._at[1]  # perhaps inside a global batch, after a bad sample: the spans stay as they were
+            done = self._at[1]  # after a bad sample it may be inside a global batch; the spans do not change
             self._reader.follow(self.feed.windows(epoch, position, done))
             self._planned = read_ahead(
                 self.feed.batches(epoch, position, self.feed.image_size, done), self.feed, self._reader
@@ -130,11 +131,11 @@ class DaliLoader:
             self._at = (epoch, planned.span.end)
             yield Batch(images, labels, torch.from_numpy(planned.sample_ids), epoch, planned.span.end)
             if self._turn is not turn:
-                raise ValueError("this epoch has ended: a loader runs one at a time, and none once it is closed")
+                raise ValueError("this epoch has ended: the loader was closed, or began another epoch")
             self._in_flight.popleft()
 
     def _hold(self, inputs: Inputs, made: torch.cuda.Event) -> None:
-        """Keep what was not copied until the GPU has made the batch of it, which the CPU may be many steps ahead of."""
+        """Keep inputs that were not copied until the GPU has made their batch. The CPU may be many steps ahead."""
         self._used.append((made, inputs))
         while self._used and self._used[0][0].query():
             self._used.popleft()
@@ -142,7 +143,7 @@ class DaliLoader:
     def _build_pipe(self, names: tuple[Name, ...]) -> Pipeline:
         config = self.feed.config
         if config.hw_decoder_load and torch.are_deterministic_algorithms_enabled():
-            # Between 0 and 1 which of the GPU's decoders takes an image is chance, and they round differently.
+            # Between 0 and 1 chance decides which of the GPU's decoders gets an image, and they round differently.
             config = replace(config, hw_decoder_load=1.0)
         return build_graph(
             self._next_inputs,
@@ -161,20 +162,20 @@ class DaliLoader:
 
     @property
     def _decoding_gpu(self) -> int | None:
-        """The GPU, where it decodes."""
+        """The GPU's index if it decodes, otherwise None."""
         return self._gpu if decodes_on_gpu(self.feed.config, self._gpu is not None) else None
 
     def _next_inputs(self) -> Inputs:
-        """DALI's source: called when the graph has room for one more batch."""
+        """DALI's source. It is called when the graph has room for one more batch."""
         planned = next(self._planned, None)
         if planned is None:
-            self._reader.end_epoch()  # now, since who counts steps does not ask for the batch after the last
+            self._reader.end_epoch()  # now, since a caller that counts steps never requests the batch after the last
             raise StopIteration
         views = self._reader.views(planned.sample_ids)
         known = self._known_bad(planned)
         found = self._bad_headers(planned, views, known)
         for place in np.flatnonzero(self._scaled[planned.sample_ids]).tolist():
-            views[place] = with_unit_factor(views[place])  # a copy, which lives as long as what `encoded` makes of it
+            views[place] = with_unit_factor(views[place])  # a copy that lives as long as the result of `encoded`
         bad = known + [sample.position - planned.span.start for sample in found]
         if bad:
             planned = blank(planned, bad)
@@ -185,15 +186,15 @@ class DaliLoader:
         return inputs
 
     def _known_bad(self, planned: PlannedBatch) -> list[int]:
-        """The places of a batch whose samples are left out."""
+        """The places of a batch with samples that are skipped."""
         if not self._holes:
             return self._bad.places(planned)
         holes = {place - planned.span.start for place in self._holes} & set(range(len(planned.sample_ids)))
         return sorted(holes.union(self._bad.places(planned)))
 
     def _bad_headers(self, planned: PlannedBatch, views: list[np.ndarray], known: list[int]) -> list[BadSample]:
-        """Those of a batch, except for the places that are `known`, that must not come before DALI. Each good header is
-        looked at once in a run."""
+        """The samples of a batch with headers that DALI must not get, except those at `known` places. Each good header
+        is checked once in a run."""
         places = np.flatnonzero(~self._parsed[planned.sample_ids])
         if not len(places):  # from the second epoch on
             return []
@@ -210,7 +211,7 @@ class DaliLoader:
         return graph_inputs(planned.params, self.feed.config, on_gpu=self._gpu is not None)
 
     def _take_out_bad(self, error: RuntimeError) -> None:
-        """Find the samples in flight that cannot be decoded, and take them out of their batch."""
+        """Find the samples in flight that cannot be decoded, and quarantine them."""
         found = []
         for planned, _, _ in self._in_flight:
             live = np.flatnonzero(planned.sample_ids != NO_SAMPLE)
@@ -221,7 +222,7 @@ class DaliLoader:
             if found:
                 break
         if not found:
-            when = "though every sample decodes alone" if self._in_flight else "before it had a sample"
+            when = "although every sample decodes alone" if self._in_flight else "before it got a sample"
             raise ValueError(f"DALI failed, {when}: {_one_line(error)}") from error
         self._bad.report(found)
         self._holes |= {bad.position for bad in found}
@@ -232,7 +233,7 @@ class DaliLoader:
 
 
 def _one_line(error: RuntimeError) -> str:
-    """The heart of DALI's message, which is a page with stack traces."""
+    """The relevant line of DALI's message, which is a page with stack traces."""
     lines = [line.strip() for line in str(error).splitlines()] or ["unknown error"]
     return next((line for line in lines if "rror" in line), lines[0])[:300]
 

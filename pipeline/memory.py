@@ -1,4 +1,4 @@
-"""How much memory this process may still take: by the kernel's estimate, and by what its control groups allow."""
+"""The memory that this process may still use, by the kernel's estimate and its control groups' limits."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -7,9 +7,9 @@ GROUPS, OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def available_bytes(meminfo: Path = Path("/proc/meminfo"), root: Path = GROUPS, own: Path = OWN) -> int:
-    """Memory that can be used without swapping, and without a control group of this process ending it. A group's file
-    cache is not counted as used: the kernel gives it up."""
-    free = [1 << 62]  # where neither says anything
+    """The bytes that can be used without swapping, and without exceeding the limit of a control group. A group's file
+    cache does not count as used, since the kernel frees it on demand."""
+    free = [1 << 62]  # if neither has a limit
     with suppress(OSError):
         lines = meminfo.read_text(encoding="utf-8").splitlines()
         free += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
@@ -23,8 +23,7 @@ def available_bytes(meminfo: Path = Path("/proc/meminfo"), root: Path = GROUPS, 
 
 
 def cgroup_folders(root: Path = GROUPS, own: Path = OWN, controller: str = "cpu") -> list[Path]:
-    """The folders of this process's control group and of those above it, of version 2 and, for one controller, of
-    version 1."""
+    """Folders of this process's control group and its parents: of version 2, and of version 1 for one controller."""
     found: list[Path] = []
     with suppress(OSError):
         for line in own.read_text(encoding="utf-8").splitlines():

@@ -1,7 +1,7 @@
-"""Mixup and CutMix of a batch on its device, by torchvision's transforms, with draws that belong to the plan.
+"""Mixup and CutMix of a batch on its device, by torchvision's transforms, with the plan's random draws.
 
-A batch is mixed with itself, turned by one place, so pairs depend on the batch size and the rank, as everywhere; how
-much and where is a function of (seed, epoch, position, rank). Images before mixing keep the laws of the plan.
+Each image of a batch is mixed with its neighbour, so the pairs depend on the batch size and the rank. The amount and
+the region are a function of (seed, epoch, position, rank). The images before mixing follow the plan as always.
 """
 
 from collections.abc import Iterator
@@ -16,10 +16,10 @@ from penstock.pipeline.plan import EpochPlan
 
 
 class Mixer:
-    """Turns batches into mixed ones, or leaves them where neither mixup nor CutMix is on.
+    """Mixes batches, or returns them unchanged if neither mixup nor CutMix is on.
 
-    Labels become (N, C) float32: what is in the image, by its share. The share of a sample that was taken out is left
-    away, so such rows sum to less than 1, or 0.
+    Labels become (N, C) float32, the share of each class in the image. The share of a quarantined sample is omitted, so
+    such a row sums to less than 1, or to 0.
     """
 
     def __init__(self, config: AugmentConfig, num_classes: int, *, seed: int = 0, rank: int = 0) -> None:
@@ -30,12 +30,12 @@ class Mixer:
         return map(self, batches)
 
     def __call__(self, batch: Batch) -> Batch:
-        """The batch with mixed images and labels; a new tensor each. torch's random state is left as it was."""
+        """The batch with mixed images and labels, in new tensors. torch's random state does not change."""
         if self._transform is None:
             return batch
         plan = EpochPlan(num_samples=1, seed=self.seed, epoch=batch.epoch)
         draw = plan.uniforms(f"mix {self.rank}", batch.position, 1, 1)[0, 0]
-        labels = torch.where(batch.labels == IGNORE_LABEL, self.num_classes, batch.labels)  # a class of its own
+        labels = torch.where(batch.labels == IGNORE_LABEL, self.num_classes, batch.labels)  # an extra class
         with torch.random.fork_rng(devices=[]):  # the transforms draw from the CPU's generator, for any device
             torch.default_generator.manual_seed(int(draw * 2**53))
             images, shares = self._transform(batch.images, labels)
@@ -44,7 +44,7 @@ class Mixer:
 
 
 def _transform(config: AugmentConfig, num_classes: int) -> torch.nn.Module:
-    from torchvision.transforms import v2  # 2 s of imports, for those who mix
+    from torchvision.transforms import v2  # the import takes 2 s, so only for mixing
 
     transforms = []
     if config.mixup:

@@ -1,6 +1,6 @@
-"""A keyed pseudo-random permutation of 0…n-1 in constant memory: NumPy alone, no state, no array of length n.
+"""A keyed pseudo-random permutation of 0…n-1 in constant memory: only NumPy, no state, no array of length n.
 
-The packer shuffles a dataset with it once, the epoch plan anew for every epoch.
+The packer shuffles a dataset with it once; the plan shuffles every epoch with it.
 """
 
 import zlib
@@ -20,16 +20,16 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def philox_key(seed: int, epoch: int, stream: str) -> np.ndarray:
-    """The (2,) uint64 Philox key of one named stream of draws; streams do not disturb one another."""
+    """The (2,) uint64 Philox key of one named stream of draws. Streams are independent of each other."""
     return np.array([seed & (2**64 - 1), (epoch & (2**32 - 1)) << 32 | zlib.crc32(stream.encode())], dtype=_U64)
 
 
 def permute(index: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
-    """Where a keyed pseudo-random permutation of 0…n-1 sends each index, without making the permutation.
+    """Map each index by a keyed pseudo-random permutation of 0…n-1, without computing the whole permutation.
 
-    A Feistel network over the smallest even-bit domain that holds n, walking the cycle until the result is below n
-    (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). The domain is under 4 n, so a walk takes under
-    four turns on average.
+    It is a Feistel network over the smallest even-bit domain that contains n, applied until the result is below n
+    (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). The domain is smaller than 4 n, so on average it
+    is applied fewer than four times.
 
     Args:
         index: (m,) integers in 0…n-1.

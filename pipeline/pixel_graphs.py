@@ -1,5 +1,5 @@
-"""The parts of DALI's graph that `PixelLoader` runs: the decoder, where there are no pixels yet, and what follows the
-resize."""
+"""The parts of DALI's graph that `PixelLoader` runs: the decoder, for samples that are not pixels yet, and the steps
+after the resize."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -21,10 +21,10 @@ _NONE = np.zeros(0, np.int64)
 
 
 class PixelDecoder:
-    """Regions of images, by DALI's CPU decoder, as the graph decodes them; of the next batches while one is used.
+    """Decodes regions of images like the graph, by DALI's CPU decoder. It decodes the next batches while one is used.
 
     Args:
-        feed: for how it decodes, and the largest batch. threads: of DALI.
+        feed: has the decoder's settings and the largest batch. threads: DALI's.
     """
 
     def __init__(self, feed: Feed, threads: int) -> None:
@@ -32,12 +32,12 @@ class PixelDecoder:
         self._pipe: Pipeline = None
         self._jobs: Iterator[Job] = iter(())
         self._waiting: deque[Job] = deque()
-        self._inputs: deque[Inputs] = deque()  # of those given, which DALI reads uncopied
-        self._num_given = 0  # of those waiting, to DALI, if they have something to decode
+        self._inputs: deque[Inputs] = deque()  # of the jobs given to DALI, which reads them uncopied
+        self._num_given = 0  # how many of the waiting jobs were given to DALI, if they have something to decode
 
     def decoded(self, jobs: Iterator[Job]) -> Iterator[tuple[Job, Decoded]]:
-        """Jobs, and the regions of what they have encoded. What DALI does not decode is put among a job's bad ones.
-        Raises ValueError where DALI fails otherwise."""
+        """Yield each job with the decoded regions of its encoded samples. A sample that DALI cannot decode is added to
+        the job's bad ones. Raises ValueError if DALI fails for another reason."""
         self._begin()
         self._jobs = jobs
         try:
@@ -49,14 +49,14 @@ class PixelDecoder:
                 yield job, decoded
                 del decoded
         finally:
-            if self._waiting:  # left before its end
+            if self._waiting:  # abandoned before the end
                 self._pipe = None
             elif self._pipe is not None:
                 self._pipe.reset()
             self._begin()
 
     def close(self) -> None:
-        """Let go of DALI's pipeline now: it refers to this object, and would live until the next collection."""
+        """Release DALI's pipeline now. It refers to this object, and would live until the next garbage collection."""
         self._pipe = None
 
     def _begin(self) -> None:
@@ -85,7 +85,7 @@ class PixelDecoder:
         return Decoded(_NONE, _NONE, None)
 
     def _take_out_bad(self, error: RuntimeError) -> None:
-        """Find what DALI has stopped at, and begin anew with the jobs that wait."""
+        """Find the samples at which DALI stopped, and start again with the waiting jobs."""
         self._pipe, given, self._num_given = None, self._num_given, 0
         self._inputs.clear()
         for job in list(self._waiting)[:given]:
@@ -97,10 +97,10 @@ class PixelDecoder:
                 del job.encoded[places[i]]
             if bad:
                 return
-        raise ValueError(f"DALI failed, though every sample decodes alone: {error}") from error
+        raise ValueError(f"DALI failed, although every sample decodes alone: {error}") from error
 
     def _next(self) -> Inputs:
-        """DALI's source: the next job that has something to decode."""
+        """DALI's source: the encoded samples of the next job that has any."""
         while True:
             if self._num_given == len(self._waiting):
                 self._waiting.extend(islice(self._jobs, 1))
@@ -123,10 +123,10 @@ class PixelDecoder:
 
 
 class Finisher:
-    """Resized images → augmented, normalised, by DALI's nodes.
+    """Augments and normalises resized images by DALI's nodes.
 
     Args:
-        names: of the steps' arrays, in the order of a batch's. gpu: where it is done, or None for the CPU.
+        names: of the steps' arrays, in the order of a batch. gpu: device index, or None for the CPU.
         half: images in float16.
     """
 
@@ -141,11 +141,11 @@ class Finisher:
         self._pipe.build()
 
     def finished(self, images: torch.Tensor, planned: PlannedBatch) -> torch.Tensor:
-        """(n, S, S, 3) uint8 on the CPU → (n, S, S, 3), normalised; on a GPU in order of its current stream."""
+        """(n, S, S, 3) uint8 on the CPU → (n, S, S, 3), normalised; on a GPU in the order of its current stream."""
         self._given = images.numpy(), *(planned.params[name] for name in self._names)
         (output,) = self._pipe.run() if self._gpu is None else self._pipe.run(torch.cuda.current_stream(self._gpu))
         return torch.from_dlpack(output.as_tensor())
 
     def close(self) -> None:
-        """As `PixelDecoder.close`."""
+        """Release DALI's pipeline, like `PixelDecoder.close`."""
         self._pipe = None

@@ -1,8 +1,8 @@
 """`PixelLoader`: feed + pixels + the resize kernel → batches. The pixels are in memory, or in shards (`pixel_sources`).
 
-The same plan, kernel and batches as `DaliLoader`'s, bit for bit on the CPU. One thread prepares batches ahead; it has
-what is encoded decoded by DALI, and the kernel run by a pool of threads. With `data.cache = "pixels"` no JPEG is
-touched after the first epoch. Augmentations beyond crops and flips are nodes of DALI's graph, given resized images.
+It has the plan, kernel and batches of `DaliLoader`, bit for bit on the CPU. One thread prepares batches ahead. DALI
+decodes encoded samples for it, and a pool of threads runs the kernel. With `data.cache = "pixels"` no JPEG is read
+after the first epoch. Augmentations beyond crops and flips are nodes of DALI's graph that get resized images.
 """
 
 from collections import deque
@@ -30,16 +30,16 @@ from penstock.pipeline.pixels import PixelStore
 from penstock.pipeline.read_ahead import read_ahead
 from penstock.pipeline.reader import open_reader
 
-_LEAST = 1 << 16  # pixels for which a thread is worth waking
-_MOST = 0.5  # of the images stored: a GPU then gets them, and those that come later one by one
-_AT_ONCE = 1 << 24  # values of images that a GPU makes at once, if these are several batches
+_LEAST = 1 << 16  # pixels that justify waking a thread
+_MOST = 0.5  # stored share of the images from which a GPU gets a copy; later images are added one by one
+_AT_ONCE = 1 << 24  # image values that a GPU makes at once, if they are several batches
 
 
 class Made(NamedTuple):
-    """A batch on the CPU, and the bad samples that it had; or several small ones, one after the other, for a GPU.
+    """A batch on the CPU and its bad samples; or several small batches, one after the other, for a GPU.
 
-    images: (n, S, S, 3), there when what is `under_way` has ended: normalised, or uint8 for the GPU to normalise; or
-        what `DevicePixels` has to make them of.
+    images: (n, S, S, 3), complete when all of `under_way` have ended: normalised, or uint8 for the GPU to normalise; or
+        the request from which `DevicePixels` makes them.
     """
 
     planned: list[PlannedBatch]
@@ -51,10 +51,10 @@ class Made(NamedTuple):
 class PixelLoader:
     """One rank's batches of a split. See `pipeline.batch.Loader` for the contract; the arguments are `DaliLoader`'s.
 
-    pixels: the store of `data.cache = "pixels"`, which lives on while somebody holds it.
+    pixels: the store of `data.cache = "pixels"`. It lives as long as there is a reference to it.
 
     Raises:
-        ValueError: as `DaliLoader`; the images do not fit into memory (`PixelStore`).
+        ValueError: as `DaliLoader`; also if the images do not fit into memory (`PixelStore`).
     """
 
     def __init__(
@@ -81,16 +81,16 @@ class PixelLoader:
         self._pool = ThreadPoolExecutor(threads, "penstock-pixels")
         self._buffers = Buffers(2 * (feed.config.prefetch + 2))
         self._jobs: Iterator[tuple[Job, Decoded]] = iter(())
-        self._read: list[Future[None]] = []  # what must have ended before DALI writes over what it decoded
+        self._read: list[Future[None]] = []  # these must end before DALI overwrites its decoded regions
         self._ahead: deque[Future[Made | None]] = deque()
-        self._turn = object()  # of the epoch under way: a loader runs one at a time
+        self._turn = object()  # identifies the current epoch: a loader runs only one at a time
 
     def __len__(self) -> int:
         return len(self.feed)
 
     def iter_epoch(self, epoch: int, position: int = 0) -> Iterator[Batch]:
         turn = self._turn = object()
-        self._stop()  # the last epoch was perhaps left before its end
+        self._stop()  # the last epoch may have been abandoned
         self._bad.begin(epoch)
         batches, share = self.feed.batches(epoch, position, self.feed.image_size), 0.0
         if self.pixels:
@@ -119,10 +119,10 @@ class PixelLoader:
                 ids = torch.from_numpy(planned.sample_ids)
                 yield Batch(images[part], labels[part], ids, epoch, planned.span.end)
                 if self._turn is not turn:
-                    raise ValueError("this epoch has ended: a loader runs one at a time, and none once it is closed")
+                    raise ValueError("this epoch has ended: the loader was closed, or began another epoch")
 
     def load(self) -> None:
-        """Decode all that is not stored yet, now instead of as it comes; for who times what follows."""
+        """Decode and store all images now instead of during the first epoch, so that it does not count in timings."""
         self._stop()
         self._bad.begin(0)
         everything = replace(self.feed, augment=None, rank=0, world_size=1, global_batch_size=0)
@@ -144,7 +144,7 @@ class PixelLoader:
         self._reader.close()
 
     def _stop(self) -> None:
-        """Have nothing under way."""
+        """Cancel or finish all work that is under way."""
         for future in self._ahead:
             future.cancel()
         wait(self._ahead)
@@ -164,7 +164,7 @@ class PixelLoader:
         return self.device.type == "cuda"
 
     def _make(self) -> Made | None:
-        """The next batch, or as many small ones as a GPU makes at once; None at the end of the epoch."""
+        """The next batch, or as many small ones as a GPU makes at once. None at the end of the epoch."""
         assert self._source
         batches, found, regions = list[PlannedBatch](), list[list[BadSample]](), None
         wait(self._read)
@@ -185,13 +185,13 @@ class PixelLoader:
 
     @property
     def _num_together(self) -> int:
-        """Batches made at once: launching a kernel takes the CPU as long for one small image as for thousands."""
+        """The number of batches made at once. Launching a kernel takes as long for one small image as for thousands."""
         if self._there is None:
             return 1
         return max(1, _AT_ONCE // (self.feed.batch_size * 3 * self.feed.image_size**2))
 
     def _images(self, planned: PlannedBatch, regions: Regions) -> tuple[torch.Tensor, list[Future[None]]]:
-        """`images` and `under_way` of `Made`."""
+        """The `images` and `under_way` of `Made`."""
         if not self._on_gpu and not self._steps and self.dtype == torch.float32:
             return self._resized(planned, regions, torch.float32)
         levels, under_way = self._resized(planned, regions, torch.uint8)
@@ -214,7 +214,7 @@ class PixelLoader:
                         mean=config.mean, std=config.std)  # fmt: skip
 
     def _on_device(self, made: Made) -> torch.Tensor:
-        """The images where they are wanted: (n, S, S, 3), normalised, of `dtype`."""
+        """The images on the training device: (n, S, S, 3), normalised, of `dtype`."""
         if isinstance(made.images, Request):
             assert self._there
             self._there.put(np.concatenate([planned.sample_ids for planned in made.planned]))
@@ -242,7 +242,7 @@ class PixelLoader:
     def _resized(
         self, planned: PlannedBatch, regions: Regions, dtype: torch.dtype
     ) -> tuple[torch.Tensor, list[Future[None]]]:
-        """Regions → (n, S, S, 3): uint8, or normalised float32; and what they wait for."""
+        """Regions → (n, S, S, 3), uint8 or normalised float32; and the work that must end before they are complete."""
         from penstock.pipeline.resize_kernel import resize_images
 
         size, n = self.feed.image_size, len(planned.sample_ids)
@@ -263,7 +263,7 @@ class PixelLoader:
 
 
 def _joined(batches: list[PlannedBatch]) -> PlannedBatch:
-    """Batches as if they were one."""
+    """Join batches into one."""
     first = batches[0]
     if len(batches) == 1:
         return first
@@ -272,5 +272,5 @@ def _joined(batches: list[PlannedBatch]) -> PlannedBatch:
 
 
 def _can_pin() -> bool:
-    """Whether memory can be pinned; without a GPU, as in tests of what is done on one, it cannot."""
+    """Whether memory can be pinned. It cannot without a GPU, as in tests that run the GPU's code on a CPU."""
     return torch.cuda.is_available()

@@ -1,7 +1,8 @@
-"""Where the pixels of a batch come from: a store, or the shards and DALI's decoder.
+"""The sources of a batch's pixels: a store, or the shards and DALI's decoder.
 
-`Stored` is for `data.cache = "pixels"`: each image is taken whole, once. `Passing` keeps nothing: of members that are
-pixels (`shards/ppm.py`) the planned regions are used where they are mapped, of the others they are decoded.
+`Stored` is for `data.cache = "pixels"`: it reads each whole image once and keeps it. `Passing` keeps nothing: it uses
+the planned regions of members that are pixels (`shards/ppm.py`) directly in the mapped shard, and decodes those of all
+other members.
 """
 
 from collections.abc import Mapping
@@ -23,12 +24,12 @@ from penstock.shards.ppm import header_sizes, is_ppm
 
 @dataclass
 class Job:
-    """A batch, and what has to be read for it.
+    """A batch, and the data that has to be read for it.
 
-    bad: place → what is wrong with its sample, of those met for the first time. left_out: the places of those known.
-    encoded: place → the bytes that DALI has to decode, (size,) uint8. anchors, shapes: (n, 2) int32, of which regions.
-    stored: place → where the pixels of a whole image lie that is not encoded: their address, and the values of a row.
-    views: what holds that memory.
+    bad: place → reason, of newly found bad samples. left_out: the places of known bad samples.
+    encoded: place → the bytes for DALI to decode, (size,) uint8. anchors, shapes: (n, 2) int32, the regions to decode.
+    stored: place → a whole image that is stored as pixels: its address, and the number of values in a row.
+    views: the arrays that hold this memory.
     """
 
     planned: PlannedBatch
@@ -42,8 +43,8 @@ class Job:
 
 
 class Decoded(NamedTuple):
-    """What DALI has decoded of a job: (m,) int64 each, the places, and the addresses of their regions, (H, W, 3) uint8.
-    They are there until the next job is asked for, as long as `held`."""
+    """The regions of a job that DALI has decoded. places, addresses: (m,) int64, of regions (H, W, 3) uint8. They are
+    valid as long as `held` lives, and until the next job is requested."""
 
     places: np.ndarray
     addresses: np.ndarray
@@ -51,8 +52,8 @@ class Decoded(NamedTuple):
 
 
 class Regions(NamedTuple):
-    """Where the planned regions of a batch lie: (n,) int64 each, the address of the first value, and the values from a
-    row to the next. What is there lives as long as `held`."""
+    """The planned regions of a batch in memory. addresses: (n,) int64, of the first value. pitches: (n,) int64, values
+    from one row to the next. The memory lives as long as `held`."""
 
     addresses: np.ndarray
     pitches: np.ndarray
@@ -60,14 +61,14 @@ class Regions(NamedTuple):
 
 
 class Members:
-    """The samples' bytes, and which of them are pixels. A header is looked at once, unless it is bad."""
+    """Reads the bytes of samples, and finds out which are pixels. Each good header is checked only once."""
 
     def __init__(self, feed: Feed, reader: ShardReader | WindowReader) -> None:
         self._feed, self._reader = feed, reader
         self._known, self._are_pixels = (np.zeros(len(feed.split), bool) for _ in range(2))
 
     def read(self, job: Job, places: np.ndarray) -> None:
-        """Fill in what a job needs at these places, (m,) int64."""
+        """Fill in the data that a job needs at these places, (m,) int64."""
         ids = job.planned.sample_ids[places]
         rows = self._feed.split.rows(ids)
         views = dict(zip(places.tolist(), self._reader.views(ids), strict=True))
@@ -96,9 +97,9 @@ class Members:
 
 
 class Stored:
-    """A store that is filled as images are met."""
+    """Pixels from a store, which is filled as images are read."""
 
-    keeps = True  # what was decoded is copied, so that DALI may write over it
+    keeps = True  # decoded images are copied, so DALI may overwrite them
 
     def __init__(self, feed: Feed, members: Members, bad: BadSamples, store: PixelStore) -> None:
         self._feed, self._members, self._bad, self._store = feed, members, bad, store
@@ -106,7 +107,7 @@ class Stored:
             store.gray[:] = gray(feed.config)
 
     def job(self, planned: PlannedBatch) -> Job:
-        """What a batch has that is not stored yet."""
+        """The job for a batch: its images that are not stored yet."""
         missing, left_out = np.flatnonzero(self._store.missing(planned.sample_ids)), self._bad.places(planned)
         if not len(missing):  # from the second epoch on
             return Job(planned, left_out, missing, missing)
@@ -117,7 +118,7 @@ class Stored:
         return job
 
     def take(self, job: Job, decoded: Decoded) -> None:
-        """Store what a job had to read."""
+        """Store the images that a job has read."""
         if len(decoded.places):
             self._store.put(job.planned.sample_ids[decoded.places], decoded.addresses)
         if job.stored:
@@ -125,13 +126,13 @@ class Stored:
             self._store.put(job.planned.sample_ids[[*job.stored]], addresses)
 
     def regions(self, planned: PlannedBatch, job: Job, decoded: Decoded) -> Regions:
-        """Of a batch in which bad samples were taken out."""
+        """The regions of a batch after quarantine."""
         starts, pitches = self._store.regions(planned)
         return Regions(self._store.pixels.ctypes.data + starts, pitches, self._store)
 
 
 class Passing:
-    """The shards themselves, and what DALI decodes of them."""
+    """Pixels directly from the shards, or decoded by DALI."""
 
     keeps = False
 
@@ -139,7 +140,7 @@ class Passing:
         self._members, self._bad, self._gray = members, bad, gray(feed.config)
 
     def job(self, planned: PlannedBatch) -> Job:
-        """All of a batch."""
+        """The job for a batch: all of its images."""
         left_out = self._bad.places(planned)
         job = Job(planned, left_out, planned.params["anchor"], planned.params["shape"])
         self._members.read(job, np.setdiff1d(np.arange(len(planned.sample_ids)), left_out))
@@ -149,7 +150,7 @@ class Passing:
         """Nothing is kept."""
 
     def regions(self, planned: PlannedBatch, job: Job, decoded: Decoded) -> Regions:
-        """Of a batch in which bad samples were taken out."""
+        """The regions of a batch after quarantine."""
         n, anchors = len(planned.sample_ids), planned.params["anchor"].astype(np.int64)
         addresses, pitches = np.full(n, self._gray.ctypes.data), np.full(n, self._gray.strides[0])
         addresses[decoded.places], pitches[decoded.places] = decoded.addresses, 3 * job.shapes[decoded.places, 1]
@@ -162,7 +163,7 @@ class Passing:
 
 
 def gray(config: DataConfig) -> np.ndarray:
-    """What stands for a sample that was taken out: (GRAY_SIDE, GRAY_SIDE, 3) uint8."""
+    """The gray image that replaces a quarantined sample: (GRAY_SIDE, GRAY_SIDE, 3) uint8."""
     return Decoder(config).pixels(GRAY, GRAY_SIDE, GRAY_SIDE)
 
 
@@ -170,6 +171,6 @@ Source = Stored | Passing
 
 
 def source_of(feed: Feed, reader: ShardReader | WindowReader, bad: BadSamples, store: PixelStore | None) -> Source:
-    """That of a loader which has a store, or none."""
+    """The source of pixels for a loader with a store, or without."""
     members = Members(feed, reader)
     return Stored(feed, members, bad, store) if store else Passing(feed, members, bad)

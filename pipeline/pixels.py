@@ -1,4 +1,4 @@
-"""`PixelStore`: the decoded images of a split in memory, one copy for all ranks of a machine."""
+"""`PixelStore`: the decoded images of a split in memory, a single copy for all ranks of a machine."""
 
 import hashlib
 from weakref import WeakValueDictionary
@@ -12,18 +12,18 @@ from penstock.pipeline.shared_memory import shared_memory
 from penstock.shards.format import Split
 
 _GRAY_BYTES = 3 * GRAY_SIDE**2
-_SHARE = 0.9  # of the memory that is free, where no bound is given
+_SHARE = 0.9  # of the free memory, if `data.cache_bytes` is 0
 
 
 class PixelStore:
     """The images of a feed's split as (H, W, 3) uint8, one after the other, filled as they are decoded.
 
-    What is stored of an image depends on nothing but its bytes, so it does not matter which rank decodes it, or whether
-    two do. Rows of the table that name the same bytes share them.
+    The stored pixels depend only on the bytes of an image, so any rank may decode it, or several. Rows of the table
+    with the same bytes share an image.
 
-    pixels: (768 + num_bytes,) uint8, `gray` first. gray: (GRAY_SIDE, GRAY_SIDE, 3), what stands for a sample left out;
-        zeros until somebody sets it.
-    there: (m,) uint8, of each image 1 if it is stored.
+    pixels: (768 + num_bytes,) uint8, `gray` first.
+    gray: (GRAY_SIDE, GRAY_SIDE, 3), the replacement of a quarantined sample; zeros until it is set.
+    there: (m,) uint8, 1 for each image that is stored.
 
     Raises:
         ValueError: the images do not fit into `data.cache_bytes`, or into nine tenths of the free memory.
@@ -55,7 +55,7 @@ class PixelStore:
 
     @classmethod
     def of(cls, feed: Feed) -> "PixelStore":
-        """The store of a feed's images: the one that another loader of this process still has, or a new one."""
+        """The store of a feed's images: an existing one that another loader of this process uses, or a new one."""
         name = _name(feed.split, feed.at_most if feed.chosen is not None else 0)
         return _open.get(name) or cls(feed, name)
 
@@ -73,26 +73,26 @@ class PixelStore:
 
     @property
     def num_missing(self) -> int:
-        """Images that are not stored yet, bad ones among them."""
+        """The number of images that are not stored yet, including bad ones."""
         return self.num_images - int(np.count_nonzero(self.there))
 
     @property
     def share(self) -> float:
-        """Of the images, how many are stored. Some never are, if they are bad; others come in a later epoch."""
+        """The stored share of the images. Bad images are never stored, others perhaps in a later epoch."""
         return 1 - self.num_missing / max(1, self.num_images)
 
     def missing(self, sample_ids: np.ndarray) -> np.ndarray:
-        """Which of these samples, (n,) ids, are not stored yet: (n,) bool; never `NO_SAMPLE`."""
+        """Whether each of these samples, (n,) ids, is not stored yet: (n,) bool; always False for `NO_SAMPLE`."""
         missing: np.ndarray = (self.there[self._slot[sample_ids]] == 0) & (sample_ids != NO_SAMPLE)
         return missing
 
     def put(self, sample_ids: np.ndarray, addresses: np.ndarray) -> None:
-        """Store samples, (m,) ids, whose (H, W, 3) uint8 lie at these addresses, (m,) int64."""
+        """Store samples, (m,) ids, from their (H, W, 3) uint8 pixels at these addresses, (m,) int64."""
         from penstock.pipeline.resize_kernel import copy_values
 
         slots = self._slot[sample_ids]
         copy_values(addresses, self._starts[slots], self._ends[slots], self.pixels)  # type: ignore[no-untyped-call]
-        self.there[slots] = 1  # now: another rank may look
+        self.there[slots] = 1  # only now: another rank may read them
 
     def slots(self, sample_ids: np.ndarray) -> np.ndarray:
         """(n,) ids → the places of their images in `there`, (n,); not for `NO_SAMPLE`."""
@@ -100,18 +100,18 @@ class PixelStore:
         return slots
 
     def span(self, slot: int) -> slice:
-        """Where an image lies in `pixels`."""
+        """The place of an image in `pixels`."""
         return slice(int(self._starts[slot]), int(self._ends[slot]))
 
     def regions(self, planned: PlannedBatch) -> tuple[np.ndarray, np.ndarray]:
-        """Where the region of each sample of a batch begins in `pixels`, and how many values lie between its rows."""
+        """The start in `pixels` of the region of each sample of a batch, and the number of values from row to row."""
         starts, pitches = self.where(planned.sample_ids)
         anchors = planned.params["anchor"].astype(np.int64)
         return starts + anchors[:, 0] * pitches + 3 * anchors[:, 1], pitches
 
     def where(self, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(n,) ids → where each image begins in `pixels`, and how many values lie between its rows: (n,) int64 both.
-        For `NO_SAMPLE` those of `gray`."""
+        """(n,) ids → the start of each image in `pixels`, and the number of values from row to row: (n,) int64 both.
+        For `NO_SAMPLE` they are those of `gray`."""
         slot, none = self._slot[sample_ids], sample_ids == NO_SAMPLE
         return np.where(none, 0, self._starts[slot]), np.where(none, 3 * GRAY_SIDE, self._pitches[slot])
 
@@ -120,6 +120,6 @@ _open: WeakValueDictionary[str, PixelStore] = WeakValueDictionary()
 
 
 def _name(split: Split, at_most: int) -> str:
-    """What tells the images of one split from all others."""
+    """A name that identifies the images of one split."""
     text = " ".join([str(split.root), split.name, str(len(split)), str(at_most), *(one.sha256 for one in split.shards)])
     return hashlib.sha256(text.encode()).hexdigest()[:24]

@@ -1,10 +1,12 @@
-"""What an epoch feeds, decided up front: position → sample id and random draws.
+"""The plan of an epoch: which sample comes at which position, and with which random numbers.
 
-Everything here is a pure function of (seed, epoch, position): no state, no I/O, no array as long as the data set.
-That is why a run resumes at any position on any number of GPUs, and why its samples can be told afterwards.
+A position is a sample's place in the epoch, from 0, counted over all ranks. `EpochPlan` maps positions to sample ids
+and random draws. A global batch is a range of consecutive positions. `train_spans` and `eval_spans` give each rank its
+part of it.
 
-A position counts the samples of the whole epoch over all ranks. A global batch is a run of consecutive positions;
-each rank takes its own consecutive part of it (`train_spans`, `eval_spans`).
+Everything here is a pure function of (seed, epoch, position): no state, no I/O, no array as long as the dataset.
+Therefore a run can resume at any position on any number of GPUs, and anyone can compute afterwards which samples it
+used.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,11 +23,11 @@ ORDERS: tuple[Order, ...] = ("global", "block", "sequential")
 
 @dataclass(frozen=True, kw_only=True)
 class EpochPlan:
-    """One epoch's order and random draws.
+    """The order of the samples in one epoch, and the random draws for them.
 
-    `order`: "global" is a permutation of all samples; "block" permutes blocks of `block_size` stored neighbours and
-    then the samples inside a window of `window_blocks` blocks, so that reading stays sequential over large pieces;
-    "sequential" is the stored order (validation).
+    order: "global" permutes all samples. "block" permutes blocks of `block_size` consecutive samples, then the samples
+        inside each window of `window_blocks` blocks, so that large pieces are read sequentially. "sequential" is the
+        stored order (validation).
     """
 
     num_samples: int
@@ -42,14 +44,19 @@ class EpochPlan:
             raise ValueError("num_samples, block_size and window_blocks must be at least 1")
 
     def sample_ids(self, start: int, count: int) -> np.ndarray:
-        """The sample ids at positions start…start+count-1, which must lie inside the epoch. (count,) int64."""
+        """The sample ids at positions start…start+count-1: (count,) int64.
+
+        Raises ValueError if a position is outside the epoch.
+        """
         if start < 0 or count < 0 or start + count > self.num_samples:
             raise ValueError(f"positions {start}…{start + count - 1} are outside an epoch of {self.num_samples}")
         return self.ids_at(np.arange(start, start + count, dtype=np.int64))
 
     def ids_at(self, positions: np.ndarray) -> np.ndarray:
-        """The sample ids at any positions of the epoch, (count,) int64 each. The more at a time, the cheaper: for 256
-        it costs ten times as much a sample as for 4,096."""
+        """The sample ids at any positions of the epoch: (count,) int64 → (count,) int64.
+
+        Larger calls are cheaper: with 256 positions a sample costs ten times as much as with 4,096.
+        """
         if self.order == "sequential":
             return positions
         if self.order == "global":
@@ -57,8 +64,11 @@ class EpochPlan:
         return self._block_order(positions)
 
     def _block_order(self, positions: np.ndarray) -> np.ndarray:
-        """Blocks are laid on the stored order turned by a random amount, so that every epoch cuts them elsewhere and
-        the short rest (num_samples mod block_size) is another one; it goes with the last window."""
+        """The sample ids in "block" order.
+
+        The stored order is first rotated by a random amount, so that each epoch has other block boundaries and another
+        short remainder (num_samples mod block_size). The remainder belongs to the last window.
+        """
         n, block = self.num_samples, self.block_size
         window_size = block * self.window_blocks
         num_blocks = n // block
@@ -78,12 +88,12 @@ class EpochPlan:
         return (slots + turn) % n
 
     def uniforms(self, stream: str, start: int, count: int, num_draws: int) -> np.ndarray:
-        """Random numbers that belong to positions: (count, num_draws) float64 in [0, 1).
+        """The random numbers of positions start…start+count-1: (count, num_draws) float64 in [0, 1).
 
-        A row depends on (seed, epoch, stream, position) and nothing else: the counter-based generator is advanced to
-        the position (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
+        A row depends only on (seed, epoch, stream, position): the counter-based generator is advanced to the position
+        (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). Each kind of draw has its own stream.
         """
-        blocks = -(-num_draws // 4)  # Philox makes four 64-bit words a count
+        blocks = -(-num_draws // 4)  # Philox makes four 64-bit words for each count
         bits = np.random.Philox(key=philox_key(self.seed, self.epoch, stream)).advance(start * blocks)
         words = bits.random_raw(count * blocks * 4).reshape(count, blocks * 4)[:, :num_draws]
         return (words >> np.uint64(11)) * 2.0**-53
@@ -91,7 +101,10 @@ class EpochPlan:
 
 @dataclass(frozen=True)
 class Span:
-    """The positions start…start+count-1, read by one rank as one batch; `end` is where the epoch then stands."""
+    """The positions start…start+count-1, which one rank reads as one batch.
+
+    end: the position at which the epoch continues once all ranks have read their batches.
+    """
 
     start: int
     count: int
@@ -101,10 +114,12 @@ class Span:
 def train_spans(
     num_samples: int, position: int, *, global_batch_size: int, batch_size: int, rank: int, world_size: int
 ) -> Iterator[Span]:
-    """One rank's batches from a position on. The last partial global batch of an epoch is dropped.
+    """One rank's training batches from `position` to the end of the epoch. The last, partial global batch is dropped.
 
-    A global batch is `global_batch_size / (batch_size × world_size)` rounds (gradient accumulation) of one batch a
-    rank, so at any world size the same positions make up the same global step.
+    A global batch consists of global_batch_size / (batch_size × world_size) rounds, in which each rank reads one batch.
+    Several rounds are gradient accumulation. At any world size the same positions form the same global batch.
+
+    Raises ValueError if the global batch does not divide into whole rounds.
     """
     stride = batch_size * world_size
     if min(batch_size, global_batch_size) < 1 or global_batch_size % stride:
@@ -118,7 +133,10 @@ def train_spans(
 
 
 def eval_spans(num_samples: int, position: int, *, batch_size: int, rank: int, world_size: int) -> Iterator[Span]:
-    """One rank's batches of a validation epoch: every position once over all ranks, the last ones shorter or none."""
+    """One rank's validation batches from `position` on: all ranks together read every position once.
+
+    The last batch of a rank may be shorter, or missing.
+    """
     if batch_size < 1:
         raise ValueError(f"batch_size {batch_size} must be at least 1")
     while position < num_samples:
@@ -131,7 +149,7 @@ def eval_spans(num_samples: int, position: int, *, batch_size: int, rank: int, w
 
 
 def runs(spans: Sequence[Span]) -> list[tuple[int, int]]:
-    """The positions of spans, in their order, as few runs of (start, count): neighbours are one."""
+    """The positions of spans, in their order, as runs of (start, count). Adjacent spans are merged."""
     found = list[tuple[int, int]]()
     for span in spans:
         if found and sum(found[-1]) == span.start:

@@ -1,8 +1,8 @@
-"""Which samples DALI cannot decode, and what it makes of the others.
+"""Find the samples that DALI cannot decode, and decode single images as DALI does.
 
-It names some of them, loses its pipeline at all of them, and at a header that it cannot parse in a large batch (100
-images) DALI 2.4 ends the process with a segmentation fault. So headers are looked at before DALI gets them, and pixels
-when it has complained, or one by one in advance (`Decoder`).
+Any bad sample breaks DALI's pipeline, and DALI does not name all of them. A header that DALI 2.4 cannot parse in a
+large batch (100 images) ends the process with a segmentation fault. So headers are checked before DALI gets them, and
+pixels after DALI has failed, or one image at a time in advance (`Decoder`).
 """
 
 from contextlib import suppress
@@ -19,23 +19,23 @@ from penstock.pipeline.gray import with_unit_factor
 
 
 def bad_header(view: np.ndarray, height: int, width: int) -> str | None:
-    """What is wrong with an image before its pixels, by the parser that DALI uses, in 5 µs; None if nothing is.
+    """Check an image's header with the parser that DALI uses, in 5 µs. Return the fault, or None.
 
     Args:
-        view: (size,) uint8; height, width: pixels that it has to have.
+        view: (size,) uint8. height, width: the expected size in pixels.
     """
     from nvidia.nvimgcodec import CodeStream
 
     try:
         stream = CodeStream(view)
         found = stream.height, stream.width
-    except Exception as error:  # RuntimeError, as far as seen
+    except Exception as error:  # so far always RuntimeError
         return f"nvImageCodec: {(str(error) or type(error).__name__).splitlines()[0]}"
     return None if found == (height, width) else f"is {found[0]}×{found[1]} pixels, the table says {height}×{width}"
 
 
 def raised_by_dali(error: RuntimeError) -> bool:
-    """Whether DALI raised this while it made or ran a graph; not what it calls (reader, compiler) or who calls it."""
+    """Whether DALI raised this while it made or ran a graph, and not code that DALI calls (reader, compiler)."""
     trace = error.__traceback__
     while trace and trace.tb_next:
         trace = trace.tb_next
@@ -43,14 +43,14 @@ def raised_by_dali(error: RuntimeError) -> bool:
 
 
 def find_bad(views: list[np.ndarray], params: AugmentParams, config: DataConfig, gpu: int | None) -> dict[int, str]:
-    """The places in a batch whose planned region DALI does not decode, and its complaint about each in one line.
+    """The places in a batch with a planned region that DALI cannot decode, and DALI's complaint about each in one line.
 
-    Every image is first decoded whole by DALI's own decoder library, which does not stop at the first; then each that
-    failed is given to DALI alone. Only where that finds none is every sample, which costs 10 ms each.
+    DALI's decoder library first decodes every whole image; it does not stop at the first fault. DALI then gets each
+    failed image alone. If that finds no fault, DALI gets every image alone, which costs 10 ms each.
 
     Args:
-        views: n (size,) uint8 arrays; params: `anchor` and `shape` of these samples.
-        config: how the graph decodes. gpu: device index, for what only the GPU's decoder rejects; or None.
+        views: n (size,) uint8 arrays. params: `anchor` and `shape` of these samples.
+        config: the decoder's settings. gpu: device index, for images that only the GPU's decoder rejects; or None.
     """
     for places in (_suspects(views), range(len(views))):
         for device in dict.fromkeys([None, gpu]):
@@ -74,10 +74,10 @@ def _suspects(views: list[np.ndarray]) -> list[int]:
 def _decode_alone(
     data: np.ndarray, anchor: np.ndarray, shape: np.ndarray, config: DataConfig, gpu: int | None
 ) -> str | None:
-    """None if DALI decodes this region, as it does in the graph.
+    """DALI's complaint about this region, decoded as in the graph; None if it decodes.
 
     Args:
-        data: (size,) uint8; anchor, shape: (2,) int32, row and column.
+        data: (size,) uint8. anchor, shape: (2,) int32, row and column.
     """
     if gpu is not None:
         data = with_unit_factor(data)
@@ -89,10 +89,10 @@ def _decode_alone(
 
 
 def jpeg_decoders() -> list[str]:
-    """Which of nvImageCodec's kinds of decoder decode an ordinary JPEG on this machine, the fastest first: "hardware",
-    the JPEG engine of a GPU; "cuda", kernels; "cpu", libjpeg-turbo. They are DALI's (`decoders_used`).
+    """The kinds of nvImageCodec's decoders that decode an ordinary JPEG on this machine, the fastest first.
 
-    Starts CUDA on the first GPU. Raises ImportError where nvImageCodec or Pillow is not installed.
+    "hardware" is the JPEG engine of a GPU, "cuda" are kernels, "cpu" is libjpeg-turbo. DALI uses them
+    (`decoders_used`). Starts CUDA on the first GPU. Raises ImportError if nvImageCodec or Pillow is not installed.
     """
     from nvidia import nvimgcodec
     from PIL import Image
@@ -105,7 +105,7 @@ def jpeg_decoders() -> list[str]:
         ("cuda", [kind.GPU_ONLY, kind.HYBRID_CPU_GPU], 0),
         ("cpu", [kind.CPU_ONLY], nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY),
     ):
-        with suppress(RuntimeError):  # "Could not create decoder", where there is none
+        with suppress(RuntimeError):  # "Could not create decoder" if there is none
             decoder = nvimgcodec.Decoder(device_id=gpu, backends=[nvimgcodec.Backend(one) for one in kinds])
             if decoder.decode([stream.getvalue()])[0] is not None:
                 found.append(name)
@@ -113,7 +113,8 @@ def jpeg_decoders() -> list[str]:
 
 
 class Decoder:
-    """The graph's decoder for one image at a time, so that an error is that image's; the next one costs 7 ms more."""
+    """The graph's decoder for one image at a time, so that an error belongs to that image. After an error, the next
+    image costs 7 ms more."""
 
     def __init__(self, config: DataConfig, gpu: int | None = None) -> None:
         self._config, self._gpu = replace(config, prefetch=1), gpu
@@ -126,7 +127,7 @@ class Decoder:
         return np.array(output.as_cpu().at(0))
 
     def run(self, data: np.ndarray, anchor: np.ndarray, shape: np.ndarray) -> TensorList:
-        """DALI's list of the one region. `data`: (size,) uint8; `anchor`, `shape`: (2,) int32, row and column.
+        """Decode one region, as a DALI list of one. `data`: (size,) uint8. `anchor`, `shape`: (2,) int32, row, column.
 
         Raises ValueError with DALI's complaint in one line.
         """
@@ -135,7 +136,7 @@ class Decoder:
         try:
             (output,) = pipe.run()
         except RuntimeError as error:
-            complaint = str(error).rpartition("encountered:")[2].strip()  # before it: where the graph was made
+            complaint = str(error).rpartition("encountered:")[2].strip()  # before it is a trace of the graph
             raise ValueError(complaint.splitlines()[0].rstrip(" :") if complaint else "unknown error") from None
         self._pipe = pipe
         return output

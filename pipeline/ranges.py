@@ -1,9 +1,9 @@
-"""Named ranges of a training step, for a profiler: nothing where none is at work.
+"""Named ranges of a training step for a profiler. They do nothing without one.
 
     with ranges.span("copy"):
         labels = labels.to(device)
 
-`training/profile.py` says what entering one does while it traces.
+`training/profile.py` defines the contexts while it traces.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,13 +15,13 @@ _open: Open = lambda name: NOTHING  # noqa: E731
 
 
 def span(name: str) -> AbstractContextManager[object]:
-    """A context around what the range `name` is."""
+    """A context for the range `name`."""
     return _open(name)
 
 
 @contextmanager
 def opened_by(opener: Open) -> Iterator[None]:
-    """Have `span` give what `opener` makes of the name, until the context ends."""
+    """Make `span` return `opener(name)` until the context ends."""
     global _open
     before, _open = _open, opener
     try:

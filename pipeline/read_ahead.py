@@ -1,4 +1,4 @@
-"""Asks the kernel for the bytes of batches before they are due."""
+"""Ask the kernel to read the bytes of batches in advance."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ class _Reader(Protocol):
 
 
 def read_ahead(planned: Iterator[PlannedBatch], feed: Feed, reader: _Reader) -> Iterator[PlannedBatch]:
-    """The same batches, the kernel being asked for their bytes before they are due: `read_ahead` batches before, or in
-    `block` order a window before, whose samples lie together."""
+    """Yield the same batches, and ask the kernel to read their bytes `read_ahead` batches in advance. In `block` order
+    it is a window in advance, since a window's samples are stored together."""
     config = feed.config
     if not config.read_ahead or config.cache == "encoded":
         yield from planned

@@ -1,6 +1,6 @@
-"""Sample ids → zero-copy views on memory-mapped shards, and reading ahead of the plan.
+"""Sample ids → zero-copy views on memory-mapped shards, with read-ahead.
 
-`open_reader` gives the reader for shards on a disk, or at a URL (see `storage` and `window_reader`).
+`open_reader` returns the reader for shards on a disk or at a URL (see `storage` and `window_reader`).
 """
 
 import mmap
@@ -24,15 +24,15 @@ _PAGE = mmap.PAGESIZE
 
 
 def open_reader(feed: Feed) -> "ShardReader | WindowReader":
-    """The reader of a feed's samples.
+    """Open the reader for a feed's samples.
 
     Raises:
-        ValueError: see the readers; the order needs all shards at once, and the cache does not hold them.
+        ValueError: see the readers; also if the order needs all shards at once and the cache cannot hold them.
     """
     split, in_memory = feed.split, feed.config.cache == "encoded"
     if not split.url:
         return ShardReader(split, in_memory)
-    # Here and not above: they take what Windows lacks.
+    # Imported here, since they need modules that Windows lacks.
     from penstock.pipeline.storage import CachedShards, Fetcher
     from penstock.pipeline.window_reader import WindowReader
 
@@ -41,7 +41,7 @@ def open_reader(feed: Feed) -> "ShardReader | WindowReader":
         return ShardReader(split, in_memory, CachedShards(split, fetcher))
     if feed.plan(0).order == "global":
         raise ValueError(
-            f'{split.url}: data.order = "global" reads all shards at once, {split.dataset_bytes} bytes, and '
+            f'{split.url}: data.order = "global" reads all shards at once, {split.dataset_bytes} bytes, but '
             f"data.cache_bytes is {fetcher.cache.max_bytes} ({fetcher.cache.root}); raise it, or set "
             'data.order = "block"'
         )
@@ -49,11 +49,11 @@ def open_reader(feed: Feed) -> "ShardReader | WindowReader":
 
 
 def raise_file_limit() -> int:
-    """Let this process open as many files as it may; returns how many. A memory map holds a descriptor, and the usual
-    soft limit of 1,024 is less than a large set has shards."""
+    """Raise this process's limit of open files to the maximum, and return it. A memory map holds a descriptor, and a
+    large dataset has more shards than the usual soft limit of 1,024."""
     try:
         import resource
-    except ImportError:  # Windows, whose limit is of another kind
+    except ImportError:  # Windows has a different limit
         return 1 << 20
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -61,13 +61,13 @@ def raise_file_limit() -> int:
 
 
 class ShardReader:
-    """The encoded bytes of one split's samples. Shards are mapped when first touched and stay mapped until `close`.
+    """The encoded bytes of one split's samples. Shards are mapped at first use and stay mapped until `close`.
 
-    Views are valid while the reader is open; the page faults are taken by whoever reads the bytes. With `in_memory` the
-    shards are read whole by the constructor instead. With `remote` they are mapped in the cache, as they arrive.
+    Views are valid while the reader is open. Page faults occur in the thread that reads the bytes. With `in_memory` the
+    constructor reads whole shards into memory instead. With `remote` they are mapped in the cache, as they arrive.
 
     Raises:
-        ValueError: a shard is missing, cannot be read or has another size; or there is not the memory for all.
+        ValueError: a shard is missing, cannot be read or has another size; or the memory is too small for all of them.
     """
 
     def __init__(self, split: Split, in_memory: bool = False, remote: "CachedShards | None" = None) -> None:
@@ -88,7 +88,7 @@ class ShardReader:
                 raise ValueError(f"{path}: cannot read this shard ({error.strerror}); pack the dataset again") from None
             if size != info.bytes:
                 raise ValueError(
-                    f"{path}: has {size} bytes, dataset.json says {info.bytes}; "
+                    f"{path}: has {size} bytes, but dataset.json lists {info.bytes}; "
                     f"find what is wrong with: {SHARD_TOOLS} verify {self.split.root}"
                 )
 
@@ -97,7 +97,7 @@ class ShardReader:
         if need > free:
             raise ValueError(
                 f'{self.split.root}: data.cache = "encoded" needs {need / 1e9:.1f} GB for split {self.split.name!r}, '
-                f'{free / 1e9:.1f} GB are free; set data.cache = "none"'
+                f'but {free / 1e9:.1f} GB are free; set data.cache = "none"'
             )
         for shard in range(len(self.split.shards)):
             if self._remote:
@@ -111,7 +111,7 @@ class ShardReader:
                 raise ValueError(f"{path}: cannot read this shard ({error.strerror})") from None
 
     def views(self, sample_ids: np.ndarray) -> list[np.ndarray]:
-        """(n,) sample ids → n read-only (size,) uint8 views, no copy."""
+        """(n,) sample ids → n read-only (size,) uint8 views, without a copy."""
         rows = self.split.rows(sample_ids)
         shards, starts = rows["shard"].tolist(), rows["offset"].astype(np.int64)
         ends = (starts + rows["size"]).tolist()
@@ -120,13 +120,13 @@ class ShardReader:
         ]
 
     def follow(self, windows: Iterator[np.ndarray]) -> None:
-        """Have remote shards fetched in the order in which these samples, (n,) ids each, come to need them."""
+        """Fetch remote shards in the order in which these windows of samples, (n,) ids each, need them."""
         if self._remote and len(self._maps) < len(self.split.shards):
             self._remote.follow(windows)
 
     def read_ahead(self, sample_ids: np.ndarray, gap_bytes: int = 0) -> None:
-        """Ask the kernel to have these samples' pages in memory soon. Neighbouring samples become one request; so do
-        those with up to `gap_bytes` between them, which are then read too."""
+        """Ask the kernel to read these samples' pages into memory. Adjacent samples become one request, also those with
+        up to `gap_bytes` between them; the gap is then read, too."""
         rows = self.split.rows(sample_ids)
         rows = rows[np.lexsort((rows["offset"], rows["shard"]))]
         if not len(rows):
@@ -144,7 +144,7 @@ class ShardReader:
             if self._remote and not self._remote.is_there(shard):
                 continue
             pages = self._shard(shard)[0]
-            if pages is not None and hasattr(pages, "madvise"):  # not in memory already; Windows has none
+            if pages is not None and hasattr(pages, "madvise"):  # not yet in memory; Windows has no madvise
                 pages.madvise(mmap.MADV_WILLNEED, page * _PAGE, (stop - page) * _PAGE)
 
     def _shard(self, shard: int) -> tuple[mmap.mmap | None, np.ndarray]:
@@ -153,10 +153,10 @@ class ShardReader:
         return self._maps[shard]
 
     def end_epoch(self) -> None:
-        """An epoch is over. What is mapped stays, for the next."""
+        """End an epoch. Shards stay mapped for the next one."""
 
     def close(self) -> None:
-        """Forget the maps. The memory goes when the last view does."""
+        """Drop the maps. The memory is freed with the last view."""
         self._maps.clear()
         if self._remote:
             self._remote.close()

@@ -1,4 +1,4 @@
-"""`ReferenceLoader`: the same plan executed by PIL and torchvision. The oracle for `DaliLoader`, and a peer to beat."""
+"""`ReferenceLoader`: the same plan executed by PIL and torchvision. Tests compare `DaliLoader` with it."""
 
 import io
 import multiprocessing
@@ -34,11 +34,11 @@ FILTERS = {
 class ReferenceLoader:
     """One rank's batches, decoded by PIL in worker processes. See `pipeline.batch.Loader` for the contract.
 
-    docs/augmentations.md says how far its pixels are from `DaliLoader`'s, augmentation by augmentation.
+    docs/augmentations.md lists the differences from `DaliLoader`'s pixels for each augmentation.
 
-    Without antialias, only the filters "nearest" and "linear".
+    Without antialias, only the filters "nearest" and "linear" are supported.
 
-    A sample that cannot be decoded is a ValueError naming it; taking bad samples out is `DaliLoader`'s.
+    A sample that cannot be decoded raises ValueError with its name. This loader does not quarantine samples.
 
     Args:
         workers: worker processes; 0 decodes in this one.
@@ -48,7 +48,8 @@ class ReferenceLoader:
         self.feed, self.device, self.workers, self.dtype = feed, device, workers, dtype
         if not feed.config.antialias and feed.config.interpolation not in ("nearest", "linear"):
             raise ValueError(
-                f'data.interpolation: no reference for "{feed.config.interpolation}" without data.antialias'
+                f'data.interpolation: the reference loader supports "{feed.config.interpolation}" only with '
+                "data.antialias = true"
             )
         self.quarantine: set[int] = set()
 
@@ -75,7 +76,7 @@ class ReferenceLoader:
             yield Batch(images, labels, sample_ids, epoch, span.end)
 
     def close(self) -> None:
-        """Nothing is held between epochs."""
+        """Do nothing: there is nothing to release between epochs."""
 
 
 def _check_shared_memory() -> None:
@@ -83,13 +84,13 @@ def _check_shared_memory() -> None:
         multiprocessing.Lock()
     except OSError as error:
         raise ValueError(
-            f"/dev/shm: the reference loader's processes need it ({error.strerror}); make it writable, or choose "
+            f"/dev/shm: the reference loader's processes need it ({error.strerror}); make it writable, or use "
             "another loader"
         ) from None
 
 
 class _PlannedBatches(Dataset[Item]):
-    """Item i is the batch at span i on the CPU, or a message for the user where a sample cannot be decoded."""
+    """Item i is the batch at span i on the CPU, or an error message if a sample cannot be decoded."""
 
     def __init__(self, feed: Feed, epoch: int, spans: list[Span]) -> None:
         self.feed, self.epoch, self.spans = feed, epoch, spans
@@ -115,7 +116,7 @@ class _PlannedBatches(Dataset[Item]):
         image: Image.Image = Image.open(io.BytesIO(view.data)).convert("RGB")
         if config.antialias:
             image = self._cropped(image, params)
-        else:  # which Pillow cannot
+        else:  # Pillow always antialiases
             image = F.to_pil_image(self._cropped(F.pil_to_tensor(image), params))
         if augment:
             image = reference_augment(image, params, augment, config)
@@ -124,7 +125,7 @@ class _PlannedBatches(Dataset[Item]):
         return normalised
 
     def _cropped(self, image: Pixels, params: AugmentParams) -> Pixels:
-        """The image's crop, resized, and moved where it has a shift."""
+        """The image's crop, resized, and moved if it has a shift."""
         config, size, augment = self.feed.config, self.feed.image_size, self.feed.augment
         resampling = {"interpolation": FILTERS[config.interpolation], "antialias": config.antialias}
         if not augment or augment.crop == "centre":

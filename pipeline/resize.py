@@ -1,7 +1,7 @@
-"""The CPU's resize as a node of the DALI graph: one fused kernel, run in DALI's threads without Python or its lock.
+"""The CPU's resize as a node of the DALI graph: one fused kernel that runs in DALI's threads, without Python's lock.
 
-DALI's own CPU `resize` and `crop_mirror_normalize` take 0.75 ms an image of 224 px and more, as much as decoding it;
-this takes 0.14. On the GPU DALI's operators do the work.
+DALI's own CPU `resize` and `crop_mirror_normalize` take 0.75 ms or more for an image of 224 px, as much as decoding it;
+this takes 0.14 ms. On the GPU, DALI's operators do the work.
 """
 
 import functools
@@ -42,11 +42,11 @@ def geometry(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> np.ndarray:
-    """What the kernel needs to know of each sample: (n, GEOMETRY_COLUMNS) float64.
+    """The kernel's parameters for each sample: (n, GEOMETRY_COLUMNS) float64.
 
     Args:
-        params: the plan's arrays: `shape`, and where there are such `roi_start`, `roi_end`, `shift`, `mirror` and
-            `flip_vertical` (see `pipeline.augment`).
+        params: the plan's arrays: `shape`, and if present `roi_start`, `roi_end`, `shift`, `mirror` and `flip_vertical`
+            (see `pipeline.augment`).
     """
     shape = params["shape"]
     rows = np.zeros((len(shape), GEOMETRY_COLUMNS))
@@ -64,7 +64,7 @@ def geometry(
 
 @compiled()
 def _arguments(outs, out_shapes, ins, in_shapes):
-    """What the operator is called with, for one output and the inputs (image, geometry)."""
+    """The operator's arguments as arrays, for one output and the inputs (image, geometry)."""
     ins, in_shapes = carray(pointer(ins), 2, np.uint64), carray(pointer(in_shapes), 2, np.uint64)
     outs, out_shapes = carray(pointer(outs), 1, np.uint64), carray(pointer(out_shapes), 1, np.uint64)
     in_shape, out_shape = carray(pointer(in_shapes[0]), 3, np.int64), carray(pointer(out_shapes[0]), 3, np.int64)
@@ -88,7 +88,7 @@ def _run_levels(outs, out_shapes, out_ndims, num_outs, ins, in_shapes, in_ndims,
 
 @functools.cache  # also keeps the compiled code alive
 def _setup(image_size: int) -> CFunc:
-    """The function that tells DALI the output's shape."""
+    """The function that sets the output's shape for DALI."""
 
     @compiled_callback(SETUP)
     def setup(out_shapes, out_ndims, num_outs, in_shapes, in_ndims, num_ins, num_samples):
@@ -104,7 +104,7 @@ def resize(images: Node, geometry: Node, image_size: int, *, normalise: bool) ->
 
     Args:
         images, geometry: DALI nodes; geometry as `geometry()` makes it.
-        normalise: give float32 (pixel - mean) / std; otherwise uint8.
+        normalise: return float32 (pixel - mean) / std; otherwise uint8.
     """
     from nvidia.dali import types
 

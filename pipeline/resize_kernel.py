@@ -1,8 +1,8 @@
-"""The arithmetic of the CPU's resize, compiled by Numba for the machine it runs on (once, if it can be kept).
+"""The arithmetic of the CPU's resize, compiled by Numba for the current machine (once, if the code can be cached).
 
-One pass does the crop window, the filter, flips, the shift and the normalisation. The filters and the way they are
-sampled are Pillow's (`Resample.c`), and so torchvision's with antialias=True: the support is stretched by the scale
-where an image shrinks. Values are float32 throughout and rounded once, where Pillow rounds after each of its passes.
+One pass does the crop window, the filter, flips, the shift and the normalisation. The filters and their sampling are
+Pillow's (`Resample.c`), and thus torchvision's with antialias=True: if an image shrinks, the support is stretched by
+the scale. Values are float32 throughout and rounded once, while Pillow rounds after each of its passes.
 """
 
 import math
@@ -20,16 +20,16 @@ RADIUS = (0.5, 1.0, 2.0, 3.0)
 
 # The columns of a geometry row, one row a sample, float64.
 TOP, LEFT, BOTTOM, RIGHT = 0, 1, 2, 3  # the part of the decoded region that becomes the output, in its pixels
-SHIFT_Y, SHIFT_X = 4, 5  # by which the output's top left corner moves, in output pixels; black outside the window
+SHIFT_Y, SHIFT_X = 4, 5  # shift of the output's top left corner, in output pixels; black outside the window
 FLIP_Y, FLIP_X = 6, 7  # 1 to flip up-down, left-right
-FILTER, ANTIALIAS = 8, 9  # index in INTERPOLATIONS; 0 keeps the filter's support where the image shrinks
+FILTER, ANTIALIAS = 8, 9  # index in INTERPOLATIONS; 0 keeps the filter's support if the image shrinks
 GAIN, BIAS = 10, 13  # three columns each: float output is pixel × gain + bias, by channel
 GEOMETRY_COLUMNS = 16
 
 numba.config.SLP_VECTORIZE = 1  # type: ignore[attr-defined]  # the horizontal pass: 0.07 instead of 0.13 ms an image
 _FAST = {"contract", "nsz"}
-_inlined = compiled(fastmath=_FAST, error_model="numpy", inline="always")  # a call with arrays takes 0.1 µs: once a row
-_U = np.uintp  # an index known not to be negative: numba's support of negative ones keeps loops from being vectorised
+_inlined = compiled(fastmath=_FAST, error_model="numpy", inline="always")  # a call with arrays costs 0.1 µs per row
+_U = np.uintp  # for non-negative indices: numba's support of negative ones prevents vectorised loops
 _1, _2, _3, _4, _5, _6, _7, _8, _9 = map(_U, range(1, 10))
 
 
@@ -52,7 +52,7 @@ def _filter(kind: int, x: float) -> float:
 
 @compiled()
 def _taps(n_in, start, end, shift, flip, kind, antialias, num_taps, first, count, weights):
-    """Which inputs make an output, and with which weights; no input makes it black.
+    """Compute the inputs of each output and their weights. An output without inputs is black.
 
     Args:
         n_in: inputs along this axis; start, end: the window among them.
@@ -98,7 +98,7 @@ def _taps(n_in, start, end, shift, flip, kind, antialias, num_taps, first, count
 
 @_inlined
 def _vertical(image, width, pitch, first, count, weights, y, row):
-    """One output row before the horizontal pass.
+    """Compute one output row of the vertical pass.
 
     Args:
         image: (≥ (height - 1) × pitch + width,) uint8, width and pitch counting channels.
@@ -134,7 +134,8 @@ def _vertical(image, width, pitch, first, count, weights, y, row):
 
 @compiled(fastmath=_FAST, error_model="numpy")  # not inlined, or its vector operations are lost
 def _horizontal(row, first, w, stride, most, line):
-    """One output row. Four values are computed a pixel, three are meant: so each is one vector operation.
+    """Compute one output row of the horizontal pass. Each pixel computes four values instead of three, so that each
+    step is one vector operation.
 
     Args:
         row: float32, zeros after the last pixel for `most` + 2 more. first: (n_out,) int64. most: the largest number
@@ -179,7 +180,7 @@ def _horizontal(row, first, w, stride, most, line):
 
 @_inlined
 def _take(image, start, count, first, counts, line):
-    """One output row where nothing is interpolated: what `_vertical` and `_horizontal` give with weights of 1.
+    """Copy one output row without interpolation: the result of `_vertical` and `_horizontal` with weights of 1.
 
     Args:
         start: where the input row begins. count: 0 for a black row. first, counts: (n_out,) int64.
@@ -197,13 +198,13 @@ def _take(image, start, count, first, counts, line):
 
 @compiled(error_model="numpy")
 def _num_taps(start: float, end: float, n_out: int, kind: int) -> int:
-    """How many inputs an output has at most, and some."""
+    """An upper bound of the inputs of an output."""
     return int(2 * RADIUS[kind] * max((end - start) / n_out, 1.0)) + 4
 
 
 @compiled(error_model="numpy")
 def _set_levels(geometry, gain, bias):
-    """`gain` and `bias`, (3 × n_out,) float32, for `_store`."""
+    """Fill `gain` and `bias`, (3 × n_out,) float32, for `_store`."""
     for o in range(0, len(gain), 3):
         for c in range(3):
             gain[o + c], bias[o + c] = geometry[GAIN + c], geometry[BIAS + c]
@@ -211,7 +212,7 @@ def _set_levels(geometry, gain, bias):
 
 @compiled(fastmath=_FAST, error_model="numpy")
 def _resize(image, height, width, pitch, geometry, out, size_y, size_x, weights_y, weights_x, row, line, gain, bias):
-    """`resize_image`, with memory to work in.
+    """`resize_image`, with working memory from the caller.
 
     Args:
         size_y, size_x: (2, out_height) and (2, out_width) int64.
@@ -229,7 +230,7 @@ def _resize(image, height, width, pitch, geometry, out, size_y, size_x, weights_
         width, geometry[LEFT], geometry[RIGHT], int(geometry[SHIFT_X]), geometry[FLIP_X] != 0, kind, antialias,
         weights_x.shape[1] - 2, first_x, count_x, weights_x,
     )  # fmt: skip
-    if most_y <= 1 and most <= 1:  # each output is one input, whose weight is 1, or black
+    if most_y <= 1 and most <= 1:  # each output is one input with weight 1, or black
         for y in range(len(first_y)):
             _take(image, first_y[y] * pitch, count_y[y], first_x, count_x, line)
             _store(line, gain, bias, out, y * n)
@@ -244,7 +245,7 @@ def _resize(image, height, width, pitch, geometry, out, size_y, size_x, weights_
 
 @compiled(fastmath=_FAST, error_model="numpy")
 def resize_image(image, height, width, pitch, geometry, out, out_height, out_width):
-    """One image, or a region of one.
+    """Resize one image, or a region of one.
 
     Args:
         image: uint8, RGB, rows of width × 3 values that begin `pitch` values apart. geometry: (GEOMETRY_COLUMNS,)
@@ -266,13 +267,13 @@ def resize_image(image, height, width, pitch, geometry, out, out_height, out_wid
 
 @compiled(fastmath=_FAST, error_model="numpy", nogil=True)
 def resize_images(addresses, pitches, shapes, geometry, out, size, begin, end):
-    """Regions of images that lie anywhere in memory, those from `begin` to `end` of n; without Python's lock.
+    """Resize the regions `begin` to `end` of n, which may lie anywhere in memory, without Python's lock.
 
     Args:
         addresses: (n,) int64, of the first value of each region, uint8. pitches: (n,) int64, values from one row of
             it to the next. shapes: (n, 2) int32, its height and width.
         geometry: (n, GEOMETRY_COLUMNS) float64, with one filter, gain and bias for all.
-        out: (n × size × size × 3,), as of `resize_image`; size: pixels.
+        out: (n × size × size × 3,), as for `resize_image`. size: pixels.
     """
     kind, values, taps, width = int(geometry[begin, FILTER]), 3 * size * size, 0, 0
     for i in range(begin, end):
@@ -295,14 +296,14 @@ def resize_images(addresses, pitches, shapes, geometry, out, size, begin, end):
 
 @compiled(nogil=True)
 def copy_values(addresses, starts, ends, out):
-    """Copy uint8 from addresses, (n,) int64, to where they are to begin and end in `out`, (n,) int64 both."""
+    """Copy uint8 values from addresses, (n,) int64, to the places from `starts` to `ends` in `out`, (n,) int64 both."""
     for i in range(len(addresses)):
         num_values = ends[i] - starts[i]
         out[starts[i] : ends[i]] = carray(pointer(addresses[i]), (num_values,), np.uint8)
 
 
 def _store(line: np.ndarray, gain: np.ndarray, bias: np.ndarray, out: np.ndarray, start: int) -> None:
-    """Round a line to grey levels, and normalise them unless `out` is uint8, where they lie from `start` on."""
+    """Round a line to grey levels, normalise them unless `out` is uint8, and write them to `out` from `start` on."""
 
 
 @overload(_store, jit_options={"fastmath": _FAST}, inline="always")

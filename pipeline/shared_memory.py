@@ -1,8 +1,8 @@
-"""Memory that the processes of one machine share, and that goes with the last of them, however they end.
+"""Memory that the processes of one machine share. It is freed with the last of them, however they end.
 
-The first process makes an anonymous file in memory (memfd_create(2)) and writes its number down; the others open it
-through /proc. It is not in /dev/shm, which is small in many containers, and a killed run leaves no memory behind, only
-its note of a few bytes, which a later one removes.
+The first process makes an anonymous file in memory (memfd_create(2)) and writes its number to a small file. The others
+open it through /proc. It is not in /dev/shm, which is small in many containers. A killed run leaves no memory behind,
+only the small file, which a later run removes.
 """
 
 import mmap
@@ -14,8 +14,8 @@ from pathlib import Path
 
 
 def shared_memory(name: str, num_bytes: int, shared: bool) -> mmap.mmap:
-    """Zeroed memory of `num_bytes` > 0, the same for all processes with one parent and user that ask for `name`; where
-    that cannot be, or it is not to be `shared`, memory of this process alone."""
+    """Zeroed memory of `num_bytes` > 0. All processes with the same parent and user get the same memory for a `name`.
+    If that is not possible, or not `shared`, the memory belongs to this process alone."""
     if not shared or not hasattr(os, "memfd_create"):
         return mmap.mmap(-1, num_bytes)
     import fcntl  # Windows has none
@@ -36,7 +36,7 @@ def shared_memory(name: str, num_bytes: int, shared: bool) -> mmap.mmap:
 
 
 def _tidy(folder: Path, mine: str) -> None:
-    """Remove the notes of processes whose parent has ended."""
+    """Remove the files of processes with a parent that has ended."""
     for path in folder.glob(f"{mine}*-*"):
         parent = path.name.removeprefix(mine).partition("-")[0]
         if parent.isdigit() and not Path(f"/proc/{parent}").exists():
@@ -44,13 +44,13 @@ def _tidy(folder: Path, mine: str) -> None:
 
 
 def _opened(note: bytes, name: str, num_bytes: int) -> mmap.mmap | None:
-    """The memory that another process has noted, if it is still there."""
+    """The memory that another process made and noted in the file, if it still exists."""
     found = re.fullmatch(rb"(\d+) (\d+)", note)
     if not found:
         return None
     path = Path(f"/proc/{int(found[1])}/fd/{int(found[2])}")
     try:
-        if name not in str(path.readlink()):  # a later process with its number
+        if name not in str(path.readlink()):  # another process has the number now
             return None
         descriptor = os.open(path, os.O_RDWR)
     except OSError:

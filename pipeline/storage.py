@@ -1,7 +1,7 @@
-"""Shards at a URL → memory maps of files in the local cache, fetched by background threads in the order of the plan.
+"""Shards at a URL → memory maps of files in the local cache. Background threads fetch them in the order of the plan.
 
-`Fetcher` has the threads. `CachedShards` is for a cache that holds the dataset: whole shards, each downloaded once and
-checked against its sha256. For a smaller one there is `window_reader`.
+`Fetcher` has the threads. `CachedShards` is for a cache that can hold the dataset: it downloads each whole shard once
+and checks its sha256. For a smaller cache there is `window_reader`.
 """
 
 import mmap
@@ -23,23 +23,23 @@ from penstock.shards.remote import Store
 
 
 class Mapped(NamedTuple):
-    """A cached file's pages, and the same as (size,) uint8. The file stays in the cache as long as either is alive."""
+    """A cached file's pages, and the same as (size,) uint8. The file stays in the cache as long as either exists."""
 
     pages: mmap.mmap
     data: np.ndarray
 
 
 class Fetcher:
-    """Threads that map files of the cache, downloading those that are missing; in the order they were asked for.
+    """Threads that map files of the cache in the order of the requests, and download missing files.
 
-    The threads are made by the first request, and anew after a fork. They end with the program, whatever they wait for.
+    The first request starts the threads, also after a fork. They end with the program, whatever they wait for.
     """
 
     def __init__(self, split: Split, config: DataConfig) -> None:
         self.store = Store(split.url, config.store_timeout_s)
         self.cache = Cache(cache_root(config.cache_dir) / "shards", config.cache_bytes)
         self._num_threads = config.fetch_threads
-        self.max_files = raise_file_limit() // 2  # for what this process maps of it
+        self.max_files = raise_file_limit() // 2  # that this process maps
         self._start()
 
     def _start(self) -> None:
@@ -50,7 +50,8 @@ class Fetcher:
         self._closed = False
 
     def fetch(self, name: str, size: int, make: Callable[[BinaryIO], object], first: bool = False) -> Future[Mapped]:
-        """The map of a cached file of `size` bytes, which `make` can write; `first`: before all that wait."""
+        """Request the map of a cached file of `size` bytes; `make` writes it if it is missing. `first`: before all
+        waiting requests."""
         if self._process != os.getpid():
             self._start()
         future: Future[Mapped] = Future()
@@ -64,7 +65,7 @@ class Fetcher:
         return future
 
     def forget(self) -> None:
-        """Drop the requests that no thread has taken up."""
+        """Drop the requests that no thread has started."""
         with self._condition:
             for future, _ in self._jobs:
                 future.cancel()
@@ -90,13 +91,13 @@ class Fetcher:
                     future.set_result(job())
                 except BaseException as error:
                     future.set_exception(error)
-            del future, job  # or the map would live as long as this thread waits
+            del future, job  # otherwise the map would live while this thread waits
 
     def _map(self, name: str, size: int, make: Callable[[BinaryIO], object]) -> Mapped:
         descriptor = self.cache.open(name, size, make)
         try:
             if os.fstat(descriptor).st_size != size:
-                raise ValueError(f"{self.cache.root / name}: was changed; remove it")
+                raise ValueError(f"{self.cache.root / name}: this cached file was changed; remove it")
             pages = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)  # duplicates the descriptor, and so the lock
         except OSError as error:
             raise ValueError(f"{self.cache.root / name}: cannot be mapped ({error.strerror})") from None
@@ -106,7 +107,7 @@ class Fetcher:
 
 
 class CachedShards:
-    """The shards of a split by number, mapped as they arrive. The cache holds all of the dataset's."""
+    """The shards of a split by number, mapped as they arrive. The cache can hold the whole dataset."""
 
     def __init__(self, split: Split, fetcher: Fetcher) -> None:
         self.split, self._fetcher = split, fetcher
@@ -115,11 +116,11 @@ class CachedShards:
 
     def _start(self) -> None:
         self._process = os.getpid()
-        self._lock = threading.Lock()  # between who reads and who plans: a shard is asked for once
+        self._lock = threading.Lock()  # between the reading and the planning thread: a shard is requested once
         self._futures: dict[int, Future[Mapped]] = {}
 
     def follow(self, windows: Iterator[np.ndarray]) -> None:
-        """Have the shards fetched in the order in which these samples, (n,) ids each, come to need them."""
+        """Fetch the shards in the order in which these windows of samples, (n,) ids each, need them."""
         turn = self._turn = object()
 
         def plan() -> None:
@@ -149,12 +150,12 @@ class CachedShards:
             return future
 
     def is_there(self, shard: int) -> bool:
-        """Whether `map` will not wait."""
+        """Whether `map` returns without waiting."""
         future = self._futures.get(shard)
         return future is not None and future.done()
 
     def map(self, shard: int) -> Mapped:
-        """Raises ValueError if it cannot be downloaded, or is not what was packed."""
+        """The map of a shard. Raises ValueError if it cannot be downloaded, or differs from the packed one."""
         return self.fetch(shard, first=True).result()
 
     def release(self, shard: int) -> None:

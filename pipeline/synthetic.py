@@ -1,4 +1,4 @@
-"""`SyntheticLoader`: one random batch on the device, again and again. Training without a data pipeline: its ceiling."""
+"""`SyntheticLoader`: one random batch on the device, repeated. Shows the speed of training without a data pipeline."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from penstock.pipeline.feed import Feed
 
 
 class SyntheticLoader:
-    """The steps, sizes, labels and ids of the feed; pixels drawn once. See `pipeline.batch.Loader` for the contract."""
+    """The feed's steps, sizes, labels and ids, with pixels drawn once. See `pipeline.batch.Loader` for the contract."""
 
     def __init__(self, feed: Feed, *, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.feed, self.device, self.dtype = feed, device, dtype

@@ -1,11 +1,11 @@
-"""Samples of shards at a URL, for a cache that does not hold them all: of each window of the order, what is needed.
+"""Read samples of shards at a URL with a cache that cannot hold all of them: fetch each window of the order in parts.
 
-The samples that this machine's ranks need of a window lie in long runs of the shards in `block` order. They are
-fetched by ranges, a few megabytes to a cached file, a window and more ahead of the one in use; so no byte is fetched
-twice in an epoch, and nothing of other machines' samples (but for gaps of up to `GAP_BYTES`).
+In `block` order, the samples of a window that this machine's ranks need are in long runs of the shards. The reader
+fetches them as byte ranges, a few megabytes into each cached file, at least one window ahead of the one in use. So it
+fetches no byte twice in an epoch, and no samples of other machines, except gaps of up to `GAP_BYTES`.
 
-A range has no sha256 in dataset.json. It is checked by its length and by the tar header before each sample, which must
-be intact and of a member of that size.
+A range has no sha256 in dataset.json. Its length is checked, and the tar header before each sample: it must be intact
+and have the sample's size.
 """
 
 import hashlib
@@ -25,11 +25,11 @@ from penstock.pipeline.storage import Fetcher, Mapped
 from penstock.shards.format import Split
 
 HEADER_BYTES = 512  # of a tar member
-GAP_BYTES = 64 << 10  # between two samples, read rather than asked for separately
-HELD = 3  # windows: the one in use, the one before (repeated augmentation returns to it), and the next
-LAST = 2  # windows that the last batches of the other loader, of training or validation, may still lie in
-BATCHES = 6  # that each loader holds besides those it prefetches
-READS = 3  # of a range that is not what was packed
+GAP_BYTES = 64 << 10  # a gap between two samples up to which one request reads both
+HELD = 3  # windows: the current one, the one before (repeated augmentation returns to it), and the next
+LAST = 2  # windows that the last batches of the other loader (training or validation) may still use
+BATCHES = 6  # that each loader holds besides its prefetched ones
+READS = 3  # attempts to read a range that differs from the packed one
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Piece:
     """One cached file: ranges of shards, one after the other."""
 
     ranges: tuple[tuple[int, int, int], ...]  # shard, start, end
-    at: np.ndarray  # (n,) int64, where the samples begin in the file
+    at: np.ndarray  # (n,) int64, starts of the samples in the file
     sizes: np.ndarray  # (n,) their bytes
 
     @property
@@ -51,7 +51,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Window:
-    """Samples that are fetched together: ids (n,) sorted; the piece of each and its place in it, (n,) both."""
+    """Samples that are fetched together: ids (n,) sorted; the piece of each and its place in the piece, (n,) both."""
 
     sample_ids: np.ndarray
     piece_of: np.ndarray
@@ -61,7 +61,8 @@ class Window:
 
 
 def pieces(rows: np.ndarray, piece_bytes: int) -> tuple[list[Piece], np.ndarray, np.ndarray]:
-    """Sample table rows (n,), n > 0 → pieces of about `piece_bytes`; each row's piece and place in it, (n,) both."""
+    """Divide sample table rows (n,), n > 0, into pieces of about `piece_bytes`. Also return each row's piece and its
+    place in the piece, (n,) both."""
     order = np.lexsort((rows["offset"], rows["shard"]))
     shard, size = rows["shard"][order].astype(np.int64), rows["size"][order].astype(np.int64)
     offset = rows["offset"][order].astype(np.int64)
@@ -87,8 +88,8 @@ def pieces(rows: np.ndarray, piece_bytes: int) -> tuple[list[Piece], np.ndarray,
 
 
 class WindowReader:
-    """The encoded bytes of one split's samples, like `ShardReader`. What `follow` has not announced is fetched when it
-    is asked for.
+    """The encoded bytes of one split's samples, like `ShardReader`. Samples that `follow` did not announce are fetched
+    on request.
 
     Raises:
         ValueError: the cache is too small for a few windows.
@@ -98,21 +99,21 @@ class WindowReader:
         self.split, self._piece_bytes, self._fetcher = feed.split, feed.config.fetch_bytes, fetcher
         self._changed = threading.Condition()  # guards what follows
         self._windows: deque[Window] = deque()
-        self._turn = object()  # of the plan that is followed
-        self._next_bytes: int | None = None  # of the window that waits for room; None: all are planned
+        self._turn = object()  # identifies the current plan
+        self._next_bytes: int | None = None  # of the window that waits for room; None if all are planned
         self._ranks = feed.local_world_size or feed.world_size
         in_use = (HELD + 1 + LAST) * feed.window_size + 2 * (feed.config.prefetch + BATCHES) * feed.batch_size
         share = min(1, self._ranks * in_use / len(self.split))
         need = int(share * sum(info.bytes for info in self.split.shards))
         if need > fetcher.cache.max_bytes:
             raise ValueError(
-                f"{self.split.url}: data.cache_bytes is {fetcher.cache.max_bytes}, and what is in use of split "
-                f"{self.split.name!r} takes up to {need}; raise it, or lower data.window_blocks"
+                f"{self.split.url}: data.cache_bytes is {fetcher.cache.max_bytes}, but the windows in use of split "
+                f"{self.split.name!r} need up to {need}; raise it, or lower data.window_blocks"
             )
 
     def follow(self, windows: Iterator[np.ndarray]) -> None:
-        """Have these samples fetched, (n,) ids a window, as far ahead as this rank's half of its share of the cache
-        allows: what it holds is not removed, and other ranks may be elsewhere."""
+        """Fetch these samples, (n,) ids for each window, ahead of use. The limit is half of this rank's share of the
+        cache, since files in use are not removed and other ranks may be at other windows."""
         self._fetcher.forget()
         with self._changed:
             turn = self._turn = object()
@@ -123,7 +124,7 @@ class WindowReader:
     def _plan(self, windows: Iterator[np.ndarray], turn: object) -> None:
         try:
             for sample_ids in windows:
-                if not len(sample_ids):  # this machine has no part in the last few samples
+                if not len(sample_ids):  # this machine needs none of the last few samples
                     continue
                 size_bytes = int(self.split.samples["size"][sample_ids].sum(dtype=np.int64))
                 with self._changed:
@@ -171,8 +172,8 @@ class WindowReader:
         for shard, start, end in piece.ranges:
             if bad < end - start:
                 raise ValueError(
-                    f"{self.split.url}/{self.split.shards[shard].file}: has no image at byte {start + bad}, where the "
-                    "sample table says; upload it again"
+                    f"{self.split.url}/{self.split.shards[shard].file}: has no image at byte {start + bad}, although "
+                    "the sample table has one there; upload the shard again"
                 )
             bad -= end - start
 
@@ -198,7 +199,7 @@ class WindowReader:
         return [view for view in views if view is not None]
 
     def _drop_before(self, sample_ids: np.ndarray) -> None:
-        """Let go of windows that lie more than one before the first that these samples are in."""
+        """Release windows that are more than one before the first window with these samples."""
         for number, window in enumerate(self._windows):
             if _find(window, sample_ids)[1].any():
                 for _ in range(number - 1):
@@ -212,14 +213,14 @@ class WindowReader:
         return sample_ids
 
     def _is_coming(self) -> bool:
-        """Whether the plan goes on without more of what is held being dropped."""
+        """Whether the plan continues without releasing more windows."""
         return self._next_bytes is not None and self._has_room()
 
     def read_ahead(self, sample_ids: np.ndarray, gap_bytes: int = 0) -> None:
-        """Nothing: what was just downloaded is in memory."""
+        """Do nothing: downloaded files are in memory already."""
 
     def end_epoch(self) -> None:
-        """An epoch is over: hold nothing, so that validation, or another run, has the room."""
+        """End an epoch and release all windows, so that validation, or another run, has room."""
         self._fetcher.forget()
         with self._changed:
             self._turn, self._next_bytes = object(), None
@@ -232,13 +233,13 @@ class WindowReader:
 
 
 def _find(window: Window, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where in a window samples are, and whether they are in it: (n,) both."""
+    """The places of samples in a window, and whether they are in it: (n,) both."""
     places = np.minimum(np.searchsorted(window.sample_ids, sample_ids), len(window.sample_ids) - 1)
     return places, window.sample_ids[places] == sample_ids
 
 
 def _is_member(data: bytearray, at: int, size: int) -> bool:
-    """Whether the tar header before `at` is intact and says `size`."""
+    """Whether the tar header before `at` is intact and has this `size`."""
     try:
         return tarfile.TarInfo.frombuf(bytes(data[at - HEADER_BYTES : at]), "utf-8", "surrogateescape").size == size
     except tarfile.HeaderError:

@@ -1,7 +1,7 @@
-"""The settings of a run as one frozen tree: what a recipe's TOML file may hold, section by section.
+"""`Recipe`: all settings of a run as one frozen tree, with a section for each table of a recipe's TOML file.
 
-Each section is declared beside the code that reads it; this module only joins them. `recipes.config.load_config`
-fills the tree from defaults, a recipe file and `--set`.
+Each section is declared beside the code that reads it, and this module joins them. `recipes.config.load_config`
+fills the tree from the defaults, a recipe file and `--set`.
 """
 
 from bisect import bisect_right
@@ -18,63 +18,69 @@ from penstock.recipes.phases import PhasesConfig
 from penstock.settings import Setting, check, setting, settings_of
 
 FOLDER = Path(__file__).parent
-DEMO_DATA = "data/demo"  # what the demo recipe names; made where it is missing
+DEMO_DATA = "data/demo"  # the demo recipe's dataset; made if it is missing
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How `train.py` loops."""
+    """The training loop: length, batch, precision, validation, checkpoints and logs."""
 
     epochs: int = setting(90, "Passes over the training split.", at_least=1)
     global_batch_size: int = setting(
         256,
-        "Samples of one optimizer step over all ranks; a rank's batch is global_batch_size / (ranks × accumulation) "
-        "and must come out whole.",
+        "Samples of one optimizer step over all ranks. A rank's batch is global_batch_size / (ranks × accumulation), "
+        "which must be a whole number.",
         at_least=1,
     )
-    accumulation: int = setting(1, "Batches a rank runs through before it steps.", at_least=1)
+    accumulation: int = setting(
+        1,
+        "Batches that a rank processes for each optimizer step. Raise it to keep the global batch size with less "
+        "memory or fewer ranks.",
+        at_least=1,
+    )
     precision: Literal["auto", "bf16", "fp16", "fp32"] = setting(
         "auto",
-        '"bf16" and "fp16" run the network under autocast, fp16 with a loss scaler; "auto" is bf16 where the device '
-        "has instructions for it, else fp16 on a GPU and fp32 on a CPU.",
+        'Number format of the network: "auto", "bf16", "fp16" or "fp32". "bf16" and "fp16" run the network under '
+        'autocast, fp16 with a loss scaler. "auto" is bf16 if the device has instructions for it, otherwise fp16 on a '
+        "GPU and fp32 on a CPU.",
     )
     clip_grad_norm: float = setting(
         0.0,
-        "The most that the gradient's 2-norm over all parameters may be; longer ones are scaled; 0 for none.",
+        "Largest 2-norm of the gradient over all parameters; 0 for no limit. A longer gradient is scaled down to it.",
         at_least=0,
     )
     seed: int = setting(
-        0, "Of the weights, the order and the augmentation.", at_least=0, at_most=(1 << 20) - 1
-    )  # torch's generator takes 64 bits, which `training.step.seed_step` shares out
+        0, "Seed of the weights, the order of the samples and the augmentation.", at_least=0, at_most=(1 << 20) - 1
+    )  # torch's generator has 64 bits, which `training.step.seed_step` divides
     val_flip: bool = setting(
-        False, "Score each validation image as the mean of the logits of itself and of its mirror image."
+        False, "Score each validation image by the mean of its own logits and those of its mirror image."
     )
     eval_every: int = setting(
-        1, "Epochs between validations; the last epoch is always validated.", at_least=1, free_on_resume=True
+        1, "Epochs between validations. The last epoch is always validated.", at_least=1, free_on_resume=True
     )
     checkpoint_every: int = setting(
         0,
-        "Steps between checkpoints, besides the one at each epoch's end; 0 for none.",
+        "Steps between checkpoints, besides the one at the end of each epoch; 0 for none.",
         at_least=0,
         free_on_resume=True,
     )
     keep_checkpoints: int = setting(
-        2, "How many of the newest checkpoints are kept, besides the best.", at_least=1, free_on_resume=True
+        2, "Number of newest checkpoints to keep, besides the best.", at_least=1, free_on_resume=True
     )
     log_every: int = setting(
         20,
-        "Steps between log lines on the screen; it is also how often the losses are fetched from the device.",
+        "Steps between log lines on the screen. The losses are fetched from the device just as often.",
         at_least=1,
         free_on_resume=True,
     )
     timeout_s: int = setting(
         600,
-        "Seconds without progress after which a run ends and names the rank and the stage that hang.",
+        "Seconds without progress after which a run stops and names the rank and the stage that hang.",
         at_least=1,
         free_on_resume=True,
     )
     wandb: str = setting(
-        "", "A Weights & Biases project to log to, besides TensorBoard; empty for none.", free_on_resume=True
+        "", "Weights & Biases project to log to, besides TensorBoard; empty for none.", free_on_resume=True
     )
 
     def __post_init__(self) -> None:
@@ -83,7 +89,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All settings of one run. What a setting is by default, where that depends on others, is filled in."""
+    """All settings of one run. Defaults that depend on other settings are filled in."""
 
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -96,12 +102,12 @@ class Recipe:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        warmup = warmup_of(self.schedule, self.train.epochs)  # raises where it is too long
+        warmup = warmup_of(self.schedule, self.train.epochs)  # raises ValueError if it is too long
         object.__setattr__(self, "schedule", replace(self.schedule, warmup_epochs=warmup))
 
 
 def known_settings() -> dict[str, Setting]:
-    """What is known of every setting (text, range, …), by dotted key, in the order of declaration."""
+    """The declaration of every setting (text, range, …), by dotted key, in the order of declaration."""
     recipe = Recipe()
     return {
         f"{section.name}.{name}": about
@@ -110,12 +116,12 @@ def known_settings() -> dict[str, Setting]:
     }
 
 
-# What may change when a run is resumed: it alters the speed or the log, not the result.
+# Settings that may change when a run is resumed: they alter the speed or the log, not the result.
 FREE_ON_RESUME = frozenset(key for key, about in known_settings().items() if about.free_on_resume)
 
 
 def recipe_at(recipe: Recipe, epoch: int) -> Recipe:
-    """The recipe in force in `epoch` (from 0): one like any other, whose own `phases` are empty."""
+    """The recipe that applies in `epoch` (from 0), with the values of that phase and without `phases` of its own."""
     phases = recipe.phases
     phase = bisect_right(phases.start_epochs, epoch) - 1
     recipe = replace(recipe, phases=PhasesConfig())
@@ -129,7 +135,7 @@ def recipe_at(recipe: Recipe, epoch: int) -> Recipe:
 
 
 def recipe_file(name: str) -> Path:
-    """The file of a recipe given by name, or by path. Raises ValueError naming the recipes there are."""
+    """The file of a recipe, given by name or path. Raises ValueError for an unknown one, with the known names."""
     path = Path(name)
     if path.suffix == ".toml" and path.is_file():
         return path
@@ -139,5 +145,5 @@ def recipe_file(name: str) -> Path:
     if path.suffix == ".toml":
         raise ValueError(f"recipe {name}: no such file")
     near = get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise ValueError(f"recipe {name!r}: {hint}there are {', '.join(known)}; or give a .toml file")
+    hint = f"did you mean {near[0]}? Known recipes are" if near else "unknown; known recipes are"
+    raise ValueError(f"recipe {name!r}: {hint} {', '.join(known)}; or give a .toml file")

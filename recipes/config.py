@@ -1,8 +1,8 @@
-"""Recipe and overrides → a frozen dataclass tree: defaults < TOML file < `section.key=value`.
+"""Read a recipe and overrides into a frozen dataclass tree. Precedence: defaults < TOML file < `section.key=value`.
 
-Generic over the tree: any frozen dataclass whose fields are bool, int, float, str, Path, Literal, tuple, unions of
-these, or another such dataclass (a section). Nothing is ignored: an unknown or ill-typed key is an error. A section
-with a field `preset` takes what nobody gives from its `presets`.
+It works for any frozen dataclass with fields of type bool, int, float, str, Path, Literal, tuple, unions of these, or
+another such dataclass (a section). An unknown or ill-typed key is an error. If a section has a field `preset`, the
+keys that are not given come from its `presets`.
 
 TOML has no null. In a field that may be None, the word "none" is read as None.
 """
@@ -25,11 +25,11 @@ T = TypeVar("T", bound="DataclassInstance")
 
 
 class _Given(NamedTuple):
-    """A value somebody gave, and where."""
+    """A value that was given, and where."""
 
     value: object
     where: str  # a file name, or "--set section.key=value"
-    text: str | None = None  # what an override says literally, for fields that take it as a bare string
+    text: str | None = None  # the literal text of an override, for fields that accept it as a bare string
 
 
 class _WrongType(Exception):
@@ -42,16 +42,16 @@ def load_config(
     overrides: Sequence[str] = (),
     defaults: Mapping[str, object] = MappingProxyType({}),
 ) -> T:
-    """The `schema` dataclass with its defaults, overlaid by a TOML file, overlaid by `section.key=value` strings.
-    `defaults`, by dotted key, take the place of the schema's.
+    """Build the `schema` dataclass from its defaults, then a TOML file, then `section.key=value` strings. `defaults`,
+    by dotted key, replace the schema's.
 
-    An override's value is read as TOML, and as a bare string where that does not fit (`model.name=resnet50`). An int
-    is taken where a float is expected and an array becomes a tuple; a bool is never a number.
+    An override's value is read as TOML, or as a bare string if that does not fit (`model.name=resnet50`). A float field
+    accepts an int, and an array becomes a tuple. A bool is never a number.
 
-    Raises ValueError, naming the file or the override, for a missing or malformed file, an unknown section or key
-    (with the nearest valid one), a value of the wrong type, a required key that nobody gave, and whatever a
-    dataclass's own `__post_init__` refuses, and its `check_given`, if it has one: slips that a run of an earlier
-    version may have been trained with, so that `from_toml` lets them pass.
+    Raises ValueError, with the file or the override, for a missing or malformed file, an unknown section or key (with
+    the nearest valid one), a value of the wrong type, a missing required key, and a value that a dataclass's
+    `__post_init__` or `check_given` refuses. `check_given` is optional. It is for mistakes with which an earlier
+    version may have trained, so `from_toml` does not call it.
     """
     given = {key: _Given(value, "default") for key, value in defaults.items()}
     return _build(schema, None, "", given | _given(schema, recipe_file, overrides), check_given=True)
@@ -60,14 +60,14 @@ def load_config(
 def given_values(
     schema: "type[DataclassInstance]", recipe_file: Path | None, overrides: Sequence[str]
 ) -> dict[str, object]:
-    """What the file and the overrides give, by dotted key. Raises what `load_config` does for each alone."""
+    """The values that the file and the overrides give, by dotted key. Raises ValueError as `load_config` for each."""
     leaves = _leaf_types(schema)
     given = _given(schema, recipe_file, overrides)
     return {key: _coerce_given(one, leaves[key], key) for key, one in given.items()}
 
 
 def _given(schema: "type[DataclassInstance]", recipe_file: Path | None, overrides: Sequence[str]) -> dict[str, _Given]:
-    """What is given, by dotted key."""
+    """The given values, by dotted key, before they are converted."""
     given: dict[str, _Given] = {}
     if recipe_file is not None:
         _collect(schema, _read_toml(recipe_file), "", str(recipe_file), given)
@@ -83,20 +83,20 @@ def _given(schema: "type[DataclassInstance]", recipe_file: Path | None, override
 
 
 def from_values(schema: type[T], values: Mapping[str, object], where: str) -> T:
-    """The tree with these values by dotted key, as a caller in Python gives them. Raises what `load_config` does, of
-    keys and of values; `where` begins its errors."""
+    """Build the tree from values by dotted key that a caller in Python gives. Raises ValueError for keys and values as
+    `load_config` does. `where` is the start of its messages."""
     if unknown := [key for key in values if key not in _leaf_types(schema)]:
         raise unknown_key(unknown[0], keys(schema), where)
     return _build(schema, None, "", {key: _Given(value, where) for key, value in values.items()}, check_given=True)
 
 
 def to_toml(config: "DataclassInstance") -> str:
-    """The whole tree as TOML that `load_config` reads back to an equal one. A None that is the default is left out."""
+    """The whole tree as TOML. `load_config` reads it back to an equal tree. A None that is the default is omitted."""
     return "\n".join(_toml_lines(config, "")) + "\n"
 
 
 def from_toml(schema: type[T], text: str, where: str) -> T:
-    """The tree that `to_toml` wrote; `where` names the text in errors. Raises what `load_config` does."""
+    """Read the tree that `to_toml` wrote. `where` names the text in errors. Raises ValueError as `load_config`."""
     given: dict[str, _Given] = {}
     try:
         table = tomllib.loads(text)
@@ -107,7 +107,7 @@ def from_toml(schema: type[T], text: str, where: str) -> T:
 
 
 def diff(a: T, b: T) -> list[str]:
-    """What changed from `a` to `b`, two trees of one schema: lines like `optimizer.lr: 0.1 → 0.2`."""
+    """The changes from `a` to `b`, two trees of one schema, as lines like `optimizer.lr: 0.1 → 0.2`."""
     lines = []
     for key in _leaf_types(type(a)):
         old, new = _get(a, key), _get(b, key)
@@ -123,7 +123,7 @@ def keys(schema: "type[DataclassInstance]") -> list[str]:
 
 def _read_toml(path: Path) -> dict[str, object]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows editors begin with a mark
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows editors write a byte order mark
     except OSError as error:
         raise ValueError(f"{path}: cannot read the recipe: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
@@ -157,11 +157,11 @@ def _collect(
 
 
 def _build(schema: type[T], default: object, prefix: str, given: dict[str, _Given], check_given: bool = False) -> T:
-    """An instance of `schema`: what is `given` under `prefix`, over its preset if one is given, over `default`, over
-    the fields' own defaults. `check_given`: have it checked for slips."""
+    """An instance of `schema`. Precedence: values `given` under `prefix`, the given preset, `default`, the fields' own
+    defaults. `check_given`: also call the method of this name."""
     make: Callable[..., T] = schema
     values: dict[str, object] = {}
-    if f"{prefix}preset" in given:  # a field of a schema whose attribute `presets` has the values of each
+    if f"{prefix}preset" in given:  # such a schema has the values of each preset in its attribute `presets`
         chosen = _coerce_given(given[f"{prefix}preset"], field_types(schema)["preset"], f"{prefix}preset")
         presets: dict[object, dict[str, object]] = getattr(schema, "presets", {})
         default = make(**presets[chosen])
@@ -174,14 +174,14 @@ def _build(schema: type[T], default: object, prefix: str, given: dict[str, _Give
         elif default is not None:
             values[field.name] = getattr(default, field.name)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise ValueError(f"{key} has no default: give it in the recipe or with --set {key}=…")
+            raise ValueError(f"{key} has no default: set it in the recipe or with --set {key}=…")
     try:
         built = make(**values)
         if check_given and hasattr(built, "check_given"):
             built.check_given()
         return built
     except ValueError as error:
-        culprit = given.get(prefix + str(error).partition(":")[0])  # errors begin with the field's name
+        culprit = given.get(prefix + str(error).partition(":")[0])  # messages begin with the field's name
         where = f"{culprit.where}: " if culprit else ""
         section = f"{prefix.rstrip('.')}: " if prefix else ""
         raise ValueError(f"{where}{section}{error}") from None
@@ -200,7 +200,7 @@ def _coerce_given(given: _Given, kind: object, key: str) -> object:
 
 
 def _coerce(value: object, kind: object) -> object:
-    """`value` as the type annotation `kind` wants it; raises _WrongType saying what that is."""
+    """`value` converted to the type annotation `kind`. Raises _WrongType with a description of the type."""
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return _coerce_to_one_of(value, kind)
@@ -231,7 +231,7 @@ def _coerce_to_one_of(value: object, kind: object) -> object:
     args = get_args(kind)
     if type(None) in args and (value is None or value == "none"):
         return None
-    if type(value) in args:  # so that 1 stays an int in `float | int`
+    if type(value) in args:  # 1 stays an int in `float | int`
         return value
     for arg in args:
         try:
@@ -294,7 +294,7 @@ def _get(config: object, key: str) -> object:
 
 
 def _default_of(field: dataclasses.Field[object], owner: object) -> object:
-    """The default of a section's field: what `owner`, an instance, has; else the field's own; else None."""
+    """The default of a section's field: the value in `owner`, an instance, or the field's own default, or None."""
     if owner is not None:
         return getattr(owner, field.name)
     if field.default is not dataclasses.MISSING:

@@ -1,10 +1,10 @@
-"""Names that people try → the keys that they mean: by spelling, and by what other trainers call them."""
+"""Hints for unknown keys: the key that is meant, found by spelling and by the names that other trainers use."""
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
-# What timm, torchvision's references, Lightning, Hugging Face and Ultralytics have for a key (`-` is `_` here). A name
-# that is the last word of a key itself needs no line.
+# The names of timm, torchvision's references, Lightning, Hugging Face and Ultralytics for a key (with `_` for `-`). A
+# name that is itself the last word of a key needs no entry.
 SYNONYMS = {
     "augment.auto": "aa auto_augment autoaugment rand_augment randaugment trivial_augment",
     "augment.brightness": "color_jitter colour_jitter jitter",
@@ -71,20 +71,20 @@ SECTIONS = {
 
 
 def keys_like(word: str, keys: Sequence[str]) -> list[str]:
-    """Those of the dotted `keys` that somebody means by `word`, the last word of a key: its namesakes (`lr` for
-    `optimizer.lr`), and what has it for a synonym."""
+    """The dotted `keys` that `word`, the last word of a key, may mean: keys that end with it (`optimizer.lr` for `lr`),
+    and keys that have it as a synonym."""
     word = word.lower().replace("-", "_")
     return [key for key in keys if word == _last(key) or word in SYNONYMS.get(key, "").split()]
 
 
 def unknown_key(key: str, keys: Sequence[str], where: str) -> ValueError:
-    """What to say of `key`, which is none of the dotted `keys`; `where` somebody gave it."""
+    """The error for `key`, which is not one of the dotted `keys`. `where`: where it was given."""
     section, _, name = key.rpartition(".")
     if any(known.startswith(f"{key}.") for known in keys):
         perhaps = "".join(f", perhaps {known}" for known in keys_like(key, keys))
         return ValueError(f"{where}: {key} is a section: expected {key}.key=value{perhaps}")
     in_section = [known for known in keys if known.rpartition(".")[0] == section]
-    # Within a section compare the last words only: the common prefix would make every key look near.
+    # Within a section compare the last words only: the common prefix would make every key look similar.
     near = keys_like(name, keys)
     near = [known for known in near if known in in_section] or near
     if not near and section and in_section:
@@ -101,7 +101,7 @@ def unknown_key(key: str, keys: Sequence[str], where: str) -> ValueError:
 
 
 def unknown_section(name: str, keys: Sequence[str], where: str) -> ValueError:
-    """What to say of a section that no key is in."""
+    """The error for a section that does not exist."""
     sections = _firsts(key for key in keys if "." in key)
     plain = name.lower().replace("-", "_")
     near = [section for section in sections if plain in SECTIONS.get(section, "").split()]

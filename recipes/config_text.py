@@ -1,5 +1,5 @@
-"""A tree of settings as TOML for people: a section under its dataclass's docstring, a key under the first sentence of
-its text (`settings.setting`) and the words it may be."""
+"""Print a tree of settings as commented TOML. The comment of a section is its dataclass's docstring; that of a key is
+the first sentence of its text (`settings.setting`) and its choices."""
 
 import dataclasses
 import re
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 WIDTH = 120
-_END = re.compile(r"""(?<=[a-z0-9)\]`"'][.])\s+(?=[A-Z`"\[])""")  # of a sentence
+_END = re.compile(r"""(?<=[a-z0-9)\]`"'][.])\s+(?=[A-Z`"\[])""")  # the end of a sentence
 
 
 def commented_toml(config: "DataclassInstance") -> str:
-    """Every key, None as "none", so that `load_config` reads the text back to an equal tree."""
+    """All keys with comments, None as "none". `load_config` reads the text back to an equal tree."""
     return "\n".join(_lines(config, "")).lstrip() + "\n"
 
 

@@ -1,10 +1,10 @@
-"""What the machine is: its processor, the cores that this process may use, its GPU. What is unknown is None."""
+"""The machine's hardware: its processor, the cores that this process may use, its GPU. None for what is unknown."""
 
 import os
 import platform
 from pathlib import Path
 
-from penstock.pipeline.memory import cgroup_folders as cgroup_folders  # those who ask for hardware find it here
+from penstock.pipeline.memory import cgroup_folders as cgroup_folders  # part of this module's interface
 
 
 def cpu_model() -> str | None:
@@ -16,13 +16,13 @@ def cpu_model() -> str | None:
 
 
 def cores_allowed() -> float | None:
-    """How many cores' time this process can use: by its affinity and by its control group's quota."""
+    """The number of cores that this process can use, by its affinity and its control group's quota."""
     allowed, quota = cpu_cores(), quota_cores()
     return allowed if allowed is None or quota is None else min(allowed, quota)
 
 
 def cpu_cores() -> int | None:
-    """Cores that this process may run on."""
+    """The number of cores on which this process may run."""
     try:
         return len(os.sched_getaffinity(0))
     except (AttributeError, OSError):
@@ -30,7 +30,7 @@ def cpu_cores() -> int | None:
 
 
 def quota_cores() -> float | None:
-    """The least CPU quota, in cores, of this process's control group and those above it; None if there is none."""
+    """The lowest CPU quota, in cores, of this process's control group and its parents; None if there is none."""
     return min(filter(None, map(_quota_cores, cgroup_folders())), default=None)
 
 
@@ -48,7 +48,7 @@ def _quota_cores(cgroup: Path) -> float | None:
 
 
 def gpu_name() -> str | None:
-    """The first GPU's name, as torch has it."""
+    """The first GPU's name in torch."""
     import torch
 
     try:
@@ -58,7 +58,7 @@ def gpu_name() -> str | None:
 
 
 def text_of(path: Path) -> str | None:
-    """What a small file holds, such as the kernel's; None where it cannot be read."""
+    """The text of a small file, such as one of the kernel's; None if it cannot be read."""
     try:
         return path.read_text().strip()
     except (OSError, UnicodeDecodeError):

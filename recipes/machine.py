@@ -1,9 +1,9 @@
-"""`machine.toml`: the loader's settings that `bench.py tune` found on a machine, laid over the recipes run on it.
+"""`machine.toml`: loader settings that `bench.py tune` found on a machine. They apply to every recipe on that machine.
 
     [machine]   where it was measured: cpu, cores, gpu (or "none"), ranks on the machine
-    [data]      threads, prefetch, read_ahead, hw_decoder_load, affinity: what changes the speed, never the result
+    [data]      threads, prefetch, read_ahead, hw_decoder_load, affinity: they change the speed, never the result
 
-The order is defaults < recipe < machine.toml < `--set`.
+The precedence is defaults < recipe < machine.toml < `--set`.
 """
 
 import json
@@ -23,7 +23,7 @@ NO_GPU = "none"
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What the fastest settings depend on. cores: that a process may use; ranks: processes on the machine."""
+    """The facts on which the fastest settings depend. cores: those that a process may use. ranks: on the machine."""
 
     cpu: str = ""
     cores: float = 0.0
@@ -33,14 +33,14 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class MachineFile:
-    """All that the file may hold."""
+    """The contents of the file."""
 
     machine: Machine = field(default_factory=Machine)
     data: DataConfig = field(default_factory=DataConfig)
 
 
 def this_machine(device: str) -> Machine:
-    """`device`: as the commands take it; with "cpu" the machine's GPU does not count."""
+    """This machine. `device`: the commands' option; with "cpu" the machine's GPU is ignored."""
     gpu = None if device == "cpu" else gpu_name()
     return Machine(
         cpu=cpu_model() or "",
@@ -53,15 +53,15 @@ def this_machine(device: str) -> Machine:
 def load_recipe(
     recipe_file: Path, overrides: tuple[str, ...], *, device: str = "auto", use: bool = True, path: Path = FILE
 ) -> tuple[Recipe, str]:
-    """The recipe with what the machine's file says, if there is one and it is of this machine, and with the images that
-    a network of timm's takes (`recipes.timm_input`); and for the user a line about what was taken from each, or why
-    nothing was: "" without a file and without such a network.
+    """The recipe, with the settings of machine.toml if it is from this machine, and with the input images of a timm
+    network (`recipes.timm_input`). The string tells the user what was used from each, or why nothing was; it is "" if
+    there is no machine.toml and no timm network.
 
-    Raises ValueError as `config.load_config` and `timm_defaults`, and for a machine's file that is malformed or says
-    more than it may.
+    Raises ValueError as `config.load_config` and `timm_defaults`, and for a machine.toml that is malformed or has other
+    settings.
     """
     defaults, of_timm = timm_defaults(config.given_values(Recipe, recipe_file, overrides))
-    recipe = config.load_config(Recipe, recipe_file, overrides, defaults)  # an error in it is not the machine's
+    recipe = config.load_config(Recipe, recipe_file, overrides, defaults)  # reports the recipe's own errors
     settings, of_machine = _of_machine(path, overrides, device, use)
     if settings:
         recipe = config.load_config(Recipe, recipe_file, (*settings, *overrides), defaults)
@@ -69,7 +69,7 @@ def load_recipe(
 
 
 def _of_machine(path: Path, overrides: tuple[str, ...], device: str, use: bool) -> tuple[list[str], str]:
-    """What is taken from the machine's file, as `--set` has it, and the line about that."""
+    """The settings used from machine.toml, in the form of `--set`, and the line about them."""
     if not path.exists():
         return [], ""
     if not use:
@@ -77,24 +77,24 @@ def _of_machine(path: Path, overrides: tuple[str, ...], device: str, use: bool) 
     machine, given = _read(path)
     differences = _differences(machine, this_machine(device))
     if differences:
-        return [], f"{path} is of another machine ({differences}): not used"
+        return [], f"{path}: not used, it is from another machine ({differences})"
     overridden = {override.partition("=")[0].strip() for override in overrides}
     taken = [setting for setting in given if setting.partition("=")[0] not in overridden]
-    return taken, f"{path}: {', '.join(taken) or 'nothing that --set does not say'}"
+    return taken, f"{path}: {', '.join(taken) or 'not used, --set gives all of its settings'}"
 
 
 def _read(path: Path) -> tuple[Machine, list[str]]:
-    """The machine that the file is of, and its settings as `--set` has them."""
+    """The machine in the file, and the file's settings in the form of `--set`."""
     try:
         found = config.load_config(MachineFile, path)
     except ValueError as error:
         named = str(error) if str(path) in str(error) else f"{path}: {error}"
-        raise ValueError(f"{named}; mend or remove it, or --no-machine-config") from None
+        raise ValueError(f"{named}; correct or remove it, or use --no-machine-config") from None
     table = tomllib.loads(path.read_text(encoding="utf-8")).get("data", {})
     for name in table:
         if name not in ONLY_SPEED:
             raise ValueError(
-                f"{path}: data.{name} may change the result; only {', '.join(ONLY_SPEED)} can be here, the rest in a "
+                f"{path}: data.{name} may change the result; only {', '.join(ONLY_SPEED)} can be here; move it to a "
                 "recipe"
             )
     return found.machine, [f"data.{name}={json.dumps(value)}" for name, value in table.items()]

@@ -1,4 +1,4 @@
-"""What a recipe does over its epochs, for a terminal: a recipe → the text that `train.py --show-schedule` prints."""
+"""The schedule of a recipe as text for a terminal, which `train.py --show-schedule` prints."""
 
 import shutil
 import textwrap
@@ -12,16 +12,16 @@ from penstock.recipes import Recipe, recipe_at
 HEIGHT = 10  # rows of the curve
 MIN_WIDTH, MAX_WIDTH = 24, 100
 _BLOCKS = " ▁▂▃▄▅▆▇█"  # eighths of a row
-_GUTTER = 9  # what stands left of the curve
-_SAMPLES = 8  # of the curve in a column: of a peak that is narrower than a column the top is seen
+_GUTTER = 9  # columns left of the curve
+_SAMPLES = 8  # points of the curve in a column, so that the top of a narrow peak is visible
 
 
 def schedule_chart(recipe: Recipe, width: int | None = None) -> str:
-    """The learning rate over the epochs as a chart, and what else changes from one epoch to another, a line each.
+    """A chart of the learning rate over the epochs, then a line for each other setting that changes between epochs.
 
-    `width` in columns is brought into 24 to 100; without one it is the terminal's. No line is longer.
+    `width` is in columns, limited to 24 to 100; None uses the terminal's. No line is longer.
 
-    Raises ValueError where the schedule does not fit the run's length.
+    Raises ValueError if the schedule does not fit the run's length.
     """
     width = max(MIN_WIDTH, min(width or shutil.get_terminal_size().columns, MAX_WIDTH))
     columns, epochs = width - _GUTTER, recipe.train.epochs
@@ -48,7 +48,7 @@ def _lr(recipe: Recipe, epoch: float) -> float:
 
 
 def _curve(values: Sequence[float], top: float) -> list[str]:
-    """A column of blocks for each value, `HEIGHT` rows from `top` down to 0; what is above 0 is seen."""
+    """A column of blocks for each value, `HEIGHT` rows from `top` down to 0. A value above 0 is always visible."""
     eighths = [max(round(8 * HEIGHT * value / top), value > 0) for value in values]
     labels = {HEIGHT - 1: f"{top:.3g}", HEIGHT // 2 - 1: f"{top / 2:.3g}"}
     rows = []
@@ -59,7 +59,7 @@ def _curve(values: Sequence[float], top: float) -> list[str]:
 
 
 def _axis(columns: int, epochs: int) -> str:
-    """Epoch numbers below the columns that they belong to, as many as have room."""
+    """Epoch numbers below their columns, as many as fit."""
     line = list("epoch".ljust(_GUTTER + columns))
     for share in (0, 1, 0.5, 0.25, 0.75):
         label = f"{epochs * share:g}"

@@ -1,7 +1,7 @@
-"""Images for timm's networks: what a recipe with `model.name = "timm/…"` gives → what it has for the rest of [data].
+"""Input images of timm's networks: defaults of [data] for a recipe with `model.name = "timm/…"`.
 
-timm keeps mean, std, size, crop and filter with each of its weights. They take the place of the settings' defaults, and
-of nothing that a recipe, `--set` or a run's own config.toml gives.
+timm keeps the mean, std, size, crop and filter with each of its weights. They replace the defaults of the settings, but
+nothing that a recipe, `--set` or a run's own config.toml gives.
 """
 
 from collections.abc import Mapping
@@ -12,15 +12,16 @@ from penstock.model.names import TIMM, check_network
 from penstock.recipes.config import toml_value
 
 SIZES = ("image_size", "val_image_size")
-TAKEN = (*SIZES, "val_resize_size", "interpolation", "mean", "std")  # of [data]
+TAKEN = (*SIZES, "val_resize_size", "interpolation", "mean", "std")  # settings of [data]
 
 
 def timm_defaults(given: Mapping[str, Any]) -> tuple[dict[str, object], str]:
-    """Settings for a recipe's network of timm's, by dotted key, in place of defaults; and a line that says them. None,
-    and "", for another network and where all is given.
+    """Defaults for a recipe with a timm network, by dotted key, and a line that lists them. Empty, and "", for another
+    network, or if the recipe gives all of them.
 
-    given: the values that somebody gave, by dotted key. A network that takes images of one size is built for
-    `data.image_size`, so validation follows that. As in timm's train.py, validation has the size of training.
+    given: the values that the recipe and `--set` give, by dotted key. A network that accepts images of one size only is
+    built for `data.image_size`, so validation uses that size. As in timm's train.py, validation has the size of
+    training.
 
     Raises ValueError for a network that timm does not have.
     """
@@ -40,4 +41,4 @@ def timm_defaults(given: Mapping[str, Any]) -> tuple[dict[str, object], str]:
         found["val_resize_size"] = resize_size(val_size, theirs.crop_pct)
     taken = {f"data.{key}": found[key] for key in missing if found.get(key) is not None}
     words = ", ".join(f"{key} = {toml_value(value)}" for key, value in taken.items())
-    return taken, f"of {name}, as not given: {words}"
+    return taken, f"defaults of {name}: {words}"

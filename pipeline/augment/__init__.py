@@ -1,14 +1,15 @@
-"""Augmentations: settings → parameters drawn by the plan → steps for the graph. NumPy only, no pixel is touched here.
+"""Augmentations: settings → parameters drawn by the plan → steps for the graph. Only NumPy; no pixels are touched here.
 
     config.py     `AugmentConfig`, the `[augment]` section of a recipe, and its presets
-    draw.py       (seed, epoch, position) → parameters that people read: degrees, factors, pixels; one row a sample
-    geometry.py, colour.py, noise.py, auto.py   what `draw.py` calls: the law of each augmentation
+    draw.py       (seed, epoch, position) → readable parameters (degrees, factors, pixels), one row for each sample
+    geometry.py, colour.py, noise.py, auto.py   the distribution of each augmentation; `draw.py` calls them
     steps.py      parameters → the steps of the graph: matrices, kernels, masks
 
-`pipeline/augment/graph.py` executes the steps with DALI, and on the CPU with the compiled kernels of `kernel.py`;
-`pipeline/augment/reference.py` executes what was drawn with torchvision and Pillow, as the oracle. Each augmentation
-draws from a stream of its own, so that switching one on leaves the others' draws as they were. To add one: a setting in
-config.py, a line in draw.py, a step in steps.py, and its execution in those two.
+`pipeline/augment/graph.py` executes the steps with DALI, and on the CPU with the compiled kernels of `kernel.py`.
+`pipeline/augment/reference.py` executes the parameters with torchvision and Pillow, for tests to compare. Each
+augmentation has its own stream of draws, so that switching one on does not change the draws of the others. To add an
+augmentation, write a setting in config.py, a line in draw.py, a step in steps.py, and its execution in graph.py and
+reference.py.
 """
 
 from penstock.pipeline.augment.config import AugmentConfig

@@ -1,7 +1,7 @@
-"""TrivialAugmentWide, RandAugment, AutoAugment: which operation with which magnitude, by torchvision's tables.
+"""TrivialAugmentWide, RandAugment and AutoAugment: choose operations and magnitudes, by torchvision's tables.
 
 Papers: Müller and Hutter 2021 (TrivialAugment), Cubuk et al. 2020 (RandAugment), 2019 (AutoAugment). The names and the
-magnitudes are those of `torchvision.transforms.autoaugment`; a test compares every entry.
+magnitudes are those of `torchvision.transforms.autoaugment`. A test compares every entry.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ _SIGNED = np.array([name in OPS[1:10] for name in OPS])
 _BINS = MAX_MAGNITUDE + 1
 
 _Entry = tuple[str, float, int]  # operation, probability, magnitude bin
-# The ImageNet policy: 25 pairs, one of them is drawn for an image (Cubuk et al. 2019, table 9).
+# The ImageNet policy: 25 pairs. Each image gets one of them at random (Cubuk et al. 2019, table 9).
 POLICY: list[tuple[_Entry, _Entry]] = [
     (("Posterize", 0.4, 8), ("Rotate", 0.6, 9)),
     (("Solarize", 0.6, 5), ("AutoContrast", 0.6, 0)),
@@ -50,10 +50,10 @@ POLICY: list[tuple[_Entry, _Entry]] = [
 
 
 def magnitudes(auto: str, image_size: int) -> np.ndarray:
-    """(operations, bins): what each operation is called with. 31 bins; AutoAugment has 10.
+    """The magnitude of each operation in each bin: (operations, bins). There are 31 bins, or 10 for AutoAugment.
 
-    Shear is a slope, translation in pixels, rotation in degrees, the enhancements what is added to their factor of 1,
-    posterize the bits kept, solarize a grey level.
+    Shear is a slope, translation is in pixels, rotation in degrees. The enhancements are added to their factor of 1.
+    Posterize is the number of bits to keep, solarize a grey level.
     """
     bins = 10 if auto == "autoaugment" else _BINS
     shear, turn, enhance, bits = (0.99, 135, 0.99, 6) if auto == "trivial" else (0.3, 30, 0.9, 4)
@@ -67,12 +67,12 @@ def magnitudes(auto: str, image_size: int) -> np.ndarray:
 
 
 def num_ops(config: AugmentConfig) -> int:
-    """Operations in a row, each of them perhaps the identity."""
+    """The number of operations applied one after the other. Each may be the identity."""
     return {"none": 0, "trivial": 1, "rand": config.auto_num_ops, "autoaugment": 2}[config.auto]
 
 
 def chosen_ops(draws: np.ndarray, config: AugmentConfig, image_size: int) -> AugmentParams:
-    """The operations of `config.auto`.
+    """Draw the operations of `config.auto`.
 
     Args:
         draws: (n, 1 + 3 × num_ops) uniform in [0, 1).

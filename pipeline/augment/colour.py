@@ -1,7 +1,7 @@
 """Colour: brightness, contrast, saturation, hue, PCA lighting and grayscale, as one affine map of RGB per image.
 
-With no clipping in between, torchvision's brightness, contrast and saturation and a rotation of hue about the gray axis
-commute: their order, which torchvision draws, does not matter, and one pass over the pixels does them all.
+Without clipping in between, torchvision's brightness, contrast and saturation and a rotation of hue about the gray axis
+commute. So their order, which torchvision draws at random, does not matter, and one pass over the pixels does them all.
 """
 
 import numpy as np
@@ -38,7 +38,7 @@ def colour_jitter(draws: np.ndarray, config: AugmentConfig) -> AugmentParams:
 
 
 def lighting(draws: np.ndarray, std: float) -> np.ndarray:
-    """What PCA lighting adds to R, G and B, in grey levels: (n, 3) float32 (Krizhevsky et al. 2012, section 4.1).
+    """The offsets of PCA lighting for R, G and B, in grey levels: (n, 3) float32 (Krizhevsky et al. 2012, section 4.1).
 
     Args:
         draws: (n, 6) uniform in [0, 1): three normal draws by Box and Muller.
@@ -70,6 +70,6 @@ def colour_map(
 
 
 def to_gray(matrix: np.ndarray, offset: np.ndarray, where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The map followed by grayscale for the samples `where` says so: (n, 3, 3), (n, 3)."""
+    """The map, followed by grayscale for the samples with `where` true: (n, 3, 3), (n, 3)."""
     gray = np.tile(LUMA, (3, 1))
     return np.where(where[:, None, None], gray @ matrix, matrix), np.where(where[:, None], offset @ gray.T, offset)

@@ -1,4 +1,4 @@
-"""(seed, epoch, position) → the parameters of every augmentation, in the units of their definitions."""
+"""Draw the parameters of every augmentation: (seed, epoch, position) → parameters in their natural units."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from penstock.pipeline.plan import EpochPlan
 
 @dataclass(frozen=True)
 class Draws:
-    """The plan's random numbers at n positions, runs of (start, count), each stream's its own."""
+    """The plan's random numbers at n positions, given as runs of (start, count). Each stream is independent."""
 
     plan: EpochPlan
     runs: Sequence[tuple[int, int]]
@@ -41,26 +41,26 @@ def train_params(
     image_size: int,
     sample_ids: np.ndarray | None = None,
 ) -> AugmentParams:
-    """The parameters of the training augmentation at n positions.
+    """Draw the parameters of the training augmentation at n positions.
 
     Args:
-        runs: the positions, as runs of (start, count); as many calls for one random number as runs.
+        runs: the positions, as runs of (start, count). Each run costs one call for each stream of random numbers.
         heights, widths: (n,) pixels of the samples at these positions.
         image_size: pixels, the side of the output.
-        sample_ids: (n,) the samples at these positions; only `hflip_alternate` asks for them.
+        sample_ids: (n,) the samples at these positions; only `hflip_alternate` needs them.
 
     Returns:
-        anchor, shape, and what else the crop has (see `random_resized_crop`, `pad_crop`, `centre_crop_params`).
+        anchor, shape, and the crop's other arrays (see `random_resized_crop`, `pad_crop`, `centre_crop_params`).
         mirror, flip_vertical: (n,) int32, 1 to flip.
         rotation: (n,) float32, degrees counter-clockwise.
         auto_op, auto_magnitude: see `chosen_ops`.
         brightness, contrast, saturation, hue: see `colour_jitter`.
         lighting: (n, 3) float32, added to R, G, B. grayscale: (n,) bool.
         blur: (n,) float32, sigma in pixels. noise: (n,) float32, standard deviation in grey levels.
-        salt_pepper: (n,) float32, the fraction of pixels. jpeg: (n,) int32, the quality. 0 in these leaves an image.
+        salt_pepper: (n,) float32, the fraction of pixels. jpeg: (n,) int32, the quality. 0 in these changes nothing.
         noise_key, salt_pepper_key: (n, 2) uint32, see `noise.py`.
         erase: (n, 4) int32: top, left, height, width in pixels; a height of 0 erases nothing.
-        Those switched off are left out; `mirror` is always there.
+        Arrays of augmentations that are off are missing; `mirror` is always there.
     """
     draws = Draws(plan, runs)
     params = _crop(draws, config, heights, widths, image_size)
@@ -115,7 +115,7 @@ def _colours(draws: Draws, config: AugmentConfig) -> AugmentParams:
 
 
 def _degradations(draws: Draws, config: AugmentConfig) -> AugmentParams:
-    """Blur, noise, JPEG compression: whether, how much, and for a noise its key."""
+    """Draw blur, noise and JPEG compression: whether an image gets it, how much, and the key of a noise."""
     params: AugmentParams = {}
     if config.blur:
         on, amount = draws("blur", 2).T
@@ -135,6 +135,6 @@ def _degradations(draws: Draws, config: AugmentConfig) -> AugmentParams:
 
 
 def alternating(plan: EpochPlan, sample_ids: np.ndarray) -> np.ndarray:
-    """(n,) int32, 0 or 1: each sample's value in turn from epoch to epoch, 1 for half of all samples in every epoch."""
+    """(n,) int32: each sample's value alternates between 0 and 1 from epoch to epoch. In every epoch half are 1."""
     shuffled = permute(sample_ids, plan.num_samples, philox_key(plan.seed, 0, "hflip_alternate"))
     return ((shuffled + plan.epoch) % 2).astype(np.int32)

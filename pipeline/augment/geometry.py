@@ -1,4 +1,4 @@
-"""Where the pixels come from: crops, and the matrices of rotation, shear and translation."""
+"""Geometry: crops, and the matrices of rotation, shear and translation."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ _ATTEMPTS = 10  # tries of RandomResizedCrop before it falls back to a centre cr
 def random_resized_crop(
     draws: np.ndarray, heights: np.ndarray, widths: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> AugmentParams:
-    """Crop boxes by the law of torchvision's `RandomResizedCrop.make_params` (Szegedy et al. 2014).
+    """Crop boxes with the distribution of torchvision's `RandomResizedCrop.make_params` (Szegedy et al. 2014).
 
     Args:
         draws: (n, 22) uniform in [0, 1): ten (area, ratio) tries, then row and column.
@@ -44,7 +44,7 @@ def random_resized_crop(
 
 
 def pad_crop(draws: np.ndarray, heights: np.ndarray, widths: np.ndarray, pad: int) -> AugmentParams:
-    """The whole image, and by how much it moves.
+    """The whole image as the crop, and its shift.
 
     Args:
         draws: (n, 2) uniform in [0, 1).
@@ -61,10 +61,10 @@ def pad_crop(draws: np.ndarray, heights: np.ndarray, widths: np.ndarray, pad: in
 
 
 def centre_crop_params(heights: np.ndarray, widths: np.ndarray, image_size: int, resize_size: int) -> AugmentParams:
-    """Validation: resize the shorter side to `resize_size`, crop the centre `image_size` square, in one resampling.
+    """Validation: resize the shorter side to `resize_size` and crop the centre `image_size` square, in one resampling.
 
-    The numbers are torchvision's (`Resize`, then `CenterCrop`); the crop window is mapped back into the stored image,
-    and only the pixels that the antialiasing filter reaches are decoded.
+    The sizes are torchvision's (`Resize`, then `CenterCrop`). The crop window is mapped back into the stored image, and
+    only the pixels that the antialiasing filter reaches are decoded.
 
     Args:
         heights, widths: (n,) pixels of the stored images.

@@ -1,8 +1,8 @@
 """The augmentations as nodes of the DALI graph: uint8 images and the plan's steps → uint8 images.
 
-Each step is run on the samples that take it: DALI splits the batch without a copy and merges it again (what its
-conditional execution is made of). So an operation costs its share of the images, and one that nobody takes nothing.
-On the CPU colours and noise are compiled kernels (`pipeline/augment/kernel.py`), each a node of its own too.
+Each step runs only on the samples that need it: DALI splits the batch without a copy and merges it again, as in its
+conditional execution. So an operation costs only its share of the images, and nothing if no image needs it.
+On the CPU, colours and noise are compiled kernels (`pipeline/augment/kernel.py`), each as a separate node.
 DALI's operators: docs.nvidia.com/deeplearning/dali, "Operation Reference".
 """
 
@@ -19,15 +19,15 @@ from penstock.pipeline.dali import Arguments, Node
 
 
 def augment_images(images: Node, params: dict[Name, Node], config: DataConfig) -> Node:
-    """The steps that `pipeline.augment.steps.step_arrays` made, one after the other.
+    """Apply the steps that `pipeline.augment.steps.step_arrays` made, one after the other.
 
     Args:
         images: uint8 (S, S, 3), RGB, on the CPU or the GPU.
-        params: array name → node on the CPU; those that are no steps are ignored.
-        config: for the mean colour, with which erased boxes are filled.
+        params: array name → node on the CPU; arrays that belong to no step are ignored.
+        config: has the mean colour that fills erased boxes.
 
     Returns:
-        images as they came in: uint8 (S, S, 3), layout "HWC".
+        images in the same form: uint8 (S, S, 3), layout "HWC".
     """
     from nvidia.dali import fn
 
@@ -42,7 +42,7 @@ def augment_images(images: Node, params: dict[Name, Node], config: DataConfig) -
 
 
 def _where(on: Node, images: Node, arguments: Arguments, operation: Callable[..., Node]) -> Node:
-    """`operation` on the samples whose `on` is true."""
+    """Apply `operation` to the samples with `on` true."""
     from nvidia.dali import fn
 
     split, merge = fn._conditional.split, fn._conditional.merge  # type: ignore[attr-defined]
@@ -55,20 +55,20 @@ def _where(on: Node, images: Node, arguments: Arguments, operation: Callable[...
 
 
 def _beside(value: Node, images: Node) -> Node:
-    """The node on the device of the images, where an operation takes it as an input instead of an argument."""
+    """The node on the device of the images, for an operation that needs it as an input instead of an argument."""
     return value.gpu() if images.device == "gpu" else value
 
 
 def has_kernels(images: Node) -> bool:
-    """Whether a compiled kernel does what it can do, or DALI's operators all.
+    """Whether compiled kernels are used for the steps that have one. Otherwise DALI's operators do all steps.
 
-    The kernels are for the CPU only; the operators run on either device, so that tests need no GPU to run them.
+    The kernels are for the CPU only. The operators run on either device, so that tests can run them without a GPU.
     """
     return bool(images.device == "cpu")
 
 
 def _by_kernel(kind: str, images: Node, *arrays: tuple[Node, Any, int]) -> Node:
-    """A step of this kind by its kernel, which takes these arrays; each with its type and number of axes."""
+    """Apply a step by its kernel with these arrays, each given with its type and number of axes."""
     from nvidia.dali import fn, types
 
     from penstock.pipeline.augment.kernel import kernel, same_shape
@@ -124,12 +124,13 @@ def _filter(images: Node, kernel: Node) -> Node:
 
 
 def _blur(images: Node, row: Node, column: Node) -> Node:
-    """Along rows, then columns: a fifth of the time of DALI's `gaussian_blur` on the CPU, rounded once more."""
+    """Blur along rows, then columns. It takes a fifth of the time of DALI's `gaussian_blur` on the CPU and rounds once
+    more."""
     return _filter(_filter(images, row), column)
 
 
 def _autocontrast(images: Node) -> Node:
-    """Pillow's: each channel's darkest to 0, brightest to 255, rounded down; a channel of one level stays."""
+    """Pillow's autocontrast: stretch each channel to 0 … 255, rounded down. A channel with one level stays as it is."""
     from nvidia.dali import fn, types
 
     lowest, highest = fn.reductions.min(images, axes=[0, 1]), fn.reductions.max(images, axes=[0, 1])
@@ -158,7 +159,7 @@ def _hashed(rows: Node, columns: Node, images: Node) -> Node:
 
 
 def _noise(images: Node, rows: Node, columns: Node, std: Node) -> Node:
-    """`noise.gaussian_field` times the standard deviation, added."""
+    """Add `noise.gaussian_field` times the standard deviation."""
     from nvidia.dali import fn, math, types
 
     if has_kernels(images):

@@ -1,11 +1,12 @@
 """The colour map and the noises on the CPU, compiled by Numba: each is one pass over an image, a node of DALI's graph.
 
-DALI's operators, which do the same on the GPU (`pipeline/augment/graph.py`), take 1.4 ms of CPU for the colours of a
-224 px image, 3.7 for its noise and 0.8 for salt and pepper; these 0.04, 0.11 and 0.03. Values are float32 and rounded
-at the end of each step, the half up; a noise's words are integers, the plan's to the bit.
+On the CPU, DALI's operators take 1.4 ms for the colours of a 224 px image, 3.7 ms for its noise and 0.8 ms for salt and
+pepper. These kernels take 0.04, 0.11 and 0.03 ms. On the GPU the operators are used (`pipeline/augment/graph.py`).
+Values are float32 and rounded at the end of each step, halves up. The words of a noise are integers, identical to the
+plan's.
 
 Loops over pixels are written for LLVM's vectoriser: no branches, no calls, no index that may be negative. So logarithm
-and cosine are polynomials here; those of the C library take one number at a time.
+and cosine are polynomials here; the C library's functions compute one number at a time.
 """
 
 import functools
@@ -50,23 +51,23 @@ def _value(context, bits):
 
 @_inlined
 def _level(x):
-    """A value as a grey level, as DALI's operators on the CPU make one: saturated, the half rounded up."""
+    """Convert a value to a grey level like DALI's operators on the CPU: saturated, halves rounded up."""
     return np.uint8(min(max(x, _F(0)), _F(255)) + _F(0.5))
 
 
 @_inlined
 def _mixed(word):
-    """`noise.hashed_field` of a row's word xor a column's."""
+    """The word of `noise.hashed_field`, from a row's word xor a column's."""
     word = _W(word * _MIX_0)
     return _W((word ^ (word >> _16)) * _MIX_1)
 
 
 @_inlined
 def _log_uniform(word):
-    """log((word + ½) / 2³²), float32, within 1.5e-7, and of what is beyond -1 within 1.5e-7 of itself.
+    """log((word + ½) / 2³²), float32, within 1.5e-7. For values below -1 this error is relative.
 
-    x = m · 2^e with m from √½ to √2 is read off x's bits; log m = 2 artanh s = 2 (s + s³/3 + s⁵/5 + …) where
-    s = (m - 1) / (m + 1). |s| is at most 0.172, so what follows s⁷/7 is below 3e-8.
+    The bits of x give x = m · 2^e with m from √½ to √2. log m = 2 artanh s = 2 (s + s³/3 + s⁵/5 + …) with
+    s = (m - 1) / (m + 1). |s| is at most 0.172, so the terms after s⁷/7 are below 3e-8.
     """
     bits = _bits(_F(word) + _F(0.5))
     exponent = _I(bits - _SQRT_HALF) >> _MANTISSA
@@ -78,10 +79,10 @@ def _log_uniform(word):
 
 @_inlined
 def _cosine(word):
-    """cos(2π word / 2³²), float32, within 2e-7.
+    """cos(2π word / 2³²), float32, with an error of 2e-7.
 
-    As a signed number the word is half a turn at most, and cos x = sin(π/2 - |x|): Taylor's series of the sine within a
-    quarter of a turn, of which what follows x¹¹/11! is below 6e-8.
+    As a signed number the word is at most half a turn, and cos x = sin(π/2 - |x|). This is Taylor's series of the sine
+    within a quarter of a turn; its terms after x¹¹/11! are below 6e-8.
     """
     x = _F(_I(_QUARTER_TURN - abs(_I(word)))) * _RADIANS
     z = x * x
@@ -90,7 +91,7 @@ def _cosine(word):
 
 @compiled(fastmath=_FAST, error_model="numpy")
 def map_colours(image, matrix, offset, out):
-    """matrix · pixel + offset.
+    """Map each pixel to matrix · pixel + offset.
 
     Args:
         image, out: (3 n,) uint8, RGB. matrix: (9,) float32, row by row. offset: (3,) float32.
@@ -107,7 +108,7 @@ def map_colours(image, matrix, offset, out):
 
 @compiled(error_model="numpy")
 def mean_colour(image):
-    """(3 n,) uint8, RGB → (3,) float64, of exact sums."""
+    """The mean colour, from exact sums: (3 n,) uint8, RGB → (3,) float64."""
     total, n = np.zeros(3), _U(len(image))
     for begin in range(_U(0), n, _PART):
         r = g = b = _W(0)
@@ -122,7 +123,7 @@ def mean_colour(image):
 
 @compiled(fastmath=_FAST, error_model="numpy")
 def add_noise(image, rows, columns, std, out):
-    """`noise.gaussian_field` times the standard deviation, added.
+    """Add `noise.gaussian_field` times the standard deviation.
 
     Args:
         image, out: (S × S × 3,) uint8. rows: (S,) uint32; columns: (3 S,) uint32, `noise.hashed_lines`. std: float32.
@@ -138,7 +139,7 @@ def add_noise(image, rows, columns, std, out):
 
 @compiled(error_model="numpy")
 def add_salt_pepper(image, rows, columns, low, out):
-    """Pixels black whose word in `noise.hashed_field` is below `low`, white above 2³² - 1 - `low`.
+    """Make pixels black if their word in `noise.hashed_field` is below `low`, white if it is above 2³² - 1 - `low`.
 
     Args:
         image, out: (S × S × 3,) uint8. rows, columns: (S,) uint32, `noise.hashed_lines`. low: uint32.
@@ -156,7 +157,7 @@ def add_salt_pepper(image, rows, columns, low, out):
 
 @_inlined
 def _array(addresses, place, size, dtype):
-    """The array of `size` values whose address is at a place of the operator's list of them."""
+    """The array of `size` values at the address that the operator's list has at this place."""
     return carray(pointer(carray(pointer(addresses), place + 1, np.uint64)[place]), size, dtype)
 
 
@@ -206,11 +207,11 @@ KERNELS = {"colour": _colour, "colour_about_mean": _colour_about_mean, "noise": 
 
 @functools.cache  # also keeps the compiled code alive
 def kernel(kind: str) -> CFunc:
-    """What `compiled_node` runs for a kind of step, on its image and arrays. Compiled when it is first asked for."""
+    """The callback that `compiled_node` runs for a kind of step, on its image and arrays. Compiled at first use."""
     return compiled_callback(RUN)(KERNELS[kind])
 
 
 @functools.cache
 def same_shape() -> CFunc:
-    """That a node's output has the shape of its first input."""
+    """The callback that gives a node's output the shape of its first input."""
     return compiled_callback(SETUP)(_same_shape)

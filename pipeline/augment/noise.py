@@ -1,8 +1,9 @@
-"""What degrades an image: blur, Gaussian and salt-and-pepper noise, JPEG compression, random erasing.
+"""Degradations: blur, Gaussian and salt-and-pepper noise, JPEG compression, random erasing.
 
-A noise field is a hash of (key of the sample, row, column and channel): a function of the position in the epoch, as all
-that the plan draws. DALI's own noise operators draw from a state, which depends on the batch. The plan hashes rows and
-columns, 4 values a pixel's side; the graph joins them to a field in integer arithmetic, the same on CPU and GPU.
+A noise field is a hash of (key of the sample, row, column and channel). Like all draws of the plan it is a function of
+the position in the epoch, while DALI's own noise operators draw from a state that depends on the batch. The plan hashes
+the rows and columns, four values for each pixel of the image's side. The graph combines them to a field in integer
+arithmetic, with the same result on CPU and GPU.
 """
 
 import numpy as np
@@ -29,7 +30,7 @@ def hashed_lines(keys: np.ndarray, length: int) -> np.ndarray:
 
 
 def hashed_field(keys: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """(n, 2) uint32 keys → (n, rows, columns) uint32: the field that the graph makes."""
+    """The field of random words that the graph makes: (n, 2) uint32 keys → (n, rows, columns) uint32."""
     x = hashed_lines(keys[:, 0], rows)[:, :, None] ^ hashed_lines(keys[:, 1], columns)[:, None]
     x = x * np.uint32(MIX[0])
     field: np.ndarray = (x ^ (x >> np.uint32(16))) * np.uint32(MIX[1])
@@ -46,7 +47,7 @@ def gaussian_field(keys: np.ndarray, image_size: int) -> np.ndarray:
 
 
 def salt_pepper_threshold(amount: np.ndarray) -> np.ndarray:
-    """(n,) fractions → (n,) uint32: a pixel's hash below it is pepper, and above 2³² - 1 less it is salt."""
+    """(n,) fractions → (n,) uint32 thresholds t: a hash below t is pepper, one above 2³² - 1 - t is salt."""
     return (np.asarray(amount, np.float64) / 2 * (UINT32 - 1)).astype(np.uint32)
 
 
@@ -65,7 +66,7 @@ def quality(draws: np.ndarray, on: np.ndarray, bounds: tuple[int, int]) -> np.nd
 def erased_box(
     draws: np.ndarray, on: np.ndarray, image_size: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> np.ndarray:
-    """The box by the law of torchvision's `RandomErasing` (Zhong et al. 2017); no box that fits, no erasing.
+    """A box with the distribution of torchvision's `RandomErasing` (Zhong et al. 2017). If no box fits, none is erased.
 
     Args:
         draws: (n, 22) uniform in [0, 1): ten (area, ratio) tries, then row and column.

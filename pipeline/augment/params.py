@@ -1,4 +1,4 @@
-"""The arrays of a batch, by name: what was drawn for it, and the arguments of the graph's steps made of that."""
+"""Types for the arrays of a batch: the drawn parameters, and the arguments of the graph's steps made from them."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 class StepArray(NamedTuple):
-    """The name of an array that is no parameter, but an argument of a step (`steps.step_arrays`)."""
+    """The name of an array that is an argument of a step (`steps.step_arrays`), not a parameter."""
 
     number: int  # of the step, from 0
     kind: str
@@ -14,4 +14,4 @@ class StepArray(NamedTuple):
 
 
 Name = str | StepArray
-AugmentParams = dict[Name, np.ndarray]  # one row a sample
+AugmentParams = dict[Name, np.ndarray]  # one row for each sample

@@ -1,7 +1,7 @@
-"""The drawn parameters executed on one image by Pillow and torchvision: the oracle for `augment_graph.py`.
+"""Execute the drawn parameters on one image by Pillow and torchvision, as the reference for `augment/graph.py`.
 
-Where torchvision has the operation, it is torchvision's, in torchvision's definition, on the PIL image where it can be.
-What is not there is written from its paper. The noise fields are the plan's (`pipeline.augment.noise`).
+An operation that torchvision has is torchvision's, on the PIL image if possible. The others follow their papers. The
+noise fields are the plan's (`pipeline.augment.noise`).
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ Step = Callable[[Image.Image, AugmentParams, AugmentConfig, DataConfig], Image.I
 def reference_augment(
     image: Image.Image, params: AugmentParams, config: AugmentConfig, data: DataConfig
 ) -> Image.Image:
-    """What follows crop, resize and shift.
+    """Apply the augmentations that follow crop, resize and shift.
 
     Args:
         image: RGB, image_size × image_size.
@@ -119,7 +119,7 @@ def _rounded(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
 
 
-# A parameter that is there → what it does, in the order in which it is done.
+# Parameter → the operation that it causes if it is present, in the order of execution.
 STEPS: dict[str, Step] = {
     "mirror": _mirror,
     "flip_vertical": _flip_vertical,

@@ -1,6 +1,6 @@
-"""Parameters → the steps of the graph. A step is a kind of operation, which samples take it, and its arrays.
+"""Parameters → the steps of the graph. A step is a kind of operation, the samples that need it, and its arrays.
 
-`pipeline/augment/graph.py` has an operation for each kind. The samples that do not take a step cost nothing.
+`pipeline/augment/graph.py` has an operation for each kind. Samples that do not need a step cost nothing.
 """
 
 from typing import NamedTuple
@@ -19,7 +19,7 @@ _IDENTITY = np.pad([[1.0]], 1)
 
 
 class Step(NamedTuple):
-    """kind: of `graph.OPERATIONS`; on: (n,) bool, who takes it; arrays: its arguments, one row a sample."""
+    """A step. kind: in `graph.OPERATIONS`. on: (n,) bool, the samples that need it. arrays: arguments, a row each."""
 
     kind: str
     on: np.ndarray
@@ -27,10 +27,10 @@ class Step(NamedTuple):
 
 
 def step_arrays(params: AugmentParams, config: AugmentConfig, image_size: int) -> AugmentParams:
-    """The steps as flat arrays, named by `StepArray`, in order: what the graph takes."""
+    """The steps as flat arrays for the graph, in order, named by `StepArray`."""
     steps = _steps(params, config, image_size)
     return {
-        StepArray(number, step.kind, name): np.ascontiguousarray(values)  # DALI takes nothing else
+        StepArray(number, step.kind, name): np.ascontiguousarray(values)  # DALI accepts nothing else
         for number, step in enumerate(steps)
         for name, values in ({"on": step.on} | step.arrays).items()
     }
@@ -94,7 +94,7 @@ def _colour_arrays(matrix: np.ndarray, offset: np.ndarray, mean_gain: np.ndarray
 
 
 def _auto_steps(op: np.ndarray, magnitude: np.ndarray, image_size: int) -> list[Step]:
-    """One operation each of the 15 (`auto.OPS`), (n,) and its magnitude, (n,), as six steps that exclude each other."""
+    """The operation of each sample, (n,), one of 15 (`auto.OPS`), and its magnitude, (n,), as six exclusive steps."""
 
     def where(*names: str) -> np.ndarray:
         return np.isin(op, [OP_ID[name] for name in names])

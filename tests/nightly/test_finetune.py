@@ -22,6 +22,6 @@ def test_finetune_on_photos(image_tree: Path, tmp_path: Path) -> None:
     command = ["bash", EXAMPLES / "finetune.sh", photos, *options, "--device", "cpu"]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "fc starts anew, 1000 → 3 classes" in done.stdout
+    assert "fc is reinitialised, 1000 → 3 classes" in done.stdout
     assert len([line for line in done.stdout.splitlines() if line.startswith(f"{photos}")]) >= NUM_TRAIN
     assert (tmp_path / "runs" / "photos" / "model.safetensors").exists()

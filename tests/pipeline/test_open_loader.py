@@ -218,16 +218,16 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "batch's type": ({"batch_size": 2.0}, "batch_size: 2.0 must be an integer of at least 1"),
     "seed": ({"seed": -1}, "seed: -1 must be an integer of at least 0"),
     "dtype": ({"dtype": torch.int8}, "dtype: images are float32 or float16, not torch.int8"),
-    "augment's type": ({"augment": {"mixup": 0.2}}, "augment: {'mixup': 0.2} is no preset; .* penstock.AugmentConfig"),
+    "augment's type": ({"augment": {"mixup": 0.2}}, "augment: {'mixup': 0.2} is not a .* penstock.AugmentConfig"),
     "preset unfilled": (
         {"augment": penstock.AugmentConfig(preset="strong")},
-        'augment: AugmentConfig\\(preset="strong"\\) fills nothing in; give augment="strong"',
+        'augment: AugmentConfig\\(preset="strong"\\) has no effect; give augment="strong"',
     ),
-    "preset unknown": ({"augment": penstock.AugmentConfig(preset="lite")}, "augment: 'lite' is no preset; there are"),
-    "callback": ({"on_bad": "log"}, "on_bad: 'log' cannot be called"),
+    "preset unknown": ({"augment": penstock.AugmentConfig(preset="lite")}, "augment: 'lite' is not a preset;"),
+    "callback": ({"on_bad": "log"}, "on_bad: 'log' is not callable"),
     "large seed": ({"seed": 1 << 64}, "seed: 18446744073709551616 must be below 2\\^64"),
     "time-out": ({"store_timeout_s": "3"}, "open_loader: store_timeout_s = '3': expected float"),
-    "preset": ({"augment": "lite"}, "augment: 'lite' is no preset; there are none, light, medium, strong"),
+    "preset": ({"augment": "lite"}, "augment: 'lite' is not a preset; give one of none, light, medium, strong"),
     "repeats": ({"augment": penstock.AugmentConfig(repeats=5)}, "augment.repeats: 5 does not divide 24"),
     "device": ({"device": "tpu"}, "device: 'tpu': give auto, cpu, cuda or cuda:N"),
     "other device": ({"device": "meta"}, "device: 'meta': images are made on the CPU or on CUDA"),
@@ -237,7 +237,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "setting": ({"chache": "pixels"}, "chache: open_loader has no such argument; did you mean cache?"),
     "setting of a run": ({"val_split": "val"}, "val_split: open_loader has no such argument"),
     "setting's value": ({"cache": "disk"}, "open_loader: cache = 'disk': expected one of 'none', 'encoded', 'pixels'"),
-    "unit": ({"mean": (0.485, 0.456, 0.406)}, "mean: .* cannot be in grey levels"),
+    "unit": ({"mean": (0.485, 0.456, 0.406)}, "mean: .* not in grey levels"),
     "order": ({"order": "shuffled"}, "open_loader: order = 'shuffled': expected one of"),
     "loader": ({"loader": "webdataset"}, "open_loader: loader = 'webdataset': expected one of"),
 }  # fmt: skip
@@ -271,7 +271,7 @@ def test_a_split_of_unknown_purpose_must_say_it(mixed_dir: Path, dataset_copy: P
     for file in dataset_copy.glob("val*"):
         file.rename(file.with_name(file.name.replace("val", "holdout")))
     (dataset_copy / "dataset.json").write_text(text.replace("val-", "holdout-").replace("val.", "holdout."))
-    with pytest.raises(ValueError, match="augment: say what split 'holdout' is for"):
+    with pytest.raises(ValueError, match=r"augment: .auto. does not support split 'holdout'"):
         penstock.open_loader(dataset_copy, "holdout", batch_size=2)
     assert len(penstock.open_loader(dataset_copy, "holdout", batch_size=2, augment=None)) == 10
 
@@ -279,16 +279,19 @@ def test_a_split_of_unknown_purpose_must_say_it(mixed_dir: Path, dataset_copy: P
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"dataset": "0" * 64}, "state: of another dataset \\(000000000000…, .* open the one that it was saved with"),
-        ({"split": "val"}, "state: saved with split 'val', this loader has 'train'"),
-        ({"seed": 4}, "state: saved with seed 4, this loader has 3"),
-        ({"order": "sequential"}, "state: saved with order 'sequential', this loader has 'global'"),
-        ({"training": False}, "state: saved with training False, this loader has True"),
+        (
+            {"dataset": "0" * 64},
+            "state: from another dataset \\(000000000000…, .* open the dataset with which it was saved",
+        ),
+        ({"split": "val"}, "state: saved with split 'val', but this loader has 'train'"),
+        ({"seed": 4}, "state: saved with seed 4, but this loader has 3"),
+        ({"order": "sequential"}, "state: saved with order 'sequential', but this loader has 'global'"),
+        ({"training": False}, "state: saved with training False, but this loader has True"),
         ({"epoch": -1}, "state: epoch: -1 must be an integer of at least 0"),
         ({"position": 91}, "state: position 91 is beyond the split's 90 samples"),
         ({"position": "all"}, "state: position: 'all' must be an integer"),
-        ({"bad_samples": None}, "state: bad_samples None are no list of samples, 0 to 89"),
-        ({"bad_samples": [90]}, "state: bad_samples \\[90\\] are no list of samples, 0 to 89"),
+        ({"bad_samples": None}, "state: bad_samples None is not a list of samples, 0 to 89"),
+        ({"bad_samples": [90]}, "state: bad_samples \\[90\\] is not a list of samples, 0 to 89"),
     ],
 )
 def test_a_state_of_something_else(dataset_dir: Path, changed: dict[str, Any], message: str) -> None:
@@ -297,7 +300,7 @@ def test_a_state_of_something_else(dataset_dir: Path, changed: dict[str, Any], m
     with pytest.raises(ValueError, match=message):
         loader.load_state_dict(state | changed)
     for nothing in ({}, {"epoch": 1}, [1], None):
-        with pytest.raises(ValueError, match="state: not one of a penstock loader"):
+        with pytest.raises(ValueError, match="state: not a penstock loader's"):
             loader.load_state_dict(nothing)  # type: ignore[arg-type]
     loader.load_state_dict(state)
 

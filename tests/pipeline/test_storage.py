@@ -217,7 +217,7 @@ def test_an_order_that_the_cache_cannot_serve_is_refused(remote_set: ShardSet, t
     size = small(remote_set.split("train"))
     with pytest.raises(ValueError, match=rf'data\.order = "global" reads all shards at once, {size + 1} bytes'):
         reader_of(remote_set, tmp_path, order="global", cache_bytes=size)
-    with pytest.raises(ValueError, match=r"data\.cache_bytes is 30000, and what is in use of split 'train' takes"):
+    with pytest.raises(ValueError, match=r"data\.cache_bytes is 30000, but the windows in use of split 'train' need"):
         reader_of(remote_set, tmp_path, cache_bytes=30_000)
 
 
@@ -253,9 +253,9 @@ def test_validation_has_room_when_training_rests(remote_set: ShardSet, tmp_path:
 
     needs = []
     for split, augment in parts.items():
-        with pytest.raises(ValueError, match="takes up to") as error:
+        with pytest.raises(ValueError, match="need up to") as error:
             open_reader(Feed(split=remote_set.split(split), config=config, augment=augment, **share))
-        needs.append(int(str(error.value).partition("takes up to ")[2].partition(";")[0]))
+        needs.append(int(str(error.value).partition("need up to ")[2].partition(";")[0]))
     train, val = loaders(max(needs))
     steps = train.iter_epoch(0)
     assert sum(len(next(steps).sample_ids) for _ in range(len(train))) == len(remote_set.split("train"))

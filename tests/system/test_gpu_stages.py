@@ -267,7 +267,7 @@ def test_without_a_gpu_one_line_names_the_rehearsal(tmp_path: Path) -> None:
         (["train", "--cifar", "tests"], "no packed dataset here"),
         (["all", "--list"], "compute max-autotune        240 s"),
         (["train", "--set", "data.hw_decoder_laod=1"], "--set data.hw_decoder_laod=1: "),
-        (["train", "--set", "data.hw_decoder_load=1.5"], "hw_decoder_load: 1.5 must be in 0 to 1"),
+        (["train", "--set", "data.hw_decoder_load=1.5"], "hw_decoder_load: 1.5 must be between 0 and 1"),
     ],
 )
 def test_what_the_command_says(arguments: list[str], message: str) -> None:

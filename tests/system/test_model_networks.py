@@ -199,7 +199,7 @@ def test_options_that_a_network_does_not_have_are_errors(name: str, options: dic
     [
         ({"dropout": 1.0}, r"dropout: 1.0 must be in \[0, 1\)"),
         ({"stochastic_depth": -0.1}, "stochastic_depth: -0.1"),
-        ({"compile_mode": "reduce-overhead"}, "reduce-overhead does nothing without compile = true"),
+        ({"compile_mode": "reduce-overhead"}, "reduce-overhead has no effect without compile = true"),
     ],
 )
 def test_settings_that_cannot_be_are_errors(options: dict, message: str) -> None:

@@ -122,7 +122,7 @@ def test_a_teacher_of_other_classes_is_refused(dataset_dir: Path, tmp_path: Path
     result = run(dataset_dir, tmp_path / "run", loss__teacher=tmp_path / "other.pt")
     assert result.exit_code == 1
     assert result.output.splitlines()[-1].startswith(
-        f"Error: loss.teacher: {tmp_path / 'other.pt'}: its head is of other"
+        f"Error: loss.teacher: {tmp_path / 'other.pt'}: its head is for other"
     )
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 

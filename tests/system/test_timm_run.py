@@ -35,8 +35,8 @@ def call(*words: object) -> Result:
 def test_the_runs_own_config_holds_what_was_taken(trained: Any) -> None:
     name, run_dir, done = trained
     about = timm.get_pretrained_cfg(name)
-    line = next(line for line in done.output.splitlines() if "as not given" in line)
-    assert line.startswith(f"of timm/{name}, as not given: data.interpolation = ")
+    line = next(line for line in done.output.splitlines() if "defaults of timm" in line)
+    assert line.startswith(f"defaults of timm/{name}: data.interpolation = ")
     data = tomllib.loads((run_dir / "config.toml").read_text())["data"]
     assert data["mean"] == pytest.approx([255 * share for share in about.mean])
     assert data["std"] == pytest.approx([255 * share for share in about.std])
@@ -49,7 +49,7 @@ def test_it_goes_on_by_its_own_config(trained: Any, dataset_dir: Path) -> None:
     _, run_dir, _ = trained
     done = call("--run-dir", run_dir, "--data", dataset_dir, "--device", "cpu", "--max-steps", "12")
     assert "resuming from" in done.output
-    assert "as not given" not in done.output
+    assert "defaults of timm" not in done.output
     assert max(by_step(run_dir, "loss")) == 11
 
 
@@ -88,7 +88,7 @@ def test_it_starts_from_its_own_run_and_from_an_export(trained: Any, dataset_dir
             model__name=f"timm/{name}", model__pretrained=source,
         )  # fmt: skip
         assert f"pretrained weights: {source}" in done.output
-        assert "starts anew" not in done.output
+        assert "is reinitialised" not in done.output
 
 
 def test_ten_steps_of_the_vit_recipe_in_small(dataset_dir: Path, tmp_path: Path) -> None:

@@ -421,8 +421,12 @@ def test_a_run_starts_from_the_weights_and_says_what_became_of_the_head(dataset_
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     for name, classes, told in (
         ("own", own, ""),
-        ("turned", own[::-1], "; fc keeps the rows of the dataset's classes, which has them in another order"),
-        ("others", [{"wnid": word, "name": word} for word in "abc"], "; fc starts anew, 3 → 3 classes, none of which"),
+        ("turned", own[::-1], "; fc keeps the rows of the dataset's classes, in the dataset's order"),
+        (
+            "others",
+            [{"wnid": word, "name": word} for word in "abc"],
+            "; fc is reinitialised, 3 → 3 classes, none in common",
+        ),
     ):
         net = write_checkpoint(tmp_path / f"{name}.pt", recipe, classes=classes).eval()
         run_dir = tmp_path / name

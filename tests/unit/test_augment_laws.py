@@ -196,14 +196,14 @@ def test_rates_and_ranges_of_the_degradations() -> None:
 
 
 @pytest.mark.parametrize(("wrong", "message"), [
-    ({"erase": 1.5}, r"erase: 1\.5 must be in 0 to 1"),
+    ({"erase": 1.5}, r"erase: 1\.5 must be between 0 and 1"),
     ({"noise": 1, "noise_std": (5, 1)}, r"noise_std: \(5, 1\) must be low ≤ high"),
-    ({"jpeg": 1, "jpeg_quality": (0, 50)}, r"jpeg_quality: .* in 1 to 100"),
+    ({"jpeg": 1, "jpeg_quality": (0, 50)}, r"jpeg_quality: .* between 1 and 100"),
     ({"rotation": -1}, "rotation"),
     ({"mixup": -1.0}, "mixup: -1.0 must be 0 or more"),
     ({"repeats": 0}, "repeats"),
     ({"blur": 1, "blur_sigma": (0, 1)}, "blur_sigma: .* above 0"),
-    ({"auto": "rand", "auto_magnitude": 31}, "auto_magnitude: 31 must be in 0 to 30"),
+    ({"auto": "rand", "auto_magnitude": 31}, "auto_magnitude: 31 must be between 0 and 30"),
     ({"crop": "centre", "crop_fraction": 0.0}, "crop_fraction"),
     ({"blur_sigma": (1, 2)}, "blur_sigma: has no effect with blur = 0"),
     ({"auto": "trivial", "auto_magnitude": 3}, r'auto_magnitude: has no effect unless auto = "rand"'),

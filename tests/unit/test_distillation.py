@@ -234,13 +234,16 @@ def test_it_is_compiled_with_the_student(tmp_path: Path, monkeypatch: pytest.Mon
     [
         (["teacher=nosuch.pt"], "loss.teacher: nosuch.pt: no such file or run, and unknown network 'nosuch.pt'"),
         (["teacher=resnet18"], "loss.teacher_weights: which weights of resnet18"),
-        (["teacher=FILE", "teacher_weights=x.pt"], "loss.teacher_weights: has no effect beside a file or a run, FILE"),
+        (
+            ["teacher=FILE", "teacher_weights=x.pt"],
+            r"loss.teacher_weights: has no effect if loss.teacher is a file or a run \(FILE\)",
+        ),
         (["teacher=resnet18", "teacher_weights=FILE"], "loss.teacher: FILE: not weights of this resnet18"),
         (["teacher=resnet18", "teacher_weights=nosuch"], "loss.teacher: nosuch: neither a file nor"),
-        (["teacher=FOLDER"], "loss.teacher: FOLDER: no run's directory"),
+        (["teacher=FOLDER"], "loss.teacher: FOLDER: not a run's directory"),
         (["teacher=BARE"], "loss.teacher: BARE: does not say of which network it is; let loss.teacher be that one's"),
         (["teacher=LATER"], "loss.teacher: LATER: of a network that this version does not know"),
-        (["teacher=OTHER"], r"loss.teacher: OTHER: its head is of other classes \(.*7 → 7 classes, only 6 of which"),
+        (["teacher=OTHER"], r"loss.teacher: OTHER: its head is for other classes \(.*7 → 7 classes, only 6 in common"),
         (["teacher=VIT"], "loss.teacher: airbench94 takes images of 64 px only, and training has 32 px"),
     ],
 )  # fmt: skip
@@ -266,7 +269,7 @@ def test_bad_teachers_cost_a_line(overrides: list[str], message: str, tmp_path: 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"temperature": 3.0}, "temperature: has no effect without teacher; leave it out, or set teacher"),
+        ({"temperature": 3.0}, "temperature: has no effect without teacher; remove it, or set teacher"),
         ({"teacher_weight": 0.3}, "teacher_weight: has no effect without teacher"),
         ({"teacher_weights": "x"}, "teacher_weights: has no effect without teacher"),
         ({"distillation": "hard"}, "distillation: has no effect without teacher"),

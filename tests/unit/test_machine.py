@@ -56,7 +56,7 @@ def test_another_machines_is_not_used(change: dict, difference: str, recipe_file
     written("threads = 7\n", replace(HERE, **change))
     recipe, line = machine.load_recipe(recipe_file, ())
     assert recipe.data.threads == 1
-    assert line == f"machine.toml is of another machine ({difference}): not used"
+    assert line == f"machine.toml: not used, it is from another machine ({difference})"
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_timms_names_are_read_without_timm() -> None:
         check_network(f"timm/{name}")
     for name, hint in (
         ("timm/resnet5Od", r"did you mean timm/resnet50d"),
-        ("timm/qqqqqq", r"timm.list_models\(\) has the names"),
+        ("timm/qqqqqq", r"timm.list_models\(\) lists all names"),
         ("timm/resnet50d.ra2_in1k", r'name = "timm/resnet50d", pretrained = "ra2_in1k"'),
         ("resnet50d", r"did you mean timm/resnet50d\?"),
     ):

@@ -168,7 +168,7 @@ def test_bad_settings_are_errors(options: dict, message: str) -> None:
 
 
 def test_an_unknown_loss_is_an_error() -> None:
-    with pytest.raises(ValueError, match="unknown loss 'hinge': cross_entropy, bce, mse"):
+    with pytest.raises(ValueError, match="unknown loss 'hinge'; known are cross_entropy, bce, mse"):
         LossConfig(name="hinge")  # type: ignore[arg-type]
 
 

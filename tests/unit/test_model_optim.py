@@ -353,7 +353,7 @@ def test_an_option_changes_the_result_or_is_an_error(name: str, option: str) -> 
     # The oracle of what has an effect: the arguments of torch's or timm's class. LARS has no Nesterov in its paper.
     word = {"trust_coefficient": "trust_coeff", "adjust_lr": "adjust_lr_fn"}.get(option, option)
     if word not in build_optimizer(_mlp(), config).param_groups[0] or (name, option) == ("lars", "nesterov"):
-        with pytest.raises(ValueError, match=f'{option}: has no effect with name = "{name}"; leave it out'):
+        with pytest.raises(ValueError, match=f'{option}: has no effect with name = "{name}"; remove it'):
             replace(config, **change)
         return
     a, b = _mlp(), _mlp()
@@ -418,7 +418,7 @@ def test_bad_settings_are_errors(options: dict, message: str) -> None:
 
 
 def test_an_unknown_optimizer_is_an_error() -> None:
-    with pytest.raises(ValueError, match="unknown optimizer 'sgdd': sgd, adagrad"):
+    with pytest.raises(ValueError, match="unknown optimizer 'sgdd'; known are sgd, adagrad"):
         _config("sgdd")
 
 

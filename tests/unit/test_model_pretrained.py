@@ -125,7 +125,7 @@ def test_another_number_of_classes_keeps_the_body(num_classes: int, donor: nn.Mo
     assert_same(net, donor, except_for="fc.")
     torch.testing.assert_close(net.fc.weight, untouched.fc.weight, rtol=0, atol=0)
     torch.testing.assert_close(net.fc.bias, untouched.fc.bias, rtol=0, atol=0)
-    assert said.endswith(f"fc starts anew, 10 → {num_classes} classes")
+    assert said.endswith(f"fc is reinitialised, 10 → {num_classes} classes")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_heads_are_found_in_every_family(name: str, heads: list[str], monkeypatc
         net = fresh(name, 4, **options)
     monkeypatch.setattr("penstock.model.pretrained.read_weights", lambda *_: Source("memory", donor))
     _, *notes = load(net, name, "-").split("; ")
-    assert notes == [f"{head} starts anew, 10 → 4 classes" for head in heads]
+    assert notes == [f"{head} is reinitialised, 10 → 4 classes" for head in heads]
     different = {key for key, tensor in net.state_dict().items() if tensor.shape != donor[key].shape}
     assert different == {key for key in donor if key.rpartition(".")[0] in heads}
 
@@ -167,8 +167,8 @@ def test_auxiliary_heads_come_and_go(theirs: bool, ours: bool, tmp_path: Path) -
     for name, tensor in net.state_dict().items():
         if name.startswith("aux"):
             torch.testing.assert_close(tensor, untouched[name], rtol=0, atol=0)
-    notes = ["aux1 is left out", "aux2 is left out"] if theirs else []
-    notes += [f"{head} starts anew, they have none" for head in ("aux1", "aux2")] if ours else []
+    notes = ["aux1 is not used", "aux2 is not used"] if theirs else []
+    notes += [f"{head} is reinitialised, the source has no weights for it" for head in ("aux1", "aux2")] if ours else []
     assert said.split("; ")[1:] == notes
 
 
@@ -232,12 +232,12 @@ def test_published_weights_come_through_torch_hub(source: str, hub: Path) -> Non
     said = load(net, SMALL, source)
     assert_same(net, donor, except_for="classifier.1.")
     assert "SqueezeNet1_1_Weights.IMAGENET1K_V1" in said
-    assert said.endswith("classifier.1 starts anew, 1000 → 2 classes")
+    assert said.endswith("classifier.1 is reinitialised, 1000 → 2 classes")
 
 
 def test_no_network_is_one_line(hub: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"pretrained = DEFAULT: no download .*name resolution.*squeezenet1_1-.*path"
+        ValueError, match=r"pretrained = DEFAULT: download failed .*name resolution.*squeezenet1_1-.*path"
     ) as e:
         load(fresh(SMALL, 2), SMALL, "DEFAULT")
     assert "\n" not in str(e.value)
@@ -260,7 +260,7 @@ def test_a_damaged_download_is_one_line(hub: Path) -> None:
         ),
         ("resnet18", "ResNet50_Weights.DEFAULT", "neither a file nor"),
         ("resnet18", "none.pt", "pretrained = none.pt: neither a file nor"),
-        ("resnet18", ".", "no run's directory, with checkpoints/best.pt or last.pt"),
+        ("resnet18", ".", "not a run's directory .no checkpoints/best.pt or last.pt"),
         ("cifar_resnet8", "DEFAULT", "no such file; torchvision publishes no weights of cifar_resnet8"),
     ],
 )
@@ -290,14 +290,14 @@ def test_what_does_not_fit_is_an_error_with_the_first_few_names(donor: nn.Module
         return str(e.value).partition("cifar_resnet8: ")[2]
 
     state = dict(donor.state_dict())
-    assert error_of(state | {"extra": torch.zeros(1)}) == "extra is too many"
-    assert error_of(state | {"bn1.bias": torch.zeros(3)}) == "bn1.bias is (3,) instead of (16,)"
-    assert error_of(state | {"fc.weight": torch.zeros(10, 65)}) == "fc.weight is (10, 65) instead of (10, 64)"
-    assert error_of(state | {"fc.bias": 3}) == "fc.bias is no tensor"
+    assert error_of(state | {"extra": torch.zeros(1)}) == "extra is unexpected"
+    assert error_of(state | {"bn1.bias": torch.zeros(3)}) == "bn1.bias has shape (3,) instead of (16,)"
+    assert error_of(state | {"fc.weight": torch.zeros(10, 65)}) == "fc.weight has shape (10, 65) instead of (10, 64)"
+    assert error_of(state | {"fc.bias": 3}) == "fc.bias is not a tensor"
     del state["fc.weight"]
     assert error_of(state) == "fc.weight is missing"
-    assert "bn1.bias is of whole numbers" in error_of(state | {"bn1.bias": torch.ones(16, dtype=torch.int8)})
-    assert error_of({"ema": {}, "epoch": 3}) == "it has ema, epoch; the network conv1.weight …"
+    assert "bn1.bias has integers" in error_of(state | {"bn1.bias": torch.ones(16, dtype=torch.int8)})
+    assert error_of({"ema": {}, "epoch": 3}) == "it has ema, epoch; the network has conv1.weight, …"
     two = {f"{who}.{name}": tensor for who in ("student", "teacher") for name, tensor in donor.state_dict().items()}
     torch.save(two, path)
     with pytest.raises(ValueError, match=r"several networks, student\., teacher\.; save the state dict of one"):
@@ -312,7 +312,9 @@ def test_a_body_without_a_head_gets_a_fresh_one(donor: nn.Module, tmp_path: Path
     said = load(net, "cifar_resnet8", tmp_path / "body.pt")
     assert_same(net, donor, except_for="fc.")
     torch.testing.assert_close(net.fc.weight, untouched.fc.weight, rtol=0, atol=0)
-    assert said.endswith("those of its backbone, 1 other tensors left out; fc starts anew, they have none")
+    assert said.endswith(
+        "its module backbone, 1 other tensors ignored; fc is reinitialised, the source has no weights for it"
+    )
 
 
 TEN = [ClassInfo(f"n{i:08}", f"name {i}") for i in range(10)]
@@ -354,7 +356,7 @@ def learnt(path: Path, classes: list[ClassInfo], name: str = "cifar_resnet8", **
     ("labels", "note"),
     [
         ([*range(10)], ""),
-        ([3, 2, 1, 0, *range(4, 10)], "fc keeps the rows of the dataset's classes, which has them in another order"),
+        ([3, 2, 1, 0, *range(4, 10)], "fc keeps the rows of the dataset's classes, in the dataset's order"),
         ([7, 2], "fc keeps the rows of the dataset's classes, 2 of 10"),
     ],
 )
@@ -373,9 +375,9 @@ def test_a_file_that_knows_its_classes_gives_the_rows_of_the_datasets(
 @pytest.mark.parametrize(
     ("classes", "note"),
     [
-        ([ClassInfo(f"other {i}", "") for i in range(10)], "fc starts anew, 10 → 10 classes, none of which it knows"),
-        ([*TEN[:4], ClassInfo("x", "x")], "fc starts anew, 10 → 5 classes, only 4 of which it knows"),
-        ([*TEN, ClassInfo("x", "x")], "fc starts anew, 10 → 11 classes, only 10 of which it knows"),
+        ([ClassInfo(f"other {i}", "") for i in range(10)], "fc is reinitialised, 10 → 10 classes, none in common"),
+        ([*TEN[:4], ClassInfo("x", "x")], "fc is reinitialised, 10 → 5 classes, only 4 in common"),
+        ([*TEN, ClassInfo("x", "x")], "fc is reinitialised, 10 → 11 classes, only 10 in common"),
     ],
 )
 def test_other_classes_start_a_new_head_even_as_many(
@@ -394,7 +396,7 @@ def test_what_is_assumed_is_said(donor: nn.Module, tmp_path: Path) -> None:
     letters = [ClassInfo(letter, letter) for letter in "abcdefghij"]
     learner, said = learnt(of_program("bare", donor, tmp_path), letters)
     assert_same(learner.net, donor)
-    assert said == "fc is kept, as if its 10 classes, which are not named there, were the dataset's, in order"
+    assert said == "fc is kept: its 10 classes have no names and are assumed to be the dataset's, in order"
     numbers = [ClassInfo(f"{i:06}", f"{i:06}") for i in range(10)]
     _, said = learnt(of_program("checkpoint", donor, tmp_path, numbers), [ClassInfo(str(i), str(i)) for i in range(10)])
     assert said == "fc keeps the rows of the dataset's classes, known by their numbers alone, as they have no names"
@@ -431,10 +433,10 @@ def test_torchvisions_rows_are_imagenets_sorted_wnids(how: str, hub: Path, monke
     numbered = [ClassInfo(f"{i:06}", name) for i, (_, name) in enumerate(wnids)]
     assert_same(learnt(source, numbered, SMALL)[0].net, donor)
     others = [ClassInfo(f"class {i}", f"class {i}") for i in range(1000)]
-    assert learnt(source, others, SMALL)[1] == "classifier.1 starts anew, 1000 → 1000 classes, none of which it knows"
+    assert learnt(source, others, SMALL)[1] == "classifier.1 is reinitialised, 1000 → 1000 classes, none in common"
     if how == "file":
         monkeypatch.undo()  # whatever the file's name says, it is another
-        assert "is kept, as if its 1000 classes" in learnt(source, others, SMALL)[1]
+        assert "is kept: its 1000 classes have no names" in learnt(source, others, SMALL)[1]
 
 
 class Harmful:

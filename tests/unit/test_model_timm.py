@@ -109,7 +109,7 @@ def test_further_keywords_are_timms() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("vgg11", {"stochastic_depth": 0.1}, "timm/vgg11 has no stochastic_depth: leave it out"),
+        ("vgg11", {"stochastic_depth": 0.1}, "timm/vgg11 has no stochastic_depth: remove it"),
         ("test_vit", {"zero_init_residual": True}, "timm/test_vit has no zero_init_residual"),
         ("test_resnet", {"aux_logits": True}, "has no aux_logits"),
         ("test_resnet", {"stem": "small"}, "has no stem = small: that is for torchvision's"),
@@ -172,7 +172,7 @@ def test_what_nobody_gives_is_timms(tmp_path: Path, name: str, tagged: bool) -> 
     assert (data.image_size, data.val_image_size) == (size, size)
     assert data.val_resize_size == int(size / expected["crop_pct"])
     assert data.interpolation == {"bicubic": "cubic", "bilinear": "linear"}[expected["interpolation"]]
-    assert line.startswith(f"of timm/{name}, as not given: data.image_size = {size}, ")
+    assert line.startswith(f"defaults of timm/{name}: data.image_size = {size}, ")
     assert "\n" not in line
     assert from_toml(Recipe, to_toml(recipe), "config") == recipe
 
@@ -183,7 +183,7 @@ def test_what_somebody_gives_stays(tmp_path: Path) -> None:
     data = recipe.data
     assert (data.mean, data.val_resize_size, data.interpolation, data.image_size) == ((1, 2, 3), 99, "linear", 64)
     assert (data.std, data.val_image_size) == ((127.5, 127.5, 127.5), 64)  # built for 64 px, so validated at 64
-    assert line == "of timm/test_vit, as not given: data.val_image_size = 64, data.std = [127.5, 127.5, 127.5]"
+    assert line == "defaults of timm/test_vit: data.val_image_size = 64, data.std = [127.5, 127.5, 127.5]"
     whole, said = loaded(tmp_path, to_toml(recipe))  # a run's config.toml
     assert (whole, said) == (recipe, "")
     assert loaded(tmp_path, '[model]\nname = "resnet18"') == (Recipe(model=ModelConfig(name="resnet18")), "")
@@ -240,7 +240,7 @@ def test_a_file_of_timms_is_read(name: str, kind: str, tmp_path: Path) -> None:
     said = load_pretrained(other, ModelConfig(name=f"timm/{name}", pretrained=path))
     heads = list(heads_of(other).values())
     for head in heads:
-        assert f"{head} starts anew, 7 → 5 classes" in said
+        assert f"{head} is reinitialised, 7 → 5 classes" in said
     for key, tensor in other.state_dict().items():
         is_head = any(key.startswith(f"{head}.") for head in heads)
         assert torch.equal(tensor, fresh[key] if is_head else donor.state_dict()[key]), key
@@ -287,7 +287,7 @@ def test_weights_of_the_hub_have_imagenets_classes(hub: dict[str, nn.Module], ta
     assert torch.equal(net.fc.weight, donor.fc.weight[[7, 3]])
     assert "fc keeps the rows of the dataset's classes, 2 of 1000" in said[1]
     net = build_learner(recipe, 2, world, said.append, [ClassInfo("cat", "cat"), ClassInfo("dog", "dog")]).net
-    assert "fc starts anew, 1000 → 2 classes, none of which it knows" in said[2]
+    assert "fc is reinitialised, 1000 → 2 classes, none in common" in said[2]
     assert torch.equal(net.conv1[0].weight, donor.conv1[0].weight)
 
 
@@ -313,7 +313,7 @@ def test_classes_of_published_weights() -> None:
         (
             "test_resnet",
             "DEFAULT",
-            r"DEFAULT: no download \(.*refused.*download https://huggingface.co/timm/test_resnet.r160_in1k/",
+            r"DEFAULT: download failed \(.*refused.*download https://huggingface.co/timm/test_resnet.r160_in1k/",
         ),
     ],
 )

@@ -348,7 +348,7 @@ def test_presets_scale(preset: str, strength: float) -> None:
 
 @pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan")])
 def test_a_strength_is_between_0_and_1(strength: float) -> None:
-    with pytest.raises(ValueError, match=r"strength .* must be in 0 to 1"):
+    with pytest.raises(ValueError, match=r"strength .* must be between 0 and 1"):
         FULL.scaled(strength)
 
 
@@ -364,14 +364,14 @@ def test_phases_scale_the_augmentation() -> None:
         (
             "[0.485, 0.456, 0.406]",
             "[0.229, 0.224, 0.225]",
-            "255 times that is mean = [123.675, 116.28, 103.53], std = [58.395, 57.12, 57.375]",
+            "Multiply by 255: mean = [123.675, 116.28, 103.53], std = [58.395, 57.12, 57.375]",
         ),
-        ("[0.5, 0.5, 0.5]", "[0.5, 0.5, 0.5]", "is mean = [127.5, 127.5, 127.5], std = [127.5, 127.5, 127.5]"),
-        ("[0.5, 0.5, 0.5]", "[127.5, 127.5, 127.5]", "that is mean = [127.5, 127.5, 127.5]"),
-        ("[123.675, 116.28, 103.53]", "[0.229, 0.224, 0.225]", "that is std = [58.395, 57.12, 57.375]"),
-        ("[0, 0, 0]", "[1, 1, 1]", "that is std = [255.0, 255.0, 255.0]"),
-        ("[0.5, 0.5, 0.5]", "[1, 1, 1]", "is mean = [127.5, 127.5, 127.5], std = [255.0, 255.0, 255.0]"),
-        ("[124, 116, 104]", "[0.229, 57, 57]", "that is std = [58.395, 57.0, 57.0]"),
+        ("[0.5, 0.5, 0.5]", "[0.5, 0.5, 0.5]", "255: mean = [127.5, 127.5, 127.5], std = [127.5, 127.5, 127.5]"),
+        ("[0.5, 0.5, 0.5]", "[127.5, 127.5, 127.5]", "255: mean = [127.5, 127.5, 127.5]"),
+        ("[123.675, 116.28, 103.53]", "[0.229, 0.224, 0.225]", "255: std = [58.395, 57.12, 57.375]"),
+        ("[0, 0, 0]", "[1, 1, 1]", "255: std = [255.0, 255.0, 255.0]"),
+        ("[0.5, 0.5, 0.5]", "[1, 1, 1]", "255: mean = [127.5, 127.5, 127.5], std = [255.0, 255.0, 255.0]"),
+        ("[124, 116, 104]", "[0.229, 57, 57]", "255: std = [58.395, 57.0, 57.0]"),
         ("[124, 116, 104]", "[58, 0, 57]", "std: (58.0, 0.0, 57.0) must be above 0"),
         ("[124, 116, 104]", "[58, -57, 57]", "std: (58.0, -57.0, 57.0) must be above 0"),
         ("[124, 116, 104]", "[58, 57, inf]", "std: [58.0, 57.0, inf] must be in grey levels, 1 to 255"),
@@ -385,7 +385,7 @@ def test_mean_and_std_are_grey_levels(mean: str, std: str, message: str) -> None
     with pytest.raises(ValueError, match=re.escape(message)) as refused:
         load_config(Recipe, None, [f"data.mean={mean}", f"data.std={std}"])
     assert "\n" not in str(refused.value)
-    pasted = re.findall(r"(mean|std) = (\[.*?\])", message.partition("255 times")[2])
+    pasted = re.findall(r"(mean|std) = (\[.*?\])", message.partition("Multiply")[2])
     if pasted:
         again = {"mean": mean, "std": std} | dict(pasted)
         load_config(Recipe, None, [f"data.{name}={values}" for name, values in again.items()])
@@ -399,9 +399,9 @@ def test_any_grey_levels_are_taken(mean: str, std: str) -> None:
 def test_a_value_that_its_section_refuses_is_told_with_its_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text("[data]\nmean = [0.485, 0.456, 0.406]\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=rf"^{file}: data: mean: .* is mean = \[123.675, 116.28, 103.53\]$"):
+    with pytest.raises(ValueError, match=rf"^{file}: data: mean: .*: mean = \[123.675, 116.28, 103.53\]$"):
         load_config(Recipe, file)
-    with pytest.raises(ValueError, match=r"^--set augment.hue=2: augment: hue: 2.0 must be in 0 to 0.5"):
+    with pytest.raises(ValueError, match=r"^--set augment.hue=2: augment: hue: 2.0 must be between 0 and 0.5"):
         load_config(Recipe, None, ["augment.hue=2"])
 
 
@@ -483,7 +483,7 @@ def test_what_show_config_prints_is_the_recipe_with_every_key(name: str, tmp_pat
     assert load_config(Recipe, file) == _recipe(name)
     table = tomllib.loads(shown.stdout)
     assert [f"{section}.{key}" for section in table for key in table[section]] == KEYS_OF_ALL
-    for key in ("# Passes over the training split.", "# Of each channel, RGB, in grey levels 0 … 255"):
+    for key in ("# Passes over the training split.", "# Mean of each channel (R, G, B), in grey levels 0 … 255."):
         assert f"\n{key}" in shown.stdout
 
 

@@ -92,7 +92,7 @@ def test_what_it_belongs_to_is_a_setting_of_the_section_and_of_its_values(key: s
     assert all(f"'{value}'" in str(choices) for value in about.when)
 
 
-def test_how_a_range_is_told() -> None:
+def test_ranges_in_words() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Section:
         count: int = setting(1, "So many.", at_least=1)
@@ -112,11 +112,11 @@ def test_how_a_range_is_told() -> None:
     for values, message in (
         ({"count": 0}, "count: 0 must be at least 1"),
         ({"more": -1}, "more: -1 must be 0 or more"),
-        ({"share": 1.5}, "share: 1.5 must be in 0 to 1"),
+        ({"share": 1.5}, "share: 1.5 must be between 0 and 1"),
         ({"rate": 1.0}, "rate: 1.0 must be in [0, 1)"),
         ({"area": 0.0}, "area: 0.0 must be above 0 and at most 8"),
-        ({"pair": (2, 1)}, "pair: (2, 1) must be low ≤ high, both in 0 to 9"),
-        ({"pair": (1, math.nan)}, "pair: (1, nan) must be low ≤ high, both in 0 to 9"),
+        ({"pair": (2, 1)}, "pair: (2, 1) must be low ≤ high, both between 0 and 9"),
+        ({"pair": (1, math.nan)}, "pair: (1, nan) must be low ≤ high, both between 0 and 9"),
         ({"many": (1.0, 0.0)}, "many: (1.0, 0.0) must be above 0"),
     ):
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
@@ -136,7 +136,7 @@ def test_what_changes_only_the_speed_may_change_on_resume() -> None:
 
 @pytest.mark.parametrize("seed", [-1, 1 << 20])
 def test_a_seed_that_torch_cannot_take_is_refused(seed: int) -> None:
-    with pytest.raises(ValueError, match=f"^seed: {seed} must be in 0 to 1048575$"):
+    with pytest.raises(ValueError, match=f"^seed: {seed} must be between 0 and 1048575$"):
         replace(Recipe().train, seed=seed)
 
 
