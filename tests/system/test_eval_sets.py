@@ -215,5 +215,5 @@ def test_images_by_other_names_are_refused(trained: tuple[Path, nn.Module], data
     assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (1, "", 1)
     assert "val was called 'n01491361/ILSVRC2012_val_00050001.JPEG', not ILSVRC2012_val_00000001.JPEG" in result.stderr
     both = scored(trained[0], tmp_path / "data", "--labels", "real", "--only-data-classes")
-    assert "over all of the network's outputs: leave out --only-data-classes" in both.stderr
+    assert "over all of the network's outputs; omit --only-data-classes" in both.stderr
     assert "no such file; give real.json" in scored(trained[0], tmp_path / "data", "--labels", "nosuch").stderr

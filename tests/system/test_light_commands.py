@@ -39,11 +39,11 @@ BENCHMARKS = ("loader", "train", "parity", "tune", "env", "explain", "peers", "p
 TOLD_EARLY = {  # what a command line is answered with before anything heavy is imported
     "train.py": {
         "--help": "Usage:",
-        "eval --help": "Score CHECKPOINT",
-        "predict --help": "Name the classes",
+        "eval --help": "Score a trained network",
+        "predict --help": "Predict the classes",
         "export --help": "Write a trained network",
-        "replay --help": "Make a failed step again",
-        "audit --help": "Prove from the metrics",
+        "replay --help": "Repeat a failed step",
+        "audit --help": "Prove that each epoch",
         "audit nosuch": "is not a run directory",
         "report --help": "Write report.png",
         "report nosuch": "is not a run directory",
@@ -67,7 +67,7 @@ TOLD_EARLY = {  # what a command line is answered with before anything heavy is 
         "--show-schedule": "learning rate",
         "predict nosuch.pt .": "no such checkpoint",
         "eval . --labels nosuch": "no such file; give real.json",
-        "eval . --labels real --only-data-classes": "leave out --only-data-classes",
+        "eval . --labels real --only-data-classes": "omit --only-data-classes",
     },
     "bench.py": {
         "--help": "Usage:",
