@@ -94,7 +94,7 @@ def test_v2s_folders_are_numbers(trained: tuple[Path, nn.Module], tmp_path: Path
     expected = counted(logits_by_name(net, split), lambda name: int(name.split("/")[1]))
     result = scored(checkpoint, tmp_path / "data")
     assert figures(result) == expected
-    assert "by ImageNet's list of wnids, to which the dataset's numbers are the places" in result.stderr
+    assert "by ImageNet's list of wnids, in which the dataset's numbers are positions" in result.stderr
     numbers = [{"wnid": f"{n:06d}", "name": f"{n}"} for n in range(1000)]
     write_checkpoint(tmp_path / "numbers.pt", recipe_of(), classes=numbers)
     assert figures(scored(tmp_path / "numbers.pt", tmp_path / "data")) == expected
@@ -111,7 +111,7 @@ def test_the_classes_of_a_and_r(trained: tuple[Path, nn.Module], tmp_path: Path,
     logits = logits_by_name(net, packed(folder, tmp_path / "data"))
     result = scored(checkpoint, tmp_path / "data")
     assert figures(result) == counted(logits, lambda name: WNIDS.index(name.split("/")[0]))
-    assert "images of 200 classes, the network has 1,000 outputs, and top-1 is over all of them" in result.stderr
+    assert "images of 200 classes, the network has 1,000 outputs, top-1 is over all of them" in result.stderr
 
     indices = [int(line) for line in TIMM.joinpath("imagenet_a_indices.txt").read_text().split()]
     kept = {name: row[indices] for name, row in logits.items()}
