@@ -205,7 +205,7 @@ def test_real_labels_of_a_network_with_other_outputs(
     write_checkpoint(tmp_path / "b.pt", recipe_of(), classes=turned)
     result = scored(tmp_path / "b.pt", data, "--labels", str(tmp_path / "real.json"))
     assert figures(result) == expected | {"top1": 0.0, "top5": 0.0}
-    assert f"{expected['num_images']} images have labels of which the network has no output" in result.stderr
+    assert f"{expected['num_images']} images have only labels for which the network has no output" in result.stderr
 
 
 def test_images_by_other_names_are_refused(trained: tuple[Path, nn.Module], dataset_dir: Path, tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_images_by_other_names_are_refused(trained: tuple[Path, nn.Module], data
     packed(tmp_path / "val", tmp_path / "data")
     result = scored(trained[0], tmp_path / "data", "--labels", "real")
     assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (1, "", 1)
-    assert "val was called 'n01491361/ILSVRC2012_val_00050001.JPEG', not ILSVRC2012_val_00000001.JPEG" in result.stderr
+    assert "val was called 'n01491361/ILSVRC2012_val_00050001.JPEG'. --labels needs the original names" in result.stderr
     both = scored(trained[0], tmp_path / "data", "--labels", "real", "--only-data-classes")
     assert "over all of the network's outputs; omit --only-data-classes" in both.stderr
     assert "no such file; give real.json" in scored(trained[0], tmp_path / "data", "--labels", "nosuch").stderr

@@ -185,7 +185,7 @@ def test_a_bad_image_costs_a_line(
     damage(ShardSet.open(dataset_copy), "train", 41, b"not an image")
     result = run(dataset_copy, tmp_path / "run")
     assert result.exit_code == 0, result.output
-    assert result.output.count("taken out") == 1
+    assert result.output.count("quarantined: ") == 1
     quarantined = (tmp_path / "run/quarantine.jsonl").read_text().splitlines()
     assert [json.loads(line)["sample_id"] for line in quarantined] == [41]
     assert lines(tmp_path / "run", "epoch")[-1]["bad_samples"] == 1

@@ -377,7 +377,7 @@ def corrupt_images(bench: Bench) -> Outcome:
     quiet_dir = bench.new("quiet")
     quiet = bench.start(quiet_dir, data=data, settings=settings)
     assert quiet.wait(END_S) == 0, quiet.output
-    assert quiet.output.count("taken out") == lines(quiet_dir / "run", "epoch")[-1]["bad_samples"]
+    assert quiet.output.count("quarantined: ") == lines(quiet_dir / "run", "epoch")[-1]["bad_samples"]
     fault = Fault("step", "SIGKILL", bench.rng.randrange(2), bench.rng.randint(1, LAST_STEP))
     run = bench.start(round_dir, fault, data=data, settings=settings, restarts=3)
     assert run.wait(END_S) == 0, run.output
