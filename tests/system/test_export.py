@@ -305,5 +305,5 @@ def test_a_write_that_fails_leaves_the_old_file(small: Path, tmp_path: Path, mon
 
 def test_an_export_is_no_checkpoint(resnet18: Any, tmp_path: Path) -> None:
     exported(resnet18[0], tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="an export, not a checkpoint; give the run"):
+    with pytest.raises(ValueError, match=r"an export, not a checkpoint\. Give the run"):
         load_checkpoint(tmp_path / "model.safetensors")

@@ -63,7 +63,7 @@ TOLD_EARLY = {  # what a command line is answered with before anything heavy is 
         "--set schedule.warmup_epochs=99": "the warm-up must end",
         "--data nosuch": "nosuch: no packed dataset",
         "--resume nosuch": "no checkpoint there",
-        "--run-dir README.md/x": "is no directory",
+        "--run-dir README.md/x": "is not a directory",
         "--show-schedule": "learning rate",
         "predict nosuch.pt .": "no such checkpoint",
         "eval . --labels nosuch": "no such file; give real.json",

@@ -251,7 +251,7 @@ def test_weights_that_are_no_numbers_are_seen_late_too(
     result = run(dataset_dir, tmp_path / "run", train__log_every=2)
     assert result.exit_code == 1
     assert "step 3" in result.output
-    assert "weights are not finite" in result.output
+    assert "weights are NaN or infinite" in result.output
     (file,) = (tmp_path / "run").glob("failed-step-*.pt")
     assert checkpoint.load(file)["at"]["step"] == 2
 
@@ -320,7 +320,7 @@ def test_a_time_budget_goes_through_the_whole_schedule(dataset_dir: Path, tmp_pa
     (end,) = lines(run_dir, "end")
     assert end["epoch"] < 1000
     assert (end["ended_by"], end["epochs"]) == ("max_minutes", 1000)
-    assert f"Finished after step {end['step']}: --max-minutes fitted the 1000 epochs to " in result.output
+    assert f"Finished after step {end['step']}: --max-minutes shortened the 1000 epochs to " in result.output
 
 
 def test_ranks_stay_together_whenever_they_started_and_whatever_they_score(dataset_dir: Path, tmp_path: Path) -> None:
@@ -336,7 +336,7 @@ def test_ranks_stay_together_whenever_they_started_and_whatever_they_score(datas
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
     done = forked.run([*launcher, program, *words], timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "--max-minutes fitted the 1000 epochs" in done.stdout
+    assert "--max-minutes shortened the 1000 epochs" in done.stdout
     assert "on 2/19 images" in done.stdout
 
 
