@@ -143,7 +143,7 @@ def test_without_validation_the_last_step_is_kept(dataset_dir: Path, tmp_path: P
 def test_training_without_a_validation_split(whole: Path, dataset_dir: Path, tmp_path: Path) -> None:
     result = run(dataset_dir, tmp_path / "run", report=True, data__val_split="none")
     assert result.exit_code == 0, result.output
-    assert "data.val_split is none: no validation, and no best.pt" in result.output
+    assert "data.val_split is none: no validation and no best.pt" in result.output
     assert "no validation (data.val_split is none)" in result.output
     assert by_step(tmp_path / "run", "loss") == by_step(whole, "loss")
     assert not lines(tmp_path / "run", "eval")

@@ -181,7 +181,7 @@ def draw(ax: "Axes", panel: Panel, runs: Sequence[Run]) -> None:
                 if alone:
                     ax.plot(*_thinned(x, y), color=colour, alpha=0.3, linewidth=0.6)
                 y = smooth(y)
-            if series.lines == "epochs":  # a line of an epoch's end tells of all of the epoch
+            if series.lines == "epochs":  # the line of an epoch's end applies to the whole epoch
                 x, y = np.insert(x, 0, 0.0), np.insert(y, 0, y[0])
             drawstyle = "steps-pre" if series.lines == "epochs" else "default"
             marker = "o" if (len(x) < 40 and series.lines == "evals") or len(x) == 1 else None
