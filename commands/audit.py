@@ -263,4 +263,4 @@ def run(run_dir: Path, data: str | None) -> None:
         click.echo(f"epoch {wrong.epoch}: {wrong.deviation}", err=True)
         sys.exit(1)
     steps = sum(epoch.steps for epoch in epochs)
-    click.echo(f"proven: the {steps:,} steps used the planned samples, and no sample twice in an epoch")
+    click.echo(f"proven: the {steps:,} steps used exactly the planned samples of each epoch")

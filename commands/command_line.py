@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., object])
 
-# What other trainers call the options of train.py; for settings see recipes.config_names.
+# The names that other trainers use for options of train.py. For settings see recipes.config_names.
 OTHERS_NAMES = {
     "--data": "data_dir data_path dataset root",
     "--recipe": "c cfg config config_file hparams",
@@ -166,9 +166,7 @@ def run(train: "Callable[[Setup], None]", options: TrainOptions, began: float) -
         dataset = check(chosen, options)
 
     if os.environ.get("RANK", "0") == "0":
-        click.echo(
-            f"{chosen.origin}: loading PyTorch and DALI"
-        )  # five seconds, a minute where they are new on this disk
+        click.echo(f"{chosen.origin}: loading PyTorch and DALI")  # takes five seconds, or a minute the first time
     from penstock.training.start import start
 
     start(train, chosen, options, dataset, began)

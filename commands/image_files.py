@@ -53,7 +53,7 @@ def _walk(folder: str, ignored: list[str], above: frozenset[str]) -> Iterator[st
     for entry in visible:
         if entry.is_dir():
             yield from _walk(entry.path, ignored, above | {here})
-        elif is_image(entry.name) and (entry.is_file() or entry.is_symlink()):  # not a pipe, which has no end
+        elif is_image(entry.name) and (entry.is_file() or entry.is_symlink()):  # not a pipe, which may never end
             yield entry.path
         else:
             ignored.append(entry.path)
@@ -120,7 +120,7 @@ def decode_chunks(
     """
     gpu = (device.index or 0) if device.type == "cuda" else None
     stream = torch.cuda.current_stream(device) if gpu is not None else None
-    in_flight: deque[tuple[Chunk, Inputs]] = deque()  # with what DALI reads uncopied
+    in_flight: deque[tuple[Chunk, Inputs]] = deque()  # chunks with the arrays that DALI reads without a copy
 
     def next_inputs() -> Inputs:
         chunk = next(chunks)  # its StopIteration ends the graph's epoch

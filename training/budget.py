@@ -99,7 +99,9 @@ class Budget:
         self.closing_s = min(max(started_s, CLOSING_S[0]), CLOSING_S[1])
         self._validation_s: float | None = None  # of all its images, with its pictures and checkpoint
         self._speeds: dict[tuple[int, int], _Speed] = {}
-        self._last: tuple[int, int] | None = None  # the size measured last, beyond its first interval if any is
+        self._last: tuple[int, int] | None = (
+            None  # the size measured last; its first interval counts only if no size has another
+        )
         self._start_s = 0.0  # how much longer the first interval took than its steps
         self._since = 0.0
         self._next_look = 0

@@ -92,7 +92,7 @@ class TrainingData:
         self._dataset, self._world, self._run_dir, self._quarantined = dataset, world, run_dir, quarantined
         self._loader: Loader | None = None
         self._mixer: Mixer | None = None
-        self._seen: set[tuple[int, int]] = set()  # image and batch sizes that came
+        self._seen: set[tuple[int, int]] = set()  # image and batch sizes so far
 
     @property
     def feed(self) -> Feed:

@@ -39,7 +39,7 @@ class World:
     world_size: int
     local_world_size: int
     device: torch.device
-    notices: "Notices | None" = field(default=None, compare=False)  # None in a world of one
+    notices: "Notices | None" = field(default=None, compare=False)  # None with a world size of one
 
     @property
     def is_main(self) -> bool:
@@ -114,7 +114,7 @@ def _fresh_store(rank: int, world_size: int, timeout_s: float) -> dist.Store:
         store.set(f"answer/{call}/{rank}", own)
         try:
             store.wait([f"go/{own}"], datetime.timedelta(seconds=0.5))
-        except dist.DistStoreError:  # the call was an earlier start's, or others are late
+        except dist.DistStoreError:  # the call is from an earlier start, or other ranks are late
             if time.monotonic() > deadline:
                 raise
             continue
@@ -277,7 +277,7 @@ class StopFlag:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # After an error the other ranks may be gone: waiting for them would hide it behind a timeout.
+        # After an error the other ranks may be gone, and waiting for them would hide the error behind a timeout.
         if self._pending is not None and error is None:
             self._pending[0].wait()
         self._pending = None

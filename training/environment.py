@@ -21,7 +21,7 @@ from penstock.recipes.hardware import cores_allowed as cores_allowed
 from penstock.recipes.hardware import cpu_cores, gpu_name, quota_cores, text_of
 from penstock.recipes.hardware import cpu_model as cpu_model
 
-if TYPE_CHECKING:  # torch is imported when it is asked: who only names this module needs none
+if TYPE_CHECKING:  # functions import torch when they need it, so importing this module does not
     import torch
 
 PACKAGES = (
@@ -39,7 +39,7 @@ PACKAGES = (
     "numba",
     "timm",
 )
-CHECKOUT = Path(__file__).resolve().parents[1]  # or, where it is installed, the package
+CHECKOUT = Path(__file__).resolve().parents[1]  # or the package, if it is installed
 GPU_QUERY = {  # nvidia-smi's name → ours
     "driver_version": "gpu_driver",
     "clocks.current.sm": "gpu_clock_mhz",
@@ -169,7 +169,7 @@ def describe() -> Environment:
 def _torch_facts() -> TorchFacts:
     try:
         import torch
-    except (ImportError, OSError):  # not installed, or a library that it needs is not
+    except (ImportError, OSError):  # torch, or a library that it needs, is not installed
         return {"torch_threads": None, "gpu": None, "num_gpus": 0, "cuda": None, "cudnn": None}
     return {
         "torch_threads": torch.get_num_threads(),
@@ -217,7 +217,9 @@ def cpu_bf16() -> list[str]:
 
 
 def _git(*arguments: str) -> str | None:
-    if not (CHECKOUT / "pyproject.toml").exists():  # installed: a repository around it would be another project's
+    if not (
+        CHECKOUT / "pyproject.toml"
+    ).exists():  # an installed package: a surrounding repository is another project's
         return None
     return _output("git", "-C", str(CHECKOUT), *arguments)
 

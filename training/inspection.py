@@ -124,7 +124,7 @@ class EvalInspection:
         """
         if sum_over_ranks(torch.ones(1, dtype=torch.int64)).item() != world_size:
             raise RuntimeError(f"world_size is {world_size}, but sum_over_ranks adds up another number of ranks")
-        # Each rank's rows in a place of their own, so that a sum joins them.
+        # Each rank's rows get a separate place, so that a sum over ranks joins them.
         values = self._values.new_zeros(2, world_size, self._worst)
         ids = self._ids.new_zeros(3, world_size, self._worst)
         values[:, rank], ids[:, rank] = self._values, self._ids

@@ -240,7 +240,7 @@ def _difference(saved: CheckpointState, dataset: ShardSet) -> str:
     if saved["classes"] != classes:
         first = next(a["wnid"] for a, b in zip(saved["classes"], classes, strict=True) if a != b)
         return f"other classes than {dataset.root}, for example {first}"
-    splits = saved.get("splits", {})  # earlier checkpoints do not say
+    splits = saved.get("splits", {})  # older checkpoints do not have it
     for name, split in dataset.splits.items():
         if (number := splits.get(name, len(split))) != len(split):
             return f"{number:,} images in {name}, not the {len(split):,} of {dataset.root}"

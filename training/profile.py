@@ -75,7 +75,7 @@ class Profile:
         with record_function(name), torch.cuda.nvtx.range(name) if on_gpu else nullcontext():
             begin, self._waits = mark(self._world.device), self._waits or name == "wait"
             yield
-            if name != "copy" or self._waits:  # and not of a validation
+            if name != "copy" or self._waits:  # but not a copy in a validation
                 self._marks[name].append((begin, mark(self._world.device)))
             self._waits &= name != "wait"
 

@@ -37,7 +37,7 @@ def rates_of(steps: StepLog, num_images: int, seconds: float) -> Rates:
 def nothing_left(state: RunState, epochs: int) -> str:
     """The lines for a run that is resumed after its last step."""
     more = "--set train.epochs=N" if state.schedule_epoch >= epochs else "a larger --max-steps"
-    figures = f"{described(state.validation)}\n" if state.validation else ""
+    figures = f"last validation: {described(state.validation)}\n" if state.validation else ""
     return f"{figures}nothing left to do: step {state.step} was the last. To train longer, give {more}"
 
 
@@ -45,7 +45,7 @@ def summary(setup: Setup, state: RunState, rates: Rates, how: Ending, report: Pa
     """The lines at the end of a run."""
     last, world = checkpoint.last_path(setup.claim.run_dir), setup.world
     lines = [
-        described(state.validation) if state.validation else "no validation (data.val_split is none)",
+        f"validation        {described(state.validation) if state.validation else 'none (data.val_split is none)'}",
         how_it_ended({"step": state.step, **how}),
     ]
     if "images_per_s" in rates:

@@ -226,7 +226,7 @@ def _clear(folder: Path) -> None:
 
 
 def _remove_empty(folder: Path) -> None:
-    with suppress(OSError):  # somebody else has put something there
+    with suppress(OSError):  # the folder is not empty any more
         folder.rmdir()
 
 

@@ -84,7 +84,7 @@ def draw_confusion(counts: Sequence[Sequence[int]], class_names: Sequence[str]) 
 
     matrix, names = np.array(counts), [_short(name) for name in class_names]
     wrong = np.where(np.eye(len(names), dtype=bool), 0, matrix)
-    with rc_context({"text.parse_math": False}):  # a dollar sign in a name is a dollar sign
+    with rc_context({"text.parse_math": False}):  # do not read a dollar sign in a name as math
         side = 0.42 * len(names)
         figure = Figure(figsize=(3.2 + side, 2.6 + side), dpi=100, layout="constrained")
         canvas = FigureCanvasAgg(figure)

@@ -42,7 +42,7 @@ class Validation:
         distributed.broadcast_buffers(self._learner.nets.values())
         figures, self._seen = self._score(self.loader, "validation", state)
         self._metrics.eval(step=state.step, epoch=state.epoch, position=state.position, **figures)
-        self._progress.print(f"step {state.step}: {described(figures)}")
+        self._progress.print(f"step {state.step}: validation {described(figures)}")
         return state.validated(figures)
 
     def show(self, state: RunState) -> None:
@@ -61,7 +61,7 @@ class Validation:
         figures, _ = self._score(loader, "test split", state)
         loader.close()
         self._metrics.eval(kind="test", step=state.step, epoch=state.epoch, position=state.position, **figures)
-        self._progress.print(f"test split: {described(figures)}")
+        self._progress.print(f"step {state.step}: test split {described(figures)}")
 
     def _score(self, loader: Loader, stage: str, state: RunState) -> tuple[Scores, Inspection]:
         setup, learner = self._setup, self._learner

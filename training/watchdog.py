@@ -114,7 +114,7 @@ class Watchdog:
                 limit_s += COMPILING_S
             if still_s >= limit_s:
                 before, now = self._two_looks()
-                if self._mark is not mark:  # it has moved after all
+                if self._mark is not mark:  # the mark has changed in the meantime
                     continue
                 if self._works(before, now):
                     patient_since = time.monotonic()

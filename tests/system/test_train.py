@@ -144,7 +144,7 @@ def test_training_without_a_validation_split(whole: Path, dataset_dir: Path, tmp
     result = run(dataset_dir, tmp_path / "run", report=True, data__val_split="none")
     assert result.exit_code == 0, result.output
     assert "data.val_split is none: no validation and no best.pt" in result.output
-    assert "no validation (data.val_split is none)" in result.output
+    assert "validation        none (data.val_split is none)" in result.output
     assert by_step(tmp_path / "run", "loss") == by_step(whole, "loss")
     assert not lines(tmp_path / "run", "eval")
     assert {path.name for path in (tmp_path / "run/checkpoints").iterdir()} >= {"last.pt"}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
 INK, FAINT = "#1b1b1f", "#d0d0d6"  # text and grid
-_MAX_POINTS = 4000  # more than the picture has columns
+_MAX_POINTS = 4000  # more than the number of pixel columns
 _MAX_NAME = 48
 _LINES = ("-", "--", ":", "-.")
 
@@ -220,11 +220,11 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 def _legend_name(name: str) -> str:
     name = name if len(name) <= _MAX_NAME else "…" + name[1 - _MAX_NAME :]
-    return f" {name}" if name.startswith("_") else name  # matplotlib leaves out labels that begin with it
+    return f" {name}" if name.startswith("_") else name  # matplotlib skips labels that begin with "_"
 
 
 def _style() -> dict[str, object]:
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "axes.titlecolor")
     small = {"font.size": 9, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8}
-    # A dollar sign in a name is a dollar sign.
+    # text.parse_math: do not read a dollar sign in a name as math.
     return {**dict.fromkeys(inked, INK), "grid.color": FAINT, "text.parse_math": False, **small}
