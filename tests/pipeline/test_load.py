@@ -46,7 +46,7 @@ def test_without_an_average_auto_is_raw_and_ema_an_error(tmp_path: Path, ema: di
 
 
 def test_a_run_directory_means_its_best_checkpoint_else_its_last(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no checkpoint in this directory, neither .*best\.pt nor .*last\.pt"):
+    with pytest.raises(ValueError, match=r"no checkpoint in this directory: neither .*best\.pt nor .*last\.pt"):
         load_network(tmp_path, device=CPU)
     write_checkpoint(checkpoint.last_path(tmp_path), recipe_of())
     assert load_network(tmp_path, device=CPU).path == checkpoint.last_path(tmp_path)
