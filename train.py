@@ -1,8 +1,8 @@
 """Train a classifier from packed shards: `python train.py`, or `torchrun --nproc-per-node N train.py`.
 
 Input: a packed dataset (`python -m shard_tools pack`) and a recipe. Output: a run directory with checkpoints,
-metrics.jsonl, TensorBoard curves and reports. Which samples come next follows from two integers, epoch and position, by
-the plan (`pipeline/plan.py`), for any number of ranks.
+metrics.jsonl, TensorBoard curves and reports. Two integers, epoch and position, determine which samples come next. The
+plan (`pipeline/plan.py`) computes them, for any number of ranks.
 """
 
 from typing import TYPE_CHECKING
@@ -15,9 +15,8 @@ if TYPE_CHECKING:
 
 
 def train(setup: "Setup") -> None:
-    """Train from where the setup's checkpoints left off, or from scratch, to the end of the recipe, --max-steps or the
-    time."""
-    # Here and not above: they take ten seconds, and --help and a misspelt option can do without.
+    """Train to the end of the recipe, --max-steps or --max-minutes, from the setup's checkpoints or from scratch."""
+    # Imported here because they take ten seconds, and --help and a misspelt option do not need them.
     from penstock.model.optim import set_lr
     from penstock.model.schedule import lr_at
     from penstock.training.run import build_run

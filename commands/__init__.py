@@ -1,1 +1,1 @@
-"""What `train.py` offers besides training: eval, predict, export, replay, audit, report; and its command line."""
+"""The command line of `train.py` and its sub-commands: eval, predict, export, replay, audit, report."""

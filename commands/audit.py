@@ -1,9 +1,9 @@
-"""Which samples a run has used, proven from its metrics: `python train.py audit RUN`.
+"""Prove from a run's metrics which samples it used: `python train.py audit RUN`.
 
-Input: RUN/metrics.jsonl, whose steps have a digest of the samples that all ranks saw, RUN/config.toml,
-RUN/quarantine.jsonl, and the dataset's tables. The plan says which samples each step should have seen; their digests
-are worked out again and compared, step by step and epoch by epoch. Output: a table, and exit code 1 with the first step
-that deviates.
+Input: RUN/metrics.jsonl, in which each step has a digest of the samples that all ranks saw, RUN/config.toml,
+RUN/quarantine.jsonl, and the dataset's tables. The plan defines which samples each step should have seen. The audit
+computes their digests again and compares them, step by step and epoch by epoch. Output: a table. If a step deviates,
+the audit reports the first one and exits with code 1.
 """
 
 import json
@@ -29,13 +29,14 @@ from penstock.training.metrics import read_metrics
 from penstock.training.refusal import told_in_a_line
 from penstock.training.run_dir import CONFIG_FILE, ENVIRONMENT_FILE
 
-_AT_ONCE = 1 << 16  # samples whose digests are worked out together
+_AT_ONCE = 1 << 16  # number of samples that are hashed together
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What is known of one epoch. left_over: samples at its end, that fill no global batch. steps: those that agree
-    with the plan, of `num_steps`. samples: that they used, without those taken out. deviation: the first, "" for none.
+    """The result for one epoch. steps: how many of the `num_steps` agree with the plan. samples: used by those steps,
+    without the quarantined ones (`taken_out`). left_over: samples at the epoch's end that do not fill a global batch.
+    deviation: the first one, "" for none.
     """
 
     epoch: int
@@ -48,7 +49,7 @@ class Epoch:
     deviation: str
 
     def deviating(self, how: str) -> "Epoch":
-        """The same where it deviates already, else in this way."""
+        """Record a deviation. The first one is kept."""
         return self if self.deviation else replace(self, deviation=how)
 
     @property
@@ -59,7 +60,7 @@ class Epoch:
 
 
 class _Line(NamedTuple):
-    """A step's line in the metrics, or an epoch's. position: after it. samples: their digest, as it was logged."""
+    """A step's or an epoch's line in the metrics. position: after it. samples: the digest that was logged."""
 
     step: int
     epoch: int
@@ -69,8 +70,8 @@ class _Line(NamedTuple):
 
 @dataclass
 class _Logged:
-    """An epoch's lines: position after a step → the step's line as it was logged last. jump: the first line that does
-    not follow the one before it, "" for none."""
+    """An epoch's lines. steps: position after a step → the line that was logged last for it. jump: describes the first
+    line that does not follow the one before it, "" for none."""
 
     steps: dict[int, _Line] = field(default_factory=dict)
     end: _Line | None = None
@@ -79,9 +80,9 @@ class _Logged:
 
 @dataclass
 class _Seen:
-    """What the steps of an epoch used. times: how often each sample. unplanned: lines where the plan has no step.
-    total: the samples' digest, by the plan. missing: the position after the first step that has no line, 0 for none.
-    steps, taken_out, deviation: as `Epoch` has them."""
+    """What the steps of an epoch used. times: how often each sample was used. unplanned: lines at positions where the
+    plan has no step. total: the digest of the planned samples. missing: the position after the first step without a
+    line, 0 for none. steps, taken_out, deviation: see `Epoch`."""
 
     times: np.ndarray
     unplanned: dict[int, _Line]
@@ -93,9 +94,9 @@ class _Seen:
 
 
 def audit(run_dir: Path, data: str | None = None) -> list[Epoch]:
-    """Every epoch that the metrics tell of, in order. `data`: where the dataset is now, if it was moved.
+    """Return the result for every epoch in the metrics, in order. `data`: where the dataset is now, if it has moved.
 
-    Raises ValueError where the run or the dataset cannot be read, the metrics have no digests, or the run used another
+    Raises ValueError if the run or the dataset cannot be read, the metrics have no digests, or the run used another
     dataset.
     """
     logged, last_step = _logged(run_dir)
@@ -109,15 +110,15 @@ def audit(run_dir: Path, data: str | None = None) -> list[Epoch]:
         steps_before = sum(earlier.num_steps for earlier in found)
         found.append(_compared(epoch, logged.get(epoch, _Logged()), recipe, split, out, steps_before))
         if epoch < max(logged) and not found[-1].is_over:
-            found[-1] = found[-1].deviating("it did not end, and the next began")
+            found[-1] = found[-1].deviating("the epoch did not end before the next one began")
     num_steps = sum(epoch.steps for epoch in found)
     if last_step is not None and num_steps != last_step:
-        found[-1] = found[-1].deviating(f"the run ended after {last_step} steps, and {num_steps} are here")
+        found[-1] = found[-1].deviating(f"the run ended after {last_step} steps, but the metrics prove {num_steps}")
     return found
 
 
 def _check_dataset(run_dir: Path, dataset: ShardSet, split: Split, data: str | None) -> None:
-    """Raises ValueError where the run notes another dataset; one of an earlier version notes none."""
+    """Raise ValueError if the run recorded another dataset. Runs of earlier versions recorded none."""
     try:
         noted = json.loads((run_dir / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
         fingerprint, num_images = noted["dataset"], int(noted["splits"][split.name])
@@ -125,18 +126,18 @@ def _check_dataset(run_dir: Path, dataset: ShardSet, split: Split, data: str | N
         return
     if fingerprint == dataset.fingerprint:
         return
-    difference = f"{len(split):,} images in {split.name}, the run had {num_images:,}"
+    difference = f"{len(split):,} images in {split.name} here, {num_images:,} in the run's"
     if num_images == len(split):
-        difference = f"as many images in {split.name}, but packed otherwise, or others"
-    elsewhere = "" if data else ", if it lies elsewhere now"
+        difference = f"the same number of images in {split.name}, but other images or packed differently"
+    moved = "" if data else " if it has moved"
     raise ValueError(
-        f"{run_dir}: was trained on another dataset than {dataset.root} ({difference}); "
-        f"give its own with --data{elsewhere}"
+        f"{run_dir}: was trained on another dataset than {dataset.root} ({difference}). "
+        f"Give the run's dataset with --data{moved}"
     )
 
 
 def _logged(run_dir: Path) -> tuple[dict[int, _Logged], int | None]:
-    """The lines by epoch; and after how many steps the run ended, where that is the last that is known of it."""
+    """The lines by epoch, and the number of steps after which the run ended if its end was logged last."""
     epochs: dict[int, _Logged] = {}
     last, last_step = -1, None
     for fields in read_metrics(run_dir):
@@ -148,21 +149,21 @@ def _logged(run_dir: Path) -> tuple[dict[int, _Logged], int | None]:
         line = _line(fields, run_dir)
         found = epochs.setdefault(line.epoch, _Logged())
         if fields["kind"] == "step":
-            if line.step > last + 1:  # it may fall back: steps are made again after a restart
+            if line.step > last + 1:  # smaller numbers are fine: a restart repeats steps
                 found.jump = found.jump or f"step {line.step} comes after step {last}"
             last, last_step = line.step, None
             found.steps[line.position] = line
         else:
             found.end = line
     if not epochs:
-        raise ValueError(f"{run_dir}: the metrics have no steps yet")
+        raise ValueError(f"{run_dir}: the metrics have no steps yet, so there is nothing to audit")
     return epochs, last_step
 
 
 def _line(fields: Mapping[str, object], run_dir: Path) -> _Line:
     step, epoch, position, samples = (fields.get(name) for name in _Line._fields)
     if not (_is_count(step) and _is_count(epoch) and _is_count(position) and isinstance(samples, str)):
-        raise ValueError(f"{run_dir}: the metrics have a line without a digest of its samples: {fields}"[:300])
+        raise ValueError(f"{run_dir}: a line of the metrics has no digest of its samples: {fields}"[:300])
     return _Line(step, epoch, position, samples)
 
 
@@ -188,9 +189,9 @@ def _compared(
             continue
         number, as_planned = steps_before + position // size - 1, line.samples == f"{digest:016x}"
         if line.step != number:
-            seen.deviation = seen.deviation or f"step {line.step} is where the plan has step {number}"
+            seen.deviation = seen.deviation or f"step {line.step} is logged where the plan has step {number}"
         elif not as_planned:
-            what = "saw other samples than the plan's"
+            what = "used other samples than planned"
             seen.deviation = seen.deviation or f"step {line.step} (position {position}) {what}"
         if as_planned:
             np.add.at(seen.times, ids, 1)
@@ -202,7 +203,7 @@ def _compared(
 
 
 def _deviation(lines: _Logged, seen: _Seen, size: int, repeats: int) -> str:
-    """How an epoch whose steps, of `size` samples, all saw the plan's deviates from it; "" for not at all."""
+    """How an epoch deviates from the plan although each logged step of `size` samples agrees; "" for not at all."""
     if seen.missing and (lines.end is not None or seen.missing <= seen.steps * size):
         return f"the step that ends at position {seen.missing} is not in the metrics"
     if lines.jump:
@@ -210,14 +211,14 @@ def _deviation(lines: _Logged, seen: _Seen, size: int, repeats: int) -> str:
     for position, line in seen.unplanned.items():
         return f"step {line.step} ends at position {position}, where the plan has no step"
     if seen.times.max() > repeats:
-        return f"sample {int(seen.times.argmax())} comes {int(seen.times.max())} times"
+        return f"sample {int(seen.times.argmax())} was used {int(seen.times.max())} times"
     if lines.end is not None and lines.end.samples != f"{seen.total:016x}":
-        return "the digest of the whole epoch is not the sum of its steps'"
+        return "the digest of the whole epoch is not the sum of its steps' digests"
     return ""
 
 
 def _global_batch_size(epoch: int, lines: _Logged, recipe: Recipe) -> int:
-    """The recipe's in this epoch; in a run that was fitted to a time, phases begin elsewhere: then that of the log."""
+    """The global batch size of an epoch: the recipe's, or in a run with a time limit, which moves phases, the log's."""
     planned = recipe_at(recipe, epoch).train.global_batch_size
     positions = [0, *sorted(lines.steps)]
     seen = min((b - a for a, b in pairwise(positions)), default=planned)
@@ -225,7 +226,7 @@ def _global_batch_size(epoch: int, lines: _Logged, recipe: Recipe) -> int:
 
 
 def _planned(epoch: int, size: int, recipe: Recipe, split: Split) -> Iterator[tuple[int, np.ndarray]]:
-    """The position after each step of an epoch, and the ids that the plan gives it: (size,) int64."""
+    """Yield the position after each step of an epoch, and the step's planned ids: (size,) int64."""
     feed = Feed(split=split, config=recipe.data, augment=recipe.augment, batch_size=size, global_batch_size=size,
                 seed=recipe.train.seed)  # fmt: skip
     num_steps = len(split) // size
@@ -238,7 +239,7 @@ def _planned(epoch: int, size: int, recipe: Recipe, split: Split) -> Iterator[tu
 
 
 def _without(ids: np.ndarray, start: int, epoch: int, out: list[quarantine.Record]) -> np.ndarray:
-    """The ids with those gone that were taken out: in an earlier epoch, or in this one at their place."""
+    """The ids without the samples that were quarantined in an earlier epoch, or in this one at their position."""
     if not out:
         return ids
     ids = ids.copy()
@@ -250,16 +251,16 @@ def _without(ids: np.ndarray, start: int, epoch: int, out: list[quarantine.Recor
 
 
 def run(run_dir: Path, data: str | None) -> None:
-    """What `train.py audit` does; its options are in commands/options.py."""
+    """Run `train.py audit`. Its options are in commands/options.py."""
     with told_in_a_line(run_dir):
         epochs = audit(run_dir, data)
-    click.echo(f"{'epoch':>6}{'steps':>9}{'samples':>12}{'taken out':>11}{'left over':>11}  verdict")
+    click.echo(f"{'epoch':>6}{'steps':>9}{'samples':>12}{'quarantined':>13}{'left over':>11}  verdict")
     for epoch in epochs:
-        click.echo(f"{epoch.epoch:>6}{epoch.steps:>9,}{epoch.samples:>12,}{epoch.taken_out:>11,}{epoch.left_over:>11,}"
+        click.echo(f"{epoch.epoch:>6}{epoch.steps:>9,}{epoch.samples:>12,}{epoch.taken_out:>13,}{epoch.left_over:>11,}"
                    f"  {epoch.verdict}")  # fmt: skip
     wrong = next((epoch for epoch in epochs if epoch.deviation), None)
     if wrong:
         click.echo(f"epoch {wrong.epoch}: {wrong.deviation}", err=True)
         sys.exit(1)
     steps = sum(epoch.steps for epoch in epochs)
-    click.echo(f"proven: the {steps:,} steps used the samples of the plan, each of an epoch's samples once")
+    click.echo(f"proven: the {steps:,} steps used exactly the planned samples of each epoch")

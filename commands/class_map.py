@@ -1,6 +1,6 @@
-"""Which output of a network each class of a dataset is: by its key, by a file of the user's, or by ImageNet's list.
+"""Map the classes of a dataset to the outputs of a network: by key, by a file from the user, or by ImageNet's list.
 
-Input: the classes of both, and perhaps a file. Output: the dataset with the network's labels, and lines for people.
+Input: the classes of both, and optionally a file. Output: the dataset with the network's labels, and lines to print.
 """
 
 import json
@@ -22,19 +22,21 @@ Classes = Sequence[ClassInfo]
 
 @dataclass(frozen=True)
 class ClassMap:
-    """labels: (the dataset's classes,) the network's label of each, −1 where it has none. how: in words, "" where both
-    have the same classes in the same order."""
+    """labels: (num_classes of the dataset,) the network's label of each class, −1 for none. how: a description, "" if
+    both have the same classes in the same order."""
 
     labels: np.ndarray
     how: str
 
 
 def map_classes(network: Classes, dataset: Classes, file: Path | None = None) -> ClassMap:
-    """By `file`, and for what it does not name by key, where a number may have leading zeros; or by name, where a key
-    is a number and the names say that it is another class's. Where that leaves classes over, and one side has
-    ImageNet's wnids and the other its numbers, by ImageNet's list.
+    """Map the dataset's classes to the network's.
 
-    Raises ValueError where the file is no such map.
+    `file` takes precedence. Classes that it does not name are mapped by key; numbers may have leading zeros. If keys
+    are numbers and the names show that they belong to other classes, names are used instead. If classes remain
+    unmapped, and one side has ImageNet's wnids and the other its numbers, ImageNet's list connects them.
+
+    Raises ValueError if the file is not a class map.
     """
     known = _Known(network)
     labels, how = np.array([known.label(info.wnid) for info in dataset], np.int64), "by key"
@@ -46,7 +48,7 @@ def map_classes(network: Classes, dataset: Classes, file: Path | None = None) ->
         named = read_class_map(file, network, dataset)
         labels = np.array([named.get(info.wnid, label) for info, label in zip(dataset, labels, strict=True)], np.int64)
         num_others = int((labels >= 0).sum()) - len(named)
-        return ClassMap(labels, f"by {file}" + (f" and, {num_others:,} of them, {how}" if num_others else ""))
+        return ClassMap(labels, f"by {file}" + (f" and {num_others:,} of them {how}" if num_others else ""))
     if len(network) == len(dataset) and (labels == np.arange(len(network))).all():
         return ClassMap(labels, how if [info.wnid for info in network] != [info.wnid for info in dataset] else "")
     if (labels < 0).any():
@@ -56,7 +58,7 @@ def map_classes(network: Classes, dataset: Classes, file: Path | None = None) ->
                 translated = [replace(info, wnid=wnid_of.get(info.wnid, info.wnid)) for info in network]
                 known = _Known(translated)
                 labels = np.array([known.label(wnid_of.get(info.wnid, info.wnid)) for info in dataset], np.int64)
-                return ClassMap(labels, f"by ImageNet's list of wnids, to which {whose}'s numbers are the places")
+                return ClassMap(labels, f"by ImageNet's list of wnids, in which {whose}'s numbers are positions")
     return ClassMap(labels, how)
 
 
@@ -73,7 +75,10 @@ class _Known:
 
 
 def _imagenet_numbers(classes: Classes) -> dict[str, str]:
-    """Key → wnid, if the keys are numbers of ImageNet-1k's classes: as their names say or, without any, their count."""
+    """Key → wnid if the keys are the numbers of ImageNet-1k's classes; {} otherwise.
+
+    The class names decide, or the number of classes if there are no names.
+    """
     wnids, names = list(imagenet_classes()), list(imagenet_classes().values())
     if not all(re.fullmatch("[0-9]{1,6}", info.wnid) and int(info.wnid) < len(wnids) for info in classes):
         return {}
@@ -90,9 +95,9 @@ def _word(name: str) -> str:
 
 
 def relabelled(dataset: ShardSet, split: str, network: Classes, found: ClassMap, checkpoint: Path) -> ShardSet:
-    """The dataset, whose `split` has the network's labels.
+    """Return the dataset with the network's labels in `split`.
 
-    Raises ValueError where it has images of classes that the network does not know.
+    Raises ValueError if the split has images of classes that the network does not have.
     """
     samples = dataset.split(split).samples
     labels = found.labels[samples["label"]]
@@ -100,15 +105,15 @@ def relabelled(dataset: ShardSet, split: str, network: Classes, found: ClassMap,
         unknown = [dataset.classes[label].wnid for label in np.unique(samples["label"][labels < 0])]
         raise ValueError(
             f"{dataset.url or dataset.root}: {split} has images of {len(unknown):,} classes that {checkpoint} does not "
-            f"know: {few_of(unknown)}; it knows {len(network):,}: {few_of([info.wnid for info in network])}. Pack "
-            "without them (--only-classes), or say with --class-map FILE which they are"
+            f"have: {few_of(unknown)}; it has {len(network):,}: {few_of([info.wnid for info in network])}. Pack "
+            "without them (--only-classes), or map them with --class-map FILE"
         )
     return _with_labels(dataset, split, labels)
 
 
 def only_classes_of(dataset: ShardSet, split: str) -> tuple[np.ndarray, ShardSet]:
-    """Of a relabelled dataset: the labels that `split` has images of, sorted, and the dataset whose labels are their
-    places in that."""
+    """For a relabelled dataset: the labels that have images in `split`, sorted, and the dataset with labels replaced
+    by their positions in that list."""
     kept, places = np.unique(dataset.split(split).samples["label"], return_inverse=True)
     return kept.astype(np.int64), _with_labels(dataset, split, places)
 
@@ -120,15 +125,15 @@ def _with_labels(dataset: ShardSet, split: str, labels: np.ndarray) -> ShardSet:
 
 
 def lines(network: Classes, dataset: ShardSet, split: str, found: ClassMap, only: bool = False) -> Iterator[str]:
-    """What to say about the mapping; nothing where both have the same classes, by the same names. only: of the
-    network's outputs those count that the split has images of."""
+    """Lines to print about the mapping; none if both have the same classes with the same names. only: only the outputs
+    of classes with images in the split are scored."""
     counts = np.bincount(dataset.split(split).samples["label"], minlength=len(dataset.classes))
     num_classes = int((counts > 0).sum())
     if found.how or only:
         over = f"those {num_classes:,} of them" if only else "all of them"
         yield (
             f"classes mapped {found.how or 'as they are'}: {split} has images of {num_classes:,} classes, the network "
-            f"has {len(network):,} outputs, and top-1 is over {over}"
+            f"has {len(network):,} outputs, top-1 is over {over}"
         )
     pairs = [(network[label], info) for label, info in zip(found.labels, dataset.classes, strict=True) if label >= 0]
     pairs = [(a, b) for a, b in pairs if a.wnid.isdecimal() and b.wnid.isdecimal()]
@@ -136,8 +141,8 @@ def lines(network: Classes, dataset: ShardSet, split: str, found: ClassMap, only
     if other:
         a, b = other[0]
         yield (
-            f"{len(other):,} of {len(pairs):,} numbers have other names: {a.wnid} is {a.name!r} in the network and "
-            f"{b.name!r} in the dataset; if they are other classes, give --class-map FILE"
+            f"{len(other):,} of {len(pairs):,} class numbers have different names: {a.wnid} is {a.name!r} in the "
+            f"network and {b.name!r} in the dataset. If these are different classes, give --class-map FILE"
         )
 
 
@@ -146,31 +151,38 @@ def _is_bare(info: ClassInfo) -> bool:
 
 
 def read_class_map(path: Path, network: Classes, dataset: Classes) -> dict[str, int]:
-    """The dataset's class key → the network's label, from lines `KEY-of-the-network KEY-of-the-dataset` (with a tab
-    between where keys have spaces; blank ones and those with # are skipped) or JSON `{"KEY": "KEY"}`. Several of the
-    dataset's classes may be one of the network's; a list does that in JSON. It may name more of the dataset's classes.
+    """Read a file that maps the dataset's class keys to the network's labels.
 
-    Raises ValueError where it cannot be read, contradicts itself, or names classes that the network does not have.
+    The file has lines `KEY-of-the-network KEY-of-the-dataset`, or JSON `{"KEY": "KEY"}`. Keys with spaces need a tab
+    between them. Blank lines and lines that start with # are skipped. Several of the dataset's classes may map to one
+    of the network's; in JSON a list does that. Classes that the dataset does not have are ignored.
+
+    Raises ValueError if the file cannot be read, contradicts itself, or names classes that the network does not have.
     """
     ours, theirs, found = _Known(network), _Known(dataset), dict[str, int]()
     for where, key, other in _pairs(path):
         label, place = ours.label(key), theirs.label(other)
         if label < 0:
             if ours.label(other) >= 0 and theirs.label(key) >= 0:
-                raise ValueError(f"{where}: {key!r} is the dataset's; write the network's class first: {other} {key}")
+                raise ValueError(
+                    f"{where}: {key!r} is a class of the dataset. Write the network's class first: {other} {key}"
+                )
             raise ValueError(
                 f"{where}: the network has no class {key!r}; it has {few_of([info.wnid for info in network])}"
             )
         if place >= 0 and found.setdefault(dataset[place].wnid, label) != label:
-            raise ValueError(f"{where}: {other!r} is given two of the network's classes; leave one of them out")
+            raise ValueError(f"{where}: {other!r} is mapped to two of the network's classes. Remove one of them")
     if not found:
         keys = few_of([info.wnid for info in dataset])
-        raise ValueError(f"{path}: names none of the dataset's classes ({keys}); its lines are KEY-of-the-network KEY")
+        raise ValueError(
+            f"{path}: names none of the dataset's classes ({keys}). Its lines must be KEY-of-the-network "
+            "KEY-of-the-dataset"
+        )
     return found
 
 
 def _pairs(path: Path) -> Iterator[tuple[str, str, str]]:
-    """(where it stands, the network's key, the dataset's) of each pair."""
+    """Yield (place in the file, the network's key, the dataset's key) for each pair."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeError) as error:
@@ -179,12 +191,12 @@ def _pairs(path: Path) -> Iterator[tuple[str, str, str]]:
         try:
             items = dict(json.loads(text))
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}: is no JSON object ({error})") from None
+            raise ValueError(f"{path}: is not a JSON object ({error})") from None
         for key, value in items.items():
             for other in value if isinstance(value, list) else [value]:
                 if isinstance(other, bool) or not isinstance(other, str | int):
                     raise ValueError(
-                        f'{path}: {key!r} has {other!r}; give keys of classes, as {{"000010": "n01530575"}}'
+                        f'{path}: {key!r} has {other!r}. Give class keys, such as {{"000010": "n01530575"}}'
                     )
                 yield str(path), key, str(other)
         return
@@ -194,7 +206,7 @@ def _pairs(path: Path) -> Iterator[tuple[str, str, str]]:
         words = [word.strip() for word in line.split("\t")] if "\t" in line.strip() else line.split()
         if len(words) != 2 or not all(words):
             raise ValueError(
-                f"{path}: line {number}: {line.strip()[:60]!r} is no pair of keys, the network's and the dataset's; "
-                "put a tab between them where they have spaces"
+                f"{path}: line {number}: {line.strip()[:60]!r} is not a pair of keys, the network's and the dataset's. "
+                "If keys contain spaces, put a tab between the two"
             )
         yield f"{path}: line {number}", words[0], words[1]

@@ -1,7 +1,7 @@
 """The command line of `train.py`: options → a checked recipe → training (`training/start.py`), or a sub-command.
 
-Nothing heavy is imported at the top. What is wrong with an option, a recipe or the data's path is told in a second;
-torch and the like, which take ten, come when training starts.
+Nothing heavy is imported at the top. An error in an option, a recipe or the data's path is reported within a second.
+torch and similar packages take ten seconds and are imported when training starts.
 """
 
 import os
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., object])
 
-# What other trainers call the options of train.py; for settings see recipes.config_names.
+# The names that other trainers use for options of train.py. For settings see recipes.config_names.
 OTHERS_NAMES = {
     "--data": "data_dir data_path dataset root",
     "--recipe": "c cfg config config_file hparams",
@@ -43,7 +43,7 @@ OTHERS_NAMES = {
 
 
 class Group(terminal.Group):
-    """Commands that run under torchrun, too: what is wrong with the command line is told once."""
+    """Commands that also run under torchrun. An error in the command line is printed once, not by every rank."""
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: object
@@ -56,7 +56,7 @@ class Group(terminal.Group):
 
 
 class Commands(Group):
-    """Those of `train.py`."""
+    """The sub-commands of `train.py`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
@@ -71,7 +71,7 @@ class Commands(Group):
 
 
 def meant(error: click.NoSuchOption, context: click.Context) -> click.NoSuchOption:
-    """The error with what somebody means by an option that there is not: `--lr`, `--output-dir`."""
+    """The error for an unknown option such as `--lr` or `--output-dir`, with the option that was probably meant."""
     word = error.option_name.lstrip("-").lower().replace("-", "_")
     found = [option for option, names in OTHERS_NAMES.items() if word in names.split()]
     found = found or [f"--set {key}=…" for key in keys_like(word, config.keys(Recipe))]
@@ -84,47 +84,58 @@ def meant(error: click.NoSuchOption, context: click.Context) -> click.NoSuchOpti
 
 TRAIN_OPTIONS = (
     click.option("--data", metavar="DIR|URL",
-                 help="Packed dataset; without it the recipe's data.path (demo: own images)."),
+                 help="Packed dataset.  [default: the recipe's data.path; the demo generates its own images]"),
     click.option("--recipe", "recipe_name", metavar="NAME|FILE",
-                 help="A file of recipes/, or a path.  [default: that of the run in --run-dir or --resume; else demo]"),
-    click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a recipe's value."),
-    click.option("--run-dir", metavar="DIR", type=click.Path(path_type=Path), help="[default: runs/RECIPE-TIME]"),
-    click.option("--resume", default="auto", metavar="auto|never|PATH", help="auto: if --run-dir has a checkpoint."),
+                 help="Recipe: a name in recipes/, or a path.  [default: the recipe of the run in --run-dir or "
+                      "--resume; otherwise demo]"),
+    click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
+                 help="Override a setting of the recipe. Can be given several times."),
+    click.option("--run-dir", metavar="DIR", type=click.Path(path_type=Path),
+                 help="Directory for checkpoints, metrics and reports.  [default: runs/RECIPE-TIME]"),
+    click.option("--resume", default="auto", metavar="auto|never|PATH",
+                 help="auto: resume if --run-dir has a checkpoint; never: start from scratch; PATH: a run directory or "
+                      "a checkpoint to resume from."),
     DEVICE,
-    click.option("--max-steps", type=click.IntRange(min=0), metavar="N", help="End after N steps of the whole run."),
+    click.option("--max-steps", type=click.IntRange(min=0), metavar="N",
+                 help="Stop after N steps, counted over the whole run."),
     click.option("--max-minutes", type=click.FloatRange(min=0, min_open=True), metavar="M",
-                 help="End in time: the schedule is fitted to M minutes where the recipe takes longer."),
+                 help="Time limit for the whole run. If the recipe takes longer, its schedule is fitted to M minutes."),
     click.option("--max-val-images", type=click.IntRange(min=1), metavar="N",
-                 help="Validate on N images, for trials: always the same ones, chosen at random."),
+                 help="For trials: validate on only N images, chosen at random but always the same."),
     click.option("--profile", type=click.IntRange(min=1), metavar="N",
-                 help="Trace N steps, after the first 10, into RUN/trace.json.gz: docs/benchmarking.md."),
-    click.option("--deterministic", is_flag=True, help="Deterministic kernels on the GPU too; the CPU's always are."),
+                 help="Trace N steps, after the first 10, into RUN/trace.json.gz (see docs/benchmarking.md)."),
+    click.option("--deterministic", is_flag=True,
+                 help="Use deterministic kernels on the GPU too. On the CPU they always are."),
     click.option("--no-machine-config", is_flag=True,
-                 help="Leave out the machine.toml of `bench.py tune` in this folder."),
-    click.option("--show-config", is_flag=True, help="Print all settings as TOML, with what each means, and end."),
-    click.option("--show-schedule", is_flag=True, help="Plot learning rate and sizes over the epochs, and end."),
+                 help="Ignore the machine.toml that `bench.py tune` wrote in this folder."),
+    click.option("--show-config", is_flag=True,
+                 help="Print all settings as TOML, with a description of each, and exit."),
+    click.option("--show-schedule", is_flag=True,
+                 help="Plot learning rate and sizes over the epochs, and exit."),
 )  # fmt: skip
 
 
 def command_line(train: "Callable[[Setup], None]") -> click.Group:
-    """The program: its sub-commands, and without one of them a run that trains by `train`.
+    """Build the program: its sub-commands, and a training run by `train` if no sub-command is given.
 
-    Its context's object is when the command began, by `time.perf_counter`; without one that is when it is called.
+    The context's object is the time at which the command began, by `time.perf_counter`. It defaults to the time of the
+    call.
     """
 
     @click.group(cls=Commands, commands=COMMANDS, invoke_without_command=True, context_settings=CONTEXT)
     @with_train_options
     @taking(TrainOptions)
     def main(options: TrainOptions) -> None:
-        """Train a classifier from packed shards; or run a command on what was trained.
+        """Train a classifier from packed shards, or run a command on a trained network.
 
         \b
         python train.py                                    the demo: makes its own images, a minute or two on 2 cores
-        python train.py --data DIR --recipe cifar10-cpu    DIR comes from: python -m shard_tools pack SOURCE DIR
+        python train.py --data DIR --recipe cifar10-cpu    pack DIR first: python -m shard_tools pack SOURCE DIR
         torchrun --nproc-per-node 8 train.py --data DIR --recipe rn50-90ep
 
-        Ctrl-C and SIGTERM write a checkpoint; the same command with the same --run-dir goes on there, on any number of
-        GPUs that divides the global batch. The last lines say top-1, images/s and where the report lies.
+        Ctrl-C and SIGTERM write a checkpoint and stop the run. The same command with the same --run-dir resumes it, on
+        any number of GPUs that divides the global batch size. The last lines show top-1, images/s and the path of the
+        report.
         """
         context = click.get_current_context()
         if not context.invoked_subcommand:
@@ -140,7 +151,7 @@ def with_train_options(function: F) -> F:
 
 
 def run(train: "Callable[[Setup], None]", options: TrainOptions, began: float) -> None:
-    """Show what the options come to, where that is asked for, or train."""
+    """Print the settings or the schedule if an option requests it, otherwise train."""
     with refusing():
         chosen = choose_recipe(options)
     if options.show_config:
@@ -155,18 +166,16 @@ def run(train: "Callable[[Setup], None]", options: TrainOptions, began: float) -
         dataset = check(chosen, options)
 
     if os.environ.get("RANK", "0") == "0":
-        click.echo(
-            f"{chosen.origin}: loading PyTorch and DALI"
-        )  # five seconds, a minute where they are new on this disk
+        click.echo(f"{chosen.origin}: loading PyTorch and DALI")  # takes five seconds, or a minute the first time
     from penstock.training.start import start
 
     start(train, chosen, options, dataset, began)
 
 
 def choose_recipe(options: TrainOptions) -> Chosen:
-    """The recipe by name, or without one that of the run that goes on, or the demo's; with what the options say.
+    """Return the recipe with the options applied: the named one, that of the run to resume, or the demo's.
 
-    Raises ValueError for what is wrong in it, in one line.
+    Raises ValueError, in one line, for an error in the recipe or the options.
     """
     own = None if options.recipe_name else run_dirs.config_of_run(options.resume, options.run_dir)
     file = own or recipe_file(options.recipe_name or "demo")
@@ -180,14 +189,14 @@ def choose_recipe(options: TrainOptions) -> Chosen:
     if file.name == run_dirs.CONFIG_FILE:
         name, origin = file.absolute().parent.name, f"recipe {file}"
     if own:
-        origin = f"no --recipe: the run's own settings, {own}"
+        origin = f"no --recipe given: using the run's own settings, {own}"
     return Chosen(recipe, name, origin, of_machine)
 
 
 def check(chosen: Chosen, options: TrainOptions) -> ShardSet | None:
-    """All that can be checked without torch. Answers the dataset, or None for the demo's, which is still to be made.
+    """Check everything that needs no torch. Return the dataset, or None for the demo's, which does not exist yet.
 
-    Raises ValueError for what is wrong, in one line.
+    Raises ValueError, in one line, for the first error.
     """
     recipe = chosen.recipe
     run_dirs.check_resume(options.resume)
@@ -195,18 +204,20 @@ def check(chosen: Chosen, options: TrainOptions) -> ShardSet | None:
     check_teacher(recipe.loss.teacher, recipe.loss.teacher_weights)
     lr_at(0, epochs=recipe.train.epochs, base_lr=recipe.optimizer.lr, config=recipe.schedule)
     if recipe.train.wandb and not find_spec("wandb"):
-        raise ValueError("train.wandb: the package wandb is not installed; uv pip install wandb")
+        raise ValueError("train.wandb: the package wandb is not installed. Install it: uv pip install wandb")
     if not recipe.data.path:
-        raise ValueError(f"{chosen.origin}: names no data; give --data DIR")
+        raise ValueError(f"{chosen.origin}: names no data. Give --data DIR")
     for line in config.to_toml(recipe).splitlines():
-        if any("\ud800" <= character <= "\udfff" for character in line):  # a file name that is no UTF-8
-            raise ValueError(f"{line}: {run_dirs.CONFIG_FILE} cannot hold such a name; rename it, or link to it")
+        if any("\ud800" <= character <= "\udfff" for character in line):  # a file name that is not UTF-8
+            raise ValueError(f"{line}: {run_dirs.CONFIG_FILE} cannot hold this name, which is not UTF-8. Rename the "
+                             "file, or link to it")  # fmt: skip
     run_dirs.check_place(options.run_dir or Path("runs"))
     if recipe.data.path == DEMO_DATA:
         return None
     try:
         dataset = ShardSet.open(recipe.data.path, recipe.data.cache_dir, recipe.data.store_timeout_s)
     except ValueError as error:
-        raise ValueError(f"{error}; if it is elsewhere: --data DIR" if not options.data else str(error)) from None
+        hint = "" if options.data else "; if the data is elsewhere, give --data DIR"
+        raise ValueError(f"{error}{hint}") from None
     check_splits(recipe, dataset)
     return dataset

@@ -1,5 +1,5 @@
-"""`train.py eval`: a checkpoint scored on a split of any dataset that has classes of its network, or on ImageNet-ReaL's
-labels of one."""
+"""`train.py eval`: score a checkpoint on a split of any dataset with classes of its network, or with ImageNet-ReaL's
+labels."""
 
 import json
 from contextlib import closing
@@ -31,7 +31,7 @@ from penstock.training.splits import validates
 
 
 def run(options: EvalOptions) -> None:
-    """What `train.py eval` does."""
+    """Run `train.py eval`."""
     try:
         with told_in_a_line(options.checkpoint):
             world = distributed.start(options.device)
@@ -45,19 +45,19 @@ def run(options: EvalOptions) -> None:
 
 
 def score(loaded: Loaded, options: EvalOptions, world: World) -> Scores | RealScores:
-    """The scores of a network on a split. Rank 0 says how the split's classes are the network's.
+    """Score a network on a split. Rank 0 prints how the split's classes map to the network's.
 
-    Raises ValueError where the split, one of its classes or a label is not there.
+    Raises ValueError if the split, one of its classes or a label is missing.
     """
     recipe = _recipe_for(loaded.recipe, options)
     split = options.split or recipe.data.val_split
     if not options.split and not validates(recipe):
         raise ValueError(
-            f"{options.checkpoint}: trained with data.val_split = none; name the split to score with --split"
+            f"{options.checkpoint}: trained without a validation split (data.val_split = none). Name one with --split"
         )
     own, size = getattr(loaded.net, "image_size", None), recipe.data.val_image_size
     if own not in (None, size):
-        raise ValueError(f"--image-size: {recipe.model.name} takes images of {own} px only, not {size}")
+        raise ValueError(f"--image-size {size}: {recipe.model.name} accepts only images of {own} px")
     dataset = open_dataset(recipe)
     found = map_classes(loaded.classes, dataset.classes, options.class_map)
     mapped = relabelled(dataset, split, loaded.classes, found, options.checkpoint)
@@ -86,7 +86,7 @@ def score(loaded: Loaded, options: EvalOptions, world: World) -> Scores | RealSc
 
 
 class Outputs(nn.Module):
-    """Some of a network's outputs: logits (N, C) → (N, len(labels)), in the order of `labels`."""
+    """Select some of a network's outputs: logits (N, C) → (N, len(labels)), in the order of `labels`."""
 
     def __init__(self, labels: np.ndarray, device: torch.device) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class Outputs(nn.Module):
 
 
 def _recipe_for(recipe: Recipe, options: EvalOptions) -> Recipe:
-    """The checkpoint's recipe with the data and the sizes that the options give."""
+    """The checkpoint's recipe with the data and sizes from the options."""
     data = recipe.data
     size = options.image_size or data.val_image_size
     resized = options.resize_size or round(size * data.val_resize_size / data.val_image_size)

@@ -1,7 +1,7 @@
-"""A trained network for use elsewhere: `train.py export` writes a state dict, safetensors or ONNX.
+"""`train.py export`: write a trained network for use elsewhere, as a state dict, safetensors or ONNX.
 
-Every file says how images must be prepared for it: safetensors and ONNX in their metadata, a state dict, which has
-room for tensors alone, in a JSON file beside it.
+Every export describes how images must be prepared: safetensors and ONNX files in their metadata, a state dict in a JSON
+file beside it, as it can hold only tensors.
 """
 
 import io
@@ -27,13 +27,13 @@ from penstock.training import environment
 from penstock.training.refusal import told_in_a_line
 
 FORMATS = {".pt": "torch", ".pth": "torch", ".safetensors": "safetensors", ".onnx": "onnx"}
-# What of [model] changes how a network begins or runs, and not what it is.
+# Settings of [model] that change how a network is initialised or run, but not the network itself.
 RUNNING = ("zero_init_residual", "pretrained", "channels_last", "compile", "compile_mode", "sync_batch_norm")
-TOLERANCE = 1e-4  # of the largest logit: float32 sums in another order differ by 1e-6 to 1e-5
+TOLERANCE = 1e-4  # relative to the largest logit; summing float32 in another order changes it by 1e-6 to 1e-5
 
 
 class Description(TypedDict):
-    """What a user of the weights has to know. mean, std: in a recipe's unit, grey levels 0 … 255. classes: key and name
+    """What a user of the weights needs to know. mean, std: on the scale 0 … 255, as in recipes. classes: key and name
     of each, in the order of the logits."""
 
     penstock: str | None
@@ -52,8 +52,8 @@ class Description(TypedDict):
 
 
 class Building(TypedDict):
-    """What makes the network that takes the weights. torchvision, timm: the library's call, None where that makes
-    another network. build: Python for this program's own folder. model: the settings of [model] that it has."""
+    """How to build the network that the weights fit. torchvision, timm: the library's call, None if it builds another
+    network. build: Python code to run in this program's folder. model: its settings of [model]."""
 
     torchvision: str | None
     timm: str | None
@@ -82,32 +82,32 @@ def description(loaded: Loaded) -> Description:
 
 
 def export_torch(loaded: Loaded, out: Path) -> str:
-    """Write a plain state dict, and its description beside it, its name with .json added. Says what loads it."""
+    """Write a plain state dict, and its description beside it with .json added to the name. Return how to load it."""
     facts, said = building(loaded)
     sidecar = out.with_name(f"{out.name}.json")
     _write(sidecar, json.dumps({**description(loaded), **facts}, indent=1, ensure_ascii=False).encode() + b"\n")
     stream = io.BytesIO()
     torch.save(state_dict(loaded.net), stream)
     _write(out, stream.getvalue())
-    return f"{said}; {sidecar} says how images are prepared"
+    return f"{said}; {sidecar} describes how to prepare images"
 
 
 def export_safetensors(loaded: Loaded, out: Path) -> str:
-    """Write the state dict as safetensors, the description as its metadata: text, and JSON of what is no text."""
+    """Write the state dict as safetensors, with the description as metadata. Values that are not text become JSON."""
     import safetensors.torch
 
     facts, said = building(loaded)
     metadata = {"format": "pt"} | _texts({**description(loaded), **facts})
     _write(out, safetensors.torch.save(state_dict(loaded.net), metadata))
-    return f"{said}; its metadata say how images are prepared"
+    return f"{said}; its metadata describe how to prepare images"
 
 
 def export_onnx(loaded: Loaded, out: Path, *, opset: int | None, dynamic_batch: bool) -> str:
-    """Write an ONNX graph from `images` to `logits`, the description in its metadata, if onnxruntime agrees with torch.
+    """Write an ONNX graph from `images` to `logits` if onnxruntime agrees with torch. Its metadata are the description.
 
-    `dynamic_batch`: it takes any number of images, else one. `opset`: None for the exporter's default.
+    `dynamic_batch`: the graph accepts any number of images, otherwise one. `opset`: None for the exporter's default.
 
-    Raises ValueError where a package is missing, the network cannot be exported, or the logits differ.
+    Raises ValueError if a package is missing, the network cannot be exported, or the logits differ.
     """
     require_packages()
     size, examples = loaded.recipe.data.val_image_size, example_images(loaded, 2)
@@ -121,15 +121,15 @@ def export_onnx(loaded: Loaded, out: Path, *, opset: int | None, dynamic_batch: 
     noise = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(1))
     batches = [noise, examples, examples[:1]] if dynamic_batch else [*noise.split(1), *examples.split(1)]
     largest, difference = compare(loaded.net, onnx_runner(content), batches)
-    agreement = f"onnxruntime's logits differ from torch's by {difference:.1e} at most, the largest is {largest:.3g}"
+    agreement = f"onnxruntime's logits differ from torch's by at most {difference:.1e}; the largest is {largest:.3g}"
     if not difference <= TOLERANCE * largest:
-        raise ValueError(f"{out}: not written, as {agreement}")
+        raise ValueError(f"{out}: not written, because {agreement}")
     _write(out, content)
     return agreement
 
 
 def example_images(loaded: Loaded, num: int) -> Tensor:
-    """Smooth coloured pictures, normalised: (num, 3, S, S) float32, each time the same."""
+    """Smooth coloured pictures, normalised: (num, 3, S, S) float32, the same on every call."""
     data = loaded.recipe.data
     coarse = torch.rand(num, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     levels = F.interpolate(coarse, size=data.val_image_size, mode="bicubic").clamp(0, 1).mul(255).round()
@@ -138,7 +138,7 @@ def example_images(loaded: Loaded, num: int) -> Tensor:
 
 @torch.inference_mode()
 def compare(net: nn.Module, run: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> tuple[float, float]:
-    """The largest logit of `net` and the largest difference that `run` makes, both absolute, over the batches."""
+    """The largest logit of `net` and the largest difference of `run` from it, both absolute, over the batches."""
     largest = difference = 0.0
     for images in batches:
         expected, found = net(images), run(images)
@@ -148,7 +148,7 @@ def compare(net: nn.Module, run: Callable[[Tensor], Tensor], batches: Iterable[T
 
 
 def building(loaded: Loaded) -> tuple[Building, str]:
-    """What makes the network, for the description, and in words."""
+    """How to build the network: for the description, and as a sentence."""
     model, num_classes = loaded.recipe.model, len(loaded.classes)
     changed: dict[str, object] = {"name": model.name} | {
         field.name: getattr(model, field.name)
@@ -162,7 +162,7 @@ def building(loaded: Loaded) -> tuple[Building, str]:
     build = f"from model.config import ModelConfig; from model.networks import build_model; {made}"
     call, problem = library_call(loaded)
     said = (
-        f"{problem}; in this program's folder it is: {build}"
+        f"{problem}; to build it in this program's folder: {build}"
         if problem
         else f"{call} loads it and gives the same logits"
     )
@@ -173,8 +173,8 @@ def building(loaded: Loaded) -> tuple[Building, str]:
 
 
 def library_call(loaded: Loaded) -> tuple[str, str | None]:
-    """The call that makes torchvision's or timm's network of this name, and why it is not the same network, or None if
-    it is."""
+    """The call that builds torchvision's or timm's network of this name, and why that is not the same network, or None
+    if it is the same."""
     model, num_classes = loaded.recipe.model, len(loaded.classes)
     if model.name in OWN_NETWORKS:
         return "", f"{model.name} is not one of torchvision's networks"
@@ -194,19 +194,19 @@ def library_call(loaded: Loaded) -> tuple[str, str | None]:
 
 
 def _difference(loaded: Loaded, call: str, peer: nn.Module) -> str | None:
-    """Why a library's network, made by `call`, is not the same, or None if it is."""
+    """Why the library's network that `call` builds is not the same, or None if it is the same."""
     try:
         peer.load_state_dict(loaded.net.state_dict())
     except RuntimeError:
-        return f"{call} has other weights, as the recipe's [model] alters the network"
+        return f"{call} has different weights, because the recipe's [model] alters the network"
     largest, difference = compare(loaded.net, peer, [example_images(loaded, 2)])
     if not difference <= TOLERANCE * largest:
-        return f"{call} loads it but computes something else, as the recipe's [model] alters the network"
+        return f"{call} loads it but computes other logits, because the recipe's [model] alters the network"
     return None
 
 
 def state_dict(net: nn.Module) -> dict[str, Tensor]:
-    """The network's own, on the CPU, each tensor by itself and in its dimensions' order."""
+    """The network's state dict on the CPU, with each tensor copied and contiguous."""
     return {
         name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in net.state_dict().items()
     }
@@ -223,17 +223,17 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def run(options: ExportOptions) -> None:
-    """What `train.py export` does."""
+    """Run `train.py export`."""
     out = options.out
     with told_in_a_line(out):
         kind = options.kind or FORMATS.get(out.suffix.lower())
         if kind is None:
-            raise ValueError(f"{out}: no format has this suffix; give one of {', '.join(FORMATS)}, or --format")
+            raise ValueError(f"{out}: unknown suffix. Use one of {', '.join(FORMATS)}, or give --format")
         if kind != "onnx" and (options.opset is not None or options.dynamic_batch is not None):
-            raise ValueError(f"{out}: --opset, --dynamic-batch and --static are for ONNX, this is {kind}")
+            raise ValueError(f"{out}: --opset, --dynamic-batch and --static apply only to ONNX, not to {kind}")
         loaded = load_network(options.checkpoint, weights=options.weights, device=torch.device("cpu"))
         if out.suffix == loaded.path.suffix and out.resolve().parent == loaded.path.resolve().parent:
-            raise ValueError(f"{out}: is among the checkpoints, which it might replace; choose another folder")
+            raise ValueError(f"{out}: would lie among the checkpoints and might replace one. Choose another folder")
         match kind:
             case "torch":
                 done = export_torch(loaded, out)

@@ -1,7 +1,8 @@
-"""Image files and folders of them → batches of normalised images, as a validation loader would give them.
+"""Image files and folders → batches of normalised images, as a validation loader would give them.
 
-Each file is made the JPEG that packing would store (`shard_tools.encode`) and goes through validation's own resize and
-crop (`pipeline.graph`). Files stream: memory does not grow with their number. One that cannot be used costs its place.
+Each file becomes the JPEG that packing would store (`shard_tools.encode`), and goes through validation's own resize and
+crop (`pipeline.graph`). Files are streamed, so memory does not grow with their number. A gray image takes the place of
+a file that cannot be used.
 """
 
 import os
@@ -27,14 +28,14 @@ from penstock.shard_tools.encode import BadImage, EncodeConfig, Encoded, encode
 from penstock.shard_tools.sources.naming import is_image, is_junk
 
 UNTOUCHED = EncodeConfig()
-Inputs = tuple[object, ...]  # a batch as DALI's graph takes it: JPEGs, then arrays
+Inputs = tuple[object, ...]  # a batch for DALI's graph: JPEGs, then arrays
 
 
 def find_images(paths: Iterable[Path], ignored: list[str]) -> Iterator[str]:
-    """The files among `paths`, and those below its folders that are named as images, by name within each folder.
+    """Yield the files among `paths`, and the image files in its folders, searched recursively and sorted by name.
 
-    Hidden files and those that systems leave behind are left out. So are others that are not named as images, and these
-    are added to `ignored`.
+    Hidden files and files that operating systems leave behind are skipped. Other files without an image's suffix are
+    skipped and added to `ignored`.
     """
     for path in paths:
         if path.is_dir():
@@ -52,7 +53,7 @@ def _walk(folder: str, ignored: list[str], above: frozenset[str]) -> Iterator[st
     for entry in visible:
         if entry.is_dir():
             yield from _walk(entry.path, ignored, above | {here})
-        elif is_image(entry.name) and (entry.is_file() or entry.is_symlink()):  # not a pipe, which has no end
+        elif is_image(entry.name) and (entry.is_file() or entry.is_symlink()):  # not a pipe, which may never end
             yield entry.path
         else:
             ignored.append(entry.path)
@@ -60,7 +61,7 @@ def _walk(folder: str, ignored: list[str], above: frozenset[str]) -> Iterator[st
 
 @dataclass
 class Chunk:
-    """Up to a batch of files, in order; a gray image stands for each that has an error.
+    """Up to a batch of files, in order. A gray image replaces each file with an error.
 
     jpegs: n (size,) uint8. heights, widths: (n,) int64 pixels. errors: why a file cannot be used.
     """
@@ -82,7 +83,7 @@ class Chunk:
 def read_chunks(
     files: Iterable[str], batch_size: int, threads: int, config: EncodeConfig = UNTOUCHED
 ) -> Iterator[Chunk]:
-    """The files' bytes, checked, and made JPEGs as `config` says."""
+    """Read and check the files, and convert them to JPEGs as `config` specifies."""
     files, read = iter(files), partial(_read, config=config)
     with ThreadPoolExecutor(threads) as executor:
         while names := list(islice(files, batch_size)):
@@ -100,7 +101,7 @@ def read_chunks(
 
 
 def _read(file: str, config: EncodeConfig) -> Encoded | str:
-    """A file as packing would store it, or why it cannot be."""
+    """A file as packing would store it, or the reason why it cannot be packed."""
     try:
         return encode(Path(file).read_bytes(), config)
     except BadImage as error:
@@ -112,14 +113,14 @@ def _read(file: str, config: EncodeConfig) -> Encoded | str:
 def decode_chunks(
     chunks: Iterator[Chunk], config: DataConfig, *, device: torch.device, batch_size: int, threads: int, half: bool
 ) -> Iterator[tuple[Chunk, Tensor]]:
-    """Each chunk with its images: (n, 3, S, S) float32, or float16 if `half`, normalised, channels_last in memory, on
-    the device; they are valid until the next chunk is asked for.
+    """Yield each chunk with its images: (n, 3, S, S) float32, or float16 if `half`, normalised, channels_last in
+    memory, on the device. The images are valid until the next chunk is requested.
 
-    An image that only DALI rejects is taken out of its chunk. Raises ValueError where DALI fails for another reason.
+    An image that only DALI rejects is replaced in its chunk. Raises ValueError if DALI fails for another reason.
     """
     gpu = (device.index or 0) if device.type == "cuda" else None
     stream = torch.cuda.current_stream(device) if gpu is not None else None
-    in_flight: deque[tuple[Chunk, Inputs]] = deque()  # with what DALI reads uncopied
+    in_flight: deque[tuple[Chunk, Inputs]] = deque()  # chunks with the arrays that DALI reads without a copy
 
     def next_inputs() -> Inputs:
         chunk = next(chunks)  # its StopIteration ends the graph's epoch
@@ -149,7 +150,7 @@ def decode_chunks(
                 in_flight.popleft()
         except StopIteration:
             return
-        except RuntimeError as error:  # an image that libjpeg takes and DALI does not; the pipeline is lost with it
+        except RuntimeError as error:  # libjpeg accepts an image that DALI rejects; the pipeline cannot be used again
             if not raised_by_dali(error):
                 raise
             waiting = [chunk for chunk, _ in in_flight]
@@ -159,11 +160,12 @@ def decode_chunks(
 
 
 def _take_out_bad(chunks: list[Chunk], config: DataConfig, gpu: int | None, error: RuntimeError) -> None:
-    """From the first chunk that has images which DALI does not decode."""
+    """Replace the images that DALI cannot decode, in the first chunk that has any."""
     for chunk in chunks:
         bad = find_bad(chunk.jpegs, chunk.params(config), config, gpu)
         for place, complaint in bad.items():
             chunk.take_out(place, complaint)
         if bad:
             return
-    raise ValueError(f"DALI failed, though every image decodes alone: {str(error).strip().splitlines()[0]}") from error
+    line = str(error).strip().splitlines()[0]
+    raise ValueError(f"DALI failed, although it decodes every image on its own: {line}") from error

@@ -1,6 +1,6 @@
-"""The sub-commands of `train.py`: their options. What they do is in the modules that they name, imported when one runs.
+"""The sub-commands of `train.py` and their options. Each command imports the module that does its work when it runs.
 
-So `--help`, and what is wrong on a command line, take no torch.
+`--help` and errors on the command line therefore need no torch.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ CONTEXT = {"show_default": True, "max_content_width": 110}
 
 
 def taking(options: Callable[..., T]) -> Callable[[Callable[[T], None]], Callable[..., None]]:
-    """A decorator: the function gets what its command was given as one object of the class `options`."""
+    """A decorator that passes a command's options to the function as one object of the class `options`."""
 
     def decorate(function: Callable[[T], None]) -> Callable[..., None]:
         @wraps(function)
@@ -33,7 +33,7 @@ def taking(options: Callable[..., T]) -> Callable[[Callable[[T], None]], Callabl
 
 
 def existing(context: click.Context, parameter: click.Parameter, path: Path) -> Path:
-    """A checkpoint's path that is there: told now, not after torch's import."""
+    """The path of a checkpoint that exists. A missing one is reported at once, not after torch's import."""
     try:
         if path.exists():
             return path
@@ -43,7 +43,7 @@ def existing(context: click.Context, parameter: click.Parameter, path: Path) -> 
 
 
 def labels_there(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    """`real`, or a file that is there."""
+    """`real`, or the path of a file that exists."""
     if value in (None, REAL) or Path(value).is_file():
         return value
     raise click.ClickException(f"--labels {value}: no such file; give real.json, or {REAL} for the copy in timm")
@@ -51,17 +51,17 @@ def labels_there(context: click.Context, parameter: click.Parameter, value: str 
 
 CHECKPOINT = click.argument("checkpoint", metavar="CHECKPOINT|RUN", type=click.Path(path_type=Path), callback=existing)
 DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto",
-                      help="auto: CUDA if it is there.")  # fmt: skip
+                      help="auto: CUDA if a GPU is available.")  # fmt: skip
 WEIGHTS = click.option("--weights", type=click.Choice(["auto", "raw", "ema"]), default="auto",
-                       help="auto: EMA if there is one.")  # fmt: skip
-MIN_OPSET = 18  # torch's ONNX exporter writes this and later ones itself; to earlier ones it would have to convert
-REAL = "real"  # of --labels: ImageNet-ReaL's
+                       help="raw: trained weights; ema: their moving average; auto: ema if there is one.")  # fmt: skip
+MIN_OPSET = 18  # torch's ONNX exporter writes this and later versions directly; earlier ones would need a conversion
+REAL = "real"  # the value of --labels that stands for timm's copy of ImageNet-ReaL
 IN_ONE_PROCESS = ("predict", "export", "replay", "audit", "report")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions:
-    """Of `train.py eval`; None for what the checkpoint's recipe says. batch_size: images a GPU takes at once."""
+    """Options of `train.py eval`. None stands for the value in the checkpoint's recipe. batch_size: per GPU."""
 
     checkpoint: Path
     data: str | None
@@ -81,36 +81,47 @@ class EvalOptions:
 
 @click.command("eval", context_settings=CONTEXT)
 @CHECKPOINT
-@click.option("--data", metavar="DIR|URL", help="Packed dataset; by default the one that the run was trained on.")
-@click.option("--split", metavar="NAME", help="[default: the recipe's data.val_split]")
+@click.option("--data", metavar="DIR|URL", help="Packed dataset.  [default: the one that the run was trained on]")
+@click.option("--split", metavar="NAME", help="Split to score.  [default: the recipe's data.val_split]")
 @click.option("--class-map", type=click.Path(path_type=Path), metavar="FILE",
-              help="Which class is which: lines KEY-OF-THE-NETWORK KEY-OF-THE-DATASET, or JSON.  [default: by key]",
-              )  # fmt: skip
+              help="Map the dataset's classes to the network's: lines KEY-OF-THE-NETWORK KEY-OF-THE-DATASET, or JSON.  "
+                   "[default: by key]")  # fmt: skip
 @click.option("--only-data-classes", is_flag=True,
-              help="Over the outputs for the classes that the split has images of, as ImageNet-A and -R are scored.  "
-                   "[default: over all]")  # fmt: skip
+              help="Score only the outputs of classes that have images in the split, as is usual for ImageNet-A and -R."
+                   "  [default: all outputs]")  # fmt: skip
 @click.option("--labels", metavar="real|FILE", callback=labels_there,
-              help="ReaL labels of ImageNet's validation images: its real.json, or the copy in timm.")  # fmt: skip
+              help="Score with the ReaL labels of ImageNet's validation images: a path to real.json, or `real` for the "
+                   "copy in timm.")  # fmt: skip
 @WEIGHTS
-@click.option("--image-size", type=click.IntRange(min=1), metavar="S", help="[default: the recipe's val_image_size]")
-@click.option("--resize-size", type=click.IntRange(min=1), metavar="S", help="[default: in the recipe's proportion]")
-@click.option("--flip/--no-flip", default=None, help="Mean with the mirror image's. [default: the recipe's]")
-@click.option("--batch-size", type=click.IntRange(min=1), default=128, metavar="B", help="Images a GPU takes at once.")
-@click.option("--max-val-images", type=click.IntRange(min=1), metavar="N", help="N images, as train.py chooses them.")
+@click.option("--image-size", type=click.IntRange(min=1), metavar="S",
+              help="Size of the square crop in pixels.  [default: the recipe's val_image_size]")  # fmt: skip
+@click.option("--resize-size", type=click.IntRange(min=1), metavar="S",
+              help="Shorter side before the crop.  [default: in the recipe's proportion to the crop]")  # fmt: skip
+@click.option("--flip/--no-flip", default=None,
+              help="Average the logits of each image and its mirror image.  [default: train.val_flip]")  # fmt: skip
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=128, metavar="B", help="Images per batch on each GPU."
+)
+@click.option("--max-val-images", type=click.IntRange(min=1), metavar="N",
+              help="Score only N images, chosen as in training.")  # fmt: skip
 @DEVICE
-@click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON.")
 @taking(EvalOptions)
 def evaluate_command(options: EvalOptions) -> None:
-    """Score CHECKPOINT, a .pt file or a run's directory, on every image of a split, once. Runs under torchrun, too.
+    """Score a trained network on every image of a split, once.
 
-    The dataset may have some of the network's classes, in any order; numbers and wnids of ImageNet fit together.
+    CHECKPOINT is a .pt file. For a run directory, its best checkpoint is scored, or its last if there is no best one.
+    The command also runs under torchrun.
+
+    The dataset may have only some of the network's classes, in any order. ImageNet's class numbers and wnids are
+    matched automatically.
 
     \b
     python train.py eval runs/NAME --data DIR --image-size 288
     python train.py eval runs/NAME --data DIR --labels real
     """
     if options.labels and options.only_data_classes:
-        raise click.UsageError("--labels real is over all of the network's outputs: leave out --only-data-classes")
+        raise click.UsageError("--labels scores over all of the network's outputs; omit --only-data-classes")
     from penstock.commands.evaluate import run
 
     run(options)
@@ -118,7 +129,7 @@ def evaluate_command(options: EvalOptions) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
-    """Of `train.py predict`. flip: None for what the recipe says. threads: that decode, 0 for one a core."""
+    """Options of `train.py predict`. flip: None for the recipe's value. threads: for decoding, 0 for one per core."""
 
     checkpoint: Path
     paths: tuple[Path, ...]
@@ -137,23 +148,29 @@ class PredictOptions:
 @click.argument(
     "paths", metavar="IMAGE|FOLDER...", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path)
 )
-@click.option("--top-k", type=click.IntRange(min=1), default=5, metavar="K", help="How many classes of each image.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, in place of the table.")
+@click.option("--top-k", type=click.IntRange(min=1), default=5, metavar="K", help="Number of classes shown per image.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line instead of the table.")
 @click.option("--classes", "class_file", type=click.Path(path_type=Path), metavar="FILE",
               help="Readable names of the network's classes: lines KEY NAME, or JSON.")  # fmt: skip
 @WEIGHTS
-@click.option("--flip/--no-flip", default=None, help="Mean of image and mirror image.  [default: train.val_flip]")
+@click.option("--flip/--no-flip", default=None,
+              help="Average the logits of each image and its mirror image.  [default: train.val_flip]")  # fmt: skip
 @DEVICE
-@click.option("--batch-size", type=click.IntRange(min=1), default=64, metavar="N", help="Images at once.")
-@click.option("--threads", type=click.IntRange(min=0), default=0, metavar="N", help="That decode; 0: one a core.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=64, metavar="N", help="Images per batch.")
+@click.option("--threads", type=click.IntRange(min=0), default=0, metavar="N",
+              help="Threads that decode images; 0: one per core.")  # fmt: skip
 @taking(PredictOptions)
 def predict_command(options: PredictOptions) -> None:
-    """Name the classes of image files, and of all images below folders.
+    """Predict the classes of image files, and of all images in folders.
 
-    CHECKPOINT is a .pt file; of a run's directory it is the best checkpoint, else the last. Images are resized and
-    cropped as in the run's validation, and turned as their EXIF orientation says if the dataset was packed with
-    --apply-orientation. JPEG, PNG, WebP, BMP and PPM are taken, in colour, gray or CMYK. A file that cannot be decoded
-    is named on stderr (with --json also in its place, as an "error"), and the exit status is then 1.
+    CHECKPOINT is a .pt file. For a run directory, its best checkpoint is used, or its last if there is no best one.
+    Folders are searched recursively. JPEG, PNG, WebP, BMP and PPM files are supported, in colour, gray or CMYK.
+
+    Images are resized and cropped as in the run's validation. They are also rotated by their EXIF orientation if the
+    dataset was packed with --apply-orientation.
+
+    A file that cannot be decoded is reported on stderr, and the exit status is then 1. With --json, the file also
+    appears in the output, with an "error".
 
     \b
     Examples:
@@ -167,8 +184,8 @@ def predict_command(options: PredictOptions) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """Of `train.py export`. kind: the format, None for what `out` ends with. opset, dynamic_batch: of ONNX, None for
-    what is not given."""
+    """Options of `train.py export`. kind: the format, None to choose it by the suffix of `out`. opset, dynamic_batch:
+    for ONNX only, None if not given."""
 
     checkpoint: Path
     out: Path
@@ -182,20 +199,22 @@ class ExportOptions:
 @CHECKPOINT
 @click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
 @click.option(
-    "--format", "kind", type=click.Choice(["torch", "safetensors", "onnx"]), help="[default: by OUT's suffix]"
+    "--format", "kind", type=click.Choice(["torch", "safetensors", "onnx"]), help="Format.  [default: by OUT's suffix]"
 )
 @WEIGHTS
-@click.option("--opset", type=click.IntRange(min=MIN_OPSET), metavar="N", help="ONNX: version of its operators.")
-@click.option("--dynamic-batch/--static", default=None, help="ONNX: any number of images, or one.  [default: any]")
+@click.option("--opset", type=click.IntRange(min=MIN_OPSET), metavar="N", help="ONNX: operator set version.")
+@click.option("--dynamic-batch/--static", default=None,
+              help="ONNX: accept any number of images, or exactly one.  [default: any]")  # fmt: skip
 @taking(ExportOptions)
 def export_command(options: ExportOptions) -> None:
     """Write a trained network to OUT, for use elsewhere.
 
-    CHECKPOINT is a .pt file; of a run's directory it is the best checkpoint, else the last. OUT's suffix is the format:
+    CHECKPOINT is a .pt file. For a run directory, its best checkpoint is exported, or its last if there is no best one.
+    The suffix of OUT selects the format:
 
     \b
-      .pt, .pth      a state dict with torchvision's or timm's names; OUT.json says how images are prepared
-      .safetensors   the same tensors; the metadata say how images are prepared
+      .pt, .pth      a state dict with torchvision's or timm's names; OUT.json describes how to prepare images
+      .safetensors   the same tensors; the metadata describe how to prepare images
       .onnx          a graph, checked against torch by onnxruntime before it is written; needs: uv sync --extra onnx
 
     \b
@@ -210,10 +229,12 @@ def export_command(options: ExportOptions) -> None:
 
 @click.command("replay", context_settings=CONTEXT)
 @click.argument("file", type=click.Path(path_type=Path), callback=existing)
-@click.option("--data", metavar="DIR", help="The packed dataset, if it has moved.")
+@click.option("--data", metavar="DIR", help="Packed dataset, if it has moved.")
 @DEVICE
 def replay_command(file: Path, data: str | None, device: Device) -> None:
-    """Make a failed step again from FILE, the failed-step-N.pt of a run, and say what went wrong first.
+    """Repeat a failed step and report what went wrong first.
+
+    FILE is the failed-step-N.pt that a run wrote when a step failed.
 
     \b
     python train.py replay runs/NAME/failed-step-00001234.pt
@@ -225,11 +246,15 @@ def replay_command(file: Path, data: str | None, device: Device) -> None:
 
 @click.command("audit", context_settings=CONTEXT)
 @click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--data", metavar="DIR|URL", help="Where the dataset is now.  [default: where the run had it]")
+@click.option("--data", metavar="DIR|URL", help="Packed dataset, if it has moved.  [default: the run's data.path]")
 def audit_command(run_dir: Path, data: str | None) -> None:
-    """Prove from the metrics of RUN that each epoch used every sample once, whatever happened on the way.
+    """Prove that each epoch of RUN used every sample once.
 
-    "taken out" are samples that could not be decoded, "left over" those at an epoch's end that fill no global batch.
+    The proof uses the run's metrics. It also covers runs that were interrupted and resumed. The exit status is 1 if a
+    step deviates from the plan.
+
+    "quarantined" counts the samples that could not be decoded. "left over" counts the samples at the end of an epoch
+    that do not fill a global batch.
     """
     from penstock.commands.audit import run
 
@@ -239,12 +264,13 @@ def audit_command(run_dir: Path, data: str | None) -> None:
 @click.command("report", context_settings=CONTEXT)
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN…")
 @click.option("--out", "-o", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-              help="The page; the picture lies beside it as .png. [default: RUN/report.html; of several runs "
-                   "comparison.html beside the first one]")  # fmt: skip
+              help="File for the page; the picture is written beside it as .png.  [default: RUN/report.html; for "
+                   "several runs comparison.html beside the first]")  # fmt: skip
 def report_command(runs: tuple[Path, ...], out: Path | None) -> None:
-    """Write report.png and report.html of a run directory, finished or not.
+    """Write report.png and report.html for one or more runs.
 
-    With several, one more page and picture overlay the curves of all.
+    A run need not be finished. For several runs, the command also writes one page and one picture that overlay their
+    curves.
     """
     from penstock.commands.report import run
 

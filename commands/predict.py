@@ -1,4 +1,4 @@
-"""Image files → class names and probabilities: `train.py predict`. Errors for users are one line."""
+"""`train.py predict`: image files → class names and probabilities."""
 
 import json
 import sys
@@ -28,12 +28,12 @@ from penstock.training.evaluate import predict_logits
 from penstock.training.learner import autocast_dtype, autocast_of
 from penstock.training.refusal import told_in_a_line
 
-PIPED_WIDTH = 10_000  # columns of a table that no terminal shows: nothing is folded
-LEAST_IMAGE, MOST_WORD = 8, 40  # columns of a terminal: for files' names, and for a word that is not folded
+PIPED_WIDTH = 10_000  # columns of a table without a terminal, so that nothing is wrapped
+LEAST_IMAGE, MOST_WORD = 8, 40  # terminal columns: at least for file names, and at most for a word that is not wrapped
 
 
 class Prediction(NamedTuple):
-    """classes: the likeliest labels of a file and their probabilities, the best first. error: why there are none."""
+    """classes: the most likely labels of a file with their probabilities, best first. error: why there are none."""
 
     file: str
     classes: list[tuple[int, float]]
@@ -51,10 +51,10 @@ def predict(
     top_k: int,
     flip: bool,
 ) -> Iterator[list[Prediction]]:
-    """A batch of predictions at a time, one for each file, in order, in the precision that validation has.
+    """Yield batches of predictions, one for each file, in order, with the same precision as validation.
 
-    threads: that read and decode. top_k: how many classes, at most all. flip: from the mean of the logits of an image
-    and of its mirror image.
+    threads: number of threads that read and decode. top_k: number of classes per file, at most all. flip: average the
+    logits of each image and its mirror image.
     """
     half = device.type == "cuda" and autocast_dtype(loaded.recipe, device) is not None
     autocast = autocast_of(loaded.recipe, device)
@@ -73,7 +73,7 @@ def predict(
 
 
 def run(options: PredictOptions) -> None:
-    """What `train.py predict` does."""
+    """Run `train.py predict`."""
     ignored, num_images, num_bad = Ignored(), 0, 0
     with told_in_a_line(options.checkpoint):
         device = distributed.start(options.device).device
@@ -98,16 +98,16 @@ def run(options: PredictOptions) -> None:
             num_images += len(predictions)
             num_bad += sum(prediction.error is not None for prediction in predictions)
         if not num_images:
-            raise ValueError(f"{', '.join(map(str, options.paths))}: no images here ({', '.join(EXTENSIONS)})")
+            raise ValueError(f"{', '.join(map(str, options.paths))}: no images found ({', '.join(EXTENSIONS)})")
     if ignored:
-        click.echo(f"left out, not named as images: {few_of(ignored)}", err=True)
+        click.echo(f"skipped, no image suffix: {few_of(ignored)}", err=True)
     if num_bad:
         click.echo(f"{num_bad} of {num_images} files could not be decoded", err=True)
         sys.exit(1)
 
 
 def named(classes: tuple[ClassInfo, ...], class_file: Path) -> tuple[ClassInfo, ...]:
-    """The classes with the file's names, where it has them. Raises what `read_class_file` does."""
+    """The classes with the names from the file, as far as it has them. Raises as `read_class_file`."""
     keys = [info.wnid for info in classes]
     return tuple(class_infos(keys, {info.wnid: info.name for info in classes}, read_class_file(class_file, keys)))
 
@@ -120,7 +120,7 @@ def _show(predictions: list[Prediction], classes: tuple[ClassInfo, ...], as_json
         click.echo("\n".join(_json_line(prediction, classes) for prediction in predictions))
     elif any(prediction.classes for prediction in predictions):
         console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH, highlight=False)
-        console.width = max(console.width, _least_width(classes))  # the terminal wraps what is wider than itself
+        console.width = max(console.width, _least_width(classes))  # the terminal wraps lines that are wider
         console.print(_table(predictions, classes, header, console))
 
 
@@ -136,8 +136,8 @@ def _json_line(prediction: Prediction, classes: tuple[ClassInfo, ...]) -> str:
 
 
 def _table(predictions: list[Prediction], classes: tuple[ClassInfo, ...], header: bool, console: Console) -> Table:
-    """A row for each class of each image. On a terminal the columns are as wide in every batch. Keys are whole, names
-    are wrapped at words, files' names are folded."""
+    """A row for each class of each image. On a terminal the columns have the same widths in every batch. Keys are never
+    cut, names wrap between words, and file names wrap anywhere."""
     table = Table(box=None, pad_edge=False, show_header=header, expand=console.is_terminal)
     table.add_column("image", ratio=1, overflow="fold")
     table.add_column("p", width=6)
@@ -159,7 +159,7 @@ def _table(predictions: list[Prediction], classes: tuple[ClassInfo, ...], header
 
 
 def _least_width(classes: tuple[ClassInfo, ...]) -> int:
-    """Columns below which a table would have to cut keys, or names inside words."""
+    """The width below which a table would have to cut keys, or names inside words."""
     widths = [LEAST_IMAGE, 6, _key_width(classes)]
     if _are_named(classes):
         widths.append(_word_width(classes))
@@ -180,5 +180,5 @@ def _word_width(classes: tuple[ClassInfo, ...]) -> int:
 
 
 def _cell(text: str) -> str:
-    """What a terminal shows of it, on one line: columns are as wide as that."""
+    """The text as a terminal shows it, on one line. Column widths are computed from it."""
     return as_shown(escape(text))

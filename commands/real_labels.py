@@ -1,8 +1,8 @@
-"""ImageNet-ReaL: the reassessed labels of ImageNet's validation images → the accuracy of a network on them.
+"""Score a network with ImageNet-ReaL, the reassessed labels of ImageNet's validation images.
 
 Beyer et al. 2020, "Are we done with ImageNet?". `real.json` (google-research/reassessed-imagenet; timm has a copy) is a
-list of 50,000 lists of class numbers, line i of ILSVRC2012_val_{i + 1:08d}.JPEG. An image is right where what is
-predicted is one of its labels; one without labels does not count. Images are known by their original names.
+list of 50,000 lists of class numbers. Entry i belongs to ILSVRC2012_val_{i + 1:08d}.JPEG. A prediction is correct if it
+is one of the image's labels. An image without labels does not count. Images are identified by their original names.
 """
 
 import json
@@ -34,8 +34,9 @@ TIMMS_COPY = "data/_info/imagenet_real_labels.json"
 
 
 class RealScores(TypedDict):
-    """top1: a fraction of num_images, those with labels. top5: one of the five highest outputs is a label, as timm has
-    it. unlabelled_images: those scored that have none. split_images: how many the split has, where some were chosen."""
+    """top1, top5: fractions of num_images, the images with labels. top5 counts an image if one of the five highest
+    outputs is a label, as in timm. unlabelled_images: images without labels. split_images: the size of the split, if
+    only some of its images were chosen."""
 
     top1: float
     top5: float
@@ -46,18 +47,18 @@ class RealScores(TypedDict):
 
 @dataclass(frozen=True)
 class RealLabels:
-    """labels: (num_samples + 1, L) int64, the network's outputs that are right for each sample and −1 for none; the
-    last row is of no sample, so that the id −1 (`NO_SAMPLE`) leads there. counts: (num_samples,) bool, whether the
-    image has labels, be they the network's or not."""
+    """labels: (num_samples + 1, L) int64, the correct outputs of the network for each sample, padded with −1. The last
+    row belongs to no sample: the id −1 (`NO_SAMPLE`) selects it. counts: (num_samples,) bool, whether the image has
+    labels, including labels that the network does not have."""
 
     labels: Tensor
     counts: np.ndarray
 
 
 def real_labels(source: str, split: Split, outputs: np.ndarray) -> RealLabels:
-    """The labels of a split's samples. source: "real" or a file. outputs: what `outputs_of` answers.
+    """The labels of a split's samples. source: "real" or a file. outputs: the result of `outputs_of`.
 
-    Raises ValueError where the labels cannot be read, or a sample's name is none of ImageNet's validation images.
+    Raises ValueError if the labels cannot be read, or a sample's name is not that of an ImageNet validation image.
     """
     listed = read_real_labels(_timms_copy() if source == REAL else Path(source))
     rows = [listed[number - 1] for number in image_numbers(split)]
@@ -68,16 +69,18 @@ def real_labels(source: str, split: Split, outputs: np.ndarray) -> RealLabels:
 
 
 def read_real_labels(path: Path) -> list[list[int]]:
-    """The class numbers of each validation image. Raises ValueError for a file that is no `real.json`."""
+    """The class numbers of each validation image. Raises ValueError if the file is not a `real.json`."""
     try:
         listed = json.loads(path.read_bytes())
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: is no JSON ({error})") from None
+        raise ValueError(f"{path}: is not JSON ({error})") from None
     if not isinstance(listed, list) or len(listed) != NUM_IMAGES:
         what = f"a list of {len(listed):,}" if isinstance(listed, list) else f"a {type(listed).__name__}"
-        raise ValueError(f"{path}: holds {what}, real.json a list of {NUM_IMAGES:,}, one for each validation image")
+        raise ValueError(
+            f"{path}: contains {what}. real.json is a list of {NUM_IMAGES:,} entries, one for each validation image"
+        )
     for line, row in enumerate(listed):
         if not isinstance(row, list) or not all(type(label) is int and 0 <= label < NUM_CLASSES for label in row):
             raise ValueError(f"{path}: entry {line} is {str(row)[:60]}, not a list of numbers from 0 to 999")
@@ -89,29 +92,31 @@ def _timms_copy() -> Path:
     for folder in package.submodule_search_locations or () if package else ():
         if (path := Path(folder, TIMMS_COPY)).is_file():
             return path
-    raise ValueError(f"--labels {REAL}: this timm has no copy of ReaL's labels; give the path of real.json")
+    raise ValueError(f"--labels {REAL}: the installed timm has no copy of ReaL's labels. Give the path of real.json")
 
 
 def image_numbers(split: Split) -> list[int]:
-    """The number, 1 … 50,000, that each sample's original name has. Raises ValueError where one has none."""
+    """The number, 1 … 50,000, in each sample's original name. Raises ValueError if a name has none."""
     names = split.source_names()
     if len(names) != len(split):
-        raise ValueError(f"{split.root}: the original names of {split.name} were not kept, by which --labels goes")
+        raise ValueError(
+            f"{split.root}: --labels needs the original file names of {split.name}, but this dataset does not have them"
+        )
     numbers = []
     for name in names:
         match = NAME.search(name)
         if not match or not 1 <= int(match[1]) <= NUM_IMAGES:
             raise ValueError(
-                f"{split.root}: an image of {split.name} was called {name!r}, not ILSVRC2012_val_00000001.JPEG to "
-                "…_00050000.JPEG, by which --labels finds its labels; pack ImageNet's validation images by these names"
+                f"{split.root}: an image of {split.name} was called {name!r}. --labels needs the original names, "
+                "ILSVRC2012_val_00000001.JPEG to …_00050000.JPEG. Pack ImageNet's validation images with these names"
             )
         numbers.append(int(match[1]))
     return numbers
 
 
 def outputs_of(network: Sequence[ClassInfo], dataset: Sequence[ClassInfo], found: ClassMap) -> np.ndarray:
-    """(1000,) int64: the network's output for each of ImageNet's numbers, −1 where it has none. found: how the
-    dataset's classes are the network's, which may be by a file."""
+    """(1000,) int64: the network's output for each of ImageNet's class numbers, −1 for none. found: how the dataset's
+    classes map to the network's, possibly by a file."""
     imagenet = [ClassInfo(wnid, name) for wnid, name in imagenet_classes().items()]
     outputs, numbers = map_classes(network, imagenet).labels.copy(), map_classes(imagenet, dataset).labels
     given = (numbers >= 0) & (found.labels >= 0)
@@ -120,10 +125,10 @@ def outputs_of(network: Sequence[ClassInfo], dataset: Sequence[ClassInfo], found
 
 
 def real_lines(real: RealLabels) -> Iterator[str]:
-    """What to say of images that cannot be right."""
+    """Lines to print about images that cannot be predicted correctly."""
     known = (real.labels[:-1] >= 0).any(1).numpy()
     if lost := int((real.counts & ~known).sum()):
-        yield f"{lost:,} images have labels of which the network has no output; they count, as wrong"
+        yield f"{lost:,} images have only labels for which the network has no output; they count as wrong"
 
 
 @torch.inference_mode()
@@ -137,14 +142,14 @@ def score_real(
     flip: bool = False,
     watched: Callable[[Iterator[Batch]], Iterator[Batch]] = iter,
 ) -> RealScores:
-    """Score a network on its loader's split, over all ranks; the arguments are those of `training.evaluate.evaluate`.
+    """Score a network on its loader's split, over all ranks. The arguments are those of `training.evaluate.evaluate`.
 
-    Raises RuntimeError where not every image was seen once.
+    Raises RuntimeError if not every image was seen once.
     """
     net.eval()
     feed = loader.feed
     counts = real.counts if feed.chosen is None else real.counts[feed.chosen]
-    sums = torch.zeros(3, dtype=torch.int64, device=device)  # right ones, those among the first 5, images
+    sums = torch.zeros(3, dtype=torch.int64, device=device)  # correct, correct among the first 5, images
     for images, places, sample_ids in watched(loader.iter_epoch(0)):
         with autocast:
             logits = predict_logits(net, images, flip)
@@ -172,5 +177,5 @@ def real_in_words(scores: RealScores) -> str:
     scored = count(num_scored, scores.get("split_images", num_scored))
     return (
         f"ReaL top-1 {scores['top1']:.4f}  top-5 {scores['top5']:.4f}  on {scores['num_images']:,} images with labels; "
-        f"{scores['unlabelled_images']:,} without any are left out of the {scored} images"
+        f"{scores['unlabelled_images']:,} of the {scored} images have no label and do not count"
     )

@@ -1,7 +1,7 @@
-"""`train.py replay FILE`: make a failed step again, alone, and say where the first number went wrong.
+"""`train.py replay FILE`: repeat a failed step in one process and report where the first non-finite value appears.
 
-Input: the `failed-step-N.pt` of a run. It is brought to the state before the failure, the steps since then are made
-again from the plan, and the failed one is fed exactly its batch, in the run's batch sizes, on one device.
+Input: the `failed-step-N.pt` of a run. The replay restores the state before the failure and repeats the steps since
+then by the plan. The failed step gets exactly its own batch, in the run's batch sizes, on one device.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ from penstock.training.step import seed_step
 
 
 def run(file: Path, data: str | None, device: Device) -> None:
-    """What `train.py replay` does; its options are in commands/options.py."""
+    """Run `train.py replay`. Its options are in commands/options.py."""
     with told_in_a_line(file):
         environment.choose_kernels()
         for line in replay(file, data, distributed.start(device)):
@@ -39,24 +39,26 @@ def run(file: Path, data: str | None, device: Device) -> None:
 
 
 def replay(file: Path, data: str | None, world: World) -> Iterator[str]:
-    """Lines that tell what happens. Raises ValueError where the file or the dataset is another one."""
+    """Yield lines that describe the replay. Raises ValueError if the file or the dataset is not the run's."""
     saved = checkpoint.load(file)
     if "failed" not in saved:
-        raise ValueError(f"{file}: a checkpoint, but not of a failed step; those are named failed-step-N.pt")
+        raise ValueError(f"{file}: a checkpoint, but not of a failed step. Give a file named failed-step-N.pt")
     failed = cast(checkpoint.FailedState, saved)["failed"]
     recipe = config.from_toml(Recipe, saved["recipe"], str(file))
     dataset = open_dataset(recipe, data)
     if saved["dataset"] != dataset.fingerprint:
-        raise ValueError(f"{file}: made from another dataset than {dataset.root}; give that one with --data")
+        raise ValueError(
+            f"{file}: the run used another dataset than {dataset.root}. Give the run's dataset with --data"
+        )
     eager = replace(recipe.model, pretrained="", compile=False, compile_mode="auto", sync_batch_norm=False)
     recipe = replace(recipe, model=eager)
     learner = build_learner(recipe, len(dataset.classes), world, classes=dataset.classes)
     state = set_state(learner, saved)
-    yield f"{failed['why']} in step {failed['step']}; making the steps from {state.step} on again"
+    yield f"{failed['why']} in step {failed['step']}; repeating the steps from {state.step} on"
 
     now = recipe_at(recipe, state.phase_epoch)
     ranks, batch_size, global_batch_size = failed["world_size"], failed["batch_size"], now.train.global_batch_size
-    parts = global_batch_size // batch_size  # one process does what all ranks did, in the run's batches
+    parts = global_batch_size // batch_size  # one process does the work of all ranks, in the run's batches
     now = replace(now, train=replace(now.train, accumulation=parts))
     loader = train_loader(now, dataset, world, file.parent, quarantine.read(file.parent, before_epoch=state.epoch))
     mixers = [Mixer(now.augment, len(dataset.classes), seed=now.train.seed, rank=rank) for rank in range(ranks)]
@@ -80,16 +82,17 @@ def replay(file: Path, data: str | None, world: World) -> Iterator[str]:
 
 
 def compared(fed: list[Batch], sample_ids: list[int]) -> Iterator[str]:
-    """A line that says whether the batch is that of the failed step; bad samples' places hold no sample."""
+    """Yield a line that states whether the batch is that of the failed step. Places of bad samples hold no sample."""
     there = [i for batch in fed for i in batch.sample_ids.tolist()]
     differ = [b for a, b in zip(there, sample_ids, strict=True) if a not in (b, NO_SAMPLE)]
-    yield f"the failed step's {len(there)} samples, in its order" if not differ else f"NOT its samples: {differ[:8]}"
+    same = f"the batch has the failed step's {len(there)} samples in the same order"
+    yield same if not differ else f"the batch does NOT have the failed step's samples: {differ[:8]}"
 
 
 def run_step(learner: Learner, batches: list[Batch], ranks: int, step: int, lr: float, *, seed: int) -> Iterator[str]:
-    """One step as `train.py` makes it, watched: its loss and gradient norm, and the first numbers that are not finite.
+    """Run one step as `train.py` does, and yield its loss, its gradient norm, and the first values that are not finite.
 
-    `batches`: those of all ranks, in the order of their positions; each rank has its own random numbers.
+    `batches`: the batches of all ranks, in the order of their positions. Each rank has its own random numbers.
     """
     total = 0.0
     try:
@@ -102,10 +105,10 @@ def run_step(learner: Learner, batches: list[Batch], ranks: int, step: int, lr: 
                     answers = learner.answers(batch.images)
                     loss = learner.loss_fn(logits, batch.labels, answers) / len(batches)
                 if not torch.isfinite(batch.images).all():
-                    yield f"step {step}: images that are not finite, samples {bad_rows(batch.images, batch.sample_ids)}"
+                    yield f"step {step}: NaN or infinite images, samples {bad_rows(batch.images, batch.sample_ids)}"
                 first = logits if isinstance(logits, Tensor) else logits[0]
                 if not torch.isfinite(first).all():
-                    yield f"step {step}: logits that are not finite, samples {bad_rows(first, batch.sample_ids)}"
+                    yield f"step {step}: NaN or infinite logits, samples {bad_rows(first, batch.sample_ids)}"
                 learner.scaler.scale(loss).backward()
                 total += loss.item()
     except MemoryError as error:
@@ -116,10 +119,10 @@ def run_step(learner: Learner, batches: list[Batch], ranks: int, step: int, lr: 
     norm = torch.nn.utils.get_total_norm(list(gradients.values())).item()
     yield f"step {step}: loss {total:.6g}, gradient norm {norm:.6g}, lr {lr:.4g}"
     if found:
-        yield f"step {step}: the first output that is not finite is that of {found[0]}"
+        yield f"step {step}: the first module with a NaN or infinite output is {found[0]}"
     broken = [name for name, gradient in gradients.items() if not torch.isfinite(gradient).all()]
     if broken:
-        yield f"step {step}: {len(broken)} gradients are not finite, from the last: {', '.join(broken[::-1][:5])}"
+        yield f"step {step}: {len(broken)} gradients are NaN or infinite, last first: {', '.join(broken[::-1][:5])}"
     learner.scaler.step(learner.optimizer)
     learner.scaler.update()
     learner.optimizer.zero_grad(set_to_none=True)
@@ -127,7 +130,7 @@ def run_step(learner: Learner, batches: list[Batch], ranks: int, step: int, lr: 
 
 @contextmanager
 def watched(net: nn.Module) -> Iterator[list[str]]:
-    """The names of the modules whose outputs are not finite, in the order in which they ran."""
+    """Collect the names of the modules with NaN or infinite outputs, in the order in which they ran."""
     found: list[str] = []
 
     def look(name: str) -> Callable[[nn.Module, object, object], None]:
@@ -146,6 +149,6 @@ def watched(net: nn.Module) -> Iterator[list[str]]:
 
 
 def bad_rows(rows: Tensor, sample_ids: Tensor) -> list[int]:
-    """The sample ids of the rows (N, …) that hold a number that is not finite."""
+    """The sample ids of the rows (N, …) that contain a NaN or an infinity."""
     bad = ~torch.isfinite(rows.flatten(1)).all(1)
     return [int(i) for i in sample_ids[bad.cpu()]]

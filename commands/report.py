@@ -1,4 +1,4 @@
-"""`train.py report`: the page and the picture of runs, written again (`training/report/`), or of several in one."""
+"""`train.py report`: write the page and the picture of a run again (`training/report/`), or compare several runs."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from penstock.training.report import COMPARISON_FILE, write_comparison, write_re
 
 
 def run(runs: tuple[Path, ...], out: Path | None) -> None:
-    """What `train.py report` does; its options are in commands/options.py."""
+    """Run `train.py report`. Its options are in commands/options.py."""
     with told_in_a_line(runs[0]):
         if len(runs) == 1:
             written = [write_report(runs[0], out)]
         else:
-            first = runs[0] if runs[0].name not in ("", "..") else runs[0].resolve()  # "." has no parent by its name
+            first = runs[0] if runs[0].name not in ("", "..") else runs[0].resolve()  # "." has no parent
             out = out or first.parent / COMPARISON_FILE
             written = [write_report(run) for run in runs] + [write_comparison(runs, out)]
     for picture, page in written:

@@ -1,4 +1,4 @@
-"""A checkpoint, or the run that wrote it → the trained network and what is needed to use it.
+"""Load a trained network, with everything needed to use it, from a checkpoint or a run directory.
 
 `train.py eval`, `predict` and `export` start here.
 """
@@ -16,16 +16,16 @@ from penstock.recipes import Recipe, config
 from penstock.shards.format import ClassInfo
 from penstock.training import checkpoint
 
-# How the logits of a network trained with a loss become probabilities. Squared error fits the logits to the classes'
-# shares themselves.
+# How logits become probabilities, by the loss that the network was trained with. Squared error fits the logits to the
+# target probabilities directly.
 ACTIVATIONS = {"cross_entropy": "softmax", "bce": "sigmoid", "mse": "clip"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """net: in evaluation mode, on the device asked for, in float32. recipe: what it was trained with. classes: that of
-    label i is `classes[i]`. path: the checkpoint's file. weights: which of its weights these are. oriented: it was
-    trained on images packed with --apply-orientation."""
+    """net: in evaluation mode, on the requested device, in float32. recipe: used in training. classes: `classes[i]`
+    belongs to label i. path: the checkpoint's file. weights: which of its weights these are. oriented: whether the
+    training images were packed with --apply-orientation."""
 
     net: nn.Module
     recipe: Recipe
@@ -36,11 +36,11 @@ class Loaded:
 
     @property
     def activation(self) -> str:
-        """What makes probabilities of the logits: "softmax", "sigmoid", or "clip" (to 0 … 1)."""
+        """The function from logits to probabilities: "softmax", "sigmoid", or "clip" (to 0 … 1)."""
         return ACTIVATIONS[self.recipe.loss.name]
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """(N, C) → (N, C), each in 0 … 1. Those of a softmax sum to 1, the others need not."""
+        """(N, C) → (N, C), each in 0 … 1. They sum to 1 only for "softmax"."""
         match self.activation:
             case "softmax":
                 return logits.softmax(1)
@@ -51,11 +51,11 @@ class Loaded:
 
 
 def load_network(path: Path, *, weights: Weights = "auto", device: torch.device) -> Loaded:
-    """The network of a checkpoint file, or of a run directory: its best checkpoint, else its last.
+    """Load the network of a checkpoint file, or of a run directory: its best checkpoint, otherwise its last.
 
-    `weights`: "raw" are those that were trained, "ema" their moving average, "auto" the average where there is one.
+    `weights`: "raw" selects the trained weights, "ema" their moving average, "auto" the average if there is one.
 
-    Raises ValueError where there is no such checkpoint, it cannot be read, holds no average though one is asked for, or
+    Raises ValueError if the checkpoint does not exist or cannot be read, has no average although one is requested, or
     does not fit the network that its recipe names.
     """
     file = checkpoint_file(path)
@@ -63,7 +63,7 @@ def load_network(path: Path, *, weights: Weights = "auto", device: torch.device)
     checkpoint.require(state, ("net", "recipe", "classes"), file)
     average = state.get("ema")
     if weights == "ema" and average is None:
-        raise ValueError(f"{file}: has no averaged weights (the run's ema.decay is 0); give --weights raw or auto")
+        raise ValueError(f"{file}: has no averaged weights (the run's ema.decay is 0). Give --weights raw or auto")
     chosen = state["net"] if average is None or weights == "raw" else average
 
     recipe = config.from_toml(Recipe, state["recipe"], str(file))
@@ -81,27 +81,27 @@ def load_network(path: Path, *, weights: Weights = "auto", device: torch.device)
 
 
 def checkpoint_file(path: Path) -> Path:
-    """`path` itself, or the best checkpoint of a run directory, else its last. Raises ValueError where it has none."""
+    """`path` itself, or a run directory's best checkpoint, otherwise its last. Raises ValueError if it has none."""
     if not path.is_dir():
         return path
     files = checkpoint.best_path(path), checkpoint.last_path(path)
     for file in files:
         if file.is_file():
             return file
-    raise ValueError(f"{path}: no checkpoint in this directory, neither {' nor '.join(map(str, files))}")
+    raise ValueError(f"{path}: no checkpoint in this directory: neither {' nor '.join(map(str, files))} exists")
 
 
 def _fill(net: nn.Module, state: dict[str, Tensor], where: str) -> None:
-    """Load the weights; where they do not fit, say which is the first that does not."""
+    """Load the weights. If they do not fit, raise a ValueError that names the first that does not."""
     own = net.state_dict()
     differing = [
-        f"{name} is {_shape(state, name)}, the network's {_shape(own, name)}"
+        f"{name} is {_shape(state, name)} in the checkpoint and {_shape(own, name)} in the network"
         for name in dict.fromkeys([*own, *state])
         if _shape(own, name) != _shape(state, name)
     ]
     if differing:
         raise ValueError(
-            f"{where} in this version does not take these weights: {len(differing)} differ, as {differing[0]}"
+            f"{where} in this version does not fit these weights: {len(differing)} tensors differ, e.g. {differing[0]}"
         )
     net.load_state_dict(state)
 

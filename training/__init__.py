@@ -1,1 +1,1 @@
-"""All of a run: processes, learner, step, evaluation, checkpoints, metrics, progress, watchdog, report."""
+"""Everything in a training run: processes, learner, step, evaluation, checkpoints, metrics, watchdog, report."""

@@ -1,11 +1,11 @@
-"""What is left of a run in seconds; with `--max-minutes`, how fast the schedule must go for the run to end in time.
+"""Estimate the remaining time of a run, and with `--max-minutes` how fast the schedule must go to finish in time.
 
-The schedule is a function of the recipe's epochs, 0 to E. A run that is to end early goes through all of it on fewer
-samples: each step moves it on by `pace` times its share of an epoch. The time is that of the whole command: importing
-and building, training in every phase, all validations still to come, and the report.
+The schedule is a function of the recipe's epochs, 0 to E. A run with a time limit goes through all of it on fewer
+samples: each step advances the schedule by `pace` times its share of an epoch. The time covers the whole command:
+importing and building, training in every phase, all remaining validations, and the report.
 
-Pure arithmetic on times that the caller passes: seconds since the command began, over its restarts. All ranks must pass
-the same ones, and all then answer the same.
+This is pure arithmetic on times that the caller passes, in seconds since the command began, over its restarts. All
+ranks must pass the same times and then get the same results.
 """
 
 import math
@@ -15,18 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-# Drawing the report and leaving the process take about as long as getting there, within these bounds.
+# Drawing the report and exiting take about as long as starting up, within these bounds.
 CLOSING_S = 4.0, 8.0
 SHOWING_S = 1.5  # a validation's pictures and checkpoint
-# Speeds are measured so often in a budget, and forgotten over so much of it.
+# The number of speed measurements in a budget, and the fraction of the budget over which old ones fade.
 LOOKS, FORGET = 60, 0.1
-# So much of a budget may be left at the end; a validation may make the schedule so much faster: else it is left out.
+# The fraction of a budget that may remain unused, and how much faster the schedule may become to make room for a
+# validation. If it would become faster than that, the validation is skipped.
 UNUSED, SLACK = 0.02, 1.1
 MOST_LEFT_OUT = 10
 
 
 class Place(Protocol):
-    """Where a run stands (`training.learner.RunState`)."""
+    """The position of a run (`training.learner.RunState`)."""
 
     epoch: int
     position: int
@@ -38,12 +39,12 @@ class Place(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What a run has to do.
+    """The work of a run.
 
-    image_sizes, batch_sizes: of each epoch of the schedule, in pixels a side and in samples over all ranks.
-    num_val: images of a validation, 0 for none; num_test: of the test split. val_cost: what one of them is thought to
-    cost where none was timed, in training images of `val_image_size`. compiles: each new size costs what the first
-    one did before its first step.
+    image_sizes, batch_sizes: of each epoch of the schedule, in pixels per side and in samples over all ranks.
+    num_val: images in a validation, 0 for none. num_test: images in the test split. val_cost: the assumed cost of a
+    validation image that was not timed, in training images of `val_image_size`. compiles: each new size costs the same
+    start-up time as the first.
     """
 
     image_sizes: tuple[int, ...]
@@ -62,13 +63,13 @@ class Work:
         return len(self.image_sizes)
 
     def size(self, epoch: float) -> tuple[int, int]:
-        """Image size and global batch in force where the schedule is in `epoch`."""
+        """Image size and global batch size while the schedule is in `epoch`."""
         index = min(int(epoch), self.epochs - 1)
         return self.image_sizes[index], self.batch_sizes[index]
 
 
 class Remaining(NamedTuple):
-    """What is left: seconds to the end of the command, optimizer steps, validations before the last one."""
+    """The remaining work: seconds to the end of the command, optimizer steps, validations before the last one."""
 
     seconds: float
     steps: int
@@ -77,8 +78,8 @@ class Remaining(NamedTuple):
 
 @dataclass
 class _Speed:
-    """What training on one size took, later times counting more. first: it has but its first interval, in which
-    pipelines start and kernels are made."""
+    """The time that training on one size took. Later measurements count more. first: only the first interval was
+    measured, in which pipelines start and kernels are compiled."""
 
     images: float
     seconds: float
@@ -90,27 +91,29 @@ class _Speed:
 
 
 class Budget:
-    """A run's clock. `total_s`: the time it has, over its restarts; infinite where nothing limits it. `started_s`: how
-    long it took this process to get here."""
+    """The time budget of a run. `total_s`: its time limit, over its restarts; infinite without a limit. `started_s`:
+    how long this process took to start up."""
 
     def __init__(self, work: Work, total_s: float = math.inf, *, started_s: float = 0.0) -> None:
         self.work, self.total_s = work, total_s
         self.closing_s = min(max(started_s, CLOSING_S[0]), CLOSING_S[1])
         self._validation_s: float | None = None  # of all its images, with its pictures and checkpoint
         self._speeds: dict[tuple[int, int], _Speed] = {}
-        self._last: tuple[int, int] | None = None  # the size measured last, beyond its first interval if any is
-        self._start_s = 0.0  # what the first interval took longer than its steps
+        self._last: tuple[int, int] | None = (
+            None  # the size measured last; its first interval counts only if no size has another
+        )
+        self._start_s = 0.0  # how much longer the first interval took than its steps
         self._since = 0.0
         self._next_look = 0
-        self._asked_for = 0  # steps that a GPU has still to make
+        self._asked_for = 0  # steps that are queued on the GPU
 
     @property
     def is_limited(self) -> bool:
         return math.isfinite(self.total_s)
 
     def trained(self, at: Place, steps: int, now: float, *, asked_for: int = 0) -> None:
-        """`steps` more are done since the last call of `trained` or `validated`; of those that `at` counts,
-        so many are `asked_for` and not yet done."""
+        """Record that `steps` more are done since the last call of `trained` or `validated`. Of the steps that `at`
+        counts, `asked_for` are queued and not done yet."""
         size, seconds, self._since = self.work.size(at.phase_epoch), max(now - self._since, 1e-9), now
         images, self._asked_for = steps * size[1], asked_for
         known = self._speeds.get(size)
@@ -127,28 +130,28 @@ class Budget:
             known.images, known.seconds = kept * known.images + images, kept * known.seconds + seconds
 
     def validated(self, seconds: float, now: float) -> None:
-        """A validation has taken `seconds`, and training goes on from here."""
+        """Record that a validation took `seconds`. Training continues from here."""
         self._validation_s, self._since, self._asked_for = seconds, now, 0
 
     def expect(self, val_image_s: float, now: float) -> str:
-        """A validation will take so long an image, as timed on a few. Returns what to say where the scoring at the end
-        leaves little of the time for training, else ""."""
+        """Record the expected time per validation image, measured on a few. Return a warning if the scoring at the end
+        leaves little time for training, otherwise ""."""
         self._validation_s = val_image_s * self.work.num_val + SHOWING_S
         ends_s, left_s = self._scoring_s(self.work.num_val + self.work.num_test), self.total_s - now - self.closing_s
         if ends_s <= left_s / 2:
             return ""
         return (
-            f"--max-minutes {self.total_s / 60:g}: scoring at the end takes about {ends_s:.0f} s of the {left_s:.0f} s "
-            "that are left; give more, or --max-val-images N"
+            f"--max-minutes {self.total_s / 60:g}: scoring at the end takes about {ends_s:.0f} s of the remaining "
+            f"{left_s:.0f} s. Give more minutes, or fewer images with --max-val-images N"
         )
 
     def is_due(self, step: int) -> bool:
-        """Whether to measure after `step` steps: in a budget more often than the log is written."""
+        """Whether to measure after `step` steps. With a time limit that is more often than the log is written."""
         return self.is_limited and step >= self._next_look
 
     def remaining(self, at: Place, now: float) -> Remaining:
-        """What is left at the run's pace, once a step was timed: to the budget's end, as far as validations that can be
-        left out make that possible."""
+        """The remaining work at the run's pace, once a step was timed. It ends with the budget if skipping validations
+        makes that possible."""
         remaining = self._remaining(at, at.pace)
         least_s = remaining.seconds - remaining.validations * self._scoring_s(self.work.num_val)
         if self._is_unmeasured:  # the pace will be what the budget allows
@@ -156,8 +159,8 @@ class Budget:
         return remaining._replace(seconds=min(max(self.total_s - now, least_s), remaining.seconds))
 
     def pace(self, at: Place, now: float) -> float:
-        """How many times faster than the data the schedule must go: 1 where the whole recipe fits, else more. Before
-        the second measurement it stays as it is."""
+        """How many times faster than the data the schedule must go: 1 if the whole recipe fits, otherwise more. It does
+        not change before the second measurement."""
         if not self.is_limited:
             return 1.0
         here = self._speeds.get(self.work.size(at.phase_epoch))
@@ -166,11 +169,11 @@ class Budget:
 
     @property
     def _is_unmeasured(self) -> bool:
-        """Whether nothing but a first step was timed, which is slower than others."""
+        """Whether only a first step was timed. First steps are slower than others."""
         return self._last is None or self._speeds[self._last].first
 
     def affords_validation(self, at: Place, now: float) -> bool:
-        """Whether one can be made here, before the end: not where only a much faster schedule makes room for it."""
+        """Whether there is time for a validation before the end without a much faster schedule."""
         if not self.is_limited or self._last is None:
             return True
         left_s = self.total_s - now
@@ -178,8 +181,8 @@ class Budget:
         return self._pace(at, left_s - self._scoring_s(self.work.num_val)) <= SLACK * without
 
     def _pace(self, at: Place, left_s: float) -> float:
-        """The slowest pace, from 1 up, at which what is left takes no longer than `left_s`. The seconds jump where an
-        epoch ends with a validation: as many of those are left out as it takes to use the time."""
+        """The slowest pace, from 1 up, at which the remaining work takes no longer than `left_s`. The time jumps where
+        an epoch ends with a validation, so validations are skipped until the time is used well."""
         highest = max((self.work.epochs - at.schedule_epoch) * self._steps_per_epoch(at), 1.0)
         if self._last is None:
             return highest  # the next step is the last
@@ -192,7 +195,7 @@ class Budget:
         return pace
 
     def _slowest(self, at: Place, left_s: float, high: float, left_out: int) -> float:
-        """By bisection, from `high` down to 1; `high` where that is too slow as well."""
+        """The slowest pace by bisection between 1 and `high`; `high` if even that is too slow."""
         low = 1.0
         if self._remaining(at, low, left_out).seconds <= left_s:
             return low
@@ -207,8 +210,8 @@ class Budget:
         return high
 
     def _remaining(self, at: Place, pace: float, left_out: int = 0) -> Remaining:
-        """Epoch by epoch to the end of the schedule: an epoch is in the phase in which it begins. `left_out`: so many
-        validations are not made."""
+        """Add up the work epoch by epoch to the end of the schedule. An epoch belongs to the phase in which it begins.
+        `left_out`: the number of validations to skip."""
         work, steps, validations = self.work, 0, 0
         seconds = self._asked_for * self._step_s() if self._asked_for else 0.0
         schedule, epoch, position, phase = at.schedule_epoch, at.epoch, at.position, at.phase_epoch
@@ -236,7 +239,7 @@ class Budget:
         return Remaining(seconds + self._scoring_s(scored) + self.closing_s, steps, validations if work.num_val else 0)
 
     def _image_s(self, size: int, batch: int) -> float:
-        """Seconds a training image: as measured, else in proportion to the pixels from what was measured last."""
+        """Seconds per training image: as measured, otherwise scaled by the pixels from the last measurement."""
         assert self._last is not None
         known = self._speeds.get((size, batch))
         if known is not None and not known.first:
@@ -260,8 +263,8 @@ class Budget:
 
 
 def command_began() -> float:
-    """When this command was started, on `time.perf_counter`'s clock: by the launcher under torchrun, unless it restarts
-    the ranks. Where the system does not say, now."""
+    """When this command was started, on `time.perf_counter`'s clock. Under torchrun that is when the launcher started,
+    unless it restarted the ranks. Return the current time if the system does not provide it."""
     pid = os.getppid() if os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0" else os.getpid()
     try:
         # Field 22 of proc(5)'s stat, clock ticks from boot; the name before it may have spaces and brackets.

@@ -1,8 +1,8 @@
 """Checkpoints on disk: a dict of tensors and plain values ⇄ `RUN/checkpoints/{step-N,last,best}.pt`.
 
-A file is complete or not there: it is written under a temporary name, synced and renamed. `last.pt` and `best.pt` are
-further names of one of the `step-N.pt`. Files are read with `weights_only=True`, so that nothing in them can run.
-`training/learner.py` makes a state and takes it back.
+A file is either complete or absent: it is written under a temporary name, synced and renamed. `last.pt` and `best.pt`
+are additional names of one of the `step-N.pt`. Files are read with `weights_only=True`, so no code in them can run.
+`training/learner.py` captures and restores the state.
 """
 
 import os
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 class Captured(TypedDict):
-    """What steps change. at: `RunState`'s fields. ema: the averaged weights, None without. scaler: of fp16's losses."""
+    """The state that steps change. at: `RunState`'s fields. ema: the averaged weights, if any. scaler: for fp16."""
 
     at: dict[str, Any]
     net: dict[str, Tensor]
@@ -34,15 +34,15 @@ class Captured(TypedDict):
 
 
 class DatasetFacts(TypedDict):
-    """What tells a dataset from another: its fingerprint; and how many images each split has."""
+    """What identifies a dataset: its fingerprint, and the number of images in each split."""
 
     dataset: str
     splits: dict[str, int]
 
 
 class About(DatasetFacts):
-    """What a run does not change. recipe: TOML. oriented: whether packing turned images by their EXIF orientation.
-    classes: `ClassInfo`'s fields, in the order of the labels."""
+    """The facts that stay the same in a run. recipe: TOML. oriented: whether packing rotated images by their EXIF
+    orientation. classes: `ClassInfo`'s fields, in the order of the labels."""
 
     recipe: str
     oriented: bool
@@ -50,8 +50,8 @@ class About(DatasetFacts):
 
 
 class FailedStep(TypedDict):
-    """The step that a `failed-step-N.pt` is replayed to. start: the position at which its global batch begins.
-    sample_ids: of that. why: in words. batch_size: of a rank's batch."""
+    """The failed step of a `failed-step-N.pt`. start: the position at which its global batch begins. sample_ids: the
+    ids of the global batch. why: the reason in words. batch_size: of one rank's batch."""
 
     step: int
     epoch: int
@@ -63,19 +63,19 @@ class FailedStep(TypedDict):
 
 
 class CheckpointState(Captured, About):
-    """A checkpoint's content. Another program's, or an earlier version's, may lack keys: `require` them."""
+    """A checkpoint's content. Use `require`: one from another program or an earlier version may lack keys."""
 
 
 class FailedState(CheckpointState):
-    """That of a `failed-step-N.pt`: the state before the step."""
+    """The content of a `failed-step-N.pt`: the state before the step."""
 
     failed: FailedStep
 
 
 def require(state: CheckpointState, keys: Iterable[str], path: Path) -> None:
-    """Raises ValueError, naming the file, where the state lacks one of `keys`."""
+    """Raise ValueError, naming the file, if the state lacks one of `keys`."""
     if missing := [key for key in keys if key not in state]:
-        raise ValueError(f"{path}: this checkpoint has no {', '.join(missing)}; give one that train.py wrote")
+        raise ValueError(f"{path}: this checkpoint has no {', '.join(missing)}. Give one that train.py wrote")
 
 
 def last_path(run_dir: Path) -> Path:
@@ -97,15 +97,15 @@ def candidates(run_dir: Path) -> list[Path]:
 
 
 def _by_age(run_dir: Path) -> list[Path]:
-    """The `step-N.pt`, oldest first: by time, since steps go back when a run resumes from an earlier one."""
+    """The `step-N.pt`, oldest first. They are sorted by time, since resuming from an earlier one repeats steps."""
     return sorted((run_dir / "checkpoints").glob("step-*.pt"), key=lambda path: path.stat().st_mtime_ns)
 
 
 class Writer:
-    """Writes checkpoints in a thread of its own while training goes on. A context manager.
+    """Writes checkpoints in its own thread while training continues. A context manager.
 
-    The state is copied when `save` is called, so that what is written is of one step. A write that fails costs a line,
-    not the run: the checkpoint before it is still there. `close` waits for the last write.
+    `save` copies the state, so a file holds the state of exactly one step. If a write fails, the run prints a line and
+    continues; the previous checkpoint is still there. Leaving the context waits for the last write.
     """
 
     def __init__(
@@ -116,8 +116,8 @@ class Writer:
         enabled: bool = True,
         device: torch.device = CPU,
     ) -> None:
-        """`keep`: how many of the newest to leave besides the best. Disabled (all ranks but 0), it does nothing.
-        `device`: where the tensors are."""
+        """`keep`: how many of the newest to keep besides the best. `device`: where the tensors are. If disabled, as on
+        all ranks except 0, it does nothing."""
         self._run_dir, self._keep, self._on_error, self._device = run_dir, keep, on_error, device
         self._enabled = enabled
         self._thread: threading.Thread | None = None
@@ -127,7 +127,7 @@ class Writer:
                 leftover.unlink(missing_ok=True)
 
     def save(self, step: int, state: CheckpointState, is_best: bool = False) -> None:
-        """Write `state` as `step`'s checkpoint, soon."""
+        """Write `state` as the checkpoint of `step`, in the background."""
         if not self._enabled:
             return
         self.wait()
@@ -150,7 +150,7 @@ class Writer:
             self._on_error(self.failed)
 
     def wait(self) -> None:
-        """Until the last `save` is on disk."""
+        """Wait until the last `save` is on disk."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -178,9 +178,9 @@ def save(path: Path, state: CheckpointState) -> None:
 
 
 def duplicate(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source`, atomically and without writing the data again where the disk can.
+    """Make `target` the same file as `source`, atomically, and without copying the data if the disk allows.
 
-    A later `save(source)` leaves `target` as it is, since it renames a new file over the old name.
+    A later `save(source)` does not change `target`, since it renames a new file over the old name.
     """
     temporary = _temporary(target)
     try:
@@ -197,32 +197,34 @@ def duplicate(source: Path, target: Path) -> None:
 def load_newest(
     paths: list[Path], on_unreadable: Callable[[str], None], map_location: str | torch.device = "cpu"
 ) -> tuple[Path, CheckpointState]:
-    """The first of `paths` that can be read, and its state; a line for each that cannot.
+    """Return the first of `paths` that can be read, and its state. Calls `on_unreadable` for each that cannot.
 
-    Raises ValueError where none can.
+    Raises ValueError if none can be read.
     """
     for path in paths:
         try:
             return path, load(path, map_location)
         except ValueError as error:
             on_unreadable(str(error))
-    raise ValueError(f"{paths[0]}: neither this nor an earlier checkpoint can be read; --resume never starts anew")
+    raise ValueError(
+        f"{paths[0]}: neither this nor an earlier checkpoint can be read. To start from scratch, give --resume never"
+    )
 
 
 def load(path: Path, map_location: str | torch.device = "cpu") -> CheckpointState:
-    """The state that `save` wrote.
+    """Read the state that `save` wrote.
 
-    Raises ValueError, naming the file, where it is missing, cut off, or not a checkpoint of this program.
+    Raises ValueError, naming the file, if it is missing, truncated, or not a checkpoint of this program.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint")
     try:
         _check_archive(path)
         content = torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # torch raises many kinds, by the byte at which a file breaks
+    except Exception as error:  # torch raises many types, depending on where a file is damaged
         if path.suffix == ".safetensors":
-            raise ValueError(f"{path}: an export, not a checkpoint; give the run that it was made of") from None
-        what = "cut off or another kind of file"
+            raise ValueError(f"{path}: an export, not a checkpoint. Give the run that it was exported from") from None
+        what = "truncated, or another kind of file"
         raise ValueError(f"{path}: not a readable checkpoint ({what}): {first_line(error)}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path}: a torch file, but not a checkpoint of this program ({FORMAT})")
@@ -232,8 +234,8 @@ def load(path: Path, map_location: str | torch.device = "cpu") -> CheckpointStat
 
 
 def _check_archive(path: Path) -> None:
-    """Raises an error where torch would take the file for one of its old formats, or unpack more than is there: it
-    believes any length that those say, and asks for the memory."""
+    """Raise an error if torch would read the file as one of its old formats, or unpack more than it contains. torch
+    trusts any length that such a file states, and allocates that much memory."""
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
     if any(record.compress_type != zipfile.ZIP_STORED for record in records):
@@ -243,7 +245,8 @@ def _check_archive(path: Path) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    """Next to `path`: a rename is atomic only within a file system. One name, so that leftovers do not pile up."""
+    """A temporary name beside `path`, since a rename is atomic only within a file system. It is always the same, so
+    leftovers do not accumulate."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)
     return temporary

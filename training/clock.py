@@ -1,6 +1,6 @@
-"""Durations on a device: of a GPU between two CUDA events, which wait for nothing; else by the CPU's clock.
+"""Measure durations on a device: on a GPU between two CUDA events, without waiting; otherwise by the CPU's clock.
 
-The CPU runs ahead of a GPU: its own clock there tells how long work took to be asked for, not to be done.
+The CPU runs ahead of a GPU. Its clock would measure how long it took to launch the work, not to complete it.
 """
 
 import time
@@ -11,7 +11,7 @@ Mark = float | torch.cuda.Event
 
 
 def mark(device: torch.device) -> Mark:
-    """This moment: on a GPU when all that was asked of its current stream so far is done."""
+    """The current moment. On a GPU it comes when all work queued on the current stream so far is done."""
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)

@@ -1,4 +1,4 @@
-"""The recipe's data for this rank: its loaders, and which of the training ones is in force."""
+"""The recipe's data for this rank: its loaders, and the training loader of the current phase."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,14 +28,15 @@ def open_dataset(recipe: Recipe, path: str | None = None) -> ShardSet:
 
 
 def train_loader(recipe: Recipe, dataset: ShardSet, world: World, run_dir: Path, quarantined: set[int]) -> Loader:
-    """This rank's training batches; `quarantined` are the samples known to be bad, and new ones go to the run's list.
+    """Build the loader of this rank's training batches. `quarantined`: the samples that are known to be bad. New ones
+    are added to the run's list.
 
-    Raises ValueError where the global batch does not divide among the ranks.
+    Raises ValueError if the global batch size is not divisible by the number of ranks.
     """
 
     def on_bad(bad: BadSample) -> None:
         quarantine.append(run_dir, bad)
-        click.echo(f"taken out: {bad.where}: {bad.reason}", err=True)
+        click.echo(f"quarantined: {bad.where}: {bad.reason}", err=True)
 
     feed = Feed(
         split=dataset.split(recipe.data.train_split),
@@ -56,8 +57,8 @@ def train_loader(recipe: Recipe, dataset: ShardSet, world: World, run_dir: Path,
 def eval_loader(
     recipe: Recipe, dataset: ShardSet, world: World, split: str, batch_size: int | None = None, at_most: int = 0
 ) -> Loader:
-    """Every sample of a split once over all ranks, resized and centre-cropped; by default in training's batch size.
-    `at_most`: of so many samples instead, a fixed choice (`Feed`)."""
+    """Build a loader of every sample of a split, once over all ranks, resized and centre-cropped. The batch size is by
+    default that of training. `at_most`: only so many samples, in a fixed random choice (`Feed`); 0 for all."""
     feed = Feed(
         split=dataset.split(split),
         config=recipe.data,
@@ -73,15 +74,16 @@ def eval_loader(
 
 
 def val_loader_of(recipe: Recipe, dataset: ShardSet, world: World, at_most: int) -> Loader | None:
-    """That of the recipe's validation split, if it has one."""
+    """The loader of the recipe's validation split, or None if the recipe has none."""
     return eval_loader(recipe, dataset, world, recipe.data.val_split, at_most=at_most) if validates(recipe) else None
 
 
 class TrainingData:
-    """The training batches in force: those of the phase in which the epoch began. A loader stays as long as nothing
-    that it depends on changes.
+    """The training batches of the current phase, which is the phase in which the epoch began. The loader is kept as
+    long as nothing that it depends on changes.
 
-    recipe: as it is in this phase. feed: its loader's, once there is one. num_train: samples of the training split.
+    recipe: the recipe in this phase. feed: the loader's feed, once there is a loader. num_train: samples in the
+    training split.
     """
 
     def __init__(self, recipe: Recipe, dataset: ShardSet, world: World, run_dir: Path, quarantined: set[int]) -> None:
@@ -90,7 +92,7 @@ class TrainingData:
         self._dataset, self._world, self._run_dir, self._quarantined = dataset, world, run_dir, quarantined
         self._loader: Loader | None = None
         self._mixer: Mixer | None = None
-        self._seen: set[tuple[int, int]] = set()  # image and batch sizes that came
+        self._seen: set[tuple[int, int]] = set()  # image and batch sizes so far
 
     @property
     def feed(self) -> Feed:
@@ -99,7 +101,7 @@ class TrainingData:
 
     @property
     def decoded(self) -> float | None:
-        """The fraction of the images that are in memory, while `data.cache = "pixels"` has some to decode."""
+        """The fraction of the images in memory, while `data.cache = "pixels"` still has some to decode."""
         pixels = self._pixels
         if pixels is None or self._loader is None or pixels.num_missing <= len(self._loader.quarantine):
             return None
@@ -118,11 +120,11 @@ class TrainingData:
         return position + self.global_batch_size <= self.num_train
 
     def enter(self, phase_epoch: int) -> None:
-        """Go over to the phase that is in force in an epoch of the schedule."""
+        """Switch to the phase of an epoch of the schedule."""
         now = recipe_at(self._whole, phase_epoch)
         if self._loader is not None and now == self.recipe:
             return
-        held = self._pixels  # so that the next loader finds them
+        held = self._pixels  # keeps the pixels in memory for the next loader
         self.close()
         self.recipe = now
         self._loader = train_loader(now, self._dataset, self._world, self._run_dir, self._quarantined)
@@ -133,15 +135,15 @@ class TrainingData:
     def batches(
         self, epoch: int, position: int, timed: Callable[[Iterator[Batch]], Iterator[Batch]]
     ) -> Iterator[Batch]:
-        """Those of an epoch from a position on, mixed. What a rank has found to be bad, all leave out from here on.
-        `timed` hands on the loader's batches (`StepLog.timed`)."""
+        """The batches of an epoch from a position on, after mixup and CutMix. All ranks skip the samples that any rank
+        found to be bad before. `timed` passes on the loader's batches (`StepLog.timed`)."""
         assert self._loader is not None
         assert self._mixer is not None
         self._loader.quarantine |= distributed.union(self._loader.quarantine, self._world)
         return self._mixer.mixed(timed(self._loader.iter_epoch(epoch, position)))
 
     def is_new_size(self) -> bool:
-        """Whether no batch of this size came before; a compiled network is compiled for it then."""
+        """Whether this size has not occurred before. A compiled network is then compiled for it."""
         size = self.recipe.data.image_size, self.global_batch_size
         is_new = size not in self._seen
         self._seen.add(size)
@@ -155,7 +157,7 @@ class TrainingData:
 
 
 def rank_batch_size(recipe: Recipe, world: World) -> int:
-    """Samples of one batch of one rank. Raises ValueError where they do not come out whole."""
+    """Samples in one batch of one rank. Raises ValueError if the global batch size is not divisible."""
     batch_size, rest = divmod(recipe.train.global_batch_size, world.world_size * recipe.train.accumulation)
     if rest or not batch_size:
         raise ValueError(
@@ -166,23 +168,23 @@ def rank_batch_size(recipe: Recipe, world: World) -> int:
 
 
 def count_steps(recipe: Recipe, num_train: int, world: World) -> int:
-    """Optimizer steps of the whole recipe. Raises ValueError where an epoch's global batch does not divide among the
-    ranks, or is larger than the split."""
+    """Optimizer steps of the whole recipe. Raises ValueError if an epoch's global batch size is not divisible by the
+    number of ranks, or is larger than the split."""
     total = 0
     for epoch in range(recipe.train.epochs):
         now = recipe_at(recipe, epoch)
         rank_batch_size(now, world)
         if now.train.global_batch_size > num_train:
             raise ValueError(
-                f"train.global_batch_size {now.train.global_batch_size} in epoch {epoch} is more than the "
-                f"{num_train} samples of split {recipe.data.train_split!r}; lower it"
+                f"train.global_batch_size {now.train.global_batch_size} in epoch {epoch} is larger than split "
+                f"{recipe.data.train_split!r}, which has {num_train} samples. Lower it"
             )
         total += num_train // now.train.global_batch_size
     return total
 
 
 def work_of(recipe: Recipe, dataset: ShardSet, *, last_step: int, at_most: int, num_nets: int, compiles: bool) -> Work:
-    """What a run up to `last_step` has to do, for its clock. `num_nets` are scored in each validation, on `at_most`
+    """The work of a run up to `last_step`, for its clock. Each validation scores `num_nets` networks on `at_most`
     images (0 for all)."""
     each_epoch = [recipe_at(recipe, epoch) for epoch in range(recipe.train.epochs)]
     scored = [recipe.data.val_split if validates(recipe) else "", recipe.data.test_split]
@@ -197,12 +199,12 @@ def work_of(recipe: Recipe, dataset: ShardSet, *, last_step: int, at_most: int, 
         num_val=min(num_val, at_most or num_val),
         num_test=min(num_test, at_most or num_test),
         val_image_size=recipe.data.val_image_size,
-        val_cost=max(passes / 3, 0.5),  # a training step is a pass forwards and two backwards; and images are decoded
+        val_cost=max(passes / 3, 0.5),  # a training step is a pass forwards and two backwards; decoding counts, too
         compiles=compiles,
     )
 
 
 def image_dtype(recipe: Recipe, world: World) -> torch.dtype:
-    """Half precision where autocast would make it so anyway; on the CPU DALI is faster in float32."""
+    """float16 on a GPU if autocast would use half precision anyway. On the CPU DALI is faster in float32."""
     half = world.device.type == "cuda" and autocast_dtype(recipe, world.device) is not None
     return torch.float16 if half else torch.float32

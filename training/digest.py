@@ -1,4 +1,4 @@
-"""A number that tells a set of samples: what `metrics.jsonl` has of each step, and `train.py audit` works out again."""
+"""A digest of a set of samples: `metrics.jsonl` has one for each step, and `train.py audit` computes it again."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ INT63 = 2**63 - 1
 
 
 def sample_digest(sample_ids: np.ndarray) -> int:
-    """The sum of the samples' mixed ids, 63 bits, so that order and ranks do not matter.
+    """The sum of the samples' hashed ids, in 63 bits. A sum does not depend on the order or on the ranks.
 
     `sample_ids`: (N,) int64. The mixing is SplitMix64's (Steele et al. 2014).
     """

@@ -1,7 +1,7 @@
-"""Processes of a run: who am I, agree with the others, stop together. Works the same under `python` and `torchrun`.
+"""The processes of a run: ranks, agreement between them, and stopping together, under `python` and under `torchrun`.
 
-A world of one has no process group, and every function here is then a no-op on it. `sum_tensor` and the model's
-gradients go over NCCL on GPUs; the stop flag always goes over gloo, on the CPU, so that it never waits for a GPU.
+With a world size of one there is no process group, and every function here is a no-op. On GPUs, `sum_tensor` and the
+model's gradients use NCCL. The stop flag always uses gloo on the CPU, so it never waits for a GPU.
 """
 
 import datetime
@@ -26,8 +26,8 @@ from torch.nn.parallel import DistributedDataParallel
 from penstock.training import environment
 from penstock.training.request import Device
 
-SignalHandler = Callable[[int, FrameType | None], object] | int | None  # what `signal.signal` gives back
-WATCHDOG_FIRST_S = 60.0  # by which a collective waits longer than the watchdog
+SignalHandler = Callable[[int, FrameType | None], object] | int | None  # the return type of `signal.signal`
+WATCHDOG_FIRST_S = 60.0  # how much longer a collective waits than the watchdog
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class World:
     world_size: int
     local_world_size: int
     device: torch.device
-    notices: "Notices | None" = field(default=None, compare=False)  # None in a world of one
+    notices: "Notices | None" = field(default=None, compare=False)  # None with a world size of one
 
     @property
     def is_main(self) -> bool:
@@ -47,12 +47,12 @@ class World:
 
 
 def start(device: Device = "auto", timeout_s: float = 600.0) -> World:
-    """Read torchrun's environment, or answer rank 0 of 1 without it; join the process group; choose the device.
+    """Read torchrun's environment, join the process group and choose the device. Without torchrun, be rank 0 of 1.
 
-    `auto` is CUDA where torch sees a GPU. `timeout_s` is how long to wait for the other ranks at the start. Collectives
-    wait a little longer, so that the watchdog, which knows for whom, comes first.
+    `auto` is CUDA if torch sees a GPU. `timeout_s`: how long to wait for the other ranks at the start. Collectives wait
+    a little longer. The watchdog therefore reports a hang first, and it can name the rank that hangs.
 
-    Raises ValueError for a device that is not one of the three, and for CUDA with fewer GPUs than processes here.
+    Raises ValueError for an unknown device, and for CUDA with fewer GPUs than processes on this machine.
     """
     environment.separate_streams()
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -86,19 +86,21 @@ def _choose_device(device: str, local_rank: int, local_world_size: int) -> torch
         return torch.device("cpu")
     if not torch.cuda.is_available():
         built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is a CPU build"
-        raise ValueError(f"device cuda: torch sees no GPU (torch {torch.__version__} {built}); use cpu or auto")
+        raise ValueError(f"device cuda: torch sees no GPU (torch {torch.__version__} {built}). Use cpu or auto")
     num_gpus = torch.cuda.device_count()
     if local_world_size > num_gpus:
-        raise ValueError(f"device cuda: {local_world_size} processes on this machine, but {num_gpus} GPUs")
+        raise ValueError(
+            f"device cuda: {local_world_size} processes on this machine, but only {num_gpus} GPUs. Start one per GPU"
+        )
     return torch.device("cuda", local_rank)
 
 
 def _fresh_store(rank: int, world_size: int, timeout_s: float) -> dist.Store:
     """The launcher's store, in a namespace that the ranks of this start agree on.
 
-    torchrun keeps one store over its restarts, and ranks that are restarted would find the addresses of dead ones there
-    (pytorch/pytorch issue 135712; seen with torch 2.15). Here too every key may be left from an earlier start. But
-    rank 0 answers to tokens alone that were sent in answer to its own new one, and each rank waits for its own.
+    torchrun keeps one store over its restarts, and restarted ranks would find the addresses of dead ones there
+    (pytorch/pytorch issue 135712; seen with torch 2.15). Every key used here may also be left from an earlier start.
+    But rank 0 accepts only tokens that were sent in answer to its own new token, and each rank waits for its own.
     """
     store, _, _ = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=timeout_s)))
     own, deadline = uuid.uuid4().hex, time.monotonic() + timeout_s
@@ -112,7 +114,7 @@ def _fresh_store(rank: int, world_size: int, timeout_s: float) -> dist.Store:
         store.set(f"answer/{call}/{rank}", own)
         try:
             store.wait([f"go/{own}"], datetime.timedelta(seconds=0.5))
-        except dist.DistStoreError:  # the call was an earlier start's, or others are late
+        except dist.DistStoreError:  # the call is from an earlier start, or other ranks are late
             if time.monotonic() > deadline:
                 raise
             continue
@@ -120,10 +122,10 @@ def _fresh_store(rank: int, world_size: int, timeout_s: float) -> dist.Store:
 
 
 class Notices:
-    """A line of text of each rank, for all ranks to read.
+    """One line of text from each rank, for all ranks to read.
 
-    They go through the launcher's store, over a connection of their own: while collectives wait, and from any thread.
-    A store that does not answer takes no notices and gives none: the launcher is gone, and collectives will say so.
+    Notices go through the launcher's store, over a separate connection, so they work while collectives wait and from
+    any thread. If the store does not answer, notices are dropped: the launcher is gone, and collectives will fail.
     """
 
     _ANSWER_S = 10.0
@@ -139,7 +141,7 @@ class Notices:
             self._store.set(self._own, text)
 
     def read(self) -> list[str]:
-        """The ranks' last ones; "" for a rank that has posted none."""
+        """The last notice of each rank; "" for a rank that has posted none."""
         try:
             return [self._store.get(key).decode() if self._store.check([key]) else "" for key in self._keys]
         except RuntimeError:
@@ -147,7 +149,7 @@ class Notices:
 
 
 def lost_rank(error: RuntimeError) -> str | None:
-    """What a collective says where another rank has gone, in one line; None for any other error."""
+    """The message of a collective that failed because another rank is gone, in one line; None for any other error."""
     text = str(error)
     if not isinstance(error, dist.DistError) and "gloo" not in text:
         return None
@@ -175,20 +177,20 @@ def sum_tensor(tensor: Tensor) -> Tensor:
 
 
 def from_rank_0(value: float, world: World) -> float:
-    """Rank 0's `value`, the same on each: for clocks, which differ."""
+    """Return rank 0's `value` on every rank. Used for clocks, which differ."""
     contribution = value if world.is_main else 0.0
     return float(sum_tensor(torch.tensor(contribution, dtype=torch.float64)).item())
 
 
 def gather(value: int, world: World) -> list[int]:
-    """Every rank's `value`, in the order of the ranks, the same list on each."""
+    """Every rank's `value`, in the order of the ranks. The list is the same on every rank."""
     values = torch.zeros(world.world_size, dtype=torch.int64)
     values[world.rank] = value
     return list(sum_tensor(values).tolist())
 
 
 def union(ids: set[int], world: World) -> set[int]:
-    """The ids of all ranks together, the same set on each."""
+    """The union of all ranks' ids, the same set on every rank."""
     counts = gather(len(ids), world)
     start = sum(counts[: world.rank])
     joined = torch.zeros(sum(counts), dtype=torch.int64)
@@ -197,7 +199,7 @@ def union(ids: set[int], world: World) -> set[int]:
 
 
 def first_start(world: World) -> float:
-    """When the ranks were first started, `time.time()`, the same on each: torchrun's restarts keep it."""
+    """When the ranks first started, by `time.time()`: the same on every rank, and unchanged by torchrun's restarts."""
     now = time.time()
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         store, _, _ = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=WATCHDOG_FIRST_S)))
@@ -208,18 +210,18 @@ def first_start(world: World) -> float:
 def wrap(
     net: nn.Module, world: World, *, sync_batch_norm: bool = False, static_graph: bool = False
 ) -> tuple[nn.Module, nn.Module]:
-    """(net, model): the model is the net in DistributedDataParallel, which averages gradients over ranks; in a world of
-    one it is the net. The first of the two is the given net, or its copy with BatchNorm over all ranks.
+    """Return (net, model). The model is the net in DistributedDataParallel, which averages gradients over ranks; with a
+    world size of one it is the net. The net is the given one, or its copy with BatchNorm over all ranks.
 
-    Gradients are views of the communication buckets, which saves one copy of all gradients in memory and time.
-    `static_graph`: every step runs the same operations, so that DDP need not search for what went unused; not for a
-    model that is compiled (pytorch/pytorch issue 93672). Buffers are each rank's own in training, which saves a
-    broadcast a step: those of rank 0 count, in validation (`broadcast_buffers`) and in checkpoints.
+    Gradients are views of the communication buckets, which saves memory and time for one copy of all gradients.
+    `static_graph`: every step runs the same operations, so DDP need not search for unused parameters. It does not work
+    with a compiled model (pytorch/pytorch issue 93672). In training each rank has its own buffers, which saves a
+    broadcast per step. Validation (`broadcast_buffers`) and checkpoints use those of rank 0.
 
-    Raises ValueError for BatchNorm over ranks on the CPU, where torch has none.
+    Raises ValueError for BatchNorm over ranks on the CPU, which torch does not support.
     """
     if sync_batch_norm and world.device.type != "cuda":
-        raise ValueError("model.sync_batch_norm needs GPUs; set it to false")
+        raise ValueError("model.sync_batch_norm = true needs GPUs. Set it to false")
     if world.world_size == 1:
         return net, net
     if sync_batch_norm:
@@ -233,9 +235,9 @@ def wrap(
 
 
 def broadcast_buffers(nets: Iterable[nn.Module]) -> None:
-    """Give every rank the buffers (BatchNorm statistics) of rank 0, which are those that it saves.
+    """Copy the buffers (BatchNorm statistics) of rank 0 to every rank. Rank 0 saves the same ones.
 
-    Each rank's are of its own batches; call this before validating, so that all ranks score the same networks.
+    Each rank has statistics of its own batches. Call this before validating, so all ranks score the same networks.
     """
     if dist.is_initialized():
         for net in nets:
@@ -244,17 +246,17 @@ def broadcast_buffers(nets: Iterable[nn.Module]) -> None:
 
 
 class Interrupted(BaseException):
-    """A signal came and the run ends; the argument is the signal's name.
+    """A signal arrived and the run ends. The argument is the signal's name.
 
-    It can come anywhere, in a compiler's `except Exception` too, and must get through there.
+    It is a BaseException because it can be raised anywhere, and a compiler's `except Exception` must not catch it.
     """
 
 
 class StopFlag:
     """SIGTERM or SIGINT on any rank → all ranks stop at the same step. A second SIGINT interrupts at once.
 
-    A context manager: it puts back the previous handlers. Use it in the main thread. Until `armed`, there is nothing to
-    finish: a signal raises `Interrupted` where the program is, in the compilation of the first step for one.
+    A context manager that restores the previous handlers. Use it in the main thread. Until it is `armed`, a signal
+    raises `Interrupted` immediately, for example during the compilation of the first step.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -275,7 +277,7 @@ class StopFlag:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # After an error the other ranks may be gone: waiting for them would hide it behind a timeout.
+        # After an error the other ranks may be gone, and waiting for them would hide the error behind a timeout.
         if self._pending is not None and error is None:
             self._pending[0].wait()
         self._pending = None
@@ -292,9 +294,9 @@ class StopFlag:
                 raise Interrupted(self.signal)
 
     def agreed(self) -> bool:
-        """Whether to stop now, the same answer on every rank. Every rank calls this once a step.
+        """Whether to stop now, the same answer on every rank. Every rank calls this once per step.
 
-        With several ranks the answer is that of the previous step's reduction, which had a whole step to complete:
+        With several ranks the answer comes from the previous step's reduction, which had a whole step to complete. So
         nothing waits for it, and a stop comes at most two steps after the signal.
         """
         if not dist.is_initialized():

@@ -1,4 +1,4 @@
-"""How a run ended: fields of `metrics.jsonl`'s "end" line, and its sentence for the terminal and the report."""
+"""How a run ended: the fields of the "end" line in `metrics.jsonl`, and a sentence for the terminal and the report."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ from penstock.training.records import EndedBy, Ending
 
 
 def ending(*, total_steps: int, epochs: int, schedule_epoch: float, data_epochs: float) -> Ending:
-    """What ended a run whose schedule has come to `schedule_epoch` of `epochs`, on `data_epochs` of images."""
+    """What ended a run that got to `schedule_epoch` of `epochs` in its schedule, after `data_epochs` of images."""
     ended_by: EndedBy = "recipe"
     if schedule_epoch < epochs:
         ended_by = "max_steps"
@@ -16,11 +16,11 @@ def ending(*, total_steps: int, epochs: int, schedule_epoch: float, data_epochs:
 
 
 def how_it_ended(end: Mapping[str, object]) -> str:
-    """The sentence of an "end" line, without a full stop; one of an earlier version says the step alone."""
+    """A sentence about an "end" line, without a full stop. For lines of earlier versions it has only the step."""
     step, total, by = end.get("step"), end.get("total_steps"), end.get("ended_by")
     if by == "max_steps":
-        return f"Ended by --max-steps after {step} of {total} steps"
+        return f"Stopped by --max-steps after {step} of {total} steps"
     if by == "max_minutes":
         fitted = f"{end.get('epochs')} epochs to {end.get('data_epochs')} epochs of images"
-        return f"Finished after step {step}: --max-minutes fitted the {fitted}"
+        return f"Finished after step {step}: --max-minutes shortened the {fitted}"
     return f"Finished after step {step}"

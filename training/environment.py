@@ -1,6 +1,7 @@
-"""Where a run ran: versions, processor, GPU → a dict for `env.json`. Never fails; what is unknown is None.
+"""Describe where a run takes place: versions, processor, GPU → a dict for `env.json`. Never fails; unknown values are
+None.
 
-`bench.py env` shows it, with more (`benchmarks/env/`).
+`bench.py env` shows these and further facts (`benchmarks/env/`).
 """
 
 import ctypes
@@ -20,7 +21,7 @@ from penstock.recipes.hardware import cores_allowed as cores_allowed
 from penstock.recipes.hardware import cpu_cores, gpu_name, quota_cores, text_of
 from penstock.recipes.hardware import cpu_model as cpu_model
 
-if TYPE_CHECKING:  # torch is imported when it is asked: who only names this module needs none
+if TYPE_CHECKING:  # functions import torch when they need it, so importing this module does not
     import torch
 
 PACKAGES = (
@@ -38,7 +39,7 @@ PACKAGES = (
     "numba",
     "timm",
 )
-CHECKOUT = Path(__file__).resolve().parents[1]  # or, where it is installed, the package
+CHECKOUT = Path(__file__).resolve().parents[1]  # or the package, if it is installed
 GPU_QUERY = {  # nvidia-smi's name → ours
     "driver_version": "gpu_driver",
     "clocks.current.sm": "gpu_clock_mhz",
@@ -51,9 +52,9 @@ DALI = {"nvidia-dali-cuda130": 13, "nvidia-dali-cuda120": 12}  # package → the
 
 
 def too_old_driver() -> str | None:
-    """What to do where the GPU's driver is for an older CUDA than torch or DALI are built for, in a line; else None.
+    """A line with the remedy if the GPU's driver is too old for the CUDA that torch or DALI is built for; else None.
 
-    A driver runs what is built for its CUDA's major version or an earlier one (CUDA Compatibility, "minor version").
+    A driver supports its own CUDA major version and earlier ones (CUDA Compatibility, "minor version").
     """
     if (driver := driver_cuda()) is None:
         return None
@@ -61,17 +62,17 @@ def too_old_driver() -> str | None:
 
     built = {"torch": int((torch.version.cuda or "0").partition(".")[0])}
     built["DALI"] = max((cuda for package, cuda in DALI.items() if _version(package)), default=0)
-    newer = " and ".join(f"{name} for {cuda}" for name, cuda in built.items() if cuda > driver[0])
+    newer = " and ".join(f"{name} needs CUDA {cuda}" for name, cuda in built.items() if cuda > driver[0])
     if not newer:
         return None
     return (
-        f"the GPU's driver is for CUDA {driver[0]}.{driver[1]}, {newer}: "
-        'install a newer driver, or torch and DALI for CUDA 12 (README, "CUDA")'
+        f"the GPU's driver supports CUDA {driver[0]}.{driver[1]}, but {newer}. "
+        'Install a newer driver, or torch and DALI for CUDA 12 (README, "CUDA")'
     )
 
 
 def driver_cuda() -> tuple[int, int] | None:
-    """The CUDA version of the GPU's driver; None where there is none."""
+    """The CUDA version that the GPU's driver supports; None without a driver."""
     version = ctypes.c_int()
     try:
         failed = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
@@ -81,17 +82,17 @@ def driver_cuda() -> tuple[int, int] | None:
 
 
 def separate_streams() -> None:
-    """Ask for a hardware queue for each CUDA stream, 32 instead of 8, where the user has not said how many; before the
-    first work on a GPU. What shares a queue waits for all that came before, on whatever stream: so decoding came to a
-    halt while a step ran (docs/gpu.md)."""
+    """Request 32 hardware queues for CUDA streams instead of 8, unless the user has set a number. Call this before the
+    first work on a GPU. Streams that share a queue wait for each other: with 8 queues, decoding stopped while a step
+    ran (docs/gpu.md)."""
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
 
 
 def choose_kernels(deterministic: bool = False) -> None:
-    """How torch picks kernels, the same for training and for benchmarks; before the first work on a GPU.
+    """Set how torch chooses kernels, the same for training and benchmarks. Call this before the first work on a GPU.
 
-    cuDNN times its algorithms for each new shape; float32 products use TF32. `deterministic`: neither times nor
-    anything else changes a result. cuBLAS then needs a workspace of one size, which it reads when it is first used.
+    cuDNN times its algorithms for each new shape, and float32 products use TF32. `deterministic`: neither timings
+    nor anything else may change a result. cuBLAS then needs a fixed workspace size, which it reads at first use.
     """
     import torch
 
@@ -103,7 +104,7 @@ def choose_kernels(deterministic: bool = False) -> None:
 
 
 class GpuSettings(TypedDict):
-    """Of the first GPU, as nvidia-smi has them: numbers as strings, without their units."""
+    """Settings of the first GPU, from nvidia-smi: numbers as strings, without their units."""
 
     gpu_driver: str | None
     gpu_clock_mhz: str | None
@@ -113,7 +114,7 @@ class GpuSettings(TypedDict):
 
 
 class TorchFacts(TypedDict):
-    """What torch says. cuda: that it is built for."""
+    """Facts from torch. cuda: the version that torch is built for."""
 
     torch_threads: int | None
     gpu: str | None
@@ -123,10 +124,10 @@ class TorchFacts(TypedDict):
 
 
 class Environment(GpuSettings, TorchFacts):
-    """What a measured figure depends on, as `env.json` and results hold it. None for what is unknown.
+    """The facts that a measurement depends on, as in `env.json` and in results. Unknown values are None.
 
-    penstock: its version. cpu_cores: that this process may run on. cpu_quota_cores: the least quota of its control
-    groups. cores_allowed: the lower of the two. memory_gb: of the machine, 10^9 bytes.
+    penstock: its version. cpu_cores: the cores that this process may run on. cpu_quota_cores: the smallest quota of its
+    control groups. cores_allowed: the smaller of the two. memory_gb: the machine's memory, 10^9 bytes.
     """
 
     penstock: str | None
@@ -145,7 +146,7 @@ class Environment(GpuSettings, TorchFacts):
 
 
 def describe() -> Environment:
-    """The facts, which JSON can hold."""
+    """Collect the facts as a dict that JSON can hold."""
     return {
         "penstock": penstock_version(),
         "git_commit": _git("rev-parse", "HEAD"),
@@ -168,7 +169,7 @@ def describe() -> Environment:
 def _torch_facts() -> TorchFacts:
     try:
         import torch
-    except (ImportError, OSError):  # not installed, or a library that it needs is not
+    except (ImportError, OSError):  # torch, or a library that it needs, is not installed
         return {"torch_threads": None, "gpu": None, "num_gpus": 0, "cuda": None, "cudnn": None}
     return {
         "torch_threads": torch.get_num_threads(),
@@ -180,7 +181,7 @@ def _torch_facts() -> TorchFacts:
 
 
 def penstock_version() -> str | None:
-    """This project's: of the checkout's pyproject.toml, or as it was installed."""
+    """This project's version, from the checkout's pyproject.toml, or of the installed package."""
     try:
         project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))
         return str(project["project"]["version"])
@@ -189,7 +190,7 @@ def penstock_version() -> str | None:
 
 
 def device_name(device: "torch.device") -> str:
-    """For people: the GPU's name, or the processor's and how many cores this process may use."""
+    """A name to print: the GPU's, or the processor's with the number of cores that this process may use."""
     if device.type == "cuda":
         import torch
 
@@ -216,7 +217,9 @@ def cpu_bf16() -> list[str]:
 
 
 def _git(*arguments: str) -> str | None:
-    if not (CHECKOUT / "pyproject.toml").exists():  # installed: a repository around it would be another project's
+    if not (
+        CHECKOUT / "pyproject.toml"
+    ).exists():  # an installed package: a surrounding repository is another project's
         return None
     return _output("git", "-C", str(CHECKOUT), *arguments)
 

@@ -1,4 +1,4 @@
-"""Scoring networks on a split, each image exactly once over all ranks."""
+"""Score networks on a split, with each image exactly once over all ranks."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ from penstock.training.inspection import EvalInspection, Inspection
 from penstock.training.learner import Learner
 from penstock.training.records import Scores
 
-TIMED = 64  # images of a rank's batch
+TIMED = 64  # images in a rank's batch
 
 
 @torch.inference_mode()
@@ -38,19 +38,21 @@ def evaluate(
 ) -> tuple[Scores, Inspection] | None:
     """Score each of `nets` in one pass over the loader's split.
 
-    `nets`: prefix of its scores → network: {"": net}, or with an average of its weights {"": net, "ema_": average}.
-    The inspection is of the last of them. flip: the mean of the logits of an image and of its mirror image.
-    `should_stop` is asked equally often on every rank; None where it said yes. `watched` hands on the batches
-    (`Watchdog.each`).
+    `nets`: prefix of its scores → network: {"": net}, or with averaged weights {"": net, "ema_": average}. The
+    inspection is made for the last of them. flip: average the logits of each image and its mirror image. `should_stop`
+    is called the same number of times on every rank; if it returns True, the result is None. `watched` passes on the
+    batches (`Watchdog.each`).
 
-    Raises RuntimeError where not every image was counted once.
+    Raises RuntimeError if not every image was counted once.
     """
     for net in nets.values():
         net.eval()
     feed, world_size = loader.feed, loader.feed.world_size
     inspection = EvalInspection(num_classes, device)
     sums = torch.zeros(len(nets), 4, dtype=torch.float64, device=device)
-    whole_rounds = feed.num_samples // (feed.batch_size * world_size)  # every rank has so many batches, some one more
+    whole_rounds = feed.num_samples // (
+        feed.batch_size * world_size
+    )  # every rank has this many batches, and some have one more
     for i, (images, labels, sample_ids) in enumerate(watched(loader.iter_epoch(0))):
         for row, net in zip(sums, nets.values(), strict=True):
             with autocast:
@@ -65,7 +67,7 @@ def evaluate(
 
 
 def _scores(sums: dict[str, list[float]], feed: Feed) -> Scores:
-    """`sums`: prefix of the scores → correct ones, those among the first 5, losses, images."""
+    """Scores from `sums`: prefix of the scores → correct, correct among the first 5, sum of losses, images."""
     scores: dict[str, float] = {}
     for prefix, (top1, top5, loss_sum, num_images) in sums.items():
         if num_images != feed.num_samples:
@@ -80,8 +82,8 @@ def _scores(sums: dict[str, list[float]], feed: Feed) -> Scores:
 
 
 def time_validation(learner: Learner, recipe: Recipe, dataset: ShardSet, world: World) -> float:
-    """Seconds an image of a validation takes, over all ranks, by a few of them; those of the first batch, in which
-    pipelines start, do not count where there are more."""
+    """Measure the seconds per image of a validation, over all ranks, on a few images. The first batch does not count if
+    there are more, since pipelines start in it."""
     loader = eval_loader(recipe, dataset, world, recipe.data.val_split, TIMED, at_most=3 * TIMED * world.world_size)
     came: list[float] = []
 
@@ -100,6 +102,6 @@ def time_validation(learner: Learner, recipe: Recipe, dataset: ShardSet, world: 
 
 
 def predict_logits(net: nn.Module, images: Tensor, flip: bool) -> Tensor:
-    """images (N, 3, S, S) → logits (N, C) float32; with `flip` the mean with those of the mirror images."""
+    """images (N, 3, S, S) → logits (N, C) float32. With `flip`, averaged with the logits of the mirror images."""
     logits: Tensor = net(images).float()
     return (logits + net(images.flip(3)).float()) / 2 if flip else logits

@@ -1,4 +1,4 @@
-"""A step that failed → `RUN/failed-step-N.pt`: the state before it and its samples, for `train.py replay`."""
+"""Write `RUN/failed-step-N.pt` if a step fails: the state before it and its samples, for `train.py replay`."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -25,29 +25,29 @@ SMALLER = "lower train.global_batch_size or raise train.accumulation"
 
 
 class Failure:
-    """Keeps a copy of the run's state from the last time that all was well: once a log interval, on the device.
+    """Keeps a copy of the run's last good state on the device, updated once per log interval.
 
-    The losses are looked at once an interval, so the copy is of a step before the failed one; the steps between are
-    made again by the replay, from the plan. Nothing here waits for the device but `is_well`, and in fp16 the loss
-    scaler, whose state is read as numbers.
+    Losses are checked once per interval, so the copy may be several steps older than the failed step. The replay
+    repeats the steps in between, by the plan. Nothing here waits for the device except `is_well`, and in fp16 reading
+    the state of the loss scaler.
     """
 
     def __init__(self, run_dir: Path, world: World, capture: Callable[[], Captured], about: About) -> None:
-        """`capture` gives the state's changing part, `about` is the rest (`training.learner`)."""
+        """`capture` returns the part of the state that steps change. `about` is the rest (`training.learner`)."""
         self._run_dir, self._world, self._capture, self._about = run_dir, world, capture, about
         self._good: Captured | None = None
         self._kept: deque[tuple[Captured, Tensor, Mark]] = deque()
 
     def all_is_well(self) -> None:
-        """The state is good as it is now: what a failure after this is replayed from."""
+        """Mark the current state as good. A later failure is replayed from it."""
         self._good = snapshot(self._capture())
 
     def keep(self, net: nn.Module) -> None:
-        """Copy the state as it is now, at an interval's end, until `is_well` judges it."""
+        """Copy the current state at the end of an interval, until `is_well` checks it."""
         self._kept.append((snapshot(self._capture()), to_cpu(finite(net)), mark(self._world.device)))
 
     def is_well(self) -> bool:
-        """Whether the weights are numbers in the oldest state that was kept; if so, a failure is replayed from it."""
+        """Whether the weights in the oldest copy are finite. If so, a later failure is replayed from it."""
         state, is_finite, ready = self._kept.popleft()
         wait_for(ready)
         if is_finite:
@@ -56,7 +56,7 @@ class Failure:
 
     @contextmanager
     def step(self, data: TrainingData, state: RunState) -> Iterator[None]:
-        """Around the step that follows `state`: turns a lack of memory into the error that ends the run."""
+        """Wrap the step that follows `state`: turn running out of memory into the error that ends the run."""
         try:
             with out_of_memory():
                 yield
@@ -65,10 +65,10 @@ class Failure:
             raise self.error(data.feed, why, step=state.step, epoch=state.epoch, end=end, alone=True) from None
 
     def error(self, feed: Feed, why: str, *, step: int, epoch: int, end: int, alone: bool = False) -> ValueError:
-        """Write the file, and answer the error to raise: the step, its samples and what to do.
+        """Write the file, and return the error to raise: the step, its samples and what to do.
 
-        `end`: the position at which the step's global batch ends. `alone`: the other ranks may not be here, so each
-        that is writes a file; else rank 0 does for all.
+        `end`: the position at which the step's global batch ends. `alone`: the other ranks may not get here, so every
+        rank that does writes a file. Otherwise rank 0 writes one for all.
         """
         start = end - feed.global_batch_size
         ids = feed.sample_ids(epoch, [Span(start, feed.global_batch_size, end)]).tolist()
@@ -88,7 +88,7 @@ class Failure:
         return ValueError(f"{place}: {why}; samples {shown}; {self._written(failed, alone)}")
 
     def _written(self, failed: FailedStep, alone: bool) -> str:
-        """Where the state before the step is, once it is written by the rank that has to."""
+        """Write the state before the step, if this rank has to, and return a text about where it is."""
         assert self._good is not None, "all_is_well comes before the first step"
         rank = self._world.rank if alone else 0
         suffix = f"-rank-{rank}" if rank else ""
@@ -99,21 +99,21 @@ class Failure:
             try:
                 checkpoint.save(path, state)
             except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-                return f"the state before it cannot be written ({first_line(error)})"
-        return f"the state before it is in {path}: look at it with {TRAIN} replay {path}"
+                return f"the state before the step cannot be written ({first_line(error)})"
+        return f"the state before the step is in {path}. To investigate: {TRAIN} replay {path}"
 
 
 def finite(net: nn.Module) -> Tensor:
-    """A bool on the device: whether all weights are numbers, by their joint 2-norm, in a handful of kernels.
+    """A bool on the device: whether all weights are finite. It takes a few kernels, which compute their joint 2-norm.
 
-    A norm over 1.8e19, float32's limit for squares, counts as none.
+    A norm over 1.8e19, float32's limit for squares, counts as infinite.
     """
     return torch.nn.utils.get_total_norm([weights.detach() for weights in net.parameters()]).isfinite()
 
 
 @contextmanager
 def out_of_memory() -> Iterator[None]:
-    """Turns torch's ways of saying so, on GPU and CPU, into one MemoryError."""
+    """Turn torch's various out-of-memory errors, on GPU and CPU, into a MemoryError."""
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -1,11 +1,11 @@
-"""Figures as people read them: the same in the terminal and in the reports. "–" for what is not known."""
+"""Format figures for people, in the same way in the terminal and in reports. Unknown values become "–"."""
 
 import math
 from typing import TypeGuard
 
 
 def rate(per_second: object) -> str:
-    """Images a second: whole ones, below 10 with a decimal."""
+    """Images per second: as an integer, below 10 with one decimal."""
     if not is_number(per_second):
         return "–"
     return f"{per_second:,.0f}" if round(per_second, 1) >= 10 else f"{per_second:.1f}"
@@ -21,12 +21,12 @@ def duration(seconds: object) -> str:
 
 
 def count(part: int, whole: int) -> str:
-    """How many of how many: "1,000", or where some are left out "100 of 1,000"."""
+    """A count of a whole: "1,000", or "100 of 1,000" for a part."""
     return f"{whole:,}" if part == whole else f"{part:,} of {whole:,}"
 
 
 def number(value: object) -> float:
-    """NaN for what is none."""
+    """The value as a float; NaN if it is not a number."""
     return float(value) if isinstance(value, float) or is_number(value) else math.nan
 
 
@@ -34,5 +34,5 @@ def is_number(value: object) -> TypeGuard[float]:
     """Whether it is a finite number."""
     try:
         return isinstance(value, int | float) and math.isfinite(value)
-    except OverflowError:  # JSON's integers have no end
+    except OverflowError:  # an integer in JSON can be too large for a float
         return False

@@ -1,9 +1,9 @@
-"""What a validation learns about single images and classes: the worst losses, what is taken for what.
+"""Inspect a validation: find the images with the worst losses, and the classes that are confused.
 
-`EvalInspection` gathers on the device, batch by batch, without waiting for it; `reduced` joins the ranks and answers an
-`Inspection`; `write_worst` puts that, with class names and small pictures, into the run's directory:
+`EvalInspection` collects on the device, batch by batch, without waiting for it. `reduced` joins the ranks and returns
+an `Inspection`. `write_worst` writes that, with class names and small pictures, into the run's directory:
 
-    RUN/worst.json     its rows with names: what `report.html` shows
+    RUN/worst.json     the rows with names, for `report.html`
     RUN/worst/*.jpg    the images with the largest losses, the worst first
 """
 
@@ -42,7 +42,7 @@ class WorstImage:
 
 @dataclass(frozen=True)
 class ConfusedPair:
-    """Images of `label` that were taken for another class. share: of the label's images, 0 … 1."""
+    """Images of `label` that were predicted as another class. share: as a fraction of the label's images, 0 … 1."""
 
     label: int
     prediction: int
@@ -52,7 +52,7 @@ class ConfusedPair:
 
 @dataclass(frozen=True)
 class ClassAccuracy:
-    """Top-1 of a class that has images, a fraction."""
+    """The top-1 accuracy, as a fraction, of a class that has images."""
 
     label: int
     accuracy: float
@@ -61,8 +61,8 @@ class ClassAccuracy:
 
 @dataclass(frozen=True)
 class Confusion:
-    """labels: the classes in the most confused pairs, neighbours where they are confused. counts: a row for each label,
-    a column for each prediction."""
+    """labels: the classes in the most confused pairs, with confused classes next to each other. counts: a row for each
+    label, a column for each prediction."""
 
     labels: list[int]
     counts: list[list[int]]
@@ -70,7 +70,7 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Inspection:
-    """The whole validation's, each list with the worst first."""
+    """The result for a whole validation. Each list has the worst first."""
 
     worst: list[WorstImage]
     confused: list[ConfusedPair]
@@ -79,9 +79,9 @@ class Inspection:
 
 
 class EvalInspection:
-    """One validation's worst images and counts of (label, prediction), on `device`.
+    """Collects one validation's worst images and counts of (label, prediction), on `device`.
 
-    With more than `MAX_CONFUSION_CLASSES` classes only the accuracy of each class is counted, not the pairs.
+    With more than `MAX_CONFUSION_CLASSES` classes it counts only the accuracy of each class, not the pairs.
     """
 
     def __init__(self, num_classes: int, device: torch.device, worst: int = 16) -> None:
@@ -96,7 +96,7 @@ class EvalInspection:
     def add(self, logits: Tensor, labels: Tensor, sample_ids: Tensor) -> None:
         """Count a batch: logits (N, C) float32, labels (N,) int64, sample_ids (N,) int64, all on the device.
 
-        Images with label −100 count for nothing. The loss is the cross-entropy; one that is no number is infinite.
+        Images with label −100 do not count. The loss is the cross-entropy; NaN counts as infinite.
         """
         valid = labels != IGNORE_LABEL
         counted, labels = valid.long(), labels.clamp(min=0)
@@ -118,13 +118,13 @@ class EvalInspection:
     def reduced(
         self, sum_over_ranks: Callable[[Tensor], Tensor] = lambda tensor: tensor, *, rank: int = 0, world_size: int = 1
     ) -> Inspection:
-        """The whole validation's, the same on every rank; all ranks call it. Here the device is waited for.
+        """The result for the whole validation, the same on every rank. All ranks call it. It waits for the device.
 
         `sum_over_ranks` adds up a tensor in place.
         """
         if sum_over_ranks(torch.ones(1, dtype=torch.int64)).item() != world_size:
-            raise RuntimeError(f"{world_size} ranks were named, but others are summed over")
-        # Each rank's rows in a place of their own, so that a sum joins them.
+            raise RuntimeError(f"world_size is {world_size}, but sum_over_ranks adds up another number of ranks")
+        # Each rank's rows get a separate place, so that a sum over ranks joins them.
         values = self._values.new_zeros(2, world_size, self._worst)
         ids = self._ids.new_zeros(3, world_size, self._worst)
         values[:, rank], ids[:, rank] = self._values, self._ids
@@ -183,16 +183,16 @@ def write_worst(
     class_names: Sequence[str],
     sources: Callable[[int], str] = str,
 ) -> list[Path | None]:
-    """Write `RUN/worst.json` and `RUN/worst/*.jpg`, over those of before.
+    """Write `RUN/worst.json` and `RUN/worst/*.jpg`, and replace earlier ones.
 
     Args:
-        image_bytes: sample id → the file as it is in the shard; called for the worst images only. Its ValueError,
-            OSError or undecodable bytes cost the picture, not the entry.
+        image_bytes: sample id → the file as it is in the shard, called only for the worst images. If it raises
+            ValueError or OSError, or the bytes cannot be decoded, the entry has no picture.
         class_names: label → name for people.
         sources: sample id → where the image came from, for people.
 
     Returns:
-        the picture of each of `found.worst`, at most `THUMBNAIL_SIDE` pixels long; None where there is none.
+        the path of a picture for each of `found.worst`, at most `THUMBNAIL_SIDE` pixels long, or None.
     """
     shutil.rmtree(run_dir / WORST_FOLDER, ignore_errors=True)
     (run_dir / WORST_FOLDER).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What a run trains, and where it stands: built from a recipe, captured in a checkpoint, restored from one."""
+"""The network, optimizer and position of a run: build them from a recipe, capture and restore them in checkpoints."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ from penstock.training.teacher import build_teacher
 
 
 class Learner(NamedTuple):
-    """What a step trains. `model` runs `net`, wrapped for several ranks and compiled where the recipe says so."""
+    """The parts that a step uses. `model` runs `net`, wrapped for several ranks and compiled if the recipe says so."""
 
     net: nn.Module
     model: nn.Module
@@ -43,27 +43,27 @@ class Learner(NamedTuple):
     teacher: nn.Module | None = None
 
     def answers(self, images: Tensor) -> Tensor | None:
-        """The teacher's logits (N, C) of images (N, 3, S, S), None without one: the loss takes them."""
+        """The teacher's logits (N, C) for images (N, 3, S, S), for the loss; None without a teacher."""
         return None if self.teacher is None else self.teacher(images)
 
     @property
     def nets(self) -> dict[str, nn.Module]:
-        """What is scored: the prefix of its figures (`training.records.Scores`) → the network."""
+        """The networks to score: prefix of the scores (`training.records.Scores`) → network."""
         return {"": self.net, "ema_": self.ema.net} if self.ema else {"": self.net}
 
     @property
     def is_compiled(self) -> bool:
         """Whether the first step of each image size compiles the network, which takes a minute or more."""
-        return hasattr(self.model, "_orig_mod")  # as torch.compile's wrapper has it
+        return hasattr(self.model, "_orig_mod")  # an attribute of torch.compile's wrapper
 
 
 @dataclass
 class RunState:
-    """Where a run stands. With the states of net, optimizer and scaler this is what a checkpoint holds.
+    """The position of a run. A checkpoint holds this and the states of net, optimizer and scaler.
 
-    schedule_epoch: epochs of the recipe's schedule that are done; under a time limit it runs ahead of `epoch`.
+    schedule_epoch: epochs of the recipe's schedule that are done. With a time limit it runs ahead of `epoch`.
     pace: how many times faster than the data the schedule goes, for the same reason (`training.budget`).
-    phase_epoch: the schedule's epoch when this epoch began, which says what is in force in it.
+    phase_epoch: the schedule's epoch when this epoch began. It determines the phase of this epoch.
     """
 
     epoch: int = 0
@@ -75,8 +75,8 @@ class RunState:
     elapsed_s: float = 0.0  # of the whole run, over its restarts
     epoch_digest: int = 0  # of the sample ids of this epoch (`training.digest.sample_digest`)
     best_top1: float = -1.0
-    best_images: int = 0  # that it was scored on
-    validation: Scores | None = None  # of the net as it is now
+    best_images: int = 0  # the number of images that best_top1 was scored on
+    validation: Scores | None = None  # the scores of the current net
 
     @property
     def is_fitted(self) -> bool:
@@ -84,18 +84,18 @@ class RunState:
         return self.pace > 1 or self.schedule_epoch > self.epoch + 1
 
     def is_over(self, epochs: int, last_step: int) -> bool:
-        """Whether the schedule's epochs are done, or the last step."""
+        """Whether the schedule's epochs or the last step are done."""
         return self.schedule_epoch >= epochs or self.step >= last_step
 
     def stepped(self, position: int, *, steps_per_epoch: int, global_batch_size: int) -> None:
-        """One more step is done, which ends at `position`. What the schedule is ahead of the data, it stays."""
+        """Record one more step, which ends at `position`. The schedule keeps its lead over the data."""
         ahead = self.schedule_epoch - (self.epoch + self.position // global_batch_size / steps_per_epoch)
         ahead += (self.pace - 1.0) / steps_per_epoch
         self.step, self.position, self.validation = self.step + 1, position, None
         self.schedule_epoch = self.epoch + position // global_batch_size / steps_per_epoch + ahead
 
     def validated(self, figures: Scores) -> bool:
-        """Keep a validation's figures. Returns whether they are the best so far, on as many images."""
+        """Record a validation's scores. Return whether they are the best so far on the same number of images."""
         top1, num_images = figures.get("ema_top1", figures["top1"]), figures["num_images"]
         is_best = top1 > self.best_top1 or self.best_images not in (0, num_images)
         self.validation, self.best_images = figures, num_images
@@ -113,10 +113,10 @@ def build_learner(
     say: Callable[[str], None] = lambda line: None,
     classes: Sequence[ClassInfo] = (),
 ) -> Learner:
-    """A fresh learner; for a run, whose `classes` are given, with the recipe's pretrained weights if it has any.
+    """Build a new learner. If `classes` are given, as in a run, it starts from the recipe's pretrained weights, if any.
 
-    `say` gets a line about what of them fits the classes, and one about the teacher. Without classes the weights are
-    fresh, and a teacher may be of other classes: a benchmark needs no better.
+    `say` is called with a line about which pretrained weights fit the classes, and one about the teacher. Without
+    classes the weights are random, and a teacher may have other classes, which is enough for a benchmark.
     """
     rows_of = partial(_rows_of, classes) if classes else None
     torch.manual_seed(recipe.train.seed)
@@ -129,7 +129,7 @@ def build_learner(
     compiled = _is_compiled(recipe, world.device, say)
     static_graph = recipe.train.accumulation == 1 and not compiled
     net, model = distributed.wrap(net, world, sync_batch_norm=recipe.model.sync_batch_norm, static_graph=static_graph)
-    if compiled:  # for each size anew: a phase's new size would make the shapes symbolic, and the kernels slower
+    if compiled:  # separately for each size: a phase's new size would make shapes symbolic, and kernels slower
         model = torch.compile(model, mode=_compile_mode(recipe, world), dynamic=False)  # type: ignore[assignment]
     return Learner(
         net=net,
@@ -144,13 +144,13 @@ def build_learner(
 
 
 def _rows_of(classes: Sequence[ClassInfo], theirs: Classes) -> Rows:
-    """The rows of a head for the classes `theirs` that are those of `classes`."""
+    """The rows of a head for the classes `theirs` that match `classes`."""
     match = match_classes(classes, [ClassInfo(key, name) for key, name in theirs])
-    return Rows(match.labels, "known by their numbers alone, as they have no names" if match.by_number else "")
+    return Rows(match.labels, "matched by their numbers alone, as they have no names" if match.by_number else "")
 
 
 def _is_compiled(recipe: Recipe, device: torch.device, say: Callable[[str], None]) -> bool:
-    """Whether to compile. Raises ValueError where the recipe wants it on a machine without the compiler it takes."""
+    """Whether to compile. Raises ValueError if the recipe requires it and the machine has no C or C++ compiler."""
     if recipe.model.compile is False or (recipe.model.compile == "auto" and device.type != "cuda"):
         return False
     variable, names = ("CC", ("gcc", "clang", "cc")) if device.type == "cuda" else ("CXX", ("g++", "clang++", "c++"))
@@ -158,13 +158,13 @@ def _is_compiled(recipe: Recipe, device: torch.device, say: Callable[[str], None
         return True
     lacking = f"torch.compile needs one of {', '.join(names)} on the PATH, or ${variable}"
     if recipe.model.compile == "auto":
-        say(f"not compiled: {lacking}")
+        say(f"the network is not compiled: {lacking}")
         return False
-    raise ValueError(f"model.compile: {lacking}; install one, or set it to false")
+    raise ValueError(f"model.compile: {lacking}. Install one, or set model.compile = false")
 
 
 def _compile_mode(recipe: Recipe, world: World) -> str:
-    """As torch has it. CUDA graphs by themselves only where they were tried: one GPU, one batch a step."""
+    """torch's name of the mode. "auto" uses CUDA graphs only in the tested case: one GPU, one batch per step."""
     if recipe.model.compile_mode != "auto":
         return recipe.model.compile_mode
     graphs = world.device.type == "cuda" and world.world_size == 1 and recipe.train.accumulation == 1
@@ -172,23 +172,23 @@ def _compile_mode(recipe: Recipe, world: World) -> str:
 
 
 def _check_graphs(recipe: Recipe, device: torch.device) -> None:
-    """Raises ValueError where CUDA graphs would overwrite gradients that are still to be added to (pytorch issue
-    169545): each batch of an accumulated step replays the graph that owns their memory."""
+    """Raise ValueError if CUDA graphs would overwrite gradients during accumulation (pytorch issue 169545): each batch
+    of an accumulated step replays the graph that owns the memory of the gradients."""
     mode = recipe.model.compile_mode
     if device.type == "cuda" and recipe.train.accumulation > 1 and mode in ("reduce-overhead", "max-autotune"):
         raise ValueError(
             f"model.compile_mode: {mode} records CUDA graphs, which overwrite the gradients that train.accumulation = "
-            f"{recipe.train.accumulation} adds up; use default or max-autotune-no-cudagraphs, or accumulation = 1"
+            f"{recipe.train.accumulation} adds up. Use default or max-autotune-no-cudagraphs, or accumulation = 1"
         )
 
 
 def _check_sizes(net: nn.Module, recipe: Recipe) -> None:
-    """Raises ValueError where the network takes images of one size only (a vision transformer) and not the recipe's."""
+    """Raise ValueError if the network accepts only one image size (a vision transformer) and the recipe has another."""
     own = getattr(net, "image_size", None)
     sizes = [("data.image_size", recipe.data.image_size), ("data.val_image_size", recipe.data.val_image_size)]
     for name, size in [*sizes, *(("phases.image_size", size) for size in recipe.phases.image_size)]:
         if own not in (None, size):
-            raise ValueError(f"{name}: {recipe.model.name} takes images of {own} px only, not {size}")
+            raise ValueError(f"{name} = {size}: {recipe.model.name} accepts only images of {own} px")
 
 
 def autocast_dtype(recipe: Recipe, device: torch.device) -> torch.dtype | None:
@@ -200,13 +200,13 @@ def autocast_dtype(recipe: Recipe, device: torch.device) -> torch.dtype | None:
 
 
 def autocast_of(recipe: Recipe, device: torch.device) -> AbstractContextManager[object]:
-    """The context in which the network runs; it can be entered again and again."""
+    """The context in which the network runs. It can be entered repeatedly."""
     dtype = autocast_dtype(recipe, device)
     return torch.autocast(device.type, dtype=dtype) if dtype else nullcontext()
 
 
 def capture(learner: Learner, state: RunState) -> Captured:
-    """What a checkpoint holds of the state that steps change. The tensors are the learner's own, not copies."""
+    """The part of a checkpoint that steps change. The tensors are the learner's own, not copies."""
     return {
         "at": asdict(state),
         "net": learner.net.state_dict(),
@@ -217,7 +217,7 @@ def capture(learner: Learner, state: RunState) -> Captured:
 
 
 def about(recipe: Recipe, dataset: ShardSet) -> About:
-    """What a checkpoint holds besides: the same for the whole run, so made once (6 ms for ImageNet's classes)."""
+    """The rest of a checkpoint. It never changes during a run, so it is made once (6 ms for ImageNet's classes)."""
     encode = dataset.made.get("encode")
     return {
         "recipe": config.to_toml(recipe),
@@ -228,27 +228,27 @@ def about(recipe: Recipe, dataset: ShardSet) -> About:
 
 
 def known_by(dataset: ShardSet) -> DatasetFacts:
-    """What tells a dataset from another, and how many images it has."""
+    """The facts that identify a dataset, and its number of images."""
     return {"dataset": dataset.fingerprint, "splits": {name: len(split) for name, split in dataset.splits.items()}}
 
 
 def _difference(saved: CheckpointState, dataset: ShardSet) -> str:
-    """What tells the dataset of a checkpoint from this one."""
+    """Describe how the dataset of a checkpoint differs from this one."""
     classes = [asdict(c) for c in dataset.classes]
     if len(saved["classes"]) != len(classes):
         return f"{len(saved['classes'])} classes, not the {len(classes)} of {dataset.root}"
     if saved["classes"] != classes:
         first = next(a["wnid"] for a, b in zip(saved["classes"], classes, strict=True) if a != b)
-        return f"other classes than {dataset.root}, {first} among them"
-    splits = saved.get("splits", {})  # earlier checkpoints do not say
+        return f"other classes than {dataset.root}, for example {first}"
+    splits = saved.get("splits", {})  # older checkpoints do not have it
     for name, split in dataset.splits.items():
         if (number := splits.get(name, len(split))) != len(split):
             return f"{number:,} images in {name}, not the {len(split):,} of {dataset.root}"
-    return f"as many images of the same classes as {dataset.root}, in other shards"
+    return f"the same classes and numbers of images as {dataset.root}, but other shards"
 
 
 def set_state(learner: Learner, saved: Captured) -> RunState:
-    """Put what `capture` gave back into the learner, and answer where the run stood."""
+    """Load the result of `capture` into the learner, and return the position of the run."""
     learner.net.load_state_dict(saved["net"])
     learner.optimizer.load_state_dict(saved["optimizer"])
     learner.scaler.load_state_dict(saved["scaler"])
@@ -262,26 +262,28 @@ def set_state(learner: Learner, saved: Captured) -> RunState:
 def restore(
     paths: Sequence[Path], recipe: Recipe, dataset: ShardSet, learner: Learner, say: Callable[[str], None]
 ) -> RunState:
-    """Load the first readable checkpoint of `paths` into the learner; each that cannot be read costs a line.
+    """Load the first readable checkpoint of `paths` into the learner. Print a line for each that cannot be read.
 
-    Raises ValueError for one of another recipe, network or dataset, with the difference, and where none can be read.
+    Raises ValueError, with the difference, if it belongs to another recipe, network or dataset, or if none is readable.
     """
     path, saved = checkpoint.load_newest(list(paths), say)
     checkpoint.require(saved, ("at", "net", "optimizer", "scaler", "recipe", "dataset", "classes"), path)
-    again = "undo that, or --resume never"
+    fresh = "give --resume never to start from scratch"
     changes = config.diff(config.from_toml(Recipe, saved["recipe"], str(path)), recipe)
     changes = [line for line in changes if line.partition(":")[0] not in FREE_ON_RESUME]
     longer = next((line for line in changes if line.startswith("train.epochs:")), "")
     changes = [line for line in changes if line != longer]
     if changes:
-        raise ValueError(f"{path}: made by another recipe ({'; '.join(changes)}); {again}")
+        raise ValueError(f"{path}: made with other settings ({'; '.join(changes)}). Undo that, or {fresh}")
     if saved["dataset"] != dataset.fingerprint:
         other = _difference(saved, dataset)
-        raise ValueError(f"{path}: made from another dataset ({other}); give that one with --data, or --resume never")
+        raise ValueError(f"{path}: made with another dataset ({other}). Give that one with --data, or {fresh}")
     try:
         state = set_state(learner, saved)
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: does not fit this network ({first_line(error)}); {again}") from None
+        raise ValueError(
+            f"{path}: does not fit this network ({first_line(error)}). Undo the change, or {fresh}"
+        ) from None
     say(f"resuming from {path}, step {state.step}")
     if longer:
         say(_other_length(longer, path, recipe, state))
@@ -289,12 +291,12 @@ def restore(
 
 
 def _other_length(change: str, path: Path, recipe: Recipe, state: RunState) -> str:
-    """What it means that the recipe now has another number of epochs. Raises ValueError where they are done already."""
+    """Explain the effect of a new number of epochs in the recipe. Raises ValueError if they are done already."""
     epoch, epochs = state.schedule_epoch, recipe.train.epochs
     if epoch >= epochs:
-        raise ValueError(f"{path}: has done {epoch:.4g} epochs, and {change}; give more, or --resume never")
+        raise ValueError(f"{path}: {epoch:.4g} epochs are done, but {change}. Give more epochs, or --resume never")
     lr = lr_at(epoch, epochs=epochs, base_lr=recipe.optimizer.lr, config=recipe.schedule)
-    return f"{change}: goes on at epoch {epoch:.4g} of the new schedule, whose learning rate is {lr:.3g} there"
+    return f"{change}: continuing at epoch {epoch:.4g} of the new schedule, with learning rate {lr:.3g}"
 
 
 def start_or_resume(
@@ -305,16 +307,16 @@ def start_or_resume(
     world: World,
     say: Callable[[str], None],
 ) -> RunState:
-    """`restore`, or the beginning where there are no `paths`; the same on all ranks.
+    """Restore the run, or start from the beginning without `paths`. The result is the same on all ranks.
 
-    Raises ValueError too where a rank has read another checkpoint than rank 0, or none.
+    Raises what `restore` does, and ValueError if a rank has read another checkpoint than rank 0.
     """
     state = restore(paths, recipe, dataset, learner, say) if paths else RunState()
     steps = distributed.gather(state.step, world)
     other = next((rank for rank, step in enumerate(steps) if step != steps[0]), None)
     if other is not None:
         raise ValueError(
-            f"rank 0 would go on at step {steps[0]}, rank {other} at step {steps[other]}, by the checkpoints that they "
-            "can read; see that all nodes have the same run directory, and start again"
+            f"rank 0 would resume at step {steps[0]}, but rank {other} at step {steps[other]}, as they read different "
+            "checkpoints. Make sure that all nodes share the run directory, and start again"
         )
     return state

@@ -1,4 +1,4 @@
-"""Where a run's figures go: dicts to `RUN/metrics.jsonl` and the trackers, pictures to the trackers."""
+"""Write a run's figures: dicts to `RUN/metrics.jsonl` and the trackers, pictures to the trackers."""
 
 import json
 import math
@@ -20,11 +20,12 @@ _NOT_PLOTTED = ("step", "epoch", "position")
 class MetricsLog:
     """Appends to `RUN/metrics.jsonl`, one JSON object a line with `kind` first, and to TensorBoard and W&B.
 
-    NaN and infinities have no JSON; they are written as null. Disabled (all ranks but 0), it does nothing.
+    JSON has no NaN and no infinities, so they are written as null. If disabled, as on all ranks except 0, it does
+    nothing.
     """
 
     def __init__(self, run_dir: Path, enabled: bool = True, *, wandb: str = "") -> None:
-        """`wandb`: a Weights & Biases project, or "". Raises ValueError where the package or the login is missing."""
+        """`wandb`: a Weights & Biases project, or "". Raises ValueError if the package or the login is missing."""
         self._enabled = enabled
         self._trackers: list[TensorBoard | WeightsAndBiases] = []
         if enabled:
@@ -32,41 +33,41 @@ class MetricsLog:
             self._trackers = [TensorBoard(run_dir), *([WeightsAndBiases(run_dir, wandb)] if wandb else [])]
             self._file = (run_dir / METRICS_FILE).open("a", encoding="utf-8")
             if self._file.tell() and not _ends_with_newline(run_dir / METRICS_FILE):
-                self._file.write("\n")  # a killed run's last line: keep it from swallowing the next one
+                self._file.write("\n")  # a killed run may have left a partial last line
 
     def step(self, **line: Unpack[StepLine]) -> None:
-        """One training step: what `StepLog.take` gives."""
+        """Log one training step: a line from `StepLog.take`."""
         self.write("step", **line)
         self._plot("train", line["step"], line)
 
     def epoch(self, **line: Unpack[EpochLine]) -> None:
-        """An epoch's end."""
+        """Log the end of an epoch."""
         self.write("epoch", **line)
 
     def eval(
         self, kind: Literal["eval", "test"] = "eval", *, step: int, epoch: int, position: int, **scores: Unpack[Scores]
     ) -> None:
-        """One validation, or the test split's at the end."""
+        """Log one validation, or the scores of the test split at the end."""
         self.write(kind, step=step, epoch=epoch, position=position, **scores)
         self._plot("test" if kind == "test" else "val", step, scores)
 
     def end(self, scores: Scores | None, rates: Rates, ending: Ending, *, epoch: int, step: int, position: int) -> None:
-        """The run's end, with the last validation's scores."""
+        """Log the run's end, with the last validation's scores."""
         place = {"epoch": epoch, "step": step, "position": position}
         self.write("end", **{**place, **(scores or {}), **rates, **ending})
 
     def images(self, tag: str, images: Images, captions: Sequence[str], step: int) -> None:
-        """A sheet of images with captions, as `draw_sheet` has them: not a line, but for TensorBoard and W&B."""
+        """Send a sheet of images with captions (`draw_sheet`) to TensorBoard and W&B."""
         if self._enabled and len(images) > 0:
             self.picture(tag, draw_sheet(images, captions), step)
 
     def picture(self, tag: str, picture: np.ndarray, step: int) -> None:
-        """One picture, (H, W, 3) uint8, for TensorBoard and W&B."""
+        """Send one picture, (H, W, 3) uint8, to TensorBoard and W&B."""
         for tracker in self._trackers:
             tracker.image(tag, picture, step)
 
     def write(self, kind: str, **fields: object) -> None:
-        """One line of any kind, on disk when this returns (as far as the operating system is concerned)."""
+        """Write one line of any kind, and flush it to the operating system."""
         if not self._enabled:
             return
         line = {"kind": kind} | {name: _json_value(value) for name, value in fields.items()}
@@ -74,7 +75,7 @@ class MetricsLog:
         self._file.flush()
 
     def sync(self) -> None:
-        """Have all lines on the disk itself, as a checkpoint is: or a power cut could leave less of them."""
+        """Write all lines to the disk itself, like a checkpoint, so that a power cut does not lose them."""
         if self._enabled:
             os.fsync(self._file.fileno())
 
@@ -101,9 +102,9 @@ class MetricsLog:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, object]]:
-    """The lines of `RUN/metrics.jsonl`, null as NaN; what has no kind, as where a kill cut it off, is left out.
+    """Read the lines of `RUN/metrics.jsonl`, with null as NaN. Truncated lines and lines without a kind are skipped.
 
-    Raises ValueError, naming the file, where there is none.
+    Raises ValueError, naming the file, if it does not exist.
     """
     path = run_dir / METRICS_FILE
     if not path.is_file():

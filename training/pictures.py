@@ -1,4 +1,4 @@
-"""Pictures of a run: what the network is fed, and what it gets wrong."""
+"""Pictures of a run: the network's input, and the images that it gets wrong."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +22,7 @@ SHOWN_IMAGES = 24
 def show_first(
     batches: Iterator[Batch], metrics: MetricsLog, config: DataConfig, dataset: ShardSet, step: int
 ) -> Iterator[Batch]:
-    """The same batches; the first one's images go to the log as they are fed, augmented and mixed."""
+    """Pass on the batches, and log the images of the first one as the network sees them, augmented and mixed."""
     for number, batch in enumerate(batches):
         if number == 0:
             count = min(SHOWN_IMAGES, len(batch.images))
@@ -36,14 +36,14 @@ def show_first(
 
 def caption(dataset: ShardSet, split: Split, sample_id: int) -> str:
     if sample_id == NO_SAMPLE:
-        return "taken out"
+        return "quarantined"
     return f"{dataset.classes[int(split.samples[sample_id]['label'])].name}\n{sample_id}"
 
 
 def show_worst(run_dir: Path, metrics: MetricsLog, dataset: ShardSet, feed: Feed, seen: Inspection, step: int) -> None:
-    """The worst losses and the confused classes of a validation, into the run's directory and the log.
+    """Write the worst losses and the confused classes of a validation to the run's directory and the log.
 
-    Of shards at a URL that the cache does not hold there are no pictures, only the entries.
+    Images in remote shards that are not in the cache get only an entry, without a picture.
     """
     names, split = [c.name for c in dataset.classes], feed.split
     reader = open_reader(feed)

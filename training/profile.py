@@ -1,8 +1,8 @@
-"""`--profile N`: a trace of N steps by torch's profiler, for Perfetto or Chrome, and what the parts of a step took.
+"""`--profile N`: trace N steps with torch's profiler, for Perfetto or Chrome, and measure the parts of a step.
 
-The ranges are wait (for a batch of the loader), copy (of it to the device, which is a part of wait), forward, backward
-and step (the optimizer's). They are in the trace, and on a GPU NVTX ranges, too, which `nsys profile` shows. Without
---profile none of this is built.
+The ranges are wait (for a batch from the loader), copy (to the device, a part of wait), forward, backward and step (the
+optimizer). They appear in the trace. On a GPU they are also NVTX ranges, which `nsys profile` shows. Without --profile
+none of this is built.
 """
 
 import os
@@ -24,14 +24,16 @@ VIEWERS = "open it at ui.perfetto.dev or chrome://tracing"
 
 
 class Profile:
-    """Traces the steps SKIPPED … SKIPPED + num_steps - 1 of this command; `stepped` tells it that one is done.
+    """Traces the steps SKIPPED … SKIPPED + num_steps - 1 of this command. Call `stepped` after each step.
 
-    Every rank traces its own; the file is RUN/trace.json.gz, or trace-rank-R.json.gz where there are several. A run
-    that ends earlier has the steps until then. Not for two runs of a process at a time.
+    Each rank writes its own trace: RUN/trace.json.gz, or trace-rank-R.json.gz with several ranks. If the run ends
+    earlier, the trace has the steps until then. Only one run in a process can be profiled at a time.
     """
 
     def __init__(self, num_steps: int, run_dir: Path, world: World) -> None:
-        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler tells when it starts, and of missing GPUs
+        os.environ.setdefault(
+            "KINETO_LOG_LEVEL", "99"
+        )  # silences the profiler's lines about its start and missing GPUs
         self._num_steps, self._world, self._done = num_steps, world, 0
         rank = f"-rank-{world.rank}" if world.world_size > 1 else ""
         self.path = run_dir / f"trace{rank}.json.gz"
@@ -50,10 +52,10 @@ class Profile:
         return self
 
     def __exit__(self, *how: object) -> None:
-        self._stack.close()  # writes what there is of the trace
+        self._stack.close()  # writes the trace, even if it is not complete
 
     def stepped(self) -> None:
-        """One step more is done."""
+        """Record that one more step is done."""
         if self._done == SKIPPED + self._num_steps:
             return
         self._done += 1
@@ -73,15 +75,15 @@ class Profile:
         with record_function(name), torch.cuda.nvtx.range(name) if on_gpu else nullcontext():
             begin, self._waits = mark(self._world.device), self._waits or name == "wait"
             yield
-            if name != "copy" or self._waits:  # and not of a validation
+            if name != "copy" or self._waits:  # but not a copy in a validation
                 self._marks[name].append((begin, mark(self._world.device)))
             self._waits &= name != "wait"
 
     def lines(self) -> list[str]:
-        """What the run's last lines say: where the trace lies, and the mean of each range in a step."""
+        """Lines for the end of the run: the path of the trace, and the mean time of each range in a step."""
         num_steps = self._done - SKIPPED
         if num_steps < 1:
-            return [f"profile           none: the first {SKIPPED} steps are not traced, and it made {self._done}"]
+            return [f"profile           none: the first {SKIPPED} steps are not traced, and the run did {self._done}"]
         fewer = f" of the {self._num_steps}" if num_steps < self._num_steps else ""
         lines = [f"profile           {self.path}: {num_steps}{fewer} steps; {VIEWERS}"]
         each_s = {name: self._mean_s(name, num_steps) for name in NAMES}
@@ -89,7 +91,7 @@ class Profile:
         whose = "of the GPU" if self._world.device.type == "cuda" else ""
         for name, mean_s in each_s.items():
             part = ", in wait" if name == "copy" else ""
-            lines.append(f"  {name:<15} {1e3 * mean_s:8.2f} ms a step {whose}{mean_s / total_s:7.1%}{part}")
+            lines.append(f"  {name:<15} {1e3 * mean_s:8.2f} ms per step {whose}{mean_s / total_s:7.1%}{part}")
         return lines
 
     def _mean_s(self, name: str, num_steps: int) -> float:

@@ -1,4 +1,4 @@
-"""Progress on the terminal: a bar where there is one, else a line every few seconds. Silent on all ranks but 0."""
+"""Show progress: a bar on a terminal, otherwise a line every few seconds. Silent on all ranks except 0."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -17,7 +17,7 @@ LINE_EVERY_S = 5.0
 
 
 class Feed(Protocol):
-    """What is gone through: `num_samples` in batches of `batch_size` on each of `world_size` ranks."""
+    """The data to go through: `num_samples` in batches of `batch_size` on each of `world_size` ranks."""
 
     @property
     def num_samples(self) -> int: ...
@@ -28,7 +28,7 @@ class Feed(Protocol):
 
 
 class Progress:
-    """A context manager around the work. `update` is cheap: call it as often as there are new figures."""
+    """A context manager around the work. `update` is cheap: call it whenever there are new figures."""
 
     def __init__(
         self,
@@ -59,10 +59,10 @@ class Progress:
         self, line: StepLine, *, total_steps: int, remaining_s: float | None = None, schedule: float | None = None,
         decoded: float | None = None,
     ) -> None:  # fmt: skip
-        """Show the figures of a step, as `StepLog.take` gives them. `remaining_s` is to the end of all. `schedule`: the
-        fraction of the schedule that is done, where that is fitted to a time; `total_steps` is then an estimate, and
-        the recipe's epochs are not what ends the run. `decoded`: the fraction of the images that are in memory, where
-        they are decoded once and some are missing."""
+        """Show the figures of a step, as `StepLog.take` returns them. `remaining_s`: until the end of the command.
+        `schedule`: with a time limit, the fraction of the schedule that is done. `total_steps` is then an estimate, and
+        the run does not end after the recipe's epochs. `decoded`: the fraction of the images in memory, if images are
+        decoded once and some are still missing."""
         step = line["step"] + 1
         of_epochs = f"/{self._num_epochs}" if self._num_epochs and schedule is None else ""
         fields = [
@@ -70,7 +70,7 @@ class Progress:
             f"step {step}/{'' if schedule is None else '~'}{total_steps}",
             f"{rate(line['images_per_s'])} img/s",
             f"loss {line['loss']:.3f}",
-            f"wait {line['data_wait']:.0%}",
+            f"data wait {line['data_wait']:.0%}",
             f"eta {duration(remaining_s)}",
             *([] if decoded is None else [f"decoded {decoded:.0%}"]),
             *([] if schedule is None else [f"schedule {schedule:.0%}"]),
@@ -79,8 +79,8 @@ class Progress:
         self._show(step / max(total_steps, 1), fields)
 
     def each(self, batches: Iterable[T], stage: str, feed: Feed) -> Iterator[T]:
-        """The same batches, with how many of the feed's images are done in `stage`, over all ranks. Without a terminal
-        a short stage has no line."""
+        """Pass on the batches, and show how many of the feed's images are done in `stage`, over all ranks. Without a
+        terminal a short stage prints nothing."""
         images, total_images = feed.batch_size * feed.world_size, feed.num_samples
         began = self._last_line = time.monotonic()
         for number, batch in enumerate(batches):
@@ -92,7 +92,7 @@ class Progress:
             yield batch
 
     def _show(self, done: float, fields: list[str], *, keep: bool = True) -> None:
-        """`keep`: the last line of all, with everything done, is shown however soon it comes."""
+        """`keep`: always show the last line, at which everything is done, even if it comes early."""
         if self._console is None:
             return
         now = time.monotonic()
@@ -103,14 +103,14 @@ class Progress:
             self._console.print(Text("  ".join(fields)), soft_wrap=True)
 
     def print(self, text: str) -> None:
-        """A line that stays, above the bar; none for ""."""
+        """Print a permanent line above the bar; nothing for ""."""
         if self._console is not None and text:
             self._console.print(Text(text), soft_wrap=True)
 
 
 @dataclass(frozen=True)
 class _BarLine:
-    """Laid out anew at each refresh: the terminal may have another width by then."""
+    """A line that is laid out again at each refresh, since the width of the terminal can change."""
 
     done: float
     fields: list[str]
@@ -120,7 +120,7 @@ class _BarLine:
 
 
 def _bar_line(done: float, fields: list[str], width: int) -> Text:
-    """As many fields as fit in `width` columns, the first ones first, and a bar in what is left."""
+    """As many of the first fields as fit in `width` columns, and a bar in the remaining space."""
     shown = list(fields)
     while len(shown) > 1 and len("  ".join(shown)) >= width:
         shown.pop()

@@ -1,4 +1,4 @@
-"""`RUN/quarantine.jsonl`: the samples a run has taken out, one JSON object a line, read again when it resumes."""
+"""`RUN/quarantine.jsonl`: the samples that a run has quarantined, one JSON object per line. A resume reads them."""
 
 import json
 import os
@@ -12,14 +12,14 @@ QUARANTINE_FILE = "quarantine.jsonl"
 
 
 def append(run_dir: Path, bad: BadSample) -> None:
-    """Add one sample. One write, so that ranks can share the file."""
+    """Add one sample, in a single write, so that ranks can share the file."""
     with (run_dir / QUARANTINE_FILE).open("a", encoding="utf-8", errors="surrogateescape") as file:
         before = "\n" if _is_cut(run_dir) else ""
         file.write(f"{before}{json.dumps(asdict(bad))}\n")
 
 
 def _is_cut(run_dir: Path) -> bool:
-    """Whether the last line was not written to its end: a full disk, a power cut."""
+    """Whether the last line is incomplete, for example after a full disk or a power cut."""
     with (run_dir / QUARANTINE_FILE).open("rb") as file:
         if file.seek(0, os.SEEK_END) == 0:
             return False
@@ -28,7 +28,7 @@ def _is_cut(run_dir: Path) -> bool:
 
 
 class Record(NamedTuple):
-    """One line. position: where in its epoch the sample was met; -1 in a line that does not say."""
+    """One line. position: where in its epoch the sample was found; -1 if the line has no position."""
 
     sample_id: int
     epoch: int
@@ -36,9 +36,9 @@ class Record(NamedTuple):
 
 
 def records(run_dir: Path) -> list[Record]:
-    """All lines, as they were written, but for those that were cut off: their samples are met again, and written again.
+    """All lines in their order, except truncated ones: the run finds and records their samples again.
 
-    Raises ValueError naming the line that is not one.
+    Raises ValueError that names the first line without a sample.
     """
     path = run_dir / QUARANTINE_FILE
     if not path.is_file():
@@ -51,13 +51,13 @@ def records(run_dir: Path) -> list[Record]:
             fields = json.loads(line)
             found.append(Record(int(fields["sample_id"]), int(fields["epoch"]), int(fields.get("position", -1))))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-            raise ValueError(f"{path}, line {number}: not a sample; delete the line") from None
+            raise ValueError(f"{path}, line {number}: not a quarantined sample. Delete the line") from None
     return found
 
 
 def read(run_dir: Path, before_epoch: int | None = None) -> set[int]:
-    """The sample ids taken out so far, or before an epoch. Raises what `records` does.
+    """The sample ids quarantined so far, or before an epoch. Raises what `records` does.
 
-    A resume inside an epoch meets that epoch's bad samples again, where the undisturbed run met them.
+    A resume inside an epoch finds that epoch's bad samples again, at the same positions as an uninterrupted run.
     """
     return {record.sample_id for record in records(run_dir) if before_epoch is None or record.epoch < before_epoch}

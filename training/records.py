@@ -1,7 +1,7 @@
-"""What a run logs: the fields of the lines of `metrics.jsonl`, with their units. They are dicts, as JSON has them.
+"""The fields of the lines in `metrics.jsonl`, with their units, as dicts.
 
-Where a line belongs is in three fields: `epoch` (from 0), `position` (samples of it that are done, over all ranks) and
-`step` (optimizer steps of the whole run; in a step's own line its number, from 0).
+Three fields locate a line: `epoch` (from 0), `position` (samples of the epoch that are done, over all ranks) and `step`
+(optimizer steps of the whole run; in a step's own line its number, from 0).
 """
 
 from typing import Literal, NotRequired, TypedDict
@@ -10,12 +10,12 @@ EndedBy = Literal["recipe", "max_steps", "max_minutes"]
 
 
 class StepLine(TypedDict):
-    """A training step; rates are those of its interval.
+    """A training step. Rates are those of its log interval.
 
-    loss: the mean over ranks; NaN and infinities stay. grad_norm: the gradient's 2-norm, where it is clipped.
-    images_per_s: of all ranks. data_wait: the fraction of the interval, 0 … 1, that rank 0 waited for data.
-    gpu_memory_gb: the most that torch had allocated on its GPU so far, in 10^9 bytes. samples: `sample_digest` of all
-    ranks' samples, in hexadecimal: two steps that saw the same samples, on any number of ranks, have the same one.
+    loss: the mean over ranks, possibly NaN or infinite. grad_norm: the gradient's 2-norm, if gradients are clipped.
+    images_per_s: over all ranks. data_wait: the fraction of the interval, 0 … 1, in which rank 0 waited for data.
+    gpu_memory_gb: the most that torch has allocated on rank 0's GPU so far, in 10^9 bytes. samples: `sample_digest` of
+    all ranks' samples, in hexadecimal. Steps with the same samples, on any number of ranks, have the same digest.
     """
 
     step: int
@@ -31,7 +31,7 @@ class StepLine(TypedDict):
 
 
 class EpochLine(TypedDict):
-    """The end of an epoch. bad_samples: taken out in the whole run. image_size: pixels."""
+    """The end of an epoch. bad_samples: quarantined in the whole run so far. image_size: pixels."""
 
     epoch: int
     step: int
@@ -43,9 +43,9 @@ class EpochLine(TypedDict):
 
 
 class Scores(TypedDict):
-    """A validation's figures: of the network, and as ema_… of its averaged weights, if there are any.
+    """A validation's scores: of the network, and with the prefix ema_ of its averaged weights, if there are any.
 
-    top1, top5: fractions. loss: mean cross-entropy. split_images: how many the split has, where num_images of them
+    top1, top5: fractions. loss: mean cross-entropy. split_images: the size of the split, if only num_images of them
     were chosen.
     """
 
@@ -60,8 +60,8 @@ class Scores(TypedDict):
 
 
 class Rates(TypedDict):
-    """What a command did: its seconds, and over its training, if it made a step, images/s of all ranks and the
-    fraction of the time that this rank waited for data."""
+    """The rates of a command. seconds: its duration. If it did a step: images_per_s of all ranks in training, and
+    data_wait, the fraction of the training time in which this rank waited for data."""
 
     seconds: float
     images_per_s: NotRequired[float]
@@ -69,8 +69,8 @@ class Rates(TypedDict):
 
 
 class Ending(TypedDict):
-    """ended_by: "max_steps" before the end of the schedule's `epochs`; "max_minutes" where the schedule was gone
-    through to its end on fewer images, `data_epochs` of them. total_steps: of the recipe."""
+    """How a run ended. ended_by: "max_steps" if it stopped before the end of the schedule's `epochs`, "max_minutes" if
+    it went through the whole schedule on only `data_epochs` of images. total_steps: of the recipe."""
 
     ended_by: EndedBy
     total_steps: int

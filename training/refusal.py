@@ -1,4 +1,4 @@
-"""What is wrong, told in one line; at the start of a run, where every rank finds it, by rank 0."""
+"""Report errors in one line. At the start of a run, when every rank finds the same error, only rank 0 reports it."""
 
 import os
 import signal
@@ -11,11 +11,11 @@ from typing import IO
 
 import click
 
-RANK_0_SPEAKS_S = 30.0  # by then its launcher has ended the other ranks, where they all met the same
+RANK_0_SPEAKS_S = 30.0  # by then the launcher has ended the other ranks, if all of them found the same error
 
 
 class Refused(click.ClickException):
-    """What is wrong at the start, which every rank finds: rank 0 tells it."""
+    """An error at the start, which every rank finds. Rank 0 reports it."""
 
     def show(self, file: IO[str] | None = None) -> None:
         let_rank_0_speak()
@@ -23,7 +23,7 @@ class Refused(click.ClickException):
 
 
 def let_rank_0_speak() -> None:
-    """On other ranks: wait to be ended, with the same exit status. If nobody does that the fault is this rank's."""
+    """On other ranks, wait to be ended, with the same exit status. If that does not happen, only this rank failed."""
     if int(os.environ.get("RANK", 0)):
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
         time.sleep(RANK_0_SPEAKS_S)
@@ -31,7 +31,7 @@ def let_rank_0_speak() -> None:
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Turns what is wrong at the start into one line."""
+    """Turn an error at the start into one line."""
     try:
         yield
     except ValueError as error:
@@ -42,7 +42,7 @@ def refusing() -> Iterator[None]:
 
 @contextmanager
 def told_in_a_line(path: Path) -> Iterator[None]:
-    """Turns what is wrong in a command into one line; `path` stands for the file that an OSError does not name."""
+    """Turn an error in a command into one line. `path` is named if an OSError names no file."""
     try:
         yield
     except ValueError as error:
@@ -52,7 +52,7 @@ def told_in_a_line(path: Path) -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
+    """The first line of an error's message."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error).strip().partition("\n")[0] or type(error).__name__

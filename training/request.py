@@ -1,4 +1,4 @@
-"""What is asked of `python train.py`: its options, and the recipe that they choose. Without torch."""
+"""The options of `python train.py`, and the recipe that they select. Needs no torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +11,10 @@ Device = Literal["auto", "cpu", "cuda"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """The options as the command line has them (`commands/command_line.py`); None for what is not given.
+    """The options of the command line (`commands/command_line.py`), None if not given.
 
-    overrides: of --set, "section.key=value". resume: "auto", "never" or a path. max_minutes: of the whole run.
-    profile: steps of this command that are traced.
+    overrides: from --set, "section.key=value". resume: "auto", "never" or a path. max_minutes: for the whole run.
+    profile: the number of steps of this command to trace.
     """
 
     data: str | None
@@ -35,7 +35,8 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class Chosen:
-    """name: for the run directory's default. origin, of_machine: for people, where the settings come from."""
+    """The recipe of a run. name: for the default run directory. origin, of_machine: text about where the settings come
+    from."""
 
     recipe: Recipe
     name: str

@@ -1,4 +1,4 @@
-"""What a run says of its figures, and of its end."""
+"""The lines that a run prints about its scores and its end."""
 
 import os
 from pathlib import Path
@@ -15,8 +15,8 @@ from penstock.training.step_log import StepLog
 
 
 def described(figures: Scores) -> str:
-    """A validation's figures in a line, with the number of images, and of how many where that is a choice."""
-    ema = f", of the average {figures['ema_top1']:.4f}" if "ema_top1" in figures else ""
+    """A validation's scores in a line, with the number of images scored and of all images in the split."""
+    ema = f", EMA top-1 {figures['ema_top1']:.4f}" if "ema_top1" in figures else ""
     num_images = figures["num_images"]
     chosen = " (--max-val-images)" if "split_images" in figures else ""
     images = f"{num_images}/{figures.get('split_images', num_images)} images{chosen}"
@@ -24,8 +24,8 @@ def described(figures: Scores) -> str:
 
 
 def rates_of(steps: StepLog, num_images: int, seconds: float) -> Rates:
-    """Of this command, which took `seconds` and has trained on `num_images`."""
-    if not steps.total_s:  # it made no step
+    """The rates of this command, which took `seconds` and trained on `num_images`."""
+    if not steps.total_s:  # no step was done
         return {"seconds": seconds}
     return {
         "seconds": seconds,
@@ -35,28 +35,28 @@ def rates_of(steps: StepLog, num_images: int, seconds: float) -> Rates:
 
 
 def nothing_left(state: RunState, epochs: int) -> str:
-    """What to say of a run that is resumed where it ended."""
+    """The lines for a run that is resumed after its last step."""
     more = "--set train.epochs=N" if state.schedule_epoch >= epochs else "a larger --max-steps"
-    figures = f"{described(state.validation)}\n" if state.validation else ""
-    return f"{figures}nothing is left to do, step {state.step} is the last; {more} goes on from there"
+    figures = f"last validation: {described(state.validation)}\n" if state.validation else ""
+    return f"{figures}nothing left to do: step {state.step} was the last. To train longer, give {more}"
 
 
 def summary(setup: Setup, state: RunState, rates: Rates, how: Ending, report: Path) -> str:
     """The lines at the end of a run."""
     last, world = checkpoint.last_path(setup.claim.run_dir), setup.world
     lines = [
-        described(state.validation) if state.validation else "no validation (data.val_split is none)",
+        f"validation        {described(state.validation) if state.validation else 'none (data.val_split is none)'}",
         how_it_ended({"step": state.step, **how}),
     ]
     if "images_per_s" in rates:
-        shared = "; decoding shares the cores, too" if world.device.type == "cpu" else ""
+        shared = "; decoding also takes CPU time from training" if world.device.type == "cpu" else ""
         lines += [
-            f"images/s          {rate(rates['images_per_s'])} in training, {world.world_size} rank(s), "
-            f"{rates['seconds']:.0f} s in all",
+            f"images/s          {rate(rates['images_per_s'])} in training on {world.world_size} rank(s)",
             f"waiting for data  {rates['data_wait']:.1%} of the training time{shared}",
+            f"total time        {rates['seconds']:.0f} s",
         ]
     lines += [
-        f"checkpoint        {last if last.exists() else 'none: no step was made'}",
+        f"checkpoint        {last if last.exists() else 'none: no step was done'}",
         f"report            {report}",
     ]
     if setup.recipe.data.path == DEMO_DATA:
@@ -65,10 +65,10 @@ def summary(setup: Setup, state: RunState, rates: Rates, how: Ending, report: Pa
 
 
 def next_steps(report: Path) -> list[str]:
-    """What to do after the demo: three lines."""
+    """Three lines that suggest what to do after the demo."""
     pack = f"{'uv run ' if 'UV' in os.environ else ''}{SHARD_TOOLS} pack"
     return [
-        f"next: the report    open {report} in a browser",
-        f"      own photos    {pack} PHOTOS data/mine --split train=0.9,val=0.1; docs/finetuning.md",
+        f"next: report        open {report} in a browser",
+        f"      your photos   {pack} PHOTOS data/mine --split train=0.9,val=0.1  # see docs/finetuning.md",
         f"      ImageNet      {pack} IMAGENET data/in1k; {TRAIN} --data data/in1k --recipe rn50-90ep",
     ]

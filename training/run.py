@@ -1,4 +1,4 @@
-"""A run: its parts, built and restored, and what comes before, between and after its steps, which `train.py` has."""
+"""A training run: build and restore its parts, and do the work around the steps. The step loop is in `train.py`."""
 
 import math
 import time
@@ -35,8 +35,8 @@ from penstock.training.validation import Validation
 
 @dataclass
 class Run:
-    """A run under way. `last_step`: the recipe's, or --max-steps; `total_steps`: the recipe's. `num_images`: that this
-    command has trained on."""
+    """A run in progress. `last_step`: by the recipe or --max-steps. `total_steps`: by the recipe. `num_images`: the
+    number that this command has trained on."""
 
     setup: Setup
     learner: Learner
@@ -61,7 +61,7 @@ class Run:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Around all of the work. After it the report is written, and what the run came to is on the terminal."""
+        """Wrap all of the work. At the end, write the report and print a summary."""
         with self.metrics, self.progress, self.saver.writer, self.profile or nullcontext():
             yield
             rates, how = self._end()
@@ -76,16 +76,16 @@ class Run:
             raise ValueError(self.saver.writer.failed)
 
     def validate_where_due(self) -> None:
-        """At the run's end, and between epochs as the recipe says, as far as the time allows."""
+        """Validate at the run's end, and between epochs as the recipe says, if the time allows."""
         state, every, claim = self.state, self.setup.recipe.train.eval_every, self.setup.claim
         due = state.position == 0 and state.epoch > 0 and state.epoch % every == 0
         if not (self.is_over or due) or not self.validation.is_missing(state):
             return
         if not self.is_over and not self.clock.affords_validation(state):
-            self.progress.print(f"step {state.step}: not validated, which would leave too little of --max-minutes")
+            self.progress.print(f"step {state.step}: validation skipped, to finish within --max-minutes")
             return
         claim.settle()
-        if state.position:  # at an epoch's end there is a checkpoint of this step
+        if state.position:  # at an epoch's end this step already has a checkpoint
             self.saver.save(state)
         since_s = self.clock.elapsed_s()
         is_best = self.validation.validate(state)
@@ -94,7 +94,7 @@ class Run:
         self.clock.validated(state, since_s)
 
     def epoch(self) -> Iterator[Batch]:
-        """Begin an epoch, or go on inside one: its batches, in the phase that is in force."""
+        """Begin an epoch, or continue inside one, and return its batches in the current phase."""
         state = self.state
         if state.position == 0:
             state.phase_epoch, state.epoch_digest = int(state.schedule_epoch), 0
@@ -112,7 +112,7 @@ class Run:
         return batches
 
     def after_step(self) -> None:
-        """Log, save or stop, where that is due; all ranks after the same step."""
+        """Log, save or stop if that is due. All ranks do so after the same step."""
         state, every, stop = self.state, self.setup.recipe.train.checkpoint_every, self.setup.stop
         self.num_images += self.data.global_batch_size
         if self.profile:
@@ -128,7 +128,7 @@ class Run:
             raise self.saver.interrupted()
 
     def end_epoch(self) -> None:
-        """Log the steps that are left; where the epoch's batches are used up, go on to the next one and save."""
+        """Log the remaining steps. If the epoch has no more batches, move to the next epoch and save."""
         state, now = self.state, self.data.recipe
         self.log.flush(state)
         if self.data.has_batch(state.position):
@@ -146,9 +146,9 @@ class Run:
         self.saver.save(state)
 
     def _end(self) -> tuple[Rates, Ending]:
-        """After the last validation: what is still to be saved, logged and scored."""
+        """After the last validation, do the remaining saving, logging and scoring."""
         state, recipe = self.state, self.setup.recipe
-        if state.position and self.validation.loader is None:  # else there is a checkpoint of this step
+        if state.position and self.validation.loader is None:  # otherwise this step has a checkpoint
             self.setup.claim.settle()
             self.saver.save(state)
         self.saver.writer.wait()
@@ -162,10 +162,10 @@ class Run:
 
 
 def build_run(setup: Setup) -> Run | None:
-    """All that a run needs, restored from the first readable checkpoint that it resumes from, if there is any; None
-    where nothing is left to do.
+    """Build everything that a run needs, and restore the first readable checkpoint if it resumes. Return None if there
+    is nothing left to do.
 
-    Raises ValueError for what does not fit; the run directory is as it was then.
+    Raises ValueError if something does not fit. The run directory is then unchanged.
     """
     recipe, dataset, world = setup.recipe, setup.dataset, setup.world
     progress = Progress(world.is_main, num_epochs=recipe.train.epochs)
@@ -173,7 +173,7 @@ def build_run(setup: Setup) -> Run | None:
     total_steps = count_steps(recipe, len(dataset.split(recipe.data.train_split)), world)
     last_step = total_steps if setup.max_steps is None else min(total_steps, setup.max_steps)
     if val_loader is None:
-        progress.print("data.val_split is none: no validation, and no best.pt")
+        progress.print("data.val_split is none: no validation and no best.pt")
     learner = _fresh_learner(setup, progress)
     state = start_or_resume(setup.resume_from, recipe, dataset, learner, world, progress.print)
     validated = val_loader is None or state.is_validated_on(val_loader.feed.num_samples)
@@ -220,7 +220,7 @@ def _clock(setup: Setup, learner: Learner, state: RunState, last_step: int) -> R
 
 
 def _take_directory(setup: Setup, learner: Learner, progress: Progress) -> None:
-    """Make the run directory this run's, not before all is checked."""
+    """Take the run directory for this run, after everything is checked."""
     claim, resume_from = setup.claim, setup.resume_from
     need_bytes = sum(tensor.nbytes for net in learner.nets.values() for tensor in net.state_dict().values())
     run_dirs.check_place(claim.run_dir, need_bytes=need_bytes)
@@ -228,5 +228,5 @@ def _take_directory(setup: Setup, learner: Learner, progress: Progress) -> None:
     if setup.world.is_main:
         notes = run_dirs.notes(config.to_toml(setup.recipe), config.to_toml(Recipe()), known_by(setup.dataset))
     if aside := claim.take(resume_from[0] if resume_from else None, notes):
-        progress.print(f"the earlier run there is now {aside}")
-    distributed.barrier()  # no rank writes there before
+        progress.print(f"moved the earlier run in this directory to {aside}")
+    distributed.barrier()  # no rank writes there earlier

@@ -1,4 +1,4 @@
-"""The time of a run: how much of it has passed, what is left, and how fast its schedule must go."""
+"""The time of a run: how much has passed, how much is left, and how fast the schedule must go."""
 
 import time
 
@@ -8,10 +8,10 @@ from penstock.training.learner import RunState
 
 
 class RunClock:
-    """Seconds of the whole run, over its restarts. Under --max-minutes all ranks go by rank 0's clock, and the schedule
-    keeps the pace that the time allows.
+    """Measures the seconds of the whole run, over its restarts. With --max-minutes, all ranks use rank 0's clock and
+    the schedule goes at the pace that the time allows.
 
-    began: when this command did, by `time.perf_counter`. before_s: what the run had taken by then.
+    began: when this command began, by `time.perf_counter`. before_s: the duration of the run before that.
     """
 
     def __init__(self, budget: Budget, world: World, *, began: float, before_s: float) -> None:
@@ -22,18 +22,18 @@ class RunClock:
         return from_rank_0(elapsed, self._world) if self.budget.is_limited else elapsed
 
     def command_s(self) -> float:
-        """Of this command, by this rank's clock."""
+        """Seconds since this command began, by this rank's clock."""
         return time.perf_counter() - self._began
 
     def trained(self, state: RunState, steps: int, asked_for: int) -> Remaining:
-        """`steps` more are done, `asked_for` are under way: the pace from here, and what is left."""
+        """Record that `steps` more are done and `asked_for` are queued. Set the pace, and return the remaining work."""
         now = self.elapsed_s()
         self.budget.trained(state, steps, now, asked_for=asked_for)
         state.pace = self.budget.pace(state, now)
         return self.budget.remaining(state, now)
 
     def validated(self, state: RunState, since_s: float) -> None:
-        """A validation is done that began when `elapsed_s` was `since_s`."""
+        """Record a validation that began when `elapsed_s` was `since_s`."""
         now = self.elapsed_s()
         self.budget.validated(now - since_s, now)
         state.pace = self.budget.pace(state, now)

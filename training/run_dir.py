@@ -1,6 +1,6 @@
 """A run's directory: `config.toml`, `env.json`, `metrics.jsonl`, `checkpoints/`, `tensorboard/`, reports.
 
-Nothing in it changes before all is checked that can be wrong: `Claim.take` begins a run there, or goes on with one.
+Nothing in it changes until everything that can be wrong is checked. `Claim.take` then begins or continues a run there.
 """
 
 import errno
@@ -26,15 +26,15 @@ LOCK_WAIT_S = 30.0
 
 
 def config_of_run(resume: str, run_dir: Path | None) -> Path | None:
-    """The `config.toml` of the run that goes on: the one that `--resume` names, else the one in the run directory;
-    None where there is none.
+    """The `config.toml` of the run to resume: the run that `--resume` names, otherwise the one in the run directory.
+    None if there is none.
 
-    Raises ValueError where `--resume` names nothing, or a checkpoint that lies in no run directory.
+    Raises ValueError if `--resume` names nothing that exists, or a checkpoint outside a run directory.
     """
     if resume in ("auto", "never"):
         own = run_dir / CONFIG_FILE if run_dir else None
         if own and resume == "auto" and (own.parent / "checkpoints/last.pt").exists() and not own.is_file():
-            raise ValueError(f"{own.parent}: has checkpoints and no {CONFIG_FILE}, which would be taken: give --recipe")
+            raise ValueError(f"{own.parent}: has checkpoints but no {CONFIG_FILE} with its settings. Give --recipe")
         return own if own and own.is_file() else None
     check_resume(resume)
     path = Path(resume)
@@ -43,22 +43,24 @@ def config_of_run(resume: str, run_dir: Path | None) -> Path | None:
             return folder / CONFIG_FILE
     if path.is_dir() and not (path / "checkpoints").is_dir():
         raise _no_checkpoint(resume)
-    raise ValueError(f"--resume {resume}: lies in no run directory, whose {CONFIG_FILE} would be taken: give --recipe")
+    raise ValueError(
+        f"--resume {resume}: is not in a run directory, so there is no {CONFIG_FILE} with its settings. Give --recipe"
+    )
 
 
 def check_resume(resume: str) -> None:
-    """Raises ValueError where `--resume` names a path that is not there."""
+    """Raise ValueError if `--resume` names a path that does not exist."""
     if resume not in ("auto", "never") and not Path(resume).exists():
         raise _no_checkpoint(resume)
 
 
 def find_checkpoints(resume: str, run_dir: Path) -> list[Path]:
-    """The checkpoints that `--resume` names, the newest first: auto (the run directory's, if any), never, a run
+    """The checkpoints that `--resume` selects, newest first: auto (those of the run directory, if any), never, a run
     directory or a file.
 
-    Raises ValueError where it names nothing.
+    Raises ValueError if a path has no checkpoint.
     """
-    from penstock.training import checkpoint  # here: it takes torch
+    from penstock.training import checkpoint  # imported here because it needs torch
 
     if resume == "auto":
         return checkpoint.candidates(run_dir)
@@ -72,46 +74,46 @@ def find_checkpoints(resume: str, run_dir: Path) -> list[Path]:
 
 
 def _no_checkpoint(resume: str) -> ValueError:
-    return ValueError(f"--resume {resume}: no checkpoint there; give auto, never, a run directory or a .pt file")
+    return ValueError(f"--resume {resume}: no checkpoint there. Give auto, never, a run directory or a .pt file")
 
 
 def check_place(run_dir: Path, need_bytes: int = 0) -> None:
-    """Raises ValueError where no run can be written to `run_dir`, which need not be there, or `need_bytes` not."""
+    """Raise ValueError if `run_dir`, which need not exist, cannot be written to, or has no space for `need_bytes`."""
     there = next(path for path in (run_dir, *run_dir.absolute().parents) if os.path.lexists(path))
     for folder in (there, *filter(os.path.lexists, (run_dir / name for name in ("checkpoints", "tensorboard")))):
         if not folder.is_dir():
-            raise ValueError(f"{folder}: is no directory; give another --run-dir")
+            raise ValueError(f"{folder}: is not a directory. Give another --run-dir")
         if not os.access(folder, os.W_OK | os.X_OK):
-            raise ValueError(f"{folder}: cannot be written to; give another --run-dir")
+            raise ValueError(f"{folder}: cannot be written to. Give another --run-dir")
     if (run_dir / "dataset.json").exists():
-        raise ValueError(f"{run_dir}: is a packed dataset; give another --run-dir")
+        raise ValueError(f"{run_dir}: is a packed dataset. Give another --run-dir")
     free = shutil.disk_usage(there).free
     if free < need_bytes:
         raise ValueError(
-            f"{there}: its disk has {free / 1e6:,.0f} MB free, and a checkpoint takes {need_bytes / 1e6:,.0f} MB at "
-            "least; make room, or give another --run-dir"
+            f"{there}: the disk has {free / 1e6:,.0f} MB free, but a checkpoint needs at least "
+            f"{need_bytes / 1e6:,.0f} MB. Free some space, or give another --run-dir"
         )
 
 
 class Claim:
-    """A run directory that a run is about to begin in, or to go on in; a context manager.
+    """A run directory in which a run is about to begin or continue. A context manager.
 
-    The lock of a run that is there is held from the start, so that nothing changes while all is checked. `take` makes
-    the directory this run's, `settle` says that the run has begun; where it ends before, all is put back as it was.
-    Disabled (all ranks but 0) it touches nothing.
+    If a run exists there, its lock is held from the start, so nothing changes during the checks. `take` takes the
+    directory for this run. `settle` marks the run as begun. If the context ends before that, everything is restored. If
+    disabled, as on all ranks except 0, it touches nothing.
     """
 
     def __init__(self, run_dir: Path, enabled: bool = True) -> None:
-        """Raises ValueError where another run still writes there after LOCK_WAIT_S."""
+        """Raises ValueError if another run is still writing there after LOCK_WAIT_S."""
         self.run_dir, self.taken = run_dir, False
         self._enabled, self._undo = enabled, ExitStack()
         self._lock = _held(run_dir) if enabled else None
 
     def take(self, resume_from: Path | None, files: dict[str, str]) -> Path | None:
-        """Make the directory, write `files` (name → text) there. An earlier run there that is not being resumed is
-        moved aside, not overwritten: where to is answered.
+        """Make the directory, and write `files` (name → text) into it. An earlier run that is not resumed is moved
+        aside, not overwritten. Return its new path, or None.
 
-        Raises ValueError where another run has begun there meanwhile.
+        Raises ValueError if another run has started there in the meantime.
         """
         self.taken = True
         if not self._enabled:
@@ -130,7 +132,7 @@ class Claim:
         return aside
 
     def settle(self) -> None:
-        """From now on what is in the directory stays there, however the run ends."""
+        """Keep everything in the directory from now on, however the run ends."""
         self._undo.pop_all()
 
     def __enter__(self) -> Self:
@@ -150,19 +152,20 @@ class Claim:
         if self.run_dir.resolve() in (here, *here.parents) or other:
             inside = other.parent if other else here
             raise ValueError(
-                f"{self.run_dir}: an earlier run, not moved aside with {inside} in it; give another --run-dir"
+                f"{self.run_dir}: has an earlier run, which is not moved aside because {inside} is in it. "
+                "Give another --run-dir"
             )
         names = (self.run_dir.with_name(f"{self.run_dir.name}.{number}") for number in itertools.count(1))
         aside = next(path for path in names if not path.exists())
         self.run_dir.rename(aside)
         if self._lock:
-            self._undo.callback(self._lock.close)  # not yet: it keeps others from the run while it may come back
+            self._undo.callback(self._lock.close)  # keep the lock for now: the run may be moved back
             self._lock = None
         self._undo.callback(aside.rename, self.run_dir)
         return aside
 
     def _make_directory(self) -> None:
-        """What is in it by the end is this run's own, unless something was there before."""
+        """Make the directory. If it was new or empty, everything in it is removed if the run does not begin."""
         for path in reversed([path for path in self.run_dir.parents if not path.exists()]):
             path.mkdir(exist_ok=True)
             self._undo.callback(_remove_empty, path)
@@ -184,10 +187,10 @@ class Claim:
         return stream
 
     def _came_later(self) -> ValueError:
-        return ValueError(f"{self.run_dir}: another run has begun there meanwhile; give another --run-dir")
+        return ValueError(f"{self.run_dir}: another run has started there in the meantime. Give another --run-dir")
 
     def _write(self, path: Path, content: bytes) -> None:
-        """Whole or not at all."""
+        """Write the file atomically."""
         earlier = path.read_bytes() if path.exists() else None
         if earlier is None:
             self._undo.callback(path.unlink, missing_ok=True)
@@ -200,8 +203,8 @@ class Claim:
 
 
 def notes(config_toml: str, defaults_toml: str, dataset: "DatasetFacts") -> dict[str, str]:
-    """The files that tell of a run's settings, environment, and `dataset` (what tells it): name → text."""
-    from penstock.training import environment  # here: it takes torch
+    """The files with a run's settings and environment, and the facts that identify its `dataset`: name → text."""
+    from penstock.training import environment  # imported here because it needs torch
 
     facts = json.dumps({**environment.describe(), **dataset}, indent=1) + "\n"
     return {CONFIG_FILE: config_toml, DEFAULTS_FILE: defaults_toml, ENVIRONMENT_FILE: facts}
@@ -223,13 +226,13 @@ def _clear(folder: Path) -> None:
 
 
 def _remove_empty(folder: Path) -> None:
-    with suppress(OSError):  # somebody else has put something there
+    with suppress(OSError):  # the folder is not empty any more
         folder.rmdir()
 
 
 def _held(run_dir: Path) -> BinaryIO | None:
-    """RUN/lock of a run that is there, locked; nothing is written. A run that was just killed may take a moment to be
-    gone, and one that is moved aside takes its lock along."""
+    """Lock RUN/lock of an existing run, without writing anything. A run that was just killed may take a moment to end,
+    and a run that is moved aside keeps its lock."""
     path, deadline = run_dir / LOCK_FILE, time.monotonic() + LOCK_WAIT_S
     while path.exists():
         with ExitStack() as opened:
@@ -245,7 +248,7 @@ def _held(run_dir: Path) -> BinaryIO | None:
                 if time.monotonic() > deadline:
                     who = stream.read(200).decode(errors="replace")
                     raise ValueError(
-                        f"{run_dir}: another run writes there ({who}); end it, or give another --run-dir"
+                        f"{run_dir}: another run is writing there ({who}). Stop it, or give another --run-dir"
                     ) from None
             except OSError as error:
                 if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):

@@ -1,4 +1,4 @@
-"""A run's figures as they come: an interval of steps at a time into `metrics.jsonl` and onto the terminal."""
+"""Log a run's figures to `metrics.jsonl` and the terminal, one interval of steps at a time."""
 
 import math
 
@@ -16,10 +16,10 @@ from penstock.training.step_log import StepLog
 
 
 class RunLog:
-    """Notes each step, and closes an interval of them where the recipe, the budget, a checkpoint or a stop ask for it.
+    """Records each step, and closes an interval when the recipe, the time budget, a checkpoint or a stop requires it.
 
-    What is closed is judged, too: a loss or a weight that is not finite ends the run with a ValueError that names the
-    step (`Failure`). On a GPU that is an interval late, so that nothing waits for it.
+    It also checks each closed interval. A NaN or infinite loss or weight ends the run with a ValueError that names the
+    step (`Failure`). On a GPU this happens one interval later, so that nothing waits for the device.
     """
 
     def __init__(
@@ -30,12 +30,12 @@ class RunLog:
         self._clock, self._data, self._net, self._epochs = clock, data, net, epochs
 
     def start(self, state: RunState) -> None:
-        """Before the steps of an epoch, or of what is left of it: the state is good as it is."""
+        """Call this before the first step of an epoch or of the rest of one. The current state counts as good."""
         self._steps.restart(global_batch_size=self._data.global_batch_size, epoch_digest=state.epoch_digest)
         self._failure.all_is_well()
 
     def add(self, state: RunState, step: Step, lr: float) -> None:
-        """The step that has brought the run to `state`."""
+        """Add the step that led to `state`."""
         self._steps.add(step=state.step - 1, epoch=state.epoch, position=state.position, loss=step.loss, lr=lr,
                         sample_ids=step.sample_ids, grad_norm=step.grad_norm)  # fmt: skip
 
@@ -43,7 +43,7 @@ class RunLog:
         return self._steps.is_full or self._clock.budget.is_due(state.step)
 
     def flush(self, state: RunState, wait: bool = True) -> None:
-        """End the interval of steps and write it: now, or without `wait` on a GPU once the next one ends."""
+        """End the interval of steps and write it: now, or on a GPU without `wait` when the next one ends."""
         self._write(state, self._steps.take())
         if self._steps.num_steps:
             self._steps.close()
@@ -60,7 +60,7 @@ class RunLog:
             if not math.isfinite(line["loss"]):
                 raise self._failed(state, f"the loss is {line['loss']}", line)
         if not self._failure.is_well():
-            raise self._failed(state, "its weights are not finite", lines[-1])
+            raise self._failed(state, "the weights are NaN or infinite", lines[-1])
         last = lines[-1]
         remaining = self._clock.trained(state, len(lines), asked_for=state.step - last["step"] - 1)
         self._progress.update(last, total_steps=state.step + remaining.steps, remaining_s=remaining.seconds,

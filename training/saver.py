@@ -1,4 +1,4 @@
-"""When a run's checkpoints are written, and how it stops."""
+"""Save a run's checkpoints, and stop the run after a signal."""
 
 from penstock.training import distributed
 from penstock.training.checkpoint import About, Writer
@@ -10,7 +10,7 @@ from penstock.training.setup import Setup
 
 
 class Saver:
-    """Writes checkpoints of a learner with what does not change in a run (`about`)."""
+    """Writes checkpoints of a learner, together with the facts that do not change in a run (`about`)."""
 
     def __init__(
         self, setup: Setup, writer: Writer, learner: Learner, about: About, metrics: MetricsLog, clock: RunClock
@@ -25,8 +25,8 @@ class Saver:
         self.writer.save(state.step, {**capture(self._learner, state), **self._about}, is_best)
 
     def interrupted(self) -> Interrupted:
-        """To raise on all ranks. The launcher may end them when the first is gone: not before the checkpoint is on
-        disk."""
+        """The exception to raise on all ranks. It waits until the checkpoint is on disk, because the launcher may end
+        all ranks when the first one exits."""
         self.writer.wait()
         distributed.barrier()
         return Interrupted(self._setup.stop.signal or "SIGTERM")

@@ -1,4 +1,4 @@
-"""What a run is built from: all that the command line and the ranks have settled before torch builds anything."""
+"""The inputs of a run: everything that the command line and the ranks settle before torch builds anything."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +12,9 @@ from penstock.training.watchdog import Watchdog
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """resume_from: checkpoints, the newest first; the run goes on from the first that can be read. began: when the
-    command did, by `time.perf_counter`. max_steps, max_minutes: of the whole run, None for no limit. max_val_images:
-    images of a split that are scored, 0 for all. profile: steps that are traced."""
+    """resume_from: checkpoints, newest first; the run resumes from the first that can be read. began: when the command
+    began, by `time.perf_counter`. max_steps, max_minutes: limits for the whole run, None for no limit. max_val_images:
+    the number of images to score in a split, 0 for all. profile: the number of steps to trace."""
 
     recipe: Recipe
     dataset: ShardSet

@@ -1,4 +1,4 @@
-"""Pictures to look at: a grid of images with captions, and the matrix of confused classes; arrays (H, W, 3) uint8."""
+"""Draw pictures for people: a grid of images with captions, and a confusion matrix, as arrays (H, W, 3) uint8."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,23 +16,23 @@ Images = np.ndarray | Sequence[np.ndarray | Path]
 
 
 def draw_sheet(images: Images, captions: Sequence[str], *, columns: int = 8, cell: int = 160) -> np.ndarray:
-    """A grid of images, each with its caption below, on white.
+    """Draw a grid of images on white, each with its caption below.
 
     Args:
         images: uint8 RGB; an array (N, H, W, 3), or a sequence of arrays (H, W, 3) of any sizes and of JPEG or PNG
             files. Each is scaled to fit a square of `cell` pixels.
-        captions: one an image; a line break begins the second and last line, what is too long ends with "…".
+        captions: one per image, with at most two lines. Lines that are too long end with "…".
 
-    Raises ValueError where there are no images, or not as many captions, or images that are not uint8 RGB.
+    Raises ValueError if there are no images, the number of captions differs, or an image is not uint8 RGB.
     """
     import matplotlib
     from PIL import Image, ImageDraw, ImageFont
 
     pictures = _pictures(images)
     if not pictures or len(pictures) != len(captions):
-        raise ValueError(f"{len(pictures)} images and {len(captions)} captions: expected as many, and at least one")
+        raise ValueError(f"{len(pictures)} images and {len(captions)} captions: expected one for each, at least one")
     columns = min(columns, len(pictures))
-    # matplotlib brings DejaVu Sans, which has more letters and signs than PIL's own font.
+    # matplotlib includes DejaVu Sans, which has more characters than PIL's own font.
     font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", 11)
     line_height = 16
     height = cell + CAPTION_LINES * line_height + MARGIN
@@ -65,7 +65,7 @@ def _pictures(images: Images) -> "list[Image.Image]":
 
 
 def _fitted(text: str, font: "ImageFont.FreeTypeFont", width: int) -> str:
-    """As much of the text as `width` pixels hold."""
+    """As much of the text as fits in `width` pixels."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:
@@ -74,9 +74,9 @@ def _fitted(text: str, font: "ImageFont.FreeTypeFont", width: int) -> str:
 
 
 def draw_confusion(counts: Sequence[Sequence[int]], class_names: Sequence[str]) -> np.ndarray:
-    """A matrix of confused classes as a picture: a row for each label, a column for each prediction, cells are counts.
+    """Draw a confusion matrix: a row for each label, a column for each prediction, and counts in the cells.
 
-    Colours show the off-diagonal counts; what is right is not coloured, or it would drown the rest.
+    Only off-diagonal counts have colours. Otherwise the correct predictions would hide the rest.
     """
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -84,7 +84,7 @@ def draw_confusion(counts: Sequence[Sequence[int]], class_names: Sequence[str]) 
 
     matrix, names = np.array(counts), [_short(name) for name in class_names]
     wrong = np.where(np.eye(len(names), dtype=bool), 0, matrix)
-    with rc_context({"text.parse_math": False}):  # a dollar sign in a name is a dollar sign
+    with rc_context({"text.parse_math": False}):  # do not read a dollar sign in a name as math
         side = 0.42 * len(names)
         figure = Figure(figsize=(3.2 + side, 2.6 + side), dpi=100, layout="constrained")
         canvas = FigureCanvasAgg(figure)

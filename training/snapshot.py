@@ -1,4 +1,4 @@
-"""Copies of a run's state: what a checkpoint writes while training goes on, and what a failed step is replayed from."""
+"""Copy a run's state, for checkpoints that are written while training continues, and for replaying a failed step."""
 
 from collections.abc import Callable
 from typing import TypeVar, cast
@@ -32,10 +32,10 @@ def snapshot(state: T) -> T:
 
 
 def to_cpu(state: T) -> T:
-    """The same nest with its tensors in the CPU's memory; those that are there already are not copied.
+    """The same nest with its tensors in CPU memory. Tensors that are already there are not copied.
 
-    From a GPU the copies go to pinned memory, in the order of the current stream, and are not waited for: they are
-    there when an event is that is recorded after this.
+    Copies from a GPU go to pinned memory, in the order of the current stream, without waiting. They are complete when
+    an event that is recorded after this call is complete.
     """
 
     def moved(tensor: Tensor) -> Tensor:
@@ -47,9 +47,9 @@ def to_cpu(state: T) -> T:
 
 
 def at_rest(state: T, ready: Mark) -> T:
-    """`to_cpu`, waited for. On a GPU over a stream of its own, which does not hold up the one that trains.
+    """`to_cpu`, and wait for it. On a GPU it uses a separate stream, which does not delay the training stream.
 
-    Every thread may call this. `ready`: from when on the tensors may be read, a mark of their device.
+    Any thread may call this. `ready`: a mark on the tensors' device, after which they may be read.
     """
     if isinstance(ready, float):
         return to_cpu(state)

@@ -1,4 +1,4 @@
-"""The splits that a recipe names: whether a dataset has them. Without torch, so that it is told at once."""
+"""Check that a dataset has the splits that a recipe names. Needs no torch, so errors are reported at once."""
 
 from penstock.recipes import Recipe
 from penstock.shards.format import ShardSet
@@ -11,7 +11,7 @@ def validates(recipe: Recipe) -> bool:
 
 
 def check_splits(recipe: Recipe, dataset: ShardSet) -> None:
-    """Raises ValueError, with the way out, where the dataset lacks a split that the recipe names."""
+    """Raise ValueError, with the remedies, if the dataset lacks a split that the recipe names."""
     if validates(recipe) and recipe.data.val_split not in dataset.splits:
         raise ValueError(
             f"{dataset.place}: no split {recipe.data.val_split!r} to validate on; it has {', '.join(dataset.splits)}. "

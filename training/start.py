@@ -1,4 +1,4 @@
-"""A recipe that is checked → a run: join the other ranks, claim the run directory, train; and what the end tells."""
+"""Start a run of a checked recipe: join the other ranks, claim the run directory, train, and report errors."""
 
 import signal
 import sys
@@ -28,10 +28,10 @@ from penstock.training.watchdog import EXIT_CODE, Watchdog
 def start(
     train: Callable[[Setup], None], chosen: Chosen, options: TrainOptions, dataset: ShardSet | None, began: float
 ) -> None:
-    """Call `train` on every rank. `dataset`: None where it is the demo's, or another that opens only now. `began`: when
-    the command did, by `time.perf_counter`.
+    """Call `train` on every rank. `dataset`: None for the demo's, or if it is to be opened here. `began`: when the
+    command began, by `time.perf_counter`.
 
-    Raises Refused for what is wrong before the run has begun, another ClickException later, each in one line.
+    Raises Refused for an error before the run has begun, and another ClickException later, each in one line.
     """
     recipe, run_dir = chosen.recipe, options.run_dir
     claim: Claim | None = None
@@ -47,7 +47,7 @@ def start(
             check_splits(recipe, dataset)
             run_dir = run_dir or Path("runs") / time.strftime(f"{chosen.name}-%Y%m%d-%H%M%S", time.localtime(now))
             with Claim(run_dir, enabled=world.is_main) as claim:
-                distributed.barrier()  # no rank reads there before it is locked
+                distributed.barrier()  # no rank reads there until it is locked
                 resume_from = find_checkpoints(options.resume, run_dir)
                 if world.is_main:
                     click.echo(_headline(chosen, world, run_dir))
@@ -61,15 +61,15 @@ def start(
     except Interrupted as stopped:
         there = claim is not None and checkpoint.candidates(claim.run_dir)
         place = f"with --run-dir {run_dir}" + ("" if options.resume == "auto" else " and without --resume")
-        what = f"{place} goes on from the last checkpoint" if there else "starts again: it has no checkpoint yet"
-        click.echo(f"{stopped}: the same command {what}", err=True)
+        what = f"{place} resumes from the last checkpoint" if there else "starts again, as there is no checkpoint yet"
+        click.echo(f"{stopped}: stopped; the same command {what}", err=True)
         sys.exit(128 + signal.Signals[str(stopped)].value)
     except ValueError as error:
         raise _error(claim, str(error)) from None
     except RuntimeError as error:
         if not (why := distributed.lost_rank(error)):
             raise
-        click.echo(f"another rank has gone ({why}); the same command goes on from the last checkpoint", err=True)
+        click.echo(f"another rank is gone ({why}); the same command resumes from the last checkpoint", err=True)
         sys.exit(EXIT_CODE)
     except OSError as error:
         raise _error(claim, f"{error.filename or run_dir}: {error.strerror or error}") from None

@@ -14,8 +14,8 @@ from penstock.training.learner import Learner
 
 
 class Step(NamedTuple):
-    """What a step did. loss: this rank's mean; grad_norm: the gradient's, where it is clipped; both scalars on the
-    device. sample_ids: of its batches, on the CPU. position: where the epoch stands after it."""
+    """The result of a step. loss: this rank's mean. grad_norm: the gradient's norm, if it is clipped. Both are scalars
+    on the device. sample_ids: of its batches, on the CPU. position: in the epoch, after the step."""
 
     loss: Tensor
     grad_norm: Tensor | None
@@ -24,12 +24,12 @@ class Step(NamedTuple):
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """torch's random numbers of a step on a rank: a function of where it is, so that there is no state to resume."""
+    """Seed torch for a step on a rank. The seed depends only on step and rank, so a resume needs no random state."""
     torch.manual_seed((seed * 2**32 + step) * 2**12 + rank)
 
 
 def train_step(learner: Learner, batches: Iterator[Batch], config: TrainConfig) -> Step:
-    """One optimizer step, on as many batches as `config.accumulation` says."""
+    """Run one optimizer step, on `config.accumulation` batches."""
     model, total, sample_ids, grad_norm, position = learner.model, None, [], None, 0
     for micro in range(config.accumulation):
         batch = next(batches)

@@ -1,7 +1,7 @@
-"""Losses and times of consecutive steps, without a synchronisation per step → one line a step, an interval at a time.
+"""Collect losses and times of consecutive steps without a synchronisation per step, and return them by interval.
 
-`close` ends an interval: what is on the device starts its way to the CPU. `take` gives the interval's lines, and waits
-for them. On a GPU that is best one interval later: what waits for nothing leaves the GPU no gap.
+`close` ends an interval and starts to copy its values from the device to the CPU. `take` waits for them and returns one
+line per step. On a GPU it is best called one interval later, so that it does not wait and the GPU never idles.
 """
 
 from collections import deque
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class _Step(NamedTuple):
-    """What is known of a step on the CPU. is_clipped: it has a gradient norm."""
+    """The facts about a step that are on the CPU. is_clipped: whether it has a gradient norm."""
 
     step: int
     epoch: int
@@ -30,8 +30,8 @@ class _Step(NamedTuple):
 
 
 class _Interval(NamedTuple):
-    """Closed steps, and what was noted of them; `values` (2, n), losses and gradient norms, is on its way to the CPU
-    until `end` has come."""
+    """A closed interval of steps. `values`: (2, n), losses and gradient norms. Their copy to the CPU is complete at
+    `end`."""
 
     steps: list[_Step]
     values: Tensor
@@ -43,11 +43,11 @@ class _Interval(NamedTuple):
 
 
 class StepLog:
-    """The steps since the last `close`: losses stay on the device, and time spent waiting for data is measured.
+    """Collects the steps since the last `close`. Losses stay on the device. It also measures the wait for data.
 
-    Nothing here waits for the device but `take`. `restart` comes before the first step.
+    Nothing here waits for the device except `take`. Call `restart` before the first step.
 
-    epoch_digest: of the samples of the epoch's steps up to the last `close`, over all ranks: the sum of the steps'
+    epoch_digest: digest of the epoch's samples up to the last `close`, over all ranks: the sum of the steps'
         `sample_digest`s modulo 2^63. total_s, total_wait_s: of all intervals taken, by this rank's clock.
     """
 
@@ -59,7 +59,7 @@ class StepLog:
         world_size: int = 1,
         sum_over_ranks: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     ) -> None:
-        """`capacity`: the most steps of an interval. `sum_over_ranks` adds up a tensor in place."""
+        """`capacity`: the largest number of steps in an interval. `sum_over_ranks` adds up a tensor in place."""
         self._values = torch.zeros(2, capacity, dtype=torch.float32, device=device)  # losses, gradient norms
         self._digests = torch.zeros(capacity, dtype=torch.int64)
         self._steps: list[_Step] = []
@@ -72,18 +72,18 @@ class StepLog:
         self.total_s = 0.0
 
     def restart(self, *, global_batch_size: int, epoch_digest: int) -> None:
-        """Begin an epoch, or go on in one: its batch size over all ranks, and the digest of its samples so far.
+        """Begin or continue an epoch, given its batch size over all ranks and the digest of its samples so far.
 
-        The interval's clock starts anew, so that a validation's time counts for nothing.
+        The interval's clock restarts, so that the time of a validation does not count.
         """
         self._global_batch_size, self.epoch_digest = global_batch_size, epoch_digest
         self._begin, self._waits = mark(self._device), []
 
     def timed(self, batches: Iterable[T]) -> Iterator[T]:
-        """The same batches, with the wait for each measured.
+        """Pass on the batches, and measure the wait for each.
 
-        On a GPU that is how long the GPU had nothing to do, from the end of the last step's work to the arrival of
-        the batch: the CPU's own time in `next` would be mostly the wait for the GPU.
+        On a GPU the wait is the time in which the GPU was idle, from the end of the last step's work to the arrival of
+        the batch. The CPU's own time in `next` would be mostly the wait for the GPU.
         """
         iterator = iter(batches)
         while True:
@@ -107,8 +107,8 @@ class StepLog:
         sample_ids: Iterable[Tensor] = (),
         grad_norm: Tensor | None = None,
     ) -> None:
-        """Note one step: `loss`, this rank's scalar on the device, `sample_ids`, what it was made from, and where it is
-        known `grad_norm`, the gradient's 2-norm, the same scalar on each rank."""
+        """Record one step. `loss`: this rank's scalar on the device. `sample_ids`: the samples of the step.
+        `grad_norm`: the gradient's 2-norm, if known, the same scalar on each rank."""
         number = len(self._steps)
         self._values[0, number].copy_(loss.detach())
         if grad_norm is not None:
@@ -123,7 +123,7 @@ class StepLog:
 
     @property
     def is_deferred(self) -> bool:
-        """Whether an interval is best taken once the next one ends: the device runs behind the CPU."""
+        """Whether to take an interval only when the next one ends, because the device runs behind the CPU."""
         return self._device.type == "cuda"
 
     @property
@@ -131,11 +131,12 @@ class StepLog:
         return len(self._steps) == self._values.shape[1]
 
     def close(self) -> None:
-        """End the interval, if it has a step: every rank after the same one. Nothing waits for the device here."""
+        """End the interval, if it has a step. Every rank calls this after the same step. It does not wait for the
+        device."""
         if not self._steps:
             return
         num = len(self._steps)
-        # The reductions work in place: `add` overwrites what they leave in the buffers.
+        # The reductions work in place. `add` overwrites the sums in the buffers later.
         self._sum_over_ranks(self._values[0, :num])
         digests = self._sum_over_ranks(self._digests[:num]).tolist()
         self.epoch_digest = (self.epoch_digest + sum(digests)) & INT63
@@ -147,7 +148,7 @@ class StepLog:
         self._steps, self._waits, self._begin = [], [], end
 
     def take(self) -> list[StepLine]:
-        """A line for each step of the oldest interval that is closed and not taken; empty where there is none."""
+        """A line for each step of the oldest closed interval that was not taken yet; empty if there is none."""
         if not self._closed:
             return []
         interval = self._closed.popleft()

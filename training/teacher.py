@@ -1,4 +1,4 @@
-"""A teacher: a trained network, frozen, that answers the images which another one trains on (`[loss] teacher`).
+"""The teacher in distillation (`[loss] teacher`): a trained, frozen network that predicts the training images.
 
 Input: the recipe and the dataset's classes. Output: a `Teacher`.
 """
@@ -22,10 +22,10 @@ Levels = tuple[Sequence[float], Sequence[float]]  # mean and std of each channel
 
 
 class Teacher(nn.Module):
-    """Images (N, 3, S, S), normalised as the student's → logits (N, C), in the precision of the autocast around it.
+    """Images (N, 3, S, S), normalised for the student → logits (N, C), in the precision of the surrounding autocast.
 
-    net: in evaluation mode, frozen. scale, shift: (1, 3, 1, 1) float32, by which images · scale + shift are as the net
-    was trained with; None where that is what they are.
+    net: in evaluation mode, frozen. scale, shift: (1, 3, 1, 1) float32. images · scale + shift has the normalisation
+    that the net was trained with. None if both normalisations are the same.
     """
 
     scale: Tensor | None
@@ -55,11 +55,11 @@ def build_teacher(
     compiled: bool,
     say: Callable[[str], None],
 ) -> nn.Module | None:
-    """The `Teacher` that the recipe names, None where it names none. `say` gets a line about what it is.
+    """Build the recipe's `Teacher`, or return None if it has none. `say` is called with a line about the teacher.
 
-    rows_of: which of the rows of its head are the dataset's classes; None for a benchmark, which any head will do.
+    rows_of: finds the rows of its head for the dataset's classes. None for a benchmark, which accepts any head.
 
-    Raises ValueError where it is not there, knows other classes, or takes images of another size only.
+    Raises ValueError if the teacher is missing, has other classes, or accepts only images of another size.
     """
     if not recipe.loss.teacher:
         return None
@@ -73,9 +73,9 @@ def build_teacher(
     say(f"teacher: {model.name}, {line.removeprefix('pretrained weights: ')}")
     for size in recipe.phases.image_size or (recipe.data.image_size,):
         if (own := getattr(net, "image_size", size)) != size:
-            raise ValueError(f"loss.teacher: {model.name} takes images of {own} px only, and training has {size} px")
+            raise ValueError(f"loss.teacher: {model.name} accepts only images of {own} px, but training uses {size} px")
     teacher = Teacher(net, *_to_its_own(recipe.data, levels_of(source.about, net))).to(device)
-    # Compiled without CUDA graphs: the student's would overwrite its answers.
+    # Compiled without CUDA graphs, because the student's graphs would overwrite the teacher's logits.
     return torch.compile(teacher, dynamic=False) if compiled else teacher  # type: ignore[return-value]
 
 
@@ -89,33 +89,33 @@ def _read(recipe: Recipe) -> tuple[ModelConfig, Source]:
     said = source.about.get("model")
     if not isinstance(said, Mapping):
         raise ValueError(
-            f"{loss.teacher}: does not say of which network it is; let loss.teacher be that one's name, and "
-            "loss.teacher_weights this file"
+            f"{loss.teacher}: does not name its network. Set loss.teacher to the network's name, and "
+            "loss.teacher_weights to this file"
         )
     try:
         model = ModelConfig(**said)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{loss.teacher}: of a network that this version does not know ({error})") from None
+        raise ValueError(f"{loss.teacher}: this version cannot build its network ({error})") from None
     return replace(model, pretrained=loss.teacher, channels_last=layout, aux_logits=False, compile=False,
                    compile_mode="auto"), source  # fmt: skip
 
 
 def levels_of(about: Mapping[str, object], net: nn.Module) -> Levels | None:
-    """Those of the images that a network was trained with, as its weights say, or as timm says of its own in shares of
-    1; None where nothing does."""
-    told, scale = about, 1.0
+    """The mean and std that a network was trained with: from the facts in its weights, or from timm's configuration,
+    which has them on the scale 0 … 1. None if neither has them."""
+    facts, scale = about, 1.0
     if "mean" not in about:
-        told, scale = getattr(net, "pretrained_cfg", None) or {}, 255.0
-    mean, std = told.get("mean"), told.get("std")
+        facts, scale = getattr(net, "pretrained_cfg", None) or {}, 255.0
+    mean, std = facts.get("mean"), facts.get("std")
     if not isinstance(mean, Sequence) or not isinstance(std, Sequence):
         return None
     return [scale * value for value in mean], [scale * value for value in std]
 
 
 def _to_its_own(data: DataConfig, levels: Levels | None) -> tuple[Tensor, Tensor] | tuple[()]:
-    """scale, shift of a `Teacher`, none where both are normalised alike: with the student's mean m and std s, and its
-    own m′ and s′, (p − m′) / s′ = (p − m) / s · s / s′ + (m − m′) / s′."""
-    if levels is None or np.allclose([data.mean, data.std], levels, rtol=0, atol=1e-3):  # some were shares of 1
+    """scale and shift of a `Teacher`, or () if both networks have the same normalisation. With the student's mean m and
+    std s, and the teacher's m′ and s′: (p − m′) / s′ = (p − m) / s · s / s′ + (m − m′) / s′."""
+    if levels is None or np.allclose([data.mean, data.std], levels, rtol=0, atol=1e-3):  # timm's were on 0 … 1
         return ()
     (mean, std), (own_mean, own_std) = np.array([data.mean, data.std]), np.array(levels)
     scale, shift = std / own_std, (mean - own_mean) / own_std

@@ -1,7 +1,7 @@
-"""Where curves and pictures go besides `metrics.jsonl`: TensorBoard always, Weights & Biases where it is asked for.
+"""Trackers that show curves and pictures: TensorBoard always, Weights & Biases if requested.
 
-A tracker has `scalars(values, step)`, `image(tag, picture, step)` and `close(failed)`; tags are `group/name`, pictures
-(H, W, 3) uint8, steps the run's optimizer steps.
+A tracker has `scalars(values, step)`, `image(tag, picture, step)` and `close(failed)`. Tags are `group/name`, pictures
+are (H, W, 3) uint8, and steps are the run's optimizer steps.
 """
 
 import threading
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class TensorBoard:
-    """Events in `RUN/tensorboard`. Where they cannot be written, it says so once, and the run goes on without them."""
+    """Writes events to `RUN/tensorboard`. If that fails, it prints a line once, and the run continues without them."""
 
     def __init__(self, run_dir: Path) -> None:
         self._folder = run_dir / "tensorboard"
@@ -45,24 +45,24 @@ class TensorBoard:
             return
         try:
             write(self._opened(step))
-        except (OSError, UnicodeEncodeError) as error:  # it takes no file name that is no UTF-8
+        except (OSError, UnicodeEncodeError) as error:  # TensorBoard accepts only file names in UTF-8
             self._failed = True
             reason = getattr(error, "strerror", None) or str(error)
-            click.echo(f"{self._folder}: {reason}; no more curves from here on, metrics.jsonl has them", err=True)
+            click.echo(f"{self._folder}: {reason}; no more TensorBoard curves, but metrics.jsonl has them", err=True)
 
     def _opened(self, step: int) -> "SummaryWriter":
         if self._writer is None:
             _say_nothing_of_tensorboards_thread()
-            # Here and not above: the other ranks, --help and the report need no TensorBoard.
+            # Imported here because the other ranks, --help and the report need no TensorBoard.
             from torch.utils.tensorboard import SummaryWriter
 
-            # What an earlier process logged from this step on is made again after a resume.
+            # After a resume, the steps from here on are logged again: remove those of the earlier process.
             self._writer = SummaryWriter(self._folder, purge_step=step)
         return self._writer
 
 
 def _say_nothing_of_tensorboards_thread() -> None:
-    """Its writing thread ends by an exception that the next call raises in ours; no need to print it there, too."""
+    """Do not print the exception that ends TensorBoard's writing thread. The next call raises it in our thread."""
     printing = threading.excepthook
 
     def hook(args: threading.ExceptHookArgs) -> None:
@@ -73,17 +73,20 @@ def _say_nothing_of_tensorboards_thread() -> None:
 
 
 class WeightsAndBiases:
-    """A run of a W&B project, named as the run directory, with `config.toml` as its settings and files in `RUN/wandb`.
+    """A run of a W&B project, with the name of the run directory, the settings of `config.toml` and files in
+    `RUN/wandb`.
 
-    A run that is resumed goes on in the same W&B run. WANDB_MODE=offline keeps all on this machine.
+    A resumed run continues the same W&B run. WANDB_MODE=offline keeps everything on this machine.
     """
 
     def __init__(self, run_dir: Path, project: str) -> None:
-        """Raises ValueError where the package is missing, or W&B takes no run."""
+        """Raises ValueError if the package is missing, or W&B rejects the run."""
         try:
             import wandb
         except ImportError:
-            raise ValueError("train.wandb: the package wandb is not installed; uv pip install wandb") from None
+            raise ValueError(
+                "train.wandb: the package wandb is not installed. Install it: uv pip install wandb"
+            ) from None
         config_file, id_file = run_dir / "config.toml", run_dir / "wandb" / "run-id"
         settings = tomllib.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
         if not id_file.is_file():
@@ -97,9 +100,9 @@ class WeightsAndBiases:
         except wandb.Error as error:
             reason = " ".join(str(error).split()).rstrip(".")
             raise ValueError(
-                f"train.wandb = {project!r}: {reason}; run `wandb login` or set WANDB_MODE=offline"
+                f"train.wandb = {project!r}: {reason}. Run `wandb login` or set WANDB_MODE=offline"
             ) from None
-        # Our steps as the x-axis: W&B's own ones must grow, and a resumed run makes some again.
+        # Use our steps as the x-axis: W&B's own steps must increase, but a resumed run repeats some.
         self._run.define_metric("*", step_metric="step")
         self._image = wandb.Image
 

@@ -1,4 +1,4 @@
-"""The scores of a run: its validations, and the test split at its end."""
+"""Score the networks of a run: its validations, and the test split at its end."""
 
 from collections.abc import Iterator
 
@@ -19,8 +19,7 @@ from penstock.training.setup import Setup
 
 
 class Validation:
-    """Scores the networks of a run, and writes what comes of it. loader: of the validation split, or None where there
-    is none."""
+    """Scores the networks of a run and logs the results. loader: of the validation split, or None without one."""
 
     def __init__(
         self, setup: Setup, learner: Learner, loader: Loader | None, metrics: MetricsLog, progress: Progress,
@@ -32,22 +31,22 @@ class Validation:
         self._seen: Inspection | None = None
 
     def is_missing(self, state: RunState) -> bool:
-        """Whether there is a validation split, and the state as it is was not scored on it."""
+        """Whether there is a validation split on which the current state was not scored yet."""
         return self.loader is not None and not state.is_validated_on(self.loader.feed.num_samples)
 
     def validate(self, state: RunState) -> bool:
-        """Score the validation split; a checkpoint of this step is there already. Returns whether these are the best
-        figures so far. Raises Interrupted where the run is asked to stop."""
+        """Score the validation split. This step must already have a checkpoint. Return whether the scores are the best
+        so far. Raises Interrupted if the run is asked to stop."""
         assert self.loader is not None
         self._setup.watch.begin("validation", state.step)
         distributed.broadcast_buffers(self._learner.nets.values())
         figures, self._seen = self._score(self.loader, "validation", state)
         self._metrics.eval(step=state.step, epoch=state.epoch, position=state.position, **figures)
-        self._progress.print(f"step {state.step}: {described(figures)}")
+        self._progress.print(f"step {state.step}: validation {described(figures)}")
         return state.validated(figures)
 
     def show(self, state: RunState) -> None:
-        """Pictures of what the last validation got wrong."""
+        """Write pictures of the images that the last validation got wrong."""
         assert self.loader is not None
         assert self._seen is not None
         if self._setup.world.is_main:
@@ -55,14 +54,14 @@ class Validation:
             show_worst(run_dir, self._metrics, self._setup.dataset, feed, self._seen, state.step)
 
     def test(self, state: RunState) -> None:
-        """Score the test split, this once. Raises as `validate`."""
+        """Score the test split once. Raises as `validate`."""
         setup = self._setup
         loader = eval_loader(setup.recipe, setup.dataset, setup.world, setup.recipe.data.test_split,
                              at_most=setup.max_val_images)  # fmt: skip
         figures, _ = self._score(loader, "test split", state)
         loader.close()
         self._metrics.eval(kind="test", step=state.step, epoch=state.epoch, position=state.position, **figures)
-        self._progress.print(f"test split: {described(figures)}")
+        self._progress.print(f"step {state.step}: test split {described(figures)}")
 
     def _score(self, loader: Loader, stage: str, state: RunState) -> tuple[Scores, Inspection]:
         setup, learner = self._setup, self._learner

@@ -1,14 +1,14 @@
-"""Ends a run that hangs, with one line that says which rank hangs, in which step and in what.
+"""End a run that hangs, with one line that names the rank that hangs, the step and the stage.
 
-The main thread of each rank marks what it does (`begin`, `each`); a thread looks whether the marks move. A rank that
-hangs makes all others wait for it in a collective, so the ranks tell each other how far they are
-(`training.distributed.Notices`), and the one that is behind is named by all.
+The main thread of each rank marks what it does (`begin`, `each`), and another thread checks that the marks change. A
+rank that hangs makes all others wait for it in a collective. So the ranks share their progress
+(`training.distributed.Notices`), and all of them name the rank that is behind.
 
-A rank that waits for data while they come, however slowly, does not hang, nor do those that wait for it: a dataset's
-first download takes as long as it takes.
+A rank that waits for data does not hang as long as data arrive, however slowly, and neither do the ranks that wait for
+it. The first download of a dataset may take any time.
 
-The clock runs from the start: loading and a long first step must take less than the time-out, too. Compiling a network
-may take an hour more. A process that was stopped for longer ends when it is continued.
+The clock runs from the start, so loading and the first step must also take less than the timeout. Compiling a network
+may take an hour longer. A process that was stopped for longer than the timeout ends when it is continued.
 """
 
 import faulthandler
@@ -24,17 +24,17 @@ from penstock.training.distributed import World
 
 T = TypeVar("T")
 
-# EX_TEMPFAIL of sysexits.h, "try again later": what ended the run need not come again.
+# EX_TEMPFAIL of sysexits.h, "try again later": the cause need not occur again.
 EXIT_CODE = 75
-_LOOKS = 10  # a time-out has so many looks at the marks,
-_MOST_S = 5.0  # and two looks are at most so far apart
+_LOOKS = 10  # checks of the marks within a timeout
+_MOST_S = 5.0  # the longest time between two checks
 _WAITING, _COMPILING = ", waiting for data", ", compiling"
-COMPILING_S = 3600.0  # besides the time-out: "max-autotune" times hundreds of kernels
+COMPILING_S = 3600.0  # in addition to the timeout: "max-autotune" times hundreds of kernels
 
 
 class Mark(NamedTuple):
-    """What a rank's main thread does. stages: grows by one with each stage that begins or has no more batches, alike on
-    all ranks. batches: of this stage, which in validation can be one more on some ranks."""
+    """What a rank's main thread is doing. stages: the number of stages that began or ran out of batches, the same on
+    all ranks. batches: of this stage; in validation some ranks can have one more."""
 
     stages: int
     batches: int
@@ -47,7 +47,7 @@ class Mark(NamedTuple):
 
 
 class Watchdog:
-    """A context manager around a run. `begin` costs less than a microsecond and waits for nothing."""
+    """A context manager around a run. `begin` takes less than a microsecond and never waits."""
 
     def __init__(
         self,
@@ -56,8 +56,8 @@ class Watchdog:
         end: Callable[[str], None] | None = None,
         received: Callable[[], int] = lambda: 0,
     ) -> None:
-        """`end` is told the line; by default it prints it and ends the process with EXIT_CODE. `received` says how many
-        bytes of the dataset have come to this process so far."""
+        """`end` is called with the line; the default prints it and ends the process with EXIT_CODE. `received` returns
+        how many bytes of the dataset have arrived in this process so far."""
         self._world, self._timeout_s, self._end, self._received = world, timeout_s, end or _end, received
         self._look_every_s = min(timeout_s / _LOOKS, _MOST_S)
         self._mark = Mark(0, 0, 0, "starting", time.monotonic())
@@ -66,7 +66,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def begin(self, stage: str, step: int | None = None) -> None:
-        """This rank now does `stage`, in `step` (the last one named, where it is None)."""
+        """Mark that this rank begins `stage`, in `step` (by default the last one named)."""
         last = self._mark
         self._mark = Mark(last.stages + 1, 0, last.step if step is None else step, stage, time.monotonic())
 
@@ -75,9 +75,9 @@ class Watchdog:
         self._mark = Mark(last.stages, last.batches + 1, last.step, stage, time.monotonic())
 
     def each(self, batches: Iterable[T], stage: str, compiling: int = 0) -> Iterator[T]:
-        """The same batches: the wait for each, and what is done with it, are stages of their own.
+        """Pass on the batches. The wait for each and the work on it are marked as separate stages.
 
-        `compiling`: with so many of them, the first ones, the network may be compiled.
+        `compiling`: the number of batches at the start during which the network may be compiled.
         """
         iterator, waiting = iter(batches), f"{stage}{_WAITING}"
         for number in itertools.count():
@@ -91,7 +91,7 @@ class Watchdog:
             yield batch
 
     def __enter__(self) -> Self:
-        self._post()  # now, or a rank that is stopped before the first look would seem not to have started
+        self._post()  # at once, or a rank that is stopped before the first check would seem not to have started
         self._thread.start()
         return self
 
@@ -101,10 +101,10 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
     def _watch(self) -> None:
-        patient_since = 0.0  # data came, last
+        patient_since = 0.0  # when data last arrived
         while not self._over.wait(self._look_every_s):
-            # A thread cannot look while C code hangs with Python's lock held, on a dead file system for one. This does
-            # not need the lock: it prints where all threads are, and ends the process.
+            # This thread cannot run while C code hangs and holds Python's lock, for example on a dead file system.
+            # faulthandler does not need the lock: it prints the stacks of all threads and ends the process.
             faulthandler.dump_traceback_later(self._timeout_s + 10 * self._look_every_s, exit=True, file=2)
             self._post()
             mark = self._mark
@@ -114,7 +114,7 @@ class Watchdog:
                 limit_s += COMPILING_S
             if still_s >= limit_s:
                 before, now = self._two_looks()
-                if self._mark is not mark:  # it has moved after all
+                if self._mark is not mark:  # the mark has changed in the meantime
                     continue
                 if self._works(before, now):
                     patient_since = time.monotonic()
@@ -133,8 +133,8 @@ class Watchdog:
             self._world.notices.post(self._notice())
 
     def _two_looks(self) -> tuple[list[str], list[str]]:
-        """All ranks' notices ("" for one that has posted none), now and four looks later: a rank that posts no new one
-        in that time is not merely waiting."""
+        """All ranks' notices ("" for a rank that has posted none), now and four checks later. A rank that posts no new
+        notice in that time is not merely waiting."""
         notices = self._world.notices
         before = notices.read() if notices else [self._notice()]
         for _ in range(4):
@@ -143,8 +143,8 @@ class Watchdog:
         return before, notices.read() if notices else [self._notice()]
 
     def _works(self, before: list[str], now: list[str]) -> bool:
-        """Whether the rank that all wait for waits for data, and got some between two looks; or is another than this
-        one, and compiles. Such a one has a limit of its own."""
+        """Whether the rank that is behind is working: it waits for data and received some between two checks, or it is
+        another rank and compiles. A rank that compiles has its own limit."""
         if not (all(before) and all(now)):
             return False
         rank, mark = _last(now)
@@ -153,7 +153,7 @@ class Watchdog:
         return mark.stage.endswith(_WAITING) and json.loads(before[rank])[-1] < json.loads(now[rank])[-1]
 
     def _who_is_behind(self, before: list[str], now: list[str]) -> str:
-        """The rank that has come least far, where it is not this one."""
+        """Text about the rank that is furthest behind, if it is not this one."""
         if not self._world.notices:
             return ""
         if not all(now):
@@ -167,12 +167,12 @@ class Watchdog:
 
 
 def _last(notices: list[str]) -> tuple[int, Mark]:
-    """The rank that has come least far, and its mark."""
+    """The rank that is furthest behind, and its mark."""
     marks = [Mark(stages, batches, step, stage, 0.0) for _, stages, batches, step, stage, _ in map(json.loads, notices)]
     rank = min(range(len(marks)), key=lambda rank: marks[rank][:2])
     return rank, marks[rank]
 
 
 def _end(line: str) -> None:
-    os.write(2, f"{line}; the same command goes on from the last checkpoint\n".encode())
+    os.write(2, f"{line}; the same command resumes from the last checkpoint\n".encode())
     os._exit(EXIT_CODE)

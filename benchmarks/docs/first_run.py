@@ -6,7 +6,6 @@ Output: `first-run-2cpu.json` in benchmarks/results, `run`'s summary with the li
 """
 
 import json
-import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -16,7 +15,6 @@ from penstock.benchmarks import runs
 
 FILE = Path(__file__).resolve().parents[1] / "results/first-run-2cpu.json"
 TRAIN, TESTS = "uv run train.py", "uv run --group tests pytest"
-_EPOCH = re.compile(r"^(epoch|top-1) ")
 
 
 def demo_block() -> str:
@@ -24,9 +22,9 @@ def demo_block() -> str:
     it; of the tests the last line."""
     output = _content()["output"]
     lines = output[TRAIN]
-    epochs = [number for number, line in enumerate(lines) if _EPOCH.match(line)]
+    epochs = [number for number, line in enumerate(lines) if line.startswith("epoch ")]
     hints = next((number for number, line in enumerate(lines) if line.startswith("next")), len(lines))
-    head, tail = lines[: epochs[0]], lines[epochs[-2] : hints]
+    head, tail = lines[: epochs[0]], lines[epochs[-1] : hints]
     return "\n".join(["```text", f"$ {TRAIN}", *head, "…", *tail, f"$ {TESTS}", output[TESTS][-1].strip("= "), "```"])
 
 

@@ -113,4 +113,4 @@ def test_a_trace_has_the_gpus_kernels_and_its_times(tmp_path: Path) -> None:
     assert sum(event.get("cat") == "kernel" for event in events) > 100
     times = {words[0]: float(words[1]) for words in map(str.split, profile.lines()[1:])}
     assert min(times[name] for name in ("forward", "backward", "step")) > 0
-    assert all("ms a step of the GPU" in line for line in profile.lines()[1:])
+    assert all("ms per step of the GPU" in line for line in profile.lines()[1:])

@@ -115,7 +115,7 @@ def test_steps_made_again_count_as_they_were_logged_last(write: Callable[..., Pa
     wrong_first = [*lines[:3], lines[3] | {"samples": "0" * 16}, *lines[3:]]
     assert not any(epoch.deviation for epoch in audit(write(wrong_first)))
     wrong_last = [*lines[:4], lines[3] | {"samples": "0" * 16}, *lines[4:]]
-    assert audit(write(wrong_last))[0].deviation == f"step 3 (position {4 * BATCH}) saw other samples than the plan's"
+    assert audit(write(wrong_last))[0].deviation == f"step 3 (position {4 * BATCH}) used other samples than planned"
 
 
 EPOCH = STEPS + 2  # lines
@@ -127,10 +127,10 @@ def renumbered(lines: Lines, by: int) -> Lines:
 
 TRAINED_WRONGLY = {
     "none of its steps is in the metrics": lambda a: a[:EPOCH] + a[2 * EPOCH :],
-    "it did not end, and the next began": lambda a: a[:3] + renumbered(a[EPOCH:], 3 - STEPS),
-    "step 7 is where the plan has step 0": lambda a: a[:EPOCH] + renumbered(a, STEPS),
-    "step 3 is where the plan has step 2": lambda a: a[:3] + renumbered(a[2:], 1),
-    "the run ended after 21 steps, and 9 are here": lambda a: [*a[: EPOCH + 2], {"kind": "end", "step": 21}],
+    "the epoch did not end before the next one began": lambda a: a[:3] + renumbered(a[EPOCH:], 3 - STEPS),
+    "step 7 is logged where the plan has step 0": lambda a: a[:EPOCH] + renumbered(a, STEPS),
+    "step 3 is logged where the plan has step 2": lambda a: a[:3] + renumbered(a[2:], 1),
+    "the run ended after 21 steps, but the metrics prove 9": lambda a: [*a[: EPOCH + 2], {"kind": "end", "step": 21}],
     "step 2 comes after step 0": lambda a: [a[0], *a[2:], a[1]],
 }
 
@@ -201,9 +201,9 @@ def _other_epoch(lines: Lines) -> None:
 
 
 WRONG: dict[str, tuple[Callable[[Lines], Any], str]] = {
-    "swapped": (_swap, "epoch 0: step 2 (position 36) saw other samples than the plan's"),
-    "repeated": (_repeat, "epoch 0: step 4 (position 60) saw other samples than the plan's"),
-    "order of another epoch": (_other_epoch, "epoch 1: step 7 (position 12) saw other samples than the plan's"),
+    "swapped": (_swap, "epoch 0: step 2 (position 36) used other samples than planned"),
+    "repeated": (_repeat, "epoch 0: step 4 (position 60) used other samples than planned"),
+    "order of another epoch": (_other_epoch, "epoch 1: step 7 (position 12) used other samples than planned"),
     "missing": (lambda lines: lines.pop(3), "epoch 0: the step that ends at position 48 is not in the metrics"),
     "last one missing": (
         lambda lines: lines.pop(6),
@@ -246,9 +246,14 @@ def test_another_dataset_is_called_that(write: Callable[..., Path], dataset: Sha
     result = command(run_dir, "--data", str(dataset_copy))
     assert result.exit_code == 1
     assert len(result.output.splitlines()) == 1
-    assert f"was trained on another dataset than {dataset_copy} (as many images in train, but packed" in result.output
+    assert (
+        f"was trained on another dataset than {dataset_copy} (the same number of images in train, but" in result.output
+    )
     (run_dir / "env.json").write_text(json.dumps(noted | {"dataset": "0", "splits": {"train": 1234}}))
-    assert "(90 images in train, the run had 1,234); give its own with --data, if it" in command(run_dir).output
+    assert (
+        "(90 images in train here, 1,234 in the run's). Give the run's dataset with --data if it"
+        in command(run_dir).output
+    )
     for unknown in ("{}", "[]", '{"dataset": 3}', "{"):  # of an earlier version, or cut off: the digests tell
         (run_dir / "env.json").write_text(unknown)
         assert command(run_dir).exit_code == 0
@@ -259,7 +264,7 @@ def test_what_cannot_be_audited_says_why(write: Callable[..., Path], tmp_path: P
     assert "no steps yet" in command(write([])).output
     lines = lines_of()
     del lines[3]["samples"]
-    assert "without a digest" in command(write(lines)).output
+    assert "no digest of its samples" in command(write(lines)).output
     result = command(write(lines_of()), "--data", str(tmp_path / "gone"))
     assert result.exit_code == 1
     assert "no packed dataset here" in result.output

@@ -83,12 +83,12 @@ def test_a_class_map(trained: Path, image_tree: Path, tmp_path: Path, counted) -
     refused = scored(trained, data)
     assert refused.exit_code == 1
     assert "val has images of 2 classes that" in refused.stderr
-    assert "'eins', 'zero'; it knows 4: 'class2', 'other', 'class0'" in refused.stderr
+    assert "'eins', 'zero'; it has 4: 'class2', 'other', 'class0'" in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
     (tmp_path / "map").write_text("class0 zero\nother eins\n")
     result = scored(trained, data, "--class-map", str(tmp_path / "map"))
     assert figures(result) == counted({"class0": 2, "class1": 1, "class2": 0})
-    assert f"by {tmp_path / 'map'} and, 1 of them, by key" in result.stderr
+    assert f"by {tmp_path / 'map'} and 1 of them by key" in result.stderr
 
 
 def test_numbers_of_imagenet_on_wnids(image_tree: Path, tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_numbers_of_imagenet_on_wnids(image_tree: Path, tmp_path: Path) -> None:
     data = renamed(image_tree, tmp_path, {"class0": wnids[388], "class1": wnids[10], "class2": wnids[999]})
     result, same = scored(tmp_path / "numbers.pt", data), scored(tmp_path / "wnids.pt", data)
     assert json.loads(result.stdout) == json.loads(same.stdout)
-    assert "by ImageNet's list of wnids, to which the network's numbers are the places" in result.stderr
+    assert "by ImageNet's list of wnids, in which the network's numbers are positions" in result.stderr
     assert "classes mapped by key: val has images of 3 classes" in same.stderr
 
 
@@ -113,6 +113,6 @@ def test_the_same_numbers_by_other_names_are_said(image_tree: Path, tmp_path: Pa
         (tmp_path / "names").write_text("0 Cat, tabby\n1 dax\n2 fep\n")
         pack(tmp_path / "tree", tmp_path / "named", PackOptions(class_file=tmp_path / "names"), executor=executor)
     assert (
-        "1 of 3 numbers have other names: 1 is 'dog' in the network and 'dax'"
+        "1 of 3 class numbers have different names: 1 is 'dog' in the network and 'dax'"
         in scored(tmp_path / "a.pt", tmp_path / "named").stderr
     )

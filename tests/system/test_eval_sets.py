@@ -94,7 +94,7 @@ def test_v2s_folders_are_numbers(trained: tuple[Path, nn.Module], tmp_path: Path
     expected = counted(logits_by_name(net, split), lambda name: int(name.split("/")[1]))
     result = scored(checkpoint, tmp_path / "data")
     assert figures(result) == expected
-    assert "by ImageNet's list of wnids, to which the dataset's numbers are the places" in result.stderr
+    assert "by ImageNet's list of wnids, in which the dataset's numbers are positions" in result.stderr
     numbers = [{"wnid": f"{n:06d}", "name": f"{n}"} for n in range(1000)]
     write_checkpoint(tmp_path / "numbers.pt", recipe_of(), classes=numbers)
     assert figures(scored(tmp_path / "numbers.pt", tmp_path / "data")) == expected
@@ -111,7 +111,7 @@ def test_the_classes_of_a_and_r(trained: tuple[Path, nn.Module], tmp_path: Path,
     logits = logits_by_name(net, packed(folder, tmp_path / "data"))
     result = scored(checkpoint, tmp_path / "data")
     assert figures(result) == counted(logits, lambda name: WNIDS.index(name.split("/")[0]))
-    assert "images of 200 classes, the network has 1,000 outputs, and top-1 is over all of them" in result.stderr
+    assert "images of 200 classes, the network has 1,000 outputs, top-1 is over all of them" in result.stderr
 
     indices = [int(line) for line in TIMM.joinpath("imagenet_a_indices.txt").read_text().split()]
     kept = {name: row[indices] for name, row in logits.items()}
@@ -205,7 +205,7 @@ def test_real_labels_of_a_network_with_other_outputs(
     write_checkpoint(tmp_path / "b.pt", recipe_of(), classes=turned)
     result = scored(tmp_path / "b.pt", data, "--labels", str(tmp_path / "real.json"))
     assert figures(result) == expected | {"top1": 0.0, "top5": 0.0}
-    assert f"{expected['num_images']} images have labels of which the network has no output" in result.stderr
+    assert f"{expected['num_images']} images have only labels for which the network has no output" in result.stderr
 
 
 def test_images_by_other_names_are_refused(trained: tuple[Path, nn.Module], dataset_dir: Path, tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_images_by_other_names_are_refused(trained: tuple[Path, nn.Module], data
     packed(tmp_path / "val", tmp_path / "data")
     result = scored(trained[0], tmp_path / "data", "--labels", "real")
     assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (1, "", 1)
-    assert "val was called 'n01491361/ILSVRC2012_val_00050001.JPEG', not ILSVRC2012_val_00000001.JPEG" in result.stderr
+    assert "val was called 'n01491361/ILSVRC2012_val_00050001.JPEG'. --labels needs the original names" in result.stderr
     both = scored(trained[0], tmp_path / "data", "--labels", "real", "--only-data-classes")
-    assert "over all of the network's outputs: leave out --only-data-classes" in both.stderr
+    assert "over all of the network's outputs; omit --only-data-classes" in both.stderr
     assert "no such file; give real.json" in scored(trained[0], tmp_path / "data", "--labels", "nosuch").stderr

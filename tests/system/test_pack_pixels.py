@@ -217,4 +217,4 @@ def test_training_cannot_tell(dataset_dir: Path, mixed_dir: Path, tmp_path: Path
     broken = run(mixed_dir, tmp_path / "nan", optimizer__lr=1e20, schedule__warmup_epochs=0, train__log_every=3)
     assert broken.exit_code == 1
     (file,) = (tmp_path / "nan").glob("failed-step-*.pt")
-    assert "the failed step's 12 samples, in its order" in answer("replay", file).output
+    assert "the batch has the failed step's 12 samples in the same order" in answer("replay", file).output

@@ -330,7 +330,7 @@ def test_folders_are_walked_by_name_without_what_is_no_image(trained: Path, tmp_
     result = run(trained, tmp_path / "images" / "c.PNG", tmp_path / "images", "--json")
     found = [Path(json.loads(line)["file"]).relative_to(tmp_path / "images") for line in result.stdout.splitlines()]
     assert list(map(str, found)) == ["c.PNG", "a.jpg", "b/10.jpg", "b/2.jpg", "c.PNG"]
-    assert "left out, not named as images: " in result.stderr
+    assert "skipped, no image suffix: " in result.stderr
     assert "labels.csv" in result.stderr
     assert ".hidden" not in result.stderr
     assert result.exit_code == 0
@@ -418,7 +418,7 @@ def test_what_a_user_gets_wrong_is_one_line(trained: Path, tmp_path: Path) -> No
     empty.mkdir()
     cases = {
         "nothing.pt: no such checkpoint": (tmp_path / "nothing.pt", image),
-        "empty: no images here (.jpg, .jpeg": (trained, empty),
+        "empty: no images found (.jpg, .jpeg": (trained, empty),
         "a.jpg: not a readable checkpoint": (image, image),
         "has no averaged weights": (trained, image, "--weights", "ema"),
     }

@@ -65,7 +65,7 @@ def test_fewer_steps_are_traced_where_the_run_ends_and_it_says_how_many(dataset_
     """A resumed run counts its own steps, and a batch in two parts has two of each range but the optimizer's."""
     more = {"train__accumulation": 2, "data__val_split": "none"}
     first = runs.run(dataset_dir, tmp_path / "run", "--max-steps", "2", "--profile", "5", **more)
-    assert f"profile           none: the first {SKIPPED} steps are not traced, and it made 2" in first.output
+    assert f"profile           none: the first {SKIPPED} steps are not traced, and the run did 2" in first.output
     assert not (tmp_path / "run" / "trace.json.gz").exists()
     done = runs.run(dataset_dir, tmp_path / "run", "--max-steps", "14", "--profile", "5", **more)
     assert done.exit_code == 0, done.output

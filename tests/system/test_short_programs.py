@@ -21,7 +21,7 @@ def test_by_default_it_ends_the_process_with_its_code() -> None:
     done = forked.run(["-c", code], timeout=200)
     assert done.returncode == EXIT_CODE == os.EX_TEMPFAIL
     assert done.stderr.count("\n") == 1
-    assert "in step 5: training; the same command goes on" in done.stderr
+    assert "in step 5: training; the same command resumes" in done.stderr
 
 
 @pytest.mark.parametrize("cut", [True, False])
@@ -69,7 +69,7 @@ def test_a_run_goes_on_without_tensorboard_where_its_file_cannot_be_written(tmp_
     done = forked.run(["-c", UNWRITABLE, tmp_path], timeout=60)
     assert (done.returncode, done.stdout) == (0, "went on\n"), done.stderr
     ours = [line for line in done.stderr.splitlines() if "warn" not in line.lower()]
-    assert ours == [f"{tmp_path}/tensorboard: File too large; no more curves from here on, metrics.jsonl has them"]
+    assert ours == [f"{tmp_path}/tensorboard: File too large; no more TensorBoard curves, but metrics.jsonl has them"]
 
 
 def test_deterministic_kernels_have_cublas_workspace() -> None:

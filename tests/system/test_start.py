@@ -11,12 +11,12 @@ from tests.common import forked
 from tests.common.runs import ROOT, by_step, run
 
 REFUSED: dict[str, tuple[list[str], str]] = {
-    "the other run's recipe": (["--resume", "{one_step}", "--set", "optimizer.lr=0.01"], "made by another recipe"),
-    "its own recipe": (["--set", "optimizer.lr=0.01"], "made by another recipe"),
+    "the other run's recipe": (["--resume", "{one_step}", "--set", "optimizer.lr=0.01"], "made with other settings"),
+    "its own recipe": (["--set", "optimizer.lr=0.01"], "made with other settings"),
     "no checkpoint": (["--resume", "{data}"], "no checkpoint there"),
     "pretrained": (["--resume", "never", "--set", "model.pretrained=nowhere.pt"], "nowhere.pt"),
     "global batch": (["--resume", "never", "--set", "train.accumulation=5"], "train.accumulation 5"),
-    "image size": (["--resume", "never", "--set", "model.name=vit_b_32"], "takes images of 224 px only"),
+    "image size": (["--resume", "never", "--set", "model.name=vit_b_32"], "accepts only images of 224 px"),
     "warm-up": (["--resume", "never", "--set", "schedule.warmup_epochs=9"], "schedule.warmup_epochs"),
     "test split": (["--resume", "never", "--set", "data.test_split=tset"], "train, val"),
     "training shard": (["--resume", "never"], "train-000001.tar"),
@@ -57,7 +57,7 @@ def test_without_a_recipe_a_run_goes_on_with_its_own_settings(
     bare = ["--run-dir", str(run_dir), "--data", str(dataset_copy), "--device", "cpu", "--max-steps", "2"]
     result = CliRunner().invoke(train.main, bare)
     assert result.exit_code == 0, result.output
-    assert f"no --recipe: the run's own settings, {run_dir}/config.toml" in result.output
+    assert f"no --recipe given: using the run's own settings, {run_dir}/config.toml" in result.output
     assert "recipe run" not in result.output  # a directory's name is no recipe's
     assert "resuming from" in result.output
     assert len(by_step(run_dir, "loss")) == 2
@@ -82,7 +82,7 @@ def test_a_run_without_its_settings_wants_a_recipe(one_step: Path, tmp_path: Pat
     assert broken.output.endswith("; give --recipe\n")
     (run_dir / "config.toml").unlink()
     lost = CliRunner().invoke(train.main, ["--run-dir", str(run_dir)])
-    assert f"{run_dir}: has checkpoints and no config.toml, which would be taken: give --recipe" in lost.output
+    assert f"{run_dir}: has checkpoints but no config.toml with its settings. Give --recipe" in lost.output
     assert broken.exit_code == lost.exit_code == 1
 
 

@@ -76,7 +76,7 @@ def test_it_is_exported_to_timm_and_predicts(trained: Any, dataset_dir: Path, im
     assert scores["num_images"] > 0
     if name == "test_vit":
         refused = CliRunner().invoke(train.main, ["eval", str(run_dir), "--image-size", "48", "--device", "cpu"])
-        assert "--image-size: timm/test_vit takes images of 32 px only, not 48" in refused.output
+        assert "--image-size 48: timm/test_vit accepts only images of 32 px" in refused.output
 
 
 def test_it_starts_from_its_own_run_and_from_an_export(trained: Any, dataset_dir: Path, tmp_path: Path) -> None:

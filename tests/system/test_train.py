@@ -106,7 +106,7 @@ def test_a_choice_of_validation_images_is_the_same_on_any_number_of_ranks(datase
     result = run(dataset_dir, tmp_path / "one", *limited)
     assert result.exit_code == 0, result.output
     assert result.output.count(f"on {CHOSEN}/{NUM_VAL} images (--max-val-images)") == 2
-    assert f"Ended by --max-steps after 2 of {STEPS_PER_EPOCH * EPOCHS} steps" in result.output
+    assert f"Stopped by --max-steps after 2 of {STEPS_PER_EPOCH * EPOCHS} steps" in result.output
     process = start(dataset_dir, tmp_path / "two", *limited, ranks=2, train__seed=5)
     output = process.communicate(timeout=180)[0]
     assert process.returncode == 0, output
@@ -143,8 +143,8 @@ def test_without_validation_the_last_step_is_kept(dataset_dir: Path, tmp_path: P
 def test_training_without_a_validation_split(whole: Path, dataset_dir: Path, tmp_path: Path) -> None:
     result = run(dataset_dir, tmp_path / "run", report=True, data__val_split="none")
     assert result.exit_code == 0, result.output
-    assert "data.val_split is none: no validation, and no best.pt" in result.output
-    assert "no validation (data.val_split is none)" in result.output
+    assert "data.val_split is none: no validation and no best.pt" in result.output
+    assert "validation        none (data.val_split is none)" in result.output
     assert by_step(tmp_path / "run", "loss") == by_step(whole, "loss")
     assert not lines(tmp_path / "run", "eval")
     assert {path.name for path in (tmp_path / "run/checkpoints").iterdir()} >= {"last.pt"}
@@ -173,7 +173,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint(
     process.send_signal(number)
     output = process.communicate(timeout=30)[0]
     assert process.returncode == 128 + number, output
-    assert "goes on from the last checkpoint" in output
+    assert "resumes from the last checkpoint" in output
     assert "Traceback" not in output
     state = torch.load(run_dir / "checkpoints/last.pt", weights_only=True)["state"]["at"]
     assert state["step"] == len(lines(run_dir, "step"))
@@ -185,7 +185,7 @@ def test_a_bad_image_costs_a_line(
     damage(ShardSet.open(dataset_copy), "train", 41, b"not an image")
     result = run(dataset_copy, tmp_path / "run")
     assert result.exit_code == 0, result.output
-    assert result.output.count("taken out") == 1
+    assert result.output.count("quarantined: ") == 1
     quarantined = (tmp_path / "run/quarantine.jsonl").read_text().splitlines()
     assert [json.loads(line)["sample_id"] for line in quarantined] == [41]
     assert lines(tmp_path / "run", "epoch")[-1]["bad_samples"] == 1
@@ -208,7 +208,7 @@ def test_a_finished_run_takes_more_epochs(whole: Path, dataset_dir: Path, tmp_pa
     run_dir = Path(shutil.copytree(whole, tmp_path / "run"))
     result = run(dataset_dir, run_dir, train__epochs=4)
     assert result.exit_code == 0, result.output
-    assert "train.epochs: 2 → 4: goes on at epoch 2 of the new schedule, whose learning rate is " in result.output
+    assert "train.epochs: 2 → 4: continuing at epoch 2 of the new schedule, with learning rate " in result.output
     assert by_step(run_dir, "loss").keys() == set(range(4 * STEPS_PER_EPOCH))
     assert run(dataset_dir, tmp_path / "four", train__epochs=4).exit_code == 0
     rates, new = by_step(run_dir, "lr"), by_step(tmp_path / "four", "lr")
@@ -222,7 +222,7 @@ def test_a_finished_run_takes_more_epochs(whole: Path, dataset_dir: Path, tmp_pa
     for place in (run_dir, tmp_path / "new"):
         again = run(dataset_dir, place, "--resume", str(run_dir), train__epochs=4)
         assert again.exit_code == 0, again.output
-        assert "nothing is left to do, step 28 is the last; --set train.epochs=N goes on from there" in again.output
+        assert "nothing left to do: step 28 was the last. To train longer, give --set train.epochs=N" in again.output
     assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
     assert not (tmp_path / "new").exists()
     trial = run(dataset_dir, run_dir, "--max-val-images", "5", train__epochs=4)
@@ -231,7 +231,7 @@ def test_a_finished_run_takes_more_epochs(whole: Path, dataset_dir: Path, tmp_pa
     assert read_run(run_dir).images_per_s > 0
     fewer = run(dataset_dir, run_dir, train__epochs=3)
     assert fewer.exit_code == 1
-    assert "has done 4 epochs, and train.epochs: 4 → 3; give more" in fewer.output
+    assert "4 epochs are done, but train.epochs: 4 → 3. Give more epochs" in fewer.output
 
 
 def test_a_checkpoint_of_another_recipe_or_dataset_is_refused(whole: Path, dataset_dir: Path, tmp_path: Path) -> None:
@@ -249,11 +249,11 @@ OTHERS = {
     "3 classes, not the 2 of {}": lambda tree: (
         shutil.rmtree(tree / "train/class2") or shutil.rmtree(tree / "val/class2")
     ),
-    "other classes than {}, class1 among them": lambda tree: [
+    "other classes than {}, for example class1": lambda tree: [
         (tree / s / "class1").rename(tree / s / "class1b") for s in ("train", "val")
     ],
     "90 images in train, not the 89 of {}": lambda tree: next((tree / "train/class0").iterdir()).unlink(),
-    "as many images of the same classes as {}, in other shards": lambda tree: next(
+    "the same classes and numbers of images as {}, but other shards": lambda tree: next(
         (tree / "train/class0").iterdir()
     ).rename(tree / "train/class0/other.jpg"),
 }
@@ -269,7 +269,7 @@ def test_a_checkpoint_of_another_dataset_is_refused_with_the_difference(
         pack(tree, packed, PackOptions(samples_per_shard=25), executor=executor)
     result = run(packed, tmp_path / "run", "--resume", str(whole))
     assert result.exit_code == 1
-    assert f"made from another dataset ({expected.format(packed)})" in result.output
+    assert f"made with another dataset ({expected.format(packed)})" in result.output
 
 
 BAD_INPUT = {
@@ -285,7 +285,7 @@ BAD_INPUT = {
     "no test split": (["--set", "data.test_split=test"], "no split 'test'; it has train, val"),
     "no checkpoint": (["--resume", "nowhere.pt"], "nowhere.pt"),
     "no gpu": (["--device", "cuda"], "no GPU"),
-    "one size only": (["--set", "model.name=vit_b_32"], "vit_b_32 takes images of 224 px only"),
+    "one size only": (["--set", "model.name=vit_b_32"], "vit_b_32 accepts only images of 224 px"),
     "warm-up too long": (["--set", "schedule.warmup_epochs=9"], "schedule.warmup_epochs"),
 }
 

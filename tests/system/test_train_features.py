@@ -251,7 +251,7 @@ def test_weights_that_are_no_numbers_are_seen_late_too(
     result = run(dataset_dir, tmp_path / "run", train__log_every=2)
     assert result.exit_code == 1
     assert "step 3" in result.output
-    assert "weights are not finite" in result.output
+    assert "weights are NaN or infinite" in result.output
     (file,) = (tmp_path / "run").glob("failed-step-*.pt")
     assert checkpoint.load(file)["at"]["step"] == 2
 
@@ -262,7 +262,7 @@ def test_replay_feeds_exactly_the_failed_batch(failed: tuple[Path, str]) -> None
     step = checkpoint.load(file)["failed"]["step"]
     result = CliRunner().invoke(train.main, ["replay", str(file), "--device", "cpu"])
     assert result.exit_code == 0, result.output
-    assert "the failed step's 12 samples, in its order" in result.output
+    assert "the batch has the failed step's 12 samples in the same order" in result.output
     losses = {}
     for line in result.output.splitlines():
         if line.startswith("step ") and "loss" in line:
@@ -271,7 +271,7 @@ def test_replay_feeds_exactly_the_failed_batch(failed: tuple[Path, str]) -> None
     for s, loss in losses.items():
         assert (math.isnan(loss) and math.isnan(logged[s])) or loss == pytest.approx(logged[s], rel=1e-4), s
     assert math.isnan(losses[step])
-    assert "the first output that is not finite is that of" in result.output
+    assert "the first module with a NaN or infinite output is" in result.output
 
 
 def test_replay_of_a_run_on_two_ranks_with_mixing(dataset_dir: Path, tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_replay_of_a_run_on_two_ranks_with_mixing(dataset_dir: Path, tmp_path: P
     assert all("distributed/run.py" in trace for trace in output.split("Traceback (most recent call last):")[1:])
     result = CliRunner().invoke(train.main, ["replay", str(next(run_dir.glob("failed-*.pt"))), "--device", "cpu"])
     assert result.exit_code == 0, result.output
-    assert "the failed step's 12 samples, in its order" in result.output
+    assert "the batch has the failed step's 12 samples in the same order" in result.output
     first = next(line for line in result.output.splitlines() if line.startswith("step 0: loss"))
     assert float(first.split("loss ")[1].split(",")[0]) == pytest.approx(by_step(run_dir, "loss")[0], rel=1e-4)
 
@@ -320,7 +320,7 @@ def test_a_time_budget_goes_through_the_whole_schedule(dataset_dir: Path, tmp_pa
     (end,) = lines(run_dir, "end")
     assert end["epoch"] < 1000
     assert (end["ended_by"], end["epochs"]) == ("max_minutes", 1000)
-    assert f"Finished after step {end['step']}: --max-minutes fitted the 1000 epochs to " in result.output
+    assert f"Finished after step {end['step']}: --max-minutes shortened the 1000 epochs to " in result.output
 
 
 def test_ranks_stay_together_whenever_they_started_and_whatever_they_score(dataset_dir: Path, tmp_path: Path) -> None:
@@ -336,7 +336,7 @@ def test_ranks_stay_together_whenever_they_started_and_whatever_they_score(datas
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
     done = forked.run([*launcher, program, *words], timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "--max-minutes fitted the 1000 epochs" in done.stdout
+    assert "--max-minutes shortened the 1000 epochs" in done.stdout
     assert "on 2/19 images" in done.stdout
 
 

@@ -150,7 +150,7 @@ def test_the_page_shows_what_the_run_left(tmp_path: Path) -> None:
         "15",
     ]
     assert results[3][:4] == ["test", "0.4321", "0.8000", "2.5000"]
-    assert page.table("class", "taken for")[1] == [EVIL, "dog", "12", "24.0%"]
+    assert page.table("class", "predicted as")[1] == [EVIL, "dog", "12", "24.0%"]
     assert page.table("class", "top-1")[1] == [EVIL, "0.1250", "50"]
     assert page.table("setting")[1:] == [
         ["optimizer.lr", "0.5", "0.1"],
@@ -164,10 +164,10 @@ def test_the_page_shows_what_the_run_left(tmp_path: Path) -> None:
     bad = page.table("epoch", "sample")
     assert len(bad) == 51
     assert bad[1] == ["1", "0", "a.tar (?<b>0.jpg)", "cut"]
-    for text in ("Samples taken out: 70", "and 20 more", "commit 0123456789ab", "Finished after step 15", "1:02:03"):
+    for text in ("Quarantined samples: 70", "and 20 more", "commit 0123456789ab", "Finished after step 15", "1:02:03"):
         assert text in page.text
     assert "9.12" in page.text
-    assert "loss no number" in page.text
+    assert "loss NaN or infinite" in page.text
 
 
 def test_the_page_needs_nothing_else_and_runs_nothing(tmp_path: Path) -> None:
@@ -320,7 +320,7 @@ def test_a_killed_run_has_a_report(tmp_path: Path, kind: str) -> None:
     picture, path = write_report(tmp_path)
     page = _page(path)
     assert "Not finished" in page.text
-    assert ("2 steps have a loss that is no number, the first is step 2" in page.text) == (kind == "nan")
+    assert ("2 steps have a NaN or infinite loss, the first is step 2" in page.text) == (kind == "nan")
     assert ("0.2500" in page.text) == (kind == "eval")
     assert Image.open(picture).size[0] > 400
 
@@ -339,10 +339,10 @@ def test_the_page_says_what_ended_the_run(tmp_path: Path) -> None:
     full = ending(total_steps=14, epochs=2, schedule_epoch=2.0, data_epochs=2.0)
     assert "Finished after step 14." in _end(tmp_path / "full", **full)
     cut = ending(total_steps=330, epochs=22, schedule_epoch=0.93, data_epochs=0.93)
-    assert "Ended by --max-steps after 14 of 330 steps." in _end(tmp_path / "cut", **cut)
+    assert "Stopped by --max-steps after 14 of 330 steps." in _end(tmp_path / "cut", **cut)
     fitted = ending(total_steps=330, epochs=22, schedule_epoch=22.0, data_epochs=0.93)
     text = _end(tmp_path / "fitted", **fitted)
-    assert "Finished after step 14: --max-minutes fitted the 22 epochs to 0.93 epochs of images." in text
+    assert "Finished after step 14: --max-minutes shortened the 22 epochs to 0.93 epochs of images." in text
     with MetricsLog(tmp_path / "cut") as log:  # it went on, and was killed
         log.write("step", step=14, epoch=0, position=15, loss=1.0, lr=0.1)
     text = _page(write_report(tmp_path / "cut")[1]).text

@@ -83,20 +83,20 @@ def test_several_classes_as_one_and_keys_with_spaces(tmp_path: Path) -> None:
         (tmp_path / "map").write_text(text)
         found = map_classes(network, dataset, tmp_path / "map")
         assert found.labels.tolist() == [1, 0, -1, 0]
-        assert "1 of them, by key" in found.how
+        assert "1 of them by key" in found.how
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a x y\n", "line 1: 'a x y' is no pair of keys"),
-        ("\na\n", "line 2: 'a' is no pair"),
+        ("a x y\n", "line 1: 'a x y' is not a pair of keys"),
+        ("\na\n", "line 2: 'a' is not a pair"),
         ("z x\n", "line 1: the network has no class 'z'; it has 'a', 'b'"),
-        ("x a\n", "line 1: 'x' is the dataset's; write the network's class first: a x"),
-        ("a x\nb x\n", "line 2: 'x' is given two of the network's classes"),
+        ("x a\n", "line 1: 'x' is a class of the dataset. Write the network's class first: a x"),
+        ("a x\nb x\n", "line 2: 'x' is mapped to two of the network's classes"),
         ("a q\n", "names none of the dataset's classes"),
-        ('{"a": 1.5}', "give keys of classes"),
-        ("{", "is no JSON object"),
+        ('{"a": 1.5}', "Give class keys"),
+        ("{", "is not a JSON object"),
     ],
 )
 def test_files_that_are_no_maps(text: str, message: str, tmp_path: Path) -> None:

@@ -241,10 +241,10 @@ def test_it_is_compiled_with_the_student(tmp_path: Path, monkeypatch: pytest.Mon
         (["teacher=resnet18", "teacher_weights=FILE"], "loss.teacher: FILE: not weights of this resnet18"),
         (["teacher=resnet18", "teacher_weights=nosuch"], "loss.teacher: nosuch: neither a file nor"),
         (["teacher=FOLDER"], "loss.teacher: FOLDER: not a run's directory"),
-        (["teacher=BARE"], "loss.teacher: BARE: does not say of which network it is; let loss.teacher be that one's"),
-        (["teacher=LATER"], "loss.teacher: LATER: of a network that this version does not know"),
+        (["teacher=BARE"], "loss.teacher: BARE: does not name its network. Set loss.teacher to the network's name"),
+        (["teacher=LATER"], "loss.teacher: LATER: this version cannot build its network"),
         (["teacher=OTHER"], r"loss.teacher: OTHER: its head is for other classes \(.*7 → 7 classes, only 6 in common"),
-        (["teacher=VIT"], "loss.teacher: airbench94 takes images of 64 px only, and training has 32 px"),
+        (["teacher=VIT"], "loss.teacher: airbench94 accepts only images of 64 px, but training uses 32 px"),
     ],
 )  # fmt: skip
 def test_bad_teachers_cost_a_line(overrides: list[str], message: str, tmp_path: Path, monkeypatch: Any) -> None:

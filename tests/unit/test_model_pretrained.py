@@ -399,7 +399,7 @@ def test_what_is_assumed_is_said(donor: nn.Module, tmp_path: Path) -> None:
     assert said == "fc is kept: its 10 classes have no names and are assumed to be the dataset's, in order"
     numbers = [ClassInfo(f"{i:06}", f"{i:06}") for i in range(10)]
     _, said = learnt(of_program("checkpoint", donor, tmp_path, numbers), [ClassInfo(str(i), str(i)) for i in range(10)])
-    assert said == "fc keeps the rows of the dataset's classes, known by their numbers alone, as they have no names"
+    assert said == "fc keeps the rows of the dataset's classes, matched by their numbers alone, as they have no names"
 
 
 def test_auxiliary_heads_and_convolutions_are_mapped_too(tmp_path: Path) -> None:

@@ -198,7 +198,7 @@ def test_it_is_built_for_the_recipes_size_and_takes_no_other(tmp_path: Path) -> 
     world = World(rank=0, world_size=1, local_rank=0, local_world_size=1, device=torch.device("cpu"))
     assert build_learner(recipe, 7, world).net(torch.randn(1, 3, 64, 64)).shape == (1, 7)
     other = replace(recipe, data=replace(recipe.data, val_image_size=32))
-    with pytest.raises(ValueError, match=r"data\.val_image_size: timm/test_vit takes images of 64 px only, not 32"):
+    with pytest.raises(ValueError, match=r"data\.val_image_size = 32: timm/test_vit accepts only images of 64 px"):
         build_learner(other, 7, world)
     free = replace(other, model=replace(recipe.model, timm_args=("dynamic_img_size=true",)))
     assert build_learner(free, 7, world).net(torch.randn(1, 3, 32, 32)).shape == (1, 7)

@@ -24,9 +24,9 @@ IMAGENET = [ClassInfo(*item) for item in imagenet_classes().items()]
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[[1], ", "is no JSON"),
-        ('{"a": 1}', "holds a dict, real.json a list of 50,000"),
-        (json.dumps([[1]] * 10_000), "holds a list of 10,000, real.json a list of 50,000"),
+        ("[[1], ", "is not JSON"),
+        ('{"a": 1}', "contains a dict. real.json is a list of 50,000"),
+        (json.dumps([[1]] * 10_000), "contains a list of 10,000. real.json is a list of 50,000"),
         (json.dumps([[1]] * 49_999 + [[1000]]), r"entry 49999 is \[1000\], not a list of numbers from 0 to 999"),
         (json.dumps([[-1]] + [[]] * 49_999), r"entry 0 is \[-1\], not a list"),
         (json.dumps([7] + [[]] * 49_999), "entry 0 is 7, not a list"),

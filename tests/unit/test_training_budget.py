@@ -163,7 +163,7 @@ def test_what_leaves_little_time_for_training_is_said() -> None:
     budget = Budget(work(), 60, started_s=5)
     assert not budget.expect(1e-3, now=5)
     said = budget.expect(4e-3, now=5)
-    assert "--max-minutes 1: scoring at the end takes about 42 s of the 50 s" in said
+    assert "--max-minutes 1: scoring at the end takes about 42 s of the remaining 50 s" in said
     assert "--max-val-images" in said
 
 

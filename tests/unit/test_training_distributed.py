@@ -28,7 +28,7 @@ def test_a_world_of_one_has_no_process_group() -> None:
     assert not torch.distributed.is_initialized()
     model, tensor = nn.Linear(2, 2), torch.ones(2)
     assert distributed.wrap(model, world) == (model, model)
-    with pytest.raises(ValueError, match="sync_batch_norm needs GPUs"):
+    with pytest.raises(ValueError, match="sync_batch_norm = true needs GPUs"):
         distributed.wrap(model, world, sync_batch_norm=True)
     assert distributed.from_rank_0(2.5, world) == 2.5
     assert distributed.sum_tensor(tensor) is tensor
@@ -50,9 +50,14 @@ def test_cuda_where_there_is_none_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("driver", "for_torch", "for_dali", "told"),
     [
-        ((12, 4), "13.0", "nvidia-dali-cuda130", "driver is for CUDA 12.4, torch for 13 and DALI for 13: "),
-        ((12, 4), "13.0", "nvidia-dali-cuda120", "driver is for CUDA 12.4, torch for 13: "),
-        ((12, 2), "12.8", "nvidia-dali-cuda130", "driver is for CUDA 12.2, DALI for 13: "),
+        (
+            (12, 4),
+            "13.0",
+            "nvidia-dali-cuda130",
+            "12.4, but torch needs CUDA 13 and DALI needs CUDA 13. ",
+        ),
+        ((12, 4), "13.0", "nvidia-dali-cuda120", "driver supports CUDA 12.4, but torch needs CUDA 13. "),
+        ((12, 2), "12.8", "nvidia-dali-cuda130", "driver supports CUDA 12.2, but DALI needs CUDA 13. "),
         ((12, 2), "12.8", "nvidia-dali-cuda120", ""),  # within a major version
         ((13, 0), "13.2", "nvidia-dali-cuda120", ""),
         ((13, 0), None, "", ""),
@@ -98,7 +103,7 @@ def test_more_processes_than_gpus_is_an_error(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    with pytest.raises(ValueError, match="4 processes on this machine, but 2 GPUs"):
+    with pytest.raises(ValueError, match="4 processes on this machine, but only 2 GPUs"):
         distributed.start("cuda")
 
 

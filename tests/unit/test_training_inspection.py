@@ -115,7 +115,7 @@ def _noting(given: list[Tensor], ranks: int) -> Callable[[Tensor], Tensor]:
 
 
 def test_a_wrong_number_of_ranks_is_an_error() -> None:
-    with pytest.raises(RuntimeError, match="1 ranks were named"):
+    with pytest.raises(RuntimeError, match="world_size is 1"):
         EvalInspection(3, CPU).reduced(lambda tensor: tensor.mul_(2))
 
 

@@ -284,8 +284,8 @@ def test_wandb_gets_the_same_scalars_and_images(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (None, "train.wandb: the package wandb is not installed; uv pip install wandb"),
-        (_Wandb("no API key\nconfigured"), "train.wandb = 'pets': no API key configured; run `wandb login` or set"),
+        (None, "train.wandb: the package wandb is not installed. Install it: uv pip install wandb"),
+        (_Wandb("no API key\nconfigured"), "train.wandb = 'pets': no API key configured. Run `wandb login` or set"),
     ],
 )
 def test_wandb_that_cannot_be_is_one_line(

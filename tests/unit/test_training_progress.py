@@ -36,7 +36,7 @@ def test_plain_lines_are_few_and_the_last_step_is_shown() -> None:
         progress.print("top-1 0.5")
     lines = out.getvalue().splitlines()
     assert len(lines) == 3
-    assert lines[0].startswith("epoch 1/2  step 1/10  1,234 img/s  loss 1.250  wait 3%")
+    assert lines[0].startswith("epoch 1/2  step 1/10  1,234 img/s  loss 1.250  data wait 3%")
     assert "step 10/10" in lines[1]
     assert "eta 1:15" in lines[1]
     assert lines[2] == "top-1 0.5"

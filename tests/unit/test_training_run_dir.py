@@ -43,7 +43,7 @@ def test_two_runs_do_not_share_a_directory(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(run_dir, "LOCK_WAIT_S", 0.2)
     aside, claim = begin(tmp_path / "run")
     assert aside is None
-    with pytest.raises(ValueError, match=rf"run: another run writes there \(process {os.getpid()} on .*--run-dir"):
+    with pytest.raises(ValueError, match=rf"run: another run is writing there \(process {os.getpid()} on .*--run-dir"):
         Claim(tmp_path / "run")
     with claim:
         pass
@@ -54,7 +54,7 @@ def test_of_two_starts_at_once_in_a_new_directory_one_is_refused(tmp_path: Path)
     first, second = Claim(tmp_path / "run"), Claim(tmp_path / "run")
     first.take(None, FILES)
     before = contents(tmp_path)
-    with pytest.raises(ValueError, match="another run has begun there meanwhile"), second:
+    with pytest.raises(ValueError, match="another run has started there in the meantime"), second:
         second.take(None, {"config.toml": "b = 1"})
     assert contents(tmp_path) == before
 
@@ -68,7 +68,7 @@ def test_an_earlier_run_is_moved_aside_and_both_stay_locked(tmp_path: Path, monk
     assert aside == tmp_path / "run.1"
     assert (aside / "config.toml").read_text() == "a = 1"
     assert (path / "config.toml").read_text() == "a = 2"
-    with pytest.raises(ValueError, match="another run writes there"):
+    with pytest.raises(ValueError, match="another run is writing there"):
         Claim(path)
     with claim:
         pass
@@ -82,7 +82,7 @@ def test_a_run_that_others_lie_in_is_not_moved_aside(tmp_path: Path, monkeypatch
     before = contents(tmp_path)
     for path, inside in ((tmp_path / "a", tmp_path / "a/b"), (Path(), tmp_path / "c"), (tmp_path / "c", tmp_path)):
         with (
-            pytest.raises(ValueError, match=rf"not moved aside with {inside}.* in it; give another"),
+            pytest.raises(ValueError, match=rf"not moved aside because {inside}.* in it\. Give another"),
             Claim(path) as claim,
         ):
             claim.take(None, FILES)
@@ -106,7 +106,7 @@ def test_the_lock_of_a_run_that_is_moved_aside_is_not_taken_for_the_new_ones(
         flock(stream, how)
 
     monkeypatch.setattr(fcntl, "flock", moved_before)
-    with pytest.raises(ValueError, match="another run writes there"):
+    with pytest.raises(ValueError, match="another run is writing there"):
         Claim(path)
     with mover:
         pass
@@ -160,16 +160,16 @@ def test_where_no_run_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyP
     run_dir.check_place(tmp_path / "a/b")
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file/run"):
-        with pytest.raises(ValueError, match="file: is no directory"):
+        with pytest.raises(ValueError, match="file: is not a directory"):
             run_dir.check_place(path)
     (tmp_path / "dataset.json").touch()
-    with pytest.raises(ValueError, match="is a packed dataset; give another --run-dir"):
+    with pytest.raises(ValueError, match=r"is a packed dataset\. Give another --run-dir"):
         run_dir.check_place(tmp_path)
-    with pytest.raises(ValueError, match="MB free, and a checkpoint takes"):
+    with pytest.raises(ValueError, match="MB free, but a checkpoint needs"):
         run_dir.check_place(tmp_path / "run", need_bytes=1 << 60)
     (tmp_path / "run").mkdir()
     (tmp_path / "run/checkpoints").touch()
-    with pytest.raises(ValueError, match="run/checkpoints: is no directory"):
+    with pytest.raises(ValueError, match="run/checkpoints: is not a directory"):
         run_dir.check_place(tmp_path / "run")
     (tmp_path / "run/checkpoints").unlink()
     (tmp_path / "run/checkpoints").mkdir()
@@ -195,7 +195,7 @@ def test_whose_settings_are_taken_without_a_recipe(tmp_path: Path) -> None:
     assert run_dir.config_of_run("auto", tmp_path / "new") is run_dir.config_of_run("auto", None) is None
     for path in (other, other / "checkpoints/last.pt", other / "failed-step-00000001.pt"):
         assert run_dir.config_of_run(str(path), own) == other / "config.toml"
-    with pytest.raises(ValueError, match=r"lone\.pt: lies in no run directory.*give --recipe"):
+    with pytest.raises(ValueError, match=r"lone\.pt: is not in a run directory.*Give --recipe"):
         run_dir.config_of_run(str(tmp_path / "lone.pt"), own)
     with pytest.raises(ValueError, match="no checkpoint there"):
         run_dir.config_of_run(str(tmp_path / "nowhere"), own)
@@ -205,7 +205,9 @@ def test_ranks_that_read_other_checkpoints_do_not_train(monkeypatch: pytest.Monk
     monkeypatch.setattr(learners, "restore", lambda *arguments: RunState(step=6))
     monkeypatch.setattr(distributed, "gather", lambda value, world: [value, value, 3])
     nothing: Any = None
-    with pytest.raises(ValueError, match=r"rank 0 would go on at step 6, rank 2 at step 3, .*the same run directory"):
+    with pytest.raises(
+        ValueError, match=r"rank 0 would resume at step 6, but rank 2 at step 3, .*share the run directory"
+    ):
         start_or_resume([Path("x")], nothing, nothing, nothing, WORLD, print)
     monkeypatch.setattr(distributed, "gather", lambda value, world: [value] * 3)
     assert start_or_resume([Path("x")], nothing, nothing, nothing, WORLD, print).step == 6
@@ -243,10 +245,8 @@ def test_a_failed_step_is_told_though_its_state_cannot_be_written(
     failure.all_is_well()
     monkeypatch.setattr(checkpoint, "save", full)
     error = failure.error(feed, "the loss is nan", step=3, epoch=0, end=8)
-    assert (
-        "step 3 (epoch 0, position 6): the loss is nan; samples 4, 5; the state before it cannot be written (No space"
-        in (str(error))
-    )
+    assert "step 3 (epoch 0, position 6): the loss is nan; samples 4, 5; " in str(error)
+    assert "the state before the step cannot be written (No space" in str(error)
     assert "replay" not in str(error)
 
 

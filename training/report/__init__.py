@@ -1,4 +1,4 @@
-"""A run's directory → `report.png` and `report.html`; several → their curves in one."""
+"""Write `report.png` and `report.html` for a run directory, or compare several runs on one page."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,17 +14,18 @@ _TITLE_FIGURES = (("top1", "top-1"), ("ema_top1", "EMA top-1"))
 
 
 def write_report(run_dir: Path, out: Path | None = None) -> tuple[Path, Path]:
-    """Draw one run, finished or not: a PNG of its curves, and a page with all that there is to see.
+    """Draw one run, finished or not: a PNG of its curves, and a page with all of its results.
 
-    `out`: the page's file, the picture beside it; by default the run's own `report.html` and `report.png`. Returns
-    the picture's path and the page's. Raises ValueError, naming the file, where there are no metrics.
+    `out`: the page's file; the picture is written beside it. By default these are the run's own `report.html` and
+    `report.png`. Returns the picture's path and the page's. Raises ValueError, naming the file, if there are no
+    metrics.
     """
     run = read_run(run_dir)
     return _write(out or run_dir / REPORT_FILE, picture([run], _title(run)), run_page(run))
 
 
 def write_comparison(run_dirs: Sequence[Path], out: Path) -> tuple[Path, Path]:
-    """Draw several runs in one, as `write_report` does one: curves, results, and the settings in which they differ."""
+    """Draw several runs together, like `write_report`: curves, results, and the settings in which they differ."""
     runs = [read_run(run_dir) for run_dir in run_dirs]
     return _write(out, picture(runs, f"{len(runs)} runs"), comparison_page(runs))
 
@@ -39,7 +40,7 @@ def _title(run: Run) -> str:
 
 
 def _write(page_file: Path, png: bytes, page: str) -> tuple[Path, Path]:
-    """Each under a temporary name first. What is no text in UTF-8 (some file names) is written as question marks."""
+    """Write both files under a temporary name first. Text that is not UTF-8, as in some file names, becomes "?"."""
     page_file = page_file.with_suffix(".html")
     picture_file = page_file.with_suffix(".png")
     page_file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Runs → curves: one picture of all panels (PNG), or one SVG a panel whose colours a page can choose.
+"""Draw the curves of runs: one picture of all panels (PNG), or one SVG per panel with colours that a page can set.
 
-One run has a colour for each series. Several have a colour each, and the series differ by their line: what is drawn
-for one run alone is left out.
+For one run, each series has a colour. For several runs, each run has a colour and the series differ by line style;
+some series are drawn only for a single run.
 """
 
 import io
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
 INK, FAINT = "#1b1b1f", "#d0d0d6"  # text and grid
-_MAX_POINTS = 4000  # more than the picture has columns
+_MAX_POINTS = 4000  # more than the number of pixel columns
 _MAX_NAME = 48
 _LINES = ("-", "--", ":", "-.")
 
@@ -70,7 +70,7 @@ PANELS = (
 
 
 def colours(runs: Sequence[Run]) -> list[str]:
-    """One a run; of more than the palette has, steps of viridis."""
+    """One colour per run: from the palette, or from viridis if there are too many runs."""
     if len(runs) <= len(PALETTE):
         return list(PALETTE[: len(runs)])
     from matplotlib import colormaps
@@ -80,7 +80,7 @@ def colours(runs: Sequence[Run]) -> list[str]:
 
 
 def picture(runs: Sequence[Run], title: str) -> bytes:
-    """All panels that have something to show, as a PNG."""
+    """Draw all panels that have data, as a PNG."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -140,13 +140,13 @@ def _embedded(svg: str, name: str) -> str:
 
 
 def themed(colour: str) -> str:
-    """The CSS for a colour: a variable that a page sets for light and dark, where there is one."""
+    """The CSS for a colour: a variable that a page sets for light and dark mode, if there is one."""
     variables = {INK: "--ink", FAINT: "--faint"} | {known: f"--c{i}" for i, known in enumerate(PALETTE)}
     return f"var({variables[colour]})" if colour in variables else colour
 
 
 def shown_panels(runs: Sequence[Run]) -> list[Panel]:
-    """Those for which some run has a figure, and for `if_changing` two different ones."""
+    """The panels for which some run has a value, or two different values for `if_changing`."""
     panels = []
     for panel in PANELS:
         found = [
@@ -161,7 +161,7 @@ def shown_panels(runs: Sequence[Run]) -> list[Panel]:
 
 
 def draw(ax: "Axes", panel: Panel, runs: Sequence[Run]) -> None:
-    """One panel on matplotlib axes, over epochs, or over steps where some run has not done one epoch."""
+    """Draw one panel on matplotlib axes, over epochs, or over steps if some run has not finished an epoch."""
     alone = len(runs) == 1
     in_epochs = all(epoch_of(run, run.epochs) is not None for run in runs)
     drawn: dict[str, Line2D] = {}
@@ -181,7 +181,7 @@ def draw(ax: "Axes", panel: Panel, runs: Sequence[Run]) -> None:
                 if alone:
                     ax.plot(*_thinned(x, y), color=colour, alpha=0.3, linewidth=0.6)
                 y = smooth(y)
-            if series.lines == "epochs":  # a line of an epoch's end tells of all of the epoch
+            if series.lines == "epochs":  # the line of an epoch's end applies to the whole epoch
                 x, y = np.insert(x, 0, 0.0), np.insert(y, 0, y[0])
             drawstyle = "steps-pre" if series.lines == "epochs" else "default"
             marker = "o" if (len(x) < 40 and series.lines == "evals") or len(x) == 1 else None
@@ -208,7 +208,7 @@ def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """A centred moving mean over 1/50 of the run, over fewer steps at its ends; NaN does not spread."""
+    """A centred moving mean over 1/50 of the run, and over fewer steps at its ends. It ignores NaN."""
     width = max(len(values) // 50, 1) | 1
     window = np.ones(width)
     known = np.isfinite(values)
@@ -220,11 +220,11 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 def _legend_name(name: str) -> str:
     name = name if len(name) <= _MAX_NAME else "…" + name[1 - _MAX_NAME :]
-    return f" {name}" if name.startswith("_") else name  # matplotlib leaves out labels that begin with it
+    return f" {name}" if name.startswith("_") else name  # matplotlib skips labels that begin with "_"
 
 
 def _style() -> dict[str, object]:
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "axes.titlecolor")
     small = {"font.size": 9, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8}
-    # A dollar sign in a name is a dollar sign.
+    # text.parse_math: do not read a dollar sign in a name as math.
     return {**dict.fromkeys(inked, INK), "grid.color": FAINT, "text.parse_math": False, **small}

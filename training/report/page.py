@@ -35,7 +35,7 @@ def run_page(run: Run) -> str:
         _section("Most confused classes", _confused(run)),
         _section("Classes with the lowest accuracy", _lowest(run)),
         "</div>",
-        _folded(f"Samples taken out: {len(run.bad)}", _bad(run)),
+        _folded(f"Quarantined samples: {len(run.bad)}", _bad(run)),
         _folded("Settings", _settings(run)),
         _folded(
             "Environment", _table(("what", "value"), [(key, _text(value)) for key, value in run.environment.items()])
@@ -81,9 +81,7 @@ def standing(run: Run) -> list[str]:
     """How far the run came, on what, and what is wrong with it, in sentences."""
     lines = [f"{how_it_ended(run.end)}." if run.end else f"Not finished: {run.num_steps} steps are done."]
     if "split_images" in run.last:
-        lines.append(
-            f"Validated on {_images(run.last)} images (--max-val-images): a choice, whose figures are for trials."
-        )
+        lines.append(f"Validated on {_images(run.last)} images (--max-val-images). Use these figures only for trials.")
     facts = [run.environment.get(key) for key in ("gpu", "cpu")]
     hardware = next((str(fact) for fact in facts if fact), None)
     commit = run.environment.get("git_commit")
@@ -92,7 +90,7 @@ def standing(run: Run) -> list[str]:
     losses = column(run.steps, "loss")
     if not np.isfinite(losses).all():
         first = run.steps[int(np.argmin(np.isfinite(losses)))]["step"]
-        lines.append(f"{np.sum(~np.isfinite(losses))} steps have a loss that is no number, the first is step {first}.")
+        lines.append(f"{np.sum(~np.isfinite(losses))} steps have a NaN or infinite loss, the first is step {first}.")
     return [line for line in lines if line]
 
 
@@ -144,9 +142,10 @@ def _worst(run: Run) -> str:
     for row in _rows(run.worst, "worst"):
         data = _picture(run.folder, row.get("file"))
         image = f'<img alt="" src="data:image/jpeg;base64,{data}">' if data else '<div class="none">no picture</div>'
-        loss = "no number" if row.get("loss") is None else _number(row["loss"], 2)
+        loss = "NaN or infinite" if row.get("loss") is None else _number(row["loss"], 2)
         caption = (
-            f"<b>{escape(_text(row.get('label_name')))}</b><br>taken for {escape(_text(row.get('prediction_name')))}, "
+            f"<b>{escape(_text(row.get('label_name')))}</b><br>predicted as "
+            f"{escape(_text(row.get('prediction_name')))}, "
             f"{_percent(row.get('probability'))}<br>loss {loss}<br>{escape(_text(row.get('source')))}"
         )
         figures.append(f'<figure class="card">{image}<figcaption>{caption}</figcaption></figure>')
@@ -166,7 +165,7 @@ def _confused(run: Run) -> str:
         (_text(r.get("label_name")), _text(r.get("prediction_name")), _text(r.get("count")), _percent(r.get("share")))
         for r in _rows(run.worst, "confused")
     ]
-    return _table(("class", "taken for", "images", "share of the class"), rows)
+    return _table(("class", "predicted as", "images", "share of the class"), rows)
 
 
 def _lowest(run: Run) -> str:

@@ -1,4 +1,4 @@
-"""A run's directory → `Run`: what its files say, as far as they are there. A killed run has a report too."""
+"""Read a run's directory into a `Run`. Files may be missing, so a killed run has a report, too."""
 
 import json
 import math
@@ -19,12 +19,11 @@ Line = dict[str, object]  # as JSON has it; a file may hold anything
 
 @dataclass(frozen=True)
 class Run:
-    """Lists of metrics lines in the order of their steps, where one that was made again after a resume counts as it
-    was logged last; dicts are empty where the run has nothing of the kind.
+    """The contents of a run's directory. Lists hold metrics lines in the order of their steps. If a step was repeated
+    after a resume, the line that was logged last counts. Dicts are empty if the run has no such data.
 
-    settings, defaults: of `config.toml` and `defaults.toml`, by dotted key. test, end: the last such line; no end
-    where the run went on after it.
-    worst: `worst.json`. bad: the lines of `quarantine.jsonl`.
+    settings, defaults: from `config.toml` and `defaults.toml`, by dotted key. test, end: the last such line; `end` is
+    empty if the run continued after it. worst: `worst.json`. bad: the lines of `quarantine.jsonl`.
     """
 
     folder: Path
@@ -52,14 +51,14 @@ class Run:
 
     @property
     def num_steps(self) -> int:
-        """That are done, as the terminal counts them: a step's line has its number from 0."""
+        """The number of steps that are done. (A step's line has its number, from 0.)"""
         if end := _step(self.end):
             return end
         return max([_step(line) + 1 for line in self.steps[-1:]] + [_step(line) for line in self.evals[-1:]])
 
     @property
     def images_per_s(self) -> float:
-        """Of the training, as the terminal has it at the end; before that of all steps together. NaN without steps."""
+        """The training rate from the run's end, or until then of all steps together. NaN without steps."""
         if math.isfinite(rate := number(self.end.get("images_per_s"))):
             return rate
         rates = column(self.steps, "images_per_s")
@@ -68,17 +67,17 @@ class Run:
 
     @property
     def median_images_per_s(self) -> float:
-        """Over the steps, which a slow start does not pull down; NaN without steps."""
+        """The median over the steps, which a slow start does not lower; NaN without steps."""
         rates = column(self.steps, "images_per_s")
         return float(np.median(rates[np.isfinite(rates)])) if np.isfinite(rates).any() else float("nan")
 
 
 def read_run(folder: Path) -> Run:
-    """Raises ValueError, naming the file, where there are no metrics with a step or a validation."""
+    """Read a run. Raises ValueError, naming the file, if the metrics have no step and no validation."""
     lines = read_metrics(folder)
     steps, evals, epochs = (_by_step(lines, kind) for kind in ("step", "eval", "epoch"))
     if not steps and not evals:
-        raise ValueError(f"{folder}: the metrics have no step and no eval yet: nothing to draw")
+        raise ValueError(f"{folder}: the metrics have no step and no validation yet, so there is nothing to draw")
     last = {line.get("kind"): line for line in lines}
     went_on = next((line["kind"] for line in reversed(lines) if line["kind"] in ("step", "end")), "") == "step"
     return Run(
@@ -98,7 +97,7 @@ def read_run(folder: Path) -> Run:
 
 
 def short_names(runs: Sequence[Run]) -> list[str]:
-    """A name for each run: its directory's, with as many parents as it takes to have no namesake."""
+    """A name for each run: its directory's name, with as many parents as are needed to make it unique."""
     parts = [Path(os.fsencode(run.folder.resolve()).decode(errors="replace")).parts for run in runs]
     depth = 1
     while depth < max(map(len, parts)) and len({p[-depth:] for p in parts}) < len({*parts}):
@@ -107,7 +106,7 @@ def short_names(runs: Sequence[Run]) -> list[str]:
 
 
 def column(lines: list[Line], name: str) -> np.ndarray:
-    """(len(lines),) float64, NaN where a line has no such number."""
+    """(len(lines),) float64, NaN if a line has no such number."""
     return np.array([number(line.get(name)) for line in lines], dtype=float)
 
 
@@ -116,9 +115,9 @@ def top1s(line: Line) -> list[float]:
 
 
 def epoch_of(run: Run, lines: list[Line]) -> np.ndarray | None:
-    """Where the lines lie in epochs, with fractions; None where no epoch has come to its end yet.
+    """The positions of the lines in epochs, with fractions; None if no epoch has ended yet.
 
-    An epoch has as many samples as it had at its end, one that is not over as many as its neighbour.
+    The size of an epoch is its position at its end. An unfinished epoch has the size of its neighbour.
     """
     ends = [line for line in run.epochs if number(line.get("position")) > 0]
     if not ends:
@@ -142,7 +141,7 @@ def flattened(table: dict[str, object], prefix: str = "") -> dict[str, object]:
 
 
 def _step(line: Line) -> int:
-    """0 where the line says none."""
+    """The line's step, or 0 if it has none."""
     step = line.get("step")
     return step if type(step) is int else 0
 

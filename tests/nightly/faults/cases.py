@@ -132,7 +132,7 @@ def signalled(bench: Bench, name: str, to: str, at: str, step: int, **settings: 
         assert code == 0, run.output
     else:
         assert code == (128 + signal.Signals[name] if to == "python" else TORCHRUN_FAILED), run.output
-        says(run, name if to == "python" else "SIG", "goes on from the last checkpoint")
+        says(run, name if to == "python" else "SIG", "resumes from the last checkpoint")
     before = len(set(steps(round_dir / "run")))
     run = run if to == "rank" else bench.start(round_dir, fault, ranks=ranks, log="again", settings=settings)
     whole = bench.whole(ranks, **settings)
@@ -319,8 +319,8 @@ def refused_checkpoint(bench: Bench, of: str) -> Outcome:
     other = bench.start(round_dir, ranks=0, log="other", settings=settings, data=data)
     assert other.wait(END_S) == 1, other.output
     assert (round_dir / "run/config.toml").read_bytes() == config
-    differs = {"recipe": "optimizer.lr", "model": "model.name", "dataset": "in other shards"}[of]
-    says(other, "last.pt: made ", "another dataset" if of == "dataset" else "another recipe", differs, "--resume never")
+    differs = {"recipe": "optimizer.lr", "model": "model.name", "dataset": "but other shards"}[of]
+    says(other, "last.pt: made ", "another dataset" if of == "dataset" else "other settings", differs, "--resume never")
     no_traceback(other)
     return end_as_if_alone(bench, round_dir, bench.start(round_dir, ranks=0, log="again"))
 
@@ -377,7 +377,7 @@ def corrupt_images(bench: Bench) -> Outcome:
     quiet_dir = bench.new("quiet")
     quiet = bench.start(quiet_dir, data=data, settings=settings)
     assert quiet.wait(END_S) == 0, quiet.output
-    assert quiet.output.count("taken out") == lines(quiet_dir / "run", "epoch")[-1]["bad_samples"]
+    assert quiet.output.count("quarantined: ") == lines(quiet_dir / "run", "epoch")[-1]["bad_samples"]
     fault = Fault("step", "SIGKILL", bench.rng.randrange(2), bench.rng.randint(1, LAST_STEP))
     run = bench.start(round_dir, fault, data=data, settings=settings, restarts=3)
     assert run.wait(END_S) == 0, run.output
@@ -432,7 +432,7 @@ def weights_not_finite(bench: Bench) -> Outcome:
     round_dir = bench.new("weights")
     run = bench.start(round_dir, Fault("stepped", "nan", 0, 5), ranks=0)
     assert run.wait(END_S) == 1, run.output
-    says(run, "Error: step 5", "its weights are not finite", "train.py replay")
+    says(run, "Error: step 5", "the weights are NaN or infinite", "train.py replay")
     no_traceback(run)
     return end_as_if_alone(bench, round_dir, bench.start(round_dir, ranks=0, log="again"))
 
