@@ -26,8 +26,8 @@ def verify_command(out: Path, decode: bool, as_json: bool, fix: bool, workers: i
 
     Prints one line per finding and exits with 1 if there are any.
 
-    --fix rebuilds indexes and tables from the tars, and tar headers and labels from the table. It renames swapped
-    shards correctly and removes samples that have lost their image. Then it checks again and exits with 0 if no
+    --fix rebuilds indexes and tables from the tars, and tar headers and labels from the table. It gives swapped
+    shards their own names back and removes samples whose images are lost. Then it checks again and exits with 0 if no
     finding is left. It never writes to shards that were indexed in place.
 
     \b

@@ -75,12 +75,12 @@ def _lone(root: Path, inside: str, level: Level) -> Layout:
     one_class = NONE, f"{top} is the one class"
     if level.is_container:
         others = spec([SplitDir("train", inside)]), f"{few_of(level.dirs)} are classes"
-        raise unclear(root, f"all images lie in subdirectories of {inside}", one_class, others)
+        raise unclear(root, f"all images are in subdirectories of {inside}", one_class, others)
     if below:
         others = spec([SplitDir("train", f"{PurePosixPath(inside).parent}/")]), f"{below[-1]} is the one class"
-        raise unclear(root, f"all images lie in {inside}", one_class, others)
+        raise unclear(root, f"all images are in {inside}", one_class, others)
     if is_nameless(top):
-        raise unclear(root, f"all images lie in {inside}, without class directories", one_class)
+        raise unclear(root, f"all images are in {inside}, without class directories", one_class)
     return Layout([SplitDir("train", "")])
 
 
@@ -227,9 +227,9 @@ class _Splits:
                 readings = [as_classes]
                 if not (self._known and self._known.isdisjoint([*keys, *inner.dirs])):
                     readings.append(deeper)
-                raise unclear(self.root, f"all images of {here} lie in subdirectories of {keys[0]}/", *readings)
+                raise unclear(self.root, f"all images of {here} are in subdirectories of {keys[0]}/", *readings)
             if is_nameless(keys[0]):
-                found = f"all images of {here} lie in {keys[0]}/, without class directories"
+                found = f"all images of {here} are in {keys[0]}/, without class directories"
                 raise unclear(self.root, f"{found} (sort them into {here}CLASS/, or {_table(self.root)})", as_classes)
         words = split_words(keys)
         if len(words) > 1:

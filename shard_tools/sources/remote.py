@@ -115,7 +115,7 @@ class RemoteSource(Source):
     def images(self, work: Path) -> Iterator[SourceImage | Unusable]:
         """Download the files, then yield the images of the detected source."""
         self.fetch(work)
-        with self._errors_with_url():
+        with self._told_of_the_url():
             yield from self._source.images(work)
 
     def class_names(self) -> dict[str, str]:
@@ -125,7 +125,7 @@ class RemoteSource(Source):
         return self._source.fixed_classes()
 
     def notes(self) -> list[str]:
-        return [self._with_url(line) for line in self._source.notes()]
+        return [self._of_the_url(line) for line in self._source.notes()]
 
     @property
     def ignored(self) -> Sequence[str]:  # type: ignore[override]
@@ -155,7 +155,7 @@ class RemoteSource(Source):
             with open(root / file, "ab") as stream:
                 stream.truncate(self._sizes[file])
         self._root = root
-        with self._errors_with_url():
+        with self._told_of_the_url():
             self._source = self.opened(root / self._file)
         if isinstance(self._source, Parquet):
             self._source.opened = self._read
@@ -165,15 +165,15 @@ class RemoteSource(Source):
         return io.BufferedReader(RemoteFile(self._store, file, self._sizes[file]), BLOCK_BYTES)
 
     @contextmanager
-    def _errors_with_url(self) -> Iterator[None]:
+    def _told_of_the_url(self) -> Iterator[None]:
         try:
             yield
         except ValueError as error:
-            file, _, why = self._with_url(str(error)).partition(": ")
+            file, _, why = self._of_the_url(str(error)).partition(": ")
             # errors of the store already name the file
             raise ValueError(why if why.startswith(f"{file}: ") else f"{file}: {why}") from None
 
-    def _with_url(self, text: str) -> str:
+    def _of_the_url(self, text: str) -> str:
         return text.replace(str(self._root), self._store.url)
 
 
