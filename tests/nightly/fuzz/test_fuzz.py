@@ -317,7 +317,7 @@ def test_headers_that_claim_to_be_huge(kind: bytes, size: int, tmp_path: Path) -
     info.type, info.size = kind, size
     data = info.tobuf(tarfile.GNU_FORMAT) + inputs.foreign()["train-0.tar"]
     (tmp_path / "x.tar").write_bytes(data)
-    with watched(tmp_path), pytest.raises(ValueError, match=r"x\.tar: is not a whole tar"):
+    with watched(tmp_path), pytest.raises(ValueError, match=r"x\.tar: is damaged or not a tar"):
         list(iterate_tar(tmp_path / "x.tar"))
     run_case(TARGETS["tar of others"], data, tmp_path / "case")
     run_case(TARGETS["tar, mended"], data, tmp_path / "case")
