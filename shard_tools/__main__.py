@@ -1,4 +1,4 @@
-"""The commands: `python -m shard_tools pack|verify|info|…`. Input: the command line; errors are one line, exit 1."""
+"""The command line `python -m shard_tools pack|verify|info|…`. It prints an error as one line and exits with 1."""
 
 import click
 
@@ -8,7 +8,7 @@ from penstock.shard_tools.commands import inspect, pack
 
 @click.group(cls=terminal.Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 def main() -> None:
-    """Turn images into tar shards for fast training, and look after such shards.
+    """Pack images into tar shards for fast training, and inspect, check and repair such shards.
 
     \b
     Example: an ImageFolder tree (imagenet/train/n01440764/x.JPEG, imagenet/val/n01440764/y.JPEG)

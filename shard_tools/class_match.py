@@ -1,7 +1,8 @@
-"""Which classes of one list are those of another: for a network's head, whose rows are classes of other data.
+"""Match the classes of one list to those of another, e.g. to reuse the rows of a network's head for another dataset.
 
-A class is known by its key. Where the key is a number, which says nothing by itself, it is known by its name; and lists
-numbered as ImageNet-1k's labels are, with ImageNet's names, by their wnids. What that leaves over is known by its name.
+Classes match by their keys. If the keys are numbers, which mean nothing by themselves, classes match by their names. A
+list that is numbered like ImageNet-1k's labels and has ImageNet's names matches by wnids. Classes that are still
+unmatched then match by their names.
 """
 
 from collections import Counter
@@ -13,15 +14,15 @@ from penstock.shards.format import ClassInfo
 
 
 class ClassMatch(NamedTuple):
-    """labels: for each class its label in the other list, None where that has no such class. by_number: they agree in
-    nothing but their numbers, as one list or both have no names."""
+    """labels: for each class, its label in the other list, or None if that list lacks the class. by_number: the classes
+    matched only by their numbers, because at least one list has no names."""
 
     labels: tuple[int | None, ...]
     by_number: bool = False
 
 
 def match_classes(classes: Sequence[ClassInfo], others: Sequence[ClassInfo]) -> ClassMatch:
-    """For each of `classes` its label in `others`. Leading zeros of numbers do not count."""
+    """Find the label in `others` of each of `classes`. Leading zeros of numbers do not count."""
     known, theirs = _identities(classes), _identities(others)
     numbered = all(info.wnid.isdecimal() for info in (*classes, *others))
     if numbered and not (any(map(_is_named, classes)) and any(map(_is_named, others))):
@@ -37,14 +38,14 @@ def match_classes(classes: Sequence[ClassInfo], others: Sequence[ClassInfo]) -> 
 
 
 def _by_name(classes: Sequence[ClassInfo]) -> dict[str, int]:
-    """Name → label, of the names that one class has: of wnids in one list and numbers in the other."""
+    """Name → label, for names that exactly one class has: matches wnids in one list to numbers in the other."""
     names = [_first(info.name) if _is_named(info) else "" for info in classes]
     counts = Counter(names)
     return {name: label for label, name in enumerate(names) if name and counts[name] == 1}
 
 
 def _identities(classes: Sequence[ClassInfo]) -> list[str]:
-    """What each class is known by, all different; their keys alone where names repeat."""
+    """A unique identity for each class; if names repeat, the keys alone."""
     wnids, names = list(imagenet_classes()), [*imagenet_classes().values()]
     named = {info for info in classes if info.wnid.isdecimal() and _is_named(info)}
     numbers = {info: int(info.wnid) for info in classes if info.wnid.isdecimal()}
@@ -61,5 +62,5 @@ def _is_named(info: ClassInfo) -> bool:
 
 
 def _first(name: str) -> str:
-    """Of "tench, Tinca tinca" the first name."""
+    """The first name of "tench, Tinca tinca", in lower case."""
     return name.partition(",")[0].strip().lower().replace("_", " ")

@@ -1,4 +1,4 @@
-"""What classes are called, and how many there are: from the source, ImageNet's list, or a file of the user's."""
+"""The names and the number of the classes: from the source, from ImageNet's list, or from the user's class file."""
 
 import json
 import re
@@ -17,37 +17,35 @@ from penstock.shards.format import ClassInfo
 def class_infos(
     keys: Sequence[str], source_names: dict[str, str], given: dict[str, str], numbered: bool = False
 ) -> list[ClassInfo]:
-    """One for each class key, in order. A name comes from `given`, the source, ImageNet's list, or else is the key;
-    numbered: the source's labels are numbers, and a key that is no more than one is called by it."""
+    """One `ClassInfo` per class key, in order. The name comes from `given`, from the source, or from ImageNet's list;
+    otherwise it is the key. numbered: the source's labels are numbers, so class 000007 is called "7" by default."""
     plain = {key: plain_key(key) for key in keys if numbered and re.fullmatch("[0-9]{6}", key)}
     names = plain | imagenet_names(keys) | source_names | given
     return [ClassInfo(key, names.get(key) or key) for key in keys]
 
 
 def read_class_file(path: Path, keys: Sequence[str]) -> dict[str, str]:
-    """Class key → readable name from a file: lines `KEY NAME` (blank ones and those with # are skipped), or JSON
-    `{"KEY": "NAME"}`. Keys that are numbers may be written with or without leading zeros. It may name more classes.
+    """Read class key → readable name from a file with lines of `KEY NAME`, or with JSON `{"KEY": "NAME"}`.
 
-    Where the classes are numbers and the lines are not `NUMBER NAME`, line i (from 0) names class i (`NAME`, or
-    `WNID NAME`), as the i-th of a JSON list does.
+    Blank lines and lines that begin with # are skipped. Numeric keys may have leading zeros. The file may name further
+    classes. If the classes are numbers and the lines are not `NUMBER NAME`, line i (from 0) names class i (`NAME` or
+    `WNID NAME`); so does item i of a JSON list.
 
     Raises:
-        ValueError: it cannot be read, or names none of the classes.
+        ValueError: the file cannot be read, or names none of the classes.
     """
     names = _entries(path, keys)
     plain = {plain_key(key): name for key, name in names.items()}
     found = {key: names.get(key, plain.get(plain_key(key))) for key in keys}
     known = {key: name.strip() for key, name in found.items() if name and name.strip()}
     if not known:
-        raise ValueError(
-            f"{path}: names none of the classes {', '.join(keys[:3])} …; its lines are like: {keys[0]} NAME"
-        )
+        raise ValueError(f"{path}: names none of the classes {', '.join(keys[:3])} …; write lines like: {keys[0]} NAME")
     return known
 
 
 def keys_with_file(keys: list[str], path: Path | None) -> list[str]:
-    """The class keys by label, with those that a class file adds where the classes are the numbers 0, 1, …: a list of
-    1,000 names makes 1,000 classes, though the labels met may end at 987. Raises what `read_class_file` does."""
+    """The class keys by label, plus those that a class file adds if the classes are the numbers 0, 1, …: 1,000 names
+    make 1,000 classes even if the largest label is 987. Raises what `read_class_file` raises."""
     if path is None or keys != numbered_keys(len(keys)):
         return keys
     numbers = [int(key) for key in _entries(path, keys) if re.fullmatch("[0-9]{1,4000}", key)]
@@ -57,40 +55,42 @@ def keys_with_file(keys: list[str], path: Path | None) -> list[str]:
 
 
 def gap_lines(keys: Sequence[str], num_images: Mapping[str, NDArray[np.int64]]) -> Iterator[str]:
-    """Lines for people about classes without images. num_images: split → (num_classes,), the training split first."""
+    """Messages about classes without images. num_images: split → (num_classes,), the training split first."""
     splits = list(num_images)
     empty = np.flatnonzero(np.sum(list(num_images.values()), axis=0) == 0)
     if len(empty):
-        yield f"{len(empty):,} of {len(keys):,} classes without images, which keep their labels: {_few_of(keys, empty)}"
+        yield f"{len(empty):,} of {len(keys):,} classes have no images but keep their labels: {_few_of(keys, empty)}"
     for split in splits[1:]:
         new = np.flatnonzero((num_images[split] > 0) & (num_images[splits[0]] == 0))
         if len(new):
-            yield f"classes with images in {split} and none in {splits[0]}: {len(new):,}, {_few_of(keys, new)}"
+            yield f"{len(new):,} class(es) have images in {split} but none in {splits[0]}: {_few_of(keys, new)}"
 
 
 def met_lines(keys: Sequence[str], lost: set[str]) -> Iterator[str]:
-    """Lines for people about classes that are the sorted keys met, where that may surprise. lost: the keys of unusable
+    """Messages about surprising labels if the classes are the sorted keys of the images. lost: the keys of unusable
     images."""
     if missing := sorted(lost.difference(keys)):
-        yield f"no image of class {few_of(missing)} can be used, so that there are {len(keys):,} classes without it"
+        yield f"no image of class {few_of(missing)} can be used; the dataset has the other {len(keys):,} classes"
     if all(key.isascii() and key.isdecimal() for key in keys):
         moved = [f"the label of {key!r} is {label}" for label, key in enumerate(keys) if int(key) != label]
         if moved:
-            yield f"the classes are numbers, and labels their places sorted as text (as in torchvision): {moved[0]}"
+            yield (
+                f"the class names are numbers, but labels follow their order as text (as in torchvision): {moved[0]}"
+            )
 
 
 def stranger(split: str, keys: set[str], first: str, known: set[str]) -> str:
-    """What is wrong where the split `split` has class keys that the split `first`, which has `known`, has not."""
+    """The error if split `split` has class keys that split `first` lacks. known: the keys of `first`."""
     extra = sorted(keys - known)
     written = {_alike(key): key for key in known}
     for key in extra:
         if other := written.get(_alike(key)):
-            return f"class {key!a} of {split} is written {other!a} in {first}; rename one of them"
+            return f"class {key!a} of {split} is spelled {other!a} in {first}; rename one of them"
     return f"class {few_of(extra)} of {split} is not in {first}; add it there or remove it from {split}"
 
 
 def _alike(key: str) -> str:
-    """The same for keys that differ in case, spaces, leading zeros, or in how Unicode writes a letter."""
+    """Normalise a key: keys become equal if they differ only in case, spaces, leading zeros or Unicode form."""
     return plain_key(" ".join(unicodedata.normalize("NFKC", key).casefold().split()))
 
 
@@ -108,7 +108,7 @@ def _are_numbers(keys: Sequence[str]) -> bool:
 
 
 def _entries(path: Path, keys: Sequence[str]) -> dict[str, str]:
-    """What the file names: key as it is written there → name."""
+    """The entries of the file: key, as written there → name."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeError) as error:
@@ -119,8 +119,8 @@ def _entries(path: Path, keys: Sequence[str]) -> dict[str, str]:
         except (ValueError, RecursionError) as error:
             if str(error).startswith(str(path)):
                 raise
-            raise ValueError(f"{path}: is no JSON object ({error})") from None
-    text = re.sub(r"^([0-9]+)[,;:](?=\D)", r"\1 ", text, flags=re.MULTILINE)  # "7,cat" or "7: cat", as tables have it
+            raise ValueError(f"{path}: not a JSON object ({error})") from None
+    text = re.sub(r"^([0-9]+)[,;:](?=\D)", r"\1 ", text, flags=re.MULTILINE)  # "7,cat" or "7: cat", as in tables
     lines = [line.split(maxsplit=1) for line in text.splitlines() if line.strip() and not line.startswith("#")]
     if not _are_numbers(keys):
         return dict(_key_and_name(" ".join(words), set(keys)) for words in lines)
@@ -130,16 +130,18 @@ def _entries(path: Path, keys: Sequence[str]) -> dict[str, str]:
         if len(names) <= max(map(int, keys)):
             last = plain_key(max(keys))
             raise ValueError(
-                f"{path}: its {len(names)} lines begin with no number, and are too few to name classes 0 … {last} in "
-                f"their order; write lines like: {last} NAME"
+                f"{path}: its {len(names)} lines have no numbers and are too few to name the classes 0 … {last} in "
+                f"order; write lines like: {last} NAME"
             )
         return dict(zip(map(str, range(len(names))), names, strict=True))
     return {words[0]: words[-1] for words in lines}
 
 
 def _are_keyed(lines: list[list[str]], num_classes: int) -> bool:
-    """Whether lines are `NUMBER NAME`, under a header perhaps, rather than names in the labels' order, which may begin
-    with a number, too: "1 star", "2 stars" of labels 0 and 1; "2 euro", "1 euro", "3 euro"; "911 Porsche", "2 CV"."""
+    """Whether lines are `NUMBER NAME`, perhaps with a header, rather than names in the order of the labels.
+
+    Names may begin with a number, too: "1 star", "2 stars" for labels 0 and 1; "2 euro", "1 euro", "3 euro";
+    "911 Porsche", "2 CV"."""
     rows = [words for words in lines if words[0].isascii() and words[0].isdecimal()]
     numbers, names = [int(words[0]) for words in rows], {words[-1] for words in rows if len(words) > 1}
     if rows not in (lines, lines[1:]) or len(set(numbers)) < len(rows) or 2 * len(names) <= len(rows):
@@ -150,18 +152,19 @@ def _are_keyed(lines: list[list[str]], num_classes: int) -> bool:
 
 
 def _key_and_name(line: str, keys: set[str]) -> tuple[str, str]:
-    """A line `KEY NAME`. A key may have blanks; the longest that there is counts."""
+    """Split a line `KEY NAME`. A key may contain blanks; the longest existing key counts."""
     words = line.split()
     num = next((num for num in range(len(words), 1, -1) if " ".join(words[:num]) in keys), 1)
     return " ".join(words[:num]), " ".join(words[num:] or words[:num])
 
 
 def _json_entries(found: dict[str, object] | list[object], path: Path) -> dict[str, str]:
-    """From an object of names, or of lists that end in one (`{"0": ["n01440764", "tench"]}`), or from a list."""
+    """Read names from a JSON object of names, or of lists that end in a name (`{"0": ["n01440764", "tench"]}`), or from
+    a JSON list."""
     names: dict[str, str] = {}
     for key, value in enumerate(found) if isinstance(found, list) else found.items():
         name = value[-1] if isinstance(value, list) and value else value
         if not isinstance(name, str) or not is_text(name):
-            raise ValueError(f'{path}: must give each class a text, as {{"n01440764": "tench"}}')
+            raise ValueError(f'{path}: the name of class {key!r} is not text; write {{"n01440764": "tench"}}')
         names[str(key)] = name
     return names

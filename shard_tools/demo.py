@@ -1,9 +1,9 @@
-"""A made-up image set that needs no download: 5 shapes × 2 textures = 10 classes, packed like any other.
+"""Make a synthetic image set that needs no download: 5 shapes × 2 textures = 10 classes, packed like any other.
 
 A picture shows one shape, filled with stripes or a checkerboard, at a random place, size and tilt, in random colours,
-on a cluttered and noisy background. Neither colour, nor texture, nor shape alone tells the class. A small ResNet at
-32 px reaches 0.98 in 19 epochs, a minute on two cores: the object takes two thirds of the shorter side or more, the
-texture's period at least 17 % of it (5 px at 32 px), and object and background always differ in colour.
+on a cluttered and noisy background. Neither colour, texture nor shape alone determines the class. A small ResNet at
+32 px reaches 0.98 in 19 epochs, a minute on two cores. The object covers at least two thirds of the shorter side, the
+texture's period is at least 17 % of it (5 px at 32 px), and object and background always differ in colour.
 """
 
 import fcntl
@@ -136,7 +136,7 @@ def write_images(root: Path, split: str, start: int, stop: int, seed: int) -> No
 
 
 def _lock(directory: Path) -> int | None:
-    """A descriptor that holds the directory for this process; None if another process does."""
+    """Lock the directory for this process; returns a descriptor, or None if another process has locked it."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -155,7 +155,7 @@ def make_demo(
     progress: Callable[[PackProgress], None] = lambda progress: None,
     chunk: int = 250,
 ) -> Packed:
-    """Draw the set into a temporary directory beside `out`, pack it into `out` in 6 shards or so, remove the images.
+    """Draw the set in a temporary directory beside `out`, pack it into `out` in about 6 shards, and remove the images.
 
     Raises:
         ValueError: as `pack`.
@@ -182,7 +182,7 @@ def make_demo(
 
 @contextmanager
 def _images_dir(out: Path) -> Iterator[Path]:
-    """A locked directory beside `out`, for as long as the `with` block lasts; those of killed runs are removed."""
+    """Make a locked directory beside `out` for the duration of the `with` block; remove those of killed runs."""
     prefix = f".{out.name}-images-"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -203,18 +203,18 @@ def _images_dir(out: Path) -> Iterator[Path]:
 
 
 def ensure_demo(out: Path, say: Callable[[str], None] = print) -> None:
-    """Make the set in `out` unless it is there; in a process of its own, whose workers need not import what this has.
+    """Make the set in `out` unless it exists. A separate process does this, so its workers import less.
 
     Raises:
-        ValueError: it could not be made; the process has said why on stderr.
+        ValueError: the set could not be made; the separate process has printed the reason on stderr.
     """
     if (out / INFO_FILE).exists():
         return
-    say(f"making the demo's {sum(NUM_IMAGES.values()):,} images in {out}, this once")
+    say(f"making the {sum(NUM_IMAGES.values()):,} demo images in {out} (only needed once)")
     search = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
-    workers = ["--workers", "1"] if missing_semaphores() else []  # a container without /dev/shm trains all the same
+    workers = ["--workers", "1"] if missing_semaphores() else []  # a container without /dev/shm can train anyway
     command = [sys.executable, "-m", "penstock", "demo", str(out), *workers]
     made = subprocess.run(command, env=os.environ | {"PYTHONPATH": search}, stdout=subprocess.DEVNULL, check=False)
     if made.returncode:
-        elsewhere = f"make them elsewhere with {SHARD_TOOLS} demo DIR, and give --data DIR"
-        raise ValueError(f"{out}: the demo's images could not be made; {elsewhere}")
+        elsewhere = f"make them elsewhere with {SHARD_TOOLS} demo DIR, and use --data DIR"
+        raise ValueError(f"{out}: could not make the demo images; {elsewhere}")

@@ -1,4 +1,4 @@
-"""A dataset described: as data (`info --json`), as a few lines, and as histograms for a terminal."""
+"""Describe a dataset: as data (`info --json`), as a few lines of text, and as histograms for a terminal."""
 
 from itertools import pairwise
 from typing import TypedDict
@@ -33,14 +33,14 @@ class SplitFacts(TypedDict):
     samples_per_class: dict[str, int]  # min, max
     quantiles: dict[str, dict[str, float]]  # of height, width, bytes, by percentage
     histograms: dict[str, Histogram]  # of short_side, samples_per_class
-    stored_as_pixels: dict[str, int]  # samples, bytes: those of the images that are no JPEGs, but their pixels
+    stored_as_pixels: dict[str, int]  # samples, bytes: of the images that are stored as pixels, not as JPEGs
 
 
 class Facts(TypedDict):
-    """What `info --json` prints."""
+    """The output of `info --json`."""
 
     root: str
-    shards_at: str  # a URL, or "" where they lie in `root`
+    shards_at: str  # the URL of the shards, or "" if they are in `root`
     num_classes: int
     classes: list[str]
     splits: dict[str, SplitFacts]
@@ -77,9 +77,10 @@ def describe(shard_set: ShardSet) -> Facts:
 
 
 def stored_as_pixels(samples: Samples, made: dict[str, object]) -> dict[str, int]:
-    """How many images, and how many bytes of them, are members as `pack --pixels` writes them: "samples", "bytes".
+    """Count the images that are stored as pixels, as `pack --pixels` writes them, and their bytes: "samples", "bytes".
 
-    Told by their sizes, which a JPEG may share: but only in a dataset where there can be such members.
+    They are recognised by their sizes. A JPEG may happen to have such a size, so this only looks at datasets that can
+    have images stored as pixels.
     """
     encode, kinds = made.get("encode"), made.get("kinds")
     possible = (isinstance(encode, dict) and encode.get("pixels")) or (isinstance(kinds, dict) and "ppm" in kinds)
@@ -105,14 +106,14 @@ def _histograms(samples: Samples, per_class: NDArray[np.int64]) -> dict[str, His
 
 
 def summary(info: Facts) -> str:
-    """The same for people."""
+    """Format the facts as text for the terminal."""
     shown = ", ".join(info["classes"][:5]) + (", …" if info["num_classes"] > 5 else "")
     lines = [f"{info['root']}: {info['num_classes']} classes ({shown})"]
     for name, split in info["splits"].items():
         balance = split["samples_per_class"]
         lines.append(
             f"  {name}: {split['samples']:,} samples in {split['shards']} shard(s), {split['bytes'] / 1e6:,.1f} MB, "
-            f"{split['mean_image_bytes'] / 1e3:,.1f} kB an image, {balance['min']} to {balance['max']} a class"
+            f"{split['mean_image_bytes'] / 1e3:,.1f} kB per image, {balance['min']} to {balance['max']} per class"
         )
         if "height" in split["quantiles"]:
             height, width = split["quantiles"]["height"], split["quantiles"]["width"]
@@ -128,9 +129,9 @@ def summary(info: Facts) -> str:
     details = [f"seed {made['seed']}"] if "seed" in made else []
     details += [f"converted to JPEG: {converted}"] if converted else []
     details += [f"rejected: {made['rejected']}"] if made.get("rejected") else []
-    details += [f"members of no sample: {made['ignored']}"] if made.get("ignored") else []
+    details += [f"members outside samples: {made['ignored']}"] if made.get("ignored") else []
     lines += [f"  made with {'; '.join(details)}"] if details else []
-    lines += [f"  {made['unturned']} {UNTURNED}; pack --apply-orientation turns them"] if made.get("unturned") else []
+    lines += [f"  {made['unturned']} {UNTURNED}; pack --apply-orientation applies it"] if made.get("unturned") else []
     return "\n".join(lines)
 
 
@@ -140,8 +141,8 @@ def _pixels_line(split: SplitFacts) -> str:
 
 
 def histograms(info: Facts) -> str:
-    """Each split's shorter sides and class sizes as bars."""
-    titles = {"short_side": ("shorter side, pixels", "images"), "samples_per_class": ("images of a class", "classes")}
+    """Draw each split's shorter sides and class sizes as bars."""
+    titles = {"short_side": ("shorter side, pixels", "images"), "samples_per_class": ("images per class", "classes")}
     lines = []
     for name, split in info["splits"].items():
         for key, found in split["histograms"].items():

@@ -1,7 +1,8 @@
-"""Images that are there more than once: parts with a hash of every source → counts, and OUT/duplicates.tsv.
+"""Find duplicate images: parts with a hash of every source → counts, and OUT/duplicates.tsv.
 
-Copies waste a little time. Copies with two labels, or in training and validation both, spoil what is measured: these
-are the conflicts, and the file lists them. Memory is constant: a pass over the parts for every `ROWS` images.
+Duplicates waste a little time. Duplicates with two labels, or in both training and validation, distort the measured
+accuracy. These are the conflicts, and the file lists them. Memory is constant: each `ROWS` images need one pass over
+the parts.
 """
 
 from collections.abc import Iterator
@@ -16,24 +17,24 @@ from penstock.shard_tools.part import read_names, read_rows
 from penstock.shards.format import atomic_write, tsv_line, unescape
 
 DUPLICATES_FILE = "duplicates.tsv"
-ROWS = 1 << 18  # images looked at in one pass
-SHOWN = 5  # conflicts, and images of one
+ROWS = 1 << 18  # images examined in one pass
+SHOWN = 5  # conflicts in a message, and images of one conflict
 FOUND = np.dtype([("split", "u1"), ("label", "<i4"), ("sample", "<u8"), ("high", "<u8"), ("low", "<u8")])
 
 
 @dataclass
 class Duplicates:
-    """copies: images beyond the first of each kind. The conflicts are counted as contents, not as images."""
+    """copies: images that repeat an earlier one. Conflicts count distinct contents, not images."""
 
     copies: int = 0
     label_conflicts: int = 0
     split_conflicts: int = 0
-    shown: list[str] = field(default_factory=list)  # the first conflicts, for people
+    shown: list[str] = field(default_factory=list)  # the first conflicts, for messages
 
 
 @dataclass(frozen=True)
 class PartFile:
-    """A part, and where its samples lie in its split."""
+    """A part, and the position of its samples in its split."""
 
     path: Path
     split: str
@@ -42,7 +43,7 @@ class PartFile:
 
 
 def find_duplicates(out: Path, parts: list[PartFile], keys: list[str]) -> Duplicates:
-    """Count the copies among all parts, and write the conflicts to OUT/duplicates.tsv. `keys`: label → class key."""
+    """Count the duplicates among all parts and write conflicts to OUT/duplicates.tsv. `keys`: label → class key."""
     found = Duplicates()
     path = out / DUPLICATES_FILE
     lines = _lines(parts, keys, found)
@@ -92,12 +93,12 @@ def _lines(parts: list[PartFile], keys: list[str], found: Duplicates) -> Iterato
 
 
 def _differs(values: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """(n,) bool: whether each differs from the one before; the first does."""
+    """(n,) bool: whether each value differs from the one before; True for the first."""
     return np.append(True, values[1:] != values[:-1])[: len(values)]
 
 
 def _rows(part: PartFile, splits: list[str], number: int, passes: int) -> NDArray[np.void]:
-    """The rows of a part whose hashes belong to one of the passes. (n,) FOUND."""
+    """The rows of a part with hashes that belong to pass `number`. (n,) FOUND."""
     rows = read_rows(part.path)
     mine = np.flatnonzero(rows["hash_low"] % np.uint64(passes) == number)
     found = np.empty(len(mine), FOUND)
@@ -107,7 +108,7 @@ def _rows(part: PartFile, splits: list[str], number: int, passes: int) -> NDArra
 
 
 def _names(rows: NDArray[np.void], parts: list[PartFile], splits: list[str]) -> dict[tuple[str, int], str]:
-    """(split, sample) → source name of some rows; reads through the names of all parts that have one."""
+    """(split, sample) → source name of the given rows; reads all names of the parts that contain them."""
     names = {}
     for part in parts:
         here = rows["sample"][rows["split"] == splits.index(part.split)]

@@ -1,15 +1,16 @@
-"""Image file bytes → checked JPEG bytes with height and width.
+"""Check an image file and turn it into JPEG bytes with height and width.
 
-Gray and colour JPEGs pass through untouched, unless `EncodeConfig` asks for another size or encoding; by default every
-one of their coefficients is decoded once. Everything else that Pillow reads as PNG, WebP, BMP, PPM or CMYK JPEG becomes
-an RGB JPEG, whatever its file name says: alpha is dropped, as torchvision's loader does, 16 bits lose their low byte.
-CMYK is read as Adobe stores it, inverted, with its marker or without, as Pillow and torchvision do and DALI does not.
-A gray JPEG stays gray when it is written anew, a gray PNG becomes RGB; decoders give both as three equal channels.
+Gray and colour JPEGs pass through untouched, unless `EncodeConfig` requests another size or encoding. By default, all
+their coefficients are decoded once as a check. Everything else that Pillow reads as PNG, WebP, BMP, PPM or CMYK JPEG
+becomes an RGB JPEG, whatever its file name: alpha is dropped, as in torchvision's loader, and 16 bits lose their low
+byte. CMYK is read inverted, as Adobe stores it, with or without Adobe's marker. Pillow and torchvision do the same, but
+DALI does not. A gray JPEG stays gray when it is re-encoded. A gray PNG becomes RGB. Decoders return both as three equal
+channels.
 
-The one rule for EXIF orientation: training never applies it, and packing only if `EncodeConfig` asks for it. Height and
-width are those of the stored pixels, as PIL and torchvision see them. JPEGs that are written carry no metadata at all.
+EXIF orientation follows one rule: training never applies it, and packing applies it only if `EncodeConfig` requests it.
+Height and width are those of the stored pixels, as in PIL and torchvision. Re-encoded JPEGs carry no metadata.
 
-`pixels_of` decodes what comes out, for images that are stored as pixels.
+`pixels_of` decodes the resulting JPEG, for images that are stored as pixels.
 """
 
 import io
@@ -37,62 +38,72 @@ from penstock.shard_tools.orientation import UPRIGHT, jpeg_orientation, orientat
 from penstock.shard_tools.resize import resize
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")
-SIGNATURES = {SOI: "JPEG", b"\x89PNG\r\n\x1a\n": "PNG"}  # how files begin; less than that tells no format
+SIGNATURES = {SOI: "JPEG", b"\x89PNG\r\n\x1a\n": "PNG"}  # the first bytes that identify a format
 Check = Literal["decode", "header"]
 Subsampling = Literal["420", "422", "444"]
 CHECKS, SUBSAMPLINGS = get_args(Check), get_args(Subsampling)
-MAX_PIXELS = 178_956_970  # where Pillow suspects a decompression bomb; the largest ImageNet JPEG has about half
+MAX_PIXELS = 178_956_970  # Pillow's limit for decompression bombs; the largest ImageNet JPEG has about half as many
 MAX_SIDE = 65_500  # libjpeg's JPEG_MAX_DIMENSION
-MAX_PIXEL_BYTES = (1 << 32) - 64  # a table's sizes are u4; with the member's header
+MAX_PIXEL_BYTES = (1 << 32) - 64  # a table's sizes are u4 and include the PPM header
 CONVERTED_QUALITY, CONVERTED_SUBSAMPLING = 95, "444"
 
 Image.MAX_IMAGE_PIXELS = None  # `encode` has its own limit, and reports it with the file's name
 
 
 class BadImage(ValueError):
-    """This file cannot be used; the message says why, without the file's name."""
+    """A file cannot be used; the message gives the reason, without the file's name."""
 
 
 def parse_share(text: str) -> float:
-    """Raises ValueError for what is no number from 0 to 1."""
+    """Parse a number from 0 to 1. Raises ValueError for anything else."""
     try:
         share = float(text)
     except ValueError:
         share = -1.0
     if not 0 <= share <= 1:
-        raise ValueError(f"--pixels: {text!r} is no share of the images; write a number from 0 to 1")
+        raise ValueError(f"--pixels: {text!r} is not a share of the images; write a number from 0 to 1")
     return share
 
 
 @dataclass(frozen=True)
 class EncodeConfig:
-    """How images are checked, and which of them are written anew. The default passes JPEGs through untouched.
+    """How images are checked, and which of them are re-encoded. The default passes JPEGs through untouched.
 
-    check: "decode" entropy-decodes every JPEG, "header" looks at its structure and size only; what is written anew is
-        decoded either way.
-    max_pixels: an image with more counts as bad.
-    max_side, short_side: bounds in pixels for the longer and the shorter side, of which at most one is given; an image
-        beyond it is scaled down, one within it is left alone. Nothing is ever enlarged.
-    quality, subsampling: of the JPEGs that are scaled or re-encoded. What is only converted (PNG and the like) gets
-        quality 95 and 4:4:4, so that the conversion costs nothing visible.
-    reencode: write every image anew, at its size. baseline: write progressive JPEGs anew as baseline JPEGs.
-    apply_orientation: turn the pixels where EXIF's orientation is not 1; if that is all, quality 95 and 4:4:4 as well.
-    pixels: the share of a split's images that is stored as the pixels of its JPEGs. Which ones, `shard` chooses.
+    check: "decode" entropy-decodes every JPEG, "header" looks only at its structure and size. Images that are
+        re-encoded are decoded in both cases.
+    max_pixels: an image with more pixels counts as bad.
+    max_side, short_side: limits in pixels for the longer and the shorter side; at most one may be given. A larger image
+        is scaled down, a smaller one stays as it is. No image is ever enlarged.
+    quality, subsampling: for JPEGs that are scaled or re-encoded. Images that are only converted (PNG and the like) get
+        quality 95 and 4:4:4, so the conversion causes no visible loss.
+    reencode: re-encode every image at its size. baseline: re-encode progressive JPEGs as baseline JPEGs.
+    apply_orientation: rotate and flip the pixels if EXIF's orientation is not 1. An image that needs nothing else also
+        gets quality 95 and 4:4:4.
+    pixels: the share of a split's images to store as decoded pixels. `shard` chooses which ones.
     """
 
-    check: Annotated[Check, Option("How JPEGs are checked.", choices=CHECKS, shown=True)] = "decode"
-    max_pixels: Annotated[int, Option("More make an image bad.", least=1, shown=True)] = MAX_PIXELS
-    max_side: Annotated[int | None, Option("Scale images down to this longer side, in pixels.", least=1)] = None
-    short_side: Annotated[int | None, Option("Scale images down to this shorter side.", least=1)] = None
-    quality: Annotated[int, Option("Of JPEGs written anew.  [default: 90]", least=1, most=100)] = 90
-    subsampling: Annotated[Subsampling, Option("Of JPEGs written anew.  [default: 420]", choices=SUBSAMPLINGS)] = "420"
-    reencode: Annotated[bool, Option("Write every image anew at its size.")] = False
-    baseline: Annotated[bool, Option("Write progressive JPEGs anew, as hardware decoders want them.")] = False
-    apply_orientation: Annotated[bool, Option("Turn images as their EXIF orientation says.")] = False
+    check: Annotated[
+        Check, Option("How to check JPEGs: decode them, or read the header only.", choices=CHECKS, shown=True)
+    ] = "decode"
+    max_pixels: Annotated[int, Option("Reject images with more pixels than this.", least=1, shown=True)] = MAX_PIXELS
+    max_side: Annotated[
+        int | None, Option("Scale larger images down so that the longer side has this many pixels.", least=1)
+    ] = None
+    short_side: Annotated[
+        int | None, Option("Scale larger images down so that the shorter side has this many pixels.", least=1)
+    ] = None
+    quality: Annotated[int, Option("Quality of re-encoded JPEGs.  [default: 90]", least=1, most=100)] = 90
+    subsampling: Annotated[
+        Subsampling, Option("Chroma subsampling of re-encoded JPEGs.  [default: 420]", choices=SUBSAMPLINGS)
+    ] = "420"
+    reencode: Annotated[bool, Option("Re-encode every image, keeping its size.")] = False
+    baseline: Annotated[bool, Option("Re-encode progressive JPEGs as baseline, for hardware decoders.")] = False
+    apply_orientation: Annotated[bool, Option("Rotate and flip images as their EXIF orientation says.")] = False
     pixels: Annotated[
         float,
         Option(
-            "Share of the images, 0 to 1, stored as uncompressed pixels (PPM): fast to load, several times as large.",
+            "Share of the images, 0 to 1, to store as uncompressed pixels (PPM): fast to load, but several times "
+            "larger.",
             metavar="FRACTION",
             kind=parse_share,
             shown="0",
@@ -101,13 +112,13 @@ class EncodeConfig:
 
     def __post_init__(self) -> None:
         if self.check not in CHECKS:
-            raise ValueError(f"check is {self.check!r}; it can be {', '.join(CHECKS)}")
+            raise ValueError(f"check is {self.check!r}; use one of {', '.join(CHECKS)}")
         if self.subsampling not in SUBSAMPLINGS:
-            raise ValueError(f"subsampling is {self.subsampling!r}; it can be {', '.join(SUBSAMPLINGS)}")
+            raise ValueError(f"subsampling is {self.subsampling!r}; use one of {', '.join(SUBSAMPLINGS)}")
         if not 1 <= self.quality <= 100:
-            raise ValueError(f"quality is {self.quality}; it goes from 1 to 100")
+            raise ValueError(f"quality is {self.quality}; it must be from 1 to 100")
         if not 0 <= self.pixels <= 1:
-            raise ValueError(f"pixels is {self.pixels}; it goes from 0 to 1")
+            raise ValueError(f"pixels is {self.pixels}; it must be from 0 to 1")
         if self.max_side and self.short_side:
             raise ValueError("max_side and short_side are both given; choose one")
         for name in ("max_pixels", "max_side", "short_side"):
@@ -128,10 +139,10 @@ class EncodeConfig:
 class Encoded:
     """A JPEG file, its size in pixels, and what it was made from.
 
-    kind: "jpeg" if untouched; else "oriented" for what was turned, "png", "webp", "bmp", "ppm", "cmyk" or "odd-jpeg"
-        for what had to be converted, and "resized", "progressive" or "reencoded" for a JPEG written anew for that
-        reason.
-    unturned: it has an EXIF orientation other than 1, which was not applied.
+    kind: "jpeg" if untouched, "oriented" if the orientation was applied, "png", "webp", "bmp", "ppm", "cmyk" or
+        "odd-jpeg" if the image had to be converted, and "resized", "progressive" or "reencoded" if a JPEG was
+        re-encoded for that reason.
+    unturned: the image has an EXIF orientation other than 1 that was not applied.
     """
 
     jpeg: bytes
@@ -142,11 +153,11 @@ class Encoded:
 
 
 def encode(data: bytes, config: EncodeConfig = EncodeConfig()) -> Encoded:
-    """Check one image file and make it the JPEG that `config` asks for.
+    """Check one image file and turn it into the JPEG that `config` requests.
 
     Raises:
-        BadImage: it is empty, no image, of another format, truncated, damaged, animated, or has more than
-            `config.max_pixels` pixels.
+        BadImage: the file is empty, not an image, of an unsupported format, truncated, damaged, animated, or has more
+            than `config.max_pixels` pixels.
     """
     try:
         return _encode(data, config)
@@ -155,9 +166,9 @@ def encode(data: bytes, config: EncodeConfig = EncodeConfig()) -> Encoded:
 
 
 def reason(data: bytes, error: Exception) -> str:
-    """Why a file cannot be used, in one line: our words, Pillow's or libjpeg's; an error nobody foresaw has its type.
+    """Why a file cannot be used, in one line: our own message, Pillow's or libjpeg's.
 
-    Whatever it is, it is this image's: the others must not suffer for it.
+    An unexpected error shows its type. Any error concerns only this image, so packing can continue with the others.
     """
     said = (str(error).strip() or type(error).__name__).splitlines()[0]
     if isinstance(error, BadImage):
@@ -176,17 +187,17 @@ def reason(data: bytes, error: Exception) -> str:
 
 
 def pixels_of(encoded: Encoded) -> NDArray[np.uint8]:
-    """What decoding a stored JPEG gives: (height, width, 3) uint8, RGB; gray becomes three equal channels.
+    """Decode a stored JPEG: (height, width, 3) uint8, RGB; gray becomes three equal channels.
 
-    To the bit what Pillow and DALI's CPU decoder give: all are libjpeg-turbo, with its accurate DCT and smooth
-    upsampling.
+    The result is bit-identical to Pillow's and to DALI's CPU decoder's: all use libjpeg-turbo with the accurate DCT and
+    smooth upsampling.
 
     Raises:
-        BadImage: it is damaged, which `check="header"` has not seen; or the pixels are more than a table can say.
+        BadImage: the image is damaged (`check="header"` does not detect that), or its pixels need more than 4 GiB.
     """
     height, width = encoded.height, encoded.width
     if 3 * height * width > MAX_PIXEL_BYTES:
-        raise BadImage(f"has {width}×{height} pixels, too many for --pixels: they take more than 4 GiB")
+        raise BadImage(f"has {width}×{height} pixels, too many for --pixels: they need more than 4 GiB")
     header = read_header(encoded.jpeg)
     assert header is not None, "`encode` gives what every decoder reads"
     try:
@@ -226,15 +237,15 @@ def _from_jpeg(data: bytes, header: Header, config: EncodeConfig) -> Encoded:
         if config.check == "decode" or not has_end(data, header):
             check_pixels(data, header)
         return Encoded(data, *old, "jpeg", orientation != UPRIGHT)
-    # as Pillow's `draft`: the DCT does the powers of two, which costs nothing and reads less
+    # like Pillow's `draft`: the DCT scales by powers of two at no cost, and less data remains to be resized
     scale = next(s for s in SCALES if all(n >= s * m for n, m in zip(old, new, strict=True)))
     return _write(decode(data, header, scale), new, kind, orientation, config, asked=kind != "oriented")
 
 
 def _from_other(data: bytes, header: Header | None, config: EncodeConfig) -> Encoded:
-    """By way of Pillow: what is no JPEG, CMYK and YCCK, and JPEGs that not every decoder takes.
+    """Convert with Pillow: other formats, CMYK and YCCK JPEGs, and JPEGs that some decoders reject.
 
-    In a JPEG whose sampling TurboJPEG does not name, Pillow sees that it is cut short, but no other damage.
+    If TurboJPEG lacks the sampling of a JPEG, Pillow detects that the file is truncated, but no other damage.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # broken EXIF blocks and the like do not concern the pixels
@@ -249,7 +260,7 @@ def _from_other(data: bytes, header: Header | None, config: EncodeConfig) -> Enc
                 else:
                     check_odd(data)
             elif image.mode == "F":
-                raise BadImage("a PFM, whose values are fractions; convert it first")
+                raise BadImage("a PFM with floating-point values; convert it first")
             elif getattr(image, "n_frames", 1) > 1:
                 raise BadImage(f"animated {kind} with {getattr(image, 'n_frames', 1)} frames")
             pixels = np.array(_rgb(image).convert("RGBX"))
@@ -262,17 +273,18 @@ def _check_size(height: int, width: int, config: EncodeConfig) -> None:
     if width * height == 0:
         raise BadImage(f"has no pixels ({width}×{height})")
     if width * height > config.max_pixels:
-        raise BadImage(f"has {width}×{height} pixels, more than packing takes (--max-pixels {config.max_pixels})")
+        raise BadImage(f"has {width}×{height} pixels, more than --max-pixels {config.max_pixels}")
     if max(width, height) > MAX_SIDE:
-        raise BadImage(f"has {width}×{height} pixels; a JPEG has at most {MAX_SIDE} a side")
+        raise BadImage(f"has {width}×{height} pixels; a side of a JPEG can have at most {MAX_SIDE}")
 
 
 def _write(
     pixels: NDArray[np.uint8], size: tuple[int, int], kind: str, orientation: int, config: EncodeConfig, asked: bool
 ) -> Encoded:
-    """`pixels`: (height, width, 1 gray or 4 RGBX) uint8 as they lie in the file; `size`: theirs, or a smaller one.
+    """Write a JPEG of `size`, which is the size of the pixels or smaller.
 
-    asked: the user wants it smaller or re-encoded, at the quality that goes with that; else it is only converted.
+    pixels: (height, width, 1 gray or 4 RGBX) uint8, as stored in the file. asked: the user requested scaling or
+        re-encoding, so `config` sets the quality; otherwise the image is only converted.
     """
     import simplejpeg  # type: ignore[import-untyped]  # here: training on packed shards never needs it
 

@@ -1,4 +1,4 @@
-"""Run the shards that are missing on an engine, and say how far it is: jobs → finished jobs, whose parts lie in OUT."""
+"""Make the missing shards on an engine and report progress: jobs → finished jobs with their parts in OUT."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
@@ -13,10 +13,10 @@ from penstock.shards.format import shard_file
 
 @dataclass(kw_only=True)
 class PackProgress:
-    """How far a run is. Counts are of source images; `done` includes what an earlier run had finished."""
+    """The progress of a run. It counts source images; `done` includes the finished shards of an earlier run."""
 
-    fetched_bytes: int = 0  # of a source at a URL, of `bytes`, before anything is listed
-    listed: int = 0  # images, before anything else is known
+    fetched_bytes: int = 0  # bytes downloaded from a source at a URL, out of `bytes`, before the images are listed
+    listed: int = 0  # images listed so far, before the totals are known
     images: int = 0
     bytes: int = 0
     shards: int = 0
@@ -27,7 +27,7 @@ class PackProgress:
     kept_images: int = 0
     kept_bytes: int = 0
     written_bytes: int = 0  # the finished tars
-    seen_bytes: int = 0  # `done_bytes` and an estimate of what is under way, from the unfinished tars' sizes
+    seen_bytes: int = 0  # `done_bytes` plus an estimate for unfinished shards, from the sizes of their tars
 
 
 def engine_for(
@@ -46,7 +46,7 @@ def run_shards(
     state: PackProgress,
     progress: Callable[[PackProgress], None],
 ) -> list[ShardJob]:
-    """Make the shards that are missing; returns those that are finished. Stops early at bad images that may not be."""
+    """Make the missing shards; returns the finished jobs. Stops early at a bad image if `on_bad` is "fail"."""
     run = _Run(jobs, state, progress, stop_at_bad=on_bad == "fail")
     todo = [number for number in range(len(jobs)) if not run.is_finished(number)]
     state.kept_shards, state.kept_images, state.kept_bytes = state.done_shards, state.done_images, state.done_bytes
@@ -57,9 +57,9 @@ def run_shards(
             try:
                 run.work_off(iter(todo), workers)
             except workers.lost:
-                progress(state)  # lets the caller stop here, if the workers died of the signal that told it to
+                progress(state)  # lets the caller stop here, if a stop signal has also killed the workers
                 raise ValueError(
-                    "a worker process died (out of memory?); finished shards are kept: run the same command again, "
+                    "a worker process died (out of memory?); finished shards are kept, run the same command again "
                     + workers.remedy
                 ) from None
     return [jobs[number] for number in sorted(run.finished)]
@@ -67,7 +67,7 @@ def run_shards(
 
 @dataclass
 class _Run:
-    """The jobs by number, and which of them are finished."""
+    """The jobs, with the numbers of the finished ones."""
 
     jobs: list[ShardJob]
     state: PackProgress
@@ -77,7 +77,7 @@ class _Run:
     finished: set[int] = field(default_factory=set)
 
     def is_finished(self, number: int) -> bool:
-        """Whether a shard is there and whole; takes note of it."""
+        """Check whether a shard is finished, and if so count it."""
         job, state = self.jobs[number], self.state
         part = finished_part(job)
         if part is None:
@@ -91,7 +91,7 @@ class _Run:
         return True
 
     def work_off(self, todo: Iterator[int], workers: Engine) -> None:
-        """Make shards, twice as many at a time as there are slots, so that none waits for this process."""
+        """Make shards. Two jobs are submitted per slot, so that no worker waits for this process."""
         running: dict[Future[None], int] = {}
         try:
             while True:
@@ -104,7 +104,7 @@ class _Run:
                     future.result()
                     if not self.is_finished(number):
                         path = self.jobs[number].part_path
-                        raise ValueError(f"{path}: vanished or changed; run the same command again")
+                        raise ValueError(f"{path}: missing or changed; run the same command again")
                 under_way = [self.jobs[number] for number in running.values()]
                 self.state.seen_bytes = self.state.done_bytes + _unfinished_bytes(under_way, self.state)
                 self.progress(self.state)
@@ -116,9 +116,9 @@ class _Run:
 
 
 def _unfinished_bytes(jobs: list[ShardJob], state: PackProgress) -> int:
-    """A look at the temporary files, so that progress needs no channel to the workers, wherever they run."""
+    """Estimate progress from the size of the temporary files. This needs no connection to the workers."""
     seen = 0.0
-    shrinks = state.written_bytes / state.done_bytes if state.done_bytes else 1.0  # where images are re-encoded
+    shrinks = state.written_bytes / state.done_bytes if state.done_bytes else 1.0  # re-encoding changes sizes
     for job in jobs:
         for path in job.out.glob(f".{shard_file(job.split, job.shard)}.*.tmp"):
             with suppress(FileNotFoundError):

@@ -1,7 +1,7 @@
-"""What a container may lack and libraries expect: a directory for temporary files, a home, a name of the user.
+"""Replace what libraries expect but a container may lack: a temporary directory, a home directory, a user name.
 
-Every program sees to them first (`terminal.prepare`), before torch: importing that already ends in an error where there
-is no directory for temporary files, or where the user id has no name.
+Every program does this first (`terminal.prepare`), before it imports torch: the import of torch fails if there is no
+directory for temporary files, or if the user id has no name.
 """
 
 import getpass
@@ -16,13 +16,13 @@ COMPILED = "TORCHINDUCTOR_CACHE_DIR"  # a variable whose directory torch makes w
 
 
 def settle() -> None:
-    """Set the variables of the environment that stand in for what is missing, for this process and those it starts.
+    """Set environment variables that replace what is missing, for this process and the processes that it starts.
 
-    A home that cannot be found becomes `/`, as in containers; one that cannot be written is left as it is. Of a
-    directory for temporary files elsewhere than expected a line tells.
+    A missing home directory becomes `/`, as in containers; one that is not writable stays as it is. If temporary files
+    go to another directory than usual, a line on stderr names it.
 
     Raises:
-        SystemExit: none is writable.
+        SystemExit: no directory for temporary files is writable.
     """
     try:
         getpass.getuser()
@@ -36,16 +36,16 @@ def settle() -> None:
         tempfile.gettempdir()
     except OSError as error:
         if not _is_writable(SHARED_MEMORY):
-            sys.exit(f"Error: {error.strerror}: set TMPDIR to a directory that can be written")
+            sys.exit(f"Error: {error.strerror}; set TMPDIR to a writable directory")
         os.environ["TMPDIR"] = tempfile.tempdir = str(SHARED_MEMORY)
         if os.environ.get("RANK", "0") == "0":
-            print(f"{error.strerror}: {SHARED_MEMORY} is used; TMPDIR names another", file=sys.stderr)
+            print(f"{error.strerror}; using {SHARED_MEMORY}. Set TMPDIR to use another directory.", file=sys.stderr)
     named = os.environ.get(COMPILED, "")
     if named and not _can_be_used(Path(named)):
         del os.environ[COMPILED]
         if os.environ.get("RANK", "0") == "0":
-            print(f"{COMPILED}: {named} cannot be written, and is not used", file=sys.stderr)
-    # That its settings are in a directory for temporary files changes no picture
+            print(f"{COMPILED}: {named} is not writable; ignoring it", file=sys.stderr)
+    # Matplotlib warns if its settings are in a temporary directory, but that does not affect plots
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
@@ -58,8 +58,8 @@ def _is_writable(folder: Path) -> bool:
 
 
 def _can_be_used(folder: Path) -> bool:
-    """Whether it is there, or could be made, and can be written; writes nothing in it, as torch sets the variable for
-    the processes that it starts."""
+    """Whether the directory exists or could be created, and is writable. Does not write to it, because torch sets the
+    variable for the processes that it starts."""
     try:
         if not folder.is_dir():
             folder.mkdir(parents=True, exist_ok=True)

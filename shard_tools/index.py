@@ -1,10 +1,10 @@
-"""Index WebDataset tars made by others: the shards stay as they are, and what training needs is written beside them.
+"""Index existing WebDataset tars: leave the shards unchanged and write the files that training needs beside them.
 
-Input: a directory with *.tar, or a URL (`remote_tars`), whose tars stay there. Output, beside the tars or in a
-directory of its own: .idx files as DALI's wds2idx writes them, sample tables, source names and dataset.json (see
-`format`), whose `made` says {"indexed": true, "image_extensions": […], …}. Samples, labels and splits are told as
-`sources.webdataset` tells them. An ordinary JPEG is checked by its header, and `verify --decode` checks the rest; what
-DALI may decode otherwise than Pillow is decoded by both (`trainable`).
+Input: a directory with *.tar, or the URL of one (`remote_tars`); remote tars stay there. Output, beside the tars or in
+a separate directory: .idx files as DALI's wds2idx writes them, sample tables, source names and dataset.json (see
+`format`). Its `made` contains {"indexed": true, "image_extensions": […], …}. `sources.webdataset` defines how samples,
+labels and splits are recognised. Only the header of an ordinary JPEG is checked; `verify --decode` checks the rest.
+Images that DALI may decode differently from Pillow are decoded by both (`trainable`).
 """
 
 import json
@@ -44,7 +44,7 @@ from penstock.shards.format import (
 )
 from penstock.shards.program import SHARD_TOOLS
 
-REMEDY = "leave them out of the tables with --on-bad skip, or pack the directory, which converts what it can"
+REMEDY = "skip them with --on-bad skip, or pack the directory, which converts what it can"
 
 
 def index(
@@ -59,15 +59,17 @@ def index(
     say: Callable[[str], None] = lambda line: None,
     progress: Callable[[int, int], None] = lambda done, shards: None,
 ) -> ShardSet:
-    """Write what training needs into `directory`: beside the tars there, or of those at `url`. Doing it again gives the
-    same files.
+    """Write the files that training needs to `directory`, for the tars in it or for those at `url`. Running it again
+    gives the same files.
 
     `on_bad`: "fail", or "skip" to leave unusable images out of the tables and list them in rejected.tsv. `class_file`:
-    readable names of classes, see `classes.read_class_file`. `executor` scans the shards; without one, `workers`
-    processes do. `say` is given lines about labels and classes, `progress` how many shards are done of how many.
+    readable class names, see `classes.read_class_file`. `executor` scans the shards; without one, `workers` processes
+    do. `say` is called with each message about labels and classes, `progress` with the numbers of finished and of all
+    shards.
 
     Raises:
-        BadImages: `on_bad` is "fail" and there are some. ValueError: these are no shards, or cannot be read or written.
+        BadImages: `on_bad` is "fail" and there are bad images.
+        ValueError: these are not shards, or files cannot be read or written.
     """
     check_on_bad(on_bad)
     directory = Path(directory)
@@ -87,13 +89,11 @@ def index(
             f"{directory}: a worker process died (out of memory?); try again with fewer --workers"
         ) from None
     except OSError as error:
-        raise ValueError(
-            f"{error.filename or directory}: {error.strerror}; nothing was changed in the shards"
-        ) from None
+        raise ValueError(f"{error.filename or directory}: {error.strerror}; the shards are unchanged") from None
 
 
 def _find_tars(directory: Path) -> dict[str, list[Path]]:
-    """Split → its tars. Raises ValueError where they cannot be indexed in this directory."""
+    """Split → its tars. Raises ValueError if they cannot be indexed in this directory."""
     try:
         splits = tars(directory)
     except OSError as error:
@@ -104,11 +104,13 @@ def _find_tars(directory: Path) -> dict[str, list[Path]]:
     if below := [path for path in paths if path.parent != directory]:
         name = below[0].relative_to(directory)
         raise ValueError(
-            f"{directory}: {len(below)} of its {len(paths)} tars lie in directories of it ({name}), and an index is of "
-            f"one; move them up (as {'-'.join(name.parts)}), or use pack, which reads them there"
+            f"{directory}: {len(below)} of its {len(paths)} tars are in subdirectories (first {name}), but index reads "
+            f"a single directory; move them up (as {'-'.join(name.parts)}), or use pack, which reads them there"
         )
     if (directory / INFO_FILE).exists() and not _is_indexed(directory):
-        raise ValueError(f"{directory}: is a packed dataset, which has its index; check it with: {SHARD_TOOLS} verify")
+        raise ValueError(
+            f"{directory}: is a packed dataset and already has an index; check it with: {SHARD_TOOLS} verify DIRECTORY"
+        )
     return splits
 
 
@@ -177,7 +179,7 @@ def _made(parts: list["_Split"], rejected: int, fields: Fields) -> dict[str, obj
 
 @dataclass
 class _Split:
-    """What the scans of one split's shards have found. sources: a file of the samples' names, a line each."""
+    """The merged scans of one split's shards. sources: a file of the samples' names, one per line."""
 
     sources: IO[bytes]
     rows: list[Samples] = field(default_factory=list)
@@ -189,7 +191,7 @@ class _Split:
     unturned: int = 0
 
     def add(self, scanned: Scanned, directory: Path, met: LabelsMet, texts: dict[str, int]) -> None:
-        """Add a shard. Its labels that are text become the numbers in `texts`: the order in which they were met."""
+        """Add a shard. Text labels become the numbers in `texts`: the order in which the labels first appeared."""
         rows = scanned.rows
         for text in scanned.texts:
             met.add(text, f"{directory}/{scanned.worded}")
@@ -211,7 +213,7 @@ class _Split:
 
 
 def _unlabelled(merged: dict[str, _Split]) -> str:
-    """A line, if there is a test split beside others and none of its images has a label."""
+    """A message, if there are other splits besides test and no image of test has a label."""
     if "test" not in merged or len(merged) == 1:
         return ""
     test = merged["test"]
@@ -226,7 +228,7 @@ def _classes(
     class_file: Path | None,
     say: Callable[[str], None],
 ) -> list[ClassInfo]:
-    """The classes by label; the tables get the labels, and `say` what deserves a line."""
+    """The classes by label. Also sets the labels in the tables, and reports notes to `say`."""
     keys = _keys(tables, met, texts, class_file)
     given = read_class_file(class_file, keys) if class_file else {}
     counts: dict[str, NDArray[np.int64]] = {
@@ -238,7 +240,7 @@ def _classes(
 
 
 def _keys(tables: dict[str, Samples], met: LabelsMet, texts: dict[str, int], class_file: Path | None) -> list[str]:
-    """The class keys by label. Labels that are text become positions in the sorted texts; numbers stay as they are."""
+    """The class keys by label. Text labels become positions in the sorted texts; numbers stay as they are."""
     numbered = met.keys()
     if numbered is not None:
         return keys_with_file(numbered, class_file)

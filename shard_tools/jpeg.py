@@ -1,8 +1,8 @@
-"""JPEG files: bytes → what the header says, a verdict on the coefficients, or pixels. simplejpeg is libjpeg-turbo.
+"""Read JPEG files: parse the header, check the coefficients, or decode the pixels. simplejpeg wraps libjpeg-turbo.
 
-libjpeg goes on after most kinds of damage and only warns. Here a warning is an error where pixels are lost or invented
-(data missing, a bad Huffman code, a restart marker out of order), and nothing where they are not: bytes that nobody
-needs before the end marker, and whatever concerns metadata alone.
+libjpeg continues after most kinds of damage and only warns. Here, a warning is an error if pixels are lost or invented
+(missing data, a bad Huffman code, a restart marker out of order). Other warnings are ignored: superfluous bytes before
+the end marker, and anything that concerns only metadata.
 """
 
 import io
@@ -21,16 +21,17 @@ BASELINE, EXTENDED, PROGRESSIVE, DHT, SOS, APP1 = 0xC0, 0xC1, 0xC2, 0xC4, 0xDA, 
 METADATA = (*range(0xE0, 0xF0), 0xFE)  # APPn, COM
 FRAMES = {*range(0xC0, 0xD0)} - {DHT, 0xC8, 0xCC}  # SOFn; the others define tables or are reserved
 LOSSLESS, HIERARCHICAL = (0xC3, 0xCB), (0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF)
-# Factors of the brightness over those of both colours: 4:4:4, 4:2:2, 4:2:0, 4:4:0, 4:1:1, two of them in other words
+# Factors of luma and of both chroma components: 4:4:4, 4:2:2, 4:2:0, 4:4:0, 4:1:1, and two of them written differently
 SAMPLINGS = {(0x11, 0x11), (0x21, 0x11), (0x22, 0x11), (0x12, 0x11), (0x41, 0x11), (0x22, 0x12), (0x22, 0x21)}
 SAMPLINGS |= {(factor, factor) for factor in (0x12, 0x13, 0x21, 0x31)}
 DAMAGE = re.compile("premature end|bad (huffman|arithmetic) code|instead of RST", re.IGNORECASE)
-HARMLESS = re.compile("extraneous bytes before marker 0xd9")  # and as it is the end marker, no warning can follow
+HARMLESS = re.compile("extraneous bytes before marker 0xd9")  # 0xd9 is the end marker, so no other warning can follow
 SCALES = (8, 4, 2, 1)
 
 
 class Header(NamedTuple):
-    """Sizes are in pixels; `scan` is the offset of the first scan's marker. tagged: it has EXIF or XMP metadata."""
+    """A JPEG header. Sizes are in pixels; `scan` is the offset of the first scan's marker. tagged: the file has EXIF or
+    XMP metadata."""
 
     height: int
     width: int
@@ -41,11 +42,12 @@ class Header(NamedTuple):
 
 
 def read_header(data: bytes) -> Header | None:
-    """What comes before the first scan, in 10 µs.
+    """Parse the header, up to the first scan, in 10 µs.
 
-    None unless it is what every decoder reads: baseline or progressive Huffman coding, 8 bits, 1, 3 or 4 components
-    with one of the `SAMPLINGS`, and nothing between the segments. The TurboJPEG API names no other sampling (4:4:1 and
-    the like), which libjpeg reads. DALI refuses files with a stray byte there, which libjpeg merely warns about.
+    Returns None unless every decoder can read the file: baseline or progressive Huffman coding, 8 bits, 1, 3 or 4
+    components with one of the `SAMPLINGS`, and no bytes between the segments. libjpeg reads other samplings (4:4:1 and
+    the like), but the TurboJPEG API has no names for them. DALI rejects files with stray bytes between segments, and
+    libjpeg only warns about them.
     """
     frame: tuple[int, int, int] | None = None
     progressive = tagged = False
@@ -67,7 +69,8 @@ def read_header(data: bytes) -> Header | None:
 
 
 def _is_common(factors: bytes, components: int) -> bool:
-    """Whether every decoder takes these sampling factors, a byte a component; of a single one they mean nothing."""
+    """Whether every decoder accepts these sampling factors, one byte per component. For one component they do not
+    matter."""
     if components == 1:
         return len(factors) == 1
     if len(factors) != components or components not in (3, 4) or (components == 4 and factors[3] != factors[0]):
@@ -76,26 +79,26 @@ def _is_common(factors: bytes, components: int) -> bool:
 
 
 def why_not(data: bytes) -> str:
-    """Why a JPEG file that libjpeg does not read is none for us, if its frame header tells; else an empty string."""
+    """Why libjpeg cannot read a JPEG file, if the frame header shows the reason; otherwise an empty string."""
     frame = _frame(data)
     if frame is None:
         return ""
     marker, bits, height, components = frame
     if marker in HIERARCHICAL:
-        return "a hierarchical JPEG, which no decoder here reads"
+        return "a hierarchical JPEG, which is not supported"
     if bits != 8:
-        return f"a JPEG with {bits} bits a sample; only 8-bit JPEGs can be used, convert it first"
+        return f"a JPEG with {bits} bits per sample; only 8 bits are supported, convert it first"
     if marker in LOSSLESS:
-        return "a lossless JPEG of a kind that no decoder here reads, convert it first"
+        return "a lossless JPEG of an unsupported kind, convert it first"
     if height == 0:
-        return "a JPEG without a height in its frame header (it comes after the pixels, as DNL)"
+        return "a JPEG without a height in its frame header (the height follows the pixels, as DNL)"
     if components not in (1, 3, 4):
-        return f"a JPEG with {components} components; only those with 1, 3 or 4 can be used"
+        return f"a JPEG with {components} components; only 1, 3 or 4 are supported"
     return ""
 
 
 def _frame(data: bytes) -> tuple[int, int, int, int] | None:
-    """The frame header's marker, bits a sample, height in pixels and number of components, if it is found."""
+    """The frame header's marker, bits per sample, height in pixels and number of components, if there is one."""
     try:
         for marker, start, _ in _segments(data):
             if marker in FRAMES:
@@ -107,7 +110,7 @@ def _frame(data: bytes) -> tuple[int, int, int, int] | None:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Marker, start and end (bytes) of each segment from the start of the file on, as long as they follow directly."""
+    """Marker, start and end (bytes) of each segment, from the start of the file to the first gap between segments."""
     start = 2 if data.startswith(SOI) else len(data)
     while data[start] == 0xFF:
         marker, length = struct.unpack_from(">BH", data, start + 1)
@@ -119,18 +122,18 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def check_pixels(data: bytes, header: Header) -> None:
-    """Entropy-decode every coefficient.
+    """Entropy-decode every coefficient, to find damage.
 
-    At 1/8 scale libjpeg still does that, which is where damage shows, and saves most of the rest: 1.5 times faster on
-    ImageNet, with the same verdicts (tested).
+    At 1/8 scale, libjpeg still entropy-decodes everything but skips most of the other work. This is 1.5 times faster on
+    ImageNet, and it finds the same damage (tested).
 
     Raises:
-        ValueError: some are missing or damaged; libjpeg's words, on one line.
+        ValueError: coefficients are missing or damaged; libjpeg's message, on one line.
     """
     try:
         _decode(data, 8, "gray")
     except ValueError:
-        # libjpeg reports its first warning only: look again without what cannot matter
+        # libjpeg reports only its first warning, so try again without the parts that do not affect pixels
         try:
             _decode(_without_metadata(data, header), 8, "gray")
         except ValueError as error:
@@ -139,10 +142,10 @@ def check_pixels(data: bytes, header: Header) -> None:
 
 
 def check_odd(data: bytes) -> None:
-    """`check_pixels` of a JPEG without a `Header`, as far as TurboJPEG goes: not where it does not name the sampling.
+    """Like `check_pixels`, but for a JPEG without a `Header`. It finds no damage if TurboJPEG lacks the sampling.
 
-    Its first warning is the only one, and may be about the oddity, so damage goes by its name. Lossless JPEGs are left
-    to Pillow: scaled down, libjpeg-turbo 3.1 ends the process with a segmentation fault at them.
+    TurboJPEG reports only the first warning, and that may concern the odd header. So only messages that match `DAMAGE`
+    count as damage. Pillow checks lossless JPEGs, because libjpeg-turbo 3.1 crashes when it scales them down.
     """
     frame = _frame(data)
     if frame is None or frame[0] not in (BASELINE, EXTENDED, PROGRESSIVE):
@@ -155,17 +158,17 @@ def check_odd(data: bytes) -> None:
 
 
 def has_end(data: bytes, header: Header) -> bool:
-    """Whether there is an end marker after the first scan began; without one the file was cut short."""
+    """Whether there is an end marker after the start of the first scan; without one, the file is truncated."""
     return data.rfind(EOI, header.scan) >= 0
 
 
 def decode(data: bytes, header: Header, scale: int = 1) -> NDArray[np.uint8]:
-    """Pixels at 1/scale of the size, rounded up: (height, width, 1) gray or (height, width, 4) RGBX, uint8.
+    """Decode the pixels at 1/scale of the size, rounded up: (height, width, 1) gray or (height, width, 4) RGBX, uint8.
 
     `scale` is 1, 2, 4 or 8 (scaled in the DCT).
 
     Raises:
-        ValueError: as `check_pixels`.
+        ValueError: as for `check_pixels`.
     """
     colours = "gray" if header.components == 1 else "rgbx"
     try:
@@ -174,7 +177,7 @@ def decode(data: bytes, header: Header, scale: int = 1) -> NDArray[np.uint8]:
         check_pixels(data, header)
     try:
         return _decode(data, scale, colours, strict=False)
-    except ValueError:  # its header is strange to TurboJPEG, to which that is an error in any case: JFIF 2.01
+    except ValueError:  # TurboJPEG rejects some headers even without `strict`, e.g. JFIF 2.01
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             pixels = np.asarray(image.convert("L" if header.components == 1 else "RGBX").reduce(scale))
         return pixels.reshape(*pixels.shape[:2], -1)
@@ -192,7 +195,7 @@ def _decode(data: bytes, scale: int, colours: str, strict: bool = True) -> NDArr
 
 
 def _without_metadata(data: bytes, header: Header) -> bytes:
-    """The same coefficients without APPn and COM segments, and with the only scan parameters that baseline has."""
+    """The same coefficients without APPn and COM segments, and with the scan parameters that baseline requires."""
     kept = [SOI]
     for marker, start, end in _segments(data):
         if start >= header.scan:

@@ -1,7 +1,7 @@
-"""The list of what is to be packed: one pass over a `Source` → a directory, whose files `records` describes and reads.
+"""List the images to pack: one pass over a `Source` → a directory of files that `records` describes and reads.
 
-Which images are packed, and what their labels are, is settled here. In memory is what grows with the number of classes
-and of containers, not of images.
+This decides which images are packed and what their labels are. Memory grows with the number of classes and containers,
+not with the number of images.
 """
 
 import hashlib
@@ -28,21 +28,21 @@ from penstock.shard_tools.subset import SPLIT_NAME, Mask, Subset, choose
 from penstock.shards.format import file_sha256
 
 Labels = NDArray[np.int32]
-REMEDY = "leave them out with --on-bad skip, which lists all of them in OUT/rejected.tsv, or mend them"
+REMEDY = "skip them with --on-bad skip, which lists all of them in OUT/rejected.tsv, or repair them"
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What `write_listing` found. `num_images` and `size_bytes` (of the source's files) are of each split."""
+    """The result of `write_listing`. `num_images` and `size_bytes` (of the source's files) are given per split."""
 
     root: Path
-    keys: tuple[str, ...]  # of the classes: a label is a place here
+    keys: tuple[str, ...]  # of the classes: a label is an index into this
     numbered: bool  # the source fixes the labels
     num_images: dict[str, int]
     size_bytes: dict[str, int]
     fingerprint: str  # of the images' names, labels and sizes, in order
-    notes: tuple[str, ...] = ()  # lines for people about the classes
-    rejected: Rejected = field(default_factory=Rejected)  # what `unusable` lists
+    notes: tuple[str, ...] = ()  # messages for the user about the classes
+    rejected: Rejected = field(default_factory=Rejected)  # the images in `unusable`
 
     @property
     def unusable(self) -> Path:
@@ -55,14 +55,14 @@ class Listing:
 
 @dataclass
 class _Pass:
-    """What the pass over the source keeps in memory: all of it grows with classes and containers, not with images."""
+    """The state of the pass over the source. Its size grows with classes and containers, not with images."""
 
     keys: dict[str, int] = field(default_factory=dict)  # class key → number, as met
     files: dict[str, int] = field(default_factory=dict)
     num_images: dict[str, int] = field(default_factory=dict)  # of the source's splits
     per_class: dict[str, list[int]] = field(default_factory=dict)  # images of each number
     unusable: dict[str, Unusable] = field(default_factory=dict)  # the first of each split
-    lost: set[str] = field(default_factory=set)  # class keys of what is unusable
+    lost: set[str] = field(default_factory=set)  # class keys of unusable images
     rejected: Rejected = NOTHING
     name_at: int = 0
 
@@ -79,11 +79,11 @@ def write_listing(
     class_file: Path | None = None,
 ) -> Listing:
     """List `source` into the new directory `root`. `work` is for the source; `where` names it in messages;
-    `progress` is told the number of images so far. `class_file` may add classes, see `keys_with_file`.
+    `progress` is called with the number of images so far. `class_file` may add classes, see `keys_with_file`.
 
     Raises:
-        BadImages: `on_bad` is "fail" and the source lists images that it cannot give.
-        ValueError: the source contradicts itself or has not what `subset` asks for. OSError: `root` cannot be written.
+        BadImages: `on_bad` is "fail" and the source lists images that it cannot provide.
+        ValueError: the source contradicts itself or lacks what `subset` requests. OSError: `root` cannot be written.
     """
     shutil.rmtree(root, ignore_errors=True)  # of a killed run
     root.mkdir(parents=True)
@@ -96,8 +96,8 @@ def write_listing(
     keys = _classes(found, splits, asked, where, keys_with_file(fixed, class_file) if fixed else None)
     notes = _notes(found, splits, asked, keys) if fixed else list(met_lines(keys, found.lost))
     if subset.fractions and splits != ["train"]:
-        raise ValueError(f"{where}: has the splits {', '.join(splits)} already; leave out --split")
-    here = Path.cwd()  # workers may have another
+        raise ValueError(f"{where}: already has the splits {', '.join(splits)}; leave out --split")
+    here = Path.cwd()  # workers may have another working directory
     (root / "files.json").write_text(json.dumps([file and os.path.join(here, file) for file in found.files]))
     digest = hashlib.sha256(bytes.fromhex(file_sha256(root / "names")))
     num_images, size_bytes = _write_splits(root, splits, subset, seed, _new_labels(found, keys), where, digest)
@@ -116,7 +116,7 @@ def _meet(
     progress: Callable[[int], None],
     found: _Pass,
 ) -> None:
-    """The pass: SPLIT.met with the records of each split, names, unusable; and `found`."""
+    """Run the pass: write SPLIT.met with the records of each split, names and unusable, and fill `found`."""
     with open(root / "names", "wb", 1 << 20) as names, open(root / "unusable", "wb") as table, ExitStack() as stack:
         rejected = RejectedRows(table)
         streams: dict[str, BinaryIO] = {}
@@ -139,12 +139,12 @@ def _meet(
 
 
 def _readable(source: Source, work: Path, where: str) -> Iterator[SourceImage | Unusable]:
-    """The source's images; what cannot be read is told from what cannot be written."""
+    """Yield the source's images; turn an OSError into a ValueError, so that it is not mistaken for a write error."""
     try:
         yield from source.images(work)
     except OSError as error:
         raise ValueError(
-            f"{error.filename or where}: cannot be listed ({error.strerror}); mend this and pack again"
+            f"{error.filename or where}: cannot be listed ({error.strerror}); make it readable and pack again"
         ) from None
 
 
@@ -174,12 +174,12 @@ def _record(image: SourceImage, found: _Pass, names: BinaryIO) -> bytes:
 def _check_split(split: str, where: str) -> None:
     if not SPLIT_NAME.fullmatch(split):
         raise ValueError(
-            f"{where}: the split name {split!r} cannot be part of a file name; use letters, digits, - and _"
+            f"{where}: the split name {split!r} cannot be part of a file name; use only letters, digits, - and _"
         )
 
 
 def _check_usable(found: _Pass, on_bad: str, where: str) -> None:
-    """Raises BadImages, or ValueError where a split has no image that can be used."""
+    """Raises BadImages if `on_bad` is "fail", and ValueError if a split has no usable image."""
     if found.rejected.count and on_bad == "fail":
         total = found.rejected.count + sum(found.num_images.values())
         raise refusal(f"{where}: {found.rejected.count} of {total} image(s)", found.rejected, "", REMEDY)
@@ -189,16 +189,16 @@ def _check_usable(found: _Pass, on_bad: str, where: str) -> None:
 
 
 def _forms(key: str) -> set[str]:
-    """The class keys that are meant by one of `--only-classes`: 10 is 000010, too."""
+    """The class keys that an entry of `--only-classes` can mean: 10 also means 000010."""
     return {key, numbered_key(int(key))} if re.fullmatch("[0-9]{1,6}", key) else {key}
 
 
 def _classes(found: _Pass, splits: list[str], asked: frozenset[str], where: str, fixed: list[str] | None) -> list[str]:
-    """The class keys by label: those of `fixed`, or of the first split, sorted; then other splits may have fewer, never
-    more. asked: by `--only-classes`, which chooses among them."""
+    """The class keys by label: those of `fixed`, or the sorted keys of the first split. In the second case, no other
+    split may have further classes. asked: the keys in `--only-classes`, to choose from them."""
     unknown = sorted(key for key in asked if _forms(key).isdisjoint(found.keys) and _forms(key).isdisjoint(fixed or []))
     if unknown:
-        raise ValueError(f"{where}: has no class {few_of(unknown)}, which --only-classes asks for")
+        raise ValueError(f"{where}: has no class {few_of(unknown)}; correct --only-classes")
     if not splits:
         raise ValueError(f"{where}: has no images")
     if fixed is None:
@@ -227,10 +227,10 @@ def _met(found: _Pass, splits: list[str], where: str) -> list[str]:
 
 
 def _notes(found: _Pass, splits: list[str], asked: frozenset[str], keys: list[str]) -> list[str]:
-    """What `--only-classes` did to the labels, and which classes have no images."""
+    """Messages about labels that `--only-classes` changed, and about classes without images."""
     notes = []
     if asked:
-        notes.append(f"--only-classes: labels are numbered anew, 0 … {len(keys) - 1} ({few_of(keys)})")
+        notes.append(f"--only-classes: labels are renumbered 0 … {len(keys) - 1} ({few_of(keys)})")
     num_images = {}
     for split in splits:
         by_number = dict(zip(found.keys, found.per_class[split], strict=False))
@@ -239,21 +239,21 @@ def _notes(found: _Pass, splits: list[str], asked: frozenset[str], keys: list[st
 
 
 def _new_labels(found: _Pass, keys: list[str]) -> Labels:
-    """Number of a class key, as met → label; -1 for keys that are none."""
+    """Map the number of a class key, in the order of the source, to its label; -1 for keys that are not packed."""
     place = {key: label for label, key in enumerate(keys)}
     return np.array([place.get(key, -1) for key in found.keys], np.int32)
 
 
 def _labels(path: Path, new_label: Labels) -> Labels:
-    """(num_images,): the only array as long as a split, and only where images are to be chosen."""
+    """(num_images,): the only array as long as a split. It is needed only if `subset` chooses images."""
     return np.concatenate([new_label[records["label"]] for records in chunks(path)])
 
 
 def _write_splits(
     root: Path, splits: list[str], subset: Subset, seed: int, new_label: Labels, where: str, digest: "hashlib._Hash"
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Write the records of all splits, those of the source or those that `subset` makes of it; returns the images and
-    the bytes of each."""
+    """Write the records of all splits: the source's splits, or those that `subset` makes of them. Returns the number of
+    images and the bytes of each split."""
     num_images: dict[str, int] = {}
     size_bytes: dict[str, int] = {}
     for split in splits:
@@ -263,7 +263,9 @@ def _write_splits(
         for name, mask in chosen.items():
             num_images[name], size_bytes[name] = _write_split(root, split, name, mask, new_label, digest)
             if not num_images[name]:
-                raise ValueError(f"{where}: no image is left for the split {name}; choose larger parts or more classes")
+                raise ValueError(
+                    f"{where}: no image is left for the split {name}; choose larger fractions or more classes"
+                )
         (root / f"{split}.met").unlink()
     return num_images, size_bytes
 
@@ -271,7 +273,7 @@ def _write_splits(
 def _write_split(
     root: Path, met: str, name: str, chosen: Mask | None, new_label: Labels, digest: "hashlib._Hash"
 ) -> tuple[int, int]:
-    """Write the chosen records of the source's split `met` as split `name`; returns images and bytes."""
+    """Write the chosen records of the source's split `met` as split `name`; returns the numbers of images and bytes."""
     count = size = start = 0
     digest.update(f"\0{name}\0".encode())
     with open(root / f"{name}.records", "wb") as records_file, open(root / f"{name}.sizes", "wb") as sizes_file:

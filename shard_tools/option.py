@@ -1,10 +1,11 @@
-"""Options declared once: the type of a field of a dataclass of settings carries the text that `--help` shows for it.
+"""Declare command-line options in the types of a settings dataclass, together with the text that `--help` shows.
 
     @dataclass(frozen=True)
     class Settings:
-        seed: Annotated[int, Option("Of the shuffle.", least=0, shown=True)] = 0
+        seed: Annotated[int, Option("Seed for the shuffle.", least=0, shown=True)] = 0
 
-`commands/options.py` makes the command line of such a class. This module knows no click, so that workers need none.
+`commands/options.py` builds the command line of such a class. This module does not import click, so workers do not
+need click either.
 """
 
 from collections.abc import Callable
@@ -13,10 +14,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Option:
-    """What a command line needs to know of a field.
+    """The command-line declaration of one field.
 
-    flag: its name there, if it is not the field's. kind: text → value; raises ValueError, or OSError.
-    least, most: bounds of a number. shown: whether `--help` shows the default, or the text that it shows for it.
+    flag: the option's name, if it differs from the field's. kind: text → value; raises ValueError or OSError.
+    least, most: bounds of a number. shown: whether `--help` shows the default, or the text to show for it.
     """
 
     help: str = ""

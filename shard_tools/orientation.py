@@ -1,4 +1,4 @@
-"""EXIF orientation: an image file → how its pixels lie, as Pillow's `getexif` reads it; pixels → the same, upright."""
+"""Read the EXIF orientation of an image file, as Pillow's `getexif` does, and turn pixels upright."""
 
 import io
 import warnings
@@ -13,16 +13,16 @@ UPRIGHT = 1  # as the pixels are stored; 5 to 8 exchange height and width
 
 
 def orientation_of(image: Image.Image) -> int:
-    """1 to 8; 1 also where there is none, another number, or metadata that cannot be read."""
+    """The orientation, 1 to 8; 1 if it is missing, out of range, or unreadable."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
         return int(value) if value in range(1, 9) else UPRIGHT
-    except Exception:  # whatever Pillow's parsers run into: metadata do not concern the pixels
+    except Exception:  # Pillow's parsers can raise anything, but damaged metadata does not affect the pixels
         return UPRIGHT
 
 
 def jpeg_orientation(data: bytes, header: Header) -> int:
-    """The same of a JPEG file; 0.1 ms for one that has EXIF or XMP metadata, nothing for others."""
+    """The orientation of a JPEG file. This takes 0.1 ms if the file has EXIF or XMP metadata, otherwise no time."""
     if not header.tagged:
         return UPRIGHT
     try:
@@ -40,10 +40,10 @@ def sides(height: int, width: int, orientation: int) -> tuple[int, int]:
 
 
 def upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """(H, W, C) → the same pixels as they are to be seen, (H, W, C) or (W, H, C), contiguous.
+    """Turn pixels upright: (H, W, C) → (H, W, C) or (W, H, C), contiguous.
 
-    As `PIL.ImageOps.exif_transpose`. An orientation says where the first row and the first column lie (TIFF 6.0, tag
-    Orientation): 5 to 8 exchange rows and columns.
+    Same result as `PIL.ImageOps.exif_transpose`. The orientation gives the position of the first row and column (TIFF
+    6.0, tag Orientation); 5 to 8 exchange rows and columns.
     """
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)

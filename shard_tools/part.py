@@ -1,6 +1,6 @@
-"""What came of one shard: OUT/.pack/SPLIT-SHARD.part, written when the shard is whole, merged when all are.
+"""The record of one finished shard: OUT/.pack/SPLIT-SHARD.part. When all shards are finished, the parts are merged.
 
-The file is a line of JSON, the sample table's rows with a hash of each source, and the source names as lines.
+A part consists of one line of JSON, the sample table's rows with a hash of each source, and the source names as lines.
 """
 
 import json
@@ -19,24 +19,24 @@ PART_DTYPE = np.dtype([*SAMPLE_DTYPE.descr, ("hash_low", "<u8"), ("hash_high", "
 
 @dataclass(frozen=True)
 class Part:
-    """The first line. `info` is None if no image was usable; then there is no tar."""
+    """The first line of a part. `info` is None if no image was usable; then there is no tar."""
 
     info: ShardInfo | None
     index_bytes: int
     samples: int
-    kinds: dict[str, int]  # what the images were: "jpeg" or what was converted
+    kinds: dict[str, int]  # number of images by kind: "jpeg", or the kind that was converted
     bad: list[tuple[str, str]]  # name, reason
     unturned: int = 0  # images with an EXIF orientation other than 1 that was not applied
 
 
 def write_part(path: Path, part: Part, rows: bytes, names: bytes) -> None:
-    """`rows`: `part.samples` of PART_DTYPE with `shard` 0. `names`: a line each, escaped."""
+    """Write a part. `rows`: `part.samples` rows of PART_DTYPE with `shard` 0. `names`: one escaped line per sample."""
     with atomic_write(path) as stream:
         stream.write(json.dumps(asdict(part)).encode() + b"\n" + rows + names)
 
 
 def read_part(path: Path) -> Part:
-    """Raises OSError, ValueError, KeyError or TypeError if there is none or it is damaged."""
+    """Read the first line. Raises OSError, ValueError, KeyError or TypeError if the part is missing or damaged."""
     with open(path, "rb") as stream:
         return _header(stream.readline())
 

@@ -1,6 +1,6 @@
-"""A contact sheet: a dataset → a .png of samples over their class names, as stored or as training sees them.
+"""Draw a contact sheet: a .png of a dataset's samples with their class names, as stored or as training sees them.
 
-`--augment` shows what the very loader and mixer of a training run make of the samples.
+`--augment` uses the same loader and mixer as a training run.
 """
 
 import io
@@ -29,15 +29,16 @@ Cell = tuple[Image.Image, str]  # a picture and the text under it
 def preview(
     root: Path, file: Path, split: str = "train", num: int = 24, seed: int = 0, augment: str | None = None
 ) -> None:
-    """Draw `num` samples of a split, chosen by `seed`, into `file`; with a recipe, each in a row with augmentations.
+    """Draw `num` samples of a split, chosen by `seed`, and save the sheet as `file`.
 
-    Where the recipe mixes, the augmented samples are mixed with each other, and the text is the share of each class.
+    With a recipe in `augment`, each row shows a sample and augmentations of it. If the recipe mixes images, the samples
+    are mixed with each other, and the text under an image gives the share of each class.
 
     Raises:
         ValueError: there is no such dataset, split or recipe; an image cannot be decoded; the file cannot be written.
     """
     if file.suffix.lower() != ".png":
-        raise ValueError(f"{file}: the sheet is a PNG image; give a name that ends in .png")
+        raise ValueError(f"{file}: the sheet is a PNG image; use a name that ends in .png")
     shard_set = ShardSet.open(root)
     shard_set.check_on_disk()
     chosen = shard_set.split(split)
@@ -62,7 +63,7 @@ def preview(
 
 
 def sheet(cells: list[Cell], columns: int, headings: Sequence[str] = ()) -> Image.Image:
-    """Pictures, `columns` in a row, each over its text; one line of headings over the columns, if any. RGB."""
+    """Arrange pictures, `columns` per row, each with its text below, under one line of headings if given. RGB."""
     top = GAP + (TEXT if headings else 0)
     height = CELL + TEXT * max(text.count("\n") + 1 for _, text in cells) + GAP
     page = Image.new("RGB", (GAP + columns * (CELL + GAP), top + -(-len(cells) // columns) * height), WHITE)
@@ -78,7 +79,7 @@ def sheet(cells: list[Cell], columns: int, headings: Sequence[str] = ()) -> Imag
 
 
 def _write(page: Image.Image, x: int, y: int, text: str) -> None:
-    """Lines of text, each cut to the width of a picture."""
+    """Write lines of text, each cut to the width of a picture."""
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(12)
     for number, line in enumerate(text.split("\n")):
         while line and draw.textlength(line, font) > CELL:
@@ -94,15 +95,15 @@ def _stored(split: Split, sample_id: int) -> Image.Image:
             with Image.open(io.BytesIO(stream.read(int(row["size"])))) as image:
                 return image.convert("RGB")
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
-        remedy = f"find all such with: {SHARD_TOOLS} verify --decode {split.root}"
+        remedy = f"find all such images with: {SHARD_TOOLS} verify --decode {split.root}"
         raise ValueError(f"{split.where(sample_id)}: cannot be decoded ({error}); {remedy}") from None
 
 
 def _augmented(
     split: Split, ids: NDArray[np.int64], recipe_name: str, seed: int, names: Sequence[str]
 ) -> Iterator[list[Cell]]:
-    """VIEWS times the samples `ids` as an epoch of the recipe's training augments and mixes them."""
-    import torch  # here and below: it takes seconds, and the sheet of what is stored needs none
+    """Yield the samples `ids` VIEWS times, augmented and mixed as an epoch of the recipe's training does it."""
+    import torch  # imported here, as below, because it takes seconds and a sheet without augmentation does not need it
 
     from penstock.pipeline.feed import Feed
     from penstock.pipeline.loader import DaliLoader
@@ -137,6 +138,6 @@ def _augmented(
 
 
 def _shares(label: NDArray[np.float32], names: Sequence[str]) -> str:
-    """A line for each class in a mixed image, the larger share first, down to half a percent. label: (C,), of each."""
+    """One line per class in a mixed image, largest share first, down to half a percent. label: (C,), the shares."""
     there = sorted(np.flatnonzero(label >= 0.005).tolist(), key=lambda i: -label[i])
     return "\n".join(f"{label[i]:.0%} {names[i]}".replace("%", " %", 1) for i in there)

@@ -1,12 +1,12 @@
-"""What is to be packed, listed on disk by `listing`: fixed-size records, read back by position in any process.
+"""Read the list of images to pack, which `listing` writes to disk: fixed-size records, read by position in any process.
 
-    DIR/SPLIT.records   a RECORD an image, in the source's order; DIR/SPLIT.sizes: their sizes alone, u4
+    DIR/SPLIT.records   one RECORD per image, in the source's order; DIR/SPLIT.sizes: only their sizes, u4
     DIR/names           the images' names, one after the other
     DIR/files.json      the containers, and the directories of files
-    DIR/unusable        what the source lists and cannot give: lines of OUT/rejected.tsv
+    DIR/unusable        the images that the source lists but cannot provide: lines of OUT/rejected.tsv
 
-So neither the packing process nor its workers hold an object an image, and a shard's job is a few numbers. Memory-maps
-would count as memory once they are touched all over, as a shuffle does; records are read one by one instead (1 µs).
+Neither the packing process nor its workers therefore hold one object per image, and a shard's job is a few numbers. A
+shuffle touches all pages of a memory map, which then count as memory, so records are read one by one instead (1 µs).
 """
 
 import json

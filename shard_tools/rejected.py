@@ -1,4 +1,4 @@
-"""What `pack` and `index` leave out: the table OUT/rejected.tsv, and the error where nothing may be left out."""
+"""Images that `pack` and `index` reject: the table OUT/rejected.tsv, and the error if `on_bad` is "fail"."""
 
 import shutil
 from collections.abc import Iterable
@@ -13,12 +13,12 @@ REJECTED_FILE = "rejected.tsv"
 OnBad = Literal["fail", "skip"]
 ON_BAD = get_args(OnBad)
 SHOWN = 10  # images in a message
-MAX_NAME = 500  # characters: a column that is taken for paths may hold whole images as text
+MAX_NAME = 500  # characters: a column mistaken for paths may contain whole images as text
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """The images that cannot be used: how many, and the first of them as (name, reason)."""
+    """The images that cannot be used: their number, and the first few as (name, reason)."""
 
     count: int = 0
     first: tuple[tuple[str, str], ...] = ()
@@ -33,7 +33,7 @@ class BadImages(ValueError):
 
 @dataclass
 class RejectedRows:
-    """Writes rows of the table as they come; only the first stay in memory."""
+    """Write rows of the table one by one; keep only the first few in memory."""
 
     stream: BinaryIO
     _count: int = 0
@@ -51,15 +51,15 @@ class RejectedRows:
 
 
 def check_on_bad(on_bad: str) -> None:
-    """Raises ValueError for what nobody can do about unusable images."""
+    """Raises ValueError for an unknown value of `on_bad`."""
     if on_bad not in ON_BAD:
-        raise ValueError(f'on_bad is {on_bad!r}; it can be "fail" or "skip"')
+        raise ValueError(f'on_bad is {on_bad!r}; use "fail" or "skip"')
 
 
 def write_rejected(
     out: Path, bad: Iterable[tuple[str, str]], listed: Path | None = None, from_listing: Rejected = NOTHING
 ) -> Rejected:
-    """OUT/rejected.tsv, if there is anything to write: the rows of the file `listed`, then `bad` (name, reason)."""
+    """Write OUT/rejected.tsv if there are rejected images: the rows of the file `listed`, then `bad` (name, reason)."""
     rest = iter(bad)
     first = list(islice(rest, 1))
     if not first and not from_listing.count:
@@ -77,7 +77,7 @@ def write_rejected(
 
 
 def refusal(what: str, rejected: Rejected, more: str, remedy: str) -> BadImages:
-    """The error: `what` begins it, the first images follow, and `more` says where the others are."""
+    """Build the error: `what`, then the first images, then `more` to say where the others are listed."""
     lines = [f"{escape(name)}: {reason}" for name, reason in rejected.first]
     if rejected.count > len(lines):
         lines.append(f"… {rejected.count - len(lines)} more{more}")

@@ -1,7 +1,7 @@
-"""WebDataset tars at a URL, indexed one at a time: fetched into OUT/.index, scanned there, and removed.
+"""Index WebDataset tars at a URL one at a time: download each to OUT/.index, scan it there, and remove it.
 
-So the disk never holds more of them than there are workers. What a scan has found is kept in OUT/.index until all are
-done: after a failure, or bad images, `index` goes on with the tars that are missing.
+The disk therefore never holds more tars than there are workers. Finished scans are kept in OUT/.index until all tars
+are done. After a failure, or after bad images, `index` continues with the missing tars.
 """
 
 import hashlib
@@ -28,17 +28,19 @@ WORK = ".index"  # in OUT
 
 
 def tars_at(url: str, out: Path) -> dict[str, list[Path]]:
-    """Split → the tars directly under a URL, as they would lie in `out`. Fetches a file of class names beside them.
+    """Split → the tars directly under a URL, with the paths that they would have in `out`.
+
+    Also downloads a file of class names beside them.
 
     Raises:
-        ValueError: there are none, or `out` holds something else.
+        ValueError: there are no tars, or `out` contains other files.
     """
     if not (out / INFO_FILE).exists() and not (out / WORK).exists() and out.is_dir() and any(out.iterdir()):
         raise ValueError(f"{out}: not empty; choose a new or empty directory for the tables")
     store = _store(url)
     files = store.files()
     if INFO_FILE in files:
-        raise ValueError(f"{url}: is a packed dataset, which has its index; train from it as it is: --data {url}")
+        raise ValueError(f"{url}: is a packed dataset and already has an index; train from it with --data {url}")
     names = sorted(name for name in files if name.endswith(".tar") and not name.startswith("."))
     if not names:
         raise ValueError(f"{url}: has no .tar files directly under it; give the URL of a folder of WebDataset shards")
@@ -53,8 +55,8 @@ def tars_at(url: str, out: Path) -> dict[str, list[Path]]:
 
 
 def scan_at(path: Path, url: str, fields: Fields, first: Path) -> Scanned:
-    """`scan_shard` of the tar at the URL that `path` in the directory of the tables stands for; its .idx comes there.
-    first: the tar that has to have the `fields`."""
+    """Run `scan_shard` on a tar at the URL. `path` stands for the tar in the directory of the tables, where its .idx is
+    written. first: the tar that must have the `fields`."""
     store, work = _store(url), path.parent / WORK
     size = store.size(path.name)
     asked = json.dumps([url, path.name, size, asdict(fields)])
@@ -78,12 +80,12 @@ def scan_at(path: Path, url: str, fields: Fields, first: Path) -> Scanned:
 
 @cache
 def _store(url: str) -> Store:
-    """One a process: a store knows what it has listed."""
+    """One store per process, because a store remembers its listings."""
     return Store(url)
 
 
 def _to_json(scanned: Scanned) -> dict[str, Any]:
-    """Labels may be numbers, which are no keys in JSON: so their names are lists of pairs."""
+    """Convert a scan to JSON. Labels may be numbers, which cannot be JSON keys, so names become lists of pairs."""
     said = {key: list(names.items()) for key, names in scanned.class_names.said.items()}
     plain = {name: value for name, value in vars(scanned).items() if name not in ("rows", "class_names", "info")}
     return plain | {

@@ -1,9 +1,9 @@
-"""Mend a dataset that `verify` found something in: a directory → lines that say what was done; `dataset.json` last.
+"""Repair a dataset in which `verify` found problems: a directory → messages about each repair; `dataset.json` last.
 
-What is known twice is rebuilt from the good copy: indexes and tables from the tars, a tar's headers, labels and padding
-from the table. An image is known once: where its bytes are lost the sample is taken out. A shard whose bytes changed
-while all its images still decode is left as it is, a finding for ever: nobody can tell which of them was altered.
-Shards that `index` found in place are never written to.
+Information that exists twice is rebuilt from the good copy: indexes and tables from the tars; a tar's headers, labels
+and padding from the table. An image exists only once: if its bytes are lost, the sample is removed. If the bytes of a
+shard changed but all its images still decode, nothing shows which image was altered. Such a shard stays as it is, and
+`verify` keeps reporting it. Shards that `index` prepared in place are never written to.
 """
 
 import os
@@ -41,29 +41,29 @@ from penstock.shards.format import (
 
 
 def repair(root: str | os.PathLike[str], workers: int | None = None) -> list[str]:
-    """Mend what can be mended and say what was done, a line each; `verify` tells what is left.
+    """Repair what can be repaired. Returns one message per repair; `verify` reports the remaining problems.
 
     Raises:
-        ValueError: nothing can be done; says why.
+        ValueError: no repair is possible; the message gives the reason.
     """
     root = Path(root)
     path = root / INFO_FILE
     try:
         description = read_description(inside(root, INFO_FILE).read_bytes(), for_repair=True)
         if description.url:
-            raise ValueError(f"its shards lie at {description.url}")
+            raise ValueError(f"its shards are at {description.url}")
         for name, shards in description.shards.items():  # before anything is renamed or removed
             for file in (table_file(name), sources_file(name), *(shard.file for shard in shards)):
                 inside(root, file)
                 inside(root, index_path(root / file).name)
     except (OSError, *DAMAGED) as error:
-        raise ValueError(f"{path}: cannot be mended ({error}); restore it from a copy, or pack again") from None
+        raise ValueError(f"{path}: cannot be repaired ({error}); restore it from a copy, or pack again") from None
     try:
         if description.made.get("indexed"):
             return _repair_foreign(root, workers, list(description.classes), description.made)
         return _repair_packed(root, description, _is_intact(root))
     except OSError as error:
-        raise ValueError(f"{error.filename or root}: cannot be mended ({error.strerror})") from None
+        raise ValueError(f"{error.filename or root}: cannot be repaired ({error.strerror})") from None
 
 
 def _is_intact(root: Path) -> bool:
@@ -82,7 +82,7 @@ def _repair_packed(root: Path, description: Description, intact: bool) -> list[s
     infos = {split: [shard.info for shard in shards if shard.info] for split, shards in repaired.items()}
     tables = {split: np.concatenate([s.rows for s in shards if s.info]) for split, shards in repaired.items()}
     if not intact:
-        lines.append(f"{INFO_FILE}: counts and hashes set right; class names and settings stay as they were edited")
+        lines.append(f"{INFO_FILE}: counts and hashes corrected; edited class names and settings are kept")
     made, lost = description.made, sum(info.samples for info in old) - sum(map(len, tables.values()))
     if lost > 0:
         before = made.get("removed", 0)
@@ -97,12 +97,12 @@ def _repair_packed(root: Path, description: Description, intact: bool) -> list[s
 def _repair_split(
     root: Path, split: str, description: Description, intact: bool, lines: list[str]
 ) -> list[RepairedShard]:
-    """Its shards afterwards; appends to `lines`."""
+    """Repair the shards of one split and return them; appends messages to `lines`."""
     table, num_classes = _trusted_table(root, split, description.files), len(description.classes)
     if table is not None and len(table) and table["label"].max() >= num_classes:
         raise ValueError(
-            f"{root / INFO_FILE}: cannot be mended (it lists {num_classes} classes, {table_file(split)} has label "
-            f"{table['label'].max()}); restore it from a copy, or pack again"
+            f"{root / INFO_FILE}: cannot be repaired (it lists {num_classes} classes, but {table_file(split)} has "
+            f"label {table['label'].max()}); restore it from a copy, or pack again"
         )
     repaired: list[RepairedShard] = []
     num_kept = 0
@@ -121,7 +121,7 @@ def _repair_split(
 
 
 def _unswap(root: Path, shards: list[ShardInfo]) -> list[str]:
-    """Give shards that carry each other's names their own back."""
+    """Rename shards that have swapped their names."""
     found = {info.file: file_sha256(root / info.file) for info in shards if (root / info.file).is_file()}
     wrong = {info.sha256: info.file for info in shards if found.get(info.file) != info.sha256}
     moves = {file: wrong[digest] for file, digest in found.items() if wrong.get(digest, file) != file}
@@ -130,13 +130,13 @@ def _unswap(root: Path, shards: list[ShardInfo]) -> list[str]:
         os.replace(root / file, root / f".{file}.moved")
     for file, target in moves.items():
         os.replace(root / f".{file}.moved", root / target)
-    return [f"{target}: had the name {file}, renamed" for file, target in moves.items()]
+    return [f"{target}: renamed back from {file}" for file, target in moves.items()]
 
 
 def _trusted_table(root: Path, split: str, files: dict[str, str]) -> Samples | None:
     path = root / table_file(split)
     with suppress(OSError, ValueError):
-        if file_sha256(path) == files.get(path.name):  # so that it is as it was written
+        if file_sha256(path) == files.get(path.name):  # the file is unchanged since it was written
             table = np.lib.format.open_memmap(path, mode="r")
             if table.dtype == SAMPLE_DTYPE:
                 return np.array(table)
@@ -144,7 +144,7 @@ def _trusted_table(root: Path, split: str, files: dict[str, str]) -> Samples | N
 
 
 def _names(root: Path, split: str, shards: list[RepairedShard], lines: list[str]) -> Iterator[str]:
-    """Source names of the rows that are left; the tars' own names where the list does not fit the table."""
+    """Source names of the remaining rows; the names in the tars if the list does not fit the table."""
     path = root / sources_file(split)
     keep = np.concatenate([np.ones(len(m.rows), bool) if m.keep is None else m.keep for m in shards])
     try:
@@ -153,7 +153,7 @@ def _names(root: Path, split: str, shards: list[RepairedShard], lines: list[str]
     except OSError:
         fits = False
     if not fits:
-        lines.append(f"{path.name}: the original names are lost; it has the tars' own names now")
+        lines.append(f"{path.name}: the original names are lost; it now has the names in the tars")
         for m in shards:
             yield from (f"{m.info.file}/{name}" for name in m.names if m.info)
         return
@@ -164,12 +164,12 @@ def _names(root: Path, split: str, shards: list[RepairedShard], lines: list[str]
 
 
 def _repair_foreign(root: Path, workers: int | None, classes: list[ClassInfo], made: dict[str, object]) -> list[str]:
-    """Index anew, as it was before, then take out what does not decode. The classes keep their names."""
+    """Index again with the same settings, then remove samples that do not decode. The classes keep their names."""
     fields = Fields(str(made.get("image_field", "")), str(made.get("label_field", "")))
-    lines = [f"{root}: indexed anew"]
+    lines = [f"{root}: indexed again"]
     shard_set = index(root, on_bad="skip", fields=fields, workers=workers, say=lines.append)
     if rejected := shard_set.made["rejected"]:
-        lines.append(f"{root}: {rejected:,} image(s) left out that do not train as they are, see {REJECTED_FILE}")
+        lines.append(f"{root}: skipped {rejected:,} image(s) that training cannot use as they are, see {REJECTED_FILE}")
     keys = [info.wnid for info in shard_set.classes]
     if [info.wnid for info in classes[: len(keys)]] != keys:
         classes = list(shard_set.classes)
@@ -184,7 +184,7 @@ def _repair_foreign(root: Path, workers: int | None, classes: list[ClassInfo], m
                 check_stored(data, compare=False)  # as the index did
             except BadImage as error:
                 keep[i] = False
-                lines.append(f"{split.where(i)}: taken out: {error}")
+                lines.append(f"{split.where(i)}: removed: {error}")
         if keep.all():
             continue
         removed += int((~keep).sum())

@@ -1,7 +1,7 @@
-"""Mend one shard that `pack` wrote: a damaged tar, and what its table says or nothing → a whole tar, index and rows.
+"""Repair one shard that `pack` wrote: a damaged tar, with its table rows if they exist → a valid tar, index and rows.
 
-The tar is written anew from the samples that are whole. Where the damage was not in an image, that is the old tar to
-the byte; else it is a shorter one.
+The tar is rewritten from its intact samples. If no image was damaged, the result is byte-identical to the original tar;
+otherwise it is shorter.
 """
 
 import os
@@ -27,8 +27,8 @@ IMAGES = ("jpg", EXTENSION)  # the members that hold an image
 
 @dataclass(frozen=True)
 class RepairedShard:
-    """One shard afterwards. keep: which of its old rows are left; None where the rows are new. names: of the members
-    that hold the images."""
+    """One shard after the repair. keep: which of its old rows remain; None if the rows are new. names: of the members
+    with the images."""
 
     info: ShardInfo | None
     rows: Samples
@@ -38,12 +38,12 @@ class RepairedShard:
 
 
 def repair_shard(root: Path, info: ShardInfo, rows: Samples | None, num_classes: int, intact: bool) -> RepairedShard:
-    """One shard: its samples as the table or else the tar tells them, without those that are lost."""
+    """Repair one shard: keep its intact samples, as listed in the table or, without a table, in the tar."""
     path = root / info.file
     if not path.is_file():
         index_path(path).unlink(missing_ok=True)
         nothing = np.zeros(0 if rows is None else len(rows), bool)
-        line = f"{info.file}: is missing; its {info.samples} samples are taken out (pack again to have them back)"
+        line = f"{info.file}: is missing; removed its {info.samples} samples (pack again to restore them)"
         return RepairedShard(None, np.empty(0, SAMPLE_DTYPE), nothing, [], [line])
     samples, whole = _readable(path)
     changed = file_sha256(path) != info.sha256
@@ -53,7 +53,7 @@ def repair_shard(root: Path, info: ShardInfo, rows: Samples | None, num_classes:
     is_good = np.array([not complaint for complaint in bad], bool)
     keep = None if rows is None else is_good
     lines = [
-        f"{info.file}: sample {found.get(int(row['offset']), '?').partition('.')[0]} taken out: {complaint}"
+        f"{info.file}: sample {found.get(int(row['offset']), '?').partition('.')[0]} removed: {complaint}"
         for row, complaint in zip(all_rows, bad, strict=True)
         if complaint
     ]
@@ -61,7 +61,7 @@ def repair_shard(root: Path, info: ShardInfo, rows: Samples | None, num_classes:
     if not len(good):
         path.unlink()
         index_path(path).unlink(missing_ok=True)
-        return RepairedShard(None, good, keep, [], [*lines, f"{info.file}: removed, nothing is left"])
+        return RepairedShard(None, good, keep, [], [*lines, f"{info.file}: removed, no sample is left"])
     names = [found.get(int(offset), "") for offset in good["offset"]]
     if not all(names):
         names = [f"{i:09d}.{_extension(path, row)}" for i, row in enumerate(good)]
@@ -72,7 +72,7 @@ def repair_shard(root: Path, info: ShardInfo, rows: Samples | None, num_classes:
         if not done:
             _rewritten_path(path).unlink()
             remedy = "restore the shard from a copy, or pack again"
-            lines.append(f"{info.file}: not mended: its bytes changed, but every image decodes; {remedy}")
+            lines.append(f"{info.file}: not repaired: its bytes changed, but every image decodes; {remedy}")
             return RepairedShard(info, good, keep, names, lines)
         lines.append(f"{info.file}: {done}")
         os.replace(_rewritten_path(path), path)
@@ -84,16 +84,16 @@ def repair_shard(root: Path, info: ShardInfo, rows: Samples | None, num_classes:
 
 
 def _done(old: ShardInfo, new: ShardInfo, is_damaged: bool, intact: bool) -> str:
-    """What the rewritten shard is; "" where nobody can tell which of its images were altered."""
+    """Describe the rewritten shard; "" if nothing shows which of its images were altered."""
     if new.sha256 == old.sha256:
-        return "restored, every byte as it was written"
+        return "restored, byte-identical to the original"
     if is_damaged:
-        return f"written anew with the {new.samples} samples that are whole"
-    return "" if intact else "agrees with its table, taken as it is"
+        return f"rewritten with its {new.samples} intact samples"
+    return "" if intact else "accepted as it is, because it agrees with its table"
 
 
 def _readable(path: Path) -> tuple[list[list[Member]], bool]:
-    """The samples up to the first damage, and whether there is none."""
+    """The samples up to the first damage, and whether the tar is undamaged."""
     samples = []
     try:
         for sample in iterate_samples(path, Ignored()):
@@ -104,20 +104,20 @@ def _readable(path: Path) -> tuple[list[list[Member]], bool]:
 
 
 def _names(path: Path, samples: list[list[Member]]) -> dict[int, str]:
-    """Offset of an image → its member's name; from the index where the tar cannot be read that far."""
+    """Offset of an image → its member's name; from the index for the part of the tar that cannot be read."""
     with suppress(OSError, ValueError):
         samples = read_index(index_path(path)) + samples
     return {m.offset: m.name for sample in samples for m in sample if m.extension in IMAGES}
 
 
 def _extension(path: Path, row: np.void) -> str:
-    """Of an image's member, by what it holds."""
+    """The extension of an image's member, determined by its content."""
     is_pixels = is_ppm(np.frombuffer(image_bytes(path, row), np.uint8), int(row["height"]), int(row["width"]))
     return EXTENSION if is_pixels else "jpg"
 
 
 def _rows_of(path: Path, samples: list[list[Member]], num_classes: int) -> Samples:
-    """Table rows from the tar alone; a sample without a label or a size has label -1 or size 0."""
+    """Table rows from the tar alone. A sample without a label gets label -1; one without a size gets size 0."""
     rows = []
     with open(path, "rb") as stream:
         for sample in samples:
@@ -139,8 +139,8 @@ def _rows_of(path: Path, samples: list[list[Member]], num_classes: int) -> Sampl
 
 
 def _complaint(path: Path, row: np.void, suspicious: bool) -> str:
-    """Why a sample must be taken out, "" if it need not. In a shard whose bytes changed, even libjpeg's harmless
-    warnings count."""
+    """Why a sample must be removed; "" if it can stay. If the shard's bytes changed (`suspicious`), even libjpeg's
+    harmless warnings count."""
     if row["label"] < 0:
         return "its label is lost"
     data = image_bytes(path, row)
@@ -148,14 +148,14 @@ def _complaint(path: Path, row: np.void, suspicious: bool) -> str:
         return "the shard ends before it"
     try:
         encoded = check_stored(data)
-        if suspicious and encoded.kind == "jpeg":  # others are taken out anyway
+        if suspicious and encoded.kind == "jpeg":  # other kinds are removed anyway
             simplejpeg.decode_jpeg(data, "gray", min_height=1, min_width=1)
     except ValueError as error:
         return str(error)
     if complaint := unlike_packed(data, encoded):
         return complaint
     if (encoded.height, encoded.width) != (row["height"], row["width"]):
-        return f"is {encoded.height}×{encoded.width} pixels and was {row['height']}×{row['width']}"
+        return f"is {encoded.height}×{encoded.width} pixels, but was {row['height']}×{row['width']}"
     return ""
 
 
@@ -170,7 +170,7 @@ def _rewritten_path(path: Path) -> Path:
 
 
 def _rewritten(path: Path, rows: Samples, names: list[str]) -> tuple[ShardInfo, Samples]:
-    """The same samples in a new tar, at `_rewritten_path`."""
+    """Write the same samples to a new tar at `_rewritten_path`."""
     new_rows = rows.copy()
     with atomic_write(_rewritten_path(path)) as stream:
         tar = TarWriter(stream)

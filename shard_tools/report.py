@@ -1,4 +1,4 @@
-"""What packing shows: a progress display on stderr, and the closing summary."""
+"""The output of packing: a progress display on stderr, and the closing summary."""
 
 import sys
 import time
@@ -14,7 +14,7 @@ from penstock.shard_tools.writer import Packed
 
 @contextmanager
 def progress_bar(every_s: float = 10.0) -> Iterator[Callable[[PackProgress], None]]:
-    """A bar on a terminal, a line now and then elsewhere."""
+    """Show a bar on a terminal, and elsewhere a line every `every_s` seconds."""
     if not sys.stderr.isatty():
         yield _lines(every_s)
         return
@@ -55,14 +55,14 @@ def _lines(every_s: float) -> Callable[[PackProgress], None]:
 
 
 def _before(now: PackProgress) -> str:
-    """How far it is before packing begins."""
+    """The progress of downloading and listing, before packing begins."""
     if now.fetched_bytes:
         return f"downloading: {now.fetched_bytes / 1e9:.1f} of {now.bytes / 1e9:.1f} GB"
     return f"listing: {now.listed:,} images"
 
 
 def _rates(now: PackProgress, elapsed_s: float) -> str:
-    """Images and bytes of the source; what an earlier run did does not count for the rate."""
+    """The progress and rates, in images and bytes of the source; rates exclude the work of an earlier run."""
     elapsed_s = max(elapsed_s, 1e-3)
     share = now.seen_bytes / max(1, now.bytes)
     images_per_s = max(0.0, now.images * share - now.kept_images) / elapsed_s
@@ -70,7 +70,7 @@ def _rates(now: PackProgress, elapsed_s: float) -> str:
     left_s = (now.bytes - now.seen_bytes) / bytes_per_s if bytes_per_s else 0.0
     return (
         f"{share:4.0%}, {now.done_shards}/{now.shards} shards, {images_per_s:,.0f} images/s, "
-        f"{bytes_per_s / 1e6:,.1f} MB/s, {_duration(left_s)} left"
+        f"{bytes_per_s / 1e6:,.1f} MB/s, {_duration(left_s)} remaining"
     )
 
 
@@ -80,7 +80,7 @@ def _duration(seconds: float) -> str:
 
 
 def closing(packed: Packed, elapsed_s: float) -> str:
-    """What was made, and what deserves a second look."""
+    """The closing summary: what was packed, and what the user should check."""
     made, state = packed.shard_set.made, packed.progress
     root = packed.shard_set.place
     classes = packed.shard_set.classes
@@ -92,23 +92,23 @@ def closing(packed: Packed, elapsed_s: float) -> str:
         stored = f", {pixels['samples']:,} of them stored as pixels" if pixels["samples"] else ""
         lines.append(f"  {name}: {len(split):,} images in {len(split.shards):,} shard(s), {size / 1e6:,.1f} MB{stored}")
     if isinstance(converted := made["converted"], dict) and converted:
-        lines.append("  written anew: " + ", ".join(f"{count:,} {kind}" for kind, count in converted.items()))
+        lines.append("  re-encoded: " + ", ".join(f"{count:,} {kind}" for kind, count in converted.items()))
     if made["unturned"]:
-        lines.append(f"  {made['unturned']:,} {UNTURNED}; --apply-orientation turns them")
+        lines.append(f"  {made['unturned']:,} {UNTURNED}; --apply-orientation applies it")
     if packed.rejected.count:
         lines.append(f"  skipped {packed.rejected.count:,} bad image(s), see {root}/{REJECTED_FILE}")
     found = packed.duplicates
     if found.copies:
-        lines.append(f"  {found.copies:,} image(s) are copies of others")
+        lines.append(f"  {found.copies:,} image(s) are duplicates of others")
     if found.label_conflicts or found.split_conflicts:
         lines.append(
-            f"  {found.label_conflicts:,} image(s) have more than one label, {found.split_conflicts:,} lie in more "
+            f"  {found.label_conflicts:,} image(s) have more than one label, {found.split_conflicts:,} are in more "
             f"than one split, see {root}/{DUPLICATES_FILE}"
         )
     num_images, size = state.images - state.kept_images, state.bytes - state.kept_bytes
-    kept = f", {state.kept_shards:,} shard(s) were there from an earlier run" if state.kept_shards else ""
+    kept = f"; kept {state.kept_shards:,} shard(s) of an earlier run" if state.kept_shards else ""
     lines.append(
         f"  in {_duration(elapsed_s)}: {num_images / elapsed_s:,.0f} images/s, {size / elapsed_s / 1e6:,.1f} MB/s "
-        f"of source files{kept}"
+        f"from source files{kept}"
     )
     return "\n".join(lines)

@@ -1,9 +1,9 @@
-"""Scale pixels down: (height, width, channels) uint8 → the same at another size, as Pillow's BICUBIC to the bit.
+"""Scale pixels down, bit-identical to Pillow's BICUBIC: (height, width, channels) uint8 → the same at another size.
 
-Pillow's algorithm (`Resample.c`): two passes of fixed-point sums, columns first, each rounded to 8 bits; the cubic
-(a = -0.5) is stretched with the scale, so nothing aliases. Pillow's inner loop runs along a row's few weights; this one
-runs along thousands of pixels, which compilers turn into SIMD: 4 times faster on ImageNet sizes. To that end the first
-pass works on the transposed image. All integers, so the same bytes on every machine.
+This is Pillow's algorithm (`Resample.c`): two passes of fixed-point sums, columns first, each rounded to 8 bits. The
+cubic (a = -0.5) is stretched with the scale to avoid aliasing. Pillow's inner loop runs over the few weights of a row.
+This one runs over thousands of pixels, so compilers can use SIMD: it is 4 times faster on ImageNet sizes. For that, the
+first pass works on the transposed image. All sums are integers, so every machine gives the same bytes.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def _transposed(pixels: Pixels) -> Pixels:
 
 @cache
 def _compiled() -> Callable[[Pixels, int], Pixels]:
-    """`_combine_rows`, compiled at the first use: importing numba takes a second, which few jobs need."""
+    """`_combine_rows`, compiled at first use: importing numba takes a second, and few jobs need it."""
     from penstock.pipeline.compiling import compiled
 
     found: Callable[[Pixels, int], Pixels] = compiled(nogil=True)(_combine_rows)

@@ -1,7 +1,7 @@
-"""What makes a run repeatable: OUT/.pack/job.json says what is being made, so that an interrupted run can go on.
+"""Resume an interrupted run: OUT/.pack/job.json records what is being made.
 
-A directory with a `dataset.json` is complete, one with a `.pack` is unfinished, and neither is ever mixed with
-another job's files. `.pack` is locked while a run uses it.
+A directory with a `dataset.json` is complete, and one with a `.pack` is unfinished. Neither is ever mixed with the
+files of another job. `.pack` is locked while a run uses it.
 """
 
 import errno
@@ -18,7 +18,7 @@ from penstock.shards.format import INFO_FILE, ShardSet, atomic_write, escape
 from penstock.shards.remote import Store
 
 JOB_FILE = "job.json"
-SOURCE_DIR = "source"  # in WORK_DIR, for what a source has to unpack
+SOURCE_DIR = "source"  # in WORK_DIR, for files that a source has to unpack
 
 
 class Locked(ValueError):
@@ -27,7 +27,7 @@ class Locked(ValueError):
 
 @contextmanager
 def work_dir(out: Path) -> Iterator[Path]:
-    """OUT/.pack, locked; removed when the `with` block ends without an exception, or with one before `begin`."""
+    """Make and lock OUT/.pack. It is removed when the `with` block succeeds, or fails before `begin`."""
     work = out / WORK_DIR
     try:
         _check_foreign(out)
@@ -47,7 +47,7 @@ def work_dir(out: Path) -> Iterator[Path]:
     except OSError as error:
         raise ValueError(
             f"{error.filename or out}: cannot be written ({error.strerror}); "
-            "finished shards are kept: run the same command again"
+            "finished shards are kept, run the same command again"
         ) from None
 
 
@@ -69,7 +69,7 @@ def _lock(descriptor: int, out: Path) -> None:
 
 
 def _remove_unused(out: Path, existed: bool) -> None:
-    """Leave nothing behind but what a source has unpacked, which the next try can use."""
+    """Remove everything except the files that a source has unpacked; the next attempt can use them."""
     work = out / WORK_DIR
     shutil.rmtree(work / LISTING_DIR, ignore_errors=True)
     with suppress(OSError):
@@ -81,19 +81,19 @@ def _remove_unused(out: Path, existed: bool) -> None:
 
 
 def complete(out: Path, made: dict[str, object], at_url: ShardSet | None = None) -> ShardSet | None:
-    """The dataset in `out`, or at the URL that it is for, if there is one.
+    """The complete dataset in `out`, or at the target URL, if there is one.
 
-    Raises ValueError if it is another than the one to be made.
+    Raises ValueError if it is a different dataset than the one to be made.
     """
     existing = at_url or (ShardSet.open(out) if (out / INFO_FILE).exists() else None)
     if existing:
-        where, remedy = existing.url or str(out), "choose another place or remove this one"
+        where, remedy = existing.url or str(out), "choose another OUT or remove this dataset"
         _check_same(where, "holds another dataset", existing.made, made, remedy)
     return existing
 
 
 def forget_lost(url: str, jobs: Iterable[ShardJob]) -> None:
-    """Have those shards made again that an earlier run has moved to the URL and that are not there any more."""
+    """Forget shards that an earlier run moved to the URL but that are no longer there, so they are made again."""
     present = Store(url).files()
     for job in jobs:
         part = finished_part(job)
@@ -102,7 +102,7 @@ def forget_lost(url: str, jobs: Iterable[ShardJob]) -> None:
 
 
 def begin(out: Path, made: dict[str, object]) -> None:
-    """Note what is being made, or check that the unfinished run in `out` was making the same."""
+    """Record what is being made, or check that the unfinished run in `out` was making the same."""
     path = out / WORK_DIR / JOB_FILE
     if not path.exists():
         with atomic_write(path) as stream:
@@ -111,8 +111,8 @@ def begin(out: Path, made: dict[str, object]) -> None:
     try:
         old = dict(json.loads(path.read_bytes()))
     except (ValueError, TypeError, RecursionError):
-        raise ValueError(f"{path}: not readable; remove {out} and pack again") from None
-    remedy = "run the command that it was begun with, or remove it"
+        raise ValueError(f"{path}: cannot be read; remove {out} and pack again") from None
+    remedy = "run the command that began it, or remove it"
     _check_same(str(out), "holds an unfinished run of something else", old, made, remedy)
     for leftover in [*out.glob(".*.tmp"), *path.parent.glob(".*.tmp")]:  # of the killed run
         leftover.unlink(missing_ok=True)
@@ -124,11 +124,11 @@ def _check_same(where: str, what: str, old: dict[str, object], new: dict[str, ob
     changed = {
         name: f"{name} was {old.get(name)}, is {new.get(name)}"
         for name in names
-        if (old.get(name) or None) != (new.get(name) or None)  # what an earlier version did not know was off
+        if (old.get(name) or None) != (new.get(name) or None)  # an option that an earlier version lacked was off
     }
     if "class_names" in changed:
         changed["class_names"] = "the classes' readable names differ"
-    if len(changed) > 1:  # the counts or settings say more than the hash
+    if len(changed) > 1:  # the counts or settings are more informative than the hash
         changed.pop("fingerprint", None)
     elif "fingerprint" in changed:
         changed["fingerprint"] = "the images' names, labels or sizes differ"
@@ -137,7 +137,7 @@ def _check_same(where: str, what: str, old: dict[str, object], new: dict[str, ob
 
 
 def _flat(made: dict[str, object]) -> dict[str, object]:
-    """Nested settings by dotted names: {"encode": {"quality": 90}} → {"encode.quality": 90}."""
+    """Flatten nested settings to dotted names: {"encode": {"quality": 90}} → {"encode.quality": 90}."""
     flat: dict[str, object] = {}
     for name, value in made.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Scan one WebDataset tar made by others: its samples' rows for the table, its .idx, and what is wrong with it."""
+"""Scan one existing WebDataset tar: the table rows of its samples, its .idx, and the samples that cannot be used."""
 
 import hashlib
 import io
@@ -32,24 +32,24 @@ from penstock.shards.format import SAMPLE_DTYPE, Samples, ShardInfo, index_path,
 
 @dataclass
 class Scanned:
-    """One shard. `rows` have shard 0 and, as label, the number itself or a position in `texts`."""
+    """The scan of one shard. `rows` have shard 0; their label is the number itself or a position in `texts`."""
 
     info: ShardInfo
     rows: Samples
     names: list[str] = field(default_factory=list)
     texts: dict[str, int] = field(default_factory=dict)  # class → its position
-    worded: str = ""  # name of the first sample whose label is text
-    numbered: str = ""  # name of the sample with the largest label that is a number
-    highest: int = -1  # this label
+    worded: str = ""  # name of the first sample with a text label
+    numbered: str = ""  # name of the sample with the largest numeric label
+    highest: int = -1  # this largest label
     class_names: NamesMet = field(default_factory=NamesMet)
     kinds: Counter[str] = field(default_factory=Counter)
     unturned: int = 0  # images with an EXIF orientation other than 1
     extensions: set[str] = field(default_factory=set)
     bad: list[tuple[str, str]] = field(default_factory=list)  # name, reason
-    ignored: Ignored = field(default_factory=Ignored)  # members that belong to no sample
+    ignored: Ignored = field(default_factory=Ignored)  # members that do not belong to any sample
 
     def number(self, label: int | str, name: str) -> int:
-        """What stands in the table for the label of the sample `name`."""
+        """The number that represents the label of the sample `name` in the table."""
         if isinstance(label, str):
             self.worded = self.worded or name
             return self.texts.setdefault(label, len(self.texts))
@@ -62,8 +62,8 @@ def scan_shard(path: Path, fields: Fields = FIND_OUT) -> Scanned:
     """Read one shard once, and write its .idx.
 
     Raises:
-        ValueError: it is no whole tar, or a link out of its directory; a sample has two images or labels to choose
-            from; a name cannot stand in an .idx.
+        ValueError: the tar is damaged, or a link to a place outside its directory; a sample has several images or
+            labels to choose from; an .idx cannot contain a name.
     """
     rows: list[tuple[int, ...]] = []
     lines: list[str] = []
@@ -93,7 +93,7 @@ def scan_shard(path: Path, fields: Fields = FIND_OUT) -> Scanned:
             scanned.extensions.add(image.extension)
     write_index(index_path(path), lines)
     scanned.info = ShardInfo(path.name, len(rows), scanned.info.bytes, digest)
-    if scanned.highest >= MAX_CLASSES:  # `LabelsMet` refuses it; the table cannot hold it
+    if scanned.highest >= MAX_CLASSES:  # `LabelsMet` will reject it, and it may not fit into the table
         rows = []
     scanned.rows = np.array(rows, SAMPLE_DTYPE)
     return scanned
@@ -103,13 +103,13 @@ def _check_names(sample: list[Member], path: Path) -> None:
     for member in sample:
         if len(member.name.split()) != 1 or len(member.extension.split()) != 1:
             raise ValueError(
-                f"{path}: the name {member.name!r} has white space, which an .idx cannot hold; "
+                f"{path}: the member name {member.name!r} contains white space, which an .idx does not support; "
                 "pack the directory instead"
             )
 
 
 class Examined(NamedTuple):
-    """unturned: it has an EXIF orientation other than 1, which nobody applies."""
+    """The facts about one image. unturned: it has an EXIF orientation other than 1; training does not apply it."""
 
     height: int
     width: int
@@ -118,10 +118,10 @@ class Examined(NamedTuple):
 
 
 def examine(data: bytes) -> Examined:
-    """What is known of an image that DALI decodes as Pillow does: ordinary JPEGs by their header, others by decoding.
+    """Check that DALI decodes an image like Pillow: look at the header of ordinary JPEGs, and decode all others.
 
     Raises:
-        BadImage: it is none; says why.
+        BadImage: the image is not usable; the message gives the reason.
     """
     try:
         header = read_header(data)
@@ -153,8 +153,8 @@ def _examine_other(data: bytes) -> Examined:
 
 def _check_size(height: int, width: int) -> None:
     if not 0 < min(height, width) <= max(height, width) <= MAX_SIDE:
-        raise BadImage(f"has {width}×{height} pixels; a side has 1 to {MAX_SIDE}")
+        raise BadImage(f"has {width}×{height} pixels; a side must have 1 to {MAX_SIDE}")
     if height * width > MAX_PIXELS:
         raise BadImage(
-            f"has {width}×{height} pixels, more than {MAX_PIXELS:,}; pack it with --max-pixels, --short-side"
+            f"has {width}×{height} pixels, more than {MAX_PIXELS:,}; pack it with --max-pixels and --short-side"
         )

@@ -1,7 +1,7 @@
-"""One shard: a stretch of the shuffled listing → a tar, its index, and a part file that says what is in it.
+"""Make one shard: a stretch of the shuffled listing → a tar, its index, and a part file that records its content.
 
-`write_shard` is a pure function of its `ShardJob` (and the images' bytes), so any executor may run it anywhere, and
-a killed run leaves either a whole shard or nothing that counts: the part file is written after the tar is in place.
+`write_shard` is a pure function of its `ShardJob` and the images' bytes, so any executor can run it anywhere. The part
+file is written after the tar is complete, so a killed run leaves either a finished shard or nothing that counts as one.
 """
 
 import hashlib
@@ -28,16 +28,16 @@ from penstock.shard_tools.upload import remove_uploaded, upload_shard
 from penstock.shards.format import ShardInfo, atomic_write, escape, index_path, shard_file
 from penstock.shards.ppm import EXTENSION, to_ppm
 
-WORK_DIR = ".pack"  # in OUT, as long as it is not complete
+WORK_DIR = ".pack"  # in OUT, until OUT is complete
 LISTING_DIR = "listing"  # in WORK_DIR
 ROW = struct.Struct("<IQIiHH16s")  # a PART_DTYPE
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """What one shard is made of: the positions first…first+count-1 of the shuffled split. A few numbers, picklable."""
+    """The description of one shard: positions first…first+count-1 of the shuffled split. Small and picklable."""
 
-    out: Path  # absolute, as other machines see it too
+    out: Path  # absolute; other machines use the same path
     split: str
     shard: int
     first: int
@@ -46,7 +46,7 @@ class ShardJob:
     num_images: int  # of the split
     seed: int
     encode: EncodeConfig
-    url: str = ""  # where the shard goes when it is finished; empty: it stays in `out`
+    url: str = ""  # the shard moves to this URL when it is finished; empty: it stays in `out`
 
     @property
     def part_path(self) -> Path:
@@ -60,15 +60,15 @@ class ShardJob:
                 yield images[int(position)]
 
     def as_pixels(self) -> NDArray[np.bool_]:
-        """(count,): which of its images are stored as pixels. Of the split exactly `encode.pixels`, rounded; a larger
-        share has those of a smaller one among its own."""
+        """(count,) bool: which of its images are stored as pixels. Exactly the share `encode.pixels` of the split is,
+        after rounding. A larger share includes all images of a smaller one."""
         positions = np.arange(self.first, self.first + self.count)
         places = permute(positions, self.num_images, philox_key(self.seed, 0, f"pixels {self.split}"))
         return places < round(self.encode.pixels * self.num_images)
 
 
 def shuffled(positions: NDArray[np.int64], num_images: int, seed: int, split: str) -> NDArray[np.int64]:
-    """Positions in the shuffled split → in the listing. (n,) both."""
+    """Map positions in the shuffled split to positions in the listing, both (n,)."""
     return permute(positions, num_images, philox_key(seed, 0, f"pack {split}"))
 
 
@@ -82,7 +82,7 @@ def plan_shards(
     config: EncodeConfig,
     url: str = "",
 ) -> list[ShardJob]:
-    """Cut a shuffled split into shards: each gets images until the next would be one too many, or a byte too many."""
+    """Cut a shuffled split into shards. A shard is full if the next image would exceed the number or the bytes."""
     sizes, total = listing.sizes(split), listing.num_images[split]
     jobs: list[ShardJob] = []
     first = count = size = source = 0
@@ -99,7 +99,7 @@ def plan_shards(
             fits = int(np.searchsorted(ends, ends[at] + shard_size - size, side="right")) - 1 - at
             take = min(fits, samples_per_shard - count, len(chunk) - at)
             if take < 1 and count == 0:
-                take = 1  # a shard has an image, however large
+                take = 1  # a shard has at least one image, however large
             if take < 1:
                 close()
                 first, count, size, source = first + count, 0, 0, 0
@@ -113,7 +113,7 @@ def plan_shards(
 
 
 def write_shard(job: ShardJob) -> None:
-    """Write OUT/SPLIT-SHARD.tar, then .idx, then the part file. With a URL, tar and index move there before that.
+    """Write OUT/SPLIT-SHARD.tar, then .idx, then the part file. With a URL, upload tar and index before the part file.
 
     Raises:
         ValueError: a source cannot be read or changed since it was listed, or the output cannot be written.
@@ -137,13 +137,13 @@ def write_shard(job: ShardJob) -> None:
             remove_uploaded(job.out, info)
     except OSError as error:
         raise ValueError(
-            f"{tar_path}: cannot be written ({error.strerror}); finished shards are kept: run the same command again"
+            f"{tar_path}: cannot be written ({error.strerror}); finished shards are kept, run the same command again"
         ) from None
 
 
 @dataclass
 class _Content:
-    """What has been written into a tar, and what has not."""
+    """The images that were written to a tar, and those that were rejected."""
 
     rows: bytearray = field(default_factory=bytearray)  # PART_DTYPE
     names: list[str] = field(default_factory=list)  # of the sources, a line each
@@ -156,7 +156,7 @@ class _Content:
 
 
 def _write_tar(job: ShardJob, stream: BinaryIO) -> _Content:
-    """All of the job's images, in their order, but for the bad ones."""
+    """Write the job's images in order, except the bad ones."""
     content, tar = _Content(), TarWriter(stream)
     with closing(ByteReader()) as reader:
         for position, (image, as_pixels) in enumerate(zip(job.images(), job.as_pixels(), strict=True), job.first):
@@ -183,12 +183,12 @@ def _write_tar(job: ShardJob, stream: BinaryIO) -> _Content:
 
 
 def _stored(encoded: Encoded, as_pixels: np.bool_) -> tuple[str, bytes]:
-    """The member's extension and content. Raises BadImage as `pixels_of`."""
+    """The member's extension and content. Raises BadImage like `pixels_of`."""
     return (EXTENSION, to_ppm(pixels_of(encoded))) if as_pixels else ("jpg", encoded.jpeg)
 
 
 def finished_part(job: ShardJob) -> Part | None:
-    """The part of a finished shard; None if the shard has to be made (again)."""
+    """The part of a finished shard; None if the shard must be made, or made again."""
     try:
         part = read_part(job.part_path)
         if part.info is not None and not job.url:

@@ -1,6 +1,6 @@
-"""Which of a source's images are packed, and into which splits: arrays over one split, no object an image.
+"""Choose which of a source's images are packed, and into which splits. Works on arrays over one split.
 
-The choices are draws from (seed, split): the same source gives the same ones, in any order of use.
+The choices are random draws that depend only on (seed, split), so the same source always gives the same choices.
 """
 
 import re
@@ -14,24 +14,24 @@ from numpy.typing import NDArray
 from penstock.pipeline.permutation import permute, philox_key
 from penstock.shard_tools.option import Option
 
-SPLIT_NAME = re.compile("[A-Za-z0-9_][A-Za-z0-9_-]*")  # it becomes a part of file names
+SPLIT_NAME = re.compile("[A-Za-z0-9_][A-Za-z0-9_-]*")  # a split name becomes part of file names
 Mask = NDArray[np.bool_]  # (n,) of one split's images
 
 
 def parse_fractions(text: str) -> tuple[tuple[str, float], ...]:
-    """`train=0.8,val=0.1,test=0.1` → pairs. Raises ValueError if it is none."""
+    """`train=0.8,val=0.1,test=0.1` → pairs. Raises ValueError for any other form."""
     parts = [part.partition("=") for part in text.split(",")]
     try:
         return tuple((name.strip(), float(fraction)) for name, _, fraction in parts)
     except ValueError:
-        raise ValueError(f"split: {text!r} is not like train=0.8,val=0.1,test=0.1") from None
+        raise ValueError(f"--split: {text!r} is not in the form train=0.8,val=0.1,test=0.1") from None
 
 
 def parse_class_keys(text: str) -> frozenset[str]:
-    """`A,B`, or the lines of a file; of `WNID NAME`, as in ImageNet's lists, the wnid.
+    """Parse class keys: `A,B`, or a file with one key per line. From `WNID NAME`, as in ImageNet's lists, use the wnid.
 
     Raises:
-        ValueError: the file has none. OSError: it cannot be read.
+        ValueError: the file has no keys. OSError: it cannot be read.
     """
     path = Path(text)
     if not text or not path.is_file():
@@ -39,7 +39,7 @@ def parse_class_keys(text: str) -> frozenset[str]:
     lines = map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())
     keys = frozenset(re.sub(r"^(n[0-9]{8})\s.*", r"\1", line) for line in lines if line)
     if not keys:
-        raise ValueError(f"{path}: --only-classes needs a class key a line, and it has none")
+        raise ValueError(f"{path}: the file for --only-classes is empty; write one class key per line")
     return keys
 
 
@@ -47,29 +47,38 @@ def parse_class_keys(text: str) -> frozenset[str]:
 class Subset:
     """What to pack. The default is everything, in the source's splits.
 
-    fractions: new splits of a source that has one, as (name, fraction) pairs that add up to 1; each class is split
-        alike. per_class, limit: at most so many images of each class, and in all, of each split. only_classes: class
-        keys; () for all. Labels are places among the classes of `only_classes`; the others do not change them.
+    fractions: new splits for a source that has only one, as (name, fraction) pairs that add up to 1. Each class is
+        divided in the same proportions.
+    per_class, limit: the maximum number of images of each class in each split, and of all images in each split.
+    only_classes: class keys, or () for all. Labels are then indices among these classes. The other settings do not
+        change labels.
     """
 
     fractions: Annotated[
         tuple[tuple[str, float], ...],
-        Option("Split a source that has one split: train=0.8,val=0.1,test=0.1.", flag="--split", kind=parse_fractions),
+        Option(
+            "Divide a source that has only one split, e.g. train=0.8,val=0.1,test=0.1.",
+            flag="--split",
+            kind=parse_fractions,
+        ),
     ] = ()
-    per_class: Annotated[int | None, Option("At most so many images of each class in each split.", least=1)] = None
-    limit: Annotated[int | None, Option("At most so many images in each split.", least=1)] = None
+    per_class: Annotated[int | None, Option("Maximum number of images of each class in each split.", least=1)] = None
+    limit: Annotated[int | None, Option("Maximum number of images in each split.", least=1)] = None
     only_classes: Annotated[
-        frozenset[str], Option("Class keys A,B,… or a file with a class key a line.", kind=parse_class_keys)
+        frozenset[str],
+        Option("Pack only these classes: keys A,B,… or a file with one class key per line.", kind=parse_class_keys),
     ] = frozenset()
 
     def __post_init__(self) -> None:
         if self.fractions:
             names = [name for name, _ in self.fractions]
             if not all(map(SPLIT_NAME.fullmatch, names)) or len(set(names)) < len(names):
-                raise ValueError(f"split: the names {', '.join(names)} must differ and be letters, digits, - and _")
+                raise ValueError(
+                    f"--split: the names {', '.join(names)} must be unique and have only letters, digits, - and _"
+                )
             parts = [fraction for _, fraction in self.fractions]
             if not all(0 < part < 1 for part in parts) or abs(sum(parts) - 1) > 1e-6:
-                raise ValueError(f"split: {parts_text(self)} are not positive fractions that add up to 1")
+                raise ValueError(f"--split: the fractions {parts_text(self)} must be positive and add up to 1")
         for name in ("per_class", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -81,7 +90,7 @@ def parts_text(subset: Subset) -> str:
 
 
 def choose(subset: Subset, split: str, labels: NDArray[np.int32], seed: int) -> dict[str, Mask]:
-    """New split → (n,) bool of the images that go into it. `labels`: (n,) int32 of one split of the source."""
+    """Choose images: new split → (n,) bool. `labels`: (n,) int32 of one split of the source."""
     masks = {split: np.ones(len(labels), bool)}
     if subset.fractions:
         masks = _stratified(subset.fractions, labels, philox_key(seed, 0, "split"))
@@ -95,7 +104,7 @@ def choose(subset: Subset, split: str, labels: NDArray[np.int32], seed: int) -> 
 
 
 def _rank_in_class(labels: NDArray[np.int32], key: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """(n,) the place of each image in a random order of its class."""
+    """(n,) the position of each image in a random order of its class."""
     order = np.lexsort((np.random.Philox(key=key).random_raw(len(labels)), labels))
     starts = np.concatenate([[0], np.cumsum(np.bincount(labels))])
     rank = np.empty(len(labels), np.int64)
@@ -106,14 +115,14 @@ def _rank_in_class(labels: NDArray[np.int32], key: NDArray[np.uint64]) -> NDArra
 def _stratified(
     fractions: tuple[tuple[str, float], ...], labels: NDArray[np.int32], key: NDArray[np.uint64]
 ) -> dict[str, Mask]:
-    """Each class is cut alike. What rounding leaves is carried to the next class, so that the totals are right too.
+    """Divide each class in the same proportions. Rounding errors carry over to the next class, to keep totals right.
 
-    The first split gets what the others leave, and at least one image of each class.
+    The first split gets the images that the others leave, and at least one image of each class.
     """
     counts = np.bincount(labels)
     ends = np.cumsum(counts)
     rank = _rank_in_class(labels, key)
-    left = counts.copy()  # ranks below are not taken yet
+    left = counts.copy()  # the ranks below this are still free
     masks: dict[str, Mask] = {}
     for name, fraction in reversed(fractions[1:]):
         share = np.diff(np.floor(fraction * ends + 0.5), prepend=0).astype(np.int64)

@@ -1,4 +1,4 @@
-"""What lies where in a WebDataset tar, as its DALI index (`.idx`, version 1.2) records it: read, and written."""
+"""Read and write the DALI index (`.idx`, version 1.2) of a WebDataset tar: the position of every member."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,12 +17,12 @@ class Member(NamedTuple):
 
 
 def read_index(path: Path) -> list[list[Member]]:
-    """The members of each sample, in order, as DALI's `wds2idx` writes them.
+    """Read an index as DALI's `wds2idx` writes it: the members of each sample, in order.
 
-    The first line is `v1.2 N`; each of the others is a sample, `ext offset size name` for each of its members.
+    The first line is `v1.2 N`. Each other line is one sample, with `ext offset size name` for each of its members.
 
     Raises:
-        OSError: it cannot be read. ValueError: it is not such an index.
+        OSError: the file cannot be read. ValueError: it is not such an index.
     """
     try:
         header, *lines = path.read_text(encoding="utf-8").splitlines()
@@ -35,7 +35,7 @@ def read_index(path: Path) -> list[list[Member]]:
     except (ValueError, UnicodeError):
         raise ValueError("is not an index of version 1.2") from None
     if version != "v1.2" or int(count) != len(samples):
-        raise ValueError(f"says {version}, {count} samples; has {len(samples)}")
+        raise ValueError(f"its header has {version} and {count} samples, but it has {len(samples)} samples")
     return samples
 
 
@@ -45,7 +45,7 @@ def index_line(sample: Sequence[Member]) -> str:
 
 
 def write_index(path: Path, lines: Sequence[str]) -> int:
-    """Write the index whose samples have these lines; returns its bytes."""
+    """Write an index with these sample lines; returns its size in bytes."""
     data = "".join(f"{line}\n" for line in (f"v1.2 {len(lines)}", *lines)).encode()
     with atomic_write(path) as stream:
         stream.write(data)

@@ -1,6 +1,6 @@
-"""Tars as `webdataset.TarWriter` writes them, byte for byte (tested), at a fifth of `tarfile`'s time a member.
+"""Write tars that are byte-identical to those of `webdataset.TarWriter` (tested), in a fifth of `tarfile`'s time.
 
-Importing webdataset would import torch: 5 s and 0.4 GB in every worker.
+This does not use webdataset, because importing it imports torch: 5 s and 0.4 GB in every worker.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ _AFTER_NAME = bytes(_BLANK[100:124])
 
 
 def header(name: str, size: int) -> bytes:
-    """(512,) the ustar header of a file with fixed metadata. Raises ValueError if the name or the size is too long."""
+    """(512,) the ustar header of a file with fixed metadata. Raises ValueError if the name or the size is too large."""
     raw = name.encode()
     if len(raw) > _NAME_BYTES or size >= 8**11:
         return _header(name, size)
@@ -82,5 +82,5 @@ class TarWriter:
 
 
 def member_bytes(size: int) -> int:
-    """What one payload takes in a tar, its header included."""
+    """The bytes that a payload of `size` bytes occupies in a tar, including its header."""
     return BLOCK + size + -size % BLOCK

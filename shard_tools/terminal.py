@@ -1,7 +1,8 @@
-"""What every command of the project does first: make stdout and stderr take any text, and end quietly when they close.
+"""Prepare stdout and stderr for every command: they accept any text, and the program exits quietly if they close.
 
-A terminal may know fewer characters than are printed (Latin-1, ASCII), file names may hold bytes that are no text, and
-a reader may go away (`… | head -1`). None of them is a reason for a traceback, or for work that ends.
+A terminal may not support all printed characters (Latin-1, ASCII), file names may contain bytes that are not text, and
+the reader of a pipe may exit early (`… | head -1`). None of these may cause a traceback. The first two may not stop the
+program either.
 
     @click.group(cls=terminal.Group)    a program's commands
     @click.command(cls=terminal.Command)    a program that is one command
@@ -18,22 +19,22 @@ import click
 
 from penstock.shard_tools import folders
 
-# What the project's own lines hold beyond ASCII; other characters become \N, \xNN or \uNNNN.
+# The non-ASCII characters in the project's own messages; other characters become \N, \xNN or \uNNNN.
 PLAIN = {"…": "...", "→": "->", "–": "-", "—": "-", "×": "x", "·": ".", "≥": ">=", "≤": "<=", "µ": "u", "²": "2",
          "³": "3", "°": " degrees", "√": "sqrt", "━": "-", "─": "-", "│": "|", "█": "#", "▶": ">"}  # fmt: skip
 ERRORS = "penstock-plain"  # the name of `plain` among Python's error handlers
-ASCII = "penstock_ascii"  # ASCII by a name that click does not take for a mistake, to write UTF-8 instead
+ASCII = "penstock_ascii"  # ASCII under another name: if the name is "ascii", click writes UTF-8 instead
 
 
 def plain(error: UnicodeError) -> tuple[str | bytes, int]:
-    """An error handler for encoders: something near for each character that the encoding lacks."""
+    """An error handler for encoders: replace each character that the encoding lacks by a similar one."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return "".join(map(_near, error.object[error.start : error.end])), error.end
 
 
 def _near(character: str) -> str:
-    if "\udc80" <= character <= "\udcff":  # a byte of a file name that is no UTF-8
+    if "\udc80" <= character <= "\udcff":  # a byte of a file name that is not UTF-8
         return f"\\x{ord(character) - 0xDC00:02x}"
     return PLAIN.get(character) or character.encode("ascii", "backslashreplace").decode()
 
@@ -50,13 +51,13 @@ codecs.register(_find)
 
 
 def as_shown(text: str) -> str:
-    """What stdout makes of it: for tables, whose columns must be as wide."""
+    """The text as stdout will print it: for tables, to compute the width of columns."""
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, ERRORS).decode(encoding)
 
 
 class _Output(io.TextIOWrapper):
-    """stdout or stderr of this process; where it cannot be written to any more the program ends, with 1."""
+    """stdout or stderr of this process; if it can no longer be written, the program exits with 1."""
 
     def write(self, text: str) -> int:
         try:
@@ -80,10 +81,11 @@ class _Output(io.TextIOWrapper):
 
 
 def prepare() -> None:
-    """Make stdout and stderr what the module's docstring says, and see to what a container may lack (`folders`), before
-    a command imports torch. To be called again does no harm."""
+    """Set up stdout and stderr as the module's docstring describes, and replace what a container may lack (`folders`).
+
+    Call this before a command imports torch. A second call does no harm."""
     _open_closed()
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged metadata, which concern no pixel
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # warnings about damaged metadata, which do not concern pixels
     folders.settle()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -97,8 +99,8 @@ def prepare() -> None:
 
 
 def _open_closed() -> None:
-    """Where a standard stream is closed (`>&-`), /dev/null takes its place and, as the lowest that is free, its number.
-    Else a file that is opened later would have that, and what a library prints would be written into it."""
+    """Replace a closed standard stream (`>&-`) by /dev/null, which gets the same descriptor: the lowest free one.
+    Otherwise a file opened later would get that descriptor, and a library's output would end up in that file."""
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             stream = open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8")  # noqa: SIM115
@@ -114,7 +116,7 @@ class _Prepared:
         try:
             return super().main(*args, **more)  # type: ignore[misc]
         finally:
-            sys.stdout.flush()  # now, while a closed pipe can still be met without a traceback
+            sys.stdout.flush()  # now, while we can still handle a closed pipe without a traceback
 
 
 class Command(_Prepared, click.Command):

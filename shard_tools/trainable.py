@@ -1,9 +1,10 @@
-"""Whether an image trains as it is: its file's bytes → nothing, or why not. The decoder that trains decides: DALI's.
+"""Test whether training can use an image file as it is, with the decoder that training uses: DALI's.
 
-What `pack` writes and leaves untouched needs no comparison: baseline or progressive JPEGs, gray or colour, 8 bits, with
-a sampling that every decoder takes (`jpeg.read_header`). There DALI's CPU decoder is libjpeg-turbo as Pillow's is, with
-the same transform and upsampling: on 500 of ImageNet's images the two differ nowhere (0 grey levels). Others may:
-CMYK without Adobe's marker comes out in the opposite colours, 16-bit gray is cut off by Pillow and scaled by DALI.
+Files that `pack` writes or copies need no comparison with Pillow: they are baseline or progressive JPEGs, gray or
+colour, 8 bits, with a sampling that every decoder accepts (`jpeg.read_header`). For these, DALI's CPU decoder and
+Pillow both use libjpeg-turbo with the same transform and upsampling; on 500 ImageNet images they differ by 0 grey
+levels. Other files may decode differently: DALI inverts the colours of CMYK without Adobe's marker, and 16-bit gray is
+clipped by Pillow and scaled by DALI.
 """
 
 import io
@@ -20,16 +21,16 @@ from penstock.pipeline.probe import Decoder, bad_header
 from penstock.shard_tools.encode import FORMATS, BadImage, EncodeConfig, Encoded, encode, reason
 from penstock.shards.ppm import is_ppm
 
-ANY_SIZE = EncodeConfig(max_pixels=1 << 62)  # what is packed was small enough then
-TOLERANCE = 2  # grey levels of 255. What is right differs by rounding: CMYK and 16-bit colour by 1, all else by 0.
+ANY_SIZE = EncodeConfig(max_pixels=1 << 62)  # packing has already checked the size
+TOLERANCE = 2  # grey levels of 255. Rounding accounts for 1 in CMYK and 16-bit colour, and for 0 in all else.
 _lock = threading.Lock()  # the decoder holds one image
 
 
 def check_trains(data: bytes, height: int, width: int, compare: bool) -> None:
-    """Decode an image file as training on a CPU does; if `compare`, its pixels have to be those of Pillow.
+    """Decode an image file as training on a CPU does; with `compare`, require the same pixels as Pillow's.
 
     Raises:
-        BadImage: DALI does not decode it, or to other pixels.
+        BadImage: DALI cannot decode it, or decodes it to other pixels than Pillow.
     """
     try:
         expected = _pillow(data) if compare else None
@@ -40,7 +41,7 @@ def check_trains(data: bytes, height: int, width: int, compare: bool) -> None:
             with _lock:
                 pixels = _decoder().pixels(view, height, width)
         except ValueError as error:
-            raise BadImage(f"DALI does not decode it ({error}){'; pack converts it' if compare else ''}") from None
+            raise BadImage(f"DALI cannot decode it ({error}){'; pack converts it' if compare else ''}") from None
         if expected is not None:
             _compare(pixels, *expected)
     except Exception as error:
@@ -48,11 +49,12 @@ def check_trains(data: bytes, height: int, width: int, compare: bool) -> None:
 
 
 def check_stored(data: bytes, compare: bool = True) -> Encoded:
-    """What packing would make of an image file, however large, that also trains as it is. compare: see `check_trains`;
-    an ordinary JPEG needs it in no case.
+    """Encode an image file of any size as packing would, and check that training can use it as it is.
+
+    compare: as in `check_trains`; ordinary JPEGs are never compared.
 
     Raises:
-        BadImage: as `encode` and `check_trains`.
+        BadImage: as for `encode` and `check_trains`.
     """
     encoded = encode(data, ANY_SIZE)
     check_trains(data, encoded.height, encoded.width, compare and encoded.kind != "jpeg")
@@ -60,10 +62,10 @@ def check_stored(data: bytes, compare: bool = True) -> Encoded:
 
 
 def unlike_packed(data: bytes, encoded: Encoded) -> str:
-    """Why `pack` has not written this image file, "" if it may have. encoded: what `check_stored` said of it."""
+    """Why `pack` cannot have written this image file; "" if it can. encoded: the result of `check_stored`."""
     if encoded.kind == "jpeg" or is_ppm(np.frombuffer(data, np.uint8), encoded.height, encoded.width):
         return ""
-    return f"is {encoded.kind}, neither a gray or RGB JPEG nor pixels as packing writes them"
+    return f"is {encoded.kind}, but packing writes only gray or RGB JPEGs and PPM pixels"
 
 
 @cache
@@ -83,6 +85,6 @@ def _compare(pixels: NDArray[np.uint8], mode: str, expected: NDArray[np.uint8]) 
     apart = np.abs(pixels.astype(np.int16) - expected)
     if apart.max() > TOLERANCE:
         raise BadImage(
-            f"DALI and Pillow see other colours in it (mode {mode}; up to {apart.max()} of 255 apart, "
-            f"{apart.mean():.0f} in the mean); pack converts it"
+            f"DALI and Pillow decode it to different colours (mode {mode}; up to {apart.max()} of 255 apart, "
+            f"{apart.mean():.0f} on average); pack converts it"
         )

@@ -1,8 +1,8 @@
-"""Packing to a URL: shards are made in a local directory and moved to the store one by one; `dataset.json` goes last.
+"""Pack to a URL: make shards in a local directory and move them to the store one by one, and `dataset.json` last.
 
-The local directory holds what an interrupted run needs to go on, and never more tars than there are workers. It is the
-one that `pack` works in; only what is there at the beginning and what happens to it at the end differ. What
-is there already is what the store lists, whatever this directory remembers.
+The local directory holds what an interrupted run needs to resume, and never more tars than there are workers. `pack`
+works in it as in any other output directory; only the start and the end differ. The store's own listing, not the local
+directory, decides which shards already exist.
 """
 
 import hashlib
@@ -14,45 +14,49 @@ from penstock.shards.cache import cache_root
 from penstock.shards.format import INFO_FILE, ShardInfo, ShardSet, index_path
 from penstock.shards.remote import Store
 
-ATTEMPTS = 5  # of each part of a file, before the whole of it is sent again
+ATTEMPTS = 5  # for each part of a file, before the whole file is sent again
 
 
 def staging_dir(url: str, staging: Path | None) -> tuple[Path, ShardSet | None]:
-    """The local directory for packing to `url`, `staging` or one in the user's cache; and what is complete at the URL.
+    """The local directory for packing to `url`, and the dataset that is already complete at the URL, if any.
+
+    The local directory is in `staging`, or in the user's cache.
 
     Raises:
-        ValueError: the store cannot be reached or only be read; or it holds something else than what this directory
-            knows of.
+        ValueError: the store is unreachable or read-only, or it holds files that do not belong to this directory's run.
     """
     if url.startswith(("http://", "https://")):
-        raise ValueError(f"{url}: can only be read; pack to a directory, or to s3:// or gs://")
-    if url.startswith("hf://"):  # where each file would be a commit
+        raise ValueError(f"{url}: is read-only; pack to a directory, or to s3:// or gs://")
+    if url.startswith("hf://"):  # each file would be a commit
         name = re.sub("hf://(datasets/)?", "", url)
-        raise ValueError(f"{url}: pack to a directory DIR, then: hf upload {name} DIR --repo-type dataset")
+        raise ValueError(
+            f"{url}: cannot pack to the Hub directly; pack to a directory DIR, then run: "
+            f"hf upload {name} DIR --repo-type dataset"
+        )
     store = Store(url)
     name = f"{re.sub(r'[^A-Za-z0-9.-]+', '_', url)}-{hashlib.sha256(store.url.encode()).hexdigest()[:8]}"
     local = (staging or cache_root() / "packing").absolute() / name
     present = store.files()
     if INFO_FILE in present:
         complete = ShardSet.open(url)
-        _check_all_there(complete, present, "remove what is there")
+        _check_all_there(complete, present, "remove the dataset at the URL")
         return local, complete
     if present and not (local.is_dir() and any(local.iterdir())):
         raise ValueError(
-            f"{url}: not empty (it has {min(present)}), and there is no unfinished run of it in {local}; choose an "
-            "empty URL, or the --staging that it was begun with"
+            f"{url}: not empty (it has {min(present)}), and {local} has no unfinished run for it; choose an empty URL, "
+            "or give the --staging of the run that began it"
         )
     return local, None
 
 
 def is_lost(present: dict[str, int], info: ShardInfo, index_bytes: int | None = None) -> bool:
-    """Whether a shard, or its index, is not among the files of a store, or not as long as it was made."""
+    """Whether a shard or its index is missing from the files of a store, or has another size than it was made with."""
     index = present.get(index_path(Path(info.file)).name)
     return present.get(info.file) != info.bytes or index is None or index_bytes not in (None, index)
 
 
 def upload_shard(url: str, tar_path: Path) -> None:
-    """Raises ValueError if the store fails for too long."""
+    """Upload a tar and its index. Raises ValueError if the store fails for too long."""
     store = Store(url, attempts=ATTEMPTS)
     for path in (tar_path, index_path(tar_path)):
         store.upload(path, path.name)
@@ -64,10 +68,10 @@ def remove_uploaded(out: Path, info: ShardInfo) -> None:
 
 
 def publish(url: str, local: Path) -> ShardSet:
-    """Upload what belongs to the dataset besides its shards, then remove the local files; returns the dataset.
+    """Upload the dataset's other files after its shards, then remove the local files; returns the dataset.
 
     Raises:
-        ValueError: a shard is not at the URL any more, or the store fails for too long.
+        ValueError: a shard is no longer at the URL, or the store fails for too long.
     """
     store, complete = Store(url, attempts=ATTEMPTS), ShardSet.open(local)
     _check_all_there(complete, store.files(), f"remove {local}", url)
@@ -79,11 +83,11 @@ def publish(url: str, local: Path) -> ShardSet:
 
 
 def clean(local: Path) -> None:
-    """Remove what was on its way to a URL."""
+    """Remove the local files of an upload."""
     for path in local.iterdir() if local.is_dir() else ():
         if path.is_file():
             path.unlink()
-    with suppress(OSError):  # `pack` removes what it still has in there
+    with suppress(OSError):  # `pack` removes its own files later
         local.rmdir()
 
 
@@ -91,5 +95,5 @@ def _check_all_there(complete: ShardSet, present: dict[str, int], remedy: str, u
     for info in (info for split in complete.splits.values() for info in split.shards):
         if is_lost(present, info):
             raise ValueError(
-                f"{url or complete.url}/{info.file}: is not there, or of another length; {remedy} and pack again"
+                f"{url or complete.url}/{info.file}: is missing or has another size; {remedy} and pack again"
             )

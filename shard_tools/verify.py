@@ -1,7 +1,7 @@
-"""Check a dataset: a directory → findings, one line each; none means that every byte is as it was written.
+"""Check a dataset and return findings, one line each. No findings means that every byte is unchanged since writing.
 
-Shards that `index` found in place may hold images of other formats, and samples that the table leaves out; shards that
-`pack` wrote may not. `repair` mends what can be mended.
+Shards that `index` prepared in place may contain images of other formats, and samples that are not in the table. Shards
+that `pack` wrote may not. `repair` repairs what it can.
 """
 
 import os
@@ -25,11 +25,11 @@ from penstock.shards.format import INFO_FILE, Samples, ShardInfo, ShardSet, file
 from penstock.shards.ppm import EXTENSION
 
 PACKED_MEMBERS = (["cls", "jpg"], ["cls", EXTENSION])
-MAX_FINDINGS_PER_SHARD = 5  # of one kind: a shifted table is wrong in every row
+MAX_FINDINGS_PER_SHARD = 5  # for each kind of finding, because a shifted table is wrong in every row
 
 
 class Finding(NamedTuple):
-    """Something that is wrong. `sample` is the sample's id in its split, where one sample is concerned."""
+    """One problem. `sample` is the sample's id in its split, if the problem concerns a single sample."""
 
     kind: str
     file: str
@@ -42,7 +42,7 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardCheck:
-    """All that it takes to check one shard, anywhere. rows: its part of the sample table, from row `first` on."""
+    """Everything needed to check one shard, in any process. rows: its part of the sample table, from row `first` on."""
 
     path: Path
     info: ShardInfo
@@ -61,13 +61,13 @@ def verify(
     workers: int = 1,
     progress: Callable[[int, int], None] = lambda done, shards: None,
 ) -> list[Finding]:
-    """All that is wrong with the dataset at `root`; with `decode`, also every image that does not train as it is.
+    """Find all problems of the dataset at `root`; with `decode`, also every image that training cannot use as it is.
 
-    Reads every shard once, in `workers` processes, with one shard's index in memory each. What cannot be opened at all
-    is a finding too: nothing is raised for a broken dataset.
+    Reads every shard once, in `workers` processes, each with one shard's index in memory. A dataset or file that cannot
+    be opened is a finding, too: a broken dataset raises no exception.
 
     Raises:
-        ValueError: its shards lie at a URL.
+        ValueError: its shards are at a URL.
     """
     root = Path(root)
     try:
@@ -86,9 +86,9 @@ def verify(
                 findings += found
                 progress(done, len(checks))
     except LOST:
-        findings.append(Finding("dataset", root.name, None, "a worker process died; verify again with fewer --workers"))
+        findings.append(Finding("dataset", root.name, None, "a worker process died; try again with fewer --workers"))
     known = {INFO_FILE, *(name for check in checks for name in (check.info.file, index_path(check.path).name))}
-    unused = shard_set.made.get("indexed", False)  # shards without a usable image are in no table
+    unused = shard_set.made.get("indexed", False)  # no table lists a shard that has no usable image
     for path in sorted(root.iterdir()):
         if path.suffix in (".tar", ".idx") and path.name not in known and not unused:
             findings.append(Finding("extra", path.name, None, f"is not listed in {INFO_FILE}"))
@@ -99,16 +99,16 @@ def verify(
 
 
 def _description(shard_set: ShardSet) -> Iterator[Finding]:
-    """`dataset.json` itself, and the files that it vouches for."""
+    """Check `dataset.json`, and the hashes of the files that it lists."""
     if not shard_set.intact:
-        yield Finding("dataset", INFO_FILE, None, "was edited since it was written (checksum)")
+        yield Finding("dataset", INFO_FILE, None, "was edited since it was written (checksum differs)")
     keys = [info.wnid for info in shard_set.classes]
     if len(keys) != len(set(keys)):
         yield Finding("dataset", INFO_FILE, None, "classes are not unique")
     for name, digest in shard_set.files.items():
         try:
             if file_sha256(inside(shard_set.root, name)) != digest:
-                yield Finding("file", name, None, "changed since it was written (sha256)")
+                yield Finding("file", name, None, "changed since it was written (sha256 differs)")
         except ValueError as error:
             yield Finding("file", name, None, str(error))
         except OSError as error:
@@ -132,7 +132,7 @@ def _checks(shard_set: ShardSet, decode: bool) -> Iterator[ShardCheck]:
 
 
 def check_shard(check: ShardCheck) -> list[Finding]:
-    """Everything about one shard: its bytes, its index, and its samples against the table."""
+    """Check one shard: its bytes, its index, and its samples against the table."""
     info, path = check.info, check.path
 
     def finding(kind: str, message: str, file: str = info.file) -> Finding:
@@ -140,7 +140,7 @@ def check_shard(check: ShardCheck) -> list[Finding]:
 
     found = []
     if len(check.rows) != info.samples:
-        message = f"the sample table has {len(check.rows)} samples for it, {INFO_FILE} says {info.samples}"
+        message = f"the sample table lists {len(check.rows)} samples for it, {INFO_FILE} says {info.samples}"
         found.append(finding("table", message))
     try:
         size, digest = path.stat().st_size, file_sha256(path)
@@ -149,7 +149,7 @@ def check_shard(check: ShardCheck) -> list[Finding]:
     if size != info.bytes:
         found.append(finding("size", f"has {size} bytes, {INFO_FILE} says {info.bytes}"))
     if digest != info.sha256:
-        other = f"; this is what {check.others[digest]} should be" if digest in check.others else ""
+        other = f"; this is the content of {check.others[digest]}" if digest in check.others else ""
         found.append(finding("hash", f"sha256 is {digest[:12]}…, {INFO_FILE} says {info.sha256[:12]}…{other}"))
     try:
         samples = list(iterate_samples(path, Ignored()))
@@ -163,13 +163,13 @@ def check_shard(check: ShardCheck) -> list[Finding]:
         return [*found, finding("index", str(getattr(error, "strerror", None) or error), name)]
     if index != samples:
         at = next((i for i, (a, b) in enumerate(zip(index, samples, strict=False)) if a != b), None)
-        what = f"has {len(index)} samples for {len(samples)}" if at is None else f"line {at + 2} does not fit"
-        found.append(finding("index", f"{what} {info.file}", name))
+        counts = f"has {len(index)} samples, but {info.file} has {len(samples)}"
+        found.append(finding("index", counts if at is None else f"line {at + 2} does not match {info.file}", name))
     return found
 
 
 def _table(check: ShardCheck, samples: list[list[Member]]) -> Iterator[Finding]:
-    """The table's rows against the tar's members."""
+    """Compare the table's rows with the tar's members."""
     file = check.info.file
     row_at = {int(offset): i for i, offset in enumerate(check.rows["offset"])}
     with open(check.path, "rb") as stream:
@@ -191,7 +191,7 @@ def _table(check: ShardCheck, samples: list[list[Member]]) -> Iterator[Finding]:
             for kind, message in _sample(check, members, image, row, stream):
                 yield Finding(kind, file, sample, f"sample {sample} ({image.name}): {message}")
     for offset, i in row_at.items():
-        message = f"the table says that sample {check.first + i} lies at byte {offset}, where no image begins"
+        message = f"the table puts sample {check.first + i} at byte {offset}, but no image begins there"
         yield Finding("table", file, check.first + i, message)
 
 
@@ -223,7 +223,7 @@ def _sample(
 
 
 def _at_most(findings: Iterator[Finding]) -> Iterator[Finding]:
-    """The first few of each kind, and how many more there are."""
+    """Yield the first few findings of each kind, then the number of further ones."""
     counts: dict[str, int] = {}
     last = None
     for last in findings:

@@ -1,8 +1,8 @@
-"""What runs the shards: worker processes that never outlive this process however it ends, or a Dask cluster.
+"""The executors that make shards: worker processes that never outlive this process, or a Dask cluster.
 
-`ProcessPoolExecutor` leaves its workers behind when the parent is killed, and lets them finish their shard when it is
-interrupted. Here each worker watches a pipe that closes with the parent, or when the `with` block ends, and exits.
-One worker is a thread of this process, which needs none of the semaphores of a pool.
+`ProcessPoolExecutor` leaves its workers behind if the parent is killed, and lets them finish their shard if it is
+interrupted. Here, each worker watches a pipe and exits when the pipe closes: when the parent or the `with` block ends.
+A single worker is a thread of this process instead; a thread does not need the semaphores of a pool.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection
 from typing import ParamSpec, TypeVar
 
 CONNECT_S = 10
-LOST = (BrokenExecutor, EOFError, ConnectionError)  # what `submit` and `result` raise when processes were killed
+LOST = (BrokenExecutor, EOFError, ConnectionError)  # `submit` and `result` raise these if processes were killed
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -39,8 +39,8 @@ class Engine:
     executor: Executor
     slots: int
     lost: tuple[type[BaseException], ...]
-    remedy: str  # for those who lost workers
-    shared: bool = False  # it goes on after this run, which must not leave tasks behind
+    remedy: str  # what to do if workers are lost
+    shared: bool = False  # the executor outlives this run, so the run must not leave tasks behind
 
 
 @contextmanager
@@ -51,10 +51,10 @@ def local_engine(workers: int) -> Iterator[Engine]:
 
 @contextmanager
 def dask_engine(address: str) -> Iterator[Engine]:
-    """The Dask cluster whose scheduler answers at `address`. Its workers see the files under the same paths.
+    """Connect to the Dask cluster with the scheduler at `address`. Its workers must see the files at the same paths.
 
     Raises:
-        ValueError: distributed is not installed, nothing answers, or there are no workers.
+        ValueError: distributed is not installed, no scheduler answers, or there are no workers.
     """
     try:
         from distributed import Client
@@ -65,7 +65,7 @@ def dask_engine(address: str) -> Iterator[Engine]:
         ) from None
     logger = logging.getLogger("distributed")
     level = logger.level
-    logger.setLevel(logging.CRITICAL)  # what concerns people is said below
+    logger.setLevel(logging.CRITICAL)  # the messages below report what users need to know
     client = None
     try:
         try:
@@ -74,12 +74,12 @@ def dask_engine(address: str) -> Iterator[Engine]:
         except (OSError, ValueError, TypeError, ImportError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(
-                f"{address}: no Dask scheduler answers there ({reason}); start one with: dask scheduler"
+                f"{address}: no Dask scheduler answers at this address ({reason}); start one with: dask scheduler"
             ) from None
         if not slots:
             raise ValueError(f"{address}: the Dask cluster has no workers; start some with: dask worker {address}")
         with client.get_executor() as executor:
-            yield Engine(executor, slots, (*LOST, KilledWorker, CancelledError), "and look at the Dask workers' logs")
+            yield Engine(executor, slots, (*LOST, KilledWorker, CancelledError), "and check the Dask workers' logs")
     finally:
         if client:
             client.close()
@@ -88,10 +88,10 @@ def dask_engine(address: str) -> Iterator[Engine]:
 
 @contextmanager
 def process_pool(num_workers: int) -> Iterator[Executor]:
-    """An executor of fresh processes (no threads or locks of the parent are forked into them); of one, a thread.
+    """An executor of fresh processes, which inherit no threads or locks of the parent. One worker is a thread.
 
     Raises:
-        ValueError: this machine does not allow several processes; says why.
+        ValueError: this machine does not allow several processes; the message gives the reason.
     """
     if num_workers == 1:
         with OneThread() as thread:
@@ -110,10 +110,10 @@ def process_pool(num_workers: int) -> Iterator[Executor]:
     try:
         yield pool
     except BaseException:
-        hold.close()  # the workers drop what they are doing
+        hold.close()  # the workers exit at once
         with suppress(*LOST):
-            # Only a pool that has noticed this closes the pipe into which its thread may be writing the next task; one
-            # that is shut down before waits for that thread for ever.
+            # The pool's thread may be writing the next task into a pipe. Only a pool that has noticed the lost workers
+            # closes this pipe. If we shut the pool down earlier, it waits for that thread forever.
             while True:
                 pool.submit(os.getpid).result()
         pool.shutdown()
@@ -126,30 +126,30 @@ def process_pool(num_workers: int) -> Iterator[Executor]:
 
 
 def missing_semaphores() -> str:
-    """Why a pool cannot be made, and what to do; "" where it can.
+    """Why a pool cannot be created, and what to do; "" if it can.
 
-    Its queues need POSIX semaphores, which Linux keeps as files in /dev/shm.
+    The queues of a pool need POSIX semaphores. Linux keeps them as files in /dev/shm.
     """
     try:
         multiprocessing.get_context("forkserver").Lock()
     except (OSError, ImportError) as error:  # ImportError: built where there were none
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         return (
-            f"/dev/shm: no semaphores can be made there ({getattr(error, 'strerror', None) or error}), and several "
-            f"worker processes need them; use --workers 1, or make {'room there' if full else 'it writable'} "
-            "(docker: --shm-size 1g or --tmpfs /dev/shm)"
+            f"/dev/shm: cannot create the semaphores that several worker processes need "
+            f"({getattr(error, 'strerror', None) or error}); use --workers 1, or "
+            f"{'free space there' if full else 'make it writable'} (docker: --shm-size 1g or --tmpfs /dev/shm)"
         )
     return ""
 
 
 class _Stopped(SystemExit):
-    """Ends what the thread of `OneThread` is doing; wherever it strikes, a thread's SystemExit prints nothing."""
+    """Ends the current task in the thread of `OneThread`. As a SystemExit in a thread, it prints nothing."""
 
 
 class OneThread(Executor):
-    """One worker, which is a thread, so that this one still shows progress and notices a Ctrl-C.
+    """An executor with one worker thread. The main thread stays free to show progress and handle Ctrl-C.
 
-    Leaving its `with` block with an exception ends the task under way at its next step in Python and drops the others.
+    Leaving its `with` block with an exception ends the current task at its next Python step and drops the others.
     """
 
     def __init__(self) -> None:
@@ -192,8 +192,8 @@ class OneThread(Executor):
 
 
 def _start_forkserver() -> None:
-    """Start the process that forks the workers; like them it leaves it to the parent what a Ctrl-C means."""
-    in_main_thread = threading.current_thread() is threading.main_thread()  # else handlers cannot be set
+    """Start the process that forks the workers. Like the workers, it ignores Ctrl-C; the parent handles it."""
+    in_main_thread = threading.current_thread() is threading.main_thread()  # otherwise handlers cannot be set
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None
     try:
         forkserver.ensure_running()

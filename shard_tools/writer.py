@@ -1,11 +1,11 @@
-"""Pack a source: plan the shards, run them on an executor, resume what a killed run left, write `dataset.json`.
+"""Pack a source: plan the shards, make them on an executor, resume an interrupted run, and write `dataset.json`.
 
-Input: a path or URL and what kind of source it is (see `sources`). Output: a directory as `format` describes it.
+Input: a path or URL and the kind of source (see `sources`). Output: a directory as `format` describes it.
 
 Everything is planned before the first image is read: the source is listed on disk, a keyed permutation shuffles each
-split, and the sizes of the source files cut it into shards. So each shard is a pure function of its job, and the output
-is byte-identical for any number of workers, on any executor, and however often the run was killed. Memory does not grow
-with the number of images.
+split, and the sizes of the source files determine where one shard ends. Each shard is a pure function of its job.
+Therefore the output is byte-identical for any number of workers, any executor, and any number of interruptions. Memory
+does not grow with the number of images.
 """
 
 import hashlib
@@ -37,11 +37,11 @@ from penstock.shards.format import SAMPLE_DTYPE, ClassInfo, Samples, ShardInfo, 
 from penstock.shards.remote import is_url
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-REMEDY = "leave them out with --on-bad skip (finished shards are kept), or mend them and pack into a new directory"
+REMEDY = "skip them with --on-bad skip (finished shards are kept), or repair them and pack into a new directory"
 
 
 def parse_size(text: str) -> int:
-    """256MiB, 1GB, 500000 → bytes. Raises ValueError for anything else."""
+    """Parse a size such as 256MiB, 1GB or 500000 to bytes. Raises ValueError for anything else."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([kmgt]i?)?b?\s*", text, re.IGNORECASE)
     number = float(match[1]) * UNITS[(match[2] or "").lower()] if match else 0.0
     size = int(number) if number < 1 << 63 else 0
@@ -52,44 +52,53 @@ def parse_size(text: str) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class PackOptions:
-    """What `pack` may be told.
+    """The settings of `pack`.
 
-    format, source_options: how the source is read. class_file: readable names, see `classes.read_class_file`.
-    samples_per_shard, shard_size: a shard is full at so many samples or bytes, whichever comes first; images that have
-        to be converted or re-encoded, or are stored as pixels, count with their size before that.
-    workers, scheduler: what runs the shards: so many local processes, or the Dask cluster whose scheduler has this
+    format, source_options: how to read the source. class_file: readable names, see `classes.read_class_file`.
+    samples_per_shard, shard_size: a shard is full at this number of samples or bytes, whichever comes first. Images
+        that are converted, re-encoded or stored as pixels count with their size in the source.
+    workers, scheduler: make the shards in this number of local processes, or on the Dask cluster with this scheduler
         address.
-    staging: a local directory (with `scheduler`, one that its workers share) for what is on its way to a URL.
+    staging: a local directory for shards until they are uploaded to a URL. With `scheduler`, its workers must share it.
     """
 
-    format: Annotated[str, Option(choices=("auto", *SOURCES), shown=True)] = "auto"
+    format: Annotated[str, Option("Kind of SOURCE.", choices=("auto", *SOURCES), shown=True)] = "auto"
     source_options: SourceOptions = field(default_factory=SourceOptions)
     class_file: Annotated[
-        Path | None, Option("Readable names of classes: lines KEY NAME, or JSON.", flag="--classes", kind=Path)
+        Path | None,
+        Option("File with readable class names: lines of KEY NAME, or JSON.", flag="--classes", kind=Path),
     ] = None
     subset: Subset = field(default_factory=Subset)
     encode: EncodeConfig = field(default_factory=EncodeConfig)
     on_bad: Annotated[
         OnBad,
         Option(
-            "What to do about unusable images: stop, or leave them out and list them in OUT/rejected.tsv.",
+            "What to do with unusable images: stop, or skip them and list them in OUT/rejected.tsv.",
             choices=ON_BAD,
             shown=True,
         ),
     ] = "fail"
-    samples_per_shard: Annotated[int, Option(least=1, shown=True)] = 10_000
+    samples_per_shard: Annotated[int, Option("Maximum number of samples in a shard.", least=1, shown=True)] = 10_000
     shard_size: Annotated[
-        int, Option("Bytes, or with a unit: 256MiB, 1GB.", metavar="SIZE", kind=parse_size, shown="1GiB")
+        int,
+        Option(
+            "Maximum size of a shard, in bytes or with a unit: 256MiB, 1GB.",
+            metavar="SIZE",
+            kind=parse_size,
+            shown="1GiB",
+        ),
     ] = 1 << 30
-    seed: Annotated[int, Option("Of the shuffle and the choices.", least=0, shown=True)] = 0
-    workers: Annotated[int | None, Option("Worker processes.  [default: one for each CPU core]", least=1)] = None
+    seed: Annotated[int, Option("Seed for the shuffle and for the choice of images.", least=0, shown=True)] = 0
+    workers: Annotated[int | None, Option("Number of worker processes.  [default: one for each CPU core]", least=1)] = (
+        None
+    )
     scheduler: Annotated[
-        str | None, Option("Address of a Dask scheduler whose workers pack, instead of local processes.")
+        str | None, Option("Pack on the Dask cluster with this scheduler address instead of in local processes.")
     ] = None
     staging: Annotated[
         Path | None,
         Option(
-            "Where OUT is a URL: a directory for what is on its way.  "
+            "If OUT is a URL: local directory for shards until they are uploaded.  "
             "[default: in $XDG_CACHE_HOME/penstock, ~/.cache/penstock]",
             kind=Path,
         ),
@@ -100,7 +109,9 @@ class PackOptions:
         if min(self.samples_per_shard, self.shard_size) < 1:
             raise ValueError("samples_per_shard and shard_size must be at least 1")
         if self.workers and self.scheduler:
-            raise ValueError("--workers and --scheduler: choose one; a Dask cluster has its own workers")
+            raise ValueError(
+                "--workers and --scheduler exclude each other; choose one (a Dask cluster has its workers)"
+            )
 
 
 USUAL = PackOptions()
@@ -108,18 +119,19 @@ USUAL = PackOptions()
 
 @dataclass(frozen=True)
 class Packed:
-    """What `pack` did. `already_complete`: nothing, because OUT already held exactly this."""
+    """The result of `pack`. `already_complete`: OUT already held exactly this dataset, so nothing was done."""
 
     shard_set: ShardSet
     already_complete: bool = False
     progress: PackProgress = field(default_factory=PackProgress)
     rejected: Rejected = field(default_factory=Rejected)
     duplicates: Duplicates = field(default_factory=Duplicates)
-    ignored: tuple[str, ...] = ()  # entries of the source that are no images: the first thousand
+    ignored: tuple[str, ...] = ()  # the first thousand entries of the source that are not images
 
 
 class Target(NamedTuple):
-    """Where the shards go. local: the directory that they are made in. at_url: what is complete at the URL."""
+    """The destination of the shards. local: the directory in which they are made. at_url: the complete dataset at the
+    URL, if there is one."""
 
     local: Path
     url: str = ""
@@ -135,17 +147,17 @@ def pack(
     progress: Callable[[PackProgress], None] = lambda progress: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Packed:
-    """Pack the images of `source` into shards in `out`; goes on where an interrupted call stopped.
+    """Pack the images of `source` into shards in `out`; resumes an interrupted call.
 
     Args:
         source: a path, a URL, or a `Source`.
         out: a directory, or a URL (s3://, gs:// …).
-        executor: runs the shards, instead of what `options` names.
-        progress: called after each shard and about twice a second. say: given a line about the source.
+        executor: makes the shards, instead of the workers in `options`.
+        progress: called after each shard and about twice a second. say: called with each message about the source.
 
     Raises:
-        BadImages: `on_bad` is "fail" and there are some.
-        ValueError: the source, the output or the settings do not allow it. Finished shards are kept.
+        BadImages: `on_bad` is "fail" and there are bad images.
+        ValueError: the source, the output or the settings are not usable. Finished shards are kept.
     """
     target = _target(out, options.staging)
     where = str(source) if isinstance(source, str | os.PathLike) else source.format
@@ -189,7 +201,7 @@ def _target(out: str | os.PathLike[str], staging: Path | None) -> Target:
         local, at_url = staging_dir(str(out), staging)
         return Target(local, str(out), at_url)
     if staging:
-        raise ValueError(f"{out}: is no URL, so nothing is staged; leave out --staging")
+        raise ValueError(f"{out}: is not a URL, so nothing is staged; leave out --staging")
     return Target(Path(out).absolute())
 
 
@@ -197,12 +209,12 @@ def _opened(source: str | os.PathLike[str] | Source, local: Path, options: PackO
     if not isinstance(source, str | os.PathLike):
         return source
     if not is_url(source) and local.resolve().is_relative_to(Path(source).resolve()):
-        raise ValueError(f"{local}: lies inside the source; choose a directory elsewhere")
+        raise ValueError(f"{local}: is inside the source; choose a directory elsewhere")
     return open_source(source, options.format, options.source_options)
 
 
 def _made(source: Source, listing: Listing, classes: list[ClassInfo], options: PackOptions) -> dict[str, object]:
-    """How the dataset is made, for `dataset.json`; what a run that goes on with it must agree with."""
+    """How the dataset is made, for `dataset.json`. A run that resumes it must match this."""
     subset = options.subset
     return {
         "source": source.format,
@@ -220,17 +232,17 @@ def _made(source: Source, listing: Listing, classes: list[ClassInfo], options: P
 
 
 def _complete(target: Target, made: dict[str, object]) -> ShardSet | None:
-    """The dataset, if all of it is there already; one that only lacks its upload is uploaded."""
+    """The dataset, if it is already complete. If only its upload is missing, upload it."""
     done = complete(target.local, made, target.at_url)
     if target.at_url:
-        clean(target.local)  # what a run that was killed at its very end has left
+        clean(target.local)  # remove the files of a run that was killed at its very end
     elif done and target.url:
         return publish(target.url, target.local)
     return done
 
 
 def _plan(target: Target, listing: Listing, options: PackOptions) -> list[ShardJob]:
-    """All shards, of all splits."""
+    """Plan all shards of all splits."""
     samples, size = options.samples_per_shard, options.shard_size
     jobs = [
         job
@@ -243,7 +255,7 @@ def _plan(target: Target, listing: Listing, options: PackOptions) -> list[ShardJ
 
 
 def _rejected(out: Path, listing: Listing, finished: list[ShardJob], state: PackProgress, on_bad: str) -> Rejected:
-    """OUT/rejected.tsv. Raises BadImages if there are some and none may be."""
+    """Write OUT/rejected.tsv. Raises BadImages if there are bad images and `on_bad` is "fail"."""
     bad = ((name, reason) for job in finished for name, reason in read_part(job.part_path).bad)
     rejected = write_rejected(out, bad, listing.unusable, listing.rejected)
     if rejected.count and on_bad == "fail":
@@ -257,7 +269,7 @@ def _rejected(out: Path, listing: Listing, finished: list[ShardJob], state: Pack
 def _finish(
     out: Path, splits: list[str], classes: list[ClassInfo], jobs: list[ShardJob], made: dict[str, object], rejected: int
 ) -> Duplicates:
-    """Merge the parts into tables, one part in memory at a time, look for duplicates, then write `dataset.json`."""
+    """Merge the parts into tables, one part in memory at a time, find duplicates, and write `dataset.json`."""
     infos: dict[str, list[ShardInfo]] = {split: [] for split in splits}
     parts: list[PartFile] = []
     kinds: Counter[str] = Counter()
@@ -289,7 +301,7 @@ def _finish(
 
 
 def _table(parts: list[Path]) -> Iterator[Samples]:
-    """The parts' rows as SAMPLE_DTYPE, with their places among the shards."""
+    """The parts' rows as SAMPLE_DTYPE, with their shard numbers."""
     for shard, path in enumerate(parts):
         rows = read_rows(path)[list(SAMPLE_DTYPE.names or ())].astype(SAMPLE_DTYPE)
         rows["shard"] = shard

@@ -1,1 +1,1 @@
-"""What a set of shards is, on disk and on remote storage: its format, the stores it lies in, their local copies."""
+"""Sets of shards on disk and on remote storage: their format, their stores, and local copies of remote files."""

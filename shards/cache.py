@@ -1,12 +1,13 @@
-"""A bounded directory of downloaded files that processes share: name → open file, made once, least recently used out.
+"""A directory of downloaded files with a size limit, shared by processes; it evicts the least recently used files.
 
-A file is made under a temporary name that its maker holds locked, and renamed when it is whole. So two processes never
-make the same file, and what a killed one left is seen by its missing lock. Whoever uses a file holds it locked too,
-shared, as long as the descriptor or a memory map made of it lives; such files are never removed.
+The process that makes a file writes it under a temporary name, holds a lock on it, and renames it when it is complete.
+Two processes therefore never make the same file, and a temporary file without a lock was left by a killed process.
+A process that uses a file holds a shared lock on it as long as its descriptor or a memory map of it is open. Locked
+files are never removed.
 
-Locks are given back explicitly: a process that was forked meanwhile has the descriptor too, and would keep them.
+Locks are released explicitly: a process forked in the meantime shares the descriptor and would keep the lock.
 
-The directory must lie on a file system with `flock`: any local disk.
+The directory must be on a file system that supports `flock`, such as any local disk.
 """
 
 import errno
@@ -20,34 +21,34 @@ from pathlib import Path
 from typing import BinaryIO
 
 TEMPORARY = ".part"
-WAIT_S = 30.0  # for room, while all files are in use
+WAIT_S = 30.0  # time to wait for room while all files are in use
 POLL_S = 0.02
-BULK_FILES = 64  # small files are removed so many at a time, since each time all are listed
+BULK_FILES = 64  # small files are removed in batches of this size, because each eviction lists all files
 SMALL_BYTES = 64 << 20
 FULL = (errno.ENOSPC, errno.EDQUOT)
-FREE_SHARE = 0.9  # of the disk's free space, where no bound is given
+FREE_SHARE = 0.9  # share of the disk's free space to use if no limit is given
 
 
 def cache_root(cache_dir: str | os.PathLike[str] = "") -> Path:
-    """`cache_dir`, or where the user's caches are ($XDG_CACHE_HOME, ~/.cache).
+    """Return `cache_dir`, or a directory in the user's cache ($XDG_CACHE_HOME or ~/.cache).
 
     Raises:
-        ValueError: the user has no home.
+        ValueError: the user has no home directory.
     """
     if cache_dir:
         return Path(cache_dir).absolute()
     try:
         caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     except RuntimeError:
-        raise ValueError("there is no home directory to cache in; set data.cache_dir or XDG_CACHE_HOME") from None
+        raise ValueError("no home directory for the cache; set data.cache_dir or XDG_CACHE_HOME") from None
     return Path(caches).absolute() / "penstock"
 
 
 class Cache:
-    """At most `max_bytes` of files in `root`, those being made included; 0: nine tenths of what the disk has free.
+    """A cache of at most `max_bytes` in `root`, including unfinished files; 0 means nine tenths of the free disk space.
 
     Raises:
-        ValueError: `root` cannot be made or written to; all of its files are in use and there is no room for more.
+        ValueError: `root` cannot be created or written, or all of its files are in use and there is no room for more.
     """
 
     def __init__(self, root: Path, max_bytes: int = 0) -> None:
@@ -58,8 +59,8 @@ class Cache:
             self.max_bytes = max_bytes or int(FREE_SHARE * (shutil.disk_usage(root).free + _disk_bytes(root)))
 
     def open(self, name: str, size: int, make: Callable[[BinaryIO], object]) -> int:
-        """A descriptor of the file `name` of `size` bytes, which `make` writes if it is not there. The file stays as
-        long as the descriptor or a memory map of it is open."""
+        """Open the file `name` of `size` bytes and return its descriptor; `make` writes the file if it is missing. The
+        file stays in the cache as long as the descriptor or a memory map of it is open."""
         path = self.root / name
         while True:
             try:
@@ -72,14 +73,14 @@ class Cache:
             fcntl.flock(descriptor, fcntl.LOCK_SH)
             with suppress(OSError):
                 os.utime(descriptor)
-            return descriptor  # should it have been removed before the lock was had, its bytes are still there
+            return descriptor  # if the file was removed before we locked it, its bytes are still readable
 
     def _make_room(self, name: str, temporary: BinaryIO, size: int) -> None:
-        """Lengthen a temporary file to `size`, once files enough are removed for it to fit."""
+        """Remove enough files to fit `size` bytes, then extend the temporary file to that size."""
         temporary.truncate(0)
         deadline, used = time.monotonic() + WAIT_S, 0
         while size <= self.max_bytes:
-            # .used says at least what there is: files come under this lock
+            # .used is never less than the bytes in the cache: files are added only under this lock
             with open(self.root / ".used", "ab+") as stream, _locked(stream):
                 stream.seek(0)
                 text = stream.read()
@@ -95,12 +96,12 @@ class Cache:
                 break
             time.sleep(POLL_S)
         raise ValueError(
-            f"{self.root}: no room for the {size} bytes of {name}: data.cache_bytes is {self.max_bytes}, "
-            f"{used} bytes are in use; raise it"
+            f"{self.root}: no room for the {size} bytes of {name}: data.cache_bytes is {self.max_bytes} and {used} "
+            "bytes are in use; raise data.cache_bytes"
         )
 
     def _evict(self, size: int) -> int:
-        """Remove files that are not in use until `size` bytes fit, oldest first; returns the bytes left."""
+        """Remove unused files, oldest first, until `size` bytes fit; returns the bytes still used."""
         used, files = _scan(self.root)
         if used + size <= self.max_bytes:
             return used
@@ -115,16 +116,17 @@ class Cache:
 def make_once(
     path: Path, size: int, make: Callable[[BinaryIO], object], before: Callable[[BinaryIO], object] | None = None
 ) -> None:
-    """Have `make` write `size` bytes to the file `path`, unless it is there or another process makes it: then wait.
+    """Call `make` to write `size` bytes to the file `path`. Do nothing if the file exists. If another process is making
+    it, wait for that process.
 
-    `before` is given the temporary file as soon as it is this process that makes it. The other process may have failed,
-    so callers look again whether the file is there.
+    `before` is called with the temporary file once this process has locked it. The other process may have failed, so
+    callers must check again that the file exists.
     """
     temporary = path.with_name(f".{path.name}{TEMPORARY}")
     with _writing(path), open(temporary, "ab") as ours:
-        while not _lock(ours):  # until another maker is ready, or dead
+        while not _lock(ours):  # until the process that makes it finishes or dies
             if not _is_at(ours, temporary):
-                return  # renamed, and perhaps in use and locked for long
+                return  # it was renamed, and may now be in use and locked for a long time
             time.sleep(POLL_S)
         try:
             if not _is_at(ours, temporary):
@@ -148,14 +150,14 @@ def make_once(
 
 
 def remove_stale(root: Path) -> None:
-    """Remove what processes that are no more have left half made."""
+    """Remove unfinished files of processes that no longer run."""
     for path in root.glob(f".*{TEMPORARY}"):
         _remove_unused(path)
 
 
 @contextmanager
 def _locked(stream: BinaryIO) -> Iterator[None]:
-    """Lock a file for this process alone, waiting for whoever has it."""
+    """Lock a file exclusively; wait until the lock is free."""
     fcntl.flock(stream, fcntl.LOCK_EX)
     try:
         yield
@@ -164,7 +166,7 @@ def _locked(stream: BinaryIO) -> Iterator[None]:
 
 
 def _lock(stream: BinaryIO) -> bool:
-    """Lock a file for this process alone, if nobody has locked it."""
+    """Lock a file exclusively if it is not locked; returns whether that worked."""
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -173,7 +175,7 @@ def _lock(stream: BinaryIO) -> bool:
 
 
 def _remove_unused(path: Path) -> bool:
-    """Remove a file that nobody holds locked; tells whether."""
+    """Remove a file unless it is locked; returns whether it is gone."""
     try:
         with open(path, "rb") as stream:
             unused = _lock(stream)
@@ -189,7 +191,7 @@ def _remove_unused(path: Path) -> bool:
 
 
 def _is_at(stream: BinaryIO, path: Path) -> bool:
-    """Whether an open file still has this name."""
+    """Whether an open file still has this path."""
     try:
         there, ours = path.stat(), os.fstat(stream.fileno())
     except FileNotFoundError:
@@ -198,7 +200,7 @@ def _is_at(stream: BinaryIO, path: Path) -> bool:
 
 
 def _scan(root: Path) -> tuple[int, list[tuple[int, int, Path]]]:
-    """Bytes of all files, and (last use in ns, bytes, path) of those that are whole."""
+    """Return the bytes of all files, and (last use in ns, bytes, path) of each complete file."""
     used, files = 0, []
     with os.scandir(root) as entries:
         for entry in entries:
@@ -213,7 +215,7 @@ def _scan(root: Path) -> tuple[int, list[tuple[int, int, Path]]]:
 
 
 def _disk_bytes(root: Path) -> int:
-    """What the files take of the disk: less than their lengths, for those that are being written."""
+    """The disk space that the files use; unfinished files use less than their length."""
     total = 0
     with os.scandir(root) as entries:
         for entry in entries:
@@ -228,6 +230,6 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         remedy = (
-            "make room there, or set data.cache_dir" if error.errno in FULL else "set data.cache_dir to another place"
+            "free some space, or set data.cache_dir" if error.errno in FULL else "set data.cache_dir to another place"
         )
         raise ValueError(f"{path}: cannot be written ({error.strerror or error}); {remedy}") from None

@@ -1,4 +1,4 @@
-"""The content of `dataset.json`: classes, shards of each split, how they were made. JSON → `Description`, and back."""
+"""Read and write the content of `dataset.json`: the classes, the shards of each split, and how they were made."""
 
 import hashlib
 import json
@@ -12,17 +12,17 @@ DAMAGED = (ValueError, KeyError, TypeError, AttributeError, RecursionError, Over
 
 @dataclass(frozen=True)
 class ClassInfo:
-    """One class; its label is its place in `ShardSet.classes`. `wnid` is its key, also where that is no wnid: the field
-    is called as in dataset.json and in checkpoints."""
+    """One class; its label is its index in `ShardSet.classes`. `wnid` is the class key, even if that is not a WordNet
+    id: the field has the name that dataset.json and checkpoints use."""
 
     wnid: str
     name: str
 
 
 def key_name(classes: Iterable[ClassInfo]) -> str:
-    """What the field of these classes' keys is called in JSON for people: "wnid" if all are WordNet ids, else "class".
+    """The name of the class-key field in JSON output: "wnid" if all keys are WordNet ids, otherwise "class".
 
-    One name for all of a dataset's classes, so that a reader of the JSON needs no more than one.
+    All classes of a dataset use the same name, so readers of the JSON need to handle only one.
     """
     return "wnid" if all(re.fullmatch(r"n[0-9]{8}", info.wnid) for info in classes) else "class"
 
@@ -39,26 +39,26 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class Description:
-    """The content of `dataset.json`. made: how the dataset was made, which no reader depends on: whoever takes
-    something of it looks whether it is there, and what it is."""
+    """The content of `dataset.json`. made: how the dataset was made. Its entries are optional: code that uses one must
+    check that it exists and has the right type."""
 
     classes: tuple[ClassInfo, ...]
     shards: dict[str, tuple[ShardInfo, ...]]  # of each split
     made: dict[str, object]
     files: dict[str, str]  # table or source list → sha256
-    intact: bool  # it is as it was written
-    url: str = ""  # under which the shards lie, where that is not beside dataset.json
+    intact: bool  # the file is unchanged since it was written
+    url: str = ""  # the location of the shards, if they are not beside dataset.json
 
 
 def read_description(raw: bytes, for_repair: bool = False) -> Description:
-    """`dataset.json` parsed. for_repair: also where another format or no checksum stands in it.
+    """Parse `dataset.json`. for_repair: accept another format version and a missing checksum.
 
     Raises:
-        DAMAGED: one of these, where it is not like that.
+        DAMAGED: one of these exceptions, if the content is not valid.
     """
     info = json.loads(raw)
     if not for_repair and info["format"] != FORMAT:
-        raise ValueError(f"format is {info['format']!r}, this version reads {FORMAT!r}")
+        raise ValueError(f"format is {info['format']!r}, but this version reads {FORMAT!r}")
     classes = tuple(ClassInfo(str(c["wnid"]), str(c["name"])) for c in info["classes"])
     splits = {
         str(name): tuple(
@@ -73,7 +73,7 @@ def read_description(raw: bytes, for_repair: bool = False) -> Description:
     files = {str(name): str(digest) for name, digest in info["files"].items()}
     url = str(info.get("url", ""))
     if url and "://" not in url:
-        raise ValueError(f"{url!r} is no URL of shards")
+        raise ValueError(f"{url!r} is not a URL of shards")
     checksum = info.pop("checksum", None) if for_repair else info.pop("checksum")
     return Description(classes, splits, made, files, checksum == _checksum(info), url)
 
@@ -89,7 +89,7 @@ def description_json(
     files: dict[str, str],
     url: str = "",
 ) -> bytes:
-    """What `read_description` reads."""
+    """Return the bytes of `dataset.json`, in the form that `read_description` reads."""
     info: dict[str, object] = {
         "format": FORMAT,
         "classes": [asdict(c) for c in classes],

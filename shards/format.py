@@ -1,11 +1,11 @@
-"""The on-disk contract of a packed dataset. Nothing else knows the file names.
+"""The on-disk format of a packed dataset. File names are defined only here.
 
     DIR/dataset.json              classes, splits, per shard: file, samples, bytes, sha256; how it was made
     DIR/train-000000.tar, .idx    members 000000000.cls + 000000000.jpg (or .ppm: `ppm`), as WebDataset readers expect
-    DIR/train.samples.npy         the sample table: one SAMPLE_DTYPE row a sample, in shard order
+    DIR/train.samples.npy         the sample table: one SAMPLE_DTYPE row per sample, in shard order
     DIR/train.sources.txt         line i: the original file name of sample i, for people
 
-`dataset.json` is written last, so a directory that has one is complete. Where it has a `url`, the tars lie there.
+`dataset.json` is written last, so a directory that has one is complete. If it has a `url`, the tars are at that URL.
 """
 
 import hashlib
@@ -53,7 +53,7 @@ class Split:
         return len(self.samples)
 
     def rows(self, sample_ids: NDArray[np.int64]) -> Samples:
-        """(n,) ids → (n,) SAMPLE_DTYPE, a copy. An index does the same at twenty times the cost."""
+        """(n,) ids → (n,) SAMPLE_DTYPE, a copy. Fancy indexing gives the same but takes twenty times as long."""
         return np.asarray(self.samples.take(sample_ids))
 
     def shard_path(self, shard: int) -> Path:
@@ -63,8 +63,8 @@ class Split:
         return index_path(self.shard_path(shard))
 
     def source_name(self, sample_id: int) -> str:
-        """The original file name of one sample; "?" where the names were not kept, and for -1, the id of a sample that
-        was taken out. Reads the list up to it."""
+        """The original file name of one sample; "?" if the names were not kept, or if the id is -1 (a quarantined
+        sample). Reads the list of names up to that line."""
         if sample_id < 0:
             return "?"
         try:
@@ -74,7 +74,7 @@ class Split:
             return "?"
 
     def source_names(self) -> list[str]:
-        """The original file name of each sample; none where the names were not kept."""
+        """The original file name of each sample; an empty list if the names were not kept."""
         try:
             text = (self.root / sources_file(self.name)).read_text(encoding="utf-8", errors="surrogateescape")
         except OSError:
@@ -82,7 +82,7 @@ class Split:
         return [unescape(line) for line in text.split("\n")[: len(self)]]
 
     def where(self, sample_id: int) -> str:
-        """`TAR at byte OFFSET (SOURCE NAME)`: how messages point at one sample."""
+        """`TAR at byte OFFSET (SOURCE NAME)`, which identifies one sample in messages."""
         row = self.samples[sample_id]
         path = self.shard_path(int(row["shard"]))
         place = f"{self.url}/{path.name}" if self.url else path
@@ -91,26 +91,26 @@ class Split:
 
 @dataclass(frozen=True)
 class ShardSet:
-    """A packed dataset. `open` checks that its parts agree; it does not read the shards."""
+    """A packed dataset. `open` checks that its files agree with each other but does not read the shards."""
 
     root: Path
     classes: tuple[ClassInfo, ...]
     splits: dict[str, Split]
     made: dict[str, object]
-    fingerprint: str  # sha256 of dataset.json: names this dataset in checkpoints
+    fingerprint: str  # sha256 of dataset.json: identifies this dataset in checkpoints
     files: dict[str, str] = field(default_factory=dict)  # table or source list → sha256
-    intact: bool = True  # dataset.json is as it was written
-    url: str = ""  # where it comes from, if `root` is but a copy of its tables
+    intact: bool = True  # dataset.json is unchanged since it was written
+    url: str = ""  # the dataset's URL, if `root` is only a local copy of its tables
 
     @classmethod
     def open(
         cls, root: str | os.PathLike[str], cache_dir: str | os.PathLike[str] = "", timeout_s: float = 60.0
     ) -> "ShardSet":
-        """Open a packed dataset: a directory, or a URL, whose tables are downloaded into `cache_dir`.
+        """Open a packed dataset in a directory or at a URL. For a URL, the tables are downloaded to `cache_dir`.
 
         Raises:
-            ValueError: there is none at `root`, or its parts contradict each other; the message names the file. Or the
-                store at a URL gives no answer for `timeout_s`.
+            ValueError: there is no dataset at `root`, or its files contradict each other; the message names the file.
+                Or the store at a URL does not answer for `timeout_s`.
         """
         url = ""
         if "://" in str(root):
@@ -137,38 +137,40 @@ class ShardSet:
         if at := found.url or url:
             shards = [info for infos in found.shards.values() for info in infos]
             for info in shards:
-                if not re.fullmatch("[0-9a-f]{64}", info.sha256):  # a file of the cache will have that name
-                    raise ValueError(f"{path}: {info.sha256!r} is no sha256 of {info.file}; pack the dataset again")
+                if not re.fullmatch("[0-9a-f]{64}", info.sha256):  # the cache uses it as a file name
+                    raise ValueError(
+                        f"{path}: {info.sha256!r} is not a valid sha256 for {info.file}; pack the dataset again"
+                    )
             size = sum(info.bytes for info in shards)
             splits = {name: replace(split, url=at, dataset_bytes=size) for name, split in splits.items()}
         return cls(root, classes, splits, found.made, hashlib.sha256(raw).hexdigest(), found.files, found.intact, url)
 
     @property
     def place(self) -> str:
-        """What people call it by: where they have it."""
+        """The dataset's location as the user knows it: its URL or its directory."""
         return self.url or str(self.root)
 
     def split(self, name: str) -> Split:
-        """One split by name. Raises ValueError naming those there are."""
+        """One split by name. Raises ValueError with the names of the existing splits."""
         if name not in self.splits:
             raise ValueError(f"{self.place}: no split {name!r}; it has {', '.join(sorted(self.splits))}")
         return self.splits[name]
 
     def check_on_disk(self) -> None:
-        """Raises ValueError where the shards are not in `root`."""
+        """Raises ValueError if the shards are not in `root`."""
         for split in self.splits.values():
             if split.url:
                 raise ValueError(
-                    f"{self.place}: its shards lie at {split.url}, and this command reads disks only: copy them to one "
-                    "and index them there"
+                    f"{self.place}: its shards are at {split.url}, but this command reads local disks only; copy the "
+                    "shards to a disk and index them there"
                 )
 
 
 def inside(root: Path, name: str) -> Path:
-    """The path of a dataset's file, which need not be there.
+    """The path of a dataset's file; the file need not exist.
 
     Raises:
-        ValueError: `name` is more than a name, or what has it is a link that leads out of `root`, or no regular file.
+        ValueError: `name` is not a plain file name, or it is a link to a place outside `root`, or not a regular file.
     """
     path = root / os.path.basename(name)
     try:
@@ -177,14 +179,14 @@ def inside(root: Path, name: str) -> Path:
         leaves = plain and path.is_symlink() and not path.resolve().is_relative_to(root.resolve())
     except UnicodeError:
         plain = False
-    except (OSError, RuntimeError):  # not reachable, which opening it will say; a loop of links
+    except (OSError, RuntimeError):  # unreachable (opening it will report that), or a loop of links
         return path
     if not plain:
         raise ValueError(f"{root / INFO_FILE}: {name!r} is not a plain file name; pack the dataset again")
     if leaves:
         raise ValueError(f"{path}: is a link to {path.resolve()}, outside the dataset; put the file itself here")
     if not stat.S_ISREG(mode):
-        raise ValueError(f"{path}: is no regular file; pack the dataset again")
+        raise ValueError(f"{path}: is not a regular file; pack the dataset again")
     return path
 
 
@@ -193,13 +195,13 @@ def _open_split(root: Path, name: str, shards: tuple[ShardInfo, ...], num_classe
         inside(root, file)
     path = inside(root, table_file(name))
     try:
-        samples = np.lib.format.open_memmap(path, mode="r")  # unlike np.load it reads no archives, and never a pickle
-    except Exception as error:  # its parser of the header raises what Python's tokenizer and the dtypes do
+        samples = np.lib.format.open_memmap(path, mode="r")  # unlike np.load, it reads neither archives nor pickles
+    except Exception as error:  # the header parser can raise anything that Python's tokenizer and the dtypes raise
         raise ValueError(f"{path}: cannot read the sample table ({error}); pack the dataset again") from None
     expected = sum(shard.samples for shard in shards)
     if samples.dtype != SAMPLE_DTYPE or samples.shape != (expected,):
         raise ValueError(
-            f"{path}: has shape {samples.shape} and dtype {samples.dtype}, {INFO_FILE} says {expected} samples; "
+            f"{path}: has shape {samples.shape} and dtype {samples.dtype}, but {INFO_FILE} lists {expected} samples; "
             "pack the dataset again"
         )
     sizes = np.array([shard.bytes for shard in shards], dtype=np.uint64)
@@ -210,11 +212,11 @@ def _open_split(root: Path, name: str, shards: tuple[ShardInfo, ...], num_classe
 
 def _check_rows(path: Path, rows: Samples, first: int, shard_sizes: NDArray[np.uint64], num_classes: int) -> None:
     if rows["shard"].max() >= len(shard_sizes):
-        raise ValueError(f"{path}: names shard {rows['shard'].max()}, there are {len(shard_sizes)}")
+        raise ValueError(f"{path}: refers to shard {rows['shard'].max()}, but there are only {len(shard_sizes)} shards")
     sizes = shard_sizes[rows["shard"]]
     beyond = (rows["size"] > sizes) | (rows["offset"] > sizes - rows["size"])  # their sum could overflow
     if beyond.any():
-        raise ValueError(f"{path}: sample {first + int(beyond.argmax())} lies beyond the end of its shard")
+        raise ValueError(f"{path}: sample {first + int(beyond.argmax())} is beyond the end of its shard")
     if rows["label"].min() < 0 or rows["label"].max() >= num_classes:
         raise ValueError(f"{path}: a label is outside 0…{num_classes - 1}")
     if min(rows["height"].min(), rows["width"].min(), rows["size"].min()) == 0:
@@ -238,7 +240,7 @@ def sources_file(split: str) -> str:
 
 
 def escape(name: str) -> str:
-    """A file name on one line; `unescape` is its inverse."""
+    """Escape a file name so that it fits on one line; `unescape` is the inverse."""
     return name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
 
 
@@ -258,8 +260,8 @@ def write_split(
     """Write a split's table and source names; returns file → sha256 for `write_info`.
 
     Args:
-        samples: (num_samples,) SAMPLE_DTYPE in shard order, or such pieces one after the other.
-        sources: a name each, or pieces of the file as bytes: escaped lines.
+        samples: (num_samples,) SAMPLE_DTYPE in shard order, or an iterable of consecutive pieces.
+        sources: one name per sample, or consecutive pieces of the file as bytes (escaped lines).
     """
     with atomic_write(root / table_file(name)) as stream:
         count = 0
@@ -277,7 +279,7 @@ def write_split(
 
 
 def _table_header(stream: BinaryIO, count: int) -> None:
-    """The .npy header; NumPy pads it, so that it keeps its length as the count grows."""
+    """Write the .npy header. NumPy pads it, so its length stays the same as the count grows."""
     header = {"descr": SAMPLE_DTYPE.descr, "fortran_order": False, "shape": (count,)}
     np.lib.format.write_array_header_1_0(stream, header)
 
@@ -295,15 +297,15 @@ def write_info(
     files: dict[str, str],
     url: str = "",
 ) -> None:
-    """Write `dataset.json`, the last file of a dataset. `files`: what the `write_split` calls returned. `url`: where
-    the shards lie, if not in `root`."""
+    """Write `dataset.json`, the last file of a dataset. `files`: the results of the `write_split` calls. `url`: the
+    location of the shards, if they are not in `root`."""
     with atomic_write(root / INFO_FILE) as stream:
         stream.write(description_json(classes, splits, made, files, url))
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that appears under its name whole, synced to disk, or not at all."""
+    """Open a binary file that appears under its name only when it is complete and synced to disk."""
     temporary = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as stream:
@@ -313,8 +315,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
     except OSError as error:
         if error.filename == str(temporary):
-            error.filename = str(path)  # the one that people know
+            error.filename = str(path)  # the name that the user knows
         raise
     finally:
-        with suppress(OSError):  # which a read-only directory raises for files that are not there
+        with suppress(OSError):  # a read-only directory raises this even for missing files
             temporary.unlink()

@@ -1,6 +1,6 @@
-"""Images stored as pixels: members that are binary PPM files, which Pillow, DALI and WebDataset's readers open.
+"""Images stored as pixels: tar members in binary PPM format, which Pillow, DALI and WebDataset readers can open.
 
-The header is the shortest one, which Pillow writes too: so the table alone says where the pixels begin.
+The header is the shortest possible one, as Pillow writes it, so the table alone determines where the pixels begin.
 The format: netpbm.sourceforge.net/doc/ppm.html.
 """
 
@@ -12,7 +12,7 @@ EXTENSION = "ppm"
 
 
 def ppm_header(height: int, width: int) -> bytes:
-    """What stands before the (height, width, 3) uint8 values of an image."""
+    """The bytes before the (height, width, 3) uint8 values of an image."""
     return b"P6\n%d %d\n255\n" % (width, height)
 
 
@@ -22,21 +22,23 @@ def to_ppm(pixels: np.ndarray) -> bytes:
 
 
 def header_sizes(samples: Samples) -> np.ndarray:
-    """Of each row of a table, (n,) SAMPLE_DTYPE: the bytes before its pixels if it has the size of such a file, else 0:
-    (n,) int64. A JPEG may happen to have that size: `is_ppm` looks at its first bytes."""
+    """The PPM header size of each row of a table, or 0 if the row's size does not fit a PPM file.
+
+    samples: (n,) SAMPLE_DTYPE. Returns (n,) int64. A JPEG may happen to have a fitting size; `is_ppm` checks the bytes.
+    """
     heights, widths = samples["height"].astype(np.int64), samples["width"].astype(np.int64)
     lengths = len(ppm_header(1, 1)) - 2 + _num_digits(heights) + _num_digits(widths)
     return np.where(samples["size"] == lengths + 3 * heights * widths, lengths, 0)
 
 
 def may_have_pixels(samples: Samples) -> bool:
-    """Whether any row of a table has the size of such a file. It is read in pieces, up to the first."""
+    """Whether any row of a table has the size of a PPM file. Reads the table in pieces, up to the first such row."""
     pieces = (samples[start : start + CHECKED_ROWS] for start in range(0, len(samples), CHECKED_ROWS))
     return any(header_sizes(rows).any() for rows in pieces)
 
 
 def is_ppm(data: np.ndarray, height: int, width: int) -> bool:
-    """Whether a member, (size,) uint8, is such a file of these pixels."""
+    """Whether a member, (size,) uint8, is a PPM file of this height and width."""
     header = ppm_header(height, width)
     return len(data) == len(header) + 3 * height * width and data[: len(header)].tobytes() == header
 

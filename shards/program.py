@@ -1,6 +1,6 @@
-"""What the programs are called where this one was started: in a checkout, or as `pip install penstock` has them.
+"""The names of the commands, which differ between a checkout and `pip install penstock`.
 
-Messages that name a command take its words from here, so that they can be typed as they stand.
+Messages take command names from here, so that users can copy them as printed.
 """
 
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def _is_installed() -> bool:
-    """Whether the command `penstock` is meant: it was called, or there is no checkout whose files could be."""
+    """Whether messages should name the command `penstock`: it was called, or this is not a checkout."""
     called = Path(sys.argv[0] if sys.argv else "")
     by_name = called.stem == "penstock" or called.parts[-2:] == ("penstock", "__main__.py")
     return by_name or not (Path(__file__).resolve().parents[1] / "pyproject.toml").exists()

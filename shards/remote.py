@@ -1,7 +1,7 @@
 """Files of an object store by URL (s3://, gs://, hf://, https:// …), through fsspec, with retries and time-outs.
 
-Input: a URL under which a packed dataset lies or shall lie. Output: bytes, or one line that says what is wrong. Other
-modules do not import fsspec, and this one does only when a URL is opened.
+Input: the URL of a packed dataset that exists or will be written. Output: bytes, or a one-line error. Only this module
+imports fsspec, and only when a URL is opened.
 """
 
 import asyncio
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 TIMEOUT_S = 60.0
-PART_BYTES = 8 << 20  # asked for in one request, at most;
-SMALL_PART_BYTES = 64 << 10  # and where requests of more take too long
-CONNECTIONS = 256  # at a time, at most; botocore's own bound is 10
-LISTING_S = 600.0  # for the names of all files, which come in pages of 1,000
-DOWNLOADS = 3  # of a file whose bytes are not those that were packed
-UPLOAD_BYTES_PER_S = 1 << 20  # slower than this is taken for dead
+PART_BYTES = 8 << 20  # maximum size of one request
+SMALL_PART_BYTES = 64 << 10  # lower limit of the request size when larger requests take too long
+CONNECTIONS = 256  # maximum number of simultaneous connections; botocore's default is 10
+LISTING_S = 600.0  # time limit for listing all files, which come in pages of 1,000
+DOWNLOADS = 3  # attempts for a file whose hash does not match
+UPLOAD_BYTES_PER_S = 1 << 20  # an upload slower than this counts as hung
 FIRST_DELAY_S, LAST_DELAY_S = 0.1, 5.0
-PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface-hub"}  # others' errors name theirs
-LOGS = ("gcsfs", "huggingface_hub.utils._http")  # they write tracebacks and warnings of what is told in a line
+PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface-hub"}  # errors of other file systems name their package
+LOGS = ("gcsfs", "huggingface_hub.utils._http")  # they log tracebacks and warnings for errors that we print as one line
 DEFECTS = (TypeError, AttributeError, NameError, LookupError, ImportError, NotImplementedError)
 
 
@@ -43,7 +43,8 @@ _counting, _received = threading.Lock(), 0
 
 
 def received_bytes() -> int:
-    """What this process has had of any store so far: who waits for it and sees it grow does not hang."""
+    """The bytes that this process has received from all stores so far. While the number grows, the process is not
+    hanging."""
     return _received
 
 
@@ -52,7 +53,7 @@ def is_url(path: str | os.PathLike[str]) -> bool:
 
 
 class _Opened(NamedTuple):
-    """fsspec's file system, which does not survive a fork of its process, and the URL's path in it."""
+    """An fsspec file system and the URL's path in it. The file system does not survive a fork of its process."""
 
     process: int
     filesystem: "AbstractFileSystem"
@@ -60,28 +61,28 @@ class _Opened(NamedTuple):
 
 
 class Unmendable(ValueError):
-    """An answer that comes again however often it is asked for."""
+    """An error that no retry can fix."""
 
 
 class Store:
     """The files directly under one URL.
 
-    A request that fails is made again, after a pause that doubles and is drawn at random, until `timeout_s` seconds
-    have passed since it was first made; one that hangs is given up after a third of that. A part of a file that has not
-    come by then may be too large for a slow line with many downloads: the next requests are for half as much.
+    A failed request is retried after a random pause that doubles each time, until `timeout_s` seconds have passed since
+    the first attempt. A request that hangs is abandoned after a third of that time. The requested part of the file may
+    then be too large for a slow connection with many downloads, so the next requests are half as large.
 
     Raises:
-        ValueError: the URL's kind is unknown, its package is missing, or it has a query; and from every method: the
+        ValueError: the kind of URL is not supported, its package is missing, or it has a query. From every method: the
             file, bucket or permission is missing, or the store fails for `timeout_s`.
     """
 
     def __init__(self, url: str, timeout_s: float = TIMEOUT_S, *, attempts: int = 1) -> None:
-        """`attempts`: that the store's own client may make of each request, of which an upload has many."""
+        """`attempts`: how often the store's own client may try each request; one upload consists of many requests."""
         self.url, self.timeout_s, self._attempts = url.rstrip("/"), timeout_s, attempts
         if url.startswith(("http://", "https://")) and ("?" in url or "#" in url):
-            raise ValueError(f"{url}: a dataset's files lie under its URL, so it cannot have a query; leave it out")
+            raise ValueError(f"{url}: the URL of a dataset cannot have a query or a fragment; remove it")
         if url.startswith("hf://") and not re.match("hf://(datasets|spaces|models|buckets)/[^/]+/[^/]", url):
-            raise ValueError(f"{url}: is no path on the Hub; write hf://datasets/OWNER/NAME[@REVISION][/FOLDER]")
+            raise ValueError(f"{url}: not a path on the Hub; write hf://datasets/OWNER/NAME[@REVISION][/FOLDER]")
         self._opened: _Opened | None = None
         self._part_bytes = PART_BYTES
         self._open()
@@ -99,7 +100,7 @@ class Store:
             elif self.url.startswith(("file://", "local://")):
                 options["auto_mkdir"] = True
             elif self.url.startswith("hf://"):
-                options["skip_instance_cache"] = True  # with it, what was listed is known as long as the process lives
+                options["skip_instance_cache"] = True  # that cache would keep old listings as long as the process lives
             try:
                 filesystem, path = url_to_fs(self.url, **options)
             except ImportError as error:
@@ -107,7 +108,7 @@ class Store:
                 raise ValueError(f"{self.url}: {one_line(error)}; pip install {package}") from None
             except (ValueError, OSError) as error:
                 raise ValueError(f"{self.url}: cannot be opened ({one_line(error)})") from None
-            if hasattr(filesystem, "retries"):  # s3fs's own, which no deadline ends
+            if hasattr(filesystem, "retries"):  # s3fs's own retries ignore our deadline
                 filesystem.retries = self._attempts
             for name in LOGS:
                 if not (log := logging.getLogger(name)).level:
@@ -116,7 +117,7 @@ class Store:
         return self._opened
 
     def read(self, file: str, start: int | None = None, end: int | None = None) -> bytes:
-        """The bytes start…end-1 of a file, or all."""
+        """Read the bytes start…end-1 of a file, or all of it."""
         if start is None or end is None:
             return self._retry(file, lambda: self._counted(self._call("cat_file", self._path(file))))
         parts = bytearray()
@@ -125,26 +126,28 @@ class Store:
         return bytes(parts)
 
     def _part(self, file: str, start: int, end: int) -> bytes:
-        """The first of the bytes start…end-1, as many as come in time."""
+        """Read the first of the bytes start…end-1, as many as one request returns."""
         asked, began = self._part_bytes, time.monotonic()
         end = min(end, start + asked)
         try:
             data = self._counted(self._call("cat_file", self._path(file), start=start, end=end, **self._exactly))
         except TimeoutError:
-            if asked == self._part_bytes:  # and no other thread has seen this before
+            if asked == self._part_bytes:  # no other thread has reduced it yet
                 self._part_bytes = max(min(end - start, asked) // 2, SMALL_PART_BYTES)
             raise
         if len(data) > end - start:
-            raise Unmendable(f"{self.url}/{file}: the server sends a file where a part is asked for (no HTTP ranges)")
+            raise Unmendable(
+                f"{self.url}/{file}: the server sends the whole file instead of a part; it must support byte ranges"
+            )
         if len(data) < end - start:
-            raise OSError(f"{len(data)} bytes came instead of {end - start}")
+            raise OSError(f"received {len(data)} bytes instead of {end - start}")
         if time.monotonic() - began < self.timeout_s / 30:
             self._part_bytes = min(max(2 * asked, self._part_bytes), PART_BYTES)
         return data
 
     @property
     def _exactly(self) -> dict[str, Any]:
-        """What keeps the Hub's file system from reading 5 MB beyond each part."""
+        """Options that keep the Hub's file system from reading 5 MB beyond each part."""
         return {"cache_type": "none"} if self.url.startswith("hf://") else {}
 
     def _counted(self, data: bytes) -> bytes:
@@ -156,21 +159,21 @@ class Store:
     def size(self, file: str) -> int:
         size = self._retry(file, lambda: self._call("info", self._path(file))).get("size")
         if size is None:
-            raise ValueError(f"{self.url}/{file}: the server does not say how long it is (no Content-Length)")
+            raise ValueError(f"{self.url}/{file}: the server does not send the file's size (no Content-Length)")
         return int(size)
 
     def download(self, file: str, size: int, sha256: str, stream: BinaryIO) -> None:
-        """Write a file to `stream`, from its beginning. Raises ValueError if it has not this hash, three times."""
+        """Download a file to `stream`, from its beginning. Raises ValueError if the hash is wrong three times."""
         for _ in range(DOWNLOADS):
             stream.seek(0)
             if self.copy(file, size, stream) == sha256:
                 return
         raise ValueError(
-            f"{self.url}/{file}: {DOWNLOADS} downloads have another sha256 than dataset.json says; upload it again"
+            f"{self.url}/{file}: {DOWNLOADS} downloads did not match the sha256 in dataset.json; upload the file again"
         )
 
     def copy(self, file: str, size: int, stream: BinaryIO) -> str:
-        """Write a file of `size` bytes to `stream`, whatever it holds; returns its sha256."""
+        """Download a file of `size` bytes to `stream`, without checking its hash; returns its sha256."""
         digest = hashlib.sha256()
         for start in range(0, size, PART_BYTES):
             data = self.read(file, start, min(start + PART_BYTES, size))
@@ -179,14 +182,14 @@ class Store:
         return digest.hexdigest()
 
     def upload(self, path: Path, file: str) -> None:
-        """Store a local file, which appears whole or not at all where the store can do that (all object stores do)."""
+        """Upload a local file. It appears complete or not at all, if the store supports that (all object stores do)."""
         timeout_s = self.timeout_s + path.stat().st_size / UPLOAD_BYTES_PER_S
         self._retry(
             file, lambda: self._call("put_file", str(path), self._path(file), timeout_s=timeout_s), timeout_s=timeout_s
         )
 
     def files(self) -> dict[str, int]:
-        """Names of what lies under the URL, and their bytes; none where nothing does."""
+        """The names and bytes of the files directly under the URL; empty if there are none."""
 
         def names() -> dict[str, int]:
             path = self._open().path
@@ -202,7 +205,7 @@ class Store:
         return self._retry("", names)
 
     def tree(self) -> dict[str, int]:
-        """All files below the URL by their paths from there, with "/", and their bytes; none where nothing is."""
+        """The paths, relative to the URL and with "/", and bytes of all files below it; empty if there are none."""
 
         def names() -> dict[str, int]:
             path = self._open().path
@@ -221,7 +224,7 @@ class Store:
         return f"{self._open().path}/{file}"
 
     def _call(self, method: str, *arguments: str, timeout_s: float = 0.0, **options: int) -> Any:
-        """One request. Most of fsspec's file systems are asynchronous and can be told to stop waiting."""
+        """Make one request. Most fsspec file systems are asynchronous, so the request can have a time limit."""
         from fsspec.asyn import sync
 
         filesystem = self._open().filesystem
@@ -242,7 +245,7 @@ class Store:
             try:
                 return request()
             except NotImplementedError:
-                raise ValueError(f"{where}: this kind of URL can only be read") from None
+                raise ValueError(f"{where}: this kind of URL is read-only") from None
             except (Unmendable, *DEFECTS):
                 raise
             except Exception as error:
@@ -251,27 +254,30 @@ class Store:
                 pause_s = random.uniform(0.5, 1) * min(FIRST_DELAY_S * 2**attempt, LAST_DELAY_S)
                 if time.monotonic() + pause_s > deadline:
                     raise ValueError(
-                        f"{where}: the store has failed for {timeout_s:g} s and {attempt + 1} requests, the last "
-                        f"with {one_line(error.__cause__ or error)}; see that it is up and can be reached"
+                        f"{where}: the store has failed for {timeout_s:g} s and {attempt + 1} requests (last error: "
+                        f"{one_line(error.__cause__ or error)}); check that it is up and reachable"
                     ) from None
                 time.sleep(pause_s)
         raise AssertionError
 
 
 def mirror(store: Store, info_file: str, cache_dir: str | os.PathLike[str] = "") -> Path:
-    """The directory in the cache that holds a remote dataset's description and the files that it lists with a sha256,
-    downloaded where they are not there yet. One dataset has one directory, whoever packs another to the same URL."""
+    """Download a remote dataset's description and the files that it lists with a sha256, unless the cache has them.
+
+    Returns their directory in the cache. The name of the directory depends on the description, so another dataset
+    packed to the same URL gets another directory.
+    """
     raw = store.read(info_file)
     try:
         files = {str(name): str(digest) for name, digest in json.loads(raw)["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        files = {}  # the reader of the description says what is wrong with it
+        files = {}  # the reader of the description reports what is wrong with it
     name = re.sub(r"[^A-Za-z0-9.-]+", "_", store.url)[-100:]
     root = cache_root(cache_dir) / "datasets" / f"{name}-{hashlib.sha256(raw).hexdigest()[:16]}"
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"{root}: cannot be made ({error.strerror}); set data.cache_dir") from None
+        raise ValueError(f"{root}: cannot be created ({error.strerror}); set data.cache_dir") from None
     for file, digest in files.items():
         if file != os.path.basename(file) or file.startswith("."):
             raise ValueError(f"{store.url}/{info_file}: {file!r} is not a plain file name; pack the dataset again")

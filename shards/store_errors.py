@@ -1,29 +1,29 @@
-"""What a store's client raises → one line for people, where no second try mends it.
+"""Turn the errors of store clients that no retry can fix into one-line messages.
 
-Errors are told by name and by what they carry, since each store's client has its own and none of them may be installed.
+Errors are recognised by their class name and attributes: each client has its own classes, and it may not be installed.
 """
 
 LOG_IN = "set HF_TOKEN or run: hf auth login"
 DENIED = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound",
           "TokenRetrievalError", "DefaultCredentialsError", "RefreshError"}  # fmt: skip
-HUB = {  # of huggingface_hub; the first that fits, and a gated repository is one of its kinds of missing ones
-    "GatedRepoError": f"access has to be asked for: accept its conditions on its page at the Hub, then {LOG_IN}",
-    "RepositoryNotFoundError": f"there is no such repository, or it is private; look at the URL, or {LOG_IN}",
-    "RevisionNotFoundError": "there is no such revision; look at what follows the @",
-    "EntryNotFoundError": "there is no such file; look at the URL",
+HUB = {  # errors of huggingface_hub; the first match counts, because GatedRepoError is a RepositoryNotFoundError
+    "GatedRepoError": f"access is restricted: accept the conditions on the repository's page at the Hub, then {LOG_IN}",
+    "RepositoryNotFoundError": f"the repository does not exist or is private; check the URL, or {LOG_IN}",
+    "RevisionNotFoundError": "the revision does not exist; check the part of the URL after the @",
+    "EntryNotFoundError": "the file does not exist; check the URL",
     "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set; unset it",
 }
 
 
 def final(error: Exception) -> str:
-    """Why it comes again however often the request is made, and what to do; "" for what may pass."""
+    """Why no retry can fix this error, and what to do; "" if a retry may help."""
     kinds = _kinds(error)
     if known := of_the_hub(error):
         return known
     if kinds & {"HFValidationError", "HfUriError"}:
-        return f"is no path on the Hub ({one_line(error)})"
+        return f"not a path on the Hub ({one_line(error)})"
     if _is_missing(error):
-        return "there is no such file or bucket; look at the URL"
+        return "the file or bucket does not exist; check the URL"
     if _is_denied(error):
         hub = "HfHubHTTPError" in kinds
         return f"no permission ({one_line(error)}); {LOG_IN if hub else 'set the credentials'}"
@@ -31,7 +31,7 @@ def final(error: Exception) -> str:
 
 
 def of_the_hub(error: Exception) -> str:
-    """What huggingface_hub has to say of a repository or revision; "" where that is not it."""
+    """The message for an error of huggingface_hub about a repository, revision or file; "" for any other error."""
     kinds = _kinds(error)
     return next((text for name, text in HUB.items() if name in kinds), "")
 
@@ -46,7 +46,8 @@ def one_line(error: BaseException) -> str:
 
 
 def _is_missing(error: Exception) -> bool:
-    """fsspec's HTTP says so too where it cannot connect, or loses the connection."""
+    """Whether the file is missing. fsspec's HTTP also raises FileNotFoundError if it cannot connect, or loses the
+    connection."""
     cause = error.__cause__
     unreachable = isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
     unreachable |= type(cause).__module__.startswith("aiohttp.")

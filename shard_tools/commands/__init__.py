@@ -1,1 +1,1 @@
-"""The command line of `python -m shard_tools`: what makes datasets in `pack`, what looks at them in `inspect`."""
+"""The command line of `python -m shard_tools`: `pack` has the commands that make datasets, `inspect` the others."""

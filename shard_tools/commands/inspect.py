@@ -1,4 +1,4 @@
-"""The commands that look at datasets: verify, info, preview. Input: the command line; errors are one line, exit 1."""
+"""The commands that inspect datasets: verify, info, preview. They print an error as one line and exit with 1."""
 
 import json
 import sys
@@ -17,16 +17,18 @@ from penstock.shards.format import ShardSet
 @click.argument("out", type=local_path)
 @click.option("--decode", is_flag=True, help="Also decode every image, as training does.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as one JSON list.")
+@click.option("--fix", is_flag=True, help="Repair the dataset and remove samples beyond repair; implies --decode.")
 @click.option(
-    "--fix", is_flag=True, help="Mend what can be mended, take out the samples that cannot; implies --decode."
+    "--workers", type=click.IntRange(min=1), help="Number of worker processes.  [default: one for each CPU core]"
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one for each CPU core]")
 def verify_command(out: Path, decode: bool, as_json: bool, fix: bool, workers: int | None) -> None:
-    """Check the dataset in OUT: hashes, tars against indexes against tables, labels, counts.
+    """Check the dataset in OUT: hashes, labels, counts, and that tars, indexes and tables agree.
 
-    Prints a line for each finding and exits with 1 if there is one. --fix rebuilds indexes and tables from the tars,
-    tars' headers and labels from the table, gives swapped shards their names back, and takes out samples whose images
-    are lost; then it checks again, and exits with 0 if nothing is left. Shards indexed in place are never written to.
+    Prints one line per finding and exits with 1 if there are any.
+
+    --fix rebuilds indexes and tables from the tars, and tar headers and labels from the table. It gives swapped
+    shards their own names back and removes samples whose images are lost. Then it checks again and exits with 0 if no
+    finding is left. It never writes to shards that were indexed in place.
 
     \b
     Example:
@@ -66,7 +68,7 @@ def verify_command(out: Path, decode: bool, as_json: bool, fix: bool, workers: i
 @click.argument("out", type=path_or_url)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 def info_command(out: Path | str, as_json: bool) -> None:
-    """Show what the dataset in OUT holds: splits, samples, bytes, classes, image sizes, how it was made."""
+    """Show what the dataset in OUT contains: splits, samples, bytes, classes, image sizes, and how it was made."""
     from penstock.shard_tools.describe import describe, histograms, summary
 
     with one_line_errors():
@@ -81,14 +83,16 @@ def info_command(out: Path | str, as_json: bool) -> None:
 @click.command("preview")
 @click.argument("out", type=local_path)
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--split", default="train", show_default=True)
-@click.option("--num", type=click.IntRange(min=1, max=400), default=24, show_default=True, help="Samples.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the choice of samples.")
+@click.option("--split", default="train", show_default=True, help="The split to draw from.")
+@click.option("--num", type=click.IntRange(min=1, max=400), default=24, show_default=True, help="Number of samples.")
 @click.option(
-    "--augment", metavar="RECIPE", help="Show in rows what this recipe's training augmentation makes of each sample."
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed for the choice of samples."
+)
+@click.option(
+    "--augment", metavar="RECIPE", help="Show each sample in a row with this recipe's training augmentations of it."
 )
 def preview_command(out: Path, file: Path, split: str, num: int, seed: int, augment: str | None) -> None:
-    """Draw samples of the dataset in OUT with their class names into FILE, a .png.
+    """Draw a sheet of samples from the dataset in OUT, with their class names, and save it as FILE, a .png.
 
     \b
     Examples:

@@ -1,6 +1,6 @@
-"""Command lines from settings: a dataclass with `Option`s → click's options, and their values → the dataclass.
+"""Turn a dataclass of settings with `Option`s into click options, and the parsed values back into the dataclass.
 
-Settings inside settings are options of the same command, in the order of the fields.
+Nested settings become options of the same command, in the order of the fields.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,10 +18,11 @@ T = TypeVar("T")
 
 
 def local_path(text: str) -> Path:
-    """A path; a URL is refused in words."""
+    """Parse a local path. Raises click.BadParameter for a URL."""
     if is_url(text):
         raise click.BadParameter(
-            f"{text} is a URL, and this command reads disks only: copy it to one (URLs: pack OUT, info)"
+            f"{text} is a URL, but this command reads local disks only. Copy it to a disk first. "
+            "(URLs work with info, and as pack's OUT.)"
         )
     return Path(text)
 
@@ -31,7 +32,7 @@ def path_or_url(text: str) -> Path | str:
 
 
 def options_of(settings: type, *names: str) -> Callable[[F], F]:
-    """Gives a command the options of these settings, or those of the fields called `names`."""
+    """Add the options of these settings to a command, or only those of the fields called `names`."""
 
     def decorate(command: F) -> F:
         for name, default, declared in reversed(list(_declared(settings))):
@@ -43,7 +44,7 @@ def options_of(settings: type, *names: str) -> Callable[[F], F]:
 
 
 def settings_from(settings: type[T], values: dict[str, object]) -> T:
-    """The settings that a command line's values are; None is what was not given."""
+    """The settings with the values of a command line; None means that the option was not given."""
     chosen: dict[str, Any] = {}
     for name, kind in get_type_hints(settings).items():
         if isinstance(kind, type) and is_dataclass(kind):

@@ -1,4 +1,4 @@
-"""The commands that make datasets: pack, demo, index. Input: the command line; errors are one line, exit 1."""
+"""The commands that make datasets: pack, demo, index. They print an error as one line and exit with 1."""
 
 from pathlib import Path
 
@@ -17,19 +17,20 @@ from penstock.shard_tools.writer import PackOptions, pack
 @click.argument("out", type=path_or_url)
 @options_of(PackOptions)
 def pack_command(source: Path | str, out: Path | str, **values: object) -> None:
-    """Pack the images of SOURCE into shards in OUT, a directory or a URL (s3://, gs://: docs/remote.md).
+    """Pack the images of SOURCE into shards in OUT, a directory or a URL (s3://, gs://: see docs/remote.md).
 
-    SOURCE is a directory with train/CLASS/IMAGE and val/CLASS/IMAGE, or just CLASS/IMAGE; a .csv or .tsv of paths and
-    labels; ImageNet's official archives, Kaggle's layout or zip, Tiny-ImageNet, Parquet files, WebDataset tars: see
-    docs/sharding.md. Or it is a URL of such files (hf://, s3://, gs://: docs/remote.md). Gray and colour JPEGs are
-    copied untouched once they are seen to decode; anything else becomes an RGB JPEG. EXIF orientation is not applied,
-    as in PIL and torchvision, but with --apply-orientation. --pixels stores a share of the images as what their JPEGs
-    decode to, for large disks and few cores.
+    SOURCE can be a directory with train/CLASS/IMAGE and val/CLASS/IMAGE, or just CLASS/IMAGE. It can also be a .csv
+    or .tsv of paths and labels, ImageNet's official archives, Kaggle's layout or zip, Tiny-ImageNet, Parquet files or
+    WebDataset tars (see docs/sharding.md), or a URL of such files (hf://, s3://, gs://: see docs/remote.md).
 
-    OUT gets SPLIT-000000.tar with an .idx for DALI, SPLIT.samples.npy, SPLIT.sources.txt, and dataset.json when all
-    is done. Any WebDataset reader reads the tars. A shard is full at --samples-per-shard or --shard-size, whichever
-    comes first. The images are shuffled over all shards; the same SOURCE and seed give the same bytes whatever the
-    number of workers. If it is interrupted or killed, run the same command again: finished shards are kept.
+    Gray and colour JPEGs are checked and then copied byte for byte. Every other image becomes an RGB JPEG. EXIF
+    orientation is ignored, as in PIL and torchvision; --apply-orientation applies it. --pixels stores a share of the
+    images as decoded pixels, for machines with large disks and few cores.
+
+    pack writes SPLIT-000000.tar with an .idx for DALI, SPLIT.samples.npy and SPLIT.sources.txt, and dataset.json last.
+    Any WebDataset reader can read the tars. A shard is full at --samples-per-shard or --shard-size, whichever comes
+    first. The images are shuffled over all shards. The same SOURCE and seed give the same bytes with any number of
+    workers. If pack is interrupted or killed, run the same command again: it keeps the finished shards.
 
     \b
     Examples:
@@ -47,30 +48,34 @@ def pack_command(source: Path | str, out: Path | str, **values: object) -> None:
 
 
 def _check_encoding(given: dict[str, object]) -> None:
-    """Raises ValueError where options do not go together, or one has no effect. given: by the fields' names."""
+    """Raises ValueError if options contradict each other or have no effect. given: values by the fields' names."""
     if given["max_side"] and given["short_side"]:
-        raise ValueError("--max-side and --short-side: choose one")
+        raise ValueError("--max-side and --short-side exclude each other; choose one")
     if given["reencode"] and given["baseline"]:
-        raise ValueError("--reencode writes baseline JPEGs anyway: leave out --baseline")
+        raise ValueError("--reencode always writes baseline JPEGs; leave out --baseline")
     if given["reencode"] and given["check"] == "header":
-        raise ValueError("--reencode decodes every image: leave out --check header")
+        raise ValueError("--reencode decodes every image; leave out --check header")
     is_written_anew = any(given[name] for name in ("max_side", "short_side", "reencode", "baseline"))
     for name in ("quality", "subsampling"):
         if given[name] and not is_written_anew:
             raise ValueError(
-                f"--{name} is of JPEGs that are scaled or re-encoded, and none is: add --reencode, --max-side, "
-                "--short-side or --baseline, or leave it out"
+                f"--{name} applies only to JPEGs that are scaled or re-encoded, and no option asks for that; "
+                f"add --reencode, --max-side, --short-side or --baseline, or leave out --{name}"
             )
 
 
 @click.command("demo")
 @click.argument("out", type=local_path)
 @options_of(PackOptions, "workers")
-@click.option("--num-train", type=click.IntRange(min=10), default=3000, show_default=True, help="Training images.")
-@click.option("--num-val", type=click.IntRange(min=10), default=1000, show_default=True, help="Validation images.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--num-train", type=click.IntRange(min=10), default=3000, show_default=True, help="Number of training images."
+)
+@click.option(
+    "--num-val", type=click.IntRange(min=10), default=1000, show_default=True, help="Number of validation images."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed for drawing and packing.")
 def demo_command(out: Path, workers: int | None, num_train: int, num_val: int, seed: int) -> None:
-    """Make a small image set in OUT: 10 classes of generated pictures, packed as by `pack`.
+    """Make a small dataset in OUT: generated images of 10 classes, packed like any other.
 
     \b
     Example:
@@ -96,10 +101,11 @@ def index_command(
     on_bad: OnBad,
     workers: int | None,
 ) -> None:
-    """Make the WebDataset tars in DIRECTORY trainable as they are: index and tables are written beside them.
+    """Prepare the WebDataset tars in DIRECTORY for training without repacking them: write an index and tables.
 
-    Tars at a URL (hf://, s3://, gs://: docs/remote.md) stay there. Each is read once, and index and tables are written
-    into the directory OUT, from which training finds them.
+    For tars in DIRECTORY, the index and tables are written beside them. Tars at a URL (hf://, s3://, gs://: see
+    docs/remote.md) stay there: each is read once, and the index and tables are written to the directory OUT. Train
+    from that directory.
 
     \b
     Examples:
@@ -112,7 +118,7 @@ def index_command(
 
     url = directory if isinstance(directory, str) else ""
     if url and not out:
-        raise click.UsageError(f"{url}: its tables are written to a directory; give it, too: index {url} OUT")
+        raise click.UsageError(f"{url}: tars at a URL need a directory for their tables; add one: index {url} OUT")
     if out and not url:
         raise click.UsageError(f"{directory}: its tables are written beside the tars; leave out {out}")
     with one_line_errors():

@@ -1,4 +1,4 @@
-"""How a command packs: a progress display, stopping when told to, errors in one line, a closing summary."""
+"""Run a packing command: show progress, stop on a signal, print errors as one line, and print a closing summary."""
 
 import signal
 import sys
@@ -19,7 +19,7 @@ from penstock.shards.format import escape
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """A ValueError is told in its line, without a traceback."""
+    """Print a ValueError as one line, without a traceback."""
     try:
         yield
     except ValueError as error:
@@ -27,25 +27,25 @@ def one_line_errors() -> Iterator[None]:
 
 
 def show_shards(done: int, shards: int) -> None:
-    """How far a command is that reads shards one by one."""
+    """Show the progress of a command that reads shards one by one."""
     if sys.stderr.isatty():
         click.echo(f"\r{done}/{shards} shards" if done < shards else "\r\033[K", nl=False, err=True)
 
 
 def run(work: Callable[[Callable[[PackProgress], None]], Packed], out: Path | str) -> None:
-    """Run `work` (a `pack` that takes a `progress`) and report how it ended; exits with 1 or 130 if it failed."""
+    """Run `work` (a `pack` that accepts a `progress`) and report the result; exits with 1 or 130 if it failed."""
     start = time.monotonic()
     packed = _interruptible(work)
     if packed.ignored:
         names = ", ".join(escape(name) for name in packed.ignored[:5]) + (" …" if len(packed.ignored) > 5 else "")
-        click.echo(f"ignored {_entries(len(packed.ignored))}, not images of a class: {names}", err=True)
+        click.echo(f"ignored {_entries(len(packed.ignored))} that are not images of a class: {names}", err=True)
     if packed.already_complete:
         click.echo(f"{out}: already complete, nothing to do")
         return
     for name, reason in packed.rejected.first:
         click.echo(f"skipped {escape(name)}: {reason}", err=True)
     for line in packed.duplicates.shown:
-        click.echo(f"the same image: {escape(line)}", err=True)
+        click.echo(f"duplicate image: {escape(line)}", err=True)
     click.echo(closing(packed, time.monotonic() - start))
 
 
@@ -56,12 +56,12 @@ def _entries(count: int) -> str:
 
 
 def _interruptible(work: Callable[[Callable[[PackProgress], None]], Packed]) -> Packed:
-    """What `work` returns. On a Ctrl-C or SIGTERM it stops at the next progress, and the process ends."""
+    """The result of `work`. On Ctrl-C or SIGTERM, `work` stops at its next progress call and the process exits."""
     state = PackProgress()
     stop = False
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
-        """Raising anywhere in concurrent.futures can leave its locks held, so a running pack stops at `progress`."""
+        """Make a running pack stop at `progress`: an exception inside concurrent.futures could leave its locks held."""
         nonlocal stop
         if stop or not state.shards:
             raise KeyboardInterrupt
@@ -80,8 +80,8 @@ def _interruptible(work: Callable[[Callable[[PackProgress], None]], Packed]) -> 
 
             return work(progress)
     except KeyboardInterrupt:
-        done = f"{state.done_shards} of {state.shards} shards are done and kept" if state.shards else "no shard is done"
-        click.echo(f"Stopped: {done}; run the same command again to go on.", err=True)
+        done = f"kept {state.done_shards} of {state.shards} shards" if state.shards else "no shard is finished"
+        click.echo(f"Stopped: {done}. Run the same command again to resume.", err=True)
         sys.exit(130)
     finally:
         for number, handler in handlers.items():

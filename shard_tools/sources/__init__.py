@@ -1,4 +1,4 @@
-"""Where images come from: the registry of source kinds, and `open_source`, which finds the right one for a path or URL.
+"""The registry of source kinds, and `open_source`, which finds the right one for a path or URL.
 
 To add a kind: a module here with `recognise(path)` and a `Source`, and a line in `SOURCES`.
 """
@@ -22,20 +22,26 @@ from penstock.shards.remote import is_url
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
-    """What the user may say about a source; "" lets the source find out."""
+    """What the user can specify about a source; "" means that the source detects it."""
 
-    image_column: Annotated[str, Option("csv, parquet: the column of the paths or images (csv: or its number).")] = ""
-    label_column: Annotated[str, Option("csv, parquet: the column of the classes.")] = ""
-    split_column: Annotated[str, Option("csv: the column of the splits.")] = ""
-    image_field: Annotated[str, Option("webdataset: which member is the image, e.g. input.jpg.", metavar="EXT")] = ""
+    image_column: Annotated[str, Option("csv, parquet: Column with the paths or images (csv: name or number).")] = ""
+    label_column: Annotated[str, Option("csv, parquet: Column with the classes.")] = ""
+    split_column: Annotated[str, Option("csv: Column with the splits.")] = ""
+    image_field: Annotated[
+        str, Option("webdataset: Extension of the member with the image, e.g. input.jpg.", metavar="EXT")
+    ] = ""
     label_field: Annotated[
         str,
-        Option("webdataset: which member is the label, e.g. output.cls; json.KEY for a key of a .json.", metavar="EXT"),
+        Option(
+            "webdataset: Extension of the member with the label, e.g. output.cls, or json.KEY for a key in a .json.",
+            metavar="EXT",
+        ),
     ] = ""
     split_dirs: Annotated[
         str,
         Option(
-            'imagefolder: the directories of the splits, "train=Training_Set,val=Val"; none: all are classes.',
+            'imagefolder: Directories of the splits, e.g. "train=Training_Set,val=Val"; '
+            '"none" if every directory is a class.',
             metavar="SPLIT=DIR,…",
         ),
     ] = ""
@@ -43,10 +49,10 @@ class SourceOptions:
 
 @dataclass(frozen=True)
 class SourceKind:
-    """How one kind of source is told apart and opened.
+    """How one kind of source is recognised and opened.
 
-    recognise: cheap (names, not contents). open: raises ValueError in one line with file, value and remedy.
-    layout: what it looks like, for messages. options: the fields of `SourceOptions` that it understands.
+    recognise: a cheap test that looks at names, not contents. open: raises ValueError in one line with file, value and
+        remedy. layout: a description for messages. options: the fields of `SourceOptions` that it supports.
     """
 
     recognise: Callable[[Path], bool]
@@ -55,7 +61,7 @@ class SourceKind:
     options: tuple[str, ...] = ()
 
 
-SOURCES: dict[str, SourceKind] = {  # `auto` takes the first that recognises the path: specific ones first
+SOURCES: dict[str, SourceKind] = {  # `auto` uses the first kind that recognises the path: specific kinds come first
     "ilsvrc": SourceKind(ilsvrc.recognise, lambda path, options: ilsvrc.Ilsvrc(path), ilsvrc.LAYOUT),
     "kaggle": SourceKind(kaggle.recognise, lambda path, options: kaggle.Kaggle(path), kaggle.LAYOUT),
     "tiny-imagenet": SourceKind(
@@ -93,7 +99,7 @@ def open_source(
     format: str = "auto",
     options: SourceOptions = SourceOptions(),
 ) -> Source:
-    """The source at `path`, or at a URL, of the kind `format` or of the first kind that recognises it.
+    """Open the source at `path` or at a URL, as the kind `format` or as the first kind that recognises it.
 
     Raises:
         ValueError: there is nothing at `path`, no kind recognises it, or it contradicts itself.
@@ -112,15 +118,17 @@ def open_source(
                 raise ValueError(line)
             if format == "webdataset" and is_tree(path):
                 raise ValueError(
-                    f"{path}: has tars and directories of images; say which to read: --format webdataset or "
-                    "--format imagefolder"
+                    f"{path}: has both tars and directories of images; choose which to read with "
+                    "--format webdataset or --format imagefolder"
                 )
             if not format:
-                raise ValueError(f"{path}: not a directory or file of a kind that is known; give {_layouts()}")
+                raise ValueError(f"{path}: not a supported kind of directory or file; give {_layouts()}")
         kind = SOURCES[format]
         for name, value in asdict(options).items():
             if value and name not in kind.options:
-                raise ValueError(f"{path}: is read as {format}, which has no {name} to choose ({value!r})")
+                raise ValueError(
+                    f"{path}: is read as {format}, which does not support {name} ({value!r}); leave it out"
+                )
         return kind.open(path, options)
     except OSError as error:
         raise ValueError(f"{error.filename or path}: cannot be read ({error.strerror})") from None

@@ -1,7 +1,7 @@
-"""What a source of images is: a stream of `SourceImage`s, and what `pack` needs to know before the first.
+"""The interface of a source of images: a stream of `SourceImage`s, and what `pack` needs to know before the first one.
 
-A source lists, it does not read: names, sizes, and where the bytes lie. So 1.28 M images take seconds, in memory that
-does not grow with their number.
+A source only lists images, without reading them: their names, their sizes and the places of their bytes. Listing 1.28 M
+images therefore takes seconds, and memory does not grow with their number.
 """
 
 import os
@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 Method = Literal["file", "stored", "deflate"]
-MAX_OPEN = 64  # containers, in each process
+MAX_OPEN = 64  # open containers per process
 
 
 class Place(NamedTuple):
-    """Where an image's bytes lie.
+    """The place of an image's bytes.
 
-    method: "file": the whole of `file`; "stored": `stored_bytes` at `offset` of it (a tar, a zip); "deflate": the same,
-        to be inflated (raw DEFLATE, as in a zip).
+    method: "file": the whole of `file`; "stored": `stored_bytes` at `offset` in it (a tar, a zip); "deflate": the same,
+        but compressed (raw DEFLATE, as in a zip).
     file: a path; images of one container share it.
     """
 
@@ -31,8 +31,8 @@ class Place(NamedTuple):
 class SourceImage(NamedTuple):
     """One image before packing.
 
-    name: unique in its split, relative to the source, with "/": what messages, SPLIT.sources.txt and the fingerprint
-        use. key: its class key (wnid, directory name, label text). size_bytes: of the image file's content.
+    name: unique in its split, relative to the source, with "/"; messages, SPLIT.sources.txt and the fingerprint use it.
+    key: its class key (wnid, directory name, label text). size_bytes: the size of the image file's content.
     """
 
     split: str
@@ -43,10 +43,10 @@ class SourceImage(NamedTuple):
 
 
 class Unusable(NamedTuple):
-    """What the source lists as an image and `pack` cannot take: a missing file, a row without a label …
+    """An image that the source lists but `pack` cannot use: a missing file, a row without a label …
 
-    name: as `SourceImage.name`. reason: why, in a few words, without the name or where the source lies. key: its class
-        key, "" if it has none or it is not known.
+    name: as `SourceImage.name`. reason: why, in a few words, without the image's name or the source's path. key: its
+    class key; "" if it has none or it is unknown.
     """
 
     split: str
@@ -58,8 +58,8 @@ class Unusable(NamedTuple):
 class Source(Protocol):
     """Input of `pack`. `open_source` finds the right one for a path.
 
-    explained: one line for people: what was recognised, and how it will be read.
-    ignored: what `images` met and left out as being no image of a class: at most 1,000 names.
+    explained: one line for the user: what was recognised, and how it will be read.
+    ignored: the names that `images` skipped because they are not images of a class, at most 1,000.
     """
 
     format: str
@@ -67,54 +67,54 @@ class Source(Protocol):
     ignored: Sequence[str] = ()
 
     def images(self, work: Path) -> Iterator[SourceImage | Unusable]:
-        """Every image once, in an order that is the same each time.
+        """Yield every image once, always in the same order.
 
-        `work`: an existing directory for what cannot be read in place; it lives as long as the packing does and is kept
-        when that is killed.
+        `work`: an existing directory for data that cannot be read in place. It exists until packing is complete; it is
+        kept if packing is killed.
 
         Raises:
-            ValueError: the source contradicts itself (file, value, remedy in one line). OSError: it cannot be read.
+            ValueError: the source contradicts itself (file, value and remedy in one line). OSError: it cannot be read.
         """
 
     def class_names(self) -> dict[str, str]:
-        """Class key → readable name, as far as the source knows; complete only after `images` has run through."""
+        """Class key → readable name, for the names that the source has; complete only after `images` is exhausted."""
         return {}
 
     def fixed_classes(self) -> list[str] | None:
-        """The class keys by label, where the source fixes the labels: label i is the i-th, whether it has images or
-        not. None: the labels are the places of the sorted keys met. Complete only after `images` has run through."""
+        """The class keys by label, if the source fixes the labels: label i is the i-th key, with or without images.
+        None: labels are positions among the sorted keys of the images. Complete only after `images` is exhausted."""
         return None
 
     def notes(self) -> list[str]:
-        """Lines for people about what `images` met and `pack` took for granted; none if there is nothing to say."""
+        """Messages for the user about assumptions that `images` made; may be empty."""
         return []
 
 
 class ByteReader:
-    """Reads image files' bytes, in any process. Containers stay open (a few of them) until `close`."""
+    """Read the bytes of image files, in any process. A limited number of containers stays open until `close`."""
 
     def __init__(self) -> None:
         self._open: dict[str, int] = {}
 
     def read(self, name: str, place: Place, size_bytes: int) -> bytes:
-        """The content of one image file; `name` is for messages.
+        """Read the content of one image file; `name` is for messages.
 
         Raises:
-            OSError: it cannot be read. ValueError: it is not what was listed.
+            OSError: it cannot be read. ValueError: it differs from the listing.
         """
         if place.method == "file":
             descriptor = os.open(place.file, os.O_RDONLY)
             try:
-                data = _read(descriptor, size_bytes + 1)  # one more, to notice that it grew
+                data = _read(descriptor, size_bytes + 1)  # one byte more, to notice that the file grew
             finally:
                 os.close(descriptor)
         else:
             data = self._contained(name, place)
         if len(data) != size_bytes:
             where = place.file if place.method == "file" else f"{place.file}: {name}"
-            now = f"{len(data)} now" if len(data) < size_bytes or place.method != "file" else "more now"
+            now = f"{len(data)}" if len(data) < size_bytes or place.method != "file" else "more"
             raise ValueError(
-                f"{where}: had {size_bytes} bytes when packing began and has {now}; "
+                f"{where}: had {size_bytes} bytes when packing began, but now has {now}; "
                 "pack again when nothing writes to the source"
             )
         return data
@@ -135,11 +135,11 @@ class ByteReader:
         try:
             return zlib.decompress(data, wbits=-zlib.MAX_WBITS)
         except zlib.error as error:
-            raise ValueError(f"{place.file}: {name} does not inflate ({error})") from None
+            raise ValueError(f"{place.file}: cannot decompress {name} ({error})") from None
 
 
 def _read(descriptor: int, size: int) -> bytes:
-    """`size` bytes or as many as there are; one call for nearly every file."""
+    """Read `size` bytes, or as many as there are, with a single call for nearly every file."""
     data = os.read(descriptor, size)
     while len(data) < size - 1 and (more := os.read(descriptor, size - len(data))):
         data += more
@@ -156,5 +156,5 @@ def read_bytes(image_name: str, place: Place, size_bytes: int) -> bytes:
 
 
 def printable(path: str | os.PathLike[str]) -> str:
-    """A path that any terminal takes."""
+    """A path that any terminal can print."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -1,9 +1,10 @@
-"""A .csv or .tsv file with a row an image: its path (relative to the file), its class, and perhaps its split.
+"""A .csv or .tsv file with one row per image: its path (relative to the file), its class, and optionally its split.
 
-Commas, semicolons, tabs or bars separate the cells. With a header, columns are found by the usual names, or as the
-options say; without one they are path, label, split in this order. A first row that is neither known as a header nor
-begins with a file's path is an error. Labels that are all numbers keep their values (class keys 000000, 000001, …); a
-mixture is an error. A split other than the first whose rows have no label is left out. `locate` finds the files.
+Commas, semicolons, tabs or vertical bars separate the cells. With a header, columns are found by the usual names, or as
+the options specify. Without a header, they are path, label, split, in this order. A first row that is neither a known
+header nor begins with the path of a file is an error. If all labels are numbers, they keep their values (class keys
+000000, 000001, …). A mixture of numbers and names is an error. A split without any label is skipped, unless it is the
+first. `locate` finds the files.
 """
 
 import re
@@ -22,7 +23,7 @@ from penstock.shard_tools.sources.naming import is_image, split_in, split_rank
 from penstock.shard_tools.sources.tabletext import SAMPLE_ROWS, SEPARATORS, encoding_of, rows, separators
 
 LAYOUT = "a .csv or .tsv file with the columns path, label and perhaps split"
-USUAL_NAMES = {  # in lower case, letters and digits alone; the first that is there
+USUAL_NAMES = {  # in lower case, only letters and digits; the first name that exists counts
     "image": (
         "path", "imagepath", "imgpath", "filepath", "filepaths", "image", "img", "file", "filename", "imagefile",
         "imagefilename", "imagename", "imgname", "picture", "photo", "imageid", "imgid", "id",
@@ -41,9 +42,9 @@ def recognise(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class _Table:
-    """How the file is read. header: its cells, [] if there is none. columns: the places of image, label, perhaps split.
+    """How to read the file. header: its cells, or []. columns: the indices of image, label and, optionally, split.
 
-    sure: the header's names are known, or a path of the first rows is a file.
+    sure: the header has known names, or a path in the first rows is a file.
     """
 
     separator: str
@@ -55,7 +56,7 @@ class _Table:
 
 @dataclass
 class Csv(Source):
-    """The `Source`. Columns are names, or numbers from 1; "" is found out."""
+    """The `Source`. Columns are names, or numbers from 1; "" is detected."""
 
     path: Path
     image_column: str = ""
@@ -64,7 +65,7 @@ class Csv(Source):
     format: str = "csv"
     explained: str = field(init=False)
     _labels: LabelKinds = field(default_factory=LabelKinds)
-    _unlabelled: Counter[str] = field(default_factory=Counter)  # rows of the splits that are left out
+    _unlabelled: Counter[str] = field(default_factory=Counter)  # rows of the splits that are skipped
 
     def __post_init__(self) -> None:
         if not self.path.is_file():
@@ -73,7 +74,7 @@ class Csv(Source):
         what = ", ".join(
             f"{role} in column {table.header[i] if table.header else i + 1}" for role, i in table.columns.items()
         )
-        encoding = "" if self._encoding.startswith("utf") else f" (in {self._encoding}: it is not UTF-8)"
+        encoding = "" if self._encoding.startswith("utf") else f" (in {self._encoding}, not UTF-8)"
         folder = f"; the files are in {', '.join(table.files.inside)}" if any(table.files.inside) else ""
         self.explained = (
             f"a table with {SEPARATORS[table.separator]}{encoding}, {'with' if table.header else 'without'} a header: "
@@ -113,7 +114,7 @@ class Csv(Source):
 
     def notes(self) -> list[str]:
         return [
-            f"{split}: none of its {count:,} rows has a label, so it is left out"
+            f"{split}: skipped, because none of its {count:,} rows has a label"
             for split, count in self._unlabelled.items()
         ]
 
@@ -124,14 +125,14 @@ class Csv(Source):
             width = width or len(row)
             if any(cell.strip() for cell in row[width:]):
                 raise ValueError(
-                    f"{self.path}: line {line} has {len(row)} cells, the first row {width}: {row[:5]}; "
-                    "put quotes around cells that hold a separator"
+                    f"{self.path}: line {line} has {len(row)} cells, but the first row has {width}: {row[:5]}; "
+                    "put quotes around cells that contain a separator"
                 )
             if number or not self._table.header:
                 yield line, row
 
     def _split(self, row: list[str]) -> str:
-        """ "" if the row has none."""
+        """The row's split; "" if it has none."""
         column = self._table.columns.get("split")
         if column is None:
             return "train"
@@ -152,7 +153,7 @@ class Csv(Source):
             raise ValueError(f"{self.path}: line {line}: {error}") from None
 
     def _splits_without_labels(self) -> Counter[str]:
-        """Number of rows of each such split; the first split is none, as there would be nothing to train on."""
+        """The number of rows of each split without labels, except the first split, which is needed for training."""
         num_rows: Counter[str] = Counter()
         labelled: set[str] = set()
         if "split" in self._table.columns:
@@ -171,7 +172,7 @@ class Csv(Source):
 
     @cached_property
     def _table(self) -> _Table:
-        """By the first separator that makes sense of the first rows."""
+        """The table, read with the first separator that makes sense of the first rows."""
         tables, errors = [], []
         for separator in separators(self.path, self._encoding):
             try:
@@ -183,14 +184,16 @@ class Csv(Source):
         return next((table for table in tables if table.sure), tables[0])
 
     def _read_as(self, separator: str) -> _Table:
-        """Raises ValueError if the columns cannot be told."""
+        """Read the table with this separator. Raises ValueError if the columns are unclear."""
         first_rows = [row for _, row in islice(rows(self.path, self._encoding, separator), SAMPLE_ROWS)]
         if not first_rows:
             raise ValueError(f"{self.path}: is empty; give {LAYOUT}")
         first = first_rows[0]
         if len(first) == 1:
             between = ", ".join(SEPARATORS.values())
-            raise ValueError(f"{self.path}: its first line, {first[0]!r}, has one cell; separate cells with {between}")
+            raise ValueError(
+                f"{self.path}: its first line {first[0]!r} has only one cell; separate cells with {between}"
+            )
         asked = {"image": self.image_column, "label": self.label_column, "split": self.split_column}
         names = [_plain(cell) for cell in first]
         known = [role for role, usual in USUAL_NAMES.items() if set(usual) & set(names)]
@@ -208,11 +211,11 @@ class Csv(Source):
         if not header and not there[0] and not is_image(paths[0]):
             if not (asked["image"] and asked["label"]):
                 raise ValueError(
-                    f"{self.path}: in its first line, {paths[0]!r} is no file, and no column has a usual name; if that "
-                    f"is a header, choose --image-column and --label-column out of {', '.join(first)}; if not, mend "
-                    "the path"
+                    f"{self.path}: the first line is neither a known header nor a row: {paths[0]!r} is not a file. If "
+                    f"it is a header, choose --image-column and --label-column from {', '.join(first)}; otherwise "
+                    "correct the path"
                 )
-            header = any(there)  # the columns are known, and others have a file
+            header = any(there)  # the columns are known, and other rows have a file
         columns = {"image": image}
         for role in ("label", "split"):
             column = self._column(role, asked[role], names if header else [], first)
@@ -223,7 +226,7 @@ class Csv(Source):
         )
 
     def _column(self, role: str, asked: str, names: list[str], first: list[str]) -> int:
-        """The place of one column; -1 for no split. `names`: of the header, as `_plain` makes them, [] without one."""
+        """The index of one column; -1 for no split. `names`: the header's names after `_plain`, [] without a header."""
         if asked.isdecimal():
             found = int(asked) - 1
         elif asked or names:
@@ -236,7 +239,9 @@ class Csv(Source):
         if not asked and role == "split":
             return -1
         what = f"column {asked!r}" if asked else f"column for the {role}"
-        one_hot = ", or, if each class has a column, write one of names" if role == "label" and len(first) > 3 else ""
+        one_hot = ""
+        if role == "label" and len(first) > 3:
+            one_hot = ", or, if each class has its own column, write a single column with class names"
         raise ValueError(
             f"{self.path}: has no {what} in its first line {', '.join(first)}; choose one of them with --{role}-column"
             f"{one_hot}"
@@ -244,5 +249,5 @@ class Csv(Source):
 
 
 def _plain(name: str) -> str:
-    """A column's name without case and punctuation; other scripts stay as they are."""
+    """A column's name in lower case and without punctuation; letters of any script are kept."""
     return re.sub(r"[\W_]+", "", name.casefold())

@@ -1,7 +1,7 @@
-"""Which directories of a tree are splits and which are classes, as their names say; see `layout` for what comes of it.
+"""Detect from their names which directories of a tree are splits and which are classes; the result is a `Layout`.
 
-Only directories that hold images count. A tree that can be read in two ways is refused, with what was found and the
-options that decide.
+Only directories with images count. If a tree can be read in two ways, that is an error. The message shows what was
+found and the options to choose a reading.
 """
 
 import shlex
@@ -19,13 +19,13 @@ class Unclear(ValueError):
 
 
 def unclear(root: Path, found: str, *readings: tuple[str, str]) -> Unclear:
-    """`readings`: what `--split-dirs` has to be, and what it means then."""
+    """The error for an ambiguous tree. `readings`: values of `--split-dirs`, and what each of them means."""
     choices = " or ".join(f"--split-dirs {shlex.quote(option)} ({meaning})" for option, meaning in readings)
-    return Unclear(f"{root}: {found}; say how to read this: {choices}")
+    return Unclear(f"{root}: {found}; choose how to read this: {choices}")
 
 
 def find_layout(root: Path) -> Layout:
-    """The one way to read the tree. Raises ValueError if there is none, or more than one."""
+    """Find the only way to read the tree. Raises ValueError if there is none, or more than one."""
     inside = ""
     while True:
         level = look(root / inside)
@@ -45,55 +45,58 @@ def find_layout(root: Path) -> Layout:
 
 
 def split_words(dirs: Iterable[str]) -> dict[str, str]:
-    """Directory → split, of those whose names tell one: Training_Set; or seg_train where there is seg_test, too; or
-    all, if each tells one. Train first."""
-    told = {name: split_in(name) for name in dirs}
+    """Directory → split, for directories with the name of a split, train first.
+
+    Such names are Training_Set; seg_train if there is also seg_test; or all names if each contains a split.
+    """
+    parsed = {name: split_in(name) for name in dirs}
     splits: dict[tuple[str, ...], set[str]] = {}
-    for split, rest in told.values():
+    for split, rest in parsed.values():
         if split:
             splits.setdefault(rest, set()).add(split)
-    words = {name: split for name, (split, rest) in told.items() if split and (not rest or len(splits[rest]) > 1)}
-    if len({split for split, _ in told.values()} - {""}) > 1 and all(split for split, _ in told.values()):
-        words = {name: split for name, (split, _) in told.items()}
+    words = {name: split for name, (split, rest) in parsed.items() if split and (not rest or len(splits[rest]) > 1)}
+    if len({split for split, _ in parsed.values()} - {""}) > 1 and all(split for split, _ in parsed.values()):
+        words = {name: split for name, (split, _) in parsed.items()}
     return dict(sorted(words.items(), key=lambda item: split_rank(item[1])))
 
 
 def own_splits(root: Path, directory: str, words: dict[str, str], meaning: str) -> list[tuple[str, str]]:
-    """The reading that the directories named as splits in a directory are the splits, if they have class directories.
-    words: theirs, as `split_words` gives them."""
+    """The reading that the subdirectories with split names are the splits, if they have class directories. words: these
+    names, from `split_words`."""
     deep = [(name, split) for name, split in words.items() if look(root / directory / name).dirs]
     splits = {split: SplitDir(split, f"{directory}{name}/") for name, split in reversed(deep)}
     return [(spec(sorted(splits.values(), key=lambda s: split_rank(s.split))), meaning)] if splits else []
 
 
 def _lone(root: Path, inside: str, level: Level) -> Layout:
-    """There is one directory, and perhaps one in it, and so on to `inside`, whose level this is."""
+    """Read a tree with a single directory, which may contain a single directory, and so on to `inside`. level: the
+    content of `inside`."""
     top, *below = inside.rstrip("/").split("/")
     one_class = NONE, f"{top} is the one class"
     if level.is_container:
         others = spec([SplitDir("train", inside)]), f"{few_of(level.dirs)} are classes"
-        raise unclear(root, f"all images lie in subdirectories of {inside}", one_class, others)
+        raise unclear(root, f"all images are in subdirectories of {inside}", one_class, others)
     if below:
         others = spec([SplitDir("train", f"{PurePosixPath(inside).parent}/")]), f"{below[-1]} is the one class"
-        raise unclear(root, f"all images lie in {inside}", one_class, others)
+        raise unclear(root, f"all images are in {inside}", one_class, others)
     if is_nameless(top):
-        raise unclear(root, f"all images lie in {inside}, without class directories", one_class)
+        raise unclear(root, f"all images are in {inside}, without class directories", one_class)
     return Layout([SplitDir("train", "")])
 
 
 def _check_strays(root: Path, directory: str, level: Level, reading: list[SplitDir]) -> None:
-    """A few images beside the class directories are left out, with a line; many are no mistake."""
+    """Raises `Unclear` if there are many images beside the class directories. A few are skipped with a message."""
     if len(level.images) > len(level.dirs):
         found = (
             f"{directory or 'it'} has {image_count(len(level.images))} beside its directories ({few_of(level.images)})"
         )
         option = spec(reading) if reading != [SplitDir("train", "")] else NONE
-        raise unclear(root, found, (option, "they are left out"))
+        raise unclear(root, found, (option, "these images are skipped"))
 
 
 @dataclass
 class _Splits:
-    """The directories at `inside`, some or all of which are named as splits (`words`: directory → split)."""
+    """The directories at `inside`; some or all have the names of splits (`words`: directory → split)."""
 
     root: Path
     inside: str
@@ -101,7 +104,7 @@ class _Splits:
     words: dict[str, str]
 
     def layout(self) -> Layout:
-        """Raises ValueError if that cannot be read in one way."""
+        """Find the layout. Raises ValueError if there is not exactly one reading."""
         self._check_all_are_splits()
         unlabelled = self._unlabelled()
         reading = self._reading(name for name in self.words if name != unlabelled)
@@ -116,7 +119,7 @@ class _Splits:
 
     @cached_property
     def _dirs(self) -> dict[str, str]:
-        """Where a split's directory is, relative to the root: train/, or train/train/ where that is all in it."""
+        """The directory of each split, relative to the root: train/, or train/train/ if train/ contains only that."""
         dirs = {name: f"{self.inside}{name}/" for name in self.words}
         for name, here in dirs.items():
             level = look(self.root / here)
@@ -126,12 +129,12 @@ class _Splits:
 
     @cached_property
     def _deep(self) -> list[str]:
-        """Those that have class directories."""
+        """The splits that have class directories."""
         return [name for name in self.words if self._levels[name].dirs]
 
     def _reading(self, names: Iterable[str], inner: bool = False) -> list[SplitDir]:
-        """The splits that these directories are, the first where several are the same one; with `inner`, their class
-        directories are looked for below directories that stand alone."""
+        """The splits in these directories; if several directories are the same split, the first counts. With `inner`,
+        descend through single directories to find the class directories."""
         found: dict[str, SplitDir] = {}
         for name in names:
             before = self._dirs[name]
@@ -155,11 +158,11 @@ class _Splits:
                 other = SplitDir(missing, f"{self.inside}{others[0]}/")
                 readings.append((spec([*reading, other]), f"{others[0]} is {missing}"))
             if missing != "train":
-                readings.append((spec(reading), "the others are left out"))
+                readings.append((spec(reading), "the others are skipped"))
             elif reading and len(readings) == 1:
                 train = SplitDir("train", self.inside)
                 readings.append((spec([train, *reading]), "the others are classes of train"))
-            raise unclear(where, f"{few_of(names)} can be splits by name, {few_of(others)} not", *readings)
+            raise unclear(where, f"{few_of(names)} can be splits by name, but {few_of(others)} not", *readings)
         if not self._deep:
             raise unclear(
                 where,
@@ -170,7 +173,7 @@ class _Splits:
         for split in dict.fromkeys(self.words.values()):
             same = [name for name in self.words if self.words[name] == split]
             if len(same) > 1:
-                both = f"{few_of(same)} all mean {split} (to have all, move what is in them into one)"
+                both = f"{few_of(same)} all mean {split} (to use all of them, move their content into one)"
                 raise unclear(where, both, classes, (spec(reading), "only the first of them is read"))
         for name in self.level.empty:
             split = split_in(name)[0] if not split_in(name)[1] else ""
@@ -182,7 +185,7 @@ class _Splits:
         _check_strays(where, self.inside, self.level, reading)
 
     def _within(self, others: list[str]) -> list[tuple[str, str]]:
-        """The reading that the one directory that is no split is around the splits, if it is."""
+        """The reading that the only directory without a split name contains the splits, if it does."""
         here, level = f"{self.inside}{others[0]}/", look(self.root / self.inside / others[0])
         while len(level.dirs) == 1 and not level.images and not split_words(level.dirs):
             here += f"{level.dirs[0]}/"
@@ -191,7 +194,7 @@ class _Splits:
         return own_splits(self.root, here, words, f"{few_of(list(words))} in {here} are the splits")
 
     def _unlabelled(self) -> str:
-        """The directory of test, if that has images and no classes. Raises ValueError for any other such split."""
+        """The directory of test, if it has images but no classes. Raises ValueError for any other such split."""
         for name in self.words:
             if not self._is_classless(name):
                 continue
@@ -210,12 +213,12 @@ class _Splits:
         return is_classless(self.root / self._dirs[name], self._known)
 
     def _check_classes(self, name: str, reading: list[SplitDir]) -> None:
-        """What lies in the directory of a split."""
+        """Check the content of a split's directory."""
         here, keys = self._dirs[name], self._levels[name].dirs
         _check_strays(self.root, here, self._levels[name], reading)
-        as_classes = spec(reading), f"{few_of(keys)} the class{'es' if len(keys) > 1 else ''}"
+        as_classes = spec(reading), f"{few_of(keys)} {'are the classes' if len(keys) > 1 else 'is the class'}"
         if self._known and self._known.isdisjoint(keys):
-            as_classes = spec([split for split in reading if split.before != here]), f"{name} is left out"
+            as_classes = spec([split for split in reading if split.before != here]), f"{name} is skipped"
         everywhere = {key for other in self._deep if other != name for key in self._levels[other].dirs}
         if len(keys) == 1 and not (keys[0] in everywhere and len(everywhere) > 1):
             inner = look(self.root / here / keys[0])
@@ -224,17 +227,17 @@ class _Splits:
                 readings = [as_classes]
                 if not (self._known and self._known.isdisjoint([*keys, *inner.dirs])):
                     readings.append(deeper)
-                raise unclear(self.root, f"all images of {here} lie in subdirectories of {keys[0]}/", *readings)
+                raise unclear(self.root, f"all images of {here} are in subdirectories of {keys[0]}/", *readings)
             if is_nameless(keys[0]):
-                found = f"all images of {here} lie in {keys[0]}/, without class directories"
+                found = f"all images of {here} are in {keys[0]}/, without class directories"
                 raise unclear(self.root, f"{found} (sort them into {here}CLASS/, or {_table(self.root)})", as_classes)
         words = split_words(keys)
         if len(words) > 1:
-            found = f"{few_of(list(words))} in {here} can be splits by name, too"
+            found = f"{few_of(list(words))} in {here} can also be splits by name"
             raise unclear(self.root, found, as_classes, *own_splits(self.root, here, words, "they are the splits"))
 
     def _without_classes(self, name: str) -> str:
-        """What to do about PyTorch's ImageNet layout before its validation images are sorted."""
+        """What to do if validation images are not sorted, as in PyTorch's ImageNet layout before its script runs."""
         here, others = self.root / self.inside, self._reading(other for other in self._deep if other != name)
         paths = sorted({*here.iterdir(), *(here / name).iterdir()})
         labels = [
@@ -244,12 +247,12 @@ class _Splits:
             and path.is_file()
             and ("val" in path.name.lower() or "devkit" in path.name.lower())
         ]
-        hint = f"their labels seem to be in {labels[0]}" if labels else "no file here tells their labels"
+        hint = f"their labels seem to be in {labels[0]}" if labels else "no file here seems to have their labels"
         ways = f"sort them into {name}/CLASS/, or {_table(self.root)}"
         if any("ILSVRC" in path.name for path in paths):
             ways += ", or pack the official archives as they are"
-        leave_out = f"leave them out with --split-dirs {shlex.quote(spec(others))}"
-        return f"images without class directories ({hint}); {ways}, or {leave_out}"
+        skip = f"skip them with --split-dirs {shlex.quote(spec(others))}"
+        return f"images without class directories ({hint}); {ways}, or {skip}"
 
 
 def spec(splits: list[SplitDir]) -> str:
@@ -257,7 +260,7 @@ def spec(splits: list[SplitDir]) -> str:
 
 
 def _table(root: Path) -> str:
-    """What to do about images that no class directories tell the labels of."""
+    """What to do with images that are not in class directories."""
     tables = [path for path in sorted(root.iterdir()) if path.suffix.lower() in (".csv", ".tsv") and path.is_file()]
-    there = f", as {few_of([path.name for path in tables])} may do" if tables else ""
+    there = f" (perhaps {few_of([path.name for path in tables])})" if tables else ""
     return f"list all images in a CSV file with the columns path, label and split{there}, and pack that"

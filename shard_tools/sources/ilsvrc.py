@@ -1,8 +1,8 @@
-"""The official ILSVRC 2012 archives, read in place: a directory with the training tar, the validation tar, the devkit.
+"""Read the official ILSVRC 2012 archives in place: a directory with the training tar, the validation tar, the devkit.
 
-The training tar holds a tar of each class; an image's place is its offset in the outer file. The validation images are
+The training tar contains one tar per class; an image's place is its offset in the outer file. The validation images are
 numbered, and line i of the devkit's ground truth is the devkit id of image i. meta.mat in the same devkit maps that id
-to a wnid: read from there, not from a table of ours, so that ids and ground truth always come from one source.
+to a wnid. We use that file, not a table of our own, so that ids and ground truth always come from one source.
 """
 
 import re
@@ -46,8 +46,8 @@ class Ilsvrc(Source):
         self._has_val = (self.root / VAL).is_file()
         for name, needed in ((TRAIN, True), (DEVKIT, self._has_val)):
             if needed and not (self.root / name).is_file():
-                raise ValueError(f"{self.root}: has no {name}; put it there beside the others")
-        val = "the devkit's ids give the validation labels" if self._has_val else f"no {VAL}, so there will be no val"
+                raise ValueError(f"{self.root}: has no {name}; put it there, beside the other archives")
+        val = "the devkit's ids give the validation labels" if self._has_val else f"no {VAL}, so no val split"
         self.explained = f"the official ILSVRC 2012 archives, read in place; {val}"
 
     def images(self, work: Path) -> Iterator[SourceImage]:
@@ -73,8 +73,8 @@ class Ilsvrc(Source):
                 continue
             wnid = name.stem
             if wnid not in wnids or wnid in seen:
-                what = "is there twice" if wnid in seen else "is not a class of ILSVRC 2012"
-                raise ValueError(f"{path}: {outer.name} {what}; get the archive again")
+                what = "occurs twice" if wnid in seen else "is not a class of ILSVRC 2012"
+                raise ValueError(f"{path}: {outer.name} {what}; download the archive again")
             seen.add(wnid)
             empty = True
             for member in iterate_tar(path, outer.offset_data, outer.offset_data + outer.size):
@@ -86,9 +86,9 @@ class Ilsvrc(Source):
                 place = Place("stored", str(path), member.offset_data, member.size)
                 yield SourceImage("train", wnid, f"train/{wnid}/{file}", member.size, place)
             if empty:
-                raise ValueError(f"{path}: {outer.name} has no images; get the archive again")
+                raise ValueError(f"{path}: {outer.name} has no images; download the archive again")
         if len(seen) != self.num_classes:
-            raise ValueError(f"{path}: has {len(seen)} classes, not {self.num_classes}; get the archive again")
+            raise ValueError(f"{path}: has {len(seen)} classes, not {self.num_classes}; download the archive again")
 
     def _val(self) -> Iterator[SourceImage]:
         path = self.root / VAL
@@ -102,20 +102,21 @@ class Ilsvrc(Source):
                 continue
             number = int(match[1])
             if not 1 <= number <= len(truth) or seen[number - 1]:
-                what = "is there twice" if 1 <= number <= len(truth) else f"is beyond the {len(truth)} lines of {TRUTH}"
-                raise ValueError(f"{path}: {member.name} {what}; get the archive again")
+                what = "occurs twice" if 1 <= number <= len(truth) else f"is beyond the {len(truth)} lines of {TRUTH}"
+                raise ValueError(f"{path}: {member.name} {what}; download the archive again")
             seen[number - 1] = 1
             place = Place("stored", str(path), member.offset_data, member.size)
             yield SourceImage("val", wnid_of[truth[number - 1]], f"val/{file}", member.size, place)
         if missing := seen.count(0):
             first = f"ILSVRC2012_val_{seen.index(0) + 1:08d}.JPEG"
             raise ValueError(
-                f"{path}: has {len(seen) - missing} images, not {len(seen)} (none is {first}); get the archive again"
+                f"{path}: has {len(seen) - missing} images, not {len(seen)} (first missing: {first}); download the "
+                "archive again"
             )
 
     @cached_property
     def _devkit(self) -> tuple[dict[int, str], list[int]]:
-        """Devkit id → wnid of the classes, and the id of each validation image; both checked."""
+        """Devkit id → wnid of each class, and the devkit id of each validation image, after checking both."""
         path = self.root / DEVKIT
         files: dict[str, bytes] = {}
         try:
@@ -127,39 +128,46 @@ class Ilsvrc(Source):
         except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            raise ValueError(f"{path}: is not a whole tar ({str(error).splitlines()[0]}); get it again") from None
+            raise ValueError(
+                f"{path}: is damaged or not a tar ({str(error).splitlines()[0]}); download it again"
+            ) from None
         for name in (META, TRUTH):
             if name not in files:
-                raise ValueError(f"{path}: has no {name}; get the devkit for tasks 1 and 2 of ILSVRC 2012")
+                raise ValueError(f"{path}: has no {name}; download the devkit for tasks 1 and 2 of ILSVRC 2012")
         try:
             synsets = read_structs(files[META], "synsets")
             wnid_of = {_number(s, "ILSVRC2012_ID"): str(s["WNID"]) for s in synsets if not _number(s, "num_children")}
             truth = [int(line) for line in files[TRUTH].split()]
         except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise ValueError(f"{path}: {META} or {TRUTH} cannot be read ({error}); get it again") from None
+            raise ValueError(f"{path}: {META} or {TRUTH} cannot be read ({error}); download it again") from None
         self._check(path, wnid_of, truth)
         return wnid_of, truth
 
     def _check(self, path: Path, wnid_of: dict[int, str], truth: list[int]) -> None:
         if sorted(wnid_of) != list(range(1, self.num_classes + 1)) or len(set(wnid_of.values())) != self.num_classes:
-            raise ValueError(f"{path}: {META} has {len(wnid_of)} classes, not 1…{self.num_classes}; get it again")
+            raise ValueError(
+                f"{path}: the {len(wnid_of)} classes in {META} do not have the ids 1…{self.num_classes}; "
+                "download it again"
+            )
         if unknown := sorted(set(wnid_of.values()) - set(imagenet_classes())):
-            raise ValueError(f"{path}: {META} has {few_of(unknown)}, not of ImageNet-1k; get the devkit of ILSVRC 2012")
+            raise ValueError(
+                f"{path}: {META} has {few_of(unknown)}, not in ImageNet-1k; download the devkit of ILSVRC 2012"
+            )
         expected = self.num_classes * self.val_per_class
         if len(truth) != expected:
-            raise ValueError(f"{path}: {TRUTH} has {len(truth)} lines, not {expected}; get it again")
+            raise ValueError(f"{path}: {TRUTH} has {len(truth)} lines, not {expected}; download it again")
         if unknown_ids := sorted({str(i) for i in truth if i not in wnid_of}):
-            raise ValueError(f"{path}: {TRUTH} has id {few_of(unknown_ids)}, not of {META}; get it again")
+            raise ValueError(f"{path}: {TRUTH} has id {few_of(unknown_ids)}, not in {META}; download it again")
         for number, count in sorted(Counter(truth).items()):
             if count != self.val_per_class:
                 raise ValueError(
                     f"{path}: {TRUTH} has class {number} ({wnid_of[number]}) {count} times, not {self.val_per_class}; "
-                    "get it again"
+                    "download it again"
                 )
 
 
 def _number(struct: Struct, field: str) -> int:
     value = struct[field]
     if not isinstance(value, np.ndarray):
-        raise TypeError(f"{field} is no number")
+        raise TypeError(f"{field} is not a number")
     return int(value[0])

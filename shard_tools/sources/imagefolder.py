@@ -1,7 +1,7 @@
-"""A directory tree: SOURCE/SPLIT/CLASS/**/IMAGE, or SOURCE/CLASS/**/IMAGE as the one split "train".
+"""Read a directory tree: SOURCE/SPLIT/CLASS/**/IMAGE, or SOURCE/CLASS/**/IMAGE as the only split "train".
 
-Which directories are which is `layout`'s. Links are followed, but for those below a class directory that lead to what
-is read anyway: an image would get into another class or split.
+`layout` determines which directories are splits and classes. Links are followed, except links below a class directory
+to something that is read anyway: they would put an image into another class or split.
 """
 
 import os
@@ -17,12 +17,12 @@ from penstock.shard_tools.sources.layout import LAYOUT, NONE, Layout, SplitDir, 
 from penstock.shard_tools.sources.links import Links, broken
 from penstock.shard_tools.sources.naming import EXTENSIONS, Ignored, few_of, is_image
 
-MAX_SUBDIRS = 100  # of a class, remembered to see whether they repeat
+MAX_SUBDIRS = 100  # number of subdirectories of a class to compare with other classes
 
 
 @dataclass
 class Fork:
-    """The first place below a class directory with several directories, and the first of their names."""
+    """The first place below a class directory that has several subdirectories, and their first names."""
 
     directory: str = ""
     names: list[str] = field(default_factory=list)
@@ -50,7 +50,7 @@ class ImageFolder(Source):
         self.explained = str(self._find_layout())
 
     def images(self, work: Path) -> Iterator[SourceImage | Unusable]:
-        """By split, then in the order of the directories' and files' names."""
+        """Yield images by split, then sorted by directory and file names."""
         layout = self._find_layout()
         self.ignored, self._notes = Ignored(), []
         for name in layout.beside(self.root):
@@ -72,7 +72,7 @@ class ImageFolder(Source):
         return given_layout(self.root, self.split_dirs) if self.split_dirs else find_layout(self.root)
 
     def _split(self, layout: Layout, split: SplitDir) -> Iterator[SourceImage | Unusable]:
-        """One split's images."""
+        """Yield the images of one split."""
         root = str(self.root)
         empty: list[str] = []
         forks: dict[str, Fork] = {}
@@ -101,16 +101,16 @@ class ImageFolder(Source):
             return
         if empty and split == layout.splits[0]:
             raise ValueError(
-                f"{self.root}: no images, or only links to those of others, in {few_of(empty)}; add some, remove it, "
-                f"or leave it out with --split-dirs {shlex.quote(_as_read(layout)[0])}"
+                f"{self.root}: no images, or only links to images of other classes, in {few_of(empty)}; add images, "
+                f"remove the directory, or skip it with --split-dirs {shlex.quote(_as_read(layout)[0])}"
             )
         self._check_repeated(layout, forks)
 
     def _walk(
         self, directory: str, above: frozenset[str], layout: Layout, fork: Fork
     ) -> Iterator[tuple[str, int | str | None]]:
-        """(name, bytes) of every file below; for bytes, None is what is not an image, a text why one cannot be read.
-        Fills `fork` if it is empty."""
+        """Yield (name, bytes) for every file below. Instead of bytes, None means that the file is not an image, and a
+        text is the reason why it cannot be read. Fills `fork` if it is empty."""
         here = os.path.realpath(self.root / directory)
         if here in above:  # a link to a directory that contains it
             return
@@ -133,23 +133,23 @@ class ImageFolder(Source):
                 yield path, entry.stat().st_size if is_image(name) and entry.is_file() else None
 
     def _unclear_below(self, directory: str, subdirs: list[str], layout: Layout) -> ValueError:
-        """Directories below a class are named as splits."""
+        """The error if directories below a class have the names of splits."""
         words = split_words(subdirs)
         readings = [_as_read(layout)]
         before, _, key = directory.rpartition("/")
-        own = own_splits(self.root, f"{directory}/", words, f"{key} is a data set of its own, the others are left out")
+        own = own_splits(self.root, f"{directory}/", words, f"{key} is a separate dataset, the others are skipped")
         if own:
             readings += own
         elif any(split.before.rstrip("/") == before for split in layout.splits) and len(set(words.values())) == len(
             words
         ):
             inner = [SplitDir(split, f"{before}/" if before else "", f"/{name}") for name, split in words.items()]
-            readings.append((spec(inner), f"the splits lie in the class directories, {key} and others"))
+            readings.append((spec(inner), f"the splits are inside the class directories, {key} and others"))
         return unclear(self.root, f"{directory}/ has {few_of(list(words))}, which can be splits by name", *readings)
 
     def _check_repeated(self, layout: Layout, forks: dict[str, Fork]) -> None:
-        """The same directories in most of the classes may be the classes, and those the splits or data sets of their
-        own."""
+        """Raises `Unclear` if most classes have the same subdirectories. Those may be the actual classes, and their
+        parents may be splits or separate datasets."""
         counts = Counter(name for fork in forks.values() for name in fork.names)
         repeated = [name for name, count in sorted(counts.items()) if count > max(1, len(forks) // 2)]
         if len(repeated) < 2:
@@ -165,12 +165,12 @@ class ImageFolder(Source):
             self.root,
             f"{few_of(repeated)} repeat in {few_of(places)}",
             _as_read(layout),
-            (others, f"or the like: {few_of(repeated)} are the classes"),
+            (others, f"or similar: {few_of(repeated)} are the classes"),
         )
 
 
 def _as_read(layout: Layout) -> tuple[str, str]:
-    """The option that reads a tree as its names say."""
+    """The value of `--split-dirs` that reads a tree as its names suggest, and what it means."""
     if layout.splits == [SplitDir("train", "")]:
-        return NONE, "its directories are the classes, with all that is below"
-    return spec(layout.splits), "the directories in these are the classes, with all that is below"
+        return NONE, "its directories are the classes, with everything below them"
+    return spec(layout.splits), "the directories in these are the classes, with everything below them"

@@ -1,13 +1,13 @@
-"""ImageNet-1k's classes: wnid and readable name, bundled as `imagenet_classes.tsv`, in the order of the labels.
+"""The classes of ImageNet-1k: wnid and readable name, from the bundled `imagenet_classes.tsv`, in label order.
 
-The wnids are ILSVRC 2012's 1,000 low-level synsets, sorted; the names are torchvision's, which are unique.
+The wnids are the sorted 1,000 low-level synsets of ILSVRC 2012. The names are torchvision's; they are unique.
 """
 
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
-NAME_AGREEMENT = 0.9  # lists of ImageNet's names differ in a few words ("crane bird"), other data sets in most
+NAME_AGREEMENT = 0.9  # lists of ImageNet's names differ in a few words ("crane bird"), other datasets in most
 
 
 @cache
@@ -18,13 +18,13 @@ def imagenet_classes() -> dict[str, str]:
 
 
 def imagenet_names(keys: Iterable[str]) -> dict[str, str]:
-    """Readable names of those class keys that are ImageNet-1k wnids."""
+    """Readable names of the class keys that are ImageNet-1k wnids."""
     known = imagenet_classes()
     return {key: known[key] for key in keys if key in known}
 
 
 def wnids_of(names: Sequence[str]) -> list[str] | None:
-    """The wnids, if `names` are those of ImageNet-1k's labels 0…999 ("tench", or "tench, Tinca tinca"), else None."""
+    """The wnids, if `names` are ImageNet-1k's for labels 0…999 ("tench", or "tench, Tinca tinca"), otherwise None."""
     known = imagenet_classes()
     if len(names) != len(known):
         return None

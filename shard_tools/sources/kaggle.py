@@ -1,7 +1,7 @@
-"""Kaggle's ImageNet (ILSVRC/Data/CLS-LOC), from the unpacked directory or from the zip, read in place.
+"""Read Kaggle's ImageNet (ILSVRC/Data/CLS-LOC) in place, from the unpacked directory or from the zip.
 
-LOC_synset_mapping.txt: `WNID name, other names` a class. LOC_val_solution.csv: `ImageId,PredictionString`, whose first
-word is the image's wnid. The test images have no labels.
+LOC_synset_mapping.txt has a line `WNID name, other names` per class. LOC_val_solution.csv has the columns
+`ImageId,PredictionString`; the first word of PredictionString is the image's wnid. The test images have no labels.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ class Entry(NamedTuple):
     name: str
     size_bytes: int
     place: Place
-    broken: str = ""  # why it cannot be read, as `links.broken` says
+    broken: str = ""  # why it cannot be read, from `links.broken`
 
 
 def recognise(path: Path) -> bool:
@@ -33,7 +33,7 @@ def recognise(path: Path) -> bool:
 
 
 def is_sorted(path: Path) -> bool:
-    """Whether the validation images were sorted into directories of classes, and nothing else tells their labels."""
+    """Whether the validation images were sorted into class directories, and no other file has their labels."""
     val = path / IMAGES / "val"
     return not (path / SOLUTION).is_file() and val.is_dir() and all(map(is_dir, visible(val).values()))
 
@@ -51,7 +51,7 @@ class Kaggle(Source):
     def __post_init__(self) -> None:
         what = "zip, read in place" if self.root.is_file() else "directory"
         self.explained = (
-            f"Kaggle's ImageNet {what}; {SOLUTION} gives the validation labels, test images have none and are left out"
+            f"Kaggle's ImageNet {what}; {SOLUTION} gives the validation labels, test images have none and are skipped"
         )
 
     def images(self, work: Path) -> Iterator[SourceImage | Unusable]:
@@ -75,12 +75,12 @@ class Kaggle(Source):
                 continue
             if wnid not in self._names:
                 raise ValueError(
-                    f"{self.root}: {entry.name}: class {wnid!r} is not in {MAPPING}; remove one or the other"
+                    f"{self.root}: {entry.name}: class {wnid!r} is not in {MAPPING}; remove the image or add the class"
                 )
             seen.add(wnid)
             yield _image("train", wnid, f"train/{wnid}/{file}", entry)
         if missing := sorted(set(self._names) - seen):
-            raise ValueError(f"{self.root}: {IMAGES}/train has no images of class {few_of(missing)}; get it again")
+            raise ValueError(f"{self.root}: {IMAGES}/train has no images of class {few_of(missing)}; download it again")
 
     def _val(self) -> Iterator[SourceImage | Unusable]:
         wnid_of, found = self._solution(), False
@@ -96,18 +96,18 @@ class Kaggle(Source):
                 yield Unusable("val", f"val/{file.name}", f"has no line in {SOLUTION}")
         if not found:
             raise ValueError(
-                f"{self.root}: {IMAGES}/val has none of the images in {SOLUTION}; get it again, or give "
-                f"{self.root / IMAGES / 'train'} to do without"
+                f"{self.root}: {IMAGES}/val has none of the images in {SOLUTION}; download it again, or give "
+                f"{self.root / IMAGES / 'train'} to pack without validation images"
             )
         for image, wnid in wnid_of.items():
-            yield Unusable("val", f"val/{image}", f"is in {SOLUTION}, and no such file is there", wnid)
+            yield Unusable("val", f"val/{image}", f"is in {SOLUTION}, but there is no such file", wnid)
 
     def _mapping(self) -> dict[str, str]:
         """wnid → first of its names."""
         lines = self._text(MAPPING).splitlines()
         pairs = [line.strip().partition(" ")[::2] for line in lines if line.strip()]
         if len({wnid for wnid, _ in pairs}) < max(len(pairs), 1):
-            raise ValueError(f"{self.root}: {MAPPING} is empty or has a class twice; get it again")
+            raise ValueError(f"{self.root}: {MAPPING} is empty or has a class twice; download it again")
         return {wnid: names.partition(",")[0].strip() or wnid for wnid, names in pairs}
 
     def _solution(self) -> dict[str, str]:
@@ -120,8 +120,8 @@ class Kaggle(Source):
                 continue
             if wnid not in self._names or image in wnid_of:
                 raise ValueError(
-                    f"{self.root}: {SOLUTION} has the line {line[:80]!r}; "
-                    f"each image needs one, with a class of {MAPPING}"
+                    f"{self.root}: {SOLUTION} has the invalid line {line[:80]!r}; "
+                    f"each image needs exactly one line, with a class from {MAPPING}"
                 )
             wnid_of[image] = wnid
         return wnid_of
@@ -129,12 +129,12 @@ class Kaggle(Source):
     def _text(self, name: str) -> str:
         entry = next(self._files(name), None)
         if entry is None:
-            other = "; any other zip: unzip it and give the directory" if self.root.is_file() else ""
+            other = "; if this is another kind of zip, unzip it and give the directory" if self.root.is_file() else ""
             raise ValueError(f"{self.root}: has no {name}; put it there beside ILSVRC/{other}")
         try:
             return read_bytes(name, entry.place, entry.size_bytes).decode("utf-8-sig")
         except UnicodeDecodeError:
-            raise ValueError(f"{self.root}: {name} is not UTF-8 text; get it again") from None
+            raise ValueError(f"{self.root}: {name} is not UTF-8 text; download it again") from None
 
     def _files(self, prefix: str) -> Iterator[Entry]:
         """The files whose path starts with `prefix`."""

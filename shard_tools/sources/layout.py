@@ -1,5 +1,6 @@
-"""How a directory tree is read: which directories are splits and which are classes. `--split-dirs` says it, or
-`findlayout` finds it out.
+"""How to read a directory tree: which directories are splits and which are classes.
+
+`--split-dirs` specifies it; otherwise `findlayout` detects it.
 """
 
 import os
@@ -14,8 +15,8 @@ from penstock.shard_tools.sources.naming import few_of, is_image, is_junk, is_na
 
 LAYOUT = "a directory with train/CLASS/IMAGE and val/CLASS/IMAGE, or CLASS/IMAGE"
 NONE = "none"  # --split-dirs none: every directory is a class
-CLASS = "*"  # in --split-dirs: where the class directories are, if not at the end
-FORM = f'write "train=DIRECTORY,val=DIRECTORY", or {NONE} where every directory is a class'
+CLASS = "*"  # in --split-dirs: the position of the class directories, if not at the end
+FORM = f'write "train=DIRECTORY,val=DIRECTORY", or {NONE} if every directory is a class'
 
 
 class SplitDir(NamedTuple):
@@ -26,17 +27,17 @@ class SplitDir(NamedTuple):
     after: str = ""
 
     def spec(self) -> str:
-        """As `--split-dirs` takes it."""
+        """The split in the form that `--split-dirs` accepts."""
         place = f"{self.before}{CLASS}{self.after}" if self.after else self.before.rstrip("/") or "."
         return f"{self.split}={place}"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a tree is read.
+    """How to read a tree.
 
-    splits: train first. inside: the wrapping directory that was looked through, such as "a/b/". unlabelled: the
-    directory of a test split that has no classes, and is left out. given: by the user, whose word it is.
+    splits: train first. inside: the enclosing directory, such as "a/b/". unlabelled: the directory of a test split
+    without classes, which is skipped. given: the user specified the layout, so it is not questioned.
     """
 
     splits: list[SplitDir]
@@ -51,11 +52,11 @@ class Layout:
             shown = f"{before.removeprefix(self.inside)}CLASS{after}/IMAGE"
             dirs.append(shown if usual and not after else f"{shown} as {split}")
         inside = f", inside {self.inside}" if self.inside else ""
-        left = f"; {self.unlabelled} has no class directories and is left out" if self.unlabelled else ""
+        left = f"; {self.unlabelled} has no class directories and is skipped" if self.unlabelled else ""
         return f"a directory tree: {', '.join(dirs)}{inside}{left}"
 
     def class_dirs(self, root: Path, split: SplitDir) -> dict[str, str]:
-        """Class key → its directory relative to the root, with images or not."""
+        """Class key → its directory relative to the root, with or without images."""
         found = {}
         for key, entry in visible(root / split.before).items():
             path = f"{split.before}{key}"
@@ -64,7 +65,7 @@ class Layout:
         return found
 
     def beside(self, root: Path, directory: str = "") -> Iterator[str]:
-        """What is left out, relative to the root: files and directories that are on no way to a class."""
+        """Yield what is skipped, relative to the root: files and directories that do not lead to a class."""
         here = [split for split in self.splits if split.before == directory]
         for name, entry in visible(root / directory).items():
             path = f"{directory}{name}"
@@ -86,7 +87,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Level:
-    """What is in a directory: its directories that hold images and those that do not, and the images beside them."""
+    """The content of a directory: its subdirectories with images (`dirs`) and without (`empty`), and its own images."""
 
     dirs: list[str] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
@@ -94,7 +95,7 @@ class Level:
 
     @property
     def is_container(self) -> bool:
-        """Whether its images lie in directories, but for a few: those may be the classes, rather than this."""
+        """Whether nearly all of its images are in subdirectories, so that those may be the classes."""
         return len(self.dirs) > 0 and len(self.images) <= len(self.dirs)
 
 
@@ -102,7 +103,7 @@ def look(directory: Path) -> Level:
     level, here = Level(), os.path.realpath(directory)
     for name, entry in visible(directory).items():
         if entry.is_symlink() and f"{here}/".startswith(f"{os.path.realpath(entry.path)}/"):
-            continue  # it contains this one
+            continue  # the link leads to a directory that contains this one
         if is_dir(entry):
             (level.dirs if holds_images(entry.path) else level.empty).append(name)
         elif is_image(name):
@@ -113,8 +114,8 @@ def look(directory: Path) -> Level:
 
 
 def is_classless(directory: Path, classes: Collection[str]) -> bool:
-    """Whether the images of a split lie in its directory, or in the one in it, which is no class by its name and none
-    of `classes`."""
+    """Whether the images of a split lie directly in its directory, or in its only subdirectory, if that has no class
+    name and is not one of `classes`."""
     level = look(directory)
     if len(level.dirs) == 1 and level.dirs[0] not in classes and is_nameless(level.dirs[0]):
         return not look(directory / level.dirs[0]).dirs
@@ -122,7 +123,7 @@ def is_classless(directory: Path, classes: Collection[str]) -> bool:
 
 
 def visible(directory: str | Path) -> dict[str, os.DirEntry[str]]:
-    """The entries of a directory by name, sorted, without what is none of the data."""
+    """The entries of a directory by name, sorted, without junk."""
     with os.scandir(directory) as entries:
         return {entry.name: entry for entry in sorted(entries, key=lambda e: e.name) if not is_junk(entry.name)}
 
@@ -133,7 +134,7 @@ def holds_images(directory: str | Path) -> bool:
 
 
 def described(root: Path, path: str) -> str:
-    """A path of a file or a directory; with the number of images in the latter."""
+    """The path of a file or directory for messages; for a directory, with its number of images."""
     if not (root / path).is_dir():
         return path
     count = count_images(root / path)
@@ -145,7 +146,7 @@ def image_count(count: int) -> str:
 
 
 def count_images(directory: Path) -> int:
-    """How many there are anywhere below."""
+    """The number of images anywhere below."""
     return sum(1 for _ in _images(directory, frozenset()))
 
 
@@ -167,17 +168,17 @@ def _images(directory: str | Path, above: frozenset[str]) -> Iterator[str]:
 
 
 def given_layout(root: Path, text: str) -> Layout:
-    """What `--split-dirs` says: `none`, or SPLIT=DIRECTORY,…; a directory is relative to the root, has the classes'
-    directories in it, or has them where it says `*`.
+    """Parse `--split-dirs`: `none`, or SPLIT=DIRECTORY,…. A directory is relative to the root. It contains the class
+    directories; `*` marks another position for them.
 
     Raises:
-        ValueError: it is written wrongly, or names what is not there.
+        ValueError: the text is malformed, or names a directory that does not exist.
     """
     if text.strip().lower() == NONE:
         return Layout([SplitDir("train", "")], given=True)
     splits = [_split_dir(root, item.strip()) for item in re.split(r",(?=\s*[\w-]+\s*=)", text)]
     if twice := sorted({a.split for i, a in enumerate(splits) for b in splits[:i] if a.split == b.split}):
-        raise ValueError(f"--split-dirs {text!r}: has {few_of(twice)} twice; a split has one directory")
+        raise ValueError(f"--split-dirs {text!r}: has {few_of(twice)} twice; give one directory per split")
     train = next((look(root / s.before).dirs for s in splits if s.split == "train" and not s.after), [])
     tests = [s.before for s in splits if s.split == "test" and len(splits) > 1 and s.before and not s.after]
     unlabelled = next((before for before in tests if is_classless(root / before, train)), "")
@@ -189,7 +190,10 @@ def given_layout(root: Path, text: str) -> Layout:
             owner.setdefault(path, split.split)
             for inside in (path, *map(str, PurePosixPath(path).parents)):
                 if owner.get(inside, split.split) != split.split:
-                    raise ValueError(f"--split-dirs {text!r}: {path} would be of {owner[inside]} and of {split.split}")
+                    raise ValueError(
+                        f"--split-dirs {text!r}: {path} would be in {owner[inside]} and in {split.split}; "
+                        "choose directories that do not overlap"
+                    )
     return layout
 
 
@@ -201,7 +205,10 @@ def _split_dir(root: Path, item: str) -> SplitDir:
     if path.is_absolute() and path.is_relative_to(root.absolute()):
         path = path.relative_to(root.absolute())
     if path.is_absolute() or ".." in path.parts or path.parts.count(CLASS) > 1:
-        raise ValueError(f"--split-dirs: {place!r} is no directory in {root}, perhaps with one {CLASS} for the classes")
+        raise ValueError(
+            f"--split-dirs: {place!r} is not a directory inside {root}; give a relative path, with at most one {CLASS} "
+            "for the classes"
+        )
     at = path.parts.index(CLASS) if CLASS in path.parts else len(path.parts)
     before, after = (
         "".join(f"{part}/" for part in path.parts[:at]),
@@ -209,5 +216,5 @@ def _split_dir(root: Path, item: str) -> SplitDir:
     )
     if not (root / before).is_dir():
         there = [name for name, entry in visible(root).items() if is_dir(entry)]
-        raise ValueError(f"--split-dirs: {root} has no directory {before.rstrip('/')!r}; it has {few_of(there)}")
+        raise ValueError(f"--split-dirs: {root} has no directory {before.rstrip('/')!r}; choose from {few_of(there)}")
     return SplitDir(split, before, after)

@@ -1,4 +1,4 @@
-"""Symbolic links in a directory tree: which lead nowhere, and which would bring images into another class."""
+"""Symbolic links in a directory tree: find broken links, and links that would put images into another class."""
 
 import os
 from collections.abc import Iterator
@@ -12,10 +12,10 @@ MAX_HOPS = 40  # as Linux follows
 
 
 class Links:
-    """The links below class directories (relative to `root`), and where they lead.
+    """The links below class directories (relative to `root`), and their targets.
 
     Raises:
-        ValueError: a class directory is a link to a directory that holds others.
+        ValueError: a class directory is a link to a directory that contains others.
     """
 
     def __init__(self, root: Path, class_dirs: list[str]) -> None:
@@ -32,10 +32,12 @@ class Links:
         self._above = {parent for real in self._class_dirs for parent in _parents(real)}
         for real, path in self._class_dirs.items():
             if real in self._above:
-                raise ValueError(f"{root / path}: leads to a directory that holds other classes ({real}); remove it")
+                raise ValueError(
+                    f"{root / path}: is a link to a directory that contains other classes ({real}); remove the link"
+                )
 
     def read_anyway(self, path: str) -> str:
-        """Where in the tree a link's target, or what is below it, is read anyway; "" if it is not."""
+        """The place in the tree where the link's target is read anyway; "" if it is not."""
         for place in _hops(os.path.join(self._root, path)):
             if place in self._above:
                 self._count += 1
@@ -47,18 +49,18 @@ class Links:
         return ""
 
     def notes(self) -> list[str]:
-        """What to tell people of them."""
+        """Messages for the user about links."""
         notes = []
         if self._count:
-            notes.append(f"{self._count} links lead to images that are read anyway, and are left out")
+            notes.append(f"skipped {self._count} links to images that are read anyway")
         if self._same:
-            notes.append(f"{len(self._same)} class directories are links to others, whose images are packed twice: ")
+            notes.append(f"{len(self._same)} class directories are links to others, so their images are packed twice: ")
             notes[-1] += few_of(self._same)
         return notes
 
 
 def is_dir(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a directory or a link to one, which a link that leads nowhere is not."""
+    """Whether it is a directory or a link to one. A broken link is not."""
     try:
         return entry.is_dir()
     except OSError:  # a loop of links, or no permission to see where one leads
@@ -66,7 +68,7 @@ def is_dir(entry: os.DirEntry[str]) -> bool:
 
 
 def broken(entry: os.DirEntry[str] | Path) -> str:
-    """Of a link that leads nowhere: where, and why it cannot be read; "" for all else."""
+    """For a broken link, its target and why it cannot be read; "" for everything else."""
     if entry.is_symlink():
         try:
             entry.stat()
@@ -76,14 +78,15 @@ def broken(entry: os.DirEntry[str] | Path) -> str:
 
 
 def file_image(split: str, key: str, name: str, entry: os.DirEntry[str]) -> SourceImage | Unusable:
-    """An image that is a file, or why the link that it is cannot be read."""
+    """An image that is a file, or an `Unusable` if it is a broken link."""
     if reason := broken(entry):
         return Unusable(split, name, reason, key)
     return SourceImage(split, key, name, entry.stat().st_size, Place("file", entry.path))
 
 
 def _hops(link: str) -> Iterator[str]:
-    """Where a link leads, and where that leads if it is one, too; its directory without links each time."""
+    """Yield the target of a link, then the target's own target if that is a link, and so on, each in its real
+    directory."""
     path = Path(link)
     for _ in range(MAX_HOPS):
         target = path.parent / path.readlink()

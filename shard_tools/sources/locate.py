@@ -1,4 +1,4 @@
-"""The files that a table's paths mean: as they are written, or the one spelling of them that is there."""
+"""Find the files that a table's paths refer to: the paths as written, or the one variant of them that exists."""
 
 import os
 import re
@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 from penstock.shard_tools.sources.naming import EXTENSIONS, is_image
 
-TRIED = 10  # paths by which the folder of all is found
+TRIED = 10  # number of paths used to find the common folder
 
 
 class Found(NamedTuple):
-    """name: the path as it led to the file, with "/", relative to the first folder where it is relative."""
+    """A file that exists. name: the path that led to it, with "/"; a relative path is relative to the first folder."""
 
     name: str
     file: str
@@ -21,23 +21,23 @@ class Found(NamedTuple):
 
 
 class Locator:
-    """Finds files by the paths of one table, relative to `folders` (the first that has it) or absolute.
+    """Find files by the paths of one table: absolute, or relative to the first of `folders` that has the file.
 
-    Where there is no such file, "\\" is taken for "/", and an image's extension is added where the path has none.
-    encoding: of the table, if file names may be its bytes.
+    If there is no such file, "\\" is read as "/", and an image extension is added to a path without one. encoding: the
+    table's encoding, if file names may be bytes in it.
     """
 
     def __init__(self, folders: Iterable[Path], encoding: str = ""):
         self._folders = [os.fspath(folder) for folder in folders]
         self._encoding = encoding
-        self.inside = [""]  # below the first of `folders`: what `look_around` found
+        self.inside = [""]  # the folders below the first of `folders` that `look_around` found
 
     def find(self, path: str) -> Found | str:
-        """The file, or in a few words why there is none."""
+        """The file, or the reason why there is none, in a few words."""
         tried = [self._find(inside, path) for inside in self.inside]
         found = [each for each in tried if isinstance(each, Found)]
         if len(found) > 1:
-            return f"no such file, but {' and '.join(each.name for each in found)}: write which"
+            return f"no such file, but {' and '.join(each.name for each in found)} exist; write the full path"
         return found[0] if found else tried[0]
 
     def _find(self, inside: str, path: str) -> Found | str:
@@ -53,16 +53,17 @@ class Locator:
             for name in self._spellings(path):
                 found = {} if is_image(name) else _extended(folder, inside, name)
                 if len(found) > 1:
-                    return f"no such file, but {' and '.join(sorted(f.name for f in found.values()))}: write which"
+                    names = " and ".join(sorted(f.name for f in found.values()))
+                    return f"no such file, but {names} exist; write the full path"
                 if found:
                     return found.popitem()[1]
         return "a URL; download the images and write their paths" if re.match("https?://", path.strip()) else reason
 
     def look_around(self, paths: list[str]) -> None:
-        """If none of the first `paths` is there, and folders below the first of `folders` have them: take these.
+        """If none of the first `paths` exists, but folders below the first of `folders` have them, use those folders.
 
         Raises:
-            ValueError: several folders have the same.
+            ValueError: several folders have the same file.
         """
         paths = [path for path in paths[:TRIED] if path.strip()]
         if not paths or any(isinstance(self.find(path), Found) for path in paths):
@@ -74,8 +75,8 @@ class Locator:
         for path, each in zip(paths, having, strict=True):
             if len(each) > 1:
                 raise ValueError(
-                    f"paths like {path!r} are no files beside it, but the folders {', '.join(each[:3])}"
-                    f"{' …' if len(each) > 3 else ''} have such; write the folder into the paths"
+                    f"paths like {path!r} are not files beside it, but several folders have such files: "
+                    f"{', '.join(each[:3])}{' …' if len(each) > 3 else ''}; add the folder to the paths"
                 )
 
     def _spellings(self, path: str) -> Iterator[str]:
@@ -89,7 +90,7 @@ class Locator:
 
 
 def _extended(folder: str, inside: str, name: str) -> dict[tuple[int, int], Found]:
-    """The files that the name with an image's extension means: one for each inode."""
+    """The files with this name plus an image extension, one for each inode."""
     found = {}
     for extension in (*EXTENSIONS, *map(str.upper, EXTENSIONS)):
         file = os.path.join(folder, inside, name + extension)
@@ -100,13 +101,13 @@ def _extended(folder: str, inside: str, name: str) -> dict[tuple[int, int], Foun
 
 
 def _size(file: str) -> int | str:
-    """A file's bytes, or why there is none; "" if it is simply not there."""
+    """A file's size in bytes, or the reason why it cannot be read; "" if it does not exist."""
     try:
         status = os.stat(file)  # noqa: PTH116 a third of the time of Path.stat
     except (FileNotFoundError, NotADirectoryError):
         return ""
     except OSError as error:
         return (error.strerror or str(error)).lower()
-    except ValueError:  # a NUL, or what no file name can hold
-        return "no file can have this name"
+    except ValueError:  # a NUL, or another character that file names cannot contain
+        return "not a valid file name"
     return status.st_size if stat.S_ISREG(status.st_mode) else "not a file"

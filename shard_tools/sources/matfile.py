@@ -1,6 +1,7 @@
-"""A minimal reader of MATLAB 5 files: a struct array of numbers and strings, which is what the devkit's meta.mat holds.
+"""A minimal reader of MATLAB 5 files: struct arrays of numbers and strings, as in the devkit's meta.mat.
 
-Source: "MAT-File Format" (MathWorks), chapter 1, level 5. The project has no other use for SciPy, which reads the rest.
+Source: "MAT-File Format" (MathWorks), chapter 1, level 5. SciPy can read these files, but the project does not need it
+for anything else.
 """
 
 import struct
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 MATRIX, COMPRESSED = 14, 15
 NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
-WIDE = (4, 17, 18)  # kinds of text whose units have several bytes
+WIDE = (4, 17, 18)  # kinds of text with several bytes per code unit
 TEXT = {2: "latin-1", 4: "utf-16", 16: "utf-8", 17: "utf-16", 18: "utf-32"}  # 2 and 4: code units of a char array
 STRUCT, CHAR = 2, 4
 Struct: TypeAlias = "dict[str, Value]"
@@ -21,10 +22,10 @@ Value: TypeAlias = "str | NDArray[np.generic] | list[Struct] | None"  # None for
 
 
 def read_structs(data: bytes, name: str) -> list[Struct]:
-    """The elements of the struct array `name`, in MATLAB's order; arrays of numbers are 1-d.
+    """Read the elements of the struct array `name`, in MATLAB's order; arrays of numbers are 1-d.
 
     Raises:
-        ValueError: it is no such file, or has no such variable.
+        ValueError: it is not such a file, or has no such variable.
     """
     try:
         order = {b"IM": "<", b"MI": ">"}[data[126:128]]
@@ -48,7 +49,7 @@ def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
             continue
         content = data[position + 8 : position + 8 + size]
         if len(content) < size:
-            raise ValueError("is not a MATLAB 5 file (cut short)")
+            raise ValueError("is not a MATLAB 5 file (truncated)")
         if kind == COMPRESSED:
             yield from _elements(zlib.decompress(content), order)
             position += 8 + size

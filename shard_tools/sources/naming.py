@@ -1,4 +1,4 @@
-"""What names say: a split, an image, or no data at all; and the class keys of labels that are numbers."""
+"""Interpret file and directory names (split, image, or junk), and make the class keys of numeric labels."""
 
 import re
 
@@ -6,7 +6,7 @@ from penstock.shard_tools.sources.imagenet import wnids_of
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm")
 MAX_IGNORED = 1000
-MAX_CLASSES = 1_000_000  # the keys of numbers have six digits
+MAX_CLASSES = 1_000_000  # numeric class keys have six digits
 SPLIT_WORDS = {
     "train": "train", "training": "train", "trn": "train", "trainval": "train",
     "val": "val", "valid": "val", "validation": "val", "dev": "val", "eval": "val", "evaluation": "val",
@@ -16,7 +16,7 @@ FILLERS = (
     "set", "sets", "split", "data", "dataset", "dir", "folder", "file", "files", "sample", "samples", "image", "images",
     "img", "imgs", "picture", "pictures", "photo", "photos", "jpg", "jpeg", "png", "x", "px",
 )  # fmt: skip
-NAMELESS = {*FILLERS, "all", "unknown", "unlabeled", "unlabelled"}  # directories of images that are no class
+NAMELESS = {*FILLERS, "all", "unknown", "unlabeled", "unlabelled"}  # names of directories that are not classes
 JOINED = re.compile(f"({'|'.join(SPLIT_WORDS)})({'|'.join(FILLERS)})")  # trainset, testdata
 JUNK = {
     "@eadir", "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "#recycle", "#snapshot", "$recycle.bin",
@@ -25,7 +25,7 @@ JUNK = {
 
 
 class Ignored(list[str]):
-    """Names that a source left out; it remembers the first `MAX_IGNORED`."""
+    """Names that a source skipped; it keeps only the first `MAX_IGNORED`."""
 
     def append(self, name: str) -> None:
         if len(self) < MAX_IGNORED:
@@ -33,19 +33,20 @@ class Ignored(list[str]):
 
 
 def split_of(path: str) -> str:
-    """The split that a container's path tells: by its last word out of `SPLIT_WORDS`, words being runs of letters.
+    """The split of a container, from the last word of its path that is in `SPLIT_WORDS`. Words are runs of letters.
 
-    So `imagenet1k-validation-07.tar` and `val/07.tar` are of val. A path without such a word is of train.
+    For example, `imagenet1k-validation-07.tar` and `val/07.tar` belong to val. A path without such a word belongs to
+    train.
     """
     words = [split for word in re.findall(r"[a-z]+", path.lower()) if (split := _split_word(word))]
     return words[-1] if words else "train"
 
 
 def split_in(name: str) -> tuple[str, tuple[str, ...]]:
-    """The split that a directory's name tells, and the words of the name that have nothing to do with it.
+    """The split that a directory's name indicates, and the words of the name that are unrelated to the split.
 
-    ("train", ()) for Training_Set or train2017, ("train", ("seg",)) for seg_train, ("", ("cat",)) for cat. A name that
-    tells two splits tells none.
+    ("train", ()) for Training_Set or train2017, ("train", ("seg",)) for seg_train, ("", ("cat",)) for cat. A name with
+    two splits indicates none.
     """
     words = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
     splits = [split for word in words if (split := _split_word(word))]
@@ -54,7 +55,7 @@ def split_in(name: str) -> tuple[str, tuple[str, ...]]:
 
 
 def is_nameless(name: str) -> bool:
-    """Whether a directory's name is no class's: images, data1, 0; or a split's."""
+    """Whether a directory's name is not a class name: images, data1, 0, or the name of a split."""
     split, words = split_in(name)
     return bool(split and not words) or set(words) <= NAMELESS
 
@@ -65,20 +66,21 @@ def _split_word(word: str) -> str:
 
 
 def split_rank(split: str) -> tuple[int, str]:
-    """Sorts splits: train, val, test."""
+    """Sort key for splits: train, val, test, then others by name."""
     order = list(dict.fromkeys(SPLIT_WORDS.values()))
     return order.index(split) if split in order else len(order), split
 
 
 def is_image(name: str) -> bool:
-    """Whether a name, or a path with "/", is that of an image file, which nothing that `is_junk` holds."""
+    """Whether a name, or a path with "/", is an image file that is not in a directory that `is_junk`."""
     if not name.lower().endswith(EXTENSIONS):
         return False
     return not any(is_junk(part) for part in name.split("/") if part not in (".", ".."))
 
 
 def is_junk(name: str) -> bool:
-    """Whether a file or directory is none of the data: hidden, or a system's own (thumbnails, resource forks, bins)."""
+    """Whether a file or directory does not belong to the data: it is hidden, or belongs to the operating system
+    (thumbnails, resource forks, bins)."""
     return name.startswith(".") or name.lower() in JUNK
 
 
@@ -92,7 +94,7 @@ def is_text(value: str) -> bool:
 
 
 def numbered_key(label: int) -> str:
-    """The class key of label `label` where there is no better one; sorted keys are in the order of the numbers."""
+    """The class key of a label without a better key. Sorted keys have the order of the numbers."""
     return f"{label:06d}"
 
 
@@ -102,22 +104,23 @@ def numbered_keys(count: int) -> list[str]:
 
 
 def check_number(label: int, where: str) -> None:
-    """Raises ValueError for a label that would make more classes than any network has: an id, not a place."""
+    """Raises ValueError for a label so large that it must be an id, not a class number."""
     if label >= MAX_CLASSES:
         raise ValueError(
-            f"{where}: label {str(label)[:20]} would make more than {MAX_CLASSES:,} classes: number them from 0, or "
-            "give their names as labels"
+            f"{where}: label {str(label)[:20]} would make more than {MAX_CLASSES:,} classes; number the classes from "
+            "0, or use their names as labels"
         )
 
 
 def numbered_classes(names: list[str]) -> dict[str, str]:
-    """Class key → readable name of labels 0, 1, …: wnids if these are ImageNet-1k's names, else `numbered_key`s.
+    """Class key → readable name for labels 0, 1, …. Keys are wnids if these are ImageNet-1k's names, otherwise
+    `numbered_key`s.
 
-    Either way the sorted keys keep the numbers that the source gave its labels, which names would not.
+    In both cases, sorting the keys keeps the source's label numbers; sorting names would not.
     """
     return dict(zip(wnids_of(names) or numbered_keys(len(names)), names, strict=True))
 
 
 def few_of(names: list[str]) -> str:
-    """A few of them, for a message."""
+    """The first few names, for a message."""
     return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

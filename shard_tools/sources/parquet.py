@@ -1,10 +1,11 @@
-"""Hugging Face's image-classification files, and other Parquet tables of images: a row an image.
+"""Read Hugging Face's image-classification files, and other Parquet tables with one image per row.
 
-`parquet_layout` says where the files lie, `parquet_columns` which types are read, `parquet_classes` what labels mean.
-Rows of a Parquet file cannot be fetched one by one, and the shuffle needs that, so each file's image bytes are first
-copied, one after another, into a file of the work directory: `STEM-….images`, with `STEM-….sizes` (int64 a row) when
-it is whole, so that a killed run goes on with the next file. A row without bytes names a file by its path: absolute,
-or relative to the Parquet file, or else to the source. A split other than the first without any label is left out.
+`parquet_layout` finds the files, `parquet_columns` reads the columns, `parquet_classes` interprets the labels. The
+shuffle needs random access to images, but Parquet does not allow access to single rows. So the image bytes of each file
+are first copied to a file in the work directory, `STEM-….images`. `STEM-….sizes` (one int64 per row) is written when
+the copy is complete, so a killed run resumes with the next file. A row without bytes refers to a file by its path:
+absolute, relative to the Parquet file, or relative to the source. A split without any label is skipped, unless it is
+the first.
 """
 
 import hashlib
@@ -42,13 +43,13 @@ if TYPE_CHECKING:
     from pyarrow import Array, RecordBatch  # type: ignore[import-untyped]
     from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
 
-BATCH_ROWS = 64  # rows in memory at once, besides what pyarrow keeps of a row group
+BATCH_ROWS = 64  # rows in memory at once, in addition to what pyarrow keeps of a row group
 NO_BYTES = -1
 
 
 @dataclass(frozen=True)
 class _File:
-    """One file, as the pass over the labels found it. name: relative, for people."""
+    """One file, as the pass over the labels found it. name: its relative path, for messages."""
 
     split: str
     path: Path
@@ -60,7 +61,7 @@ class _File:
 
 @dataclass
 class Parquet(Source):
-    """The `Source`. Column names "" are found in the schema. opened: what a file is read from, if it lies elsewhere."""
+    """The `Source`. A column name "" is detected from the schema. opened: opens a file that is not on this disk."""
 
     root: Path
     image_column: str = ""
@@ -77,8 +78,8 @@ class Parquet(Source):
         size = sum(path.stat().st_size for paths in splits.values() for path in paths)
         named = ", ".join(f"{split} ({len(paths)})" for split, paths in splits.items())
         self.explained = (
-            f"Parquet files: {named}; images inside them are copied into the work directory first, "
-            f"about {size / 1e9:.1f} GB, until packing is done"
+            f"Parquet files: {named}; the images inside them are copied to the work directory first and kept until "
+            f"packing is done (about {size / 1e9:.1f} GB)"
         )
 
     @cached_property
@@ -86,7 +87,7 @@ class Parquet(Source):
         return find_files(self.root)
 
     def images(self, work: Path) -> Iterator[SourceImage | Unusable]:
-        """By split, file and row; copies the images of a file when it comes to it."""
+        """Yield images by split, file and row. Copies the image bytes of each file just before its first image."""
         self._notes = []
         files = self._survey()
         self._classes = map_classes([file.labels for file in files])
@@ -104,7 +105,7 @@ class Parquet(Source):
         return self._notes + self._classes.notes
 
     def _survey(self) -> list[_File]:
-        """The files with their labels, without those of the splits that have none; reads the label columns only."""
+        """The files with their labels, without splits that have no labels. Reads only the label columns."""
         folder, splits = self._files
         kept: list[_File] = []
         for split, paths in splits.items():
@@ -115,27 +116,27 @@ class Parquet(Source):
                     files.append(self._look_at(split, path, path.relative_to(folder).as_posix(), reader, known))
             num_rows = sum(file.num_rows for file in files)
             if not num_rows:
-                self._notes.append(f"{split}: has no rows, so it is left out")
+                self._notes.append(f"{split}: skipped, because it has no rows")
                 continue
             if kept and not any(file.labels.is_labelled() for file in files):
-                self._notes.append(f"{split}: none of its {num_rows:,} rows has a label, so it is left out")
+                self._notes.append(f"{split}: skipped, because none of its {num_rows:,} rows has a label")
                 continue
             for file in files:
                 if not file.columns.label:
                     with self._reading(file.path) as reader:
                         raise ValueError(no_label(reader.schema_arrow, self.label_column))
             kept += files
-        if any(file.name.startswith("partial-") for file in kept):  # what Hugging Face converts of a large set
+        if any(file.name.startswith("partial-") for file in kept):  # Hugging Face converts only a part of a large set
             self._notes.append(
-                f"{self.root}: has a part of the data set only (partial-…); get the original files for all"
+                f"{self.root}: has only a part of the dataset (partial-…); download the original files for all of it"
             )
         part = part_of(self.root) if self.root.is_file() else None
         if part is not None and part[2] > 1:
-            self._notes.append(f"{self.root.name} is one of {part[2]} files; give the directory for all of them")
+            self._notes.append(f"{self.root.name} is one of {part[2]} files; give the directory to read all of them")
         return kept
 
     def _look_at(self, split: str, path: Path, name: str, reader: "ParquetFile", known: Columns | None) -> _File:
-        """known: the columns of the first file, which are those of any other that has them."""
+        """Read the columns and labels of one file. known: the columns of the first file, used again if they exist."""
         first_rows: dict[Label | None, int] = {}
         schema = reader.schema_arrow
         image_column = self.image_column or (known.image if known and known.image in schema.names else "")
@@ -157,7 +158,9 @@ class Parquet(Source):
             spool = self._spool(reader, file, work)
             sizes = np.memmap(spool.with_suffix(".sizes"), np.int64) if file.num_rows else sizes
             if len(sizes) != file.num_rows:
-                raise ValueError(f"{spool}: has {len(sizes)} rows, {file.path} {file.num_rows}; remove {spool.parent}")
+                raise ValueError(
+                    f"{spool}: has {len(sizes)} rows, but {file.path} has {file.num_rows}; remove {spool.parent}"
+                )
         files = Locator([file.path.parent, *([self.root] if self.root.is_dir() else [])])
         rows = _labels_and_paths(reader, columns)
         first_rows = list(islice(rows, TRIED))
@@ -174,30 +177,29 @@ class Parquet(Source):
                     place, size = Place("file", found.file), found.size_bytes
                 yield SourceImage(file.split, key, name, size, place)
             else:
-                yield Unusable(file.split, name, f"has no bytes, and its path: {found}" if inner else found, key)
+                yield Unusable(file.split, name, f"has no bytes and no usable path ({found})" if inner else found, key)
             offset += max(0, int(sizes[row]))
 
     @contextmanager
     def _reading(self, path: Path) -> Iterator["ParquetFile"]:
-        """pyarrow's reader of a file. What is wrong with the file, or is said about it inside, is an error of one
-        line."""
+        """Open a file with pyarrow. Errors about the file, also inside the `with` block, become one-line messages."""
         arrow = pyarrow()
         try:
-            # pre_buffer, the default, keeps what it has read of a column: 488 MB of a file of 500 MB, instead of 20
+            # pre_buffer=True, the default, keeps all data read from a column: 488 MB for a 500 MB file, instead of 20
             with arrow.parquet.ParquetFile(self.opened(path), pre_buffer=False) as reader:
                 yield reader
         except (arrow.ArrowException, OSError) as error:
             if getattr(error, "errno", None) is not None:
                 raise
             why = str(error).partition("\n")[0]
-            raise ValueError(f"{path}: not a whole Parquet file ({why}); get it again") from None
+            raise ValueError(f"{path}: is damaged or not a Parquet file ({why}); get a new copy") from None
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
     def _spool(self, reader: "ParquetFile", file: _File, work: Path) -> Path:
-        """Copy the image bytes of one Parquet file, unless that is done; returns the copy."""
+        """Copy the image bytes of one Parquet file, unless the copy exists; returns the path of the copy."""
         path, column = file.path, file.columns.image_bytes
-        folder = work / "parquet"  # a changed file, or another column, gets another name
+        folder = work / "parquet"  # the name below differs for a changed file or another column
         stat = path.stat()
         digest = hashlib.sha256(f"{path.absolute()}\0{column}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()
         spool = folder / f"{path.stem}-{digest[:16]}.images"
@@ -217,17 +219,16 @@ class Parquet(Source):
             with atomic_write(spool.with_suffix(".sizes")) as stream:
                 stream.write(np.concatenate(sizes or [np.empty(0, np.int64)]).tobytes())
         except OSError as error:
-            if error.errno is None:  # pyarrow's, about what it reads
+            if error.errno is None:  # pyarrow's own error, about the file that it reads
                 raise
             raise ValueError(
-                f"its images cannot be copied into {folder} ({error.strerror}); "
-                "make room and run the same command again"
+                f"cannot copy its images to {folder} ({error.strerror}); free some space and run the same command again"
             ) from None
         return spool
 
 
 def _inner(batch: "RecordBatch", column: str, inner: str) -> "Array":
-    """A column of a batch, or the field `inner` (`column.field`) of one that is a struct."""
+    """A column of a batch, or the field `inner` (`column.field`) of a struct column."""
     array = batch.column(column)
     return array if inner == column else pyarrow().compute.struct_field(array, inner.removeprefix(f"{column}."))
 

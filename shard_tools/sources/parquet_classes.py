@@ -1,7 +1,7 @@
-"""The classes of files that each have their own list of them, or none: labels → class keys, by name.
+"""Map the labels of Parquet files to class keys by name. Each file may have its own list of classes, or none.
 
-The classes are those of the first split: the names in its files' schemas, in order; or the names that its labels are
-as text; or, where it has numbers alone, the one list that other splits' files have, else the numbers themselves.
+The classes are those of the first split: the names in its files' schemas, in order, or the names in its text labels. If
+its labels are only numbers, the classes are the list that other splits' files have, or otherwise the numbers.
 """
 
 from collections import Counter
@@ -15,7 +15,8 @@ from penstock.shard_tools.sources.naming import few_of, numbered_classes
 
 @dataclass(frozen=True)
 class FileLabels:
-    """What labels one file has. file: for messages. names: of its schema, by label. first_rows: label → first row."""
+    """The labels of one file. file: for messages. names: the class names in its schema, by label. first_rows: label →
+    first row."""
 
     file: str
     split: str
@@ -28,23 +29,23 @@ class FileLabels:
 
 @dataclass
 class ClassMap:
-    """keys: for each file, in order, label → class key, None for no label. names: class key → readable name, by label;
-    {} if nothing names the classes. notes: lines for people."""
+    """The result of `map_classes`. keys: for each file, in order, label → class key; None for no label. names: class
+    key → readable name, by label; {} if nothing names the classes. notes: messages for the user."""
 
     keys: list[dict[int | str | None, str | None]]
     names: dict[str, str]
     notes: list[str] = field(default_factory=list)
-    _unnamed: list[str] | None = None  # keys of numbers that have no names
+    _unnamed: list[str] | None = None  # keys of numbers without names
 
     def fixed_classes(self) -> list[str] | None:
         return list(self.names) or self._unnamed
 
 
 def map_classes(files: Sequence[FileLabels]) -> ClassMap:
-    """The keys of all labels. `files`: by split, first the one whose classes are the dataset's.
+    """Find the keys of all labels. `files`: by split; the first split defines the classes of the dataset.
 
     Raises:
-        ValueError: a label has no class, or it cannot be told which; file, row, and how the lists differ.
+        ValueError: a label has no class, or its class is unclear; with file, row, and how the lists differ.
     """
     mapper = _Mapper(files)
     keys = [mapper.keys(file) for file in files]
@@ -52,7 +53,7 @@ def map_classes(files: Sequence[FileLabels]) -> ClassMap:
 
 
 class _Mapper:
-    """Finds keys. names: of the classes, by label, [] if nothing names them. known: what a class is called → key."""
+    """Finds keys. names: the class names by label, [] if nothing names the classes. known: name of a class → key."""
 
     def __init__(self, files: Sequence[FileLabels]):
         self.files = files
@@ -86,67 +87,65 @@ class _Mapper:
         return keys
 
     def _places(self, file: FileLabels) -> list[str]:
-        """The key of each label that the file's own list names, "" where the classes lack it; without a list, the key
-        by the list of the others."""
+        """The key of each label in the file's own list; "" if the dataset lacks that class. Without a list, the keys
+        from the list of the other files."""
         if not file.names or file.names == self.names:
             return self.order
         either = zip(file.names, wnids_of(file.names) or file.names, strict=True)
         return [self.known.get(name) or self.known.get(other, "") for name, other in either]
 
     def _of_name(self, file: FileLabels, name: str, row: int) -> str:
-        if not self.names and not file.names:  # other splits' too: `pack` compares the splits
+        if not self.names and not file.names:  # also in other splits: `pack` compares the splits
             return self.kinds.key(name, f"row {row} of {file.file}")
         if name in self.known:
             return self.known[name]
         there = self.names or list(self.known)
         here = file.names or [label for label in file.first_rows if isinstance(label, str)]
         differences = [
-            f"only {where}: {few_of(names)}"
+            f"{where}: {few_of(names)}"
             for where, names in (
-                ("here", [name for name in here if name not in self.known]),
-                ("there", [name for name in there if name not in here]),
+                ("only in this file", [name for name in here if name not in self.known]),
+                (f"only in {self.files[0].split}", [name for name in there if name not in here]),
             )
             if names
         ]
         raise ValueError(
-            f"the class {name!r} is not one (or not only one) of the {len(there)} classes of {self.files[0].split} "
-            f"({'; '.join(differences)}); make the lists the same"
+            f"the class {name!r} does not match exactly one of the {len(there)} classes of {self.files[0].split} "
+            f"({'; '.join(differences)}); use the same list of classes in all files"
         )
 
     def _of_number(self, file: FileLabels, number: int, places: list[str], row: int) -> str:
-        """Of a number that the file's own list does not name."""
+        """The key of a number that is not in the file's own list."""
         if not self.lists:
             return self.kinds.key(number, f"row {row} of {file.file}")
         if not file.names and (len(self.lists) > 1 or not self.names):
             raise ValueError(
-                f"the label {number} has no name, and which it is cannot be told by the other files' lists; add this "
-                "file's list to its schema"
+                f"the label {number} has no name, and the other files' class lists do not determine its class; add a "
+                "class list to the schema of this file"
             )
         if number >= len(places):
             num_classes = len(file.names or places)
-            whose = "its schema names" if file.names else "the other files name"
-            raise ValueError(
-                f"the label {number} is not one of the {num_classes} classes that {whose}; correct the file"
-            )
+            where = "in its schema" if file.names else "in the other files"
+            raise ValueError(f"the label {number} is not one of the {num_classes} classes {where}; correct the file")
         return places[number]
 
     def _is_place(self, label: int | str | None) -> bool:
         return _is_number(label) and label not in self.known
 
     def notes(self) -> list[str]:
-        """What is taken for granted."""
+        """Messages about assumptions."""
         lines = []
         unnamed = [file.file for file in self.files if not file.names and any(map(self._is_place, file.first_rows))]
         if self.names and unnamed:
-            lines.append(f"{few_of(unnamed)}: without class names; the labels are taken for places in the others' list")
+            lines.append(f"{few_of(unnamed)}: no class names; the labels are read as positions in the others' list")
         others = [file.file for file in self.files if file.names and file.names != self.names]
         if others:
-            lines.append(f"{few_of(others)}: another list of classes; the labels are mapped by the classes' names")
+            lines.append(f"{few_of(others)}: a different list of classes; the labels are mapped by class names")
         return lines
 
 
 def _joined(lists: list[list[str]]) -> list[str]:
-    """One list: the first, and what others have besides."""
+    """Join lists into one: the first list, then the further names of the others."""
     names = list(lists[0]) if lists else []
     for other in lists[1:]:
         if other != names:
@@ -157,7 +156,7 @@ def _joined(lists: list[list[str]]) -> list[str]:
 
 
 def _called(names: list[str], keys: list[str]) -> dict[str, str]:
-    """What classes are called → key: their names but those of several; of ImageNet's, wnids and short names too."""
+    """Name → key, for names that exactly one class has. ImageNet's classes also have their wnids and short names."""
     counts = Counter(names)
     called = {name: key for name, key in zip(names, keys, strict=True) if counts[name] == 1}
     if wnids := wnids_of(names):
@@ -167,7 +166,7 @@ def _called(names: list[str], keys: list[str]) -> dict[str, str]:
 
 
 def _is_name(label: str) -> bool:
-    """Whether a text is a class's name, and neither a number nor empty."""
+    """Whether a text is a class name, neither a number nor empty."""
     try:
         return isinstance(read_label(label), str)
     except ValueError:

@@ -1,7 +1,7 @@
-"""The columns of a Parquet file: which ones are image and label, of which types, and their values as Python's.
+"""The columns of a Parquet file: find the image and label columns, check their types, and read their values.
 
-Images are bytes of any of Arrow's types, lists of numbers that are bytes, paths, or `{bytes, path}`. Labels are whole
-numbers of any type, or text.
+Images can be bytes of any Arrow type, lists of byte values, paths, or `{bytes, path}`. Labels can be whole numbers of
+any type, or text.
 """
 
 import json
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # it is optional, and takes half a second
+if TYPE_CHECKING:  # pyarrow is optional, and its import takes half a second
     from pyarrow import Array, DataType, Schema  # type: ignore[import-untyped]
 
 Label = int | str
-Feature = dict[str, object]  # of Hugging Face's note about a column, which may say anything
+Feature = dict[str, object]  # Hugging Face's metadata about a column, which may contain anything
 
 IMAGE_NAMES = (
     "image", "img", "images", "jpg", "jpeg", "png", "picture", "photo", "imagebytes", "bytes",
@@ -25,8 +25,8 @@ LABEL_NAMES = ("label", "labels", "class", "target", "category", "cls", "wnid", 
 
 @dataclass(frozen=True)
 class Columns:
-    """image_bytes, image_path: columns (`image.bytes` inside a struct), "" for none. label: "" if there is none.
-    names: of the classes by label, [] if the schema has none."""
+    """The chosen columns. image_bytes, image_path: columns (`image.bytes` inside a struct), or "". label: a column, or
+    "". names: the class names by label, [] if the schema has none."""
 
     image: str
     image_bytes: str
@@ -36,7 +36,7 @@ class Columns:
 
 
 def pyarrow() -> ModuleType:
-    """The library. Raises ValueError where it is not installed."""
+    """Import pyarrow. Raises ValueError if it is not installed."""
     try:
         import pyarrow
         import pyarrow.compute  # type: ignore[import-untyped]
@@ -50,10 +50,10 @@ def pyarrow() -> ModuleType:
 
 
 def choose_columns(schema: "Schema", image_column: str, label_column: str) -> Columns:
-    """As the caller says, by Hugging Face's metadata, or by the usual names.
+    """Choose columns: the given ones, or by Hugging Face's metadata, or by the usual names.
 
     Raises:
-        ValueError: the image column cannot be told, or a column has a type that cannot be read; without the file.
+        ValueError: the image column is unclear, or a column has an unsupported type; the message lacks the file.
     """
     features = _features(schema)
     image = _choose(schema, features, image_column, "Image", IMAGE_NAMES)
@@ -63,8 +63,8 @@ def choose_columns(schema: "Schema", image_column: str, label_column: str) -> Co
     inside, outside = _image_parts(image, schema.field(image).type)
     if label and not _is_label(_value_type(schema.field(label).type)):
         raise ValueError(
-            f"the column {label} has the type {schema.field(label).type}; a label is a whole number or a name; choose "
-            "another with --label-column"
+            f"the column {label} has the type {schema.field(label).type}, but a label is a whole number or a name; "
+            "choose another column with --label-column"
         )
     return Columns(image, inside, outside, label, _names(features.get(label, {}), label))
 
@@ -75,13 +75,13 @@ def no_label(schema: "Schema", label_column: str) -> str:
 
 
 def labels(column: "Array") -> list[Label | None]:
-    """The values of a label column. Raises ValueError if one is a number that is not whole."""
+    """The values of a label column. Raises ValueError if a number is not whole."""
     pa = pyarrow()
     column = _decoded(column)
     kind = column.type
     if pa.types.is_floating(kind):
         column = column.cast(pa.float64())
-        column = pa.compute.if_else(pa.compute.is_nan(column), None, column)  # as pandas writes a missing number
+        column = pa.compute.if_else(pa.compute.is_nan(column), None, column)  # pandas writes a missing number as NaN
     try:
         if _is_bytes(kind) or _is_text(kind):
             column = pa.compute.utf8_trim_whitespace(column.cast(pa.large_string()))
@@ -93,7 +93,7 @@ def labels(column: "Array") -> list[Label | None]:
         values: list[Label | None] = column.to_pylist()
         return values
     except pa.ArrowInvalid as error:
-        raise ValueError(f"has labels of the type {kind} that are no classes ({str(error).splitlines()[0]})") from None
+        raise ValueError(f"has labels of the type {kind} that are not classes ({str(error).splitlines()[0]})") from None
 
 
 def texts(column: "Array") -> list[str | None]:
@@ -103,7 +103,7 @@ def texts(column: "Array") -> list[str | None]:
 
 
 def image_bytes(column: "Array") -> list[bytes | None]:
-    """The values of a column of images. Raises ValueError if a list holds what is no byte."""
+    """The values of an image column. Raises ValueError if a list contains a number that is not a byte."""
     column = _decoded(column)
     if not _is_list(column.type):
         values: list[bytes | None] = column.to_pylist()
@@ -121,7 +121,7 @@ def _list_bytes(values: "Array") -> bytes:
 
 
 def _features(schema: "Schema") -> dict[str, Feature]:
-    """What Hugging Face's `datasets` notes about each column; {} without such a note."""
+    """The metadata of Hugging Face's `datasets` about each column; {} if there is none."""
     try:
         found = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
         return {name: feature for name, feature in found.items() if isinstance(feature, dict)}
@@ -130,22 +130,23 @@ def _features(schema: "Schema") -> dict[str, Feature]:
 
 
 def _names(feature: Feature, column: str) -> list[str]:
-    """The names of a ClassLabel's classes by label. Raises ValueError if they are no list of text."""
+    """The class names of a ClassLabel by label. Raises ValueError if they are not a list of text."""
     names = feature.get("names") if feature.get("_type") == "ClassLabel" else []
-    if isinstance(names, dict) and set(names) == {str(number) for number in range(len(names))}:  # of older files
+    if isinstance(names, dict) and set(names) == {str(number) for number in range(len(names))}:  # in older files
         names = [names[str(number)] for number in range(len(names))]
     if not names:
         return []
     if not isinstance(names, list) or not all(isinstance(name, str | int) for name in names):
         raise ValueError(
-            f"the names of the column {column} in Hugging Face's note are no list of text, but {str(names)[:60]}; "
-            "write the file anew with the list, or without the note (table.replace_schema_metadata(None))"
+            f"the class names of the column {column} in Hugging Face's metadata are not a list of text, but "
+            f"{str(names)[:60]}; rewrite the file with a list, or without that metadata "
+            "(table.replace_schema_metadata(None))"
         )
     return [str(name).strip() for name in names]
 
 
 def _choose(schema: "Schema", features: dict[str, Feature], given: str, kind: str, usual: tuple[str, ...]) -> str:
-    """The column's name, "" if it cannot be told."""
+    """The column's name; "" if it is unclear."""
     plain = {re.sub(r"[\W_]+", "", name.casefold()): name for name in reversed(schema.names)}
     by_name = [plain[name] for name in usual if name in plain]
     likely = [name for name in schema.names if features.get(name, {}).get("_type") == kind]
@@ -153,16 +154,16 @@ def _choose(schema: "Schema", features: dict[str, Feature], given: str, kind: st
         likely = [given]
     elif len(likely) != 1:
         likely = by_name
-        if kind == "Image":  # the bytes, where another column has the name that they had
+        if kind == "Image":  # prefer a column of bytes over one of file names
             likely = sorted(by_name, key=lambda name: not _is_image(_value_type(schema.field(name).type)))
     elif kind == "ClassLabel" and by_name and likely[0] not in by_name:
-        return ""  # a ClassLabel gender beside the text of label
+        return ""  # e.g. a ClassLabel "gender" beside a text column "label"
     return likely[0] if likely and schema.names.count(likely[0]) == 1 else ""
 
 
 def _which(kind: str, schema: "Schema", option: str, given: str) -> str:
-    what = f"has no one column {given!r}:" if given else f"which column is the {kind}?"
-    return f"{what} it has {', '.join(schema.names)}; name one with --{option}"
+    what = f"does not have exactly one column {given!r}" if given else f"cannot tell which column is the {kind}"
+    return f"{what}; choose one of {', '.join(schema.names)} with --{option}"
 
 
 def _image_parts(name: str, kind: "DataType") -> tuple[str, str]:
@@ -179,8 +180,8 @@ def _image_parts(name: str, kind: "DataType") -> tuple[str, str]:
         found = [name if _is_image(value) else "", name if _is_text(value) or pa.types.is_null(value) else ""]
     if not any(found):
         raise ValueError(
-            f"the column {name} has the type {kind}; images are bytes of image files, paths, or {{bytes, path}}; "
-            "choose another with --image-column"
+            f"the column {name} has the type {kind}, but images are bytes of image files, paths, or {{bytes, path}}; "
+            "choose another column with --image-column"
         )
     return found[0], found[1]
 
@@ -194,7 +195,7 @@ def _decoded(column: "Array") -> "Array":
 
 
 def _is_any(kind: "DataType", *names: str) -> bool:
-    """Whether it is one of Arrow's types of these names."""
+    """Whether `kind` is one of the Arrow types with these names."""
     types = pyarrow().types
     return any(getattr(types, f"is_{name}")(kind) for name in names)
 

@@ -1,9 +1,9 @@
-"""Where a set's Parquet files lie: their splits, and the configuration that they belong to.
+"""Find the Parquet files of a dataset, their splits, and the configuration that they belong to.
 
     SPLIT-00000-of-000NN[-HASH].parquet, SPLIT.parquet      in the directory, in data/, or in CONFIG/
     SPLIT/*.parquet                                         in the directory, in data/, or in CONFIG/
 
-A folder or file name tells its split by a word of `SPLIT_WORDS`; files without one are of train.
+A word of `SPLIT_WORDS` in a folder or file name determines the split; files without one belong to train.
 """
 
 import os
@@ -15,8 +15,8 @@ from penstock.shard_tools.sources.links import is_dir
 from penstock.shard_tools.sources.naming import SPLIT_WORDS, few_of, is_image, split_of, split_rank
 
 LAYOUT = (
-    "a .parquet file, or a directory with SPLIT-00000-of-000NN.parquet or SPLIT/*.parquet (or in data/ or one other "
-    "directory); columns image and label"
+    "a .parquet file, or a directory with SPLIT-00000-of-000NN.parquet or SPLIT/*.parquet (directly, in data/, or in "
+    "one other directory), with the columns image and label"
 )
 
 
@@ -27,10 +27,10 @@ def recognise(path: Path) -> bool:
 
 
 def find_files(source: Path) -> tuple[Path, dict[str, list[Path]]]:
-    """The folder that the files' names are relative to, and split → its files by name; train, val, test.
+    """The folder that file names are relative to, and split → its files, sorted by name; train, val, test.
 
     Raises:
-        ValueError: there are none, a numbered part is missing, or they are of several configurations.
+        ValueError: there are no files, a numbered part is missing, or there are several configurations.
     """
     if not source.is_dir():
         return source.parent, {split_of(source.stem): [source]}
@@ -42,8 +42,8 @@ def find_files(source: Path) -> tuple[Path, dict[str, list[Path]]]:
         raise ValueError(f"{source}: has no .parquet files; give {LAYOUT}")
     if len(configs) > 1:
         raise ValueError(
-            f"{source}: has the Parquet files of {len(configs)} configurations ({few_of(sorted(configs))}); give one "
-            "of these directories, or one file"
+            f"{source}: has Parquet files of {len(configs)} configurations ({few_of(sorted(configs))}); give one of "
+            "these directories, or one file"
         )
     config, splits = configs.popitem()
     _check_parts([path for paths in splits.values() for path in paths])
@@ -51,16 +51,16 @@ def find_files(source: Path) -> tuple[Path, dict[str, list[Path]]]:
 
 
 def part_of(path: Path) -> tuple[str, int, int] | None:
-    """(name, number, count) of a file that is one of several: train-00003-of-00010-abc.parquet."""
+    """(name, number, count) of a numbered file, such as train-00003-of-00010-abc.parquet; None for any other."""
     match = re.search(r"^(.*?)-(\d+)-of-(\d+)", path.stem)
     return (match[1], int(match[2]), int(match[3])) if match else None
 
 
 def _all_files(root: Path) -> Iterator[Path]:
-    """The files of `root`, of its folders, and of the splits' folders in these. Costs one look into each.
+    """Yield the files in `root`, in its folders, and in split folders inside those. Lists each folder once.
 
-    Folders of images are passed over, unless their name is a usual one: a class may have a table beside its images.
-    Files that have a tar of the same name beside them are what img2dataset notes about its tars.
+    Folders with images are skipped unless they have a usual name, because a class may have a table beside its images.
+    A file beside a tar of the same name is skipped: img2dataset writes such files about its tars.
     """
     files, folders = _look(root)
     yield from (root / name for name in _tables(files))
@@ -97,15 +97,15 @@ def _split_word(name: str) -> bool:
 
 
 def _place(path: Path) -> tuple[str, str]:
-    """(folder of the configuration, split) of a file, both by its path below the source."""
+    """(folder of the configuration, split) of a file, from its path relative to the source."""
     folders = list(path.parent.parts)
     of_split = folders.pop() if folders and _split_word(folders[-1]) else ""
-    told = path.stem if _split_word(path.stem) else of_split
-    return "/".join(folders) or ".", split_of(told)
+    named = path.stem if _split_word(path.stem) else of_split
+    return "/".join(folders) or ".", split_of(named)
 
 
 def _check_parts(paths: list[Path]) -> None:
-    """Raises ValueError if one of several numbered files is not there."""
+    """Raises ValueError if a numbered file is missing."""
     parts: dict[tuple[Path, str, int], set[int]] = {}
     for path in paths:
         if part := part_of(path):
@@ -114,5 +114,5 @@ def _check_parts(paths: list[Path]) -> None:
         if missing := sorted(set(range(count)) - there):
             raise ValueError(
                 f"{folder}: {len(missing)} of the {count} files of {name} are missing, "
-                f"first {name}-{missing[0]:05d}-of-{count:05d}; get them"
+                f"first {name}-{missing[0]:05d}-of-{count:05d}; add them"
             )

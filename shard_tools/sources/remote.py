@@ -1,8 +1,8 @@
-"""A source at a URL (hf://, s3://, gs:// …): its files come into the work directory, then it is read as any other.
+"""A source at a URL (hf://, s3://, gs:// …): download its files to the work directory, then read them as usual.
 
-Which kind it is, is told by the files' names alone, before any is fetched: a tree of empty files with these names is
-looked at. The shuffle needs each image at any time, so all files are kept until packing is done. Parquet files are not
-fetched, but read where they lie: their images are copied out of them in any case (`parquet`).
+The kind of source is detected from the file names alone, before any download: we open a tree of empty files with these
+names. The shuffle can need any image at any time, so all files are kept until packing is done. Parquet files are not
+downloaded but read at the URL, because their images are copied out of them anyway (`parquet`).
 """
 
 import hashlib
@@ -23,13 +23,13 @@ from penstock.shard_tools.sources.naming import is_image, is_junk
 from penstock.shard_tools.sources.parquet import Parquet
 from penstock.shards.remote import PART_BYTES, Store
 
-THREADS = 16  # files at a time
-BLOCK_BYTES = 1 << 20  # of a Parquet file, read at once at least
-FILES, TABLES = (".parquet", ".zip"), (".csv", ".tsv")  # a source that is one file
+THREADS = 16  # simultaneous downloads
+BLOCK_BYTES = 1 << 20  # minimum size of one read from a Parquet file
+FILES, TABLES = (".parquet", ".zip"), (".csv", ".tsv")  # sources that are a single file
 
 
 class RemoteFile(io.RawIOBase):
-    """A file of a store, read by ranges."""
+    """A file of a store, read with byte ranges."""
 
     def __init__(self, store: Store, file: str, size: int) -> None:
         self._store, self._file, self._size, self._at = store, file, size, 0
@@ -53,50 +53,51 @@ class RemoteFile(io.RawIOBase):
 
 @dataclass
 class RemoteSource(Source):
-    """The `Source`. opened: opens the one at a path, as the user's options say.
+    """The `Source`. opened: opens the source at a path, with the user's options.
 
     Raises:
-        ValueError: nothing is at the URL, or no kind of source recognises what is.
+        ValueError: there are no files at the URL, or no kind of source recognises them.
     """
 
     url: str
     opened: Callable[[Path], Source]
     format: str = field(init=False)
     explained: str = field(init=False)
-    _sizes: dict[str, int] = field(init=False)  # of the files, by their paths below the store's URL
-    _root: Path = field(init=False)  # what stands for the URL, at the moment
+    _sizes: dict[str, int] = field(init=False)  # sizes of the files, by their paths below the store's URL
+    _root: Path = field(init=False)  # the local directory that currently stands for the URL
     _source: Source = field(init=False)
-    _stopped: bool = False  # what is being downloaded
+    _stopped: bool = False  # whether downloads must stop
 
     def __post_init__(self) -> None:
         self.url = self.url.rstrip("/")
         folder, _, name = self.url.rpartition("/")
         if name.lower().endswith(TABLES):
-            raise ValueError(f"{self.url}: tables are read from disks only; download it with its images")
+            raise ValueError(f"{self.url}: tables are read from local disks only; download it together with its images")
         self._file = name if name.lower().endswith(FILES) else ""
         self._store = Store(folder if self._file else self.url)
         files = self._store.tree()
         names = [self._file] if self._file else list(filter(_is_plain, files))
         self._sizes = {file: files[file] for file in names if file in files}
         if not self._sizes:
-            raise ValueError(f"{self.url}: there are no files; look at the URL")
+            raise ValueError(f"{self.url}: there are no files; check the URL")
         with TemporaryDirectory() as folder:
             self._open(Path(folder), self._sizes)
         self.format, self.explained = self._source.format, self._source.explained
         if fetched := sum(self._sizes[file] for file in self._wanted()):
-            how = f"{fetched / 1e9:.1f} GB are downloaded into the work directory first, until packing is done"
+            how = f"{fetched / 1e9:.1f} GB are downloaded to the work directory first and kept until packing is done"
             self.explained = f"{how}; {self.explained}"
 
     def fetch(self, work: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Have all that is read in place in `work`; what an earlier call has downloaded stays. `progress` is told the
-        bytes that are there, and of how many.
+        """Download all files that are read in place to `work`; keep those that an earlier call has downloaded.
+
+        `progress` is called with the bytes downloaded so far and the total.
 
         Raises:
             ValueError: the store fails for too long. OSError: `work` cannot be written.
         """
         listed = json.dumps([self.url, self._sizes])
         root = work / f"remote-{hashlib.sha256(listed.encode()).hexdigest()[:16]}"
-        for other in work.glob("remote-*"):  # of what was at the URL before
+        for other in work.glob("remote-*"):  # downloads of an earlier state of the URL
             if other != root:
                 shutil.rmtree(other)
         wanted, done = self._wanted(), 0
@@ -112,7 +113,7 @@ class RemoteSource(Source):
         self._open(root, set(self._sizes) - set(wanted))
 
     def images(self, work: Path) -> Iterator[SourceImage | Unusable]:
-        """Those of the source that it is, once all is fetched."""
+        """Download the files, then yield the images of the detected source."""
         self.fetch(work)
         with self._told_of_the_url():
             yield from self._source.images(work)
@@ -131,7 +132,7 @@ class RemoteSource(Source):
         return self._source.ignored
 
     def _wanted(self) -> list[str]:
-        """The files that are fetched: of Parquet files, the images that their paths may name."""
+        """The files to download: all, or, beside Parquet files, only images that their paths may refer to."""
         return [file for file in self._sizes if self.format != "parquet" or is_image(file)]
 
     def _fetch_one(self, file: str, root: Path) -> int:
@@ -148,7 +149,7 @@ class RemoteSource(Source):
         return size
 
     def _open(self, root: Path, empty: dict[str, int] | set[str]) -> None:
-        """Open what is in `root`, where the files `empty` have their lengths, but no content."""
+        """Open the source in `root`, after creating the files `empty` with the right sizes but without content."""
         for file in empty:
             (root / file).parent.mkdir(parents=True, exist_ok=True)
             with open(root / file, "ab") as stream:
@@ -169,12 +170,13 @@ class RemoteSource(Source):
             yield
         except ValueError as error:
             file, _, why = self._of_the_url(str(error)).partition(": ")
-            raise ValueError(why if why.startswith(f"{file}: ") else f"{file}: {why}") from None  # the store names it
+            # errors of the store already name the file
+            raise ValueError(why if why.startswith(f"{file}: ") else f"{file}: {why}") from None
 
     def _of_the_url(self, text: str) -> str:
         return text.replace(str(self._root), self._store.url)
 
 
 def _is_plain(file: str) -> bool:
-    """Whether a path leads to a file that a source may read: not hidden, no system's own, and not out of its folder."""
+    """Whether a source may read the file at this path: it is not hidden, not junk, and not outside its folder."""
     return all(part and not is_junk(part) for part in file.split("/"))

@@ -1,4 +1,4 @@
-"""The text of a .csv or .tsv file: its encoding, its separator, its rows."""
+"""Read the text of a .csv or .tsv file: its encoding, its separator, its rows."""
 
 import csv
 import re
@@ -16,12 +16,12 @@ SAMPLE_ROWS = 50
 
 
 def encoding_of(path: Path) -> str:
-    """By its byte order mark; else UTF-8, or Windows-1252 (Latin-1 where that has no such letter) if it is not.
+    """Detect the encoding by the byte order mark; otherwise UTF-8, Windows-1252, or Latin-1, in this order.
 
-    A few bytes that are not UTF-8 among letters that are make no other encoding: they may be file names.
+    If some non-ASCII text is valid UTF-8, the file is UTF-8 despite a few invalid bytes: those may be in file names.
 
     Raises:
-        ValueError: it has zero bytes. OSError: it cannot be read.
+        ValueError: the file has zero bytes. OSError: it cannot be read.
     """
     letters, others = False, b""
     with open(path, "rb") as stream:
@@ -30,7 +30,7 @@ def encoding_of(path: Path) -> str:
             if start.startswith(mark):
                 return encoding
         if b"\0" in start:
-            raise ValueError(f"{path}: is no text in UTF-8 (UTF-16 without its mark?); save it as UTF-8")
+            raise ValueError(f"{path}: not UTF-8 text (UTF-16 without a byte order mark?); save it as UTF-8")
         stream.seek(0)
         for line in stream:
             if not line.isascii():
@@ -49,10 +49,10 @@ def encoding_of(path: Path) -> str:
 
 
 def rows(path: Path, encoding: str, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """(line number, cells) of every row that is not blank. A first line `sep=;`, as Excel has it, is skipped.
+    """Yield (line number, cells) for every row that is not blank. A first line `sep=;`, as Excel writes it, is skipped.
 
     Raises:
-        ValueError: a row is none, or its text is not of this encoding.
+        ValueError: a row is malformed, or the text does not have this encoding.
     """
     errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
     with open(path, encoding=encoding, errors=errors, newline="") as stream:
@@ -62,13 +62,14 @@ def rows(path: Path, encoding: str, separator: str) -> Iterator[tuple[int, list[
                 if any(row) and not (reader.line_num == 1 and re.fullmatch("sep=.?", separator.join(row).strip())):
                     yield reader.line_num, row
         except csv.Error as error:
-            raise ValueError(f"{path}: line {reader.line_num} is no such row ({error})") from None
+            raise ValueError(f"{path}: line {reader.line_num} is malformed ({error})") from None
         except UnicodeError as error:
-            raise ValueError(f"{path}: is not whole {encoding} ({error}); save it as UTF-8") from None
+            raise ValueError(f"{path}: not valid {encoding} ({error}); save it as UTF-8") from None
 
 
 def separators(path: Path, encoding: str) -> list[str]:
-    """Those that cut the first row, by how many of the first rows they cut alike; the suffix decides between equals."""
+    """The separators that split the first row, best first: those that give most rows the same width. If two are equal,
+    the file's suffix decides."""
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
     alike: dict[str, int] = {}
     for separator in sorted(SEPARATORS, key=lambda separator: separator != usual):

@@ -1,7 +1,7 @@
-"""The samples of one WebDataset tar: its members grouped by key, and which of them hold the image and the label.
+"""Read the samples of one WebDataset tar: group the members by key, and find each sample's image and label.
 
-A sample is a run of members that share a key: the path up to the first dot of the file name; what follows is a member's
-field ("jpg", "input.jpg", "cls"). The order of the members does not matter.
+A sample is a run of members with the same key: the path up to the first dot of the file name. The rest of the file name
+is the member's field ("jpg", "input.jpg", "cls"). The order of the members does not matter.
 """
 
 import json
@@ -17,17 +17,17 @@ from penstock.shard_tools.sources.tarmembers import iterate_tar
 from penstock.shard_tools.tarindex import Member
 
 MAX_LABEL_BYTES = 1 << 20
-FIRST = 100  # samples of a tar that show which fields there are
-LABEL_KEYS = ("label", "cls")  # of a .json
+FIRST = 100  # number of samples of a tar to search for a field
+LABEL_KEYS = ("label", "cls")  # keys of a label in a .json
 NO_LABEL = "its sample has no label"
 
 
 @dataclass(frozen=True)
 class Fields:
-    """Which fields hold the image and the label, as `--image-field` and `--label-field` say; "" finds out.
+    """The fields of the image and of the label, from `--image-field` and `--label-field`; "" detects them.
 
-    Each may name several, separated by ";": the first that a sample has is taken. A label's may be a .json and a key of
-    its object: "json.fine_label".
+    Each may name several fields, separated by ";"; the first one that a sample has is used. A label field may be a key
+    in a .json: "json.fine_label".
     """
 
     image: str = ""
@@ -38,16 +38,16 @@ FIND_OUT = Fields()
 
 
 class Unlabelled(ValueError):
-    """A sample has no label; says why, without its name."""
+    """A sample has no label; the message gives the reason, without the sample's name."""
 
 
 def _in_junk(directory: str) -> bool:
-    """Whether a member's directory is a system's own, or lies in one."""
+    """Whether a member's directory is junk, or inside junk."""
     return any(is_junk(part) for part in directory.split("/") if part not in ("", "."))
 
 
 def iterate_samples(path: Path, ignored: Ignored) -> Iterator[list[Member]]:
-    """The members of each sample, grouped as webdataset and DALI's wds2idx do. Raises what `iterate_tar` does."""
+    """Yield each sample's members, grouped as in webdataset and DALI's wds2idx. Raises what `iterate_tar` raises."""
     sample: list[Member] = []
     last = None
     for info in iterate_tar(path):
@@ -67,12 +67,12 @@ def iterate_samples(path: Path, ignored: Ignored) -> Iterator[list[Member]]:
 
 
 def check_fields(path: Path, fields: Fields) -> None:
-    """Raises ValueError where none of a tar's first samples has a field that is asked for; names those there are."""
+    """Raises ValueError if none of a tar's first samples has a requested field; the message lists the existing ones."""
     samples = list(islice(iterate_samples(path, Ignored()), FIRST)) if fields != FIND_OUT else []
     for option, names in (("--image-field", fields.image), ("--label-field", fields.label)):
         if names and samples and not any(any(_named(sample, names)) for sample in samples):
             there = ", ".join(sorted({member.extension for sample in samples for member in sample}))
-            raise ValueError(f"{path}: {option} {names}: its samples have no such field; they have {there}")
+            raise ValueError(f"{path}: its samples have no field {names} ({option}); they have {there}")
 
 
 def image_of(sample: list[Member], path: Path, fields: Fields = FIND_OUT) -> Member | None:
@@ -83,27 +83,28 @@ def image_of(sample: list[Member], path: Path, fields: Fields = FIND_OUT) -> Mem
     if len(images) > 1:
         names = " and ".join(member.name for member in images[:2])
         raise ValueError(
-            f"{path}: {names} are images of one sample, whose name ends at the first dot; choose one with "
-            f"--image-field ({_list(images)}), or, if they are samples of their own, rename them"
+            f"{path}: {names} belong to the same sample, because their names are the same up to the first dot; choose "
+            f"one with --image-field ({_list(images)}), or rename them if they are different samples"
         )
     return images[0] if images else None
 
 
 def no_image(sample: list[Member], fields: Fields = FIND_OUT) -> str:
-    """Why `image_of` gives none."""
+    """Why `image_of` finds no image."""
     named = f" called {fields.image}" if fields.image else ""
-    return f"its sample has no image{named} (fields {_list(sample)}); --image-field names it"
+    return f"its sample has no image{named} (fields {_list(sample)}); set --image-field to the image's field"
 
 
 def read_label(
     sample: list[Member], stream: BinaryIO, path: Path, fields: Fields = FIND_OUT
 ) -> tuple[int | str, dict[str, object]]:
-    """The label, a number or a class as text, and what the sample's .json says besides ({} without one).
+    """Read the label, a number or a class name, and the sample's .json ({} without one).
 
-    Found out, it is the content of the one field that is or ends in "cls", or else "label" or "cls" of a .json.
+    Without `fields.label`, it is the content of the only field that is or ends in "cls", or otherwise "label" or "cls"
+    in a .json.
 
     Raises:
-        Unlabelled: it has none. ValueError: it has several to choose from.
+        Unlabelled: the sample has no label. ValueError: it has several to choose from.
     """
     about = _json_object(sample, stream)
     if fields.label:
@@ -115,7 +116,7 @@ def read_label(
         if len(labels) > 1 and not exact:
             names = " and ".join(member.name for member in labels[:2])
             raise ValueError(
-                f"{path}: {names} are labels of one sample; choose one with --label-field ({_list(labels)})"
+                f"{path}: {names} are labels of the same sample; choose one with --label-field ({_list(labels)})"
             )
         jsons = [m for m in sample if m.extension.lower() == "json"]
         member, key = next(iter(exact or labels or jsons), None), ""
@@ -127,7 +128,7 @@ def read_label(
 
 
 def as_label(value: object) -> int | str | None:
-    """A number from 0, as text or as a float ("7", "007", 7.0), or a class's name; None if it is neither."""
+    """Convert to a number from 0, also from text or float ("7", "007", 7.0), or to a class name; None if neither."""
     if isinstance(value, str):
         try:
             value = int(value) if value.isdecimal() and len(value) < 20 else label_of_text(value)
@@ -142,7 +143,7 @@ def as_label(value: object) -> int | str | None:
 
 
 def _named(sample: list[Member], names: str) -> Iterator[tuple[Member, str]]:
-    """The members that have one of the names, in their order, and the key in a .json's object, "" for all of it."""
+    """Yield the members with one of the names, in the order of the names, with a key in their .json object or ""."""
     fields = {member.extension.lower(): member for member in reversed(sample)}
     for name in (name.strip().removeprefix(".") for name in names.split(";")):
         if name.lower() in fields:
@@ -153,7 +154,7 @@ def _named(sample: list[Member], names: str) -> Iterator[tuple[Member, str]]:
 
 
 def _value(member: Member, key: str, stream: BinaryIO) -> object:
-    """What a member holds as a label. key: of its object."""
+    """The label in a member. key: the key in its .json object, or ""."""
     if not f".{member.extension.lower()}".endswith(".json"):
         return _text(member, stream)
     value = _parsed(member, stream)
@@ -176,7 +177,7 @@ def _parsed(member: Member, stream: BinaryIO) -> object:
 
 
 def _object(member: Member, stream: BinaryIO) -> dict[str, object]:
-    """{} where it is none."""
+    """The member's .json object; {} if it is not an object."""
     value = _parsed(member, stream)
     return value if isinstance(value, dict) else {}
 
@@ -192,11 +193,11 @@ def _no_label(sample: list[Member], about: dict[str, object], fields: Fields, va
     named = f" called {fields.label}" if fields.label else ""
     was = "" if value is None else f", but {str(value)[:40]!r}"
     keys = [key for key in about if is_text(key)][:10]
-    of_json = f"; of its .json: {', '.join(keys)}" if keys else ""
-    alone = "; members of one sample follow each other in a tar, and a tar of class directories has to be unpacked"
+    of_json = f"; keys of its .json: {', '.join(keys)}" if keys else ""
+    alone = ". Members of one sample must follow each other in the tar; a tar of class directories must be unpacked"
     return (
-        f"{NO_LABEL}{named}{was} (fields {_list(sample)}{of_json}); one is a number from 0 or a name, in a .cls, as "
-        f'"label" in a .json, or in the field that --label-field names (json.KEY in a .json)'
+        f"{NO_LABEL}{named}{was} (fields {_list(sample)}{of_json}); add a number from 0 or a class name in a .cls or "
+        f'as "label" in a .json, or name its field with --label-field (json.KEY for a key in a .json)'
         f"{alone if len(sample) == 1 else ''}"
     )
 

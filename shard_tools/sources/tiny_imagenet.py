@@ -1,6 +1,7 @@
-"""Tiny-ImageNet as published: train/WNID/images/FILE, val/images/FILE with val/val_annotations.txt, words.txt.
+"""Read Tiny-ImageNet as published: train/WNID/images/FILE, val/images/FILE with val/val_annotations.txt, words.txt.
 
-val_annotations.txt: `FILE<tab>WNID<tab>box` a line. words.txt: `WNID<tab>names`, of far more classes than are used.
+val_annotations.txt has lines of `FILE<tab>WNID<tab>box`. words.txt has lines of `WNID<tab>names`, for far more classes
+than the dataset uses.
 """
 
 import os
@@ -18,7 +19,7 @@ LAYOUT = f"a directory with train/WNID/images/IMAGE, {ANNOTATIONS}, val/images/I
 
 
 def recognise(path: Path) -> bool:
-    """Not where the validation images were sorted into directories of classes, as many scripts do."""
+    """Whether this is Tiny-ImageNet with unsorted validation images. Many scripts sort them into class directories."""
     images = path / "val/images"
     return (path / ANNOTATIONS).is_file() and images.is_dir() and any(map(is_image, visible(images)))
 
@@ -29,7 +30,7 @@ class TinyImageNet(Source):
 
     root: Path
     format: str = "tiny-imagenet"
-    explained: str = f"Tiny-ImageNet; {ANNOTATIONS} gives the validation labels, test images have none and are left out"
+    explained: str = f"Tiny-ImageNet; {ANNOTATIONS} gives the validation labels, test images have none and are skipped"
     _classes: set[str] = field(default_factory=set)
     ignored: Ignored = field(default_factory=Ignored)
 
@@ -52,10 +53,10 @@ class TinyImageNet(Source):
             else:
                 yield Unusable("val", name, f"has no line in {ANNOTATIONS}")
         for file, key in wnid_of.items():
-            yield Unusable("val", f"val/images/{file}", f"is in {ANNOTATIONS}, and no such file is there", key)
+            yield Unusable("val", f"val/images/{file}", f"is in {ANNOTATIONS}, but there is no such file", key)
 
     def class_names(self) -> dict[str, str]:
-        """From words.txt, the first of a class's names."""
+        """The first name of each class in words.txt."""
         names: dict[str, str] = {}
         if (self.root / "words.txt").is_file():
             with open(self.root / "words.txt", encoding="utf-8", errors="replace") as lines:
@@ -74,8 +75,8 @@ class TinyImageNet(Source):
                 file, _, rest = line.rstrip("\n").partition("\t")
                 key = rest.partition("\t")[0]
                 if not key or file in wnid_of:
-                    what = "has no class" if not key else f"names {file!r} again"
-                    raise ValueError(f"{self.root / ANNOTATIONS}: line {number} {what}; get the data set again")
+                    what = "has no class" if not key else f"has {file!r} again"
+                    raise ValueError(f"{self.root / ANNOTATIONS}: line {number} {what}; download the dataset again")
                 wnid_of[file] = key
         return wnid_of
 

@@ -1,11 +1,11 @@
-"""WebDataset tars made by others: `*.tar` in a directory, or one directory below (`train/*.tar`).
+"""Read existing WebDataset tars: `*.tar` in a directory, or one directory below (`train/*.tar`).
 
-A sample holds one image and a label (`tarsamples`); `Fields` names them where that is not plain. The split is told by
-the tar's name (`naming.split_of`).
+A sample consists of one image and a label (`tarsamples`). If they are ambiguous, `Fields` names them. The tar's name
+determines the split (`naming.split_of`).
 
-Labels that are numbers stay what they are, whether all of the smaller ones are met or not. Names of numbered classes:
-line i of a `classnames.txt` or `classes.txt` beside the tars, or, for shards that `pack` made, dataset.json; else what
-the samples say themselves (`classnames`).
+Numeric labels keep their values, even if some smaller numbers have no images. The names of numbered classes come from
+line i of a `classnames.txt` or `classes.txt` beside the tars, from dataset.json for shards that `pack` made, or from
+the samples themselves (`classnames`).
 """
 
 from collections.abc import Iterable, Iterator
@@ -39,12 +39,12 @@ from penstock.shard_tools.sources.tarsamples import (
 )
 from penstock.shards.format import INFO_FILE, ShardSet
 
-LAYOUT = "a directory with WebDataset .tar files, or with train/ and val/ of them"
+LAYOUT = "a directory with WebDataset .tar files, or with directories train/ and val/ of such files"
 CLASS_FILES = ("classnames.txt", "classes.txt")
 
 
 def tars(root: Path) -> dict[str, list[Path]]:
-    """Split → its tars by name."""
+    """Split → its tars, sorted by name."""
     paths = [path for folder in _folders(root) for path in folder.glob("*.tar") if not path.name.startswith(".")]
     splits: dict[str, list[Path]] = {}
     for path in sorted(paths):
@@ -61,8 +61,8 @@ def _folders(root: Path) -> list[Path]:
 
 
 def names_beside(root: Path) -> dict[str, str]:
-    """Class key → readable name from a class file beside the tars: the i-th belongs to label i, whether its number or
-    wnid is before it or not. Empty without one."""
+    """Class key → readable name from a class file beside the tars; {} without one. Line i names label i; it may begin
+    with the number or the wnid."""
     for name in CLASS_FILES:
         if (root / name).is_file():
             text = (root / name).read_text(encoding="utf-8-sig", errors="replace")
@@ -76,7 +76,7 @@ def names_beside(root: Path) -> dict[str, str]:
 
 @dataclass
 class LabelsMet:
-    """What the labels of a set are: all numbers or all text, up to which number, and how the classes are called.
+    """Collects facts about the labels: whether all are numbers or all text, the largest number, and class names.
 
     beside: class key → readable name of the labels 0, 1, …, from a file beside the tars; {} without one.
     """
@@ -84,20 +84,20 @@ class LabelsMet:
     beside: dict[str, str]
     highest: int = -1
     names: NamesMet = field(default_factory=NamesMet)
-    _first: dict[type, str] = field(default_factory=dict)  # a sample of each kind of label
-    _texts: dict[str, str] = field(default_factory=dict)  # label that is text → its first tar
+    _first: dict[type, str] = field(default_factory=dict)  # one sample for each kind of label
+    _texts: dict[str, str] = field(default_factory=dict)  # text label → its first tar
 
     def add(self, label: Label, name: str) -> None:
-        """Take note of the label of a sample called `name`.
+        """Record the label of the sample `name`.
 
-        Raises ValueError where the labels before are of the other kind, or it is beyond the classes that there are.
+        Raises ValueError if earlier labels are of the other kind, or if the label is beyond the named classes.
         """
         self._first.setdefault(type(label), name)
         if len(self._first) > 1:
             number, text = self._first[int], self._first[str]
-            raise ValueError(f"{number} has a number as its label and {text} a text; make them all one or the other")
+            raise ValueError(f"the label of {number} is a number, but that of {text} is text; use one kind for all")
         if isinstance(label, str):
-            self._texts.setdefault(label, name.partition(".tar/")[0] + ".tar")  # `index` knows no more of most
+            self._texts.setdefault(label, name.partition(".tar/")[0] + ".tar")  # `index` knows only the tar of most
         else:
             check_number(label, name)
             if self.beside and label >= len(self.beside):
@@ -108,14 +108,14 @@ class LabelsMet:
             self.highest = max(self.highest, label)
 
     def keys(self) -> list[str] | None:
-        """The class keys by label, or None where the labels are text. Raises what `check_single` does."""
+        """The class keys by label, or None if the labels are text. Raises what `check_single` raises."""
         check_single(self._texts)
         if self.highest < 0:
             return None
         return list(self.beside) or numbered_keys(self.highest + 1)
 
     def class_names(self) -> dict[str, str]:
-        """Class key → readable name, as far as it is known."""
+        """Class key → readable name, for classes with a known name."""
         keys = list(self.beside)
         said = self.names.names()
         found = {_key(label, keys): name for label, name in said.items()}
@@ -126,8 +126,8 @@ class LabelsMet:
 
 
 def unlabelled_test(count: int) -> str:
-    """The line about a test split whose labels are kept secret, which is left out beside others."""
-    return f"test is left out: none of its {count:,} images has a label"
+    """The message about a test split that is skipped because its labels are secret."""
+    return f"test: skipped, because none of its {count:,} images has a label"
 
 
 def _key(label: Label, keys: list[str]) -> str:
@@ -150,7 +150,7 @@ class WebDataset(Source):
 
     def __post_init__(self) -> None:
         splits = ", ".join(f"{split} ({len(paths)})" for split, paths in tars(self.root).items())
-        self.explained = f"WebDataset tars, read in place; splits by the tars' names: {splits}"
+        self.explained = f"WebDataset tars, read in place; splits from the tars' names: {splits}"
 
     def images(self, work: Path) -> Iterator[SourceImage | Unusable]:
         """By split, tar and position."""
@@ -158,7 +158,7 @@ class WebDataset(Source):
         beside = names_beside(self.root)
         if not beside and (self.root / INFO_FILE).is_file():
             packed = ShardSet.open(self.root)
-            if not packed.made.get("indexed"):  # the labels of tars made by others are their own
+            if not packed.made.get("indexed"):  # tars that were only indexed have their own labels
                 beside = {info.wnid: info.name for info in packed.classes}
         self._met = LabelsMet(beside)
         self._left_out = ""
@@ -170,7 +170,7 @@ class WebDataset(Source):
             yield from self._unless_secret(samples) if split == "test" and len(found) > 1 else samples
 
     def _unless_secret(self, samples: Iterator[SourceImage | Unusable]) -> Iterator[SourceImage | Unusable]:
-        """The samples, or nothing if none of them has a label."""
+        """Yield the samples, or nothing if none of them has a label."""
         unlabelled: list[Unusable] = []
         for sample in samples:
             if not isinstance(sample, Unusable) or not sample.reason.startswith(NO_LABEL):
@@ -182,7 +182,7 @@ class WebDataset(Source):
         self._left_out = unlabelled_test(len(unlabelled)) if unlabelled else ""
 
     def _samples(self, split: str, path: Path, keys: list[str]) -> Iterator[SourceImage | Unusable]:
-        """Those of one tar. keys: of the classes by label, where a file beside the tars names them."""
+        """Yield the samples of one tar. keys: the class keys by label, if a file beside the tars names the classes."""
         with open(path, "rb") as stream:
             for sample in iterate_samples(path, self.ignored):
                 image = image_of(sample, path, self.fields)

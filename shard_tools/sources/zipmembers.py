@@ -1,5 +1,6 @@
-"""The members of a zip, streamed from its central directory. Nothing is extracted, and no list of them is kept:
-`zipfile` holds about 1 KB for each, 2 GB for Kaggle's ImageNet.
+"""Stream the members of a zip from its central directory, without extracting them.
+
+No list of members is kept: `zipfile` needs about 1 KB for each, 2 GB for Kaggle's ImageNet.
 
 Source: PKWARE's APPNOTE.TXT, sections 4.3.7 (local header), 4.3.12 (central directory), 4.3.14–16 (its ends), 4.5.3.
 """
@@ -19,7 +20,8 @@ ENCRYPTED, UTF8 = 0x1, 0x800
 
 
 class ZipMember(NamedTuple):
-    """One file in a zip; `place` finds its content. `stored_bytes` is as compressed, `size_bytes` of the content."""
+    """One file in a zip; `place` finds its content. `stored_bytes` is the compressed size, `size_bytes` the size of the
+    content."""
 
     name: str
     flags: int
@@ -30,10 +32,10 @@ class ZipMember(NamedTuple):
 
 
 def iterate_zip(path: Path) -> Iterator[ZipMember]:
-    """Every member but directories, in the order of the central directory.
+    """Yield every member except directories, in the order of the central directory.
 
     Raises:
-        ValueError: it is not a whole zip. OSError: it cannot be read.
+        ValueError: the zip is damaged. OSError: it cannot be read.
     """
     with open(path, "rb") as stream:
         try:
@@ -51,22 +53,25 @@ def iterate_zip(path: Path) -> Iterator[ZipMember]:
                 if not name.endswith("/"):
                     yield ZipMember(name, flags, method, stored, size, header)
         except (ValueError, struct.error) as error:
-            raise ValueError(f"{path}: is not a whole zip ({error}); get it again") from None
+            raise ValueError(f"{path}: is damaged or not a zip ({error}); get a new copy") from None
 
 
 def place(stream: BinaryIO, path: Path, member: ZipMember) -> Place:
-    """Where the content lies. `stream` is the open zip.
+    """The place of a member's content. `stream` is the open zip.
 
     Raises:
-        ValueError: it is encrypted, compressed by a method other than DEFLATE, or its local header is damaged.
+        ValueError: the member is encrypted, compressed with a method other than DEFLATE, or has a damaged local header.
     """
     if member.flags & ENCRYPTED:
-        raise ValueError(f"{path}: {member.name} is encrypted; unzip it and give the directory")
+        raise ValueError(f"{path}: {member.name} is encrypted; unzip the archive and give the directory")
     if member.method not in METHODS:
-        raise ValueError(f"{path}: {member.name} uses compression method {member.method}; unzip it, give the directory")
+        raise ValueError(
+            f"{path}: {member.name} uses the unsupported compression method {member.method}; unzip the archive and "
+            "give the directory"
+        )
     head = os.pread(stream.fileno(), LOCAL.size, member.header)
     if len(head) < LOCAL.size or not head.startswith(b"PK\3\4"):
-        raise ValueError(f"{path}: is not a whole zip (no {member.name} at byte {member.header}); get it again")
+        raise ValueError(f"{path}: is damaged (no {member.name} at byte {member.header}); get a new copy")
     name_bytes, extra_bytes = LOCAL.unpack(head)[-2:]  # this header's own: they may differ from the directory's
     offset = member.header + LOCAL.size + name_bytes + extra_bytes
     return Place(METHODS[member.method], str(path), offset, member.stored_bytes)
@@ -92,7 +97,7 @@ def _directory(stream: BinaryIO) -> tuple[int, int]:
 
 
 def _zip64(extra: bytes, values: list[int]) -> list[int]:
-    """Size, stored size and header position, those that do not fit 32 bits taken from the zip64 field."""
+    """Size, stored size and header position. Values that do not fit 32 bits come from the zip64 field."""
     at = 0
     while 0xFFFFFFFF in values and at + 4 <= len(extra):
         kind, length = struct.unpack_from("<2H", extra, at)

@@ -95,7 +95,7 @@ def test_what_is_missing_refused_or_dead_is_said_in_a_line(
 ) -> None:
     running.fail = 0
     for url in ("gs://shards/none", "gs://nowhere/set"):
-        with pytest.raises(ValueError, match=rf"{url}/dataset\.json: there is no such file or bucket"):
+        with pytest.raises(ValueError, match=rf"{url}/dataset\.json: the file or bucket does not exist"):
             ShardSet.open(url, tmp_path)
     for running.refuse in (401, 403):
         with pytest.raises(ValueError, match=r"gs://shards/set/dataset\.json: no permission .*set the credentials"):

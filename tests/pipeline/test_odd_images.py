@@ -94,7 +94,7 @@ def test_odd_samplings_of_cmyk() -> None:
 
 
 UNREADABLE = {
-    "12 bits a sample; only 8-bit JPEGs": with_frame(PLAIN, 0xC1, bits=12),
+    "12 bits per sample; only 8 bits": with_frame(PLAIN, 0xC1, bits=12),
     "2 components": with_frame(PLAIN, components=2),
     "without a height": with_frame(PLAIN, height=0),
     "hierarchical": with_frame(PLAIN, 0xC5),
@@ -150,9 +150,9 @@ def test_an_unforeseen_exception_is_the_images_error(monkeypatch: pytest.MonkeyP
 DIFFERENT = {  # as in DALI's eyes
     "CMYK without Adobe's marker": (without_adobe(CMYK), "mode CMYK; up to 2.. of 255"),
     "16-bit PNG": (DEEP, "mode I;16"),
-    "5-5-5 BMP": (bmp16(smooth(), 5), "DALI does not decode it"),
+    "5-5-5 BMP": (bmp16(smooth(), 5), "DALI cannot decode it"),
     "5-6-5 BMP": (bmp16(smooth(), 6), "up to 7 of 255"),
-    "lossless JPEG": (lossless(np.asarray(smooth().convert("L"))), "DALI does not decode it"),
+    "lossless JPEG": (lossless(np.asarray(smooth().convert("L"))), "DALI cannot decode it"),
 }
 SAME = {
     "CMYK": (CMYK, "cmyk"),
@@ -203,7 +203,7 @@ def test_ordinary_jpegs_are_told_by_their_header_and_decode_to_pillows_pixels(mo
 
 def test_what_dali_refuses_is_no_training_image_though_libjpeg_takes_it() -> None:
     at = PLAIN.index(b"\xff\xda")
-    with pytest.raises(BadImage, match="DALI does not decode it"):
+    with pytest.raises(BadImage, match="DALI cannot decode it"):
         check_trains(PLAIN[:at] + b"\1\2" + PLAIN[at:], 64, 80, compare=False)
     with pytest.raises(BadImage, match="64×80 pixels"):
         check_trains(PLAIN, 65, 80, compare=False)

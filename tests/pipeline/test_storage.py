@@ -270,5 +270,5 @@ def test_a_hash_that_is_a_path_is_refused(dataset_dir: Path, tmp_path: Path) -> 
     info = json.loads((copy / "dataset.json").read_text())
     info["splits"]["train"]["shards"][0]["sha256"] = str(tmp_path / "x")
     (copy / "dataset.json").write_text(json.dumps(info))
-    with pytest.raises(ValueError, match=r"/x' is no sha256 of train-000000\.tar"):
+    with pytest.raises(ValueError, match=r"/x' is not a valid sha256 for train-000000\.tar"):
         ShardSet.open(url_of(copy), tmp_path / "cache")

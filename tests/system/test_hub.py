@@ -117,7 +117,7 @@ def test_tars_on_the_hub_are_indexed_where_they_lie(hub: HubServer, tmp_path: Pa
     for command in (("verify", out), ("verify", out, "--fix"), ("preview", out, tmp_path / "x.png")):
         refused = cli(*command)
         assert refused.exit_code == 1
-        assert f"its shards lie at {url}, and this command reads disks only" in refused.output
+        assert f"its shards are at {url}, but this command reads local disks only" in refused.output
 
 
 def test_an_index_goes_on_after_a_failure_and_bad_images(hub: HubServer, tmp_path: Path) -> None:
@@ -203,13 +203,13 @@ def test_what_is_wrong_is_said_in_a_line(
     hub.private, hub.gated = {"me/private"}, {"me/gated"}
     login = "HF_TOKEN or run: hf auth login"
     told = {
-        "hf://datasets/me/nope": f"no such repository, or it is private.*{login}",
-        "hf://datasets/me/private": f"no such repository, or it is private.*{login}",
-        "hf://datasets/me/gated": f"gated/dataset.json: access has to be asked for.*{login}",
-        "hf://datasets/me/set@v9": "no such revision; look at what follows the @",
-        "hf://datasets/me/set/folder": "folder/dataset.json: there is no such file",
-        "hf://datasets/me": "is no path on the Hub; write hf://datasets/OWNER/NAME",
-        "hf://me/set": "is no path on the Hub; write hf://datasets/OWNER/NAME",
+        "hf://datasets/me/nope": f"the repository does not exist or is private.*{login}",
+        "hf://datasets/me/private": f"the repository does not exist or is private.*{login}",
+        "hf://datasets/me/gated": f"gated/dataset.json: access is restricted.*{login}",
+        "hf://datasets/me/set@v9": "the revision does not exist; check the part of the URL after the @",
+        "hf://datasets/me/set/folder": "folder/dataset.json: the file or bucket does not exist",
+        "hf://datasets/me": "not a path on the Hub; write hf://datasets/OWNER/NAME",
+        "hf://me/set": "not a path on the Hub; write hf://datasets/OWNER/NAME",
     }
     for url, line in told.items():
         refused = runs.run(url, tmp_path / "run", data__store_timeout_s=20)
@@ -230,7 +230,7 @@ def test_what_is_wrong_is_said_in_a_line(
     assert "hf upload me/new DIR --repo-type dataset" in upload.output
     assert "index URL OUT" in cli("index", URL).output.replace(URL, "URL")
     assert "leave out" in cli("index", dataset_dir, tmp_path / "x").output
-    assert "is a packed dataset, which has its index" in cli("index", URL, tmp_path / "x").output
+    assert "is a packed dataset and already has an index" in cli("index", URL, tmp_path / "x").output
 
 
 def test_no_network_and_no_package_are_said_in_a_line(
@@ -238,7 +238,7 @@ def test_no_network_and_no_package_are_said_in_a_line(
 ) -> None:
     monkeypatch.setitem(fsspec.config.conf, "hf", {"endpoint": "http://127.0.0.1:9"})
     down = runs.run(URL, tmp_path / "run", data__store_timeout_s=1)
-    assert re.search(r"the store has failed for 1 s .*ConnectError.*see that it is up and can be reached", down.output)
+    assert re.search(r"the store has failed for 1 s .*ConnectError.*check that it is up and reachable", down.output)
     assert down.output.count("\n") == 1
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     monkeypatch.delitem(vars(sys.modules["fsspec.registry"])["_registry"], "hf")  # which has its file system

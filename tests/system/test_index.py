@@ -114,7 +114,7 @@ def test_what_dali_cannot_take_is_found(root: Path) -> None:
     bad = {
         "gif": (encoded("GIF", "L"), "not a JPEG"),
         "cut": (jpeg(1)[:-20], "truncated"),
-        "deep": (encoded("PNG", "I;16"), "other colours in it .mode I;16"),
+        "deep": (encoded("PNG", "I;16"), "decode it to different colours .mode I;16"),
         "none": (b"", "empty"),
         "film": (encoded("WEBP", save_all=True, append_images=[Image.new("RGB", (14, 9))]), "animated"),
         "torn": (encoded("PNG")[:20], "Truncated"),
@@ -141,8 +141,8 @@ def test_what_dali_cannot_take_is_found(root: Path) -> None:
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ([("a b.jpg", jpeg(1)), ("a b.cls", b"1")], "the name 'a b.jpg' has white space"),
-        ([("a.jpg", jpeg(1)), ("a.cls", b"cat")], r"has a number as its label and \S*train-009.tar/a.jpg a text"),
+        ([("a b.jpg", jpeg(1)), ("a b.cls", b"1")], "the member name 'a b.jpg' contains white space"),
+        ([("a.jpg", jpeg(1)), ("a.cls", b"cat")], r"is a number, but that of \S*train-009.tar/a.jpg is text"),
     ],
 )
 def test_shards_that_cannot_be_indexed_are_one_line(root: Path, members: list[tuple[str, bytes]], message: str) -> None:
@@ -166,7 +166,7 @@ def test_tars_in_directories_below_are_refused(root: Path) -> None:
     """They used to be skipped silently beside others."""
     (root / "val").mkdir()
     shutil.copy(next(root.glob("*.tar")), root / "val" / "7.tar")
-    with pytest.raises(ValueError, match=r"1 of its .* tars lie in directories of it .val/7.tar.*as val-7.tar"):
+    with pytest.raises(ValueError, match=r"1 of its .* tars are in subdirectories .first val/7.tar.*as val-7.tar"):
         indexed(root)
 
 

@@ -267,8 +267,8 @@ def test_the_same_image_twice_is_reported(tmp_path):
     source = write_twice(tmp_path / "source")
     result = cli("pack", source, tmp_path / "out", "--samples-per-shard", 3, "--workers", 1)
     assert result.exit_code == 0, result.stderr
-    assert "6 image(s) are copies" in result.stdout
-    assert result.stderr.count("the same image: ") == 3
+    assert "6 image(s) are duplicates" in result.stdout
+    assert result.stderr.count("duplicate image: ") == 3
     shard_set = ShardSet.open(tmp_path / "out")
     assert shard_set.made["duplicates"] == {"copies": 6, "label_conflicts": 2, "split_conflicts": 2}
     with open(tmp_path / "out" / "duplicates.tsv", newline="") as stream:
@@ -297,7 +297,7 @@ def test_the_screen_shows_the_first_conflicts_only(tmp_path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 image.save(path)
     result = cli("pack", tmp_path / "source", tmp_path / "out", "--workers", 1)
-    lines = [line for line in result.stderr.splitlines() if line.startswith("the same image: ")]
+    lines = [line for line in result.stderr.splitlines() if line.startswith("duplicate image: ")]
     assert len(lines) == 5
     for line in lines:
         names = [word.split("/")[-1].split("-")[0] for word in line.split() if word.endswith(".png")]
@@ -361,17 +361,17 @@ def test_a_table_of_images_anywhere(source, tmp_path):
 
 def test_encoding_that_makes_no_sense_is_refused(tmp_path):
     for options, message in {
-        "--quality 80": "--quality is of JPEGs that are scaled or re-encoded",
-        "--subsampling 444 --check header": "--subsampling is of",
-        "--quality 80 --apply-orientation": "--quality is of",
+        "--quality 80": "--quality applies only to JPEGs that are scaled or re-encoded",
+        "--subsampling 444 --check header": "--subsampling applies only to",
+        "--quality 80 --apply-orientation": "--quality applies only to",
         "--max-side 5 --short-side 5": "choose one",
         "--reencode --baseline": "leave out --baseline",
         "--reencode --check header": "leave out --check header",
         "--workers 1 --scheduler a:1": "choose one",
         "--split train=0.5": "add up to 1",
-        "--pixels 1.5": "--pixels: '1.5' is no share of the images; write a number from 0 to 1",
-        "--pixels nan": "--pixels: 'nan' is no share",
-        "--pixels half": "--pixels: 'half' is no share",
+        "--pixels 1.5": "--pixels: '1.5' is not a share of the images; write a number from 0 to 1",
+        "--pixels nan": "--pixels: 'nan' is not a share",
+        "--pixels half": "--pixels: 'half' is not a share",
     }.items():
         result = cli("pack", tmp_path, tmp_path / "out", *options.split())
         assert (result.exit_code, message in result.stderr) == (1, True), result.output

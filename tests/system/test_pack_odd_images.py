@@ -43,7 +43,7 @@ def test_odd_and_turned_images_are_packed_and_counted(source: Path, tmp_path: Pa
     out = tmp_path / "out"
     result = cli("pack", source, out, "--workers", 1)
     assert result.exit_code == 0, result.output
-    line = "2 image(s) have an EXIF orientation that is not applied, as in torchvision; --apply-orientation turns them"
+    line = "2 image(s) have an EXIF orientation that is not applied, as in torchvision; --apply-orientation applies it"
     assert line in result.stdout
     assert made(out)["converted"] == {"cmyk": 1, "odd-jpeg": 1, "png": 1}
     assert made(out)["unturned"] == 2
@@ -89,7 +89,7 @@ def test_one_image_that_nobody_foresaw_costs_its_line(
         packed = pack(source, tmp_path / "out", PackOptions(on_bad="skip"), executor=executor)
     assert dict(packed.rejected.first) == {
         "class/a.jpg": "KeyError: 6",
-        "class/f.jpg": "a JPEG with 12 bits a sample; only 8-bit JPEGs can be used, convert it first",
+        "class/f.jpg": "a JPEG with 12 bits per sample; only 8 bits are supported, convert it first",
     }
     assert len(packed.shard_set.split("train")) == 4
 
@@ -104,7 +104,7 @@ def test_what_dali_sees_otherwise_is_not_indexed(tmp_path: Path) -> None:
     root = shards(tmp_path, JPEG, ODD, OPPOSITE, FILES["d"])
     result = cli("index", root, "--workers", 1)
     assert result.exit_code == 1
-    assert "train-0.tar/2.jpg: DALI and Pillow see other colours" in result.stderr
+    assert "train-0.tar/2.jpg: DALI and Pillow decode it to different colours" in result.stderr
     result = cli("index", root, "--workers", 1, "--on-bad", "skip")
     assert result.exit_code == 0, result.output
     assert "1 image(s) have an EXIF orientation that is not applied" in result.stdout
@@ -128,10 +128,10 @@ def test_verify_decodes_as_training_does_and_fix_takes_out_what_differs(
     assert verify(root) == []
     (finding,) = verify(root, decode=True)
     assert (finding.kind, finding.sample) == ("decode", 1)
-    assert "see other colours" in finding.message
+    assert "decode it to different colours" in finding.message
     result = cli("verify", root, "--fix", "--workers", 1)
     assert result.exit_code == 0, result.output
-    assert "1 image(s) left out that do not train as they are, see rejected.tsv" in result.stderr
+    assert "skipped 1 image(s) that training cannot use as they are, see rejected.tsv" in result.stderr
     assert len(ShardSet.open(root).split("train")) == 2
 
 
@@ -144,7 +144,7 @@ def test_an_image_of_ours_that_dali_alone_refuses_is_found_and_taken_out(
     refuse(monkeypatch, lambda data: data.tobytes() == JPEG)
     (finding,) = verify(out, decode=True)
     assert (finding.kind, finding.sample) == ("decode", names.index("class/a.jpg"))
-    assert finding.message.endswith("DALI does not decode it (not this one)")
+    assert finding.message.endswith("DALI cannot decode it (not this one)")
     result = cli("verify", out, "--fix", "--workers", 1)
     assert result.exit_code == 0, result.output
     left = ShardSet.open(out).split("train")

@@ -56,7 +56,7 @@ def test_parquet_packs(tmp_path: Path) -> None:
     assert source.format == "parquet"
     assert "0.0 GB" in source.explained
     assert listed(source, tmp_path / "work") == expected
-    assert source.notes() == ["test: none of its 3 rows has a label, so it is left out"]
+    assert source.notes() == ["test: skipped, because none of its 3 rows has a label"]
     assert source.fixed_classes() == ["000000", "000001", "000002"]
     found, shard_set = packed(tmp_path / "hf", tmp_path / "out")
     assert found == expected
@@ -118,11 +118,11 @@ def rows(*labels: object) -> list[tuple[bytes | None, str | None, Any]]:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: hugging_face(path, rows(0, 3)), "row 1: the label 3 is not one of the 3 classes that its schema"),
+        (lambda path: hugging_face(path, rows(0, 3)), "row 1: the label 3 is not one of the 3 classes in its schema"),
         (lambda path: hugging_face(path, rows(0, -2), None), "row 1: the label -2 is below 0"),
-        (lambda path: pq.write_table(pa.table({"a": [1], "b": [2]}), path), "which column is the Image.* a, b;"),
-        (lambda path: path.write_bytes(b"PAR1 nonsense PAR1"), "not a whole Parquet file"),
-        (lambda path: path.write_bytes(b""), "not a whole Parquet file"),
+        (lambda path: pq.write_table(pa.table({"a": [1], "b": [2]}), path), "which column is the Image.* a, b"),
+        (lambda path: path.write_bytes(b"PAR1 nonsense PAR1"), "damaged or not a Parquet file"),
+        (lambda path: path.write_bytes(b""), "damaged or not a Parquet file"),
         (
             lambda path: (path.parent / "train-00000-of-00002-0a1b2c.parquet").unlink(),
             "1 of the 2 files of train are m",
@@ -221,8 +221,8 @@ def test_webdataset_text_labels_and_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ([("a.jpg", b"x"), ("a.png", b"x"), ("a.cls", b"1")], "a.jpg and a.png are images of one sample"),
-        ([("a.jpg", b"x"), ("a.cls", b"1"), ("b.jpg", b"x"), ("b.cls", b"cat")], "has a number as its label"),
+        ([("a.jpg", b"x"), ("a.png", b"x"), ("a.cls", b"1")], "a.jpg and a.png belong to the same sample"),
+        ([("a.jpg", b"x"), ("a.cls", b"1"), ("b.jpg", b"x"), ("b.cls", b"cat")], "is a number, but that of"),
         ([("a.jpg", b"x"), ("a.cls", b"7")], "label 7 is beyond the 3 classes"),
     ],
 )  # fmt: skip
@@ -239,7 +239,7 @@ def test_webdataset_tars_that_are_none_are_one_line(tmp_path: Path) -> None:
     whole = write_tar(tmp_path / "wds/train-0.tar", members).read_bytes()
     for damaged in (whole[:3000], whole[:2048], whole[:3072] + b"garbage" * 200 + whole[4472:], b"", b"x" * 5000):
         (tmp_path / "wds/train-0.tar").write_bytes(damaged)
-        one_line(tmp_path / "wds", tmp_path, "not a whole tar")
+        one_line(tmp_path / "wds", tmp_path, "damaged")
     write_tar(tmp_path / "wds/train-0.tar", members, "w:gz")
     one_line(tmp_path / "wds", tmp_path, "is a compressed tar")
 

@@ -50,7 +50,7 @@ def test_they_stop_it_before_anything_is_made(root: Path, tmp_path: Path) -> Non
     assert lines[1] == "  hole\t0: no such file"
     assert lines[11:] == [
         "  … 14 more",
-        "leave them out with --on-bad skip, which lists all of them in OUT/rejected.tsv, or mend them",
+        "skip them with --on-bad skip, which lists all of them in OUT/rejected.tsv, or repair them",
     ]
     assert not (tmp_path / "out").exists()
 

@@ -87,10 +87,10 @@ def test_numbers_stay_what_they_are(root: Path, tmp_path: Path) -> None:
         for name, split in shard_set.splits.items():
             assert sorted(split.samples["label"]) == sorted(TRAIN if name == "train" else VAL)
         assert shard_set.classes == tuple(ClassInfo(f"{i:06d}", str(i)) for i in range(701))
-        assert any("696 of 701 classes without images" in line for line in said), said
-        assert any("classes with images in val and none in train: 1, '000003'" in line for line in said), said
+        assert any("696 of 701 classes have no images" in line for line in said), said
+        assert any("1 class(es) have images in val but none in train: '000003'" in line for line in said), said
         assert verify(shard_set.root, decode=True) == []
-        assert "0 to 2 a class" in summary(describe(shard_set))
+        assert "0 to 2 per class" in summary(describe(shard_set))
         assert "697 classes" in histograms(describe(shard_set))
     again = packed(tmp_path / "out", tmp_path / "again")
     assert (labels(again), again.classes) == (expected, shard_sets[0].classes)
@@ -138,7 +138,7 @@ def test_class_files_for_numbers(root: Path, lines: list[str], expected: dict[in
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("cat\ndog\n", "its 2 lines begin with no number"), ("99999999 far\n", "more than 1,000,000 classes")],
+    [("cat\ndog\n", "its 2 lines have no numbers"), ("99999999 far\n", "more than 1,000,000 classes")],
 )
 def test_class_files_that_do_not_fit(root: Path, text: str, message: str) -> None:
     (root / "names").write_text(text)
@@ -188,9 +188,9 @@ def test_what_differs_within_a_class_is_no_name(tmp_path: Path) -> None:
     lines: list[str] = []
     assert packed(root, tmp_path / "out", lines).classes == indexed(root, lines).classes
     assert indexed(root).classes[10].name == "brambling"
-    said = [line for line in lines if "no class names from" in line]
+    said = [line for line in lines if "is not used for class names" in line]
     assert len(said) == 2
-    assert all("class 10 has 'image 0' and 'image 1'" in line for line in said)
+    assert all("class 10 has both 'image 0' and 'image 1'" in line for line in said)
 
 
 def test_text_labels_have_names_too(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_only_some_classes_are_numbered_anew(root: Path, tmp_path: Path) -> None
     shard_set = packed(root, tmp_path / "out", lines, subset=Subset(only_classes=frozenset({"10", "000388"})))
     assert shard_set.classes == (ClassInfo("000010", "10"), ClassInfo("000388", "388"))
     assert labels(shard_set) == {jpeg(0): 0, jpeg(1): 1, jpeg(3): 0, jpeg(20): 0, jpeg(21): 1}
-    assert any("labels are numbered anew, 0 … 1 ('000010', '000388')" in line for line in lines)
+    assert any("labels are renumbered 0 … 1 ('000010', '000388')" in line for line in lines)
     with pytest.raises(ValueError, match="has no class '701'"):
         packed(root, tmp_path / "none", subset=Subset(only_classes=frozenset({"701"})))
 
@@ -283,9 +283,9 @@ def test_mending_keeps_fields_and_names(tmp_path: Path) -> None:
         ([], {"input.jpg": jpeg(1), "output.cls": b"1"}, ""),  # plain
         ([], {"a.jpg": jpeg(1), "b.jpg": jpeg(2), "cls": b"1"}, "choose one with --image-field (a.jpg, b.jpg)"),
         ([], {"jpg": jpeg(1), "a.cls": b"1", "b.cls": b"2"}, "choose one with --label-field (a.cls, b.cls)"),
-        ([], {"img": jpeg(1), "cls": b"1"}, "no image (fields img, cls); --image-field names it"),
-        ([], {"jpg": jpeg(1), "json": b'{"y": 1}'}, "no label (fields jpg, json; of its .json: y); "),
-        (["--image-field", "png"], {"jpg": jpeg(1), "cls": b"1"}, "--image-field png: its samples have no such field"),
+        ([], {"img": jpeg(1), "cls": b"1"}, "no image (fields img, cls); set --image-field to the image's field"),
+        ([], {"jpg": jpeg(1), "json": b'{"y": 1}'}, "no label (fields jpg, json; keys of its .json: y); "),
+        (["--image-field", "png"], {"jpg": jpeg(1), "cls": b"1"}, "its samples have no field png (--image-field)"),
         (["--label-field", "txt"], {"jpg": jpeg(1), "cls": b"1"}, "they have cls, jpg"),
         (["--label-field", "json.z"], {"jpg": jpeg(1), "json": b'{"y": 1}'}, "no label called json.z"),
         ([], {"jpg": jpeg(1), "cls": b"123456789"}, "train-0.tar/s.jpg: label 123456789 would make more than"),
@@ -313,7 +313,7 @@ def test_the_tables_of_img2dataset_are_no_parquet_set(tmp_path: Path) -> None:
 
 BAD = {
     "no label": ({"jpg": jpeg(2)}, "its sample has no label (fields jpg)"),
-    "alone": ({"jpg": jpeg(2)}, "follow each other in a tar, and a tar of class directories has to be unpacked"),
+    "alone": ({"jpg": jpeg(2)}, "follow each other in the tar; a tar of class directories must be unpacked"),
     "empty": ({"jpg": jpeg(2), "cls": b""}, "no label, but ''"),
     "hidden": ({"jpg": jpeg(2), "cls": b"-1"}, "no label, but '-1'"),
     "list": ({"jpg": jpeg(2), "json": b"[1]"}, "no label, but '[1]'"),
@@ -352,7 +352,9 @@ def test_a_test_split_without_labels_is_left_out(root: Path, tmp_path: Path) -> 
     for shard_set in packed(root, tmp_path / "out", notes[0]), indexed(root, notes[1]):
         assert set(shard_set.splits) == {"train", "val"}
         assert shard_set.made["rejected"] == 0
-    assert all(any("test is left out: none of its 2 images has a label" in line for line in said) for said in notes)
+    assert all(
+        any("test: skipped, because none of its 2 images has a label" in line for line in said) for said in notes
+    )
     shard(root / "test-1.tar", sample(42, 1))  # a test split after all
     assert [type(each) for each in open_source(root).images(tmp_path)][-3:] == [Unusable, Unusable, SourceImage]
 
@@ -371,5 +373,5 @@ def test_labels_that_are_several_of_the_others_are_refused(tmp_path: Path) -> No
     root = tmp_path / "wds"
     shard(root / "train-0.tar", sample(1, "scab"), sample(2, "scab|rust"), sample(3, "rust"))
     for make in (lambda: packed(root, tmp_path / "out"), lambda: indexed(root)):
-        with pytest.raises(ValueError, match=r"train-0.tar: the label 'scab\|rust' is several of the others"):
+        with pytest.raises(ValueError, match=r"train-0.tar: the label 'scab\|rust' combines several labels"):
             make()

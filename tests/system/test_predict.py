@@ -202,7 +202,7 @@ def test_odd_jpegs_are_predicted_and_the_unforeseen_costs_one_file(
     lines = {Path(line["file"]).name: line for line in map(json.loads, result.stdout.splitlines())}
     assert lines["a.jpg"]["error"] == "KeyError: 6"
     assert len(lines["b.jpg"]["classes"]) == 5
-    assert "12 bits a sample" in lines["c.jpg"]["error"]
+    assert "12 bits per sample" in lines["c.jpg"]["error"]
 
 
 def test_images_are_turned_if_the_dataset_was(tmp_path: Path) -> None:

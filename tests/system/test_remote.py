@@ -292,7 +292,7 @@ def test_an_object_that_is_not_what_was_packed_is_named(
     data = bytearray((dataset_dir / "train-000001.tar").read_bytes())
     data[5000] ^= 1
     changed(bytes(data))
-    with pytest.raises(ValueError, match=r"s3://shards/set/train-000001\.tar: 3 downloads have another sha256"):
+    with pytest.raises(ValueError, match=r"s3://shards/set/train-000001\.tar: 3 downloads did not match the sha256"):
         read_all(remote_set, tmp_path, order="global")
     assert len(server.gets("train-000001.tar")) == 3
     changed(bytes(512) + bytes(data)[:-512])  # whose images lie elsewhere
@@ -323,9 +323,9 @@ def test_a_store_that_dies_or_hangs_ends_the_epoch_in_bounded_time(
 def test_what_is_missing_is_said_in_a_line(
     uploaded: None, server: "S3Server", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ValueError, match=r"s3://nowhere/set/dataset\.json: there is no such file or bucket"):
+    with pytest.raises(ValueError, match=r"s3://nowhere/set/dataset\.json: the file or bucket does not exist"):
         ShardSet.open("s3://nowhere/set", tmp_path)
-    with pytest.raises(ValueError, match=r"s3://shards/none/dataset\.json: there is no such file or bucket"):
+    with pytest.raises(ValueError, match=r"s3://shards/none/dataset\.json: the file or bucket does not exist"):
         ShardSet.open("s3://shards/none", tmp_path)
     with pytest.raises(ValueError, match=r"127\.0\.0\.1:9/x/dataset\.json: the store has failed for 1 s"):
         ShardSet.open("http://127.0.0.1:9/x", tmp_path, timeout_s=1)
@@ -422,7 +422,7 @@ def test_what_is_no_longer_at_the_url_is_packed_again(
     assert run(first).already_complete
     fsspec.filesystem("s3").rm(f"{first}/train-000000.idx")
     with pytest.raises(
-        ValueError, match=r"again/x/train-000000\.tar: is not there.*remove what is there and pack again"
+        ValueError, match=r"again/x/train-000000\.tar: is missing.*remove the dataset at the URL and pack again"
     ):
         run(first)
     fsspec.filesystem("s3").rm(first, recursive=True)
@@ -432,7 +432,7 @@ def test_what_is_no_longer_at_the_url_is_packed_again(
 
 def test_workers_that_do_not_share_the_store_are_noticed(image_tree: Path, tmp_path: Path) -> None:
     """memory:// is each process's own."""
-    with pytest.raises(ValueError, match=r"memory://set/.*\.tar: is not there.*remove .* and pack again"):
+    with pytest.raises(ValueError, match=r"memory://set/.*\.tar: is missing.*remove .* and pack again"):
         pack(image_tree, "memory://set", PackOptions(samples_per_shard=25, workers=2, staging=tmp_path))
 
 
@@ -474,10 +474,10 @@ def test_a_server_without_ranges_gives_whole_shards_or_a_line(
     started = time.monotonic()
     for folder, more in (("a", {"cache_bytes": small(shard_set)}), ("b", {})):
         monkeypatch.setattr(remote, "PART_BYTES", 5_000 if folder == "b" else remote.PART_BYTES)
-        with pytest.raises(ValueError, match=r"train-.*\.tar: the server sends a file where a part is asked for"):
+        with pytest.raises(ValueError, match=r"train-.*\.tar: the server sends the whole file instead of a part"):
             read_all(shard_set, tmp_path, order="block", cache_dir=str(tmp_path / folder), **more)
     handler.length = False
-    with pytest.raises(ValueError, match="does not say how long it is"):
+    with pytest.raises(ValueError, match="does not send the file's size"):
         ShardSet.open(url, tmp_path / "c")
     assert time.monotonic() - started < 15  # nothing of it was tried for store_timeout_s
     with pytest.raises(ValueError, match="cannot have a query"):
@@ -494,10 +494,10 @@ def test_commands_read_urls_or_say_that_they_do_not(
     for command in (("verify", URL), ("preview", URL, "x.png")):
         refused = cli(*command)
         assert refused.exit_code == 2
-        assert "is a URL, and this command reads disks only" in refused.output
-    assert "is a packed dataset, which has its index" in cli("index", URL, tmp_path / "index").output
+        assert "is a URL, but this command reads local disks only" in refused.output
+    assert "is a packed dataset and already has an index" in cli("index", URL, tmp_path / "index").output
     for source, out in ((dataset_dir, "disk"), (URL, "store")):
         assert cli("pack", source, tmp_path / out, "--workers", 1, "--samples-per-shard", 40).exit_code == 0
     assert hashes(tmp_path / "store") == hashes(tmp_path / "disk")
-    assert "can only be read" in cli("pack", tmp_path, "https://example.org/x").output
+    assert "is read-only" in cli("pack", tmp_path, "https://example.org/x").output
     assert "leave out --staging" in cli("pack", tmp_path, tmp_path / "out", "--staging", tmp_path).output

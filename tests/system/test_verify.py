@@ -162,24 +162,24 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str, str | int]] = {
     ),
     "stored pixels written otherwise": (
         lambda d: put(d / f"{TRAIN}.tar", int(row(d, 14)["offset"]) + 2, b" "),
-        "is ppm, neither a gray or RGB JPEG nor pixels as packing writes them",
+        "is ppm, but packing writes only gray or RGB JPEGs and PPM pixels",
         40,
     ),
     "damaged image": (damage_image, "premature end of data segment", 40),
-    "truncated tar": (lambda d: cut(d / f"{TRAIN}.tar", row(d, 23)), f"{TRAIN}.tar: is not a whole tar", 40),
+    "truncated tar": (lambda d: cut(d / f"{TRAIN}.tar", row(d, 23)), f"{TRAIN}.tar: is damaged", 40),
     "tar without its end": (lambda d: shorten(d / f"{TRAIN}.tar", 1024), f"{TRAIN}.tar: has", "all"),
     "missing shard": (lambda d: (d / f"{TRAIN}.tar").unlink(), f"{TRAIN}.tar: cannot be read", 29),
     "missing index": (lambda d: (d / f"{TRAIN}.idx").unlink(), f"{TRAIN}.idx: No such file", "all"),
     "extra shard": (lambda d: (d / "train-000009.tar").write_bytes(b""), "train-000009.tar: is not listed", "extra"),
     "swapped shards": (
         lambda d: swap(d / "train-000000.tar", d / f"{TRAIN}.tar"),
-        f"this is what {TRAIN}.tar should be",
+        f"this is the content of {TRAIN}.tar",
         "all",
     ),
     "stale index": (lambda d: swap(d / "train-000000.idx", d / f"{TRAIN}.idx"), "train-000000.idx: line 2", "all"),
     "short index": (lambda d: shorten(d / "train-000000.idx", 60), "train-000000.idx: ", "all"),
     "label in table": (lambda d: edit_table(d, "label"), "its .cls is", "all"),
-    "offset in table": (lambda d: edit_table(d, "offset"), "where no image begins", "all"),
+    "offset in table": (lambda d: edit_table(d, "offset"), "but no image begins there", "all"),
     "height in table": (lambda d: edit_table(d, "height"), "pixels, the table says", "all"),
     "no table": (lambda d: (d / "val.samples.npy").unlink(), "cannot read the sample table", "all"),
     "edited sources": (lambda d: put(d / "train.sources.txt", 3, b"X"), "train.sources.txt: changed", 41),
@@ -192,7 +192,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str, str | int]] = {
     ),
     "shard's count": (
         lambda d: edit(d / "dataset.json", lambda i: i["splits"]["val"]["shards"][0].update(samples=7)),
-        "says 7 samples",
+        "lists 7 samples",
         "all",
     ),
     "class taken out": (
@@ -226,7 +226,7 @@ def test_damage_is_found_and_mended(good, copy, name):
     assert result.exit_code == bool(left)
     if isinstance(expected, str) and expected != "all":
         assert {finding.kind for finding in left} == {expected}
-        assert "not mended" in result.output or "cannot be mended" in result.output or expected == "extra"
+        assert "not repaired" in result.output or "cannot be repaired" in result.output or expected == "extra"
         return
     assert left == []
     if expected == "all":
@@ -333,7 +333,7 @@ def test_foreign_shards(tmp_path):
     tars = {path: path.read_bytes() for path in root.glob("*.tar")}
     assert {finding.kind for finding in verify(root, decode=True)} == {"hash", "decode"}
     lines = repair(root, workers=1)
-    assert any("train-01.tar" in line and "taken out" in line for line in lines)
+    assert any("train-01.tar" in line and "removed" in line for line in lines)
     assert verify(root, decode=True) == []
     assert len(ShardSet.open(root).split("train")) == 11
     assert {path: path.read_bytes() for path in root.glob("*.tar")} == tars

@@ -69,7 +69,9 @@ def test_without_semaphores_the_cause_is_named_and_one_worker_does_it_all(source
         refused = cli(*command, "--workers", 2)
         lines = refused.stderr.splitlines()
         assert (refused.exit_code, len(lines)) == (1, 1), (name, refused.output)
-        assert lines[-1].startswith("Error: /dev/shm: no semaphores can be made there (Read-only file system)"), name
+        assert lines[-1].startswith(
+            "Error: /dev/shm: cannot create the semaphores that several worker processes need (Read-only file system)"
+        ), name
         assert "--workers 1" in lines[-1]
         assert cli(*command, "--workers", 1).exit_code == 0, name
     assert files(tmp_path / "two") == files(out)
@@ -97,7 +99,7 @@ def test_training_makes_its_demo_with_one_worker(tmp_path: Path, monkeypatch: py
 
 def test_a_demo_that_cannot_be_made_here_is_made_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo.subprocess, "run", lambda *_, **__: type("Done", (), {"returncode": 1}))
-    with pytest.raises(ValueError, match=r"python -m shard_tools demo DIR, and give --data DIR"):
+    with pytest.raises(ValueError, match=r"python -m shard_tools demo DIR, and use --data DIR"):
         demo.ensure_demo(tmp_path / "demo", lambda line: None)
 
 
@@ -144,7 +146,7 @@ def test_an_interrupt_ends_the_shard_that_one_thread_is_writing(
     command = ("pack", source, tmp_path / "out", "--samples-per-shard", 3, "--workers", 1)
     stopped = cli(*command)
     assert stopped.exit_code == 130, stopped.output
-    assert "2 of 4 shards are done and kept" in stopped.stderr
+    assert "kept 2 of 4 shards" in stopped.stderr
     assert threading.active_count() < before
     slow[0] = False
     assert cli(*command).exit_code == 0

@@ -58,7 +58,7 @@ def test_a_file_in_use_stays_and_a_full_cache_says_so(tmp_path: Path, monkeypatc
     os.close(cache.open("b", 100, writes(bytes(100))))
     also = cache.open("c", 100, writes(bytes(100)))
     assert names(cache) == {"a", "c"}
-    with pytest.raises(ValueError, match=r"no room for the 100 bytes of d: data\.cache_bytes is 250, 200 bytes"):
+    with pytest.raises(ValueError, match=r"no room for the 100 bytes of d: data\.cache_bytes is 250 and 200 bytes"):
         cache.open("d", 100, writes(bytes(100)))
     threading.Timer(0.1, os.close, [held]).start()  # room comes while it waits
     os.close(cache.open("d", 100, writes(bytes(100))))

@@ -38,12 +38,12 @@ def test_temporary_files_go_to_shared_memory(
     monkeypatch.setattr(folders, "SHARED_MEMORY", tmp_path)
     folders.settle()
     assert tempfile.gettempdir() == os.environ["TMPDIR"] == str(tmp_path)
-    assert f"{tmp_path} is used; TMPDIR names another" in capsys.readouterr().err
+    assert f"using {tmp_path}. Set TMPDIR to use another directory." in capsys.readouterr().err
 
 
 def test_no_directory_at_all_is_one_line(nowhere: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folders, "SHARED_MEMORY", tmp_path / "file")
-    with pytest.raises(SystemExit, match=r"No usable temporary directory .*: set TMPDIR to a directory"):
+    with pytest.raises(SystemExit, match=r"No usable temporary directory .*; set TMPDIR to a writable directory"):
         folders.settle()
 
 
@@ -73,7 +73,7 @@ def test_torchs_directory_for_compiled_code(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv(folders.COMPILED, str(tmp_path / "file/x"))
     folders.settle()
     assert folders.COMPILED not in os.environ
-    assert capsys.readouterr().err == f"{folders.COMPILED}: {tmp_path}/file/x cannot be written, and is not used\n"
+    assert capsys.readouterr().err == f"{folders.COMPILED}: {tmp_path}/file/x is not writable; ignoring it\n"
 
 
 def test_what_is_there_is_left(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -50,7 +50,7 @@ def test_the_choice_is_the_seeds_and_the_splits_and_spread_over_the_shards() -> 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan"), float("inf")])
 def test_what_is_no_share_is_refused(share: float) -> None:
-    with pytest.raises(ValueError, match=re.escape(f"pixels is {share}; it goes from 0 to 1")):
+    with pytest.raises(ValueError, match=re.escape(f"pixels is {share}; it must be from 0 to 1")):
         EncodeConfig(pixels=share)
 
 

@@ -137,7 +137,7 @@ def bad() -> dict[str, tuple[bytes, str]]:
         "animated png": (saved(frames[0], "PNG", save_all=True, append_images=frames[1:]), "animated"),
         "truncated ppm": (saved(noise, "PPM")[:-1], "truncated"),
         "ppm header only": (saved(noise, "PPM")[:5], "."),
-        "pfm": (b"Pf 2 1 -1.0 " + bytes(8), "fractions"),
+        "pfm": (b"Pf 2 1 -1.0 " + bytes(8), "floating-point"),
         "wide": (saved(Image.new("L", (65_501, 1)), "PNG"), "at most"),
         "png with broken pixels": (saved(noise, "PNG")[:2000] + b"\0" * 500, "."),
     }

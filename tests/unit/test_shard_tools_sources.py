@@ -84,7 +84,7 @@ def test_splits_classes_and_order(tmp_path):
 
 def test_a_flat_tree_is_one_split_even_with_a_class_called_train_if_the_user_says_so(tmp_path):
     make(tmp_path / "s", "plane/1.jpg", "train/2.jpg", "car/3.jpg")
-    with pytest.raises(ValueError, match=r"'train/' can be splits by name, 'car', 'plane' not.*--split-dirs none"):
+    with pytest.raises(ValueError, match=r"'train/' can be splits by name, but 'car', 'plane' not.*--split-dirs none"):
         open_source(tmp_path / "s")
     source = open_source(tmp_path / "s", options=SourceOptions(split_dirs="none"))
     listing, found = listed(source, tmp_path / "work")
@@ -106,13 +106,13 @@ def test_other_names_of_splits_and_a_directory_loop(tmp_path):
         ([], "no images"),
         (["a.jpg", "b.jpg"], "no images"),
         (["train/a/1.jpg", "val/b/2.jpg"], "class 'b' of val is not in train"),
-        (["train/Cat/1.jpg", "val/cat/2.jpg"], "class 'cat' of val is written 'Cat' in train; rename one"),
-        (["train/caf\xe9/1.jpg", "val/cafe\u0301/2.jpg"], r"'cafe.u0301' of val is written 'caf.xe9' in train"),
+        (["train/Cat/1.jpg", "val/cat/2.jpg"], "class 'cat' of val is spelled 'Cat' in train; rename one"),
+        (["train/caf\xe9/1.jpg", "val/cafe\u0301/2.jpg"], r"'cafe.u0301' of val is spelled 'caf.xe9' in train"),
         (
             ["train/01/1.jpg", "train/02/1.jpg", "val/1/2.jpg", "val/2/2.jpg"],
-            "class '1' of val is written '01' in train",
+            "class '1' of val is spelled '01' in train",
         ),
-        (["train/a/1.jpg", "val/2.jpg"], "images without class directories .no file here tells"),
+        (["train/a/1.jpg", "val/2.jpg"], "images without class directories .no file here seems to have their labels"),
         (["train/a/1.jpg", "val/2.jpg", "LOC_val_solution.csv"], "seem to be in .*LOC_val_solution.csv"),
         (["train/a/1.jpg", "train/b/1.txt"], "no images, .* in 'train/b'"),
         (["train/a/1.jpg", "val/a/1.txt"], "no images .* in its class directories"),
@@ -131,10 +131,10 @@ def test_unknown_sources_are_told_what_is_known(tmp_path):
     make(tmp_path, "file")
     with pytest.raises(ValueError, match="no such file or directory"):
         open_source(tmp_path / "none")
-    with pytest.raises(ValueError, match="not a directory or file of a kind") as caught:
+    with pytest.raises(ValueError, match="not a supported kind of directory or file") as caught:
         open_source(tmp_path / "file")
     assert all(name in str(caught.value) for name in SOURCES)
-    with pytest.raises(ValueError, match="which has no split_column"):
+    with pytest.raises(ValueError, match="which does not support split_column"):
         open_source(tmp_path, "imagefolder", SourceOptions(split_column="x"))
 
 
@@ -196,7 +196,9 @@ def test_class_directories_that_are_numbers_are_sorted_as_text_with_a_line(tmp_p
     listing, _ = listed(tmp_path / "s", tmp_path / "w")
     assert listing.keys == tuple(keys.split())
     lines = (
-        [f"the classes are numbers, and labels their places sorted as text (as in torchvision): {note}"] if note else []
+        [f"the class names are numbers, but labels follow their order as text (as in torchvision): {note}"]
+        if note
+        else []
     )
     assert list(listing.notes) == lines
 
@@ -208,10 +210,13 @@ def test_class_directories_that_are_numbers_are_sorted_as_text_with_a_line(tmp_p
         ("path,label\n1.jpg,cat\nnone.jpg,dog\n", "1 of 2 image.s. cannot be used:\n  none.jpg: line 3: no such file"),
         ("path,label\n1.jpg,cat\n1.jpg,\n", "1.jpg: line 3: has no label"),
         ("path,label\n1.jpg,cat\n\n1.jpg\n", "1.jpg: line 4: has no label"),
-        ("path,label\n1.jpg,cat\n1.jpg,7\n", "line 3: the label 7 follows 'cat' .line 2.: numbers"),
+        (
+            "path,label\n1.jpg,cat\n1.jpg,7\n",
+            "line 3: numbers and names are mixed: the label 7, but 'cat' before .line 2.",
+        ),
         ("path,name\n1.jpg,cat\n", "no column for the label in its first line path, name; .*--label-column"),
         ("path,split,name\n1.jpg,train,cat\n", "no column for the label"),
-        ('path,label\n"1.jpg,cat\n', "line 2 is no such row"),
+        ('path,label\n"1.jpg,cat\n', "line 2 is malformed"),
         ("path,label,split\n1.jpg,cat,../x\n", "split name '../x'"),
         ("path,label,split\n1.jpg,cat,train\n1.jpg,dog,val\n", "class 'dog' of val is not in train"),
     ],
@@ -243,7 +248,7 @@ def test_a_split_is_stratified_seeded_and_whole(tmp_path):
     assert {key for _, key in found["train"]} == set("abcdefghijklmnopqrst")
     assert listed(source, tmp_path / "c", subset)[1] == found
     assert listed(source, tmp_path / "d", subset, seed=1)[1]["val"] != found["val"]
-    with pytest.raises(ValueError, match="has the splits train, val already"):
+    with pytest.raises(ValueError, match="already has the splits train, val"):
         listed(Made({"train": {"a": 1}, "val": {"a": 1}}), tmp_path / "e", subset)
 
 
@@ -282,13 +287,13 @@ def test_fixed_classes_keep_their_labels(tmp_path):
     assert [key for _, key in found["train"]] == ["c", "c", "a"]
     assert [key for _, key in found["val"]] == ["a", "d", "d", "d"]
     assert listing.notes == (
-        "1 of 4 classes without images, which keep their labels: 'b'",
-        "classes with images in val and none in train: 1, 'd'",
+        "1 of 4 classes have no images but keep their labels: 'b'",
+        "1 class(es) have images in val but none in train: 'd'",
     )
     listing, found = listed(source, tmp_path / "w", Subset(only_classes=frozenset("ad"), per_class=2))
     assert listing.keys == ("d", "a")
     assert Counter(key for _, key in found["val"]) == {"d": 2, "a": 1}
-    assert "labels are numbered anew, 0 … 1 ('d', 'a')" in listing.notes[0]
+    assert "labels are renumbered 0 … 1 ('d', 'a')" in listing.notes[0]
     source.splits = {"train": {"c": 7, "a": 5}}
     listing, found = listed(source, tmp_path / "w", Subset(fractions=parse_fractions("train=0.6,val=0.4")))
     assert listing.keys == ("d", "c", "b", "a")
@@ -367,7 +372,7 @@ def test_names_of_classes(tmp_path):
     assert [info.name for info in class_infos(keys, {}, {})] == ["000007", "tench", "other"]
     (tmp_path / "names.json").write_text('{"other": "mine"}')
     assert read_class_file(tmp_path / "names.json", keys) == {"other": "mine"}
-    for text, message in (("[1]", "names none of the classes"), ('{"other": 1}', "a text"), ("{", "no JSON")):
+    for text, message in (("[1]", "names none of the classes"), ('{"other": 1}', "is not text"), ("{", "not a JSON")):
         (tmp_path / "bad").write_text(text)
         with pytest.raises(ValueError, match=message):
             read_class_file(tmp_path / "bad", keys)

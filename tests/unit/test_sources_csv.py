@@ -69,7 +69,9 @@ def test_separators_inside_cells(folder: Path) -> None:
 def test_a_row_of_more_cells_than_the_first_is_an_error(folder: Path) -> None:
     """A class with a comma in its name, not quoted, must not become another class."""
     for text in ("path,label\n3.png,cat, tabby\n", "3.png,cat\na/1.jpg,cat, tabby\n"):
-        with pytest.raises(ValueError, match=r"t.csv: line 2 has 3 cells, the first row 2: .*put quotes around"):
+        with pytest.raises(
+            ValueError, match=r"t.csv: line 2 has 3 cells, but the first row has 2: .*put quotes around"
+        ):
             read(table(folder, text))
     assert read(table(folder, 'path,label\n3.png, "cat, tabby"\n'))[0] == [("3.png", "cat, tabby")]
     assert read(table(folder, "path,label\n3.png,cat,,\n"))[0] == [("3.png", "cat")]  # as spreadsheets leave them
@@ -95,16 +97,16 @@ def test_encodings(folder: Path, encoding: str) -> None:
     (folder / "Käfer.jpg").write_bytes(b"1")
     path = table(folder, "path,label\r\nKäfer.jpg,Köter\r\n3.png,Maus\r\n".encode(encoding))
     assert read(path) == ([("Käfer.jpg", "Köter"), ("3.png", "Maus")], [])
-    assert ("it is not UTF-8" in open_source(path).explained) == (encoding in ("cp1252", "latin-1"))
+    assert ("not UTF-8" in open_source(path).explained) == (encoding in ("cp1252", "latin-1"))
 
 
 @pytest.mark.parametrize("mark", [b"\xff\xfe", b"\xfe\xff"])
 def test_utf_16_of_both_orders(folder: Path, mark: bytes) -> None:
     text = "path\tlabel\n3.png\tcat\n".encode("utf-16-le" if mark == b"\xff\xfe" else "utf-16-be")
     assert read(table(folder, mark + text)) == ([("3.png", "cat")], [])
-    with pytest.raises(ValueError, match=r"t.csv: is no text in UTF-8 .*save it as UTF-8"):
+    with pytest.raises(ValueError, match=r"t.csv: not UTF-8 text .*save it as UTF-8"):
         read(table(folder, text))
-    with pytest.raises(ValueError, match=r"t.csv: is not whole utf-16"):
+    with pytest.raises(ValueError, match=r"t.csv: not valid utf-16"):
         read(table(folder, mark + text[:-1]))
 
 
@@ -139,7 +141,7 @@ def test_columns_of_usual_names_in_any_place(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("photo of,breed\na/1.jpg,x\n", "'photo of' is no file.*--image-column and --label-column out of photo of, b"),
+        ("photo of,breed\na/1.jpg,x\n", "'photo of' is not a file.*--image-column and --label-column from photo of, b"),
         ("filename,species\na/1.jpg,x\n", "no column for the label .* filename, species; .*--label-column"),
         ("diagnosis,image\nx,a/1.jpg\n", "no column for the label .*diagnosis, image"),
         ("species,label\nx,a/1.jpg\n", "no column for the image .*--image-column"),
@@ -171,7 +173,7 @@ def test_paths_without_extension(folder: Path) -> None:
     assert read(table(folder, "ImageId,Class\n3,cat\na/1,dog\n"))[0] == [("3.png", "cat"), ("a/1.jpg", "dog")]
     (folder / "3.JPG").write_bytes(b"1")
     assert read(table(folder, "id,label\n3,cat\n"))[1] == [
-        ("3", "line 2: no such file, but 3.JPG and 3.png: write which")
+        ("3", "line 2: no such file, but 3.JPG and 3.png exist; write the full path")
     ]
 
 
@@ -185,7 +187,7 @@ def test_files_in_one_folder(folder: Path) -> None:
         assert "the files are in a" in open_source(folder / "t.csv").explained
     (folder / "b").mkdir()
     (folder / "b" / "2.jpg").write_bytes(b"1")
-    with pytest.raises(ValueError, match="'2' are no files beside it, but the folders a, b have such"):
+    with pytest.raises(ValueError, match="'2' are not files beside it, but several folders have such files: a, b;"):
         read(table(folder, "id,label\n1,cat\n2,dog\n"))
 
 
@@ -198,7 +200,7 @@ def test_files_in_several_folders(folder: Path) -> None:
     images, unusable = read(table(folder, text))
     assert images == [(f"{name}.jpg", "cat") for name in ("a/1", "b/7", *["a/2"] * 10)]
     assert unusable == [
-        ("8", "line 14: no such file, but a/8.jpg and b/8.jpg: write which"),
+        ("8", "line 14: no such file, but a/8.jpg and b/8.jpg exist; write the full path"),
         ("9", "line 15: no such file"),
     ]
     assert "the files are in a, b" in open_source(folder / "t.csv").explained
@@ -209,9 +211,9 @@ def test_urls_and_lines_of_one_cell(folder: Path) -> None:
         ("https://x.org/1.jpg", "line 2: a URL; download the images and write their paths")
     ]
     for text in ("3.png 0\na/1.jpg 1\n", "# made by hand\npath,label\n3.png,cat\n", "path\n3.png\n"):
-        with pytest.raises(ValueError, match="has one cell; separate cells with commas, semicolons, tabs, bars"):
+        with pytest.raises(ValueError, match="has only one cell; separate cells with commas, semicolons, tabs, bars"):
             read(table(folder, text))
-    with pytest.raises(ValueError, match=r"label in its first line image, a, b, c; .*if each class has a column"):
+    with pytest.raises(ValueError, match=r"label in its first line image, a, b, c; .*if each class has its own column"):
         read(table(folder, "image,a,b,c\n3,0,1,0\n"))
 
 
@@ -253,7 +255,9 @@ def test_labels_that_are_numbers(folder: Path) -> None:
 def test_what_programs_write_for_a_missing_label_is_no_class(folder: Path, missing: str) -> None:
     rows, unusable = read(table(folder, f"path,label\n3.png,cat\n3.png,{missing}\n"))
     assert rows == [("3.png", "cat")]
-    assert unusable == [("3.png", f"line 3: has no label, but {missing!r}; a class has to be written in another way")]
+    assert unusable == [
+        ("3.png", f"line 3: has no label, but {missing!r}; if this is a class, use another name for it")
+    ]
 
 
 @pytest.mark.parametrize("label", ["hot dog", '"red, white"', "[unknown]", "C++", "1st", "T-shirt/top", "T|S"])
@@ -268,11 +272,11 @@ def test_labels_that_are_several_of_the_others_are_refused(folder: Path, label: 
     text = f"path,label\n3.png,{label}\na/1.jpg,scab\na/2.jpg,rust\n"
     source = open_source(table(folder, text))
     assert len(list(source.images(folder))) == 3
-    with pytest.raises(ValueError, match=r"t.csv: line 2: the label .* is several of the others .'scab', 'rust'."):
+    with pytest.raises(ValueError, match=r"t.csv: line 2: the label .* combines several labels .'scab', 'rust'."):
         source.fixed_classes()
     source = open_source(table(folder, text.replace("a/2.jpg,rust", "a/2.jpg,spot")))
     assert len(list(source.images(folder))) == 3
-    with pytest.raises(ValueError, match="is several of the others"):
+    with pytest.raises(ValueError, match="combines several labels"):
         source.fixed_classes()
 
 
@@ -286,8 +290,8 @@ def test_a_missing_image_does_not_move_the_numbers(folder: Path) -> None:
     ("label", "message"),
     [("1.5", "'1.5' is a number, but not a whole one"), ("-2", "-2 is below 0"), ("1000000", "id1000000"),
      ("16 0", "'16 0' is a list"), ("[3]", "'.3.' is a list"), ('"1,2,3"', "'1,2,3' is a list"),
-     ('"1,000"', "'1,000' may be thousands or a decimal comma"), ("a\x01b", "holds what is no character"),
-     ("1e300", "not a class number"), ("cat", "the label 'cat' follows 0 .line 2.: .*mixed")],
+     ('"1,000"', "'1,000' has a comma that may separate thousands or decimals"), ("a\x01b", "has control characters"),
+     ("1e300", "class number"), ("cat", "mixed: the label 'cat', but 0 before .line 2.")],
 )  # fmt: skip
 def test_labels_that_are_none(folder: Path, label: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
@@ -300,7 +304,7 @@ def test_a_test_split_without_labels_is_left_out(folder: Path) -> None:
     source = open_source(path)
     found = list(source.images(folder))
     assert [(i.split, type(i)) for i in found] == [("train", SourceImage), ("val", SourceImage), ("", Unusable)]
-    assert source.notes() == ["test: none of its 2 rows has a label, so it is left out"]
+    assert source.notes() == ["test: skipped, because none of its 2 rows has a label"]
     assert read(table(folder, "path,label,split\n3.png,,train\na/1.jpg,cat,val\n"))[1] == [
         ("3.png", "line 2: has no label")
     ]

@@ -39,8 +39,8 @@ def kaggle_tree(root: Path) -> Path:
 def test_kaggles_tree_at_the_wrong_level_names_the_right_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = kaggle_tree(tmp_path / "above" / "kaggle")
     for part in ("ILSVRC", "ILSVRC/Data", IMAGES, f"{IMAGES}/val", f"{IMAGES}/test"):
-        assert f"is a part of Kaggle's ImageNet; give {root}, whose {SOLUTION}" in refused(root / part), part
-    assert refused(tmp_path) == f"{tmp_path}: the data set lies in a directory of it; give {root}"
+        assert f"is a part of Kaggle's ImageNet; give {root} ({SOLUTION} there" in refused(root / part), part
+    assert refused(tmp_path) == f"{tmp_path}: the dataset is in a subdirectory; give {root}"
     files(tmp_path / "above", "other/a/1.jpg", "other/b/1.jpg")
     assert refused(tmp_path / "above").endswith(f"give {root}")
     assert open_source(root).format == "kaggle"
@@ -48,7 +48,7 @@ def test_kaggles_tree_at_the_wrong_level_names_the_right_one(tmp_path: Path, mon
     monkeypatch.chdir(root / "ILSVRC")
     assert f"give {root}" in refused(Path("Data"))
     (root / SOLUTION).unlink()
-    assert f"put {SOLUTION} into {root} and give that" in refused(root / IMAGES)
+    assert f"put {SOLUTION} into {root} and give {root}" in refused(root / IMAGES)
 
 
 def test_other_sources_one_level_too_high(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_other_sources_one_level_too_high(tmp_path: Path) -> None:
         (["train/0.tar.gz", "val/0.tar.gz"], "", r"compressed archives \('train/0.tar.gz', 'val/0.tar.gz'\)"),
         (["images.zip", "README"], "", r"compressed archives \('images.zip'\)"),
         (["images.tar.xz"], "images.tar.xz", r"images.tar.xz: compressed archives"),
-        (["shard.tar"], "shard.tar", "is one tar; give its directory"),
+        (["shard.tar"], "shard.tar", "is a single tar; if it is a WebDataset shard, give its directory"),
         (["data-0-of-1.arrow", "dataset_info.json", "state.json"], "", r"load_from_disk\('.*s'\).*to_parquet"),
         (
             ["dataset_dict.json", "train/data-0-of-1.arrow", "train/state.json"],
@@ -74,11 +74,11 @@ def test_other_sources_one_level_too_high(tmp_path: Path) -> None:
             "for split in d: d.split..to_parquet",
         ),
         (["x-train.arrow", "dataset_info.json"], "", r"Dataset.from_file\('.*x-train.arrow'\)"),
-        (["train.beton"], "", "FFCV files .'train.beton'. are not read; give the images"),
+        (["train.beton"], "", "FFCV files .'train.beton'. are not supported; give the original images"),
         (["a.tfrecord"], "a.tfrecord", "TFRecord files"),
         (["notes.txt"], "", "no images .* in its class directories"),
         (["1.jpg"], "", "no images .* in its class directories, but 1 image beside them"),
-        (["notes.txt"], "notes.txt", "not a directory or file of a kind that is known"),
+        (["notes.txt"], "notes.txt", "not a supported kind of directory or file"),
     ],
 )
 def test_what_is_not_read_is_told_what_to_give(tmp_path: Path, names: list[str], given: str, message: str) -> None:
@@ -95,7 +95,7 @@ def test_archives_beside_images_are_no_reason_to_stop(tmp_path: Path) -> None:
 
 def test_tars_beside_a_tree_are_refused_with_the_options(tmp_path: Path) -> None:
     root = files(tmp_path / "s", "train/a/1.jpg", "train/b/1.jpg", "train/a.tar")
-    assert refused(root).endswith("say which to read: --format webdataset or --format imagefolder")
+    assert refused(root).endswith("choose which to read with --format webdataset or --format imagefolder")
     source = open_source(root, "imagefolder")
     assert (len(list(source.images(tmp_path))), source.ignored) == (2, ["train/a.tar"])
     shards = files(tmp_path / "shards", "assets/1.jpg", "0.tar")
@@ -128,5 +128,5 @@ def test_what_systems_leave_behind_is_no_image(tmp_path: Path) -> None:
 def test_a_zip_of_something_else_says_so(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
         archive.writestr("cat/1.jpg", jpeg(1))
-    with pytest.raises(ValueError, match="any other zip: unzip it and give the directory"):
+    with pytest.raises(ValueError, match="if this is another kind of zip, unzip it and give the directory"):
         list(open_source(tmp_path / "photos.zip").images(tmp_path))

@@ -122,7 +122,7 @@ def test_paths_of_images(tmp_path: Path, column: pa.Array) -> None:
     (root / "2.jpg").rename(tmp_path / "2.jpg")
     seen, unusable = read(root, tmp_path)
     assert len(seen) == 2
-    assert unusable == [("train.parquet/0000002/2.jpg", "has no bytes, and its path: no such file")]
+    assert unusable == [("train.parquet/0000002/2.jpg", "has no bytes and no usable path (no such file)")]
     save(root / "data/train.parquet", [str(tmp_path / "2.jpg")], [0])
     assert read(root, tmp_path)[0] == [("train", b"2", "000000")]
 
@@ -145,7 +145,7 @@ def test_rows_without_image_or_label(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("column", "message"),
     [
-        (pa.array([1]), "the column image has the type int64; .*--image-column"),
+        (pa.array([1]), "the column image has the type int64, .*--image-column"),
         (pa.array([[[1]]]), "the column image has the type list<.*list<"),
         (pa.array([[1.5]]), "the column image has the type list<element: double>"),
         (pa.array([{"array": [1]}]), "the column image has the type struct<array"),
@@ -199,7 +199,7 @@ def test_types_of_labels(tmp_path: Path, column: pa.Array, keys: list[str]) -> N
         (pa.array([1_000_000]), "row 0: .* id1000000"),
         (pa.array([[1]]), "the column label has the type list<.*--label-column"),
         (pa.array([{"a": 1}]), "the column label has the type struct<"),
-        (pa.array(["a", "7"]), "row 1: the label 7 follows 'a' .row 0 of .*: numbers and names are mixed"),
+        (pa.array(["a", "7"]), "row 1: numbers and names are mixed: the label 7, but 'a' before .row 0 of "),
     ],
 )
 def test_labels_that_are_none_are_one_line(tmp_path: Path, column: pa.Array, message: str) -> None:
@@ -252,17 +252,17 @@ def test_each_file_has_its_own_class_list(tmp_path: Path) -> None:
         "train-0": NAMES, "train-1": ["ant", "moth", "zebra"], "val-0": ["ant", "moth"], "val-1": ["ant"],
     }  # fmt: skip
     assert "train-1.parquet', " in source.notes()[0]
-    assert "mapped by the classes' names" in source.notes()[0]
+    assert "mapped by class names" in source.notes()[0]
 
 
 def test_a_name_that_the_first_split_lacks_is_refused(tmp_path: Path) -> None:
     root = tmp_path / "s"
     labelled(root / "train.parquet", [0, 1, 2], NAMES)
     path = labelled(root / "val.parquet", [1, 0], ["gnu", "ant", "elk"])
-    message = f"{path}: row 1: the class 'gnu' .*only here: 'gnu', 'elk'; only there: 'zebra', 'moth'"
+    message = f"{path}: row 1: the class 'gnu' .*only in this file: 'gnu', 'elk'; only in train: 'zebra', 'moth'"
     one_line(root, tmp_path, message)
     labelled(path, ["ant", "elk"])
-    one_line(root, tmp_path, "row 1: the class 'elk' .*only here: 'elk'; only there: 'zebra', 'moth'")
+    one_line(root, tmp_path, "row 1: the class 'elk' .*only in this file: 'elk'; only in train: 'zebra', 'moth'")
     assert not list(tmp_path.rglob("*.images"))  # nothing is copied before
 
 
@@ -284,16 +284,22 @@ def test_files_without_a_list_beside_files_with_one(tmp_path: Path) -> None:
     assert by_name(root, tmp_path) == {"train": NAMES, "val": ["moth", "zebra"]}
     source = open_source(root)
     read(source, tmp_path)
-    assert "val.parquet': without class names; the labels are taken for places" in source.notes()[0]
+    assert "val.parquet': no class names; the labels are read as positions" in source.notes()[0]
     labelled(root / "val.parquet", [3])
-    one_line(root, tmp_path, "val.parquet: row 0: the label 3 is not one of the 3 classes that the other files name")
+    one_line(root, tmp_path, "val.parquet: row 0: the label 3 is not one of the 3 classes in the other files")
     labelled(root / "test.parquet", [0], NAMES[::-1])
     labelled(root / "val.parquet", [0])
-    one_line(root, tmp_path, "val.parquet: row 0: the label 0 has no name, and which it is cannot be told")
+    one_line(
+        root, tmp_path, "val.parquet: row 0: the label 0 has no name, and the other files' class lists do not determine"
+    )
     labelled(root / "train.parquet", [0, 1, 2])
     assert by_name(root, tmp_path) == {"train": NAMES[::-1], "val": ["moth"], "test": ["moth"]}
     labelled(root / "val.parquet", [1], NAMES)
-    one_line(root, tmp_path, "train.parquet: row 0: the label 0 has no name, and which it is cannot be told")
+    one_line(
+        root,
+        tmp_path,
+        "train.parquet: row 0: the label 0 has no name, and the other files' class lists do not determine",
+    )
     labelled(root / "val.parquet", [1], NAMES[::-1])
     assert by_name(root, tmp_path) == {"train": NAMES[::-1], "val": ["ant"], "test": ["moth"]}
 
@@ -308,7 +314,7 @@ def test_names_in_one_file_and_text_in_another(tmp_path: Path) -> None:
     labelled(root / "test.parquet", ["ant"])
     assert by_name(root, tmp_path) == {"train": ["moth", "zebra", "ant"], "val": ["ant", "zebra"], "test": ["ant"]}
     labelled(root / "train.parquet", ["moth", "zebra", "gnu"])
-    one_line(root, tmp_path, "val.parquet: row 0: the class 'ant' .*only here: 'ant'; only there: 'gnu'")
+    one_line(root, tmp_path, "val.parquet: row 0: the class 'ant' .*only in this file: 'ant'; only in train: 'gnu'")
     labelled(root / "val.parquet", ["1", "0"], ["1", "0"])  # digits that are names
     labelled(root / "train.parquet", [0, 1], ["1", "0"])
     (root / "test.parquet").unlink()
@@ -316,7 +322,9 @@ def test_names_in_one_file_and_text_in_another(tmp_path: Path) -> None:
     labelled(root / "train.parquet", ["a", "b"])
     labelled(root / "val.parquet", [0])
     one_line(
-        root, tmp_path, "val.parquet: row 0: the label 0 follows 'a' .row 0 of .*train.parquet.: numbers and names"
+        root,
+        tmp_path,
+        "val.parquet: row 0: numbers and names are mixed: the label 0, but 'a' before .row 0 of .*train.parquet.",
     )
 
 
@@ -330,7 +338,7 @@ def test_lists_that_repeat_a_name(tmp_path: Path) -> None:
     labelled(root / "val.parquet", [0], ["ant", "crane"])
     assert by_name(root, tmp_path)["val"] == ["ant"]
     labelled(root / "val.parquet", [1], ["ant", "crane"])
-    one_line(root, tmp_path, "row 0: the class 'crane' is not one .or not only one. of the 3 classes")
+    one_line(root, tmp_path, "row 0: the class 'crane' does not match exactly one of the 3 classes")
 
 
 def test_imagenets_names_in_one_split_only(tmp_path: Path) -> None:
@@ -413,8 +421,8 @@ def test_one_file(tmp_path: Path) -> None:
     source = open_source(path)
     assert source.format == "parquet"
     assert [split for split, *_ in read(source, tmp_path)[0]] == ["val"]
-    assert source.notes() == ["val-00001-of-00003.parquet is one of 3 files; give the directory for all of them"]
-    with pytest.raises(ValueError, match="2 of the 3 files of val are missing, first val-00000-of-00003; get them"):
+    assert source.notes() == ["val-00001-of-00003.parquet is one of 3 files; give the directory to read all of them"]
+    with pytest.raises(ValueError, match="2 of the 3 files of val are missing, first val-00000-of-00003; add them"):
         open_source(path.parent)
 
 
@@ -422,7 +430,7 @@ def test_a_set_that_was_converted_in_part(tmp_path: Path) -> None:
     labelled(tmp_path / "default/partial-train/0000.parquet", [0])
     source = open_source(tmp_path)
     assert [split for split, *_ in read(source, tmp_path)[0]] == ["train"]
-    assert "has a part of the data set only" in source.notes()[0]
+    assert "has only a part of the dataset" in source.notes()[0]
 
 
 def test_a_split_without_labels(tmp_path: Path) -> None:
@@ -433,11 +441,17 @@ def test_a_split_without_labels(tmp_path: Path) -> None:
     labelled(root / "val.parquet", pa.nulls(2))
     source = open_source(root)
     assert len(read(source, tmp_path)[0]) == 2
-    left_out = "none of its {} rows has a label, so it is left out"
+    left_out = "skipped, because none of its {} rows has a label"
     assert source.notes() == [f"val: {left_out.format(2)}", f"test: {left_out.format(3)}"]
     labelled(root / "test-1.parquet", ["a"])
-    one_line(root, tmp_path, "test.parquet: which column is the ClassLabel. it has image; name one with --label-column")
-    with pytest.raises(ValueError, match=r"train.parquet: has no one column 'kind': it has image, label"):
+    one_line(
+        root,
+        tmp_path,
+        "test.parquet: cannot tell which column is the ClassLabel; choose one of image with --label-column",
+    )
+    with pytest.raises(
+        ValueError, match=r"train.parquet: does not have exactly one column 'kind'; choose one of image, label"
+    ):
         read(open_source(root, options=SourceOptions(label_column="kind")), tmp_path)
 
 
@@ -461,7 +475,9 @@ def noted(path: Path, columns: dict[str, Any], **features: Any) -> Path:
 def test_a_class_label_beside_a_label_is_asked_about(tmp_path: Path) -> None:
     columns = {"image": IMAGES, "gender": [0, 1, 0], "label": ["cat", "dog", "dog"]}
     noted(tmp_path / "s/train.parquet", columns, gender={"_type": "ClassLabel", "names": ["f", "m"]})
-    one_line(tmp_path / "s", tmp_path, "which column is the ClassLabel. it has image, gender, label; .*--label-column")
+    one_line(
+        tmp_path / "s", tmp_path, "which column is the ClassLabel; choose one of image, gender, label .*--label-column"
+    )
     for column, keys in (("label", ["cat", "dog", "dog"]), ("gender", ["000000", "000001", "000000"])):
         source = open_source(tmp_path / "s", options=SourceOptions(label_column=column))
         assert [key for *_, key in read(source, tmp_path)[0]] == keys
@@ -479,7 +495,7 @@ def test_files_without_a_note_have_the_columns_of_the_first(tmp_path: Path) -> N
 def test_names_that_are_no_list_are_refused(tmp_path: Path, names: Any) -> None:
     columns = {"image": IMAGES, "label": [0, 1, 2]}
     path = noted(tmp_path / "s/train.parquet", columns, label={"_type": "ClassLabel", "names": names})
-    one_line(tmp_path / "s", tmp_path, f"{path}: the names of the column label .* are no list of text")
+    one_line(tmp_path / "s", tmp_path, f"{path}: the class names of the column label .* are not a list of text")
     pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)
     assert len(read(tmp_path / "s", tmp_path)[0]) == 3
 
@@ -507,4 +523,4 @@ def test_a_split_without_rows_is_left_out(tmp_path: Path) -> None:
     save(tmp_path / "s/val.parquet", pa.array([], pa.binary()), pa.array([], pa.int64()))
     source = open_source(tmp_path / "s")
     assert len(read(source, tmp_path)[0]) == 2
-    assert source.notes() == ["val: has no rows, so it is left out"]
+    assert source.notes() == ["val: skipped, because it has no rows"]

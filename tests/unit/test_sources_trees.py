@@ -93,40 +93,43 @@ REFUSED = {
     "flat": (["train/{1,2}.jpg", "test/{1,2}.jpg"], "'train/', 'test/': images without class directories"),
     "flat, one": (["train/{1,2}.jpg"], "'train/': images without class directories"),
     "flat, wrapped": (["data/{train,test}/{1,2}.jpg"], "'data/train/', 'data/test/': images without class"),
-    "a class called train": (["bus/city/1.jpg", "car/red/2.jpg", "train/{steam,electric}/1.jpg"], "'bus', 'car' not"),
-    "a flat class called train": (["{bus,car,train}/1.jpg"], "'train/' can be splits by name, 'bus', 'car' not"),
-    "classes and a split": (["{a,b}/1.jpg", "test/{a,b}/1.jpg"], "'test/' can be splits by name, 'a', 'b' not"),
-    "classes and a flat split": (["{a,b}/1.jpg", "test/1.jpg"], "'test/' can be splits by name, 'a', 'b' not"),
+    "a class called train": (
+        ["bus/city/1.jpg", "car/red/2.jpg", "train/{steam,electric}/1.jpg"],
+        "but 'bus', 'car' not",
+    ),
+    "a flat class called train": (["{bus,car,train}/1.jpg"], "'train/' can be splits by name, but 'bus', 'car' not"),
+    "classes and a split": (["{a,b}/1.jpg", "test/{a,b}/1.jpg"], "'test/' can be splits by name, but 'a', 'b' not"),
+    "classes and a flat split": (["{a,b}/1.jpg", "test/1.jpg"], "'test/' can be splits by name, but 'a', 'b' not"),
     "another directory": (["{train,Val}/{a,b}/1.jpg", "extra/{a,b}/1.jpg"], "'extra' not"),
     "another of a common name": (["seg_{train,test}/{a,b}/1.jpg", "seg_pred/1.jpg"], "'seg_pred' not"),
     "two of a split": (["{train,val,Validation}/{a,b}/1.jpg"], "'Validation', 'val' all mean val"),
     "domains": (["train{A,B}/{a,b}/1.jpg", "test{A,B}/{a,b}/1.jpg"], "'trainA', 'trainB' all mean train"),
-    "one class with more below": (["photos/{a,b}/1.jpg"], "all images lie in subdirectories of photos/"),
-    "one class, deep": (["photos/2024/{a,b}/1.jpg", "README"], "all images lie in subdirectories of photos/2024/"),
-    "one class with one below": (["cat/images/1.jpg"], "all images lie in cat/images/"),
+    "one class with more below": (["photos/{a,b}/1.jpg"], "all images are in subdirectories of photos/"),
+    "one class, deep": (["photos/2024/{a,b}/1.jpg", "README"], "all images are in subdirectories of photos/2024/"),
+    "one class with one below": (["cat/images/1.jpg"], "all images are in cat/images/"),
     "one class with a cover": (["photos/{a,b}/1.jpg", "photos/cover.jpg"], "in subdirectories of photos/"),
-    "no class": (["images/{1,2}.jpg"], "all images lie in images/, without class directories"),
-    "no class in splits": (["{train,val}/images/{1,2}.jpg"], "all images of train/ lie in images/, without class"),
+    "no class": (["images/{1,2}.jpg"], "all images are in images/, without class directories"),
+    "no class in splits": (["{train,val}/images/{1,2}.jpg"], "all images of train/ are in images/, without class"),
     "doubled flat splits": (["{train/train,test/test}/{1,2}.jpg"], "'train/', 'test/': images without class"),
     "flat, all told": (["train_new/{1,2}.jpg", "val_old/{1,2}.jpg"], "'train_new/', 'val_old/': images without class"),
     "a detector's": (["{train,val}/images/1.jpg", "{train,val}/labels/1.txt"], "without class directories (sort them"),
-    "unknown test": (["{a,b}/1.jpg", "test/images/1.jpg"], "'test/' can be splits by name, 'a', 'b' not"),
+    "unknown test": (["{a,b}/1.jpg", "test/images/1.jpg"], "'test/' can be splits by name, but 'a', 'b' not"),
     "one of other words": (["{train,held-out}/{a,b}/1.jpg"], "train=train,val=held-out (held-out is val)"),
     "two words": (["{train_val,test}/{a,b}/1.jpg"], "test=test,train=train_val (train_val is train)"),
-    "flat splits in a split": (["train/{valid,test}/1.jpg"], "'valid', 'test' in train/ can be splits by name"),
-    "data sets": (["{x,y}/{train,val}/{a,b}/1.jpg"], "train=x/train,val=x/val (x is a data set of its own"),
+    "flat splits in a split": (["train/{valid,test}/1.jpg"], "'valid', 'test' in train/ can also be splits by name"),
+    "data sets": (["{x,y}/{train,val}/{a,b}/1.jpg"], "train=x/train,val=x/val (x is a separate dataset"),
     "splits around splits": (
         ["N(x)/N(x)/{train,valid}/{a,b}/1.jpg", "test/test/1.jpg"],
         "'train=N(x)/N(x)/train,val=N(x)/N(x)/valid' ('train', 'valid' in N(x)/N(x)/ are the splits)",
     ),
-    "wrapped test": (["{train,val}/{a,b}/1.jpg", "test/images/{x,y}/1.jpg"], "train=train,val=val (test is left out)"),
+    "wrapped test": (["{train,val}/{a,b}/1.jpg", "test/images/{x,y}/1.jpg"], "train=train,val=val (test is skipped)"),
     "flat, three": (
         ["{bullet train,freight train,test tube}/1.jpg"],
         "'bullet train/', 'freight train/', 'test tube/'",
     ),
-    "repeated in one split": (["train/{x,y}/{a,b}/1.jpg"], "train=train/x (or the like: 'a', 'b' are the classes)"),
+    "repeated in one split": (["train/{x,y}/{a,b}/1.jpg"], "train=train/x (or similar: 'a', 'b' are the classes)"),
     "wrapped classes in splits": (["{train,val}/photos/{a,b}/1.jpg"], "in subdirectories of photos/"),
-    "splits in a split": (["train/{train,val}/{a,b}/1.jpg"], "'train', 'val' in train/ can be splits by name"),
+    "splits in a split": (["train/{train,val}/{a,b}/1.jpg"], "'train', 'val' in train/ can also be splits by name"),
     "splits in classes": (["{cat,dog}/{train,test}/{1,2}.jpg"], "cat/ has 'train', 'test', which can be splits"),
     "splits in one class": (["cat/{Training Set,Test Set}/1.jpg", "dog/1.jpg"], "cat/ has 'Training Set', 'Test Set'"),
     "splits deep in classes": (["cat/x/{train,val}/a/1.jpg", "dog/1.jpg"], "cat/x/ has 'train', 'val'"),
@@ -179,13 +182,13 @@ def test_what_each_reading_gives(tmp_path: Path) -> None:
         ("Train", "'Train' is not SPLIT=DIRECTORY; write"),
         ("train=", "'train=' is not SPLIT=DIRECTORY"),
         ("a b=train", "'a b=train' is not SPLIT=DIRECTORY"),
-        ("train=nowhere", "has no directory 'nowhere'; it has 'a', 'train', 'val'"),
-        ("train=../s/train", "is no directory in"),
-        ("train=/train", "is no directory in"),
-        ("train=*/x/*", "perhaps with one \\* for the classes"),
+        ("train=nowhere", "has no directory 'nowhere'; choose from 'a', 'train', 'val'"),
+        ("train=../s/train", "is not a directory inside"),
+        ("train=/train", "is not a directory inside"),
+        ("train=*/x/*", "at most one \\* for the classes"),
         ("train=train,train=val", "has 'train' twice"),
-        ("train=train,val=train", "train/a would be of train and of val"),
-        ("train=*,val=*/b", "a/b would be of train and of val"),
+        ("train=train,val=train", "train/a would be in train and in val"),
+        ("train=*,val=*/b", "a/b would be in train and in val"),
         ("train=a", "no images .* in its class directories"),
     ],
 )
@@ -207,7 +210,7 @@ def test_test_images_without_labels_are_left_out_with_a_line(tmp_path: Path) -> 
             found, ignored, explained = read(make(tmp_path / name, names), option)
             assert found == {"train": AB, "val": AB}, name
             assert ignored == ["Test/ (2 images, no labels)"]
-            assert explained.endswith("Test/ has no class directories and is left out")
+            assert explained.endswith("Test/ has no class directories and is skipped")
     with pytest.raises(ValueError, match="val: images without class directories"):
         read(make(tmp_path / "val", ["{train,test}/{a,b}/1.jpg", "val/images/1.jpg"]))
 
@@ -253,7 +256,7 @@ def test_links_do_not_bring_images_into_another_class_or_split(tmp_path: Path) -
         "train/a/self (a link to train/a)", "train/a/x.jpg (a link to val/a/1.jpg)",
         "train/a/y.jpg (a link to train/b/1.jpg)", "train/a/z.jpg (a link to train/a/1.jpg)",
     ]  # fmt: skip
-    assert source.notes() == ["6 links lead to images that are read anyway, and are left out"]
+    assert source.notes() == ["skipped 6 links to images that are read anyway"]
 
 
 def test_links_that_lead_nowhere_are_unusable_where_they_may_be_images(tmp_path: Path) -> None:
@@ -292,7 +295,7 @@ def test_links_that_lead_nowhere_are_unusable_where_they_may_be_images(tmp_path:
         write_listing(tmp_path / "fail", source, tmp_path, Subset(), 0, "here")
     listing = write_listing(tmp_path / "skip", source, tmp_path, Subset(), 0, "here", on_bad="skip")
     assert (listing.keys, listing.rejected.count) == (("a", "b"), 6)
-    assert listing.notes == ("no image of class 'c', 'd' can be used, so that there are 2 classes without it",)
+    assert listing.notes == ("no image of class 'c', 'd' can be used; the dataset has the other 2 classes",)
     (root / "test").symlink_to("/nowhere")
     (root / "val").rename(tmp_path / "val")
     (root / "val").symlink_to("/nowhere")
@@ -345,10 +348,10 @@ def test_links_that_are_class_directories(tmp_path: Path) -> None:
     source = open_source(root, "imagefolder")
     assert len(list(source.images(tmp_path))) == 6
     assert source.notes() == [
-        "3 class directories are links to others, whose images are packed twice: "
+        "3 class directories are links to others, so their images are packed twice: "
         "'val/a is train/a', 'val/b is train/b', 'val/c is train/c'"
     ]
     (root / "val").unlink()
     (root / "train/d").symlink_to(root)
-    with pytest.raises(ValueError, match="train/d: leads to a directory that holds other classes"):
+    with pytest.raises(ValueError, match="train/d: is a link to a directory that contains other classes"):
         read(root)

@@ -183,7 +183,7 @@ def test_names_in_a_description_stay_inside(name: str, folder: Path) -> None:
         with watched(folder):
             with pytest.raises(ValueError, match=r"dataset\.json"):
                 ShardSet.open(folder)
-            with pytest.raises(ValueError, match="cannot be mended"):
+            with pytest.raises(ValueError, match="cannot be repaired"):
                 repair(folder)
             assert verify(folder)
     _edit(folder, lambda info: info["files"].update({name: "0" * 64}))
@@ -201,7 +201,7 @@ def test_links_are_not_followed_out_of_a_dataset(name: str, folder: Path) -> Non
     (folder / name).symlink_to(folder.parent / name)
     with watched(folder), pytest.raises(ValueError, match=r"is a link to .*, outside the dataset"):
         ShardSet.open(folder)
-    with watched(folder), pytest.raises(ValueError, match="cannot be mended"):
+    with watched(folder), pytest.raises(ValueError, match="cannot be repaired"):
         repair(folder)
     (folder / name).unlink()
     (folder.parent / name).rename(folder / f"{name}.real")
@@ -213,9 +213,9 @@ def test_links_are_not_followed_out_of_a_dataset(name: str, folder: Path) -> Non
 def test_a_pipe_for_a_file_does_not_hang(name: str, folder: Path) -> None:
     (folder / name).unlink()
     os.mkfifo(folder / name)
-    with watched(folder, limit_s=2), pytest.raises(ValueError, match="no regular file"):
+    with watched(folder, limit_s=2), pytest.raises(ValueError, match="not a regular file"):
         ShardSet.open(folder)
-    with watched(folder, limit_s=2), pytest.raises(ValueError, match="cannot be mended"):
+    with watched(folder, limit_s=2), pytest.raises(ValueError, match="cannot be repaired"):
         repair(folder)
 
 
@@ -246,7 +246,7 @@ def test_sizes_in_a_description(key: str, value: Any, folder: Path) -> None:
     _edit(folder, lambda info: _shard(info).update({key: value}))
     with pytest.raises(ValueError, match=r"dataset\.json: not a dataset description"):
         ShardSet.open(folder)
-    with pytest.raises(ValueError, match="cannot be mended"):
+    with pytest.raises(ValueError, match="cannot be repaired"):
         repair(folder)
 
 
@@ -255,7 +255,7 @@ def test_offsets_that_overflow_lie_beyond_the_shard(folder: Path) -> None:
     table = np.load(path, mmap_mode="r+")
     table["offset"][0] = 2**64 - int(table["size"][0])  # their sum is 0
     table.flush()
-    with pytest.raises(ValueError, match="sample 0 lies beyond the end of its shard"):
+    with pytest.raises(ValueError, match="sample 0 is beyond the end of its shard"):
         ShardReader(ShardSet.open(folder).split("train"))
 
 
@@ -316,7 +316,7 @@ def test_headers_that_claim_to_be_huge(kind: bytes, size: int, tmp_path: Path) -
     info.type, info.size = kind, size
     data = info.tobuf(tarfile.GNU_FORMAT) + inputs.foreign()["train-0.tar"]
     (tmp_path / "x.tar").write_bytes(data)
-    with watched(tmp_path), pytest.raises(ValueError, match=r"x\.tar: is not a whole tar"):
+    with watched(tmp_path), pytest.raises(ValueError, match=r"x\.tar: is damaged or not a tar"):
         list(iterate_tar(tmp_path / "x.tar"))
     run_case(TARGETS["tar of others"], data, tmp_path / "case")
     run_case(TARGETS["tar, mended"], data, tmp_path / "case")
