@@ -55,7 +55,7 @@ class Unsteady(UserWarning):
 
 
 def is_steady(rates: Sequence[float]) -> bool:
-    """Return whether the last three rates lie within 5 % of their median and do not keep rising."""
+    """Return whether the last three rates lie within 5% of their median and do not keep rising."""
     last = rates[-STEADY_TURNS:]
     if len(last) < STEADY_TURNS:
         return False

@@ -28,7 +28,7 @@ class CpuTime(NamedTuple):
 
 
 def spread_warnings(rates: Mapping[str, Sequence[float]]) -> list[str]:
-    """Return a line for each program with repeats that differ by more than 10 %. rates: name → images/s per repeat."""
+    """Return a line for each program with repeats that differ by more than 10%. rates: name → images/s per repeat."""
     found = []
     for name, values in rates.items():
         spread = (max(values) - min(values)) / statistics.median(values)

@@ -128,7 +128,7 @@ def compare_all(setup: BenchSetup, num_images: int, max_batch: int | None, out: 
 
 def table(differences: list[Difference]) -> list[str]:
     """Return the lines of a table, one row per difference. `worst` is the mean of the worst image."""
-    rows = [("split", "picture", "device", "images", "mean", "99 % ≤", "max", "worst")]
+    rows = [("split", "picture", "device", "images", "mean", "99% ≤", "max", "worst")]
     for d in differences:
         figures = f"{d.mean:.3f}", f"{d.p99:.2f}", f"{d.max:.1f}", f"{d.worst_mean:.3f}"
         rows.append((d.split, d.picture, d.device, str(d.num_images), *figures))

@@ -145,7 +145,7 @@ def show(result: Result, setup: BenchSetup) -> None:
             "See `bench.py explain`."
         )
     for name, one in result.ratios.items():
-        shown = f"{one.median:.2f}, 95 % interval {one.low:.2f}–{one.high:.2f} [{one.min:.2f}–{one.max:.2f}]"
+        shown = f"{one.median:.2f}, 95% interval {one.low:.2f}–{one.high:.2f} [{one.min:.2f}–{one.max:.2f}]"
         lines += wrapped(f"  {'scaling efficiency ' if ' × ' in name else ''}{name}: {shown}")
     click.echo("\n".join(lines))
     for line in result.warnings:

@@ -117,7 +117,7 @@ def summary(info: Facts) -> str:
         )
         if "height" in split["quantiles"]:
             height, width = split["quantiles"]["height"], split["quantiles"]["width"]
-            sizes = ", ".join(f"{q} % {height[str(q)]:.0f}×{width[str(q)]:.0f}" for q in QUANTILES[1:-1])
+            sizes = ", ".join(f"{q}% {height[str(q)]:.0f}×{width[str(q)]:.0f}" for q in QUANTILES[1:-1])
             ranges = f"{height['0']:.0f}–{height['100']:.0f} × {width['0']:.0f}–{width['100']:.0f}"
             lines.append(f"    height × width: {ranges} pixels (quantiles of each: {sizes})")
         if split["stored_as_pixels"]["samples"]:
@@ -137,7 +137,7 @@ def summary(info: Facts) -> str:
 
 def _pixels_line(split: SplitFacts) -> str:
     pixels, total = split["stored_as_pixels"], split["mean_image_bytes"] * split["samples"]
-    return f"stored as pixels: {pixels['samples']:,} images, {100 * pixels['bytes'] / total:.1f} % of the images' bytes"
+    return f"stored as pixels: {pixels['samples']:,} images, {100 * pixels['bytes'] / total:.1f}% of the images' bytes"
 
 
 def histograms(info: Facts) -> str:

@@ -4,7 +4,7 @@ FILE; PROGRAM                 of `bench.py`'s results: the median images/s
 FILE; A / B                   the ratio of two programs of the same result
 FILE; FIELD                   of a training run that `bench.py record` summarised: top1, images_per_s, seconds, …
 FILE; STAGE; WHAT             of `benchmarks.gpu`'s results
-… ; range                     the least and the most of the repeats, "[1,556–1,668]"; of a ratio its 95 % interval
+… ; range                     the least and the most of the repeats, "[1,556–1,668]"; of a ratio its 95% interval
 … ; share, … ; waiting        of a stage that trains: its rate as a share of that on synthetic batches; the time that it
                               spent waiting for data
 … ; .2f                       another format than the usual one: Python's, for the number

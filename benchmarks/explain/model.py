@@ -227,7 +227,7 @@ def best(
 ) -> list[tuple[Change, float]]:
     """Return the changes most worth making, each with the gain expected from it alone.
 
-    Changes that keep the training result come first, then the larger gains. Gains below 3 % are dropped. `measured`:
+    Changes that keep the training result come first, then the larger gains. Gains below 3% are dropped. `measured`:
     measures how many times as fast the bottleneck's stage is with a change that has no known factors.
     """
     gains = []

@@ -56,7 +56,7 @@ def bottleneck(model: Model) -> str:
 def advice(changes: Sequence[tuple[Change, float]]) -> list[str]:
     """List the changes, each with its expected gain."""
     if not changes:
-        return ["Most worth trying: nothing. By the model, no change would gain 3 % or more."]
+        return ["Most worth trying: nothing. By the model, no change would gain 3% or more."]
     lines = ["Most worth trying:"]
     for number, (change, gain) in enumerate(changes, 1):
         another = " (changes the training result)" if change.changes_result else ""

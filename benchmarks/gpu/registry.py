@@ -63,8 +63,8 @@ STAGES = [
     Stage("pixels", "decode", 90, pixels, "1,000,000 images/s at 32 px, on the GPU", ("nvidia.dali", "cifar")),
 
     Stage("end-to-end", "train", 180, timed("train", SYNTHETIC),
-          "4,300 images/s on an H100; at least 0.97 times synthetic batches; waiting below 1 %", LOADER),
-    Stage("explain", "train", 180, runs.explained, "compute is the bottleneck; the model is within 10 %", LOADER),
+          "4,300 images/s on an H100; at least 0.97 times synthetic batches; waiting below 1%", LOADER),
+    Stage("explain", "train", 180, runs.explained, "compute is the bottleneck; the model is within 10%", LOADER),
     Stage("cifar10", "train", 400, partial(runs.cifar, recipe="cifar10-rn18"), "top-1 0.95 in less than 10 minutes",
           ("nvidia.dali", "cifar")),
     Stage("cifar10-cpu", "train", 200, partial(runs.cifar, recipe="cifar10-cpu"), "top-1 0.90; seconds and images/s",

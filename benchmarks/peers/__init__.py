@@ -97,7 +97,7 @@ def command(
     result = run.compare(names, dataset, settings, say)
     click.echo(f"peers: batch size {batch_size} at {image_size} px, {len(cores)} threads, "
                f"{environment.cpu_model() or 'CPU'}; median [range] of {repeats} repeats of {seconds:g} s; "
-               "ours/theirs with its 95 % interval")  # fmt: skip
+               "ours/theirs with its 95% interval")  # fmt: skip
     click.echo(table(result))
     for line in result.warnings:
         click.echo(f"  warning: {line}", err=True)

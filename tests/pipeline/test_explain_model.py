@@ -368,7 +368,7 @@ def test_the_advice_names_each_change_and_its_gain() -> None:
         "  2. --set c.d=2",
         "     expected 1.25 times as fast:  (changes the training result)",
     ]
-    assert report.advice([]) == ["Most worth trying: nothing. By the model, no change would gain 3 % or more."]
+    assert report.advice([]) == ["Most worth trying: nothing. By the model, no change would gain 3% or more."]
     assert set(report.WORK) == set(explain_model.STAGES)
 
 

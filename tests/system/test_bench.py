@@ -73,7 +73,7 @@ def test_two_loaders_are_compared_in_turn(dataset_dir: Path, tmp_path: Path) -> 
     assert not any(figures.memory_mb for figures in result.programs.values()), "memory would cover both programs"
     assert ratio.min <= ratio.low <= ratio.median
     assert ratio.median > 1, "making no images is faster than decoding them"
-    assert f"synthetic / dali: {ratio.median:.2f}, 95 % interval" in printed
+    assert f"synthetic / dali: {ratio.median:.2f}, 95% interval" in printed
 
 
 def test_an_earlier_result_is_compared_with(dataset_dir: Path, tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_info_tells_how_many_and_their_bytes(sets: dict[float, ShardSet]) -> Non
             sizes = [len(data) for member, data in images(split) if member.endswith(".ppm")]
             assert facts["splits"][name]["stored_as_pixels"] == {"samples": len(sizes), "bytes": sum(sizes)}
         assert ("stored as pixels: " in cli("info", shard_set.root).stdout) == (share > 0)
-    assert "    stored as pixels: 91 images, 100.0 % of the images' bytes\n" in cli("info", sets[1].root).stdout
+    assert "    stored as pixels: 91 images, 100.0% of the images' bytes\n" in cli("info", sets[1].root).stdout
 
 
 def test_the_bytes_do_not_depend_on_workers_and_a_run_keeps_its_share(
