@@ -100,7 +100,7 @@ def limits(asked: Demand, machine: Machine) -> dict[str, float]:
 
 
 def measured() -> list[Shards]:
-    """From the results that the README's table is made of."""
+    """From the results that docs/results.md shows."""
     found = []
     for name, file in MEASURED.items():
         result = record.read(Path(__file__).parent / "results" / file)

@@ -67,7 +67,7 @@ def too_old_driver() -> str | None:
         return None
     return (
         f"the GPU's driver supports CUDA {driver[0]}.{driver[1]}, but {newer}. "
-        'Install a newer driver, or torch and DALI for CUDA 12 (README, "CUDA")'
+        "Install a newer driver, or torch and DALI for CUDA 12 (docs/installation.md)"
     )
 
 

@@ -68,7 +68,7 @@ def next_steps(report: Path) -> list[str]:
     """Three lines that suggest what to do after the demo."""
     pack = f"{'uv run ' if 'UV' in os.environ else ''}{SHARD_TOOLS} pack"
     return [
-        f"next: report        open {report} in a browser",
-        f"      your photos   {pack} PHOTOS data/mine --split train=0.9,val=0.1  # see docs/finetuning.md",
-        f"      ImageNet      {pack} IMAGENET data/in1k; {TRAIN} --data data/in1k --recipe rn50-90ep",
+        f"next: report       open {report} in a browser",
+        f"      your photos  {pack} PHOTOS data/mine --split train=0.9,val=0.1  (docs/finetuning.md)",
+        f"      ImageNet     {pack} IMAGENET data/in1k; {TRAIN} --data data/in1k --recipe rn50-90ep",
     ]

@@ -156,7 +156,7 @@ def test_every_gpu_has_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["GPU 1"] == "Tesla T4, 16.1 GB, compute capability 7.5, not seen by torch"
     assert found["GPU 2"] == "NVIDIA H100 MIG, 10.0 GB, compute capability 9.0"
     assert found["JPEG decoders"] == "CUDA (nvJPEG), CPU (libjpeg-turbo); not working: the GPU's JPEG engine"
-    assert "torch for 13" in found["problem"], "the driver is too old"
+    assert "torch needs CUDA 13" in found["problem"], "the driver is too old"
 
 
 def test_what_fails_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:

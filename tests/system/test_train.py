@@ -277,7 +277,7 @@ BAD_INPUT = {
     "no recipe": (["--recipe", "rn51"], "rn50-90ep"),
     "unknown key": (["--set", "optimizer.momentun=0.9"], "optimizer.momentum"),
     "ill-typed": (["--set", "train.epochs=many"], "train.epochs"),
-    "out of range": (["--set", "augment.hue=2"], "0 to 0.5"),
+    "out of range": (["--set", "augment.hue=2"], "between 0 and 0.5"),
     "unknown network": (["--set", "model.name=resnet51"], "resnet50"),
     "batch too large": (["--set", "train.global_batch_size=4096"], "train.global_batch_size"),
     "does not divide": (["--set", "train.accumulation=5"], "train.accumulation"),

@@ -105,4 +105,4 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, world: World, names
     said: list[str] = []
     assert not is_compiled("auto", world, said.append)
     assert len(said) == (world is WORLD)
-    assert all(line.startswith("not compiled: torch.compile needs one of gcc") for line in said)
+    assert all(line.startswith("the network is not compiled: torch.compile needs one of gcc") for line in said)

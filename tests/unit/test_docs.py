@@ -55,8 +55,9 @@ def test_a_key_names_one_figure(key: str, pattern: str) -> None:
 
 
 def test_the_readme_fits_its_purpose() -> None:
-    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    assert len(lines) <= 120
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 120
+    lines = re.sub("<!--.*?-->", "", text).splitlines()
     too_long = [line for line in lines if len(line) > 120 and not line.startswith(("|", "  "))]
     assert too_long == []
 
