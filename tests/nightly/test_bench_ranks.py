@@ -14,6 +14,7 @@ NETWORK = ["--recipe", "demo", "--set", "model.name=cifar_resnet8"]
 SMALL = ["--batch-size", "8", "--image-size", "32", "--seconds", "0.3", "--repeats", "3", "--device", "cpu"]
 
 
+@pytest.mark.long
 def test_two_ranks_are_measured_together_and_one_alone(dataset_dir: Path, tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]

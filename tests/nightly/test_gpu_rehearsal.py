@@ -56,6 +56,7 @@ def check(printed: str, results: dict[str, dict[str, Any]], skipped: set[str]) -
             assert all(row["verdict"] == "ok" and row["what"] in printed for row in result["figures"])
 
 
+@pytest.mark.long
 def test_check_without_dali_and_what_else_may_be_missing(tmp_path: Path) -> None:
     (tmp_path / "search").mkdir()
     (tmp_path / "search" / "sitecustomize.py").write_text(BLOCK)
