@@ -369,6 +369,10 @@ def test_rates_and_steps_are_the_terminals(tmp_path: Path) -> None:
     columns = dict(zip(results[0], zip(*results[1:], strict=True), strict=True))
     assert columns["images/s"] == ("3.1", "102", "15")
     assert columns["steps"] == ("14", "5", "2")
+    assert "test top-1" in columns
+    assert "EMA top-1" in columns
+    _, path = write_comparison([tmp_path / name for name in "ac"], tmp_path / "cmp.html")
+    assert _page(path).table("run")[0] == ["run", "images/s", "steps"], "no column without a figure"
     page = _page(write_report(tmp_path / "a")[1])
     assert "3.1images/s, mean" in page.text
     assert "4.3images/s, median" in page.text

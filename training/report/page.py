@@ -74,10 +74,16 @@ def comparison_page(runs: Sequence[Run]) -> str:
         f"<h1>{title}</h1>",
         f'<ul class="legend">{"".join(legend)}</ul>',
         _curves(runs),
-        _section("Results", _table(head, rows)),
+        _section("Results", _table(*_known_columns(head, rows))),
         _section("Settings that differ", _table(("setting", *names), differing) or "<p>none</p>"),
     ]
     return _document(title, parts)
+
+
+def _known_columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """Return the columns in which some run has a value."""
+    known = [i for i in range(len(head)) if any(row[i] != "–" for row in rows)]
+    return [head[i] for i in known], [[row[i] for i in known] for row in rows]
 
 
 def standing(run: Run) -> list[str]:
