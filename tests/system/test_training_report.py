@@ -20,7 +20,7 @@ from penstock.training.metrics import MetricsLog
 from penstock.training.report import curves, page, read_run, write_comparison, write_report
 from penstock.training.report.runs import epoch_of, short_names
 
-VOID = {"meta", "br", "img", "path", "use", "rect", "i"}
+VOID = {"meta", "br", "wbr", "img", "path", "use", "rect", "i"}
 EVIL = 'cat <script>alert("1")</script> & $x$'
 
 
@@ -135,7 +135,7 @@ def test_the_page_shows_what_the_run_left(tmp_path: Path) -> None:
         "EMA loss",
         "images",
         "epochs done",
-        "step",
+        "steps done",
     ]
     assert results[1] == [
         "last validation",
@@ -150,21 +150,28 @@ def test_the_page_shows_what_the_run_left(tmp_path: Path) -> None:
         "15",
     ]
     assert results[3][:4] == ["test", "0.4321", "0.8000", "2.5000"]
-    assert page.table("class", "predicted as")[1] == [EVIL, "dog", "12", "24.0%"]
+    assert page.table("true class")[1] == [EVIL, "dog", "12", "24.0%"]
     assert page.table("class", "top-1")[1] == [EVIL, "0.1250", "50"]
     assert page.table("setting")[1:] == [
         ["optimizer.lr", "0.5", "0.1"],
         ["model.name", "<resnet>", "resnet50"],
         ["model.depth", "3", "3"],
     ]
+    assert page.table("changed setting")[1:] == page.table("setting")[1:3]
     html = path.read_text(encoding="utf-8")
-    assert [row.count("class=changed") for row in html.split("<tr")[1:] if "model.depth" in row] == [0]
+    assert [row.count("class=changed") for row in html.split("<tr")[1:] if "model.<wbr>depth" in row] == [0]
     assert html.count("<tr class=changed>") == 2
-    assert ["packages.torch", "2"] in page.table("what")
+    assert ["packages.torch", "2"] in page.table("name")
     bad = page.table("epoch", "sample")
     assert len(bad) == 51
     assert bad[1] == ["1", "0", "a.tar (?<b>0.jpg)", "cut"]
-    for text in ("Quarantined samples: 70", "and 20 more", "commit 0123456789ab", "Finished after step 15", "1:02:03"):
+    for text in (
+        "Quarantined samples: 70",
+        "20 more are in quarantine.jsonl",
+        "commit 0123456789ab",
+        "Finished after step 15",
+        "1:02:03",
+    ):
         assert text in page.text
     assert "9.12" in page.text
     assert "loss NaN or infinite" in page.text
@@ -200,8 +207,8 @@ def test_the_curves_are_of_both_themes_and_their_references_hold(tmp_path: Path)
         "loss",
         "validation accuracy",
         "learning rate",
-        "images/s",
-        "waiting for data, %",
+        "training speed, images/s",
+        "time waiting for data, %",
         "image size, px",
     ]
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
@@ -261,7 +268,7 @@ def test_curves_go_through_the_figures_over_epochs(tmp_path: Path) -> None:
     (lr,) = axes["learning rate"].lines
     np.testing.assert_allclose(lr.get_xdata(), (np.arange(15) + 1) / 5)  # a step that was made again counts once
     np.testing.assert_allclose(lr.get_ydata(), 0.1)
-    (wait,) = axes["waiting for data, %"].lines
+    (wait,) = axes["time waiting for data, %"].lines
     np.testing.assert_allclose(wait.get_ydata(), 10)
     accuracy = axes["validation accuracy"]
     labels = [text.get_text() for text in accuracy.get_legend().get_texts()]
@@ -320,7 +327,7 @@ def test_a_killed_run_has_a_report(tmp_path: Path, kind: str) -> None:
     picture, path = write_report(tmp_path)
     page = _page(path)
     assert "Not finished" in page.text
-    assert ("2 steps have a NaN or infinite loss, the first is step 2" in page.text) == (kind == "nan")
+    assert ("The loss is NaN or infinite at 2 steps, first at step 2." in page.text) == (kind == "nan")
     assert ("0.2500" in page.text) == (kind == "eval")
     assert Image.open(picture).size[0] > 400
 
@@ -346,7 +353,7 @@ def test_the_page_says_what_ended_the_run(tmp_path: Path) -> None:
     with MetricsLog(tmp_path / "cut") as log:  # it went on, and was killed
         log.write("step", step=14, epoch=0, position=15, loss=1.0, lr=0.1)
     text = _page(write_report(tmp_path / "cut")[1]).text
-    assert "Not finished: 15 steps are done." in text
+    assert "Not finished: 15 steps done so far." in text
 
 
 @pytest.mark.usefixtures("blank")
@@ -361,9 +368,13 @@ def test_rates_and_steps_are_the_terminals(tmp_path: Path) -> None:
     results = _page(path).table("run")
     columns = dict(zip(results[0], zip(*results[1:], strict=True), strict=True))
     assert columns["images/s"] == ("3.1", "102", "15")
-    assert columns["step"] == ("14", "5", "2")
+    assert columns["steps"] == ("14", "5", "2")
+    assert "test top-1" in columns
+    assert "EMA top-1" in columns
+    _, path = write_comparison([tmp_path / name for name in "ac"], tmp_path / "cmp.html")
+    assert _page(path).table("run")[0] == ["run", "images/s", "steps"], "no column without a figure"
     page = _page(write_report(tmp_path / "a")[1])
-    assert "3.1images/s" in page.text
+    assert "3.1images/s, mean" in page.text
     assert "4.3images/s, median" in page.text
 
 
@@ -373,7 +384,7 @@ def test_a_validation_on_a_choice_says_so(tmp_path: Path) -> None:
     with MetricsLog(tmp_path) as log:
         log.write("eval", step=6, epoch=1, position=0, top1=0.5, loss=1.0, num_images=40, split_images=10_000)
     page = _page(write_report(tmp_path)[1])
-    assert "Validated on 40 of 10000 images (--max-val-images)" in page.text
+    assert "Validated on 40 of 10000 images (--max-val-images). Use these figures for trials only." in page.text
     assert "40 of 10000" in page.table("", "top-1")[1]
 
 
@@ -383,6 +394,67 @@ def test_words_of_a_table_are_not_broken() -> None:
     (cells,) = re.findall(r"\nth, td \{([^}]*)\}", css)
     assert "overflow-wrap: break-word" in cells
     assert "max-width" in cells
+
+
+@pytest.mark.usefixtures("blank")
+def test_long_names_break_between_their_words_and_numbers_are_aligned(tmp_path: Path) -> None:
+    _write_run(tmp_path, epochs=1)
+    with (tmp_path / "config.toml").open("a") as file:
+        file.write('pretrained = "a/weights_of.pt"\n')
+    html = write_report(tmp_path)[1].read_text(encoding="utf-8")
+    assert "<td>model.<wbr>pretrained</td><td>a/<wbr>weights_<wbr>of.<wbr>pt</td>" in html
+    assert '<th scope="col" class=n>top-1</th>' in html
+    assert "<td class=n>0.2000</td>" in html
+    # A column with words in it has its numbers on the left, beside them.
+    assert "<td>model.<wbr>depth</td><td>3</td><td>3</td>" in html
+
+
+@pytest.mark.usefixtures("blank")
+def test_every_part_has_a_heading_and_all_settings_are_folded(tmp_path: Path) -> None:
+    _write_run(tmp_path)
+    html = write_report(tmp_path)[1].read_text(encoding="utf-8")
+    headings = re.findall(r"<h2>(.*?)</h2>", html)
+    assert headings == [
+        "Curves",
+        "Results",
+        "Validation images with the largest loss",
+        "Most confused classes",
+        "Classes with the lowest accuracy",
+        "Quarantined samples: 70",
+        "Settings that differ from the defaults",
+        "All settings",
+        "Environment",
+    ]
+    assert html.count("<h1>") == 1
+    assert "<details><summary><h2>All settings" in html
+    assert html.count("<details open>") == 2
+
+
+def test_on_paper_tables_are_whole_and_the_page_is_light() -> None:
+    css = (Path(curves.__file__).parent / "page.css").read_text(encoding="utf-8")
+    paper = css.partition("@media print {")[2]
+    assert ".scroll { overflow: visible; }" in paper  # what is scrolled out of sight is not printed
+    assert ".card, .short, tr { break-inside: avoid; }" in paper
+    assert "max-width: none" in paper
+    assert re.findall(r"@media[^{]*prefers-color-scheme[^{]*", css) == [
+        "@media screen and (prefers-color-scheme: dark) "
+    ]
+
+
+def test_text_of_the_curves_is_large_enough_in_the_narrowest_column() -> None:
+    css = (Path(curves.__file__).parent / "page.css").read_text(encoding="utf-8")
+    (rem,) = re.findall(r"minmax\(min\((\d+)rem, 100%\)", css)
+    inner = 16 * int(rem) - 2 * 0.8 * 16  # pixels, without the card's padding
+    enlarged = inner / (72 * curves._SVG_INCHES[0])
+    assert 9 * enlarged >= 11, "CSS pixels of the smallest text"
+
+
+def test_all_panels_are_over_the_same_epochs(tmp_path: Path) -> None:
+    _write_run(tmp_path / "run")
+    with MetricsLog(tmp_path / "run") as log:
+        log.write("eval", step=15, epoch=3, position=0, top1=0.5, loss=1.0, num_images=4)
+    limits = {axes.get_xlim() for axes in _drawn(tmp_path, "run").values()}
+    assert limits == {(0, 3 * 1.02)}
 
 
 @pytest.mark.usefixtures("blank")

@@ -1,4 +1,4 @@
-"""Write `report.png` and `report.html` for a run directory, or compare several runs on one page."""
+"""Write the report of one run (`report.png`, `report.html`), or a comparison of several runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,18 +14,20 @@ _TITLE_FIGURES = (("top1", "top-1"), ("ema_top1", "EMA top-1"))
 
 
 def write_report(run_dir: Path, out: Path | None = None) -> tuple[Path, Path]:
-    """Draw one run, finished or not: a PNG of its curves, and a page with all of its results.
+    """Write a PNG of one run's curves and an HTML page with everything about it. The run need not be finished.
 
-    `out`: the page's file; the picture is written beside it. By default these are the run's own `report.html` and
-    `report.png`. Returns the picture's path and the page's. Raises ValueError, naming the file, if there are no
-    metrics.
+    `out`: the page's path. The PNG is written beside it. Default: `report.html` in the run's directory. Returns the
+    paths of the PNG and the page. Raises ValueError, naming the file, if the run has no metrics.
     """
     run = read_run(run_dir)
     return _write(out or run_dir / REPORT_FILE, picture([run], _title(run)), run_page(run))
 
 
 def write_comparison(run_dirs: Sequence[Path], out: Path) -> tuple[Path, Path]:
-    """Draw several runs together, like `write_report`: curves, results, and the settings in which they differ."""
+    """Write a PNG and a page that compare several runs: curves, results, and the settings that differ.
+
+    Returns and raises as `write_report` does.
+    """
     runs = [read_run(run_dir) for run_dir in run_dirs]
     return _write(out, picture(runs, f"{len(runs)} runs"), comparison_page(runs))
 
@@ -40,7 +42,8 @@ def _title(run: Run) -> str:
 
 
 def _write(page_file: Path, png: bytes, page: str) -> tuple[Path, Path]:
-    """Write both files under a temporary name first. Text that is not UTF-8, as in some file names, becomes "?"."""
+    """Write each file under a temporary name, then rename it. Text that is not valid UTF-8 (some file names) becomes
+    question marks."""
     page_file = page_file.with_suffix(".html")
     picture_file = page_file.with_suffix(".png")
     page_file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Draw the curves of runs: one picture of all panels (PNG), or one SVG per panel with colours that a page can set.
+"""Runs → curves: one PNG of all panels, or one SVG per panel with colours that the page sets.
 
-For one run, each series has a colour. For several runs, each run has a colour and the series differ by line style;
-some series are drawn only for a single run.
+With one run, each series has its own colour. With several runs, each run has its own colour, the series differ by
+line style, and series that are for a single run are not drawn.
 """
 
 import io
@@ -22,6 +22,10 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7
 INK, FAINT = "#1b1b1f", "#d0d0d6"  # text and grid
 _MAX_POINTS = 4000  # more than the number of pixel columns
 _MAX_NAME = 48
+_SVG_INCHES = (
+    3.6,
+    2.7,
+)  # small, because the page enlarges it: 9 pt are 11 px in the narrowest column, 13 in a wide one
 _LINES = ("-", "--", ":", "-.")
 
 
@@ -29,8 +33,8 @@ class Series(NamedTuple):
     lines: Literal["steps", "evals", "epochs"]  # which list of the run
     field: str
     label: str
-    noisy: bool = False  # smoothed, over a faint line of the values as they are
-    several: bool = True  # drawn for several runs too
+    noisy: bool = False  # drawn smoothed, over a faint line of the raw values
+    several: bool = True  # drawn in a comparison of several runs too
 
 
 class Panel(NamedTuple):
@@ -60,17 +64,17 @@ PANELS = (
         ),
     ),
     Panel("learning rate", (Series("steps", "lr", "lr"),)),
-    Panel("images/s", (Series("steps", "images_per_s", "images/s"),), limits=(0, None)),
-    Panel("waiting for data, %", (Series("steps", "data_wait", "data wait"),), scale=100, limits=(0, 100)),
+    Panel("training speed, images/s", (Series("steps", "images_per_s", "images/s"),), limits=(0, None)),
+    Panel("time waiting for data, %", (Series("steps", "data_wait", "data wait"),), scale=100, limits=(0, 100)),
     Panel("image size, px", (Series("epochs", "image_size", "image size"),), if_changing=True),
-    Panel("batch size, all ranks", (Series("epochs", "global_batch_size", "batch size"),), if_changing=True),
+    Panel("global batch size", (Series("epochs", "global_batch_size", "batch size"),), if_changing=True),
     Panel("gradient norm", (Series("steps", "grad_norm", "norm", noisy=True),)),
     Panel("GPU memory, GB", (Series("steps", "gpu_memory_gb", "memory"),), limits=(0, None)),
 )
 
 
 def colours(runs: Sequence[Run]) -> list[str]:
-    """One colour per run: from the palette, or from viridis if there are too many runs."""
+    """Return one colour per run: from the palette, or from viridis if there are more runs than the palette has."""
     if len(runs) <= len(PALETTE):
         return list(PALETTE[: len(runs)])
     from matplotlib import colormaps
@@ -80,7 +84,7 @@ def colours(runs: Sequence[Run]) -> list[str]:
 
 
 def picture(runs: Sequence[Run], title: str) -> bytes:
-    """Draw all panels that have data, as a PNG."""
+    """Return a PNG of all panels that have data."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -109,7 +113,10 @@ def picture(runs: Sequence[Run], title: str) -> bytes:
 
 
 def svgs(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """Name and `<svg>` element of each panel. Colours are CSS variables: --ink, --faint, --c0 … for the palette."""
+    """Return the name and `<svg>` element of each panel.
+
+    Colours are CSS variables: --ink and --faint, and --c0, --c1 … for the palette.
+    """
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -117,8 +124,8 @@ def svgs(runs: Sequence[Run]) -> list[tuple[str, str]]:
     elements = []
     for panel in shown_panels(runs):
         # The salt goes into the ids of clip paths and markers, which must differ between the SVGs of a page.
-        with rc_context(_style() | {"svg.fonttype": "none", "svg.hashsalt": panel.name}):
-            figure = Figure(figsize=(4.9, 3.1), layout="constrained")
+        with rc_context(_style(9) | {"svg.fonttype": "none", "svg.hashsalt": panel.name}):
+            figure = Figure(figsize=_SVG_INCHES, layout="constrained")
             FigureCanvasSVG(figure)
             draw(figure.subplots(), panel, runs)
             out = io.StringIO()
@@ -140,13 +147,13 @@ def _embedded(svg: str, name: str) -> str:
 
 
 def themed(colour: str) -> str:
-    """The CSS for a colour: a variable that a page sets for light and dark mode, if there is one."""
+    """Return the CSS for a colour: the variable that the page sets for light and dark, if it has one."""
     variables = {INK: "--ink", FAINT: "--faint"} | {known: f"--c{i}" for i, known in enumerate(PALETTE)}
     return f"var({variables[colour]})" if colour in variables else colour
 
 
 def shown_panels(runs: Sequence[Run]) -> list[Panel]:
-    """The panels for which some run has a value, or two different values for `if_changing`."""
+    """Return the panels for which some run has a value or, with `if_changing`, two different values."""
     panels = []
     for panel in PANELS:
         found = [
@@ -181,25 +188,36 @@ def draw(ax: "Axes", panel: Panel, runs: Sequence[Run]) -> None:
                 if alone:
                     ax.plot(*_thinned(x, y), color=colour, alpha=0.3, linewidth=0.6)
                 y = smooth(y)
-            if series.lines == "epochs":  # the line of an epoch's end applies to the whole epoch
+            if series.lines == "epochs":  # the line at an epoch's end is for the whole epoch
                 x, y = np.insert(x, 0, 0.0), np.insert(y, 0, y[0])
             drawstyle = "steps-pre" if series.lines == "epochs" else "default"
             marker = "o" if (len(x) < 40 and series.lines == "evals") or len(x) == 1 else None
             (line,) = ax.plot(*_thinned(x, y), color=line_colour, linestyle=linestyle, drawstyle=drawstyle,
                               linewidth=1.6, marker=marker, markersize=3)  # fmt: skip
             drawn.setdefault(label, line)
-    ax.set_title(panel.name, fontsize=10)
+    ax.set_title(panel.name)
     ax.set_xlabel("epoch" if in_epochs else "step")
+    ax.set_xlim(0, _length(runs, in_epochs) * 1.02)  # the same in all panels, also in one with a single point
     if ax.dataLim.width > 4:
         ax.locator_params("x", integer=True)
     ax.set_ylim(*(limit if limit is not None else now for limit, now in zip(panel.limits, ax.get_ylim(), strict=True)))
     ax.grid(alpha=0.6)
     ax.spines[["top", "right"]].set_visible(False)
     if len(drawn) > 1 or (drawn and panel.name == "validation accuracy"):
-        legend = ax.legend(drawn.values(), drawn.keys(), frameon=False, fontsize=8)
+        legend = ax.legend(drawn.values(), drawn.keys(), frameon=False)
         if not alone:
             for handle in legend.get_lines():
                 handle.set_color(INK)
+
+
+def _length(runs: Sequence[Run], in_epochs: bool) -> float:
+    """How far the longest run came, in epochs or steps."""
+    ends = [1.0]
+    for run in runs:
+        for lines in (run.steps, run.evals, run.epochs):
+            x = epoch_of(run, lines) if in_epochs else column(lines, "step")
+            ends += [] if x is None else x[np.isfinite(x)].tolist()
+    return max(ends)
 
 
 def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -208,7 +226,7 @@ def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """A centred moving mean over 1/50 of the run, and over fewer steps at its ends. It ignores NaN."""
+    """Return a centred moving mean over 1/50 of the run, over fewer steps at both ends. NaN does not spread."""
     width = max(len(values) // 50, 1) | 1
     window = np.ones(width)
     known = np.isfinite(values)
@@ -223,8 +241,15 @@ def _legend_name(name: str) -> str:
     return f" {name}" if name.startswith("_") else name  # matplotlib skips labels that begin with "_"
 
 
-def _style() -> dict[str, object]:
+def _style(points: int = 8) -> dict[str, object]:
+    """`points`: the size of the smallest text."""
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "axes.titlecolor")
-    small = {"font.size": 9, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8}
-    # text.parse_math: do not read a dollar sign in a name as math.
-    return {**dict.fromkeys(inked, INK), "grid.color": FAINT, "text.parse_math": False, **small}
+    sizes = {
+        "font.size": points + 1,
+        "axes.labelsize": points + 1,
+        "xtick.labelsize": points,
+        "ytick.labelsize": points,
+    }
+    sizes |= {"axes.titlesize": points + 2, "legend.fontsize": points}
+    # A dollar sign in a name is a dollar sign.
+    return {**dict.fromkeys(inked, INK), "grid.color": FAINT, "text.parse_math": False, **sizes}

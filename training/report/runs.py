@@ -1,4 +1,4 @@
-"""Read a run's directory into a `Run`. Files may be missing, so a killed run has a report, too."""
+"""Read a run's directory into a `Run`. Files may be missing, so that a killed run has a report too."""
 
 import json
 import math
@@ -14,16 +14,17 @@ from penstock.training.figures import number
 from penstock.training.metrics import WORST_FILE, read_metrics
 from penstock.training.quarantine import QUARANTINE_FILE
 
-Line = dict[str, object]  # as JSON has it; a file may hold anything
+Line = dict[str, object]  # a JSON object, unchecked
 
 
 @dataclass(frozen=True)
 class Run:
-    """The contents of a run's directory. Lists hold metrics lines in the order of their steps. If a step was repeated
-    after a resume, the line that was logged last counts. Dicts are empty if the run has no such data.
+    """What a run's files contain. A list or dict is empty if the run has no such lines or file.
 
-    settings, defaults: from `config.toml` and `defaults.toml`, by dotted key. test, end: the last such line; `end` is
-    empty if the run continued after it. worst: `worst.json`. bad: the lines of `quarantine.jsonl`.
+    steps, evals, epochs: metrics lines in the order of their steps. If a resume repeats a step, its last line counts.
+    test, end: the last line of the kind. `end` is empty if the run continued after it.
+    settings, defaults: `config.toml` and `defaults.toml`, by dotted key. worst: `worst.json`. bad: the lines of
+    `quarantine.jsonl`.
     """
 
     folder: Path
@@ -41,24 +42,25 @@ class Run:
 
     @property
     def last(self) -> Line:
-        """The last validation, or {}."""
+        """The last validation's line, or {}."""
         return self.evals[-1] if self.evals else {}
 
     @property
     def best(self) -> Line:
-        """The validation with the largest top-1, of the weights or their average; or {}."""
+        """The line of the validation with the highest top-1, of the weights or of their moving average, or {}."""
         return max(self.evals, key=lambda line: np.nanmax([0.0, *top1s(line)]), default={})
 
     @property
     def num_steps(self) -> int:
-        """The number of steps that are done. (A step's line has its number, from 0.)"""
+        """The number of steps done, as the terminal counts them. A step's line has its number from 0."""
         if end := _step(self.end):
             return end
         return max([_step(line) + 1 for line in self.steps[-1:]] + [_step(line) for line in self.evals[-1:]])
 
     @property
     def images_per_s(self) -> float:
-        """The training rate from the run's end, or until then of all steps together. NaN without steps."""
+        """The mean over all of training: the terminal's figure if the run has ended, otherwise over the steps so far.
+        NaN without steps."""
         if math.isfinite(rate := number(self.end.get("images_per_s"))):
             return rate
         rates = column(self.steps, "images_per_s")
@@ -67,13 +69,13 @@ class Run:
 
     @property
     def median_images_per_s(self) -> float:
-        """The median over the steps, which a slow start does not lower; NaN without steps."""
+        """The median over the steps, which a slow start does not lower. NaN without steps."""
         rates = column(self.steps, "images_per_s")
         return float(np.median(rates[np.isfinite(rates)])) if np.isfinite(rates).any() else float("nan")
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run. Raises ValueError, naming the file, if the metrics have no step and no validation."""
+    """Read a run. Raises ValueError, naming the file, if its metrics have no step and no validation."""
     lines = read_metrics(folder)
     steps, evals, epochs = (_by_step(lines, kind) for kind in ("step", "eval", "epoch"))
     if not steps and not evals:
@@ -97,7 +99,7 @@ def read_run(folder: Path) -> Run:
 
 
 def short_names(runs: Sequence[Run]) -> list[str]:
-    """A name for each run: its directory's name, with as many parents as are needed to make it unique."""
+    """Return a name for each run: its directory's name, with as many parents as make the names differ."""
     parts = [Path(os.fsencode(run.folder.resolve()).decode(errors="replace")).parts for run in runs]
     depth = 1
     while depth < max(map(len, parts)) and len({p[-depth:] for p in parts}) < len({*parts}):
@@ -106,7 +108,7 @@ def short_names(runs: Sequence[Run]) -> list[str]:
 
 
 def column(lines: list[Line], name: str) -> np.ndarray:
-    """(len(lines),) float64, NaN if a line has no such number."""
+    """Return one field of all lines: (len(lines),) float64, NaN where a line has no such number."""
     return np.array([number(line.get(name)) for line in lines], dtype=float)
 
 
@@ -115,9 +117,9 @@ def top1s(line: Line) -> list[float]:
 
 
 def epoch_of(run: Run, lines: list[Line]) -> np.ndarray | None:
-    """The positions of the lines in epochs, with fractions; None if no epoch has ended yet.
+    """Return the time of each line in epochs, with fractions, or None if no epoch has ended yet.
 
-    The size of an epoch is its position at its end. An unfinished epoch has the size of its neighbour.
+    An epoch's number of samples is its position at its end. An unfinished epoch counts as long as the nearest one.
     """
     ends = [line for line in run.epochs if number(line.get("position")) > 0]
     if not ends:
@@ -130,7 +132,7 @@ def epoch_of(run: Run, lines: list[Line]) -> np.ndarray | None:
 
 
 def flattened(table: dict[str, object], prefix: str = "") -> dict[str, object]:
-    """Nested dicts as one, with dotted keys."""
+    """Return nested dicts as one dict with dotted keys."""
     flat: dict[str, object] = {}
     for name, value in table.items():
         if isinstance(value, dict):
@@ -141,7 +143,7 @@ def flattened(table: dict[str, object], prefix: str = "") -> dict[str, object]:
 
 
 def _step(line: Line) -> int:
-    """The line's step, or 0 if it has none."""
+    """Return the line's step, or 0 if it has none."""
     step = line.get("step")
     return step if type(step) is int else 0
 
