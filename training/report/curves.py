@@ -22,10 +22,8 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7
 INK, FAINT = "#1b1b1f", "#d0d0d6"  # text and grid
 _MAX_POINTS = 4000  # more than the number of pixel columns
 _MAX_NAME = 48
-_SVG_INCHES = (
-    3.6,
-    2.7,
-)  # small, because the page enlarges it: 9 pt are 11 px in the narrowest column, 13 in a wide one
+# Small, because the page enlarges it: 9 pt are 11 px in the narrowest column, 13 in a wide one.
+_SVG_INCHES = (3.6, 2.7)
 _LINES = ("-", "--", ":", "-.")
 
 
