@@ -140,4 +140,4 @@ def _augmented(
 def _shares(label: NDArray[np.float32], names: Sequence[str]) -> str:
     """One line per class in a mixed image, largest share first, down to half a percent. label: (C,), the shares."""
     there = sorted(np.flatnonzero(label >= 0.005).tolist(), key=lambda i: -label[i])
-    return "\n".join(f"{label[i]:.0%} {names[i]}".replace("%", " %", 1) for i in there)
+    return "\n".join(f"{label[i]:.0%} {names[i]}" for i in there)

@@ -140,7 +140,7 @@ def test_mixed_images_say_the_share_of_each_class(mix, tmp_path):
             continue
         near = [round(100 * red) + d for d in (0, -1, 1, -2, 2)]  # JPEG, and the border of a resized cut
         wanted = [sorted([(p, "red"), (100 - p, "blue")], reverse=True) for p in near]
-        assert any((text == written("\n".join(f"{p} % {name}" for p, name in shares))).all() for shares in wanted), red
+        assert any((text == written("\n".join(f"{p}% {name}" for p, name in shares))).all() for shares in wanted), red
         seen.append(red)
     assert max(seen) - min(seen) > 0.2
 
