@@ -37,7 +37,8 @@ WIDE = 100  # times: a longer axis has a logarithmic scale
 
 @dataclass(frozen=True)
 class Figure:
-    """One picture, of images/s of each repeat: by a line's name over x, or by a bar's name."""
+    """One picture, of images/s of each repeat: by a line's name over x, or by a bar's name. marked: the bar that stands
+    out."""
 
     name: str
     title: str
@@ -45,6 +46,7 @@ class Figure:
     lines: dict[str, dict[int, list[float]]] = field(default_factory=dict)
     bars: dict[str, list[float]] = field(default_factory=dict)
     is_logarithmic: bool = False
+    marked: str = OURS
 
 
 def figures(results: dict[Path, Result]) -> list[Figure]:
@@ -69,11 +71,16 @@ def figures(results: dict[Path, Result]) -> list[Figure]:
 
 
 def bars(result: Result, name: str) -> Figure:
-    """A result's programs: those of `explain` as data flows, on a logarithmic axis, peers' from the fastest."""
+    """The programs of a result. Those of `explain` are in the order of the data's path, on a logarithmic axis, with the
+    bottleneck marked; peers begin with the fastest, and ours is marked."""
     title = f"{pages.setting_of(result.settings)}, {pages.device_of(result)}"
-    programs = result.programs.items() if result.benchmark == "explain" else pages.fastest_first(result)
-    rates = {name: measured.images_per_s for name, measured in programs}
-    return Figure(f"{result.benchmark}-{name}", title, bars=rates, is_logarithmic=result.benchmark == "explain")
+    if result.benchmark != "explain":
+        return Figure(f"peers-{name}", title, bars={key: one.images_per_s for key, one in pages.fastest_first(result)})
+    rates = {key: one.images_per_s for key, one in result.programs.items()}
+    marked = result.more.get("explain", {}).get("bottleneck", "")
+    if marked:
+        title += f"\nbottleneck: {marked}"
+    return Figure(f"explain-{name}", title, bars=rates, is_logarithmic=True, marked=marked)
 
 
 def draw(figure: Figure, folder: Path) -> Path:
@@ -118,7 +125,7 @@ def _draw_lines(axes: "Axes", figure: Figure) -> None:
 
 def _draw_bars(axes: "Axes", figure: Figure) -> None:
     for place, (name, rates) in enumerate(figure.bars.items()):
-        middle, look = statistics.median(rates), (PALETTE[1], "//") if name == OURS else (PALETTE[0], "")
+        middle, look = statistics.median(rates), (PALETTE[1], "//") if name == figure.marked else (PALETTE[0], "")
         axes.barh(place, middle, color=look[0], hatch=look[1], edgecolor="white", height=0.7)
         axes.plot([min(rates), max(rates)], [place, place], color=INK, linewidth=1, marker="|")
         axes.annotate(shown_rate(middle), (max(rates), place), (5, 0), textcoords="offset points", va="center")

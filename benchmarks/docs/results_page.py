@@ -102,7 +102,9 @@ def page(results: dict[Path, Result]) -> str:
         of_it = {path: result for path, result in results.items() if result.benchmark == benchmark}
         parts += ["\n".join(section(benchmark, of_it)), ""]
     parts += ["## Pictures", ""]
-    pictures = [f"![{one.title}](images/{PICTURES.name}/{one.name}.png)\n" for one in figures(results)]
+    pictures = [
+        f"![{one.title.replace(chr(10), ', ')}](images/{PICTURES.name}/{one.name}.png)\n" for one in figures(results)
+    ]
     return "\n".join([*parts, *pictures])
 
 
