@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 STAGES = {"cifar10": "cifar10-rn18", "cifar10-cpu": "cifar10-cpu"}  # of `benchmarks.gpu` → the recipe that it trains
-HEAD = ("recipe", "top-1", "epochs", "images/s", "waiting for data", "time", "on", "result")
+HEAD = ("recipe", "top-1", "epochs", "images/s", "waiting for data", "time", "on")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,6 @@ class Trained:
     data_wait: float
     seconds: float
     device: str
-    file: str
     loss: tuple[tuple[float, float], ...] = ()
 
 
@@ -45,12 +44,12 @@ def trained() -> list[Trained]:
 
 def trained_block() -> str:
     """The table of what was trained to its end here."""
-    rows = [HEAD, ("---", "---:", "---:", "---:", "---:", "---:", "---", "---")]
+    rows = [HEAD, ("---", "---:", "---:", "---:", "---:", "---:", "---")]
     for one in trained():
         name = f"`{one.recipe}`" + (f" with {', '.join(f'`{line}`' for line in one.changed)}" if one.changed else "")
         rows.append((name, f"{list(one.top1.values())[-1]:.4f}", f"{list(one.top1)[-1]:g}",
-                     shown_rate(one.images_per_s), f"{one.data_wait:.1%}", f"{one.seconds:,.0f} s", one.device,
-                     f"`{one.file}`"))  # fmt: skip
+                     shown_rate(one.images_per_s), f"{one.data_wait:.1%}", f"{one.seconds:,.0f} s",
+                     one.device))  # fmt: skip
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -104,7 +103,7 @@ def _of_run(path: Path) -> Trained:
         recipe=content["recipe"], changed=tuple(content["changed"]),
         top1={line["epoch"]: line["top1"] for line in content["evals"]},
         images_per_s=end["images_per_s"], data_wait=end["data_wait"], seconds=end["seconds"], device=device,
-        file=path.name, loss=tuple((x, y) for x, y in content["loss"]),
+        loss=tuple((x, y) for x, y in content["loss"]),
     )  # fmt: skip
 
 
@@ -120,7 +119,7 @@ def _of_stages(path: Path) -> Iterator[Trained]:
         seconds = figures["time"]["figure"] if "time" in figures else _number(figures["top-1"]["text"])
         yield Trained(
             recipe=STAGES[stage["stage"]], changed=(), top1=top1, images_per_s=speed["figure"],
-            data_wait=_number(speed["text"]) / 100, seconds=seconds, device=stage["env"]["gpu"], file=path.name,
+            data_wait=_number(speed["text"]) / 100, seconds=seconds, device=stage["env"]["gpu"],
         )  # fmt: skip
 
 
