@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from penstock.recipes import DEMO_DATA
-from penstock.shards.program import SHARD_TOOLS, TRAIN
+from penstock.shards.program import INSTALLED, SHARD_TOOLS, TRAIN
 from penstock.training import checkpoint
 from penstock.training.ending import how_it_ended
 from penstock.training.figures import rate
@@ -51,7 +51,7 @@ def summary(setup: Setup, state: RunState, rates: Rates, how: Ending, report: Pa
     if "images_per_s" in rates:
         shared = "; decoding also takes CPU time from training" if world.device.type == "cpu" else ""
         lines += [
-            f"images/s          {rate(rates['images_per_s'])} in training on {world.world_size} rank(s)",
+            f"images/s          {rate(rates['images_per_s'])} in training on {world.world_size} rank{'s' * (world.world_size > 1)}",
             f"waiting for data  {rates['data_wait']:.1%} of the training time{shared}",
             f"total time        {rates['seconds']:.0f} s",
         ]
@@ -66,9 +66,10 @@ def summary(setup: Setup, state: RunState, rates: Rates, how: Ending, report: Pa
 
 def next_steps(report: Path) -> list[str]:
     """Three lines that suggest what to do after the demo."""
-    pack = f"{'uv run ' if 'UV' in os.environ else ''}{SHARD_TOOLS} pack"
+    uv = "uv run " if "UV" in os.environ else ""
+    pack, train = f"{uv}{SHARD_TOOLS} pack", TRAIN if INSTALLED else f"{uv or 'python '}{TRAIN}"
     return [
         f"next: report       open {report} in a browser",
         f"      your photos  {pack} PHOTOS data/mine --split train=0.9,val=0.1  (docs/finetuning.md)",
-        f"      ImageNet     {pack} IMAGENET data/in1k; {TRAIN} --data data/in1k --recipe rn50-90ep",
+        f"      ImageNet     {pack} IMAGENET data/in1k; {train} --data data/in1k --recipe rn50-90ep",
     ]

@@ -55,7 +55,7 @@ def setting_of(settings: JSON) -> str:
         shown.append(f"{settings['model']} {settings.get('precision', '')}".strip())
     if settings.get("num_samples", 0) >= MANY:
         shown.append(f"{settings['num_samples']:,} samples")
-    words = {"batch_size": "× {}", "image_size": "{} px", "threads": "{} threads"}
+    words = {"batch_size": "batch {}", "image_size": "{} px", "threads": "{} threads"}
     shown += [text.format(settings[key]) for key, text in words.items() if key in settings]
     return ", ".join([*shown, f"{settings['ranks']} ranks"] if settings.get("ranks", 1) > 1 else shown)
 

@@ -98,7 +98,7 @@ def test_the_page_has_each_programs_figures_and_a_command() -> None:
     content = replace(content, warnings=["other processes used 50%"], more={"skipped": {"ffcv": "is not installed"}})
     text = pages.page({Path("peers-x.json"): content})
     cells = ["timm", "500 [450–550]", "3.00 [2.90–3.14]", "2,600",
-             "some, × 100, 224 px, 3 threads", "`peers-x.json`", "Some CPU, 2 cores"]  # fmt: skip
+             "some, batch 100, 224 px, 3 threads", "`peers-x.json`", "Some CPU, 2 cores"]  # fmt: skip
     assert f"| {' | '.join(cells)} |" in text
     assert text.count("```bash\npython bench.py peers --x 'a|b'\n```") == 1
     assert "1 warnings" in text
