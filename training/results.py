@@ -50,8 +50,9 @@ def summary(setup: Setup, state: RunState, rates: Rates, how: Ending, report: Pa
     ]
     if "images_per_s" in rates:
         shared = "; decoding also takes CPU time from training" if world.device.type == "cpu" else ""
+        ranks = "ranks" if world.world_size > 1 else "rank"
         lines += [
-            f"images/s          {rate(rates['images_per_s'])} in training on {world.world_size} rank{'s' * (world.world_size > 1)}",
+            f"images/s          {rate(rates['images_per_s'])} in training on {world.world_size} {ranks}",
             f"waiting for data  {rates['data_wait']:.1%} of the training time{shared}",
             f"total time        {rates['seconds']:.0f} s",
         ]

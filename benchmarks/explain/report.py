@@ -35,7 +35,8 @@ def text(
     recipe, world = setup.recipe, setup.world
     head = (
         f"{recipe.model.name} in {precision_of(setup)}, batch size {setup.batch_size} at {recipe.data.image_size} px, "
-        f"{setup.threads} threads, {world.world_size} rank{'s' * (world.world_size > 1)}, {environment.device_name(world.device)}"
+        f"{setup.threads} threads, {world.world_size} rank{'s' * (world.world_size > 1)}, "
+        f"{environment.device_name(world.device)}"
     )
     legend = (
         "Each stage alone, then the whole loader and training. Median images/s, and as a multiple of the bottleneck's:"
