@@ -1,4 +1,4 @@
-"""What a training run asks of storage, network and cores at 1 to 1,024 GPUs, on paper: `python -m benchmarks.scaling`.
+"""Compute what a run needs from storage, network and cores at 1 to 1,024 GPUs: `python -m benchmarks.scaling`.
 
 Input: the figures below, measured (`results/`), published and assumed. Output: the tables of docs/scaling.md. Nothing
 is run; the arithmetic is `demand` and `limits`.
@@ -14,8 +14,8 @@ from penstock.shards.format import SAMPLE_DTYPE
 NUM_TRAIN = 1_281_167  # ImageNet-1k
 MEASURED = {"originals": "peers-in500-2cpu.json", "--short-side 256": "peers-short256-2cpu.json"}
 NUM_MEASURED = 500  # images in each of them
-HEAD = ["GPUs", "batch a GPU", "images/s", "epoch", "read, all", "read, a node", "cores a node", "all-reduce a node",
-        "first limit (share of it asked for)"]  # fmt: skip
+HEAD = ["GPUs", "batch per GPU", "images/s", "epoch", "reads, all nodes", "reads per node", "cores per node",
+        "all-reduce per node", "first limit (needed share of it)"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -125,14 +125,14 @@ def report() -> str:
     for shards in measured():
         rows = [row(gpus, shards, Machine()) for gpus in (1, 8, 64, 1024)]
         lines += [
-            f"**{shards.name}**: {shards.image_bytes / 1e3:.1f} kB an image, {shards.images_per_s_core:,.0f} images/s "
-            f"a core, {NUM_TRAIN * shards.image_bytes / 1e9:.0f} GB in all",
+            f"**{shards.name}**: {shards.image_bytes / 1e3:.1f} kB per image, {shards.images_per_s_core:,.0f} images/s "
+            f"per core, {NUM_TRAIN * shards.image_bytes / 1e9:.0f} GB in total",
             "",
             *(f"| {' | '.join(cells)} |" for cells in [HEAD, [*["---:"] * (len(HEAD) - 1), "---"], *rows]),
             "",
         ]
     table_bytes = NUM_TRAIN * SAMPLE_DTYPE.itemsize
-    return "\n".join([*lines, f"The sample table takes {table_bytes / 1e6:.0f} MB of memory a node, mapped once."])
+    return "\n".join([*lines, f"The sample table takes {table_bytes / 1e6:.0f} MB of memory per node, mapped once."])
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ class ModelConfig:
     )
     zero_init_residual: bool | None = setting(
         None,
-        "Start residual branches at zero (Goyal et al. 2017, section 5.1); unset does so if the network can.",
+        "Start residual branches at zero (Goyal et al. 2017, section 5.1). Unset: yes, if the network supports it.",
     )
     blurpool: bool = setting(
         False,
@@ -48,13 +48,14 @@ class ModelConfig:
     )
     stochastic_depth: float | None = setting(
         None,
-        "Probability that the last residual branch is dropped in training (model/stochastic_depth.py).",
+        "Probability that the last residual branch is dropped in training. Earlier branches are dropped less "
+        "(model/stochastic_depth.py).",
         at_least=0,
         below=1,
     )
     dropout: float | None = setting(
         None,
-        "Probability of the network's dropout. Convolutional networks have it before the head.",
+        "Probability of the network's dropout. In convolutional networks, the dropout is before the head.",
         at_least=0,
         below=1,
     )
@@ -77,16 +78,17 @@ class ModelConfig:
     channels_last: bool = setting(True, "Keep weights and activations in channels-last (NHWC) memory order.")
     compile: Literal[False, True, "auto"] = setting(
         False,
-        '`torch.compile` the network; "auto" does so on GPUs only. The first step of each image size takes a minute.',
+        '`torch.compile` the network; "auto" does so on GPUs only. Compiling takes about a minute for each image size.',
         free_on_resume=True,
     )
     compile_mode: CompileMode = setting(
         "auto",
         'Mode of torch.compile. "auto" is `reduce-overhead` on one GPU without train.accumulation, otherwise '
-        "`default`. `reduce-overhead` and `max-autotune` record CUDA graphs, and `max-autotune` times more kernels.",
+        "`default`. `reduce-overhead` and `max-autotune` record CUDA graphs, which do not work with "
+        "train.accumulation. The two max-autotune modes also time more kernels, so they compile for longer.",
         free_on_resume=True,
     )
-    sync_batch_norm: bool = setting(False, "BatchNorm over the batches of all ranks. Use it if a rank's is too small.")
+    sync_batch_norm: bool = setting(False, "BatchNorm over the batches of all ranks, if one rank's batch is too small.")
 
     def __post_init__(self) -> None:
         check(self)
@@ -169,17 +171,18 @@ class OptimizerConfig:
 
     name: Literal["sgd", "adagrad", "rmsprop", "adam", "adamw", "adan", "lion", "lars", "lamb", "muon"] = setting(
         "sgd",
-        'Optimizer: torch\'s "sgd", "adagrad", "rmsprop", "adam", "adamw", or timm\'s "adan" (Xie et al. '
-        '2022), "lion" (Chen et al. 2023), "lars" (You et al. 2017), "lamb" (You et al. 2019), "muon" (Jordan et al. '
-        "2024). Muon trains the matrices inside the network, and kernels as matrices. AdamW (NAdamW with `nesterov`) "
-        "trains heads, embeddings, depthwise kernels, norms and biases at `fallback_lr_scale` times `lr`.",
+        'Optimizer: torch\'s "sgd", "adagrad", "rmsprop", "adam", "adamw", or timm\'s "adan" (Xie et al. 2022), '
+        '"lion" (Chen et al. 2023), "lars" (You et al. 2017), "lamb" (You et al. 2019), "muon" (Jordan et al. 2024). '
+        "Muon trains the network's inner matrices, and convolution kernels reshaped to matrices. AdamW (NAdamW with "
+        "`nesterov`) trains heads, embeddings, depthwise kernels, norms and biases at `fallback_lr_scale` · `lr`.",
     )
-    lr: float = setting(0.1, "Base learning rate of a step. The batch size does not scale it.", above=0)
+    lr: float = setting(0.1, "Base learning rate. It is not scaled with the batch size.", above=0)
     weight_decay: float = setting(
         5e-5,
         "Weight decay of parameters with two or more dimensions. Norms and biases do not decay, nor do the positions "
         "and class tokens of transformers (model/optim.py). adamw, lion, adan and muon decay the weights by lr · "
-        "weight_decay. lamb adds the decay to the update before scaling it. The others add it to the gradient (L2).",
+        "weight_decay (decoupled). lamb adds the decay to the update before scaling it. The others add it to the "
+        "gradient (L2).",
         at_least=0,
     )
     bias_lr_scale: float = setting(
@@ -200,8 +203,8 @@ class OptimizerConfig:
     nesterov: bool = setting(True, "Use Nesterov momentum, in sgd and muon.", belongs_to="name", when=("sgd", "muon"))
     betas: tuple[float, ...] | None = setting(
         None,
-        "Decays of the moving averages: three for adan, two for adam, adamw, lamb, lion and muon's AdamW; unset uses "
-        "the paper's or the library's.",
+        "Decay rates of the moving averages: three for adan, two for adam, adamw, lamb, lion and muon's AdamW. Unset: "
+        "the defaults of the paper or the library.",
         at_least=0,
         below=1,
         belongs_to="name",
@@ -209,7 +212,7 @@ class OptimizerConfig:
     )
     eps: float | None = setting(
         None,
-        "Small number that keeps a quotient finite; unset uses the library's. sgd and lion have none.",
+        "Small number in a denominator that keeps the quotient finite. Unset: the library's. sgd, lion: none.",
         at_least=0,
         belongs_to="name",
         when=("adagrad", "rmsprop", "adam", "adamw", "adan", "lars", "lamb", "muon"),
@@ -219,8 +222,8 @@ class OptimizerConfig:
     )
     trust_coefficient: float = setting(
         0.001,
-        "Trust coefficient of lars, η in its paper. In LARS and LAMB norms and biases keep the plain lr (as in "
-        "MLPerf's and NVIDIA's).",
+        "Trust coefficient of lars, η in its paper. In LARS and LAMB, norms and biases use the plain lr, as in the "
+        "code of MLPerf and NVIDIA.",
         above=0,
         belongs_to="name",
         when=("lars",),
@@ -247,8 +250,8 @@ class OptimizerConfig:
     )
     fused: bool | None = setting(
         None,
-        "Update all parameters in one kernel; unset does so if torch has such a kernel for the device. torch has them "
-        "for CPU and CUDA, adagrad's for CPU only. rmsprop and timm's optimizers have none.",
+        "Update all parameters in one kernel. Unset: yes, if torch has such a kernel for the device. torch has them "
+        "for CPU and CUDA, for adagrad on the CPU only. rmsprop and timm's optimizers have none.",
         belongs_to="name",
         when=("sgd", "adagrad", "adam", "adamw"),
     )
@@ -278,7 +281,8 @@ class ScheduleConfig:
     )
     warmup_epochs: float | None = setting(
         None,
-        "Epochs in which the rate rises linearly, perhaps a fraction; unset is 5, or a fifth of a run shorter than 25.",
+        "Number of epochs in which the rate rises linearly; it may have a fraction. Unset: 5, or a fifth of a run "
+        "shorter than 25 epochs.",
         at_least=0,
     )
     start_factor: float = setting(
@@ -286,14 +290,14 @@ class ScheduleConfig:
     )
     decay_after_warmup: bool = setting(
         True,
-        "Begin the decay when the warm-up ends (Goyal et al. 2017). False runs the decay from the run's start, hidden "
-        "by the warm-up. When the warm-up ends, the rate falls at once to the decay's value (timm's way).",
+        "Begin the decay when the warm-up ends (Goyal et al. 2017). If false, the decay is counted from the run's "
+        "start, as in timm: when the warm-up ends, the rate drops at once to the decay's value.",
         belongs_to="name",
         when=("cosine", "linear", "polynomial"),
     )
     final_lr: float = setting(
         0.0,
-        "Learning rate at the end of the decay; a rate, not a factor.",
+        "Learning rate at the end of the decay, as a rate, not as a factor.",
         at_least=0,
         belongs_to="name",
         when=("cosine", "linear", "polynomial", "one_cycle"),
@@ -302,7 +306,7 @@ class ScheduleConfig:
         (), 'Epochs at which "step" multiplies the rate.', above=0, belongs_to="name", when=("step",)
     )
     step_epochs: float = setting(
-        0.0, 'Epochs from one multiplication of "step" to the next.', at_least=0, belongs_to="name", when=("step",)
+        0.0, 'Number of epochs between two multiplications of "step".', at_least=0, belongs_to="name", when=("step",)
     )
     gamma: float = setting(0.1, 'Factor of "step".', above=0, belongs_to="name", when=("step",))
     power: float = setting(2.0, 'Exponent of "polynomial".', above=0, belongs_to="name", when=("polynomial",))
@@ -322,10 +326,10 @@ class ScheduleConfig:
 class EmaConfig:
     """An exponential moving average of the weights. It is validated and saved along with them."""
 
-    decay: float = setting(0.0, "Decay of the average in one step; 0 switches the average off.", at_least=0, below=1)
+    decay: float = setting(0.0, "Decay of the average per step; 0 switches the average off.", at_least=0, below=1)
     warmup: bool = setting(
         True,
-        "Use the decay (1 + t) / (10 + t) at step t while that is less, so that a short run forgets its first weights "
+        "At step t, use the decay (1 + t) / (10 + t) if that is smaller, so that a short run forgets its first weights "
         "(as in Inception's training, TensorFlow's `num_updates`).",
     )
 

@@ -17,13 +17,13 @@ class DataConfig:
     loader: Literal["dali", "reference", "synthetic"] = setting(
         "dali",
         'The loader that makes the batches: "dali"; "reference", which executes the same plan with torchvision and '
-        'PIL; or "synthetic", one random batch, repeated. "reference" runs on systems without DALI and is slower. '
+        'PIL; or "synthetic", which repeats one random batch. "reference" runs on systems without DALI and is slower. '
         '"synthetic" shows how fast training is without a data pipeline.',
     )
     train_split: str = setting("train", "Name of the training split in dataset.json.")
     val_split: str = setting("val", "Name of the validation split in dataset.json.")
     test_split: str = setting(
-        "", "Name of a further split that is scored once, at the end of the run; empty for none.", free_on_resume=True
+        "", "Name of a third split that is scored once, at the end of the run; empty for none.", free_on_resume=True
     )
     image_size: int = setting(224, "Side of a training image, in pixels.", at_least=1)
     val_image_size: int = setting(
@@ -53,8 +53,9 @@ class DataConfig:
     )
     threads: int = setting(
         0,
-        "Decode threads of each rank; 0 divides the cores that this process may use by the ranks on this machine. The "
-        "reference loader starts this many worker processes instead. `bench.py tune` measures which value is fastest.",
+        "Decode threads of each rank; 0 divides the cores that this process may use by the number of ranks on this "
+        "machine. The reference loader starts this many worker processes instead. `bench.py tune` measures which value "
+        "is fastest.",
         at_least=0,
         only_speed=True,
     )
@@ -66,8 +67,9 @@ class DataConfig:
     )
     read_ahead: int = setting(
         4,
-        'Batches that the kernel is asked to read before they are decoded; 0 for none. With `order = "block"`, any '
-        "value above 0 reads one window ahead instead. `bench.py tune` measures which value is fastest.",
+        "Number of batches that the operating system reads ahead of decoding; 0 for none. With "
+        '`order = "block"`, any value above 0 reads one window ahead instead. `bench.py tune` measures which value is '
+        "fastest.",
         at_least=0,
         only_speed=True,
     )
@@ -76,8 +78,8 @@ class DataConfig:
     mean: tuple[float, float, float] = setting(
         (123.675, 116.28, 103.53),
         "Mean of each channel (R, G, B), in grey levels 0 … 255. The default is ImageNet's. Images become (pixel − "
-        "mean) / std. Recipes, checkpoints and exports all use grey levels. Other programs often use shares of 1: "
-        "their 0.485 is 123.675 here.",
+        "mean) / std. Recipes, checkpoints and exports all use grey levels. Other programs often use values from 0 to "
+        "1: their 0.485 is 123.675 here.",
     )
     std: tuple[float, float, float] = setting(
         (58.395, 57.12, 57.375), "Standard deviation of each channel (R, G, B), in grey levels like `mean`.", above=0
@@ -89,7 +91,7 @@ class DataConfig:
         'that fits into memory. "pixels" keeps each image after its first decode, so later epochs decode nothing. Use '
         "it for small images. An image takes height × width × 3 bytes, once for all ranks of a machine. A GPU with "
         'room for all images also gets a copy. The batches do not change, to the bit on a CPU. With "pixels" the CPU '
-        "decodes, even for a GPU, and a truncated image is bad whichever crop is planned.",
+        "decodes, even for a GPU, and the whole image must decode: a truncated image is always bad.",
         free_on_resume=True,
     )
     cache_dir: str = setting(
@@ -114,7 +116,7 @@ class DataConfig:
     fetch_threads: int = setting(16, "Threads of each rank that fetch from a URL.", at_least=1, free_on_resume=True)
     store_timeout_s: float = setting(
         60.0,
-        "Seconds for which failing requests to an object store are repeated before the run stops.",
+        "Seconds for which the loader retries failing requests to an object store before the run stops.",
         above=0,
         free_on_resume=True,
     )
@@ -126,24 +128,26 @@ class DataConfig:
     )
     hw_decoder_load: float = setting(
         0.65,
-        "Share of a batch that the GPU's JPEG engines decode, 0 to 1; it has an effect on GPUs only. Between 0 and 1, "
-        "chance decides which images the engines decode. Under `--deterministic` they therefore decode all the images "
-        "that they can. `bench.py tune` measures which value is fastest.",
+        "Share of a batch that the GPU's JPEG engines decode, 0 to 1. It has an effect on GPUs only. Between 0 and 1, "
+        "chance decides which images the engines decode, and the two decoders round differently. So with "
+        "`--deterministic` the engines decode all images that they can. `bench.py tune` measures which value is "
+        "fastest.",
         at_least=0,
         at_most=1,
         only_speed=True,
     )
     gpu_decode: Literal["whole", "region", "off"] = setting(
         "whole",
-        'How a GPU decodes: "whole" decodes the whole image and then crops it, "region" decodes only the crop, "off" '
-        'leaves decoding to the CPU. Prefer "whole" to "region". With fancy_upsampling the GPU\'s decoders refuse '
-        "a region before nvJPEG 13.2, so the CPU decodes it, and a region is reported to crash on H100 "
-        '(nvImageCodec\'s issue 55). "off" also crops and flips on the CPU. It is faster for images of 32 px, and '
-        "perhaps on a GPU without JPEG engines.",
+        'Where and how images are decoded for a GPU: "whole" decodes the whole image on the GPU and then crops it, '
+        '"region" decodes only the crop on the GPU, and "off" decodes on the CPU. Prefer "whole" to "region". With '
+        "fancy_upsampling, the GPU's decoders refuse regions before nvJPEG 13.2, so the CPU decodes them. Regions are "
+        'also reported to crash on H100 (nvImageCodec\'s issue 55). "off" also crops, resizes and flips on the CPU. It '
+        "is faster for images of 32 px. On a GPU without JPEG engines it may be faster, too (not measured).",
         free_on_resume=True,
     )
     fancy_upsampling: bool = setting(
-        True, "On a GPU, interpolate chroma of half resolution, as the CPU does, instead of repeating it."
+        True,
+        "On a GPU, interpolate chroma that is stored at half resolution, as the CPU does, instead of repeating it.",
     )
     max_bad_fraction: float = setting(
         0.001,

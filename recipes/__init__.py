@@ -34,9 +34,10 @@ class TrainConfig:
     )
     accumulation: int = setting(
         1,
-        "Batches that a rank processes for each optimizer step. Raise it to keep the global batch size with less "
-        "memory or fewer ranks.",
+        "Number of batches that each rank processes for one optimizer step. Raise it to keep the global batch size "
+        "with less memory or fewer ranks.",
         at_least=1,
+        free_on_resume=True,
     )
     precision: Literal["auto", "bf16", "fp16", "fp32"] = setting(
         "auto",
@@ -60,16 +61,17 @@ class TrainConfig:
     )
     checkpoint_every: int = setting(
         0,
-        "Steps between checkpoints, besides the one at the end of each epoch; 0 for none.",
+        "Steps between checkpoints. 0 writes them only at the end of each epoch, so a killed run loses up to an epoch.",
         at_least=0,
         free_on_resume=True,
     )
     keep_checkpoints: int = setting(
-        2, "Number of newest checkpoints to keep, besides the best.", at_least=1, free_on_resume=True
+        2, "Number of newest checkpoints to keep, in addition to the best.", at_least=1, free_on_resume=True
     )
     log_every: int = setting(
         20,
-        "Steps between log lines on the screen. The losses are fetched from the device just as often.",
+        "Steps between log lines on the screen. The losses are fetched from the device and checked for NaN equally "
+        "often.",
         at_least=1,
         free_on_resume=True,
     )
@@ -80,7 +82,7 @@ class TrainConfig:
         free_on_resume=True,
     )
     wandb: str = setting(
-        "", "Weights & Biases project to log to, besides TensorBoard; empty for none.", free_on_resume=True
+        "", "Weights & Biases project to log to, in addition to TensorBoard; empty for none.", free_on_resume=True
     )
 
     def __post_init__(self) -> None:

@@ -76,7 +76,8 @@ class AugmentConfig:
     )
     rotation_filter: Literal["nearest", "linear"] = setting(
         "linear",
-        'Filter of the rotation: "nearest" or "linear". "linear" takes six times as long on the CPU.',
+        'Filter of the rotation: "nearest" or "linear". "linear" takes five times as long on the CPU (2.6 ms more per '
+        "image of 224 px).",
         belongs_to="rotation",
     )
     auto: Auto = setting(
@@ -149,7 +150,7 @@ class AugmentConfig:
     )
     salt_pepper: float = setting(
         0.0,
-        "Probability of salt-and-pepper noise: some pixels turn black, and as many white.",
+        "Probability of salt-and-pepper noise: it turns some pixels black and as many white.",
         at_least=0,
         at_most=1,
         scaled=True,
@@ -163,7 +164,7 @@ class AugmentConfig:
         belongs_to="salt_pepper",
     )
     jpeg: float = setting(
-        0.0, "Probability of JPEG compression, at a quality from `jpeg_quality`.", at_least=0, at_most=1, scaled=True
+        0.0, "Probability of JPEG compression, with a quality from `jpeg_quality`.", at_least=0, at_most=1, scaled=True
     )
     jpeg_quality: tuple[int, int] = setting(
         (30, 95), "Range of the JPEG quality, 1 to 100.", at_least=1, at_most=100, is_range=True, belongs_to="jpeg"
@@ -192,14 +193,14 @@ class AugmentConfig:
     )
     repeats: int = setting(
         1,
-        "How many times each image occurs in a global batch, with different draws (repeated augmentation, Hoffer et "
-        "al. 2019). An epoch then holds that many times fewer images. It must divide train.global_batch_size. DeiT "
-        "uses 3.",
+        "Number of times that each image occurs in a global batch, with different draws (repeated augmentation, "
+        "Hoffer et al. 2019). An epoch then uses only that fraction of the images. It must divide "
+        "train.global_batch_size. DeiT uses 3.",
         at_least=1,
     )
     mixup: float = setting(
         0.0,
-        "α of mixup's Beta distribution; 0 switches mixup off. With `cutmix` as well, each batch gets one of the two "
+        "α of mixup's Beta distribution; 0 switches mixup off. If `cutmix` is also on, each batch gets one of the two "
         "with equal probability.",
         at_least=0,
         scaled=True,

@@ -163,6 +163,15 @@ def test_accumulation_sees_the_same_samples(whole: Path, dataset_dir: Path, tmp_
     assert by_step(tmp_path / "run", "samples") == {step: expected[step] for step in range(3)}
 
 
+def test_a_resume_may_accumulate_otherwise(whole: Path, dataset_dir: Path, tmp_path: Path) -> None:
+    """As it must when eight GPUs become one: the batch of a GPU stays, and the samples of each step."""
+    assert run(dataset_dir, tmp_path / "run", "--max-steps", "2").exit_code == 0
+    done = run(dataset_dir, tmp_path / "run", "--max-steps", "4", train__accumulation=3)
+    assert done.exit_code == 0, done.output
+    expected = by_step(whole, "samples")
+    assert by_step(tmp_path / "run", "samples") == {step: expected[step] for step in range(4)}
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_run_with_a_checkpoint(
     number: signal.Signals, whole: Path, dataset_dir: Path, tmp_path: Path
