@@ -185,7 +185,9 @@ def draw_front(result: Result, folder: Path, theme: str) -> Path:
 
 @click.command(name="plot")
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="[RESULT]…")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="plots", help="Folder for pictures.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), default="plots", help="Folder for the pictures."
+)
 def command(files: tuple[Path, ...], out: Path) -> None:
     """Draw the results that `--json` wrote.
 

@@ -66,7 +66,7 @@ class PackOptions:
     source_options: SourceOptions = field(default_factory=SourceOptions)
     class_file: Annotated[
         Path | None,
-        Option("File with readable class names: lines of KEY NAME, or JSON.", flag="--classes", kind=Path),
+        Option("File with readable class names: lines KEY NAME, or JSON.", flag="--classes", kind=Path),
     ] = None
     subset: Subset = field(default_factory=Subset)
     encode: EncodeConfig = field(default_factory=EncodeConfig)

@@ -73,12 +73,15 @@ def campaign(name: str, seed: int, first: int, count: int) -> tuple[float, list[
 
 
 @click.command()
-@click.option("--cases", default=100_000, show_default=True, help="In all; shared out as TARGETS says.")
-@click.option("--seed", default=1, show_default=True)
-@click.option("--only", type=click.Choice(list(TARGETS)), help="One target, with all the cases.")
-@click.option("--first", default=0, help="The first case's number.")
+@click.option("--cases", default=100_000, show_default=True, help="Total number of cases, divided among the targets.")
+@click.option("--seed", default=1, show_default=True, help="Seed for the cases.")
+@click.option("--only", type=click.Choice(list(TARGETS)), help="Run all cases on this target.")
+@click.option("--first", default=0, show_default=True, help="Number of the first case.")
 def main(cases: int, seed: int, only: str | None, first: int) -> None:
-    """Damage every kind of input and watch what the program does with it."""
+    """Damage every kind of input, and check how the program responds.
+
+    The exit status is 1 if there are violations: anything except a correct result or an error in one line.
+    """
     total = sum(target.cases for target in TARGETS.values())
     ran = failed = 0
     click.echo(f"{'target':<24}{'cases':>9}{'violations':>12}{'slowest, s':>12}{'cases/s':>9}")

@@ -37,11 +37,11 @@ FORBIDDEN = {"pickle.find_class", "os.system", "os.exec", "os.posix_spawn", "os.
 
 
 class Violation(AssertionError):
-    """An input made the program do what none may."""
+    """The program did something that no input may cause."""
 
 
 class Hang(BaseException):
-    """The time is over. No `except Exception` of the program keeps it."""
+    """A case exceeded its time limit. Not an Exception, so that the program's `except Exception` does not catch it."""
 
 
 _folder: str | None = None  # of the case under way
