@@ -183,8 +183,7 @@ def _build(schema: type[T], default: object, prefix: str, given: dict[str, _Give
     except ValueError as error:
         culprit = given.get(prefix + str(error).partition(":")[0])  # messages begin with the field's name
         where = f"{culprit.where}: " if culprit else ""
-        section = f"{prefix.rstrip('.')}: " if prefix else ""
-        raise ValueError(f"{where}{section}{error}") from None
+        raise ValueError(f"{where}{prefix}{error}") from None
 
 
 def _coerce_given(given: _Given, kind: object, key: str) -> object:

@@ -47,7 +47,7 @@ def work_dir(out: Path) -> Iterator[Path]:
     except OSError as error:
         raise ValueError(
             f"{error.filename or out}: cannot be written ({error.strerror}); "
-            "finished shards are kept, run the same command again"
+            "correct this and run the same command again, which keeps finished shards"
         ) from None
 
 

@@ -201,7 +201,7 @@ def _target(out: str | os.PathLike[str], staging: Path | None) -> Target:
         local, at_url = staging_dir(str(out), staging)
         return Target(local, str(out), at_url)
     if staging:
-        raise ValueError(f"{out}: is not a URL, so nothing is staged; leave out --staging")
+        raise ValueError(f"{out}: is not a URL, so nothing is staged; omit --staging")
     return Target(Path(out).absolute())
 
 

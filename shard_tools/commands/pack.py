@@ -54,15 +54,15 @@ def _check_encoding(given: dict[str, object]) -> None:
     if given["max_side"] and given["short_side"]:
         raise ValueError("--max-side and --short-side exclude each other; choose one")
     if given["reencode"] and given["baseline"]:
-        raise ValueError("--reencode always writes baseline JPEGs; leave out --baseline")
+        raise ValueError("--reencode always writes baseline JPEGs; omit --baseline")
     if given["reencode"] and given["check"] == "header":
-        raise ValueError("--reencode decodes every image; leave out --check header")
+        raise ValueError("--reencode decodes every image; omit --check header")
     is_reencoded = any(given[name] for name in ("max_side", "short_side", "reencode", "baseline"))
     for name in ("quality", "subsampling"):
         if given[name] and not is_reencoded:
             raise ValueError(
                 f"--{name} applies only to JPEGs that are scaled or re-encoded, and no option asks for that; "
-                f"add --reencode, --max-side, --short-side or --baseline, or leave out --{name}"
+                f"add --reencode, --max-side, --short-side or --baseline, or omit --{name}"
             )
 
 
@@ -124,7 +124,7 @@ def index_command(
     if url and not out:
         raise click.UsageError(f"{url}: tars at a URL need a directory for their tables; add one: index {url} OUT")
     if out and not url:
-        raise click.UsageError(f"{directory}: its tables are written beside the tars; leave out {out}")
+        raise click.UsageError(f"{directory}: its tables are written beside the tars; omit {out}")
     with one_line_errors():
         shard_set = index(
             out or Path(directory),

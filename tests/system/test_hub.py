@@ -229,7 +229,7 @@ def test_what_is_wrong_is_said_in_a_line(
     upload = cli("pack", tmp_path / "photos", "hf://datasets/me/new")
     assert "hf upload me/new DIR --repo-type dataset" in upload.output
     assert "index URL OUT" in cli("index", URL).output.replace(URL, "URL")
-    assert "leave out" in cli("index", dataset_dir, tmp_path / "x").output
+    assert "omit" in cli("index", dataset_dir, tmp_path / "x").output
     assert "is a packed dataset and already has an index" in cli("index", URL, tmp_path / "x").output
 
 

@@ -500,4 +500,4 @@ def test_commands_read_urls_or_say_that_they_do_not(
         assert cli("pack", source, tmp_path / out, "--workers", 1, "--samples-per-shard", 40).exit_code == 0
     assert hashes(tmp_path / "store") == hashes(tmp_path / "disk")
     assert "is read-only" in cli("pack", tmp_path, "https://example.org/x").output
-    assert "leave out --staging" in cli("pack", tmp_path, tmp_path / "out", "--staging", tmp_path).output
+    assert "omit --staging" in cli("pack", tmp_path, tmp_path / "out", "--staging", tmp_path).output

@@ -134,7 +134,7 @@ def test_unknown_sources_are_told_what_is_known(tmp_path):
     with pytest.raises(ValueError, match="not a supported kind of directory or file") as caught:
         open_source(tmp_path / "file")
     assert all(name in str(caught.value) for name in SOURCES)
-    with pytest.raises(ValueError, match="which does not support split_column"):
+    with pytest.raises(ValueError, match="which does not support --split-column"):
         open_source(tmp_path, "imagefolder", SourceOptions(split_column="x"))
 
 
