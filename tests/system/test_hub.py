@@ -121,7 +121,7 @@ def test_tars_on_the_hub_are_indexed_where_they_lie(hub: HubServer, tmp_path: Pa
 
 
 def test_an_index_goes_on_after_a_failure_and_bad_images(hub: HubServer, tmp_path: Path) -> None:
-    """What was read is not read again, and the result is that of one go."""
+    """Files that were read are not read again, and the result equals that of an uninterrupted run."""
     repo = imagenet_wds(tmp_path / "repo")
     bad = repo / "imagenet1k-train-0001.tar"
     bad.write_bytes(bad.read_bytes().replace(jpeg(103), b"x" * len(jpeg(103))))

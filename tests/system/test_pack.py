@@ -245,7 +245,7 @@ def test_the_demo_set_is_deterministic_and_whole(tmp_path):
 
 
 def write_twice(root: Path) -> Path:
-    """Images that are there more than once: A in two classes, B in two splits, C in both, D twice in one class."""
+    """Write duplicate images: A in two classes, B in two splits, C in both, D twice in one class."""
     rng = np.random.default_rng(0)
     for name, places in {
         "A": ("train/x/1", "train/y/1"),

@@ -74,7 +74,7 @@ def test_without_a_recipe_a_run_goes_on_with_its_own_settings(
 
 
 def test_a_run_without_its_settings_wants_a_recipe(one_step: Path, tmp_path: Path) -> None:
-    """What is left after a copy of checkpoints alone, or a full disk."""
+    """Such a run remains if only checkpoints were copied, or after a full disk."""
     run_dir = Path(shutil.copytree(one_step, tmp_path / "run"))
     (run_dir / "config.toml").write_text("[train")
     broken = CliRunner().invoke(train.main, ["--run-dir", str(run_dir)])

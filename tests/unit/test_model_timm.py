@@ -217,7 +217,7 @@ def test_settings_are_shown_as_the_run_has_them() -> None:
 
 
 def saved(kind: str, net: nn.Module, folder: Path) -> Path:
-    """A file as timm's train.py and its hub have them."""
+    """A weights file like those of timm's train.py and its hub."""
     path = folder / ("model.safetensors" if kind == "hub" else "model_best.pth.tar")
     state = net.state_dict()
     if kind == "hub":

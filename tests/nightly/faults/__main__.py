@@ -50,7 +50,7 @@ def main(rounds: int, only: tuple[str, ...], seed: int, json_file: Path | None) 
 
 
 def measure(bench: Bench, name: str, rounds: int) -> dict[str, Any]:
-    """A row: steps and samples added up, times as medians."""
+    """Return a row of the table: sums of steps and samples, medians of times."""
     outcomes, failed, times = [], [], []
     for _ in range(rounds):
         began = time.monotonic()

@@ -29,7 +29,7 @@ SHOWN = 20  # kinds of them
 def work(
     name: str, seed: int, first: int, stop: int, at: "Synchronized[int]", slowest: "Synchronized[float]", found: Any
 ) -> None:
-    """Cases first…stop-1 of a target. `at` says which one is under way."""
+    """Run the cases first…stop-1 of a target. `at` holds the number of the current case."""
     target: Target = TARGETS[name]
     target.valid()
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as folder:
@@ -45,7 +45,7 @@ def work(
 
 
 def campaign(name: str, seed: int, first: int, count: int) -> tuple[float, list[tuple[int, str]]]:
-    """All cases of a target, whatever happens to the process. Returns the slowest case's seconds and the violations."""
+    """Run all cases of a target, even if the process dies. Returns the slowest case's seconds and the violations."""
     context = multiprocessing.get_context("spawn")
     found: Any = context.SimpleQueue()
     slowest, at = context.Value("d", 0.0), context.Value("q", first - 1)

@@ -361,7 +361,7 @@ def test_overrides_that_are_no_number(value: str) -> None:
 
 
 def archive_of(pickled: bytes, compression: int = zipfile.ZIP_STORED) -> bytes:
-    """A checkpoint whose pickle is another."""
+    """A checkpoint with another pickle."""
     source, stream = zipfile.ZipFile(io.BytesIO(inputs.checkpoint_file())), io.BytesIO()
     with zipfile.ZipFile(stream, "w", compression) as target:
         for name in source.namelist():
