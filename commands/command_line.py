@@ -189,7 +189,7 @@ def choose_recipe(options: TrainOptions) -> Chosen:
     if file.name == run_dirs.CONFIG_FILE:
         name, origin = file.absolute().parent.name, f"recipe {file}"
     if own:
-        origin = f"no --recipe given: using the run's own settings, {own}"
+        origin = f"the run's own settings in {own} (no --recipe given)"
     return Chosen(recipe, name, origin, of_machine)
 
 

@@ -259,11 +259,11 @@ def _describe(kind: object) -> str:
     if origin is Literal:
         return "one of " + ", ".join(repr(arg) if isinstance(arg, str) else toml_value(arg) for arg in args)
     if origin is tuple and args and args[-1] is Ellipsis:
-        return f"an array of {_describe(args[0])}"
+        return "an array of " + {int: "integers", float: "numbers", str: "texts"}.get(args[0], _describe(args[0]))
     if origin is tuple:
         return f"an array of {len(args)}: " + ", ".join(_describe(arg) for arg in args)
-    names = {type(None): '"none"', Path: "a path (str)", bool: "true or false"}
-    return names.get(kind, getattr(kind, "__name__", str(kind)))
+    names = {bool: "true or false", int: "an integer", float: "a number", str: "text", Path: "a path"}
+    return '"none"' if kind is type(None) else names.get(kind, str(kind))  # type: ignore[call-overload]
 
 
 def _leaf_types(schema: "type[DataclassInstance]", prefix: str = "") -> dict[str, object]:

@@ -57,7 +57,7 @@ def test_without_a_recipe_a_run_goes_on_with_its_own_settings(
     bare = ["--run-dir", str(run_dir), "--data", str(dataset_copy), "--device", "cpu", "--max-steps", "2"]
     result = CliRunner().invoke(train.main, bare)
     assert result.exit_code == 0, result.output
-    assert f"no --recipe given: using the run's own settings, {run_dir}/config.toml" in result.output
+    assert f"the run's own settings in {run_dir}/config.toml (no --recipe given)" in result.output
     assert "recipe run" not in result.output  # a directory's name is no recipe's
     assert "resuming from" in result.output
     assert len(by_step(run_dir, "loss")) == 2

@@ -102,7 +102,7 @@ def test_every_kind_of_file_gives_the_donors_weights(kind: str, donor: nn.Module
     said = load(net, "cifar_resnet8", path)
     assert_same(net, donor.half().float() if kind == "half" else donor)
     assert str(path) in said
-    assert "anew" not in said
+    assert "reinitialised" not in said
     assert ("moving average" in said) == (kind == "penstock_ema")
     assert net.conv1.weight.is_contiguous(memory_format=torch.channels_last)
     assert net.conv1.weight.requires_grad

@@ -30,7 +30,7 @@ def main(rounds: int, only: tuple[str, ...], seed: int, json_file: Path | None) 
     """
     names = [name for name in CASES if not only or any(text.lower() in name.lower() for text in only)]
     if not names:
-        raise click.UsageError(f"no fault is named like {' or '.join(only)}; there are: {', '.join(CASES)}")
+        raise click.UsageError(f"--only {' or '.join(only)}: no such fault; known faults are {', '.join(CASES)}")
     click.echo(f"{'fault':{WIDTH}}  rounds  failed  lost steps  wrong samples  recovery s  round s")
     rows = []
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
