@@ -200,7 +200,7 @@ def parity(num_images: int, out: Path, json_file: Path | None, **common: Unpack[
 @click.option("--seconds", type=click.FloatRange(min=1), default=180.0, metavar="T", help="Seconds for the search.")
 @click.option("--turn", type=click.FloatRange(min=0.1), default=1.0, metavar="T", help="Seconds per measurement.")
 @click.option("--repeats", type=click.IntRange(min=1), default=TUNE_TURNS, metavar="N",
-              help="Most measurements of each candidate.")  # fmt: skip
+              help="Maximum number of measurements of each candidate.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=str(FILE), help="File to write.")
 def tune_command(
     seconds: float, turn: float, repeats: int, out: Path, json_file: Path | None, **common: Unpack[Common]

@@ -24,27 +24,28 @@ Option = Callable[[Callable[..., object]], Callable[..., object]]
 
 COMMON: list[Option] = [
     click.option("--data", metavar="DIR|URL|synthetic:WxH",
-                 help="Packed dataset. synthetic:469x401 generates JPEGs as costly to decode as ImageNet's. "
+                 help="Packed dataset. synthetic:469x401 generates JPEGs as costly to decode as ImageNet's.  "
                       "[default: the recipe's, otherwise the demo images]"),
     click.option("--recipe", "recipe_name", metavar="NAME|FILE",
-                 help="Recipe. [default: rn50-90ep with --data, otherwise demo]"),
-    click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a recipe setting."),
+                 help="Recipe: a name in recipes/, or a path.  [default: rn50-90ep with --data, otherwise demo]"),
+    click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
+                 help="Override a recipe setting. May be repeated."),
     click.option("--image-size", type=click.IntRange(min=1), metavar="S",
-                 help="Image size in pixels. [default: the recipe's]"),
+                 help="Image size in pixels.  [default: the recipe's]"),
     click.option("--batch-size", type=click.IntRange(min=1), metavar="B",
-                 help=f"Batch size per rank. [default: the recipe's, at most {MAX_DEFAULT_BATCH}]"),
+                 help=f"Batch size per rank.  [default: the recipe's, at most {MAX_DEFAULT_BATCH}]"),
     click.option("--threads", type=click.IntRange(min=0), metavar="N",
-                 help="Decode threads. 0 uses all cores. [default: the recipe's]"),
+                 help="Decode threads. 0 uses all cores.  [default: the recipe's]"),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto",
-                 help="auto uses CUDA if available."),
+                 help="auto: CUDA if a GPU is available."),
     click.option("--no-machine-config", is_flag=True,
-                 help="Ignore machine.toml (written by `tune`) in the working directory."),
+                 help="Ignore the machine.toml that `bench.py tune` wrote in this folder."),
     click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False),
                  help="Write the result to a JSON file."),
 ]  # fmt: skip
 LOADERS = click.Choice(["dali", "reference", "synthetic"])
 LOADER: list[Option] = [
-    click.option("--loader", type=LOADERS, help="Loader. [default: the recipe's; for `compute`, synthetic]"),
+    click.option("--loader", type=LOADERS, help="Loader.  [default: the recipe's; for `compute`, synthetic]"),
     click.option(
         "--against", type=LOADERS, help="Second loader, measured alternately with the first. Shows the ratio."
     ),
@@ -55,7 +56,7 @@ TIMING: list[Option] = [
     click.option("--repeats", type=click.IntRange(min=1), default=5, metavar="N",
                  help="Number of repeats after the warm-up."),
     click.option("--out", type=click.Path(path_type=Path, file_okay=False),
-                 help="Folder for the result, in a file named after the time."),
+                 help="Folder for the result. The file is named after the time."),
 ]  # fmt: skip
 COMPARE: list[Option] = [
     click.option("--compare", "earlier_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",

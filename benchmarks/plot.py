@@ -37,8 +37,8 @@ WIDE = 100  # times: a longer axis has a logarithmic scale
 
 @dataclass(frozen=True)
 class Figure:
-    """One picture, of images/s of each repeat: by a line's name over x, or by a bar's name. marked: the bar that stands
-    out."""
+    """One picture of the images/s of each repeat: lines over x, by name, or bars, by name. marked: the bar to
+    highlight."""
 
     name: str
     title: str
@@ -50,7 +50,7 @@ class Figure:
 
 
 def figures(results: dict[Path, Result]) -> list[Figure]:
-    """All the pictures that these results are enough for."""
+    """Return all pictures that can be drawn from these results."""
     found, grown = [], defaultdict[str, dict[int, Result]](dict)
     for path, result in results.items():
         if matched := re.fullmatch(r"growth-(.+)-(\d+)", path.stem):
@@ -71,8 +71,8 @@ def figures(results: dict[Path, Result]) -> list[Figure]:
 
 
 def bars(result: Result, name: str) -> Figure:
-    """The programs of a result. Those of `explain` are in the order of the data's path, on a logarithmic axis, with the
-    bottleneck marked; peers begin with the fastest, and ours is marked."""
+    """Return the bars of a result's programs. The stages of `explain` are in the order of the data's path, on a
+    logarithmic axis, with the bottleneck marked. Peers begin with the fastest, and ours is marked."""
     title = f"{pages.setting_of(result.settings)}, {pages.device_of(result)}"
     if result.benchmark != "explain":
         return Figure(f"peers-{name}", title, bars={key: one.images_per_s for key, one in pages.fastest_first(result)})
@@ -84,8 +84,9 @@ def bars(result: Result, name: str) -> Figure:
 
 
 def draw(figure: Figure, folder: Path) -> Path:
-    """Write a figure's PNG, which is the same bytes each time, for print and for colour-blind readers: Okabe and Ito's
-    colours, another marker for each line, hatches for bars. Returns its path."""
+    """Write a figure as PNG, with the same bytes each time. Returns its path.
+
+    It suits print and colour-blind readers: Okabe and Ito's colours, a different marker for each line, hatched bars."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -141,15 +142,15 @@ def _draw_bars(axes: "Axes", figure: Figure) -> None:
 
 
 def draw_all(results: dict[Path, Result], folder: Path) -> list[Path]:
-    """Every picture that these results are enough for, and the README's two. Returns their paths."""
+    """Draw every picture that these results allow, and the README's two. Returns their paths."""
     drawn = [draw(figure, folder) for figure in figures(results)]
     front = {path.name: result for path, result in results.items()}.get(FRONT)
     return drawn + ([draw_front(front, folder, theme) for theme in THEMES] if front else [])
 
 
 def draw_front(result: Result, folder: Path, theme: str) -> Path:
-    """Write the README's picture of a result of `peers`, for pages with a light or a dark background: an SVG with no
-    background of its own. Returns its path."""
+    """Write the README's picture of a result of `peers` as SVG, for pages with a light or a dark background. Its own
+    background is transparent. Returns its path."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -185,7 +186,9 @@ def draw_front(result: Result, folder: Path, theme: str) -> Path:
 
 @click.command(name="plot")
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="[RESULT]…")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="plots", help="Folder for pictures.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), default="plots", help="Folder for the pictures."
+)
 def command(files: tuple[Path, ...], out: Path) -> None:
     """Draw the results that `--json` wrote.
 

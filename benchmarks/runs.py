@@ -16,18 +16,18 @@ _END = ("top1", "top5", "loss", "ema_top1", "ema_top5", "ema_loss", "images_per_
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """What the docs show of a finished run.
+    """Return the facts about a finished run that the docs show.
 
     {"format": 1, "benchmark": "run", "recipe": …, "changed": ["train.epochs: 8 → 2"], "env": {…},
      "end": {top1, images_per_s, seconds, …}, "evals": [{epoch, top1, ema_top1}], "loss": [[epoch, loss], …]}
 
-    Raises ValueError for a directory that is no run, or one that has not come to its end.
+    Raises ValueError if the directory is not a run, or the run has not finished.
     """
     from penstock.training.report.runs import column, epoch_of, read_run
 
     run = read_run(folder)
     if not run.end:
-        raise ValueError(f"{folder}: not a finished run; record it when `train.py` has ended")
+        raise ValueError(f"{folder}: not a finished run. Record it after `train.py` has ended")
     command = [Path(word).name if Path(word).is_absolute() else word for word in run.environment["command"]]  # type: ignore[attr-defined]
     name = command[command.index("--recipe") + 1] if "--recipe" in command else "demo"
     config = from_toml(Recipe, (folder / "config.toml").read_text(encoding="utf-8"), str(folder / "config.toml"))

@@ -1,7 +1,7 @@
 """Compute what a run needs from storage, network and cores at 1 to 1,024 GPUs: `python -m benchmarks.scaling`.
 
-Input: the figures below, measured (`results/`), published and assumed. Output: the tables of docs/scaling.md. Nothing
-is run; the arithmetic is `demand` and `limits`.
+Input: the figures below (measured in `results/`, published, or assumed). Output: the tables of docs/scaling.md. Nothing
+is measured here: the arithmetic is in `demand` and `limits`.
 """
 
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ HEAD = ["GPUs", "batch per GPU", "images/s", "epoch", "reads, all nodes", "reads
 
 @dataclass(frozen=True)
 class Shards:
-    """One way to pack. image_bytes: of the tars, an image; images_per_s_core: the loader's, random crops of 224 px."""
+    """One way to pack. image_bytes: in the tars. images_per_s_core: the loader's rate, with random crops of 224 px."""
 
     name: str
     image_bytes: float
@@ -29,8 +29,8 @@ class Shards:
 
 @dataclass(frozen=True)
 class Machine:
-    """One node, what it shares with the others, and what it trains: ResNet-50 in bf16 on H100s, published. Bytes and
-    requests are a second's; without a GPU's own links."""
+    """One node, the storage that all nodes share, and the training: ResNet-50 in bf16 on H100s, by published figures.
+    Bytes and requests are per second. The links between a node's GPUs are not included."""
 
     gpus: int = 8
     cores: int = 96
@@ -39,18 +39,18 @@ class Machine:
     network_bytes: float = 50e9  # 400 Gbit/s, one way
     store_bytes: float = 100e9  # the shared file system or object store, all nodes together
     gpu_images_per_s: float = 4300.0
-    gradient_bytes: float = 25_557_032 * 4.0  # what the ranks add up each step, in float32
-    batch_size: int = 256  # of a GPU, as long as the global batch stays within
-    max_batch: int = 32_768  # with which it still trains well
+    gradient_bytes: float = 25_557_032 * 4.0  # summed over the ranks in each step, in float32
+    batch_size: int = 256  # per GPU, as long as the global batch is at most `max_batch`
+    max_batch: int = 32_768  # the largest global batch that still trains well
 
     def part(self, gpus: int) -> "Machine":
-        """A machine with fewer GPUs, and that share of the cores; disk and network stay."""
+        """Return a machine with fewer GPUs and the same share of the cores. Disk and network stay the same."""
         return replace(self, gpus=gpus, cores=self.cores * gpus // self.gpus)
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What one run asks for. Of a node: *_node; of the store that all share: *_all. Bytes and images a second."""
+    """What one run requires: *_node of each node, *_all of the shared store. Bytes and images are per second."""
 
     nodes: int
     batch_size: int
@@ -64,10 +64,10 @@ class Demand:
 
 
 def demand(gpus: int, shards: Shards, machine: Machine) -> Demand:
-    """At `gpus` GPUs that are never idle.
+    """Return the demand of a run on `gpus` GPUs that are never idle.
 
-    A node sends 2(n-1)/n of the gradient each step: the ring all-reduce over n nodes, whose share inside a node goes
-    over the GPUs' own links (Patarasuk and Yuan 2009).
+    A node sends 2(n-1)/n of the gradient in each step: a ring all-reduce over n nodes (Patarasuk and Yuan 2009). Inside
+    a node it uses the GPUs' own links.
     """
     nodes = -(-gpus // machine.gpus)
     batch_size = min(machine.batch_size, machine.max_batch // gpus)
@@ -88,7 +88,7 @@ def demand(gpus: int, shards: Shards, machine: Machine) -> Demand:
 
 
 def limits(asked: Demand, machine: Machine) -> dict[str, float]:
-    """Resource → the share of it that is asked for; above 1 the GPUs wait. The largest is the first limit met."""
+    """Return the required share of each resource, the largest first: that is the first limit. Above 1 the GPUs wait."""
     shares = {
         "decoding on the cores": asked.cores_node / machine.cores,
         "local disk, bytes": asked.bytes_node / machine.disk_bytes,
@@ -100,7 +100,7 @@ def limits(asked: Demand, machine: Machine) -> dict[str, float]:
 
 
 def measured() -> list[Shards]:
-    """From the results that docs/results.md shows."""
+    """Return the measured ways to pack, from the results that docs/results.md shows."""
     found = []
     for name, file in MEASURED.items():
         result = record.read(Path(__file__).parent / "results" / file)
@@ -110,7 +110,7 @@ def measured() -> list[Shards]:
 
 
 def row(gpus: int, shards: Shards, machine: Machine) -> list[str]:
-    """The cells for a number of GPUs, and what limits it first."""
+    """Return the table cells for a number of GPUs, with the first limit."""
     node = machine if gpus >= machine.gpus else machine.part(gpus)
     asked = demand(gpus, shards, node)
     first, share = next(iter(limits(asked, node).items()))
@@ -120,7 +120,7 @@ def row(gpus: int, shards: Shards, machine: Machine) -> list[str]:
 
 
 def report() -> str:
-    """Everything that docs/scaling.md shows."""
+    """Return the generated part of docs/scaling.md."""
     lines = []
     for shards in measured():
         rows = [row(gpus, shards, Machine()) for gpus in (1, 8, 64, 1024)]

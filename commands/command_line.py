@@ -89,7 +89,7 @@ TRAIN_OPTIONS = (
                  help="Recipe: a name in recipes/, or a path.  [default: the recipe of the run in --run-dir or "
                       "--resume; otherwise demo]"),
     click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
-                 help="Override a setting of the recipe. Can be given several times."),
+                 help="Override a recipe setting. May be repeated."),
     click.option("--run-dir", metavar="DIR", type=click.Path(path_type=Path),
                  help="Directory for checkpoints, metrics and reports.  [default: runs/RECIPE-TIME]"),
     click.option("--resume", default="auto", metavar="auto|never|PATH",
@@ -126,7 +126,7 @@ def command_line(train: "Callable[[Setup], None]") -> click.Group:
     @with_train_options
     @taking(TrainOptions)
     def main(options: TrainOptions) -> None:
-        """Train a classifier from packed shards, or run a command on a trained network.
+        """Train a classifier from packed shards, or use a trained network.
 
         \b
         python train.py                                    the demo: makes its own images, a minute or two on 2 cores
@@ -189,7 +189,7 @@ def choose_recipe(options: TrainOptions) -> Chosen:
     if file.name == run_dirs.CONFIG_FILE:
         name, origin = file.absolute().parent.name, f"recipe {file}"
     if own:
-        origin = f"no --recipe given: using the run's own settings, {own}"
+        origin = f"the run's own settings in {own} (no --recipe given)"
     return Chosen(recipe, name, origin, of_machine)
 
 

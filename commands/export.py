@@ -162,7 +162,7 @@ def building(loaded: Loaded) -> tuple[Building, str]:
     build = f"from model.config import ModelConfig; from model.networks import build_model; {made}"
     call, problem = library_call(loaded)
     said = (
-        f"{problem}; to build it in this program's folder: {build}"
+        f"{problem}. To build it, run in this program's folder: {build}"
         if problem
         else f"{call} loads it and gives the same logits"
     )

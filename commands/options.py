@@ -117,8 +117,9 @@ def evaluate_command(options: EvalOptions) -> None:
     matched automatically.
 
     \b
-    python train.py eval runs/NAME --data DIR --image-size 288
-    python train.py eval runs/NAME --data DIR --labels real
+    Examples:
+      python train.py eval runs/NAME --data DIR --image-size 288
+      python train.py eval runs/NAME --data DIR --labels real
     """
     if options.labels and options.only_data_classes:
         raise click.UsageError("--labels scores over all of the network's outputs; omit --only-data-classes")
@@ -151,14 +152,14 @@ class PredictOptions:
 @click.option("--top-k", type=click.IntRange(min=1), default=5, metavar="K", help="Number of classes shown per image.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line instead of the table.")
 @click.option("--classes", "class_file", type=click.Path(path_type=Path), metavar="FILE",
-              help="Readable names of the network's classes: lines KEY NAME, or JSON.")  # fmt: skip
+              help="File with readable class names: lines KEY NAME, or JSON.")  # fmt: skip
 @WEIGHTS
 @click.option("--flip/--no-flip", default=None,
               help="Average the logits of each image and its mirror image.  [default: train.val_flip]")  # fmt: skip
 @DEVICE
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, metavar="N", help="Images per batch.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, metavar="N",
-              help="Threads that decode images; 0: one per core.")  # fmt: skip
+              help="Decode threads. 0 uses all cores.")  # fmt: skip
 @taking(PredictOptions)
 def predict_command(options: PredictOptions) -> None:
     """Predict the classes of image files, and of all images in folders.
@@ -204,7 +205,7 @@ class ExportOptions:
 @WEIGHTS
 @click.option("--opset", type=click.IntRange(min=MIN_OPSET), metavar="N", help="ONNX: operator set version.")
 @click.option("--dynamic-batch/--static", default=None,
-              help="ONNX: accept any number of images, or exactly one.  [default: any]")  # fmt: skip
+              help="ONNX: accept any number of images, or exactly one.  [default: dynamic-batch]")  # fmt: skip
 @taking(ExportOptions)
 def export_command(options: ExportOptions) -> None:
     """Write a trained network to OUT, for use elsewhere.
@@ -237,7 +238,8 @@ def replay_command(file: Path, data: str | None, device: Device) -> None:
     FILE is the failed-step-N.pt that a run wrote when a step failed.
 
     \b
-    python train.py replay runs/NAME/failed-step-00001234.pt
+    Example:
+      python train.py replay runs/NAME/failed-step-00001234.pt
     """
     from penstock.commands.replay import run
 

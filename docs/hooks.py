@@ -1,4 +1,4 @@
-"""MkDocs: pages of the site that are files of the repository's root. README.md is its home page."""
+"""MkDocs: add files from the repository's root to the site as pages. README.md is the home page."""
 
 import re
 from pathlib import Path
@@ -19,8 +19,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def for_site(text: str) -> str:
-    """A page of the root with the site's links: docs/X → X, other pages by their names there. Links to files that
-    the site does not have become their text."""
+    """Return a root page's text with its links adapted to the site: docs/X → X, and other pages by their names there.
+    Links to files that are not on the site become plain text."""
     names = {source: name for name, source in PAGES.items()}
 
     def link(match: re.Match[str]) -> str:

@@ -145,7 +145,7 @@ def recipe_file(name: str) -> Path:
     if name in known:
         return known[name]
     if path.suffix == ".toml":
-        raise ValueError(f"recipe {name}: no such file")
+        raise ValueError(f"recipe {name}: no such file; give an existing .toml file, or a name in {FOLDER.name}/")
     near = get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}? Known recipes are" if near else "unknown; known recipes are"
     raise ValueError(f"recipe {name!r}: {hint} {', '.join(known)}; or give a .toml file")

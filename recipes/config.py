@@ -183,8 +183,7 @@ def _build(schema: type[T], default: object, prefix: str, given: dict[str, _Give
     except ValueError as error:
         culprit = given.get(prefix + str(error).partition(":")[0])  # messages begin with the field's name
         where = f"{culprit.where}: " if culprit else ""
-        section = f"{prefix.rstrip('.')}: " if prefix else ""
-        raise ValueError(f"{where}{section}{error}") from None
+        raise ValueError(f"{where}{prefix}{error}") from None
 
 
 def _coerce_given(given: _Given, kind: object, key: str) -> object:
@@ -260,11 +259,11 @@ def _describe(kind: object) -> str:
     if origin is Literal:
         return "one of " + ", ".join(repr(arg) if isinstance(arg, str) else toml_value(arg) for arg in args)
     if origin is tuple and args and args[-1] is Ellipsis:
-        return f"an array of {_describe(args[0])}"
+        return "an array of " + {int: "integers", float: "numbers", str: "texts"}.get(args[0], _describe(args[0]))
     if origin is tuple:
         return f"an array of {len(args)}: " + ", ".join(_describe(arg) for arg in args)
-    names = {type(None): '"none"', Path: "a path (str)", bool: "true or false"}
-    return names.get(kind, getattr(kind, "__name__", str(kind)))
+    names = {bool: "true or false", int: "an integer", float: "a number", str: "text", Path: "a path"}
+    return '"none"' if kind is type(None) else names.get(kind, str(kind))  # type: ignore[call-overload]
 
 
 def _leaf_types(schema: "type[DataclassInstance]", prefix: str = "") -> dict[str, object]:

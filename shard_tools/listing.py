@@ -96,7 +96,7 @@ def write_listing(
     keys = _classes(found, splits, asked, where, keys_with_file(fixed, class_file) if fixed else None)
     notes = _notes(found, splits, asked, keys) if fixed else list(met_lines(keys, found.lost))
     if subset.fractions and splits != ["train"]:
-        raise ValueError(f"{where}: already has the splits {', '.join(splits)}; leave out --split")
+        raise ValueError(f"{where}: already has the splits {', '.join(splits)}; omit --split")
     here = Path.cwd()  # workers may have another working directory
     (root / "files.json").write_text(json.dumps([file and os.path.join(here, file) for file in found.files]))
     digest = hashlib.sha256(bytes.fromhex(file_sha256(root / "names")))

@@ -47,7 +47,7 @@ def work_dir(out: Path) -> Iterator[Path]:
     except OSError as error:
         raise ValueError(
             f"{error.filename or out}: cannot be written ({error.strerror}); "
-            "finished shards are kept, run the same command again"
+            "correct this and run the same command again, which keeps finished shards"
         ) from None
 
 
@@ -112,8 +112,8 @@ def begin(out: Path, made: dict[str, object]) -> None:
         old = dict(json.loads(path.read_bytes()))
     except (ValueError, TypeError, RecursionError):
         raise ValueError(f"{path}: cannot be read; remove {out} and pack again") from None
-    remedy = "run the command that began it, or remove it"
-    _check_same(str(out), "holds an unfinished run of something else", old, made, remedy)
+    remedy = "run the command that began it, or remove this directory"
+    _check_same(str(out), "holds an unfinished run with other settings or images", old, made, remedy)
     for leftover in [*out.glob(".*.tmp"), *path.parent.glob(".*.tmp")]:  # of the killed run
         leftover.unlink(missing_ok=True)
 

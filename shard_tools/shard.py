@@ -137,7 +137,8 @@ def write_shard(job: ShardJob) -> None:
             remove_uploaded(job.out, info)
     except OSError as error:
         raise ValueError(
-            f"{tar_path}: cannot be written ({error.strerror}); finished shards are kept, run the same command again"
+            f"{tar_path}: cannot be written ({error.strerror}); correct this and run the same command again, "
+            "which keeps finished shards"
         ) from None
 
 

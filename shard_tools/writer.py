@@ -66,7 +66,7 @@ class PackOptions:
     source_options: SourceOptions = field(default_factory=SourceOptions)
     class_file: Annotated[
         Path | None,
-        Option("File with readable class names: lines of KEY NAME, or JSON.", flag="--classes", kind=Path),
+        Option("File with readable class names: lines KEY NAME, or JSON.", flag="--classes", kind=Path),
     ] = None
     subset: Subset = field(default_factory=Subset)
     encode: EncodeConfig = field(default_factory=EncodeConfig)
@@ -201,7 +201,7 @@ def _target(out: str | os.PathLike[str], staging: Path | None) -> Target:
         local, at_url = staging_dir(str(out), staging)
         return Target(local, str(out), at_url)
     if staging:
-        raise ValueError(f"{out}: is not a URL, so nothing is staged; leave out --staging")
+        raise ValueError(f"{out}: is not a URL, so nothing is staged; omit --staging")
     return Target(Path(out).absolute())
 
 

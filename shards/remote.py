@@ -107,7 +107,7 @@ class Store:
                 package = PACKAGES.get(self.url.partition(":")[0], "that package")
                 raise ValueError(f"{self.url}: {one_line(error)}; pip install {package}") from None
             except (ValueError, OSError) as error:
-                raise ValueError(f"{self.url}: cannot be opened ({one_line(error)})") from None
+                raise ValueError(f"{self.url}: cannot be opened ({one_line(error)}); check the URL") from None
             if hasattr(filesystem, "retries"):  # s3fs's own retries ignore our deadline
                 filesystem.retries = self._attempts
             for name in LOGS:

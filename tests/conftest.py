@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A measurement starts after three batches, and takes any rate for steady: what it says is not asked for."""
+    """Start measurements after three batches, and accept any rate as steady: these tests do not need the figures."""
     monkeypatch.setattr(programs, "SETTLE_BATCHES", 3)
     monkeypatch.setattr(measure, "STEADY", 10.0)
 
@@ -56,7 +56,7 @@ def image_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def dataset_dir(image_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The packed dataset, several shards a split; read only."""
+    """The packed dataset, with several shards per split; read only."""
     out = tmp_path_factory.mktemp("packed") / "data"
     with ThreadPoolExecutor(1) as executor:
         pack(image_tree, out, PackOptions(samples_per_shard=25), executor=executor)

@@ -6,7 +6,7 @@ A page has two kinds of generated parts, both marked by HTML comments that reade
 the text that `BLOCKS[NAME]` returns
 <!-- end of NAME -->
 
-and single figures in a sentence or a table, `<!--= KEY -->1,643<!--/-->`, where KEY is as `figures.figure` says.
+and single figures in a sentence or a table, `<!--= KEY -->1,643<!--/-->`, with a KEY of `figures.figure`.
 The sources are the files of `benchmarks/results` and the settings' dataclasses. A test fails when a page is out of
 date.
 """
@@ -40,20 +40,20 @@ _FIGURE = re.compile(r"<!--= (?P<key>.+?) -->(?P<shown>.*?)<!--/-->", re.DOTALL)
 
 
 def sources() -> list[Path]:
-    """The pages that may have generated parts."""
+    """Return the pages that may have generated parts."""
     return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def filled(path: Path) -> str:
-    """The text of a page with its generated parts as they should be.
+    """Return the text of a page with its generated parts up to date.
 
-    Raises ValueError, naming the page, for a part that nothing generates, a part without an end, and an unknown figure.
+    Raises ValueError, with the page's name, for an unknown part, a part without an end, and an unknown figure.
     """
     text = path.read_text(encoding="utf-8")
 
     def block(match: re.Match[str]) -> str:
         if match["name"] not in BLOCKS:
-            raise ValueError(f'{path}: nothing generates a part "{match["name"]}"; known: {", ".join(BLOCKS)}')
+            raise ValueError(f'{path}: unknown part "{match["name"]}"; known parts are {", ".join(BLOCKS)}')
         whole, begin = match[0], match[0].partition("\n")[0]
         return f"{begin}\n{BLOCKS[match['name']]().rstrip()}\n{whole.rpartition(chr(10))[2]}"
 

@@ -1,4 +1,4 @@
-"""A key → one figure of `benchmarks/results`, as the docs show it.
+"""Look up one figure of `benchmarks/results` by its key, as the docs show it.
 
 FILE; PROGRAM                 of `bench.py`'s results: the median images/s
 FILE; A / B                   the ratio of two programs of the same result
@@ -36,7 +36,7 @@ _RUN_FORMATS = {"top1": ".3f", "ema_top1": ".3f", "data_wait": ".1%", "images_pe
 
 
 class Found(NamedTuple):
-    """low, high: None where a result has no range. form: the usual format."""
+    """A figure. low, high: None if the result has no range. form: the usual format."""
 
     value: float
     low: float | None
@@ -45,7 +45,7 @@ class Found(NamedTuple):
 
 
 def figure(key: str) -> str:
-    """The figure that `key` names. Raises ValueError for a key that no result has."""
+    """Return the figure that `key` names. Raises ValueError for a key that no result has."""
     name, *parts = [part.strip() for part in key.split(";")]
     form = parts.pop() if len(parts) > 1 and parts[-1][:1] in ".," else ""
     wants_range = len(parts) > 1 and parts[-1] == "range" and bool(parts.pop())

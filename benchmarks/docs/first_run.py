@@ -1,8 +1,8 @@
-"""What a newcomer sees: the README's two commands, run in a fresh clone, with what they print.
+"""Run the README's two commands in a fresh clone, as a newcomer does, and record their output.
 
-    python -m benchmarks.docs.first_run      # commit first: it clones HEAD; some ten minutes on two cores
+    python -m benchmarks.docs.first_run      # commit first: it clones HEAD; about ten minutes on two cores
 
-Output: `first-run-2cpu.json` in benchmarks/results, `run`'s summary with the lines that both commands printed.
+Output: `first-run-2cpu.json` in benchmarks/results: the run's summary, and the lines that both commands printed.
 """
 
 import json
@@ -18,8 +18,8 @@ TRAIN, TESTS = "uv run train.py", "uv run --group tests pytest"
 
 
 def demo_block() -> str:
-    """What the two commands print: of the demo the beginning, the last epoch and the end, without the hints that follow
-    it; of the tests the last line."""
+    """Return the output of the two commands. The demo's part has the beginning, the last epoch and the end, without the
+    hints at the end. The tests' part is the last line."""
     output = _content()["output"]
     lines = output[TRAIN]
     epochs = [number for number, line in enumerate(lines) if line.startswith("epoch ")]
@@ -32,7 +32,7 @@ def _content() -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
     except OSError:
-        raise ValueError(f"{FILE}: missing; make it by python -m benchmarks.docs.first_run") from None
+        raise ValueError(f"{FILE}: missing; make it with: python -m benchmarks.docs.first_run") from None
     return content
 
 
@@ -41,7 +41,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "penstock"
         subprocess.run(["git", "clone", "-q", str(repository), str(clone)], check=True)
-        subprocess.run(["uv", "sync", "-q"], cwd=clone, check=True)  # the packages are not what is shown
+        subprocess.run(["uv", "sync", "-q"], cwd=clone, check=True)  # its output is not recorded
         output = {TRAIN: _run(TRAIN, clone), TESTS: _run(TESTS, clone)}
         (run,) = (clone / "runs").glob("demo-*")
         content = runs.summary(run) | {"output": output}

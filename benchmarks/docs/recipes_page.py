@@ -1,4 +1,4 @@
-"""Training runs → docs/recipes.md: the table of what was measured, and the curves.
+"""Training runs → docs/recipes.md: the table of the measured runs, and their curves.
 
 Input: `run-*.json` and `first-run-*.json` (`bench.py record`), and the CIFAR-10 stages of `benchmarks.gpu`.
 """
@@ -22,7 +22,7 @@ HEAD = ("recipe", "top-1", "epochs", "images/s", "waiting for data", "time", "on
 
 @dataclass(frozen=True)
 class Trained:
-    """A run to its end. top1: a fraction, by epoch; the last is the result. seconds: of the whole command."""
+    """A finished run. top1: epoch → fraction; the last is the result. seconds: duration of the whole command."""
 
     recipe: str
     changed: tuple[str, ...]
@@ -35,7 +35,7 @@ class Trained:
 
 
 def trained() -> list[Trained]:
-    """All runs of benchmarks/results, by recipe, then by device."""
+    """Return all runs in benchmarks/results, sorted by recipe, then by device."""
     found = [_of_run(path) for path in [*RESULTS.glob("first-run-*.json"), *RESULTS.glob("run-*.json")]]
     for path in RESULTS.glob("gpu-train-*.json"):
         found += _of_stages(path)
@@ -43,7 +43,7 @@ def trained() -> list[Trained]:
 
 
 def trained_block() -> str:
-    """The table of what was trained to its end here."""
+    """Return the table of the finished runs."""
     rows = [HEAD, ("---", "---:", "---:", "---:", "---:", "---:", "---")]
     for one in trained():
         name = f"`{one.recipe}`" + (f" with {', '.join(f'`{line}`' for line in one.changed)}" if one.changed else "")
@@ -54,7 +54,7 @@ def trained_block() -> str:
 
 
 def draw_all() -> list[Path]:
-    """Write the curves: one picture a recipe, top-1 of each device, and the training loss where the result has it."""
+    """Draw the curves: one picture per recipe, with each device's top-1, and the training loss if it was recorded."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -124,7 +124,7 @@ def _of_stages(path: Path) -> Iterator[Trained]:
 
 
 def _number(text: str) -> float:
-    """The first number of a text such as "in 28 s". Raises ValueError if there is none."""
+    """Return the first number of a text such as "in 28 s". Raises ValueError if there is none."""
     found = re.search(r"\d+(\.\d+)?", text)
     if not found:
         raise ValueError(f'no number in "{text}"')

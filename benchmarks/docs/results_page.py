@@ -1,4 +1,4 @@
-"""Results → the tables of docs/results.md: every result of `bench.py`, and the peers beside each other."""
+"""Results → the tables of docs/results.md: every result of `bench.py`, and a comparison of all peers."""
 
 import functools
 import re
@@ -15,12 +15,12 @@ from penstock.benchmarks.text import shown_rate
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 PICTURES = Path(__file__).resolve().parents[2] / "docs/images/results"
 OTHERS = ("gpu-", "run-", "first-run-")  # files of `benchmarks.gpu`, `bench.py record` and `benchmarks.docs.first_run`
-MANY = 1000  # samples; of fewer the name of the data says enough
+MANY = 1000  # samples; for fewer the name of the data is enough
 
 
 def read_files(paths: Sequence[Path], say: Callable[[str], None]) -> dict[Path, Result]:
-    """The results, sorted by name, with numbers in names by their value. `say` is called with a line about each file
-    that is not a result. Results with formats of their own (`OTHERS`) are skipped."""
+    """Return the results, sorted by name, with numbers in names by their value. `say` is called with a line about each
+    file that is not a result. Results with formats of their own (`OTHERS`) are skipped."""
     found = {}
     for path in sorted(paths, key=lambda path: [part.zfill(9) for part in re.split(r"(\d+)", str(path))]):
         try:
@@ -33,7 +33,7 @@ def read_files(paths: Sequence[Path], say: Callable[[str], None]) -> dict[Path, 
 
 @functools.cache
 def read_all() -> dict[Path, Result]:
-    """Those of benchmarks/results. Raises ValueError for a file that is not a result."""
+    """Return the results in benchmarks/results. Raises ValueError for a file that is not a result."""
 
     def refuse(line: str) -> None:
         raise ValueError(line)
@@ -49,7 +49,7 @@ def device_of(result: Result) -> str:
 
 
 def setting_of(settings: JSON) -> str:
-    """What was measured, in a few words."""
+    """Describe the measured work in a few words."""
     shown = [Path(str(settings["data"])).name] if settings.get("data") else []
     if "model" in settings:
         shown.append(f"{settings['model']} {settings.get('precision', '')}".strip())
@@ -69,8 +69,8 @@ def results_block() -> str:
 
 
 def peers_table(results: Sequence[Result]) -> str:
-    """A line a program, a column a set of images: images/s and how many times as fast ours is. The programs are in the
-    order of the first column that has them, the fastest first."""
+    """Return a table with a line per program and a column per set of images. Cells have images/s, and how many times as
+    fast ours is. Programs are in the order of the first column that has them, the fastest first."""
 
     def size_and_rate(result: Result) -> tuple[int, float]:
         return -result.settings["image_size"], statistics.fmean(one.median for one in result.programs.values())
@@ -94,7 +94,7 @@ def fastest_first(result: Result) -> list[tuple[str, Figures]]:
 
 
 def page(results: dict[Path, Result]) -> str:
-    """A section for each benchmark, then the pictures."""
+    """Return a section for each benchmark, then the pictures."""
     from penstock.benchmarks.plot import figures
 
     parts = []
@@ -109,7 +109,7 @@ def page(results: dict[Path, Result]) -> str:
 
 
 def section(benchmark: str, results: dict[Path, Result]) -> list[str]:
-    """One benchmark: the command of its first result, a table, remarks."""
+    """Return one benchmark's section: the command of its first result, a table, and remarks."""
     columns = columns_of(list(results.values()))
     head = ["program", "images/s", "ratio", *(COLUMNS[column][0] for column in columns), "settings", "result", "device"]
     table, remarks = [_row(head), _row(["---"] * len(head))], []

@@ -15,7 +15,7 @@ FREE, FAST = "may change when a run is resumed", "changes the speed only"
 
 
 def settings_block() -> str:
-    """A section of the page for each section of a recipe: its settings with default, values and text."""
+    """Return the tables of the page: for each section of a recipe its settings, with default, values and text."""
     recipe = Recipe()
     sections = [one.name for one in dataclasses.fields(recipe)]
     return "\n".join(line for name in sections for line in _section(name, getattr(recipe, name)))

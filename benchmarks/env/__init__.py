@@ -35,7 +35,7 @@ DECODERS = {"hardware": "the GPU's JPEG engine", "cuda": "CUDA (nvJPEG)", "cpu":
               help="Write JSON, to FILE or to stdout.",
               type=click.Path(path_type=Path, dir_okay=False, allow_dash=True))  # fmt: skip
 def command(json_file: Path | None) -> None:
-    """Show the machine's facts for a bug report.
+    """Show facts about the machine, for a bug report.
 
     Versions, processor, GPUs, JPEG decoders and limits. Paste the output into the issue.
     """

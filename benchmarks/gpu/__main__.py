@@ -25,10 +25,14 @@ DATASET = click.Path(path_type=Path, file_okay=False, exists=True)
     metavar="STAGE,…",
     default="",
     show_default=False,
-    help="Run only these stages of the part. [default: all]",
+    help="Run only these stages of the part.  [default: all]",
 )
 @click.option(
-    "--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a recipe setting in every stage."
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="Override a recipe setting in every stage. May be repeated.",
 )
 @click.option(
     "--list",

@@ -10,7 +10,7 @@ from penstock.pipeline.augment.config import AugmentConfig
 from penstock.pipeline.augment.params import AugmentParams
 
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R 601, as Pillow's "L" and torchvision's grayscale
-# Rows: luma and the two chroma axes of YIQ (FCC 1953); hue turns the latter two. Gray has no chroma.
+# Rows: luma and the two chroma axes of YIQ (FCC 1953); hue turns the chroma axes. Gray has no chroma.
 _YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 # Principal components of ImageNet's RGB values, 0 to 1 (Krizhevsky et al. 2012; figures of fb.resnet.torch).
 _EIGENVALUES = np.array([0.2175, 0.0188, 0.0045])

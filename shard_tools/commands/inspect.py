@@ -22,9 +22,10 @@ from penstock.shards.format import ShardSet
     "--workers", type=click.IntRange(min=1), help="Number of worker processes.  [default: one for each CPU core]"
 )
 def verify_command(out: Path, decode: bool, as_json: bool, fix: bool, workers: int | None) -> None:
-    """Check the dataset in OUT: hashes, labels, counts, and that tars, indexes and tables agree.
+    """Check the dataset in OUT, and repair it with --fix.
 
-    Prints one line per finding and exits with 1 if there are any.
+    The command checks hashes, labels and counts, and that tars, indexes and tables agree. It prints one line per
+    finding and exits with 1 if there are any.
 
     --fix rebuilds indexes and tables from the tars, and tar headers and labels from the table. It gives swapped
     shards their own names back and removes samples whose images are lost. Then it checks again and exits with 0 if no
@@ -68,7 +69,10 @@ def verify_command(out: Path, decode: bool, as_json: bool, fix: bool, workers: i
 @click.argument("out", type=path_or_url)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 def info_command(out: Path | str, as_json: bool) -> None:
-    """Show what the dataset in OUT contains: splits, samples, bytes, classes, image sizes, and how it was made."""
+    """Show what the dataset in OUT contains and how it was made.
+
+    The table lists splits, samples, bytes, classes and image sizes.
+    """
     from penstock.shard_tools.describe import describe, histograms, summary
 
     with one_line_errors():
@@ -83,7 +87,7 @@ def info_command(out: Path | str, as_json: bool) -> None:
 @click.command("preview")
 @click.argument("out", type=local_path)
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--split", default="train", show_default=True, help="The split to draw from.")
+@click.option("--split", default="train", show_default=True, help="Split to draw from.")
 @click.option("--num", type=click.IntRange(min=1, max=400), default=24, show_default=True, help="Number of samples.")
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed for the choice of samples."
@@ -92,7 +96,9 @@ def info_command(out: Path | str, as_json: bool) -> None:
     "--augment", metavar="RECIPE", help="Show each sample in a row with this recipe's training augmentations of it."
 )
 def preview_command(out: Path, file: Path, split: str, num: int, seed: int, augment: str | None) -> None:
-    """Draw a sheet of samples from the dataset in OUT, with their class names, and save it as FILE, a .png.
+    """Draw samples of the dataset in OUT on a sheet, a .png.
+
+    The sheet shows the samples with their class names. It is saved as FILE.
 
     \b
     Examples:

@@ -17,7 +17,9 @@ from penstock.shard_tools.writer import PackOptions, pack
 @click.argument("out", type=path_or_url)
 @options_of(PackOptions)
 def pack_command(source: Path | str, out: Path | str, **values: object) -> None:
-    """Pack the images of SOURCE into shards in OUT, a directory or a URL (s3://, gs://: see docs/remote.md).
+    """Pack the images of SOURCE into shards in OUT.
+
+    OUT is a directory or a URL (s3://, gs://: see docs/remote.md).
 
     SOURCE can be a directory with train/CLASS/IMAGE and val/CLASS/IMAGE, or just CLASS/IMAGE. It can also be a .csv
     or .tsv of paths and labels, ImageNet's official archives, Kaggle's layout or zip, Tiny-ImageNet, Parquet files or
@@ -52,15 +54,15 @@ def _check_encoding(given: dict[str, object]) -> None:
     if given["max_side"] and given["short_side"]:
         raise ValueError("--max-side and --short-side exclude each other; choose one")
     if given["reencode"] and given["baseline"]:
-        raise ValueError("--reencode always writes baseline JPEGs; leave out --baseline")
+        raise ValueError("--reencode always writes baseline JPEGs; omit --baseline")
     if given["reencode"] and given["check"] == "header":
-        raise ValueError("--reencode decodes every image; leave out --check header")
-    is_written_anew = any(given[name] for name in ("max_side", "short_side", "reencode", "baseline"))
+        raise ValueError("--reencode decodes every image; omit --check header")
+    is_reencoded = any(given[name] for name in ("max_side", "short_side", "reencode", "baseline"))
     for name in ("quality", "subsampling"):
-        if given[name] and not is_written_anew:
+        if given[name] and not is_reencoded:
             raise ValueError(
                 f"--{name} applies only to JPEGs that are scaled or re-encoded, and no option asks for that; "
-                f"add --reencode, --max-side, --short-side or --baseline, or leave out --{name}"
+                f"add --reencode, --max-side, --short-side or --baseline, or omit --{name}"
             )
 
 
@@ -75,7 +77,9 @@ def _check_encoding(given: dict[str, object]) -> None:
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed for drawing and packing.")
 def demo_command(out: Path, workers: int | None, num_train: int, num_val: int, seed: int) -> None:
-    """Make a small dataset in OUT: generated images of 10 classes, packed like any other.
+    """Make a small dataset of generated images in OUT.
+
+    The images belong to 10 classes. They are packed like any others.
 
     \b
     Example:
@@ -101,11 +105,11 @@ def index_command(
     on_bad: OnBad,
     workers: int | None,
 ) -> None:
-    """Prepare the WebDataset tars in DIRECTORY for training without repacking them: write an index and tables.
+    """Index WebDataset tars for training, without repacking them.
 
-    For tars in DIRECTORY, the index and tables are written beside them. Tars at a URL (hf://, s3://, gs://: see
-    docs/remote.md) stay there: each is read once, and the index and tables are written to the directory OUT. Train
-    from that directory.
+    The command writes an index for each tar, and the tables. For tars in DIRECTORY, it writes them beside the tars.
+    Tars at a URL (hf://, s3://, gs://: see docs/remote.md) stay there. Each is read once, and the indexes and tables
+    are written to the directory OUT. Train from that directory.
 
     \b
     Examples:
@@ -120,7 +124,7 @@ def index_command(
     if url and not out:
         raise click.UsageError(f"{url}: tars at a URL need a directory for their tables; add one: index {url} OUT")
     if out and not url:
-        raise click.UsageError(f"{directory}: its tables are written beside the tars; leave out {out}")
+        raise click.UsageError(f"{directory}: its tables are written beside the tars; omit {out}")
     with one_line_errors():
         shard_set = index(
             out or Path(directory),

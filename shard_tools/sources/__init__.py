@@ -126,9 +126,8 @@ def open_source(
         kind = SOURCES[format]
         for name, value in asdict(options).items():
             if value and name not in kind.options:
-                raise ValueError(
-                    f"{path}: is read as {format}, which does not support {name} ({value!r}); leave it out"
-                )
+                option = f"--{name.replace('_', '-')}"
+                raise ValueError(f"{path}: is read as {format}, which does not support {option} ({value!r}); omit it")
         return kind.open(path, options)
     except OSError as error:
         raise ValueError(f"{error.filename or path}: cannot be read ({error.strerror})") from None

@@ -19,7 +19,7 @@ def recipe_of(*overrides: str) -> Recipe:
 
 
 def opinionated(recipe: Recipe, num_classes: int, seed: int) -> nn.Module:
-    """An untrained network whose statistics fit its input and whose logits are some units apart."""
+    """An untrained network with BatchNorm statistics that fit its input, and logits that differ clearly."""
     torch.manual_seed(seed)
     net = build_model(recipe.model, num_classes, recipe.data.image_size)
     for module in net.modules():
@@ -41,7 +41,7 @@ def opinionated(recipe: Recipe, num_classes: int, seed: int) -> nn.Module:
 
 
 def write_checkpoint(path: Path, made_by: Recipe, **state: Any) -> nn.Module:
-    """A checkpoint with `state` in place of its parts; returns the network whose weights are its raw ones."""
+    """Write a checkpoint with the entries of `state` replaced; returns the network that has its raw weights."""
     net = opinionated(made_by, len(state.get("classes", CLASSES)), seed=1)
     parts = {"net": net.state_dict(), "recipe": config.to_toml(made_by), "dataset": "", "classes": CLASSES}
     checkpoint.save(path, parts | state)

@@ -14,7 +14,7 @@ _WITH_VALUE = ("--group", "--no-group", "--extra", "--with", "--torch-backend") 
 
 
 class Documented(NamedTuple):
-    """One command. words: without its comment; line: where it stands, from 1."""
+    """One command. words: without the comment. line: its number in the page, from 1."""
 
     page: str
     line: int
@@ -25,7 +25,7 @@ class Documented(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A program of this project, `train`, `bench`, `shard_tools`, `penstock` or a module, and the words after it."""
+    """A program of this project (`train`, `bench`, `shard_tools`, `penstock` or a module) and its arguments."""
 
     name: str
     words: tuple[str, ...]
@@ -65,7 +65,7 @@ def _split(line: str) -> list[tuple[str, ...]]:
 
 
 def program_of(words: tuple[str, ...]) -> Program | None:
-    """Which of our programs a command starts, without `uv run` and `torchrun`; None if it is somebody else's."""
+    """The project's program that a command starts, without `uv run` and `torchrun`; None for other programs."""
     redirected = next((place for place, word in enumerate(words) if re.fullmatch(r"\d?>+", word)), len(words))
     rest = list(words[:redirected])
     while rest and re.fullmatch(r"[A-Z_]+=.*", rest[0]):  # the environment
@@ -89,7 +89,7 @@ def program_of(words: tuple[str, ...]) -> Program | None:
 
 
 def is_placeholder(word: str) -> bool:
-    """Whether a word stands for the reader's own, as PHOTOS or NEW_PHOTO.jpg does."""
+    """Whether a word stands for the reader's own file, such as PHOTOS or NEW_PHOTO.jpg."""
     return re.fullmatch(r"[A-Z][A-Z0-9_-]*(/\S*|\.\w+)?", word) is not None or "…" in word
 
 

@@ -12,7 +12,7 @@ TINY = ("--set", "model.name=cifar_resnet8", "--set", "train.precision=fp32")
 
 
 def explain(data: Path, *more: str, tmp_path: Path) -> tuple[dict[str, Any], str]:
-    """The result's part of explain, and what was printed."""
+    """Run `explain`. Returns its part of the result, and the printed output."""
     file = tmp_path / "result.json"
     small = ["--image-size", "32", "--device", "cpu", "--seconds", "0.1", "--repeats", "1", "--no-machine-config"]
     arguments = ["--data", str(data), "--recipe", "demo", *small, *more, "--json", str(file)]

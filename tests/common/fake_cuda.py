@@ -27,7 +27,7 @@ class Synchronised(AssertionError):
 
 
 class Watch(TorchDispatchMode):
-    """Sees every operation: raises `Synchronised` at those that wait for the GPU, and notes convolutions' layouts."""
+    """Watches every operation: raises `Synchronised` if one waits for the GPU, and records convolutions' layouts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Watch(TorchDispatchMode):
 
 
 class Event:
-    """Marks nothing: in place of `torch.cuda.Event`."""
+    """A stand-in for `torch.cuda.Event` that records nothing."""
 
     device = DEVICE
 
@@ -79,7 +79,7 @@ class Event:
 
 
 class Gpu:
-    """What a loader puts on it. `watch` sees the operations."""
+    """The simulated GPU of a test. `watch` records the operations."""
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
@@ -93,7 +93,7 @@ class Gpu:
 
 @contextmanager
 def fake_cuda() -> Iterator[Gpu]:
-    """Within, tensors are fake and the device "cuda" exists; what waits for it raises `Synchronised`."""
+    """A context in which tensors are fake and the device "cuda" exists. Waiting for it raises `Synchronised`."""
     mode, watch = FakeTensorMode(), Watch()
     with ExitStack() as stack:
         replaced: list[tuple[Any, str, Any]] = [
@@ -117,7 +117,7 @@ def fake_cuda() -> Iterator[Gpu]:
 
 
 def _moved(net: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
-    """`nn.Module.to` by new parameters: the original swaps tensors, which fake ones do not take."""
+    """`nn.Module.to` with new parameters: the original swaps tensors, which fake tensors do not support."""
     device, dtype, _, memory_format = torch._C._nn._parse_to(*args, **kwargs)
     assert dtype is None
 
@@ -137,7 +137,7 @@ def _moved(net: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
 
 
 def _backward(loss: Tensor, *_: Any, **__: Any) -> None:
-    """Gradients for all leaves that the loss came from, laid out as they are."""
+    """Gradients for all leaves that the loss depends on, in the leaves' memory layout."""
     assert loss.is_cuda
     assert not loss.dim()
     seen, todo = set(), [loss.grad_fn]
@@ -152,7 +152,7 @@ def _backward(loss: Tensor, *_: Any, **__: Any) -> None:
 
 
 def _fused(*lists: list[Tensor], **_: Any) -> None:
-    """What a fused kernel asks of its lists: the same device and layout, tensor by tensor."""
+    """Check what a fused kernel requires of its lists: the same device and layout, tensor by tensor."""
     for tensors in zip(*(tensors for tensors in lists if tensors), strict=True):
         floating = [tensor for tensor in tensors if isinstance(tensor, Tensor) and tensor.dim()]
         assert all(tensor.is_cuda for tensor in tensors if isinstance(tensor, Tensor))

@@ -52,7 +52,7 @@ def make_loader(shard_set: ShardSet, *, threads: int = 2, **feed: Any) -> DaliLo
 
 
 def loader_of(feed: Feed, *, threads: int = 2, **more: Any) -> DaliLoader | PixelLoader:
-    """That of `data.loader = "dali"` on the CPU."""
+    """The loader of `data.loader = "dali"` on the CPU."""
     make = PixelLoader if takes_pixels(feed, CPU) else DaliLoader
     return make(feed, device=CPU, threads=threads, **more)
 

@@ -29,7 +29,7 @@ HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 class Program(NamedTuple):
-    """What the common parent is asked to start: the words after `python`, and the files its output is added to."""
+    """A program for the common parent to start: the words after `python`, and the files for its output (appended)."""
 
     words: list[str]
     cwd: str
@@ -39,7 +39,7 @@ class Program(NamedTuple):
 
 
 class Forked:
-    """A program that was started, as a `subprocess.Popen`. It is killed where nobody waited for it."""
+    """A running program, like a `subprocess.Popen`. It is killed if nobody waited for it."""
 
     def __init__(self, words: list[str], pid: int, stdout: Path, stderr: Path) -> None:
         self.args, self.pid, self._stdout, self._stderr = words, pid, stdout, stderr
@@ -61,13 +61,13 @@ class Forked:
         return self.returncode
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """Wait, and give what it wrote: (stdout, stderr)."""
+        """Wait, and return its output: (stdout, stderr)."""
         self.wait(timeout)
         return self.output, self._stderr.read_text()
 
     @property
     def output(self) -> str:
-        """What it has written to stdout so far."""
+        """Its output on stdout so far."""
         return self._stdout.read_text(errors="replace") if self._stdout.exists() else ""
 
     def send_signal(self, number: int) -> None:
@@ -107,7 +107,7 @@ def run(
 
 
 class _Parent:
-    """The process that forks, seen from the one that asks."""
+    """The process that forks, seen from the process that sends requests."""
 
     def __init__(self) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="forked-")
@@ -131,7 +131,7 @@ class _Parent:
             self._codes[pid] = code
 
     def ended(self, pid: int, timeout_s: float) -> int | None:
-        """The exit code of a program, as `subprocess` has it, or None where it runs after so many seconds."""
+        """The exit code of a program, as in `subprocess`, or None if it still runs after so many seconds."""
         while pid not in self._codes and self._connection.poll(timeout_s):
             ended, code = self._connection.recv()
             self._codes[ended] = code
@@ -149,7 +149,7 @@ def _parent() -> _Parent:
 
 
 def serve(descriptor: int) -> None:
-    """Fork what is asked for until the connection ends; then kill what still runs."""
+    """Fork the requested programs until the connection ends; then kill those that still run."""
     import tests.common.forked_imports  # noqa: F401
 
     gc.freeze()  # or each program's end goes through all that was imported: half a second
@@ -191,7 +191,7 @@ def _become(program: Program) -> None:
 
 
 def _interpret(words: list[str], env: dict[str, str]) -> None:
-    """What `python WORDS` does once it is up."""
+    """Do what `python WORDS` does after its start."""
     import torch
 
     os.environ.clear()

@@ -10,7 +10,7 @@ HERE = machine.Machine(cpu="Some CPU", cores=4, gpu="none", ranks=1)
 
 
 def recipe_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A recipe, in whose folder the process is; the machine is HERE."""
+    """A recipe in the current directory, on the machine HERE."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(machine, "this_machine", lambda device: HERE)
     file = folder / "recipe.toml"

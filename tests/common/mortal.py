@@ -18,7 +18,7 @@ def mortal(values: np.ndarray) -> np.ndarray:
 
 @pytest.fixture
 def mortal_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every array and every image that a loader hands to DALI is `mortal`."""
+    """Make every array and image that a loader passes to DALI `mortal`."""
     arrays, images = loader_module.graph_inputs, loader_module.encoded
     monkeypatch.setattr(
         loader_module, "graph_inputs", lambda *args, **kw: {k: mortal(v) for k, v in arrays(*args, **kw).items()}

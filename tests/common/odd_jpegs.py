@@ -16,7 +16,7 @@ def saved(image: Image.Image, format: str, **options: object) -> bytes:
 
 
 def smooth(seed: int = 0, size: tuple[int, int] = (80, 64)) -> Image.Image:
-    """(width, height) pixels, so smooth that no sampling and no quality changes them much."""
+    """A picture of (width, height) pixels, so smooth that sampling and quality hardly change it."""
     coarse = np.random.default_rng(seed).integers(0, 256, (3, 3, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
@@ -73,7 +73,7 @@ def lossless(gray: np.ndarray) -> bytes:
 
 
 def bmp16(image: Image.Image, green_bits: int) -> bytes:
-    """A BMP of 16 bits a pixel: 5-5-5, or 5-6-5 with its masks. An even width."""
+    """A BMP with 16 bits per pixel: 5-5-5, or 5-6-5 with its masks. The width must be even."""
     r, g, b = (np.asarray(plane)[::-1].astype(np.uint16) for plane in image.split())
     pixels = r >> 3 << (5 + green_bits) | g >> (8 - green_bits) << 5 | b >> 3
     masks = struct.pack("<III", 0xF800, 0x7E0, 0x1F) if green_bits == 6 else b""

@@ -35,11 +35,11 @@ def hashes(root: Path) -> dict[str, str]:
 
 
 def cli(*arguments: object) -> Result:
-    """The command in this process: exit code and output as from a shell, without a second's start-up."""
+    """Run the command in this process: exit code and output as from a shell, without the start-up of a second."""
     return CliRunner().invoke(main, list(map(str, arguments)))
 
 
 def finished_shards(out: Path) -> dict[str, int]:
-    """The shards that are done in an unfinished directory, and when their tars were written (ns)."""
+    """The finished shards of an unfinished directory, and the times at which their tars were written (ns)."""
     names = [path.stem for path in out.glob(".pack/*.part")]
     return {name: (out / f"{name}.tar").stat().st_mtime_ns for name in names}

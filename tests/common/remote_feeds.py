@@ -25,7 +25,7 @@ def feed_of(shard_set: ShardSet, tmp_path: Path, split: str = "train", **setting
 
 
 def small(shard_set: ShardSet) -> int:
-    """A cache that does not hold the dataset."""
+    """A cache that is too small for the dataset."""
     return shard_set.split("train").dataset_bytes - 1
 
 

@@ -30,7 +30,7 @@ def arguments(data: Path, run_dir: Path, *more: str, **overrides: Any) -> list[s
 
 
 def run(data: Path, run_dir: Path, *more: str, report: bool = False, **overrides: Any) -> Result:
-    """A run in this process. Drawing its report would take two of its three seconds."""
+    """Run `train.py` in this process, without the report, which would take two of the three seconds."""
     with pytest.MonkeyPatch.context() as patch:
         if not report:
             patch.setattr(penstock.training.run, "write_report", lambda run_dir: (run_dir, run_dir))
@@ -38,7 +38,7 @@ def run(data: Path, run_dir: Path, *more: str, report: bool = False, **overrides
 
 
 def start(data: Path, run_dir: Path, *more: str, ranks: int = 1, **overrides: Any) -> forked.Forked:
-    """A run in processes of its own. Their bits are those of `run`."""
+    """Start a run in its own processes. Its results are bit-identical to those of `run`."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
     words = [*launcher, ROOT / "train.py", *arguments(data, run_dir, *more, **overrides)]
     return forked.start(words, log=Path(tempfile.mkstemp(prefix="run-", suffix=".log")[1]))
@@ -50,7 +50,7 @@ def lines(run_dir: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def by_step(run_dir: Path, key: str) -> dict[int, Any]:
-    """A field of each training step, as it was logged last."""
+    """A field of each training step, as last logged."""
     return {line["step"]: line[key] for line in lines(run_dir, "step")}
 
 
@@ -64,6 +64,6 @@ def wait_for(process: forked.Forked, condition: Callable[[], bool], timeout_s: f
 
 
 def lines_safely(run_dir: Path) -> list[dict[str, Any]]:
-    """The steps of a run that is still writing: its last line may be half there."""
+    """The steps of a run that is still writing, so its last line may be incomplete."""
     text = (run_dir / "metrics.jsonl").read_text()
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]

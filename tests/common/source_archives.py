@@ -41,7 +41,7 @@ def train_tar(root: Path, wnids: tuple[str, ...] = WNIDS) -> Labelled:
 
 
 def val_tar(root: Path, numbers: list[int] | None = None) -> Labelled:
-    """The validation tar, not in the order of the numbers."""
+    """Make the validation tar. Its members are not in the order of their numbers."""
     numbers = numbers or [5, 1, 2, 8, 3, 4, 6, 7]
     write_tar(root / ilsvrc.VAL, [(f"ILSVRC2012_val_{i:08d}.JPEG", jpeg(100 + i)) for i in numbers])
     return {jpeg(100 + i): ("val", DEVKIT_WNIDS[TRUTH[i - 1] - 1]) for i in numbers if i <= len(TRUTH)}

@@ -40,7 +40,7 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]], mode: str = "w")
 
 
 def listed(source: Source, work: Path) -> Labelled:
-    """What a source lists, read where it says."""
+    """The images that a source lists, read from their places."""
     images = list(source.images(work))
     assert len({(image.split, image.name) for image in images}) == len(images)
     splits = [image.split for image in images]
@@ -63,7 +63,7 @@ def packed(path: Path, out: Path) -> tuple[Labelled, ShardSet]:
 
 
 def one_line(path: Path, work: Path, match: str, source: Source | None = None) -> None:
-    """Listing the source fails with one line that says `match` and names the place."""
+    """Check that listing the source fails with one line that contains `match` and names the place."""
     with pytest.raises(ValueError, match=match) as caught:
         list((source or open_source(path)).images(work))
     assert "\n" not in str(caught.value)

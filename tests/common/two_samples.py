@@ -1,4 +1,4 @@
-"""Tests of whether two samples come from one distribution."""
+"""Statistical tests of whether two samples come from one distribution."""
 
 import numpy as np
 

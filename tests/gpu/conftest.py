@@ -46,7 +46,7 @@ def kinds(kinds_dir: Path) -> ShardSet:
 
 @pytest.fixture
 def busy() -> Iterator[None]:
-    """Matrix products on a stream of their own, without a break, and memory beside that nobody may write."""
+    """Keep the GPU busy with matrix products on a separate stream, beside memory that nothing may write."""
     stop, stream = threading.Event(), torch.cuda.Stream()
     kept = [torch.full((1 << 20,), i, device="cuda") for i in range(64)]  # int64, 8 MiB each
 

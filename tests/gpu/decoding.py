@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def validation(shard_set: ShardSet, batch_size: int = 20, **config: Any) -> Feed:
-    """Every image of the validation split in stored order, the same pixels of each in every epoch."""
+    """A feed of every image of the validation split in stored order, with the same pixels in every epoch."""
     settings = {"val_image_size": SIZE, "val_resize_size": SIZE + 10} | config
     return Feed(split=shard_set.split("val"), config=DataConfig(**settings), augment=None, batch_size=batch_size)
 
@@ -37,7 +37,7 @@ def levels(loader: DaliLoader) -> torch.Tensor:
 
 
 def in_a_process(data: Path, out: Path, **config: Any) -> tuple[torch.Tensor, str]:
-    """The epoch's `levels` and the log. Raises AssertionError with the log where the process does not end well."""
+    """The epoch's `levels` and the log. Raises AssertionError with the log if the process fails."""
     command = [sys.executable, "-m", "tests.gpu.decoding", str(data), str(out), json.dumps(config)]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | LOG_LEVEL, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, f"exit status {done.returncode}: {done.stderr[-2000:]}"

@@ -1,4 +1,4 @@
-"""The GPU's JPEG decoders compared with the CPU's on each kind of image, under load, and which decoder was used.
+"""The GPU's JPEG decoders compared with the CPU's on each kind of image, under load; and the decoder that was used.
 
 nvJPEG's hardware engine is reported to ignore its stream on H100 and to overwrite memory in use (torchcodec 1634,
 torchvision 9606). So the tests keep the device busy and repeat epochs. nvImageCodec's issue 55 reports a crash when
@@ -38,7 +38,7 @@ def expected(kinds: ShardSet) -> torch.Tensor:
 
 
 def check(found: torch.Tensor, expected: torch.Tensor, kinds: ShardSet, mean: float = 1.0) -> None:
-    """Within the rounding of two inverse cosine transforms and colour conversions, for each kind of image."""
+    """Check that images agree within the rounding of two inverse cosine transforms and colour conversions, by kind."""
     labels = torch.from_numpy(kinds.split("val").samples["label"].astype("int64"))
     difference = (found - expected).abs()
     for label, kind in enumerate(one.name for one in kinds.classes):

@@ -58,7 +58,7 @@ def test_a_batch_is_not_written_while_work_on_it_waits(
 
 
 def test_a_batch_is_what_it_was_while_it_is_held(dataset: ShardSet) -> None:
-    """Through other epochs and the end of the loader."""
+    """It stays the same through other epochs and after the loader is closed."""
     loader = make_loader(dataset, batch_size=6)
     held: list[Batch] = list(loader.iter_epoch(0))
     copies = [batch.images.clone() for batch in held]
@@ -80,7 +80,7 @@ def test_inputs_live_until_the_gpu_has_read_them(
     augment: AugmentConfig,
     prefetch: int,
 ) -> None:
-    """The CPU runs ahead of a GPU that has other work: what it let go of is overwritten (`mortal`)."""
+    """The CPU runs ahead of a busy GPU: inputs that it released are overwritten (`mortal`)."""
     loader = make_loader(dataset, augment=augment, batch_size=3, hw_decoder_load=0.0)
     expected = [batch.images.cpu() for batch in loader.iter_epoch(1)]
     loader.close()
@@ -93,7 +93,7 @@ def test_inputs_live_until_the_gpu_has_read_them(
 
 
 def test_an_abandoned_epoch_of_a_busy_gpu(dataset: ShardSet, request: pytest.FixtureRequest) -> None:
-    """Batches under way when an epoch is left, or the loader closed, read their inputs to the end."""
+    """Batches in flight when an epoch is abandoned, or the loader is closed, read their inputs to the end."""
     loader = make_loader(dataset, augment=EVERYTHING, batch_size=6, prefetch=4, hw_decoder_load=0.0)
     expected = [batch.images.cpu() for batch in loader.iter_epoch(1)]
     request.getfixturevalue("mortal_inputs")

@@ -39,7 +39,7 @@ def same(a: list[Batch], b: list[Batch], apart: float = 0.0) -> bool:
 
 
 def per_image(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Of each image the mean difference in grey levels."""
+    """The mean difference of each image in grey levels."""
     return (gray_levels(a) - gray_levels(b)).abs().mean(dim=(1, 2, 3))
 
 
@@ -154,7 +154,7 @@ def test_a_bad_sample_on_the_gpu(
 def test_a_truncated_image_costs_no_other(
     dataset: ShardSet, dataset_copy: Path, damage: Callable[[ShardSet, str, int, bytes], None]
 ) -> None:
-    """Whether a decoder takes it (nvJPEG may, libjpeg-turbo does not) is its affair; the others stay as they are."""
+    """A decoder may accept it (nvJPEG may, libjpeg-turbo does not). The other images must stay the same."""
     healthy = make_loader(dataset, hw_decoder_load=0.0)
     expected = on_cpu(list(healthy.iter_epoch(1)))
     healthy.close()

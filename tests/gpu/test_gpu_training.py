@@ -32,7 +32,7 @@ RECIPE = Recipe(
 
 @pytest.fixture(autouse=True)
 def _exact(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Products of float32, and compiled code that is gone afterwards."""
+    """Use exact float32 products, and discard compiled code afterwards."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     yield
     torch.compiler.reset()

@@ -24,7 +24,7 @@ SMALL = ("--device", "cpu", "--image-size", "32", "--batch-size", "24")
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One that programs in a container see as theirs and cannot write."""
+    """A home directory that programs in a container cannot write to."""
     home = tmp_path_factory.mktemp("home")
     try:
         tried = contained(home, "true")

@@ -22,7 +22,7 @@ def quick(short_turns: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def large_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A packed dataset of a few photographs' sizes."""
+    """A packed dataset of a few images as large as photographs."""
     root, rng = tmp_path_factory.mktemp("large"), np.random.default_rng(0)
     for split, count in (("train", 8), ("val", 2)):
         for number in range(count):

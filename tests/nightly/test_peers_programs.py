@@ -31,7 +31,7 @@ def loader(job):
 
 
 def write_adapter(folder: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the adapter "fake" of the processes that are started."""
+    """Write the adapter "fake" for the started processes."""
     (folder / "adapters").mkdir(exist_ok=True)
     (folder / "adapters" / "fake.py").write_text(source)
     monkeypatch.setenv("PYTHONPATH", str(folder))
@@ -267,7 +267,7 @@ def test_the_folder_has_the_shards_images(dataset: ShardSet, tmp_path: Path) -> 
 
 @pytest.fixture
 def fake_uv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A `uv` that notes how it was called, and cannot install tensorflow. Returns its notes."""
+    """A `uv` that records its calls and cannot install tensorflow. Returns the record."""
     notes, uv = tmp_path / "calls.txt", tmp_path / "bin" / "uv"
     uv.parent.mkdir()
     uv.write_text(

@@ -35,7 +35,7 @@ GPU = World(0, 0, 1, 1, torch.device("cuda", 0))
 
 @pytest.fixture(autouse=True)
 def bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The best precision, of whatever machine."""
+    """Make bf16 the best precision on any machine."""
     monkeypatch.setattr(environment, "best_precision", lambda device: "bf16")
 
 

@@ -151,7 +151,7 @@ def kernel_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("half", [True, False])
 @pytest.mark.parametrize("name", AUGMENTS)
 def test_the_cpu_may_decode(dataset: ShardSet, name: str, half: bool) -> None:
-    """Flips are the kernel's then: not made twice."""
+    """The kernel then flips the images, so the graph must not flip them again."""
     operators = gpu_graph(feed_of(dataset, AUGMENTS[name], DataConfig(gpu_decode="off", **SMALL)), half)
     assert "Flip" not in map(schema, operators)
     assert operators[-1].spec.NumInput() == 1, "the images alone, without a mirror"
@@ -186,7 +186,7 @@ def test_threads_are_pinned_only_where_it_is_asked_for(dataset: ShardSet, gpu_de
 
 @pytest.mark.parametrize("gpu_decode", ["whole", "region"])
 def test_the_probe_decodes_as_the_graph_does(monkeypatch: pytest.MonkeyPatch, gpu_decode: Any) -> None:
-    """What looks for a bad sample must not take another decoder, least of all the one that may crash."""
+    """The search for bad samples must not use another decoder, in particular not one that may crash."""
     made: list[Any] = []
 
     def without_device(config: DataConfig, **settings: Any) -> Any:

@@ -72,7 +72,7 @@ AUGMENTS: dict[str, tuple[dict[str, Any], float, float]] = {
 
 
 def as_on_the_gpu(patch: pytest.MonkeyPatch) -> None:
-    """From here on graphs are made of DALI's operators, as for the GPU."""
+    """Make graphs from DALI's operators from now on, as for the GPU."""
     patch.setattr("penstock.pipeline.graph.in_one_pass", lambda on_gpu: False)
     patch.setattr("penstock.pipeline.augment.graph.has_kernels", lambda images: False)
 

@@ -57,7 +57,7 @@ def baseline(dataset_dir: Path) -> dict[int, tuple[int, int, torch.Tensor]]:
 
 @pytest.fixture(autouse=True, params=["none", "pixels", "members"])
 def source(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Where every loader has its pixels from: JPEGs; JPEGs decoded once; shards of which half the members are pixels.
+    """The source of every loader's pixels: JPEGs, JPEGs decoded once, or shards in which half the members are pixels.
     Those of module fixtures have JPEGs: so pixels are compared with what these give."""
     name: str = request.param
     monkeypatch.setitem(feeds.EVERY, "cache", "pixels" if name == "pixels" else "none")

@@ -226,7 +226,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "preset unknown": ({"augment": penstock.AugmentConfig(preset="lite")}, "augment: 'lite' is not a preset;"),
     "callback": ({"on_bad": "log"}, "on_bad: 'log' is not callable"),
     "large seed": ({"seed": 1 << 64}, "seed: 18446744073709551616 must be below 2\\^64"),
-    "time-out": ({"store_timeout_s": "3"}, "open_loader: store_timeout_s = '3': expected float"),
+    "time-out": ({"store_timeout_s": "3"}, "open_loader: store_timeout_s = '3': expected a number"),
     "preset": ({"augment": "lite"}, "augment: 'lite' is not a preset; give one of none, light, medium, strong"),
     "repeats": ({"augment": penstock.AugmentConfig(repeats=5)}, "augment.repeats: 5 does not divide 24"),
     "device": ({"device": "tpu"}, "device: 'tpu': give auto, cpu, cuda or cuda:N"),

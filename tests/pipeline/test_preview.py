@@ -66,7 +66,7 @@ def cells(file: Path, columns: int, lines: int = 1, top: int = GAP) -> tuple[lis
 
 
 def written(text: str) -> np.ndarray:
-    """What Pillow makes of lines of text, (lines · TEXT, CELL, 3)."""
+    """Lines of text drawn by Pillow, (lines · TEXT, CELL, 3)."""
     image = Image.new("RGB", (CELL, TEXT * (text.count("\n") + 1)), "white")
     for number, line in enumerate(text.split("\n")):
         ImageDraw.Draw(image).text((0, TEXT * number), line, "black", ImageFont.load_default(12))

@@ -54,7 +54,7 @@ def test_views_outlive_the_reader(dataset: ShardSet) -> None:
 
 
 def test_read_ahead_takes_any_samples(dataset: ShardSet) -> None:
-    """It only advises the kernel: any order, repeats, the last page of a file, nothing at all."""
+    """Read-ahead only advises the kernel, so it accepts any order, repeats, the last page of a file, or no samples."""
     reader = ShardReader(dataset.split("train"))
     n = len(dataset.split("train"))
     rng = np.random.default_rng(0)

@@ -144,7 +144,7 @@ def test_gaps_are_read_up_to_a_bound(dataset: ShardSet, monkeypatch: pytest.Monk
 
 
 def small(split: Any) -> int:
-    """A cache that does not hold the dataset, but what is in use of it."""
+    """A cache that is too small for the dataset, but large enough for the windows in use."""
     return split.dataset_bytes - 1
 
 

@@ -1,4 +1,4 @@
-"""`bench.py explain` names a slow disk. tests/nightly slows decoding and the network."""
+"""`bench.py explain` names a slow disk. tests/nightly covers slow decoding and a slow network."""
 
 import time
 from pathlib import Path

@@ -46,14 +46,14 @@ def recipe_named(name: str, *overrides: str) -> Recipe:
 
 
 def batches_of(gpu: Gpu, recipe: Recipe, side: int) -> Iterator[Batch]:
-    """As a loader hands them over: of the dtype that the recipe asks of it, sample ids on the CPU."""
+    """Batches as a loader yields them: with the recipe's dtype, and the sample ids on the CPU."""
     while True:
         images = gpu.images(BATCH, side, image_dtype(recipe, WORLD))
         yield Batch(images, gpu.labels(BATCH), torch.empty(BATCH, dtype=torch.int64))
 
 
 def stepped(gpu: Gpu, recipe: Recipe, steps: int = 2) -> tuple[Learner, StepLog]:
-    """A learner after steps as `train.train` makes them, up to where the log is read."""
+    """A learner after steps like those of `train.train`, up to the point where the log is read."""
     learner = build_learner(recipe, CLASSES, WORLD)
     learner.net.train()
     mixer = Mixer(recipe.augment, CLASSES)
@@ -169,7 +169,7 @@ class Loader:
 
 
 class Reached(Exception):
-    """The end of a validation's batches, where the device is waited for."""
+    """The end of a validation's batches, where the CPU waits for the device."""
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -243,7 +243,7 @@ def test_a_failures_state_waits_for_nothing_until_it_is_judged(gpu: Gpu, tmp_pat
 
 
 def test_what_waits_is_seen(gpu: Gpu) -> None:
-    """The watch itself: each of these is a fault that it has to find."""
+    """Test the watch itself: it must find each of these faults."""
     on_gpu, on_cpu = torch.empty(3, device=DEVICE), torch.empty(3)
     for fault in (
         lambda: on_gpu.sum().item(),

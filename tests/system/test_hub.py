@@ -121,7 +121,7 @@ def test_tars_on_the_hub_are_indexed_where_they_lie(hub: HubServer, tmp_path: Pa
 
 
 def test_an_index_goes_on_after_a_failure_and_bad_images(hub: HubServer, tmp_path: Path) -> None:
-    """What was read is not read again, and the result is that of one go."""
+    """Files that were read are not read again, and the result equals that of an uninterrupted run."""
     repo = imagenet_wds(tmp_path / "repo")
     bad = repo / "imagenet1k-train-0001.tar"
     bad.write_bytes(bad.read_bytes().replace(jpeg(103), b"x" * len(jpeg(103))))
@@ -229,7 +229,7 @@ def test_what_is_wrong_is_said_in_a_line(
     upload = cli("pack", tmp_path / "photos", "hf://datasets/me/new")
     assert "hf upload me/new DIR --repo-type dataset" in upload.output
     assert "index URL OUT" in cli("index", URL).output.replace(URL, "URL")
-    assert "leave out" in cli("index", dataset_dir, tmp_path / "x").output
+    assert "omit" in cli("index", dataset_dir, tmp_path / "x").output
     assert "is a packed dataset and already has an index" in cli("index", URL, tmp_path / "x").output
 
 

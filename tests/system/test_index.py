@@ -1,4 +1,4 @@
-"""`index`: tars from elsewhere become a dataset unchanged. Compared with DALI's wds2idx, tarfile and Pillow."""
+"""`index`: existing tars become a dataset unchanged. Compared with DALI's wds2idx, tarfile and Pillow."""
 
 import io
 import re

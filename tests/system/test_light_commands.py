@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def loaded(statement: str, *modules: str) -> list[str]:
-    """Which of `modules` a fresh interpreter has loaded after `statement`."""
+    """The modules among `modules` that a fresh interpreter has loaded after `statement`."""
     code = f"{statement}; import sys; print(*(m for m in {modules!r} if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     return done.stdout.split()

@@ -245,7 +245,7 @@ def test_the_demo_set_is_deterministic_and_whole(tmp_path):
 
 
 def write_twice(root: Path) -> Path:
-    """Images that are there more than once: A in two classes, B in two splits, C in both, D twice in one class."""
+    """Write duplicate images: A in two classes, B in two splits, C in both, D twice in one class."""
     rng = np.random.default_rng(0)
     for name, places in {
         "A": ("train/x/1", "train/y/1"),
@@ -365,8 +365,8 @@ def test_encoding_that_makes_no_sense_is_refused(tmp_path):
         "--subsampling 444 --check header": "--subsampling applies only to",
         "--quality 80 --apply-orientation": "--quality applies only to",
         "--max-side 5 --short-side 5": "choose one",
-        "--reencode --baseline": "leave out --baseline",
-        "--reencode --check header": "leave out --check header",
+        "--reencode --baseline": "omit --baseline",
+        "--reencode --check header": "omit --check header",
         "--workers 1 --scheduler a:1": "choose one",
         "--split train=0.5": "add up to 1",
         "--pixels 1.5": "--pixels: '1.5' is not a share of the images; write a number from 0 to 1",

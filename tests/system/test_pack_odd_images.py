@@ -119,7 +119,7 @@ def test_what_dali_sees_otherwise_is_not_indexed(tmp_path: Path) -> None:
 def test_verify_decodes_as_training_does_and_fix_takes_out_what_differs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Shards indexed before DALI was asked."""
+    """For shards that were indexed by a version that did not check images with DALI."""
     root = shards(tmp_path, JPEG, OPPOSITE, saved(smooth(5), "PNG"))
     with monkeypatch.context() as patched:
         patched.setattr(scan, "check_trains", lambda *args, **kwargs: None)

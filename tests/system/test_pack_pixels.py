@@ -128,7 +128,7 @@ def test_the_bytes_do_not_depend_on_workers_and_a_run_keeps_its_share(
     assert "encode.pixels was 0.5, is 0.25" in other.stderr
     assert cli("pack", source, tmp_path / "begun", "--pixels", 0.5).exit_code == 1  # a bad image stops it
     said = cli("pack", source, tmp_path / "begun").stderr
-    assert "holds an unfinished run of something else (encode.pixels was 0.5, is 0.0)" in said
+    assert "holds an unfinished run with other settings or images (encode.pixels was 0.5, is 0.0)" in said
 
 
 def test_at_a_url_they_are_the_same(

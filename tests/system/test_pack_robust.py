@@ -152,7 +152,7 @@ except KeyboardInterrupt:
 
 
 class OneFile(Source):
-    """A source whose one image is at a place that may not be read."""
+    """A source with one image, at a place that cannot be read."""
 
     format, explained = "made", "made up"
 

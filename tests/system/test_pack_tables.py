@@ -158,7 +158,7 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: py
 
 
 def foreign(root: Path) -> Labelled:
-    """Tars as others make them: names, extensions and orders of members differ; labels are numbers."""
+    """Tars as other programs write them: names, extensions and orders of members differ; labels are numbers."""
     expected: Labelled = {}
     with webdataset.TarWriter(str(root / "imagenet1k-train-0000.tar")) as sink:
         for i in range(6):

@@ -20,7 +20,7 @@ from tests.common.packing import cli, hashes, write_source
 
 
 class Holes(Source):
-    """The images of a directory, with one in front of every fifth that is not there."""
+    """The images of a directory, with a missing image before every fifth."""
 
     format, explained = "holes", "made up"
 
@@ -82,7 +82,7 @@ def test_skipped_ones_are_listed_and_a_kill_changes_nothing(root: Path, tmp_path
 
 
 def test_other_holes_are_another_dataset(root: Path, tmp_path: Path) -> None:
-    """The table of rejected images belongs to the output: where it would differ, nothing is called complete."""
+    """The table of rejected images belongs to the output: if it would differ, the dataset is not complete."""
     prints = set()
     for number, subset in enumerate((Subset(), Subset(only_classes=frozenset({"class0"})))):
         for source in (Holes(root), open_source(root)):
@@ -103,7 +103,7 @@ def test_an_image_as_text_is_cut_short(tmp_path: Path) -> None:
 
 
 class Nothing(Source):
-    """`count` images that are not there, in a split of their own."""
+    """`count` missing images, in their own split."""
 
     format, explained = "nothing", "made up"
 

@@ -37,7 +37,7 @@ def shard(path: Path, *samples: Sample) -> Path:
 
 
 def sample(number: int, label: object, **about: object) -> Sample:
-    """One with a .cls, and a .json of `about`."""
+    """A sample with a .cls, and a .json with `about`."""
     beside = {"json": json.dumps(about).encode()} if about else {}
     return f"s{number}", {"jpg": jpeg(number), "cls": str(label).encode(), **beside}
 
@@ -54,7 +54,7 @@ def indexed(root: Path, lines: list[str] | None = None, **settings: Any) -> Shar
 
 
 def both(root: Path, **settings: Any) -> tuple[ClassInfo, ...]:
-    """The classes, which `pack` and `index` agree on."""
+    """The classes, after checking that `pack` and `index` agree on them."""
     classes = indexed(root, **settings).classes
     assert packed(root, root.with_name("out"), **settings).classes == classes
     return classes
@@ -71,7 +71,7 @@ def labels(shard_set: ShardSet) -> dict[bytes, int]:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """One of several shards: some labels of many, and one of val that train lacks."""
+    """A dataset of several shards with some of many labels, one of which is in val but not in train."""
     root = tmp_path / "wds"
     shard(root / "train-0.tar", *(sample(i, label) for i, label in enumerate(TRAIN)))
     shard(root / "validation-0.tar", *(sample(i, label) for i, label in enumerate(VAL, 20)))

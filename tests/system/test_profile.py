@@ -32,7 +32,7 @@ def inside(range: dict[str, Any], others: list[dict[str, Any]]) -> bool:
 
 
 def test_a_trace_has_each_range_once_a_step_and_changes_no_loss(dataset_dir: Path, tmp_path: Path) -> None:
-    """Over an epoch's end, with a validation; the table is that of the trace."""
+    """Across the end of an epoch, with a validation. The printed table equals the trace's."""
     plain = runs.run(dataset_dir, tmp_path / "plain", train__epochs=3)
     done = runs.run(dataset_dir, tmp_path / "traced", "--profile", "6", train__epochs=3)
     assert done.exit_code == plain.exit_code == 0, done.output

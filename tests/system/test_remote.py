@@ -170,7 +170,7 @@ print(json.dumps(digests))
 
 
 def rank(tmp_path: Path, cache: str, share: dict[str, int], **settings: Any) -> forked.Forked:
-    """A process that reads its part of an epoch."""
+    """Start a process that reads its part of an epoch."""
     return forked.start(["-c", RANK, URL, tmp_path / cache, json.dumps(share), json.dumps(settings)])
 
 
@@ -279,7 +279,7 @@ def read_all(shard_set: ShardSet, tmp_path: Path, **settings: Any) -> None:
 
 @pytest.fixture
 def changed(remote_set: ShardSet, dataset_dir: Path) -> Iterator[Callable[[bytes], None]]:
-    """Replaces the second shard at the store, until the test ends."""
+    """Replace the second shard in the store until the test ends."""
     path = dataset_dir / "train-000001.tar"
     filesystem = fsspec.filesystem("s3")
     yield lambda data: filesystem.pipe_file(f"{URL}/{path.name}", data)
@@ -431,7 +431,7 @@ def test_what_is_no_longer_at_the_url_is_packed_again(
 
 
 def test_workers_that_do_not_share_the_store_are_noticed(image_tree: Path, tmp_path: Path) -> None:
-    """memory:// is each process's own."""
+    """Each process has its own memory:// store."""
     with pytest.raises(ValueError, match=r"memory://set/.*\.tar: is missing.*remove .* and pack again"):
         pack(image_tree, "memory://set", PackOptions(samples_per_shard=25, workers=2, staging=tmp_path))
 
@@ -500,4 +500,4 @@ def test_commands_read_urls_or_say_that_they_do_not(
         assert cli("pack", source, tmp_path / out, "--workers", 1, "--samples-per-shard", 40).exit_code == 0
     assert hashes(tmp_path / "store") == hashes(tmp_path / "disk")
     assert "is read-only" in cli("pack", tmp_path, "https://example.org/x").output
-    assert "leave out --staging" in cli("pack", tmp_path, tmp_path / "out", "--staging", tmp_path).output
+    assert "omit --staging" in cli("pack", tmp_path, tmp_path / "out", "--staging", tmp_path).output

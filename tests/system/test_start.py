@@ -57,7 +57,7 @@ def test_without_a_recipe_a_run_goes_on_with_its_own_settings(
     bare = ["--run-dir", str(run_dir), "--data", str(dataset_copy), "--device", "cpu", "--max-steps", "2"]
     result = CliRunner().invoke(train.main, bare)
     assert result.exit_code == 0, result.output
-    assert f"no --recipe given: using the run's own settings, {run_dir}/config.toml" in result.output
+    assert f"the run's own settings in {run_dir}/config.toml (no --recipe given)" in result.output
     assert "recipe run" not in result.output  # a directory's name is no recipe's
     assert "resuming from" in result.output
     assert len(by_step(run_dir, "loss")) == 2
@@ -74,7 +74,7 @@ def test_without_a_recipe_a_run_goes_on_with_its_own_settings(
 
 
 def test_a_run_without_its_settings_wants_a_recipe(one_step: Path, tmp_path: Path) -> None:
-    """What is left after a copy of checkpoints alone, or a full disk."""
+    """Such a run remains if only checkpoints were copied, or after a full disk."""
     run_dir = Path(shutil.copytree(one_step, tmp_path / "run"))
     (run_dir / "config.toml").write_text("[train")
     broken = CliRunner().invoke(train.main, ["--run-dir", str(run_dir)])

@@ -71,7 +71,7 @@ def test_output_that_cannot_be_written_is_no_traceback(shell: str, program: str)
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
 def test_what_is_closed_from_the_start_is_dev_null(closed: str, tmp_path: Path) -> None:
-    """Else `sys.stdout.isatty()` is a traceback, and what a library prints goes into the file that is opened next."""
+    """Otherwise `sys.stdout.isatty()` raises an error, and library output goes into the file that is opened next."""
     code = (
         f"import os, subprocess, sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "from shard_tools import terminal; terminal.prepare()\n"

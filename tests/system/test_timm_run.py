@@ -19,7 +19,7 @@ from tests.common.runs import arguments, by_step, run
 
 @pytest.fixture(scope="module", params=["test_resnet", "test_vit"])
 def trained(request: pytest.FixtureRequest, dataset_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """timm's name of the network, a run of ten steps, and what it said."""
+    """timm's name of the network, a run of ten steps, and its output."""
     run_dir = tmp_path_factory.mktemp("run") / request.param
     done = run(dataset_dir, run_dir, "--max-steps", "10", model__name=f"timm/{request.param}")
     assert done.exit_code == 0, done.output

@@ -158,7 +158,7 @@ BREAKS = {"optimizer__lr": 1e20, "schedule__warmup_epochs": 0, "train__log_every
 
 @pytest.fixture(scope="module")
 def failed(dataset_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run that ends in NaN, and what it said."""
+    """A run that ends in NaN, and its output."""
     run_dir = tmp_path_factory.mktemp("failed") / "run"
     result = run(dataset_dir, run_dir, **BREAKS)
     assert result.exit_code == 1

@@ -113,7 +113,7 @@ def _write_worst(run_dir: Path) -> None:
 
 @pytest.fixture
 def blank(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages without curves, whose drawing takes seconds, where the text is what is asked for."""
+    """Make pages without curves, which take seconds to draw, for tests that check only the text."""
     monkeypatch.setattr(report, "picture", lambda runs, title: b"")
     monkeypatch.setattr(page, "svgs", lambda runs: [])
 
@@ -333,7 +333,7 @@ def test_a_killed_run_has_a_report(tmp_path: Path, kind: str) -> None:
 
 
 def _end(run_dir: Path, **fields: object) -> str:
-    """What the page says of a run with such an end."""
+    """The page's text about a run with this end."""
     with MetricsLog(run_dir) as log:
         for step in range(14):
             log.write("step", step=step, epoch=0, position=step, loss=1.0, lr=0.1, images_per_s=4.26)

@@ -22,7 +22,7 @@ from penstock.training.step_log import StepLog
 
 
 def exchange(rank: int, port: int, folder: str) -> None:
-    """One of two processes: sums gradients of 7 M parameters with the other, and keeps the rate and what was summed."""
+    """One of two processes: sum gradients of 7 M parameters with the other, and record the rate and the sum."""
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     world, sum_tensor = distributed.start("cpu"), distributed.sum_tensor

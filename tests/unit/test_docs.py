@@ -29,7 +29,7 @@ def test_a_figure_that_differs_from_its_result_is_found(tmp_path: Path) -> None:
     page.write_text("A loader makes <!--= peers-in500-2cpu; penstock -->1<!--/--> images/s.")
     assert re.search(r"-->\d,\d{3}<!--/--> images/s", docs.filled(page))
     page.write_text("<!-- nothing: written by `python bench.py docs` -->\n<!-- end of nothing -->\n")
-    with pytest.raises(ValueError, match='nothing generates a part "nothing"'):
+    with pytest.raises(ValueError, match='unknown part "nothing"'):
         docs.filled(page)
     page.write_text("<!-- peers: written by `python bench.py docs` -->\n")
     with pytest.raises(ValueError, match="has no end"):

@@ -64,7 +64,7 @@ def test_another_machines_is_not_used(change: dict, difference: str, recipe_file
     [
         ("image_size = 64\n", "data.image_size may change the result"),
         ("thread = 1\n", "unknown key data.thread: did you mean data.threads"),
-        ("threads = 'x'\n", "data.threads = 'x': expected int"),
+        ("threads = 'x'\n", "data.threads = 'x': expected an integer"),
         ("threads = -1\n", "threads: -1 must be 0 or more"),
         ("[model]\nname = 'x'\n", "unknown key model"),
         ("threads = \n", "not a TOML file"),

@@ -102,7 +102,7 @@ def test_every_kind_of_file_gives_the_donors_weights(kind: str, donor: nn.Module
     said = load(net, "cifar_resnet8", path)
     assert_same(net, donor.half().float() if kind == "half" else donor)
     assert str(path) in said
-    assert "anew" not in said
+    assert "reinitialised" not in said
     assert ("moving average" in said) == (kind == "penstock_ema")
     assert net.conv1.weight.is_contiguous(memory_format=torch.channels_last)
     assert net.conv1.weight.requires_grad
@@ -305,7 +305,7 @@ def test_what_does_not_fit_is_an_error_with_the_first_few_names(donor: nn.Module
 
 
 def test_a_body_without_a_head_gets_a_fresh_one(donor: nn.Module, tmp_path: Path) -> None:
-    """As self-supervised training leaves it."""
+    """Self-supervised training produces such weights."""
     state = {f"backbone.{name}": tensor for name, tensor in donor.state_dict().items() if not name.startswith("fc.")}
     torch.save(state | {"projector.weight": torch.ones(3)}, tmp_path / "body.pt")
     net, untouched = fresh("cifar_resnet8", 10), fresh("cifar_resnet8", 10)
@@ -321,7 +321,7 @@ TEN = [ClassInfo(f"n{i:08}", f"name {i}") for i in range(10)]
 
 
 def of_program(kind: str, net: nn.Module, folder: Path, classes: list[ClassInfo] = TEN) -> Path:
-    """The weights in a file that knows its classes, as a checkpoint and the exports do."""
+    """The weights in a file that lists its classes, like a checkpoint or an export."""
     listed = [{"class" if kind == "safetensors" else "wnid": info.wnid, "name": info.name} for info in classes]
     path = folder / "model.pt"
     match kind:
@@ -341,7 +341,7 @@ def of_program(kind: str, net: nn.Module, folder: Path, classes: list[ClassInfo]
 
 
 def learnt(path: Path, classes: list[ClassInfo], name: str = "cifar_resnet8", **options: Any) -> tuple[Any, str]:
-    """The learner that starts from the file's weights, and what was said."""
+    """The learner that starts from the file's weights, and the printed lines."""
     said: list[str] = []
     model = ModelConfig(name=name, pretrained=str(path), **options)
     recipe = Recipe(model=model, ema=EmaConfig(decay=0.9), train=TrainConfig(precision="fp32"))

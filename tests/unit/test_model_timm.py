@@ -189,7 +189,7 @@ def test_what_somebody_gives_stays(tmp_path: Path) -> None:
     assert loaded(tmp_path, '[model]\nname = "resnet18"') == (Recipe(model=ModelConfig(name="resnet18")), "")
     free, _ = loaded(tmp_path, '[model]\nname = "timm/test_resnet"\n[data]\nimage_size = 64')
     assert (free.data.image_size, free.data.val_image_size) == (64, 160)
-    with pytest.raises(ValueError, match=r"recipe.toml: data: val_resize_size: 9 must be at least val_image_size 160"):
+    with pytest.raises(ValueError, match=r"recipe.toml: data.val_resize_size: 9 must be at least val_image_size 160"):
         loaded(tmp_path, '[model]\nname = "timm/test_vit"\n[data]\nval_resize_size = 9')
 
 
@@ -217,7 +217,7 @@ def test_settings_are_shown_as_the_run_has_them() -> None:
 
 
 def saved(kind: str, net: nn.Module, folder: Path) -> Path:
-    """A file as timm's train.py and its hub have them."""
+    """A weights file like those of timm's train.py and its hub."""
     path = folder / ("model.safetensors" if kind == "hub" else "model_best.pth.tar")
     state = net.state_dict()
     if kind == "hub":

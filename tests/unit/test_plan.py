@@ -425,7 +425,7 @@ def test_planning_costs_little() -> None:
 
 
 class Unreadable:
-    """A sample table of any length that makes up the rows it is asked for, and refuses to be an array."""
+    """A sample table of any length that generates requested rows and cannot be converted to an array."""
 
     def __init__(self, num_rows: int) -> None:
         self.num_rows = num_rows

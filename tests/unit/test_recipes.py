@@ -404,9 +404,9 @@ def test_any_grey_levels_are_taken(mean: str, std: str) -> None:
 def test_a_value_that_its_section_refuses_is_told_with_its_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text("[data]\nmean = [0.485, 0.456, 0.406]\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=rf"^{file}: data: mean: .*: mean = \[123.675, 116.28, 103.53\]$"):
+    with pytest.raises(ValueError, match=rf"^{file}: data.mean: .*: mean = \[123.675, 116.28, 103.53\]$"):
         load_config(Recipe, file)
-    with pytest.raises(ValueError, match=r"^--set augment.hue=2: augment: hue: 2.0 must be between 0 and 0.5"):
+    with pytest.raises(ValueError, match=r"^--set augment.hue=2: augment.hue: 2.0 must be between 0 and 0.5"):
         load_config(Recipe, None, ["augment.hue=2"])
 
 

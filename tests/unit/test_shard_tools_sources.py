@@ -30,7 +30,7 @@ def make(root: Path, *names: str) -> Path:
 
 
 def listed(source, work: Path, subset: Subset | None = None, seed: int = 0) -> tuple[Listing, dict[str, list]]:
-    """A listing of a path or a `Source`, and what it holds: split → (name, class key) of each image."""
+    """A listing of a path or a `Source`, and its content: split → (name, class key) of each image."""
     source = open_source(source) if isinstance(source, Path) else source
     work.mkdir(exist_ok=True)
     listing = write_listing(work / "listing", source, work, subset or Subset(), seed, "here")
@@ -42,7 +42,7 @@ def listed(source, work: Path, subset: Subset | None = None, seed: int = 0) -> t
 
 
 class Made(Source):
-    """A source of `splits[name][key]` images that are not there."""
+    """A source of `splits[name][key]` images that do not exist."""
 
     format, explained = "made", "made up"
 
@@ -134,7 +134,7 @@ def test_unknown_sources_are_told_what_is_known(tmp_path):
     with pytest.raises(ValueError, match="not a supported kind of directory or file") as caught:
         open_source(tmp_path / "file")
     assert all(name in str(caught.value) for name in SOURCES)
-    with pytest.raises(ValueError, match="which does not support split_column"):
+    with pytest.raises(ValueError, match="which does not support --split-column"):
         open_source(tmp_path, "imagefolder", SourceOptions(split_column="x"))
 
 

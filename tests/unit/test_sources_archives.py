@@ -81,7 +81,7 @@ def cut(path: Path, size: int) -> None:
 
 
 def cut_class_tar(root: Path, size: int) -> None:
-    """A whole training tar, whose first class tar is not."""
+    """A complete training tar with a truncated first class tar."""
     inner = write_tar(root / "inner", [(f"{WNIDS[0]}_{j}.JPEG", jpeg(j)) for j in range(3)]).read_bytes()
     write_tar(root / ilsvrc.TRAIN, [(f"{WNIDS[0]}.tar", inner[:size]), (f"{WNIDS[1]}.tar", inner)])
 

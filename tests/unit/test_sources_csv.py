@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def read(path: Path, **options: str) -> tuple[Rows, Rows]:
-    """(name, class key) of the images, (name, reason) of what cannot be used."""
+    """(name, class key) of the images, (name, reason) of the unusable ones."""
     found = list(open_source(path, options=SourceOptions(**options)).images(path.parent))
     images = [image for image in found if isinstance(image, SourceImage)]
     for image in images:

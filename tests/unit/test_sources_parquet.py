@@ -37,7 +37,7 @@ def labelled(path: Path, labels: Any, names: list[str] | None = None) -> Path:
 
 
 def read(source: Source | Path, work: Path) -> tuple[Seen, list[tuple[str, str]]]:
-    """(split, content, class key) of the images, (name, reason) of what cannot be used."""
+    """(split, content, class key) of the images, (name, reason) of the unusable ones."""
     source = open_source(source) if isinstance(source, Path) else source
     found = list(source.images(work))
     images = [image for image in found if isinstance(image, SourceImage)]
@@ -110,7 +110,7 @@ PATHS = ["a/0.jpg", "1.jpg", "2.jpg"]
     ids=lambda column: str(column.type)[:40],
 )
 def test_paths_of_images(tmp_path: Path, column: pa.Array) -> None:
-    """Relative to the file, relative to the source, in this order; absolute ones, and what is not there."""
+    """Paths relative to the file, then relative to the source; absolute paths; and missing files."""
     root = tmp_path / "s"
     save(root / "data/train.parquet", column, [0, 1, 0])
     for file, content in {"data/a/0.jpg": "0", "data/1.jpg": "1", "1.jpg": "other", "2.jpg": "2"}.items():
@@ -434,7 +434,7 @@ def test_a_set_that_was_converted_in_part(tmp_path: Path) -> None:
 
 
 def test_a_split_without_labels(tmp_path: Path) -> None:
-    """It is left out, if it is not the first; also where it has no label column."""
+    """It is skipped unless it is the first, even if it has no label column."""
     root = tmp_path / "s"
     labelled(root / "train.parquet", ["a", "b"])
     pq.write_table(pa.table({"image": IMAGES}), root / "test.parquet")

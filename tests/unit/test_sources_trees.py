@@ -18,7 +18,7 @@ Found = dict[str, list[str]]  # split → "CLASS/FILE" of its images, sorted
 
 
 def make(root: Path, names: list[str]) -> Path:
-    """Files; "train/{a,b}/1.jpg" is two. What is read is their names."""
+    """Make files; "train/{a,b}/1.jpg" makes two. Only their names matter."""
     for name in names:
         braces = re.search(r"{(.*?)}", name)
         if braces:
@@ -30,7 +30,7 @@ def make(root: Path, names: list[str]) -> Path:
 
 
 def read(root: Path, split_dirs: str = "") -> tuple[Found, list[str], str]:
-    """What is listed, what is ignored, and what is said."""
+    """The listed images, the ignored names, and the messages."""
     source = open_source(root, "imagefolder", SourceOptions(split_dirs=split_dirs))
     found: Found = {}
     for image in source.images(root):

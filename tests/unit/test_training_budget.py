@@ -12,7 +12,7 @@ from penstock.training.learner import RunState
 
 @dataclass
 class Machine:
-    """A run as `train.py` makes it, on a machine whose speed is known. All in seconds.
+    """A simulated run of `train.py` on a machine of known speed. All times are in seconds.
 
     image_s: of a training image, by its size and the time. start_s: until the first step; a phase's first step takes
     phase_s more. is_timed: a validation's images are timed beforehand. is_gpu: steps are asked for at once, and figures
@@ -106,7 +106,7 @@ def work(epochs: int = 16, *, phases: dict[int, int] | None = None, num_train: i
 
 
 def by_pixels(image_s: float, power: float = 2.0) -> Callable[[int, float], float]:
-    """What an image of 32 px takes, and others in proportion."""
+    """The time for an image of 32 px; other sizes take time in proportion to their pixels."""
     return lambda size, now: image_s * (size / 32) ** power
 
 

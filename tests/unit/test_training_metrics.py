@@ -222,7 +222,7 @@ def test_validation_and_test_have_groups_of_their_own(tmp_path: Path) -> None:
 
 
 class _Wandb(types.ModuleType):
-    """As much of the package as is used, noting what it is given."""
+    """A stand-in for the used part of the package. It records its arguments."""
 
     class Error(Exception):
         pass

@@ -34,7 +34,7 @@ def begin(path: Path, resume_from: Path | None = None, files: dict[str, str] = F
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
-    """All that is in it, by path: the files' bytes, None for folders."""
+    """The directory's content by path: the files' bytes, None for folders."""
     paths = sorted(folder.rglob("*"))
     return {str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes() for path in paths}
 

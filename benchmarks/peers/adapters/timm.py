@@ -1,5 +1,5 @@
-"""timm's `create_dataset` and `create_loader`, with no augmentation but crop and flip. Its prefetcher normalises whole
-batches in the main process."""
+"""timm's `create_dataset` and `create_loader`, with crop and flip only. Its prefetcher normalises whole batches in the
+main process."""
 
 from types import SimpleNamespace
 

@@ -17,14 +17,20 @@ WIDTH = max(map(len, CASES))
 
 
 @click.command()
-@click.option("--rounds", type=click.IntRange(min=1), default=1, show_default=True, help="Of each fault.")
-@click.option("--only", multiple=True, metavar="TEXT", help="Faults whose names have this, or one of these, in them.")
-@click.option("--seed", default=0, show_default=True, help="Of the places.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write the table there too.")
+@click.option("--rounds", type=click.IntRange(min=1), default=1, show_default=True, help="Rounds of each fault.")
+@click.option("--only", multiple=True, metavar="TEXT", help="Only faults with TEXT in their names. May be repeated.")
+@click.option("--seed", default=0, show_default=True, help="Seed for the places of the faults.")
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Also write the table as JSON."
+)
 def main(rounds: int, only: tuple[str, ...], seed: int, json_file: Path | None) -> None:
+    """Inject each fault into whole runs at random places, and print a table of the outcomes.
+
+    The exit status is 1 if a run did not recover correctly.
+    """
     names = [name for name in CASES if not only or any(text.lower() in name.lower() for text in only)]
     if not names:
-        raise click.UsageError(f"no fault is named like {' or '.join(only)}; there are: {', '.join(CASES)}")
+        raise click.UsageError(f"--only {' or '.join(only)}: no such fault; known faults are {', '.join(CASES)}")
     click.echo(f"{'fault':{WIDTH}}  rounds  failed  lost steps  wrong samples  recovery s  round s")
     rows = []
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
@@ -44,7 +50,7 @@ def main(rounds: int, only: tuple[str, ...], seed: int, json_file: Path | None) 
 
 
 def measure(bench: Bench, name: str, rounds: int) -> dict[str, Any]:
-    """A row: steps and samples added up, times as medians."""
+    """Return a row of the table: sums of steps and samples, medians of times."""
     outcomes, failed, times = [], [], []
     for _ in range(rounds):
         began = time.monotonic()

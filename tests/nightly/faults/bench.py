@@ -28,7 +28,7 @@ END_S = 180.0  # no run takes longer, on a busy machine and with a restart
 
 
 class Bench:
-    """A folder with a dataset and runs. `rng` chooses where the faults come."""
+    """A folder with a dataset and runs. `rng` chooses the places of the faults."""
 
     def __init__(self, folder: Path, rng: random.Random) -> None:
         self.folder, self.rng = folder, rng
@@ -65,7 +65,7 @@ class Bench:
         more: tuple[str, ...] = (), settings: dict[str, Any] | None = None, log: str = "log",
         run_dir: Path | None = None, env: dict[str, str] | None = None, **launching: Any,
     ) -> Launched:  # fmt: skip
-        """A run in `round_dir/run`. The faults come once, however often it is started there."""
+        """A run in `round_dir/run`. Each fault occurs once, however often the run is restarted there."""
         marked = [replace(fault, marker=str(round_dir / f"fault-{i}")) for i, fault in enumerate(faults)]
         env = (env or {}) | {"FAULTS": json.dumps([fault.to_json() for fault in marked])}
         env["FAULT_RECOVERED"] = str(round_dir / "recovered")
@@ -87,7 +87,7 @@ class Bench:
 
 
 def lines(run_dir: Path, kind: str) -> list[dict[str, Any]]:
-    """The whole lines of a metrics.jsonl that may still be written."""
+    """The complete lines of a metrics.jsonl that may still be growing."""
     path = run_dir / "metrics.jsonl"
     text = path.read_text() if path.exists() else ""
     whole = [line for line in text.splitlines(keepends=True) if line.endswith("}\n")]
@@ -99,7 +99,7 @@ def steps(run_dir: Path) -> list[int]:
 
 
 def steps_again(run_dir: Path) -> int:
-    """How many steps were made more than once, and logged each time: what the faults cost."""
+    """The number of repeated steps, each of which was logged again: the cost of the faults."""
     return len(steps(run_dir)) - len(set(steps(run_dir)))
 
 

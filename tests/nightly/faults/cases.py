@@ -50,7 +50,7 @@ Case = Callable[[Bench], Outcome]
 
 
 def end_as_if_undisturbed(bench: Bench, round_dir: Path, run: Launched, *, same_ranks: bool = True) -> Outcome:
-    """The run ends well, with the undisturbed run's samples in each step, and on as many ranks its weights."""
+    """Check that the run ends well, with the undisturbed run's samples in each step and, on as many ranks, weights."""
     assert run.wait(END_S) == 0, run.output
     run_dir, whole = round_dir / "run", bench.whole()
     assert wrong_samples(run_dir, whole) == 0, run.output
@@ -64,7 +64,7 @@ def end_as_if_undisturbed(bench: Bench, round_dir: Path, run: Launched, *, same_
 
 
 def end_as_if_alone(bench: Bench, round_dir: Path, run: Launched) -> Outcome:
-    """The same of a run without torchrun, whatever its fault left behind."""
+    """The same check for a run without torchrun."""
     assert run.wait(END_S) == 0, run.output
     run_dir, whole = round_dir / "run", bench.whole(0)
     assert differences(run_dir, whole) == []
@@ -77,7 +77,7 @@ def says(run: Launched, *texts: str) -> None:
 
 
 def no_traceback(run: Launched) -> None:
-    """Of ours: torchrun ends with one of its own."""
+    """Check that our processes print no traceback. torchrun prints one of its own."""
     traces = run.output.split("Traceback (most recent call last):")[1:]
     ours = [t for t in traces if "train.py" in t.partition("Error")[0] and "distributed/run.py" not in t]
     assert not ours, run.output
@@ -96,7 +96,7 @@ def killed(bench: Bench, at: str, step: int | tuple[int, int], rank: int | None 
 
 
 def killed_at_any_time(bench: Bench) -> Outcome:
-    """From outside, in the midst of whatever the rank does."""
+    """Kill a rank from outside, at an arbitrary moment."""
     round_dir, after = bench.new("killed"), bench.rng.randrange(LAST_STEP)
     slowly = Fault("step", "sleep", ALWAYS, seconds=0.1)
     run = bench.start(round_dir, slowly, restarts=3)
@@ -107,7 +107,7 @@ def killed_at_any_time(bench: Bench) -> Outcome:
 
 
 def launcher_killed(bench: Bench) -> Outcome:
-    """The node's torchrun and ranks together, as by a power cut; the same command again."""
+    """Kill the node's torchrun and ranks together, as in a power cut, and run the same command again."""
     round_dir = bench.new("power")
     fault = Fault("step", "launcher SIGKILL", 0, bench.rng.randint(1, LAST_STEP))
     first = bench.start(round_dir, fault)
@@ -119,7 +119,7 @@ def launcher_killed(bench: Bench) -> Outcome:
 
 
 def signalled(bench: Bench, name: str, to: str, at: str, step: int, **settings: object) -> Outcome:
-    """A signal to torchrun, to a rank of it, or to python alone, and the same command again where it has ended."""
+    """Send a signal to torchrun, to one of its ranks, or to python alone; run the same command again if it ended."""
     round_dir = bench.new(name)
     ranks = 0 if to == "python" else 2
     rank = 0 if to == "python" or at == "saving" else 1  # rank 0 writes the checkpoints
@@ -158,7 +158,7 @@ def signalled_in_the_last_validation(bench: Bench) -> Outcome:
 
 
 def slow_disk_and_little_time(bench: Bench) -> Outcome:
-    """--max-minutes where checkpoints take long on one rank: all agree on the schedule, and when the time is over."""
+    """--max-minutes with slow checkpoints on one rank: all ranks agree on the schedule and on the end."""
     round_dir = bench.new("minutes")
     slowly = Fault("saving", "sleep", ALWAYS, seconds=0.7)
     settings = {"train.epochs": 1000, "train.timeout_s": 20, "train.checkpoint_every": 5, "train.keep_checkpoints": 1}
@@ -174,7 +174,7 @@ def slow_disk_and_little_time(bench: Bench) -> Outcome:
 
 
 def world_sizes(bench: Bench) -> Outcome:
-    """2 → 1 → 3 → 2 ranks, each but the last ended by SIGTERM."""
+    """2 → 1 → 3 → 2 ranks; each run except the last ends by SIGTERM."""
     round_dir = bench.new("worlds")
     for i, (ranks, step) in enumerate(((2, 3), (1, 6), (3, 10))):
         run = bench.start(
@@ -230,7 +230,7 @@ def elastic(bench: Bench) -> Outcome:
 
 
 def small_disk(round_dir: Path) -> Path:
-    """A file system of 8 MiB, mounted at the run directory. Raises PermissionError where that is not allowed."""
+    """A file system of 8 MiB, mounted at the run directory. Raises PermissionError if that is not allowed."""
     (round_dir / "run").mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(round_dir / "run")]
     if subprocess.run(command, capture_output=True).returncode:
@@ -272,7 +272,7 @@ def checkpoints_unwritable(bench: Bench, how: str) -> Outcome:
     assert code == 1, run.output
     says(run, "cannot write this checkpoint", "Read-only" if faults else "File too large")
     no_traceback(run)
-    assert len(steps(round_dir / "run")) == LAST_STEP + 1, "the run goes on"
+    assert len(steps(round_dir / "run")) == LAST_STEP + 1, "the run continues"
     return end_as_if_alone(bench, round_dir, bench.start(round_dir, ranks=0, log="again"))
 
 
@@ -295,7 +295,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 
 def damaged_checkpoint(bench: Bench, how: str) -> Outcome:
-    """Falls back to the checkpoint before, with a line."""
+    """The run falls back to the previous checkpoint and prints a line."""
     round_dir = bench.new(how)
     run = bench.start(round_dir, ranks=0, more=("--max-steps=6",))
     assert run.wait(END_S) == 0, run.output
@@ -329,7 +329,7 @@ def refused_checkpoint(bench: Bench, of: str) -> Outcome:
 
 
 def shard_fault(bench: Bench, how: str) -> Outcome:
-    """Found when the run starts, or by the samples that are none: a line that names the shard, no hang."""
+    """The fault is found when the run starts, or at an unreadable sample: a line names the shard, and nothing hangs."""
     round_dir = bench.new(how)
     data = bench.data_copy(round_dir)
     first, second = sorted(data.glob("train-*.tar"))[:2]
@@ -386,7 +386,7 @@ def corrupt_images(bench: Bench) -> Outcome:
 
 
 def slow_reads(bench: Bench) -> Outcome:
-    """Each batch takes longer than a step, by far: slower, and otherwise the same; the watchdog is quiet."""
+    """Each batch takes far longer than a step: the run is slower but otherwise the same. The watchdog is quiet."""
     round_dir = bench.new("slow")
     run = bench.start(round_dir, Fault("reading", "sleep", ALWAYS, seconds=0.3), settings={"train.timeout_s": 10})
     assert run.wait(END_S) == 0, run.output
@@ -414,7 +414,7 @@ def hangs(bench: Bench, at: str, do: str, expected: str) -> Outcome:
 
 
 def not_finite(bench: Bench, how: str) -> Outcome:
-    """The state before, the samples and a line; nothing hangs; `replay` finds it again."""
+    """The run saves the previous state and the samples, and prints a line. Nothing hangs. `replay` finds the fault."""
     round_dir, step = bench.new("nan"), 5
     faults = [Fault("step", "nan", ALWAYS, step)] if how == "nan" else []
     settings = {} if how == "nan" else {"optimizer.lr": 1e30}

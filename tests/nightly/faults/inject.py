@@ -58,7 +58,7 @@ class Fault:
 
 
 class Injector:
-    """The faults of this rank. `step` is the one that is being made, or the next."""
+    """The faults of this rank. `step`: the current step, or the next."""
 
     def __init__(self, faults: list[Fault], recovered: Path | None) -> None:
         rank = int(os.environ.get("RANK", 0))

@@ -38,7 +38,7 @@ class Launched:
         os.kill(self.pid, number)
 
     def wait(self, timeout_s: float) -> int:
-        """The exit code, as `subprocess` has it. Raises AssertionError, after ending all, where it takes longer."""
+        """The exit code, as in `subprocess`. On a time-out it ends everything and raises AssertionError."""
         try:
             return self._process.wait(max(timeout_s, 0.1))
         except subprocess.TimeoutExpired:
@@ -47,7 +47,7 @@ class Launched:
             self.end()
 
     def end(self) -> None:
-        """Kill what is left: this launcher and the ranks it started, which note their ids beside the log."""
+        """Kill the remaining processes: this launcher and its ranks, which write their ids beside the log."""
         for pid in self.ranks:
             if Path(f"/proc/{pid}/cwd").exists() and _is_ours(pid):
                 os.kill(pid, signal.SIGKILL)
@@ -56,7 +56,7 @@ class Launched:
 
 
 def _is_ours(pid: int) -> bool:
-    """A process id can be another's by now: ours were forked, and have their parent's command line."""
+    """Whether the process is still ours. Ids are reused, but our processes have their parent's command line."""
     try:
         return b"tests.common.forked" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:

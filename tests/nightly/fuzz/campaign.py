@@ -29,7 +29,7 @@ SHOWN = 20  # kinds of them
 def work(
     name: str, seed: int, first: int, stop: int, at: "Synchronized[int]", slowest: "Synchronized[float]", found: Any
 ) -> None:
-    """Cases first…stop-1 of a target. `at` says which one is under way."""
+    """Run the cases first…stop-1 of a target. `at` holds the number of the current case."""
     target: Target = TARGETS[name]
     target.valid()
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as folder:
@@ -45,7 +45,7 @@ def work(
 
 
 def campaign(name: str, seed: int, first: int, count: int) -> tuple[float, list[tuple[int, str]]]:
-    """All cases of a target, whatever happens to the process. Returns the slowest case's seconds and the violations."""
+    """Run all cases of a target, even if the process dies. Returns the slowest case's seconds and the violations."""
     context = multiprocessing.get_context("spawn")
     found: Any = context.SimpleQueue()
     slowest, at = context.Value("d", 0.0), context.Value("q", first - 1)
@@ -73,12 +73,15 @@ def campaign(name: str, seed: int, first: int, count: int) -> tuple[float, list[
 
 
 @click.command()
-@click.option("--cases", default=100_000, show_default=True, help="In all; shared out as TARGETS says.")
-@click.option("--seed", default=1, show_default=True)
-@click.option("--only", type=click.Choice(list(TARGETS)), help="One target, with all the cases.")
-@click.option("--first", default=0, help="The first case's number.")
+@click.option("--cases", default=100_000, show_default=True, help="Total number of cases, divided among the targets.")
+@click.option("--seed", default=1, show_default=True, help="Seed for the cases.")
+@click.option("--only", type=click.Choice(list(TARGETS)), help="Run all cases on this target.")
+@click.option("--first", default=0, show_default=True, help="Number of the first case.")
 def main(cases: int, seed: int, only: str | None, first: int) -> None:
-    """Damage every kind of input and watch what the program does with it."""
+    """Damage every kind of input, and check how the program responds.
+
+    The exit status is 1 if there are violations: anything except a correct result or an error in one line.
+    """
     total = sum(target.cases for target in TARGETS.values())
     ran = failed = 0
     click.echo(f"{'target':<24}{'cases':>9}{'violations':>12}{'slowest, s':>12}{'cases/s':>9}")

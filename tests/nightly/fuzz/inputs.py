@@ -36,7 +36,7 @@ class Serial(Executor):
 
 @contextmanager
 def serial_pool(num_workers: int) -> Iterator[Executor]:
-    """In the place of `workers.process_pool`."""
+    """A stand-in for `workers.process_pool`."""
     yield Serial()
 
 
@@ -66,7 +66,7 @@ def write(files: Files, folder: Path) -> None:
 
 @functools.cache
 def dataset() -> Files:
-    """Packed: two training shards, one for validation."""
+    """A packed dataset: two training shards, and one for validation."""
     with tempfile.TemporaryDirectory() as folder:
         write(images(), Path(folder, "images"))
         pack(Path(folder, "images"), Path(folder, "out"), PackOptions(samples_per_shard=4), executor=Serial())
@@ -75,7 +75,7 @@ def dataset() -> Files:
 
 @functools.cache
 def foreign() -> Files:
-    """WebDataset tars as others make them: another member order, labels as .cls and as .json, a PNG."""
+    """WebDataset tars as other programs write them: another member order, labels as .cls and as .json, a PNG."""
     pictures = list(images().values())
     stream = io.BytesIO()
     Image.new("RGB", (9, 7), (200, 10, 10)).save(stream, "PNG")

@@ -37,11 +37,11 @@ FORBIDDEN = {"pickle.find_class", "os.system", "os.exec", "os.posix_spawn", "os.
 
 
 class Violation(AssertionError):
-    """An input made the program do what none may."""
+    """The program did something that no input may cause."""
 
 
 class Hang(BaseException):
-    """The time is over. No `except Exception` of the program keeps it."""
+    """A case exceeded its time limit. Not an Exception, so that the program's `except Exception` does not catch it."""
 
 
 _folder: str | None = None  # of the case under way
@@ -85,7 +85,7 @@ _hooked = False
 
 @contextmanager
 def watched(folder: Path, limit_s: float = LIMIT_S) -> Iterator[None]:
-    """Run a case that may touch `folder` alone.
+    """Run a case that may access only `folder`.
 
     Raises:
         Violation: it raised something that is not EXPECTED, opened a file elsewhere, ran a pickle or a program, took
@@ -131,7 +131,7 @@ def watched(folder: Path, limit_s: float = LIMIT_S) -> Iterator[None]:
 
 
 def one_line(text: str) -> None:
-    """The output of a command that failed: its error in one line, and no traceback."""
+    """Check the output of a failed command: its error takes one line, without a traceback."""
     if "Traceback" in text:
         raise Violation(f"a traceback: {text[-1500:]}")
     if ALLOCATED.search(text):

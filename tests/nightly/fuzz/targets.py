@@ -61,7 +61,7 @@ def run_case(target: Target, data: bytes, folder: Path) -> None:
 
 
 def command(program: click.Command, *arguments: str) -> None:
-    """A command line in this process. Raises Violation for what a shell would show as a traceback."""
+    """Run a command line in this process. Raises Violation for an exception that a shell would show as a traceback."""
     result = CliRunner().invoke(program, list(arguments))
     error = result.exception
     if error is not None and not isinstance(error, SystemExit):
@@ -163,7 +163,7 @@ def damaged_checkpoint(rng: Random, data: bytes) -> bytes:
 
 
 def _evil(module: str, name: str, argument: str) -> bytes:
-    """A protocol-2 pickle that calls module.name(argument) when an unpickler is willing."""
+    """A protocol-2 pickle that calls module.name(argument) if an unpickler allows it."""
     return b"\x80\x02c" + f"{module}\n{name}\n".encode() + b"X" + len(argument).to_bytes(4, "little") + (
         argument.encode() + b"\x85R."
     )  # fmt: skip
@@ -229,7 +229,7 @@ def _value(rng: Random, kind: click.ParamType) -> str:
 
 
 def everything() -> Files:
-    """A place to give commands in."""
+    """A folder in which commands run."""
     resize(np.zeros((9, 9, 4), np.uint8), 5, 5)  # Numba reads its compiled functions by pickle, unwatched
     table = b"path,label\nimages/train/class0/000.jpg,a\nimages/train/class1/001.jpg,b\n"
     files = {"table.csv": table, "arguments": b"info\0packed"}
@@ -270,7 +270,7 @@ def damaged_training_arguments(rng: Random, data: bytes) -> bytes:
 
 
 def run_training_command(folder: Path) -> None:
-    """Everything up to the training itself, and to the run directory, for which git is asked."""
+    """Run everything before the training itself and the run directory, which needs git."""
     words = (folder / "arguments").read_bytes().decode("utf-8", "surrogateescape").split("\0")
     with (
         mock.patch("penstock.training.run.build_run", return_value=None),

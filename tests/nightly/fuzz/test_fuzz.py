@@ -356,12 +356,12 @@ def test_toml_that_breaks_its_parser(text: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", ["[" * 5000, "9" * 400, "9" * 5000, "nan", "-nan"])
 def test_overrides_that_are_no_number(value: str) -> None:
-    with pytest.raises(ValueError, match=r"--set optimizer\.lr=.*: expected float"):
+    with pytest.raises(ValueError, match=r"--set optimizer\.lr=.*: expected a number"):
         config.load_config(Recipe, None, [f"optimizer.lr={value}"])
 
 
 def archive_of(pickled: bytes, compression: int = zipfile.ZIP_STORED) -> bytes:
-    """A checkpoint whose pickle is another."""
+    """A checkpoint with another pickle."""
     source, stream = zipfile.ZipFile(io.BytesIO(inputs.checkpoint_file())), io.BytesIO()
     with zipfile.ZipFile(stream, "w", compression) as target:
         for name in source.namelist():

@@ -35,7 +35,7 @@ class Network:
                 ip("-n", name, "link", "set", device, "up")
 
     def down(self) -> None:
-        """Remove all, with the processes in it; the links go with their namespaces."""
+        """Remove everything, including the processes. The links disappear with their namespaces."""
         for name in (*self._hosts, self._name):
             remove(name)
 
@@ -51,7 +51,7 @@ class Network:
         ip("-n", self._name, "link", "set", f"port{host}", "up")
 
     def torchrun(self, host: int, nodes: str, arguments: list[str], logs: Path) -> subprocess.Popen[bytes]:
-        """Start torchrun with one rank on a host; it says what it does in logs/host-N.log. They meet at host 0."""
+        """Start torchrun with one rank on a host, with logs/host-N.log as its log. Host 0 hosts the rendezvous."""
         launcher = [
             *(sys.executable, "-m", "torch.distributed.run", "--nnodes", nodes, "--nproc-per-node", "1"),
             *("--max-restarts", "5", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{address(0)}:29400"),

@@ -32,7 +32,7 @@ def arguments(data: Path, run_dir: Path, epochs: int, **more: int) -> list[str]:
 
 
 def lines(run_dir: Path, kind: str) -> list[dict[str, Any]]:
-    """The whole lines of the metrics so far."""
+    """The complete lines of the metrics so far."""
     path = run_dir / "metrics.jsonl"
     text = path.read_text().rpartition("\n")[0] if path.exists() else ""
     return [line for line in map(json.loads, text.splitlines()) if line["kind"] == kind]
