@@ -105,14 +105,20 @@ def _histograms(samples: Samples, per_class: NDArray[np.int64]) -> dict[str, His
     return found
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return "1 shard", "1,024 shards": a number with its noun. plural: where it is not the noun and an s."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def summary(info: Facts) -> str:
     """Format the facts as text for the terminal."""
     shown = ", ".join(info["classes"][:5]) + (", …" if info["num_classes"] > 5 else "")
-    lines = [f"{info['root']}: {info['num_classes']} classes ({shown})"]
+    lines = [f"{info['root']}: {counted(info['num_classes'], 'class', 'classes')} ({shown})"]
     for name, split in info["splits"].items():
         balance = split["samples_per_class"]
         lines.append(
-            f"  {name}: {split['samples']:,} samples in {split['shards']} shard(s), {split['bytes'] / 1e6:,.1f} MB, "
+            f"  {name}: {counted(split['samples'], 'sample')} in {counted(split['shards'], 'shard')}, "
+            f"{split['bytes'] / 1e6:,.1f} MB, "
             f"{split['mean_image_bytes'] / 1e3:,.1f} kB per image, {balance['min']} to {balance['max']} per class"
         )
         if "height" in split["quantiles"]:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from penstock.shard_tools.describe import UNTURNED, stored_as_pixels
+from penstock.shard_tools.describe import UNTURNED, counted, stored_as_pixels
 from penstock.shard_tools.duplicates import DUPLICATES_FILE
 from penstock.shard_tools.execute import PackProgress
 from penstock.shard_tools.rejected import REJECTED_FILE
@@ -85,12 +85,13 @@ def closing(packed: Packed, elapsed_s: float) -> str:
     root = packed.shard_set.place
     classes = packed.shard_set.classes
     shown = ", ".join(info.name for info in classes[:5]) + (", …" if len(classes) > 5 else "")
-    lines = [f"{root}: {len(classes):,} classes ({shown})"]
+    lines = [f"{root}: {counted(len(classes), 'class', 'classes')} ({shown})"]
     for name, split in packed.shard_set.splits.items():
         size = sum(shard.bytes for shard in split.shards)
         pixels = stored_as_pixels(split.samples, made)
         stored = f", {pixels['samples']:,} of them stored as pixels" if pixels["samples"] else ""
-        lines.append(f"  {name}: {len(split):,} images in {len(split.shards):,} shard(s), {size / 1e6:,.1f} MB{stored}")
+        held = f"{counted(len(split), 'image')} in {counted(len(split.shards), 'shard')}"
+        lines.append(f"  {name}: {held}, {size / 1e6:,.1f} MB{stored}")
     if isinstance(converted := made["converted"], dict) and converted:
         lines.append("  re-encoded: " + ", ".join(f"{count:,} {kind}" for kind, count in converted.items()))
     if made["unturned"]:
@@ -106,7 +107,7 @@ def closing(packed: Packed, elapsed_s: float) -> str:
             f"than one split, see {root}/{DUPLICATES_FILE}"
         )
     num_images, size = state.images - state.kept_images, state.bytes - state.kept_bytes
-    kept = f"; kept {state.kept_shards:,} shard(s) of an earlier run" if state.kept_shards else ""
+    kept = f"; kept {counted(state.kept_shards, 'shard')} of an earlier run" if state.kept_shards else ""
     lines.append(
         f"  in {_duration(elapsed_s)}: {num_images / elapsed_s:,.0f} images/s, {size / elapsed_s / 1e6:,.1f} MB/s "
         f"from source files{kept}"

@@ -38,7 +38,7 @@ def run(work: Callable[[Callable[[PackProgress], None]], Packed], out: Path | st
     packed = _interruptible(work)
     if packed.ignored:
         names = ", ".join(escape(name) for name in packed.ignored[:5]) + (" …" if len(packed.ignored) > 5 else "")
-        click.echo(f"ignored {_entries(len(packed.ignored))} that are not images of a class: {names}", err=True)
+        click.echo(f"ignored {_entries(len(packed.ignored))}: {names}", err=True)
     if packed.already_complete:
         click.echo(f"{out}: already complete, nothing to do")
         return
@@ -51,8 +51,8 @@ def run(work: Callable[[Callable[[PackProgress], None]], Packed], out: Path | st
 
 def _entries(count: int) -> str:
     if count == 1:
-        return "1 entry"
-    return f"{count:,} entries" + (" (or more)" if count >= MAX_IGNORED else "")
+        return "1 entry that is not an image of a class"
+    return f"{count:,} entries{' (or more)' if count >= MAX_IGNORED else ''} that are not images of a class"
 
 
 def _interruptible(work: Callable[[Callable[[PackProgress], None]], Packed]) -> Packed:

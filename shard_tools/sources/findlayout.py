@@ -162,7 +162,7 @@ class _Splits:
             elif reading and len(readings) == 1:
                 train = SplitDir("train", self.inside)
                 readings.append((spec([train, *reading]), "the others are classes of train"))
-            raise unclear(where, f"{few_of(names)} can be splits by name, but {few_of(others)} not", *readings)
+            raise unclear(where, f"{few_of(names)} can be splits by name, but {few_of(others)} cannot", *readings)
         if not self._deep:
             raise unclear(
                 where,
