@@ -24,7 +24,7 @@ def demo_block() -> str:
     lines = output[TRAIN]
     epochs = [number for number, line in enumerate(lines) if line.startswith("epoch ")]
     hints = next((number for number, line in enumerate(lines) if line.startswith("next")), len(lines))
-    head, tail = lines[: epochs[0]], lines[epochs[-1] : hints]
+    head, tail = lines[: epochs[0]], [line for line in lines[epochs[-1] : hints] if not line.startswith("step ")]
     return "\n".join(["```text", f"$ {TRAIN}", *head, "…", *tail, f"$ {TESTS}", output[TESTS][-1].strip("= "), "```"])
 
 

@@ -84,7 +84,9 @@ def test_splits_classes_and_order(tmp_path):
 
 def test_a_flat_tree_is_one_split_even_with_a_class_called_train_if_the_user_says_so(tmp_path):
     make(tmp_path / "s", "plane/1.jpg", "train/2.jpg", "car/3.jpg")
-    with pytest.raises(ValueError, match=r"'train/' can be splits by name, but 'car', 'plane' cannot.*--split-dirs none"):
+    with pytest.raises(
+        ValueError, match=r"'train/' can be splits by name, but 'car', 'plane' cannot.*--split-dirs none"
+    ):
         open_source(tmp_path / "s")
     source = open_source(tmp_path / "s", options=SourceOptions(split_dirs="none"))
     listing, found = listed(source, tmp_path / "work")
