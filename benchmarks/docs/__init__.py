@@ -36,6 +36,7 @@ _BLOCK = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 _BEGIN = re.compile(r"^<!-- [\w-]+: written by ", re.MULTILINE)
+_AT_START = re.compile(r"^[ >*-]*<!--= ", re.MULTILINE)
 _FIGURE = re.compile(r"<!--= (?P<key>.+?) -->(?P<shown>.*?)<!--/-->", re.DOTALL)
 
 
@@ -63,6 +64,8 @@ def filled(path: Path) -> str:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
+    if _AT_START.search(text):
+        raise ValueError(f"{path}: a figure begins a line, where Markdown reads it as HTML; move a word before it")
     filled_text, num_blocks = _BLOCK.subn(block, text)
     if num_blocks != len(_BEGIN.findall(text)):
         raise ValueError(f"{path}: a generated part has no end; put <!-- end of NAME --> on a line of its own below it")

@@ -34,7 +34,10 @@ def test_a_figure_that_differs_from_its_result_is_found(tmp_path: Path) -> None:
     page.write_text("<!-- peers: written by `python bench.py docs` -->\n")
     with pytest.raises(ValueError, match="has no end"):
         docs.filled(page)
-    page.write_text("<!--= peers-in500-2cpu; nosuch -->1<!--/-->")
+    page.write_text("text\n<!--= peers-in500-2cpu; penstock -->1<!--/--> more")
+    with pytest.raises(ValueError, match="a figure begins a line"):
+        docs.filled(page)
+    page.write_text("It is <!--= peers-in500-2cpu; nosuch -->1<!--/-->")
     with pytest.raises(ValueError, match=r'page\.md: no figure "peers-in500-2cpu; nosuch"'):
         docs.filled(page)
 
