@@ -11,6 +11,10 @@ from penstock.settings import Setting, settings_of
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+_NAMES: dict[object, str] = {
+    bool: "`true`, `false`", int: "integer", float: "number", str: "text", type(None): "none",
+}  # fmt: skip
+_PLURALS: dict[object, str] = {int: "integers", float: "numbers", str: "texts"}
 FREE, FAST = "may change when a run is resumed", "changes the speed only"
 
 
@@ -34,26 +38,21 @@ def _section(name: str, section: "DataclassInstance") -> Iterator[str]:
 
 
 def _values(kind: object, about: Setting) -> str:
+    """The type, then the range: "integer, at least 1"."""
+    return ", ".join(part for part in (_named(kind), about.bounds()) if part)
+
+
+def _named(kind: object) -> str:
+    """A type in words; of a Literal its choices."""
+    if kind in _NAMES:
+        return _NAMES[kind]
+    arguments = get_args(kind)
     if get_origin(kind) is Literal:
-        return ", ".join(f"`{toml_value(choice)}`" for choice in get_args(kind))
-    names = {bool: "`true`, `false`", int: "integer", float: "number", str: "text"}
-    named = names.get(kind, "list") if isinstance(kind, type) else _name_of(kind)
-    bounds = about.bounds()
-    return f"{named}, {bounds}" if bounds else named
-
-
-def _name_of(kind: object) -> str:
+        return ", ".join(f"`{toml_value(choice)}`" for choice in arguments)
     if get_origin(kind) is tuple:
-        inner = get_args(kind)
-        one = {int: "integers", float: "numbers", str: "texts"}.get(inner[0], "values")
-        return f"list of {one}" if inner[-1] is Ellipsis else f"{len(inner)} {one}"
-    return " or ".join("none" if one is type(None) else _values_name(one) for one in get_args(kind))
-
-
-def _values_name(kind: object) -> str:
-    if get_origin(kind) is Literal:
-        return ", ".join(f"`{toml_value(choice)}`" for choice in get_args(kind))
-    return {bool: "`true`, `false`", int: "integer", float: "number", str: "text"}.get(kind, "") or _name_of(kind)  # type: ignore[call-overload]
+        of_list = arguments[-1] is Ellipsis
+        return f"{'list of' if of_list else len(arguments)} {_PLURALS[arguments[0]]}"
+    return " or ".join(_named(one) for one in arguments)  # a union
 
 
 def _text(about: Setting) -> str:
