@@ -132,7 +132,7 @@ def signalled(bench: Bench, name: str, to: str, at: str, step: int, **settings: 
         assert code == 0, run.output
     else:
         assert code == (128 + signal.Signals[name] if to == "python" else TORCHRUN_FAILED), run.output
-        says(run, name if to == "python" else "SIG", "resumes from the last checkpoint")
+        says(run, name if to == "python" else "SIG", "stopped; the same command")
     before = len(set(steps(round_dir / "run")))
     run = run if to == "rank" else bench.start(round_dir, fault, ranks=ranks, log="again", settings=settings)
     whole = bench.whole(ranks, **settings)
@@ -420,7 +420,8 @@ def not_finite(bench: Bench, how: str) -> Outcome:
     settings = {} if how == "nan" else {"optimizer.lr": 1e30}
     run = bench.start(round_dir, *faults, settings=settings)
     assert run.wait(END_S) == TORCHRUN_FAILED, run.output
-    says(run, "Error: step", "the loss is nan", "samples", "train.py replay")
+    what = "the loss is nan" if how == "nan" else "the weights are NaN or infinite"
+    says(run, "Error: step", what, "samples", "train.py replay")
     no_traceback(run)
     assert len(list((round_dir / "run").glob("failed-step-*.pt"))) == 1
     assert steps(round_dir / "run") == list(range(len(steps(round_dir / "run"))))
