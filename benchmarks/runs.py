@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from penstock.recipes import FREE_ON_RESUME, Recipe, recipe_file
+from penstock.recipes import DEMO_DATA, FREE_ON_RESUME, Recipe, recipe_file
 from penstock.recipes.config import diff, from_toml, load_config
 
 _NOT_THE_RECIPE = FREE_ON_RESUME | {"data.val_split"}  # the data's path, how often it validates, …
@@ -21,16 +21,24 @@ def summary(folder: Path) -> dict[str, Any]:
     {"format": 1, "benchmark": "run", "recipe": …, "changed": ["train.epochs: 8 → 2"], "env": {…},
      "end": {top1, images_per_s, seconds, …}, "evals": [{epoch, top1, ema_top1}], "loss": [[epoch, loss], …]}
 
-    Raises ValueError if the directory is not a run, or the run has not finished.
+    Raises ValueError if the directory is not a run, the run has not finished, or its files do not name the recipe.
     """
     from penstock.training.report.runs import column, epoch_of, read_run
 
     run = read_run(folder)
     if not run.end:
         raise ValueError(f"{folder}: not a finished run. Record it after `train.py` has ended")
-    command = [Path(word).name if Path(word).is_absolute() else word for word in run.environment["command"]]  # type: ignore[attr-defined]
-    name = command[command.index("--recipe") + 1] if "--recipe" in command else "demo"
+    words = run.environment.get("command")
+    if not isinstance(words, list):
+        raise ValueError(f"{folder}: no env.json, which has the command and the machine. Record a run that has one")
+    command = [Path(word).name if Path(word).is_absolute() else word for word in map(str, words)]
     config = from_toml(Recipe, (folder / "config.toml").read_text(encoding="utf-8"), str(folder / "config.toml"))
+    if "--recipe" in command:
+        name = command[command.index("--recipe") + 1]
+    elif config.data.path == DEMO_DATA:
+        name = "demo"
+    else:
+        raise ValueError(f"{folder}: its last command names no --recipe. Resume a run with its --recipe to record it")
     recipe = load_config(Recipe, recipe_file(name))
     changed = [line for line in diff(recipe, config) if line.partition(":")[0] not in _NOT_THE_RECIPE]
     epochs, losses = epoch_of(run, run.steps), column(run.steps, "loss")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from penstock.benchmarks import record
 from penstock.benchmarks.peers.registry import OURS
+from penstock.benchmarks.text import markdown_row
 from penstock.shards.format import SAMPLE_DTYPE
 
 NUM_TRAIN = 1_281_167  # ImageNet-1k
@@ -128,7 +129,7 @@ def report() -> str:
             f"**{shards.name}**: {shards.image_bytes / 1e3:.1f} kB per image, {shards.images_per_s_core:,.0f} images/s "
             f"per core, {NUM_TRAIN * shards.image_bytes / 1e9:.0f} GB in total",
             "",
-            *(f"| {' | '.join(cells)} |" for cells in [HEAD, [*["---:"] * (len(HEAD) - 1), "---"], *rows]),
+            *(markdown_row(cells) for cells in [HEAD, [*["---:"] * (len(HEAD) - 1), "---"], *rows]),
             "",
         ]
     table_bytes = NUM_TRAIN * SAMPLE_DTYPE.itemsize

@@ -17,6 +17,11 @@ def shown_rate(rate: float) -> str:
     return f"{rate:,.{0 if rate >= 9.95 else 1 if rate >= 0.995 else 2}f}"
 
 
+def markdown_row(cells: Sequence[str]) -> str:
+    """A row of a Markdown table, on one line."""
+    return f"| {' | '.join(cell.replace('|', '&#124;').replace(chr(10), ' ') for cell in cells)} |"
+
+
 def wrapped(line: str) -> list[str]:
     """Wrap a line to the terminal. Continuation lines are indented two columns more than the first."""
     indent = " " * (len(line) - len(line.lstrip()) + 2)

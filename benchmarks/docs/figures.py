@@ -14,12 +14,11 @@ import functools
 import json
 import re
 import statistics
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from penstock.benchmarks.docs.results_page import RESULTS
 from penstock.benchmarks.text import shown_rate
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
 _FORMATS = {
     "images/s": ",.0f",
     "times": ".3f",

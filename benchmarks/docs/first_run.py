@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from penstock.benchmarks import runs
+from penstock.benchmarks.docs.results_page import RESULTS
 
-FILE = Path(__file__).resolve().parents[1] / "results/first-run-2cpu.json"
+FILE = RESULTS / "first-run-2cpu.json"
 TRAIN, TESTS = "uv run train.py", "uv run --group tests pytest"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penstock.benchmarks.docs.results_page import PICTURES, RESULTS
-from penstock.benchmarks.text import shown_rate
+from penstock.benchmarks.text import markdown_row, shown_rate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +50,7 @@ def trained_block() -> str:
         rows.append((name, f"{list(one.top1.values())[-1]:.4f}", f"{list(one.top1)[-1]:g}",
                      shown_rate(one.images_per_s), f"{one.data_wait:.1%}", f"{one.seconds:,.0f} s",
                      one.device))  # fmt: skip
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join(map(markdown_row, rows))
 
 
 def draw_all() -> list[Path]:

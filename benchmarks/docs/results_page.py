@@ -10,7 +10,7 @@ from penstock.benchmarks import record
 from penstock.benchmarks.peers.registry import OURS
 from penstock.benchmarks.record import JSON, Figures, Result
 from penstock.benchmarks.tables import COLUMNS, cells, columns_of, ratio_cell
-from penstock.benchmarks.text import shown_rate
+from penstock.benchmarks.text import markdown_row, shown_rate
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 PICTURES = Path(__file__).resolve().parents[2] / "docs/images/results"
@@ -78,14 +78,14 @@ def peers_table(results: Sequence[Result]) -> str:
     measured = sorted((one for one in results if one.benchmark == "peers" and one.programs), key=size_and_rate)
     names = dict.fromkeys(name for result in measured for name, _ in fastest_first(result))
     heads = [f"{Path(one.settings['data']).name}, {one.settings['image_size']} px" for one in measured]
-    lines = [_row(["images/s (ours / theirs)", *heads]), _row(["---", *("---:" for _ in heads)])]
+    lines = [markdown_row(["images/s (ours / theirs)", *heads]), markdown_row(["---", *("---:" for _ in heads)])]
     for name in names:
         shown = [name]
         for result in measured:
             ratio = result.ratios.get(f"{OURS} / {name}")
             times = f" ({ratio.median:.2f})" if ratio else ""
             shown.append(f"{shown_rate(result.programs[name].median)}{times}" if name in result.programs else "–")
-        lines.append(_row(shown))
+        lines.append(markdown_row(shown))
     return "\n".join(lines)
 
 
@@ -112,13 +112,13 @@ def section(benchmark: str, results: dict[Path, Result]) -> list[str]:
     """Return one benchmark's section: the command of its first result, a table, and remarks."""
     columns = columns_of(list(results.values()))
     head = ["program", "images/s", "ratio", *(COLUMNS[column][0] for column in columns), "settings", "result", "device"]
-    table, remarks = [_row(head), _row(["---"] * len(head))], []
+    table, remarks = [markdown_row(head), markdown_row(["---"] * len(head))], []
     for path, result in results.items():
         about = [setting_of(result.settings), f"`{path.name}`", device_of(result)]
         for name, measured in result.programs.items():
             rates, *more = cells(measured, columns)
             ratios = [ratio_cell(one) for pair, one in result.ratios.items() if pair.endswith(f" / {name}")]
-            table.append(_row([name, rates, *(ratios or ["–"]), *more, *about]))
+            table.append(markdown_row([name, rates, *(ratios or ["–"]), *more, *about]))
         if "explain" in result.more:
             remarks.append(f"- {path.stem}: bottleneck {result.more['explain']['bottleneck']}")
         for outcome in ("skipped", "failed"):
@@ -128,7 +128,3 @@ def section(benchmark: str, results: dict[Path, Result]) -> list[str]:
         remarks.append(f"- {num_warnings} warnings: a program was not steady, repeats differ, or other programs ran")
     first = next(iter(results.values()))
     return [f"## `bench.py {benchmark}`", "", "```bash", first.command, "```", "", *table, "", *remarks]
-
-
-def _row(shown: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', '&#124;').replace(chr(10), ' ') for cell in shown)} |"

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, get_args, get_origin
 
+from penstock.benchmarks.text import markdown_row
 from penstock.recipes import Recipe
 from penstock.recipes.config import field_types, toml_value
 from penstock.settings import Setting, settings_of
@@ -33,7 +34,7 @@ def _section(name: str, section: "DataclassInstance") -> Iterator[str]:
         # of the class, not of the recipe at hand, which fills in what depends on other settings
         default = next(one.default for one in dataclasses.fields(section) if one.name == field)
         cells = [f"`{field}`", f"`{toml_value(default)}`", _values(kinds[field], about), _text(about)]
-        yield f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
+        yield markdown_row(cells)
     yield ""
 
 
