@@ -154,6 +154,24 @@ def cifar(job: Job, recipe: str) -> None:
     job.report.row("in training", end["images_per_s"], "images/s", f"waiting for data {end['data_wait']:.1%}")
 
 
+def accumulated(job: Job) -> None:
+    """Train ResNet-50's recipe on one GPU with the batch of eight, and with that of one, on synthetic batches.
+
+    Reports images/s and the most memory that torch allocated, each in a process of its own.
+    """
+    batch_size, world_size = job.scale.batch_size, 8
+    dataset = small_set(job, max(NUM_CLASSES, 4 * world_size * batch_size), NUM_CLASSES).root
+    for factor in (world_size, 1):
+        with job.report.attempt(name := f"train.accumulation={factor}"):
+            sets = ("data.loader=synthetic", name, f"train.global_batch_size={factor * batch_size}",
+                    "train.log_every=1", "train.eval_every=90", *job.scale.sets)  # fmt: skip
+            run(arguments(job, "rn50-90ep", dataset, job.work / name, sets, "--max-steps", "20"), job.work / name)
+            steps = lines(job.work / name, "step")[4:]  # the first ones compile
+            memory = steps[-1].get("gpu_memory_gb")
+            job.report.row(name, [step["images_per_s"] for step in steps], "images/s",
+                           f"{memory:.1f} GB" if memory else "", details={"memory_gb": memory})  # fmt: skip
+
+
 def explained(job: Job) -> None:
     """Run `bench.py explain`: report the bottleneck, and the model's predictions compared with the measured rates."""
     result = job.work / "explain.json"

@@ -242,8 +242,8 @@ def test_every_stage_of_the_plan_is_there() -> None:
         "compute eager", "compute compiled", "compute profile", "compute bare", "compute graphs",
         "compute max-autotune",
         "decode hw-load", "decode threads", "decode region", "decode whole", "decode prefetch", "decode pixels",
-        "train end-to-end", "train explain", "train cifar10", "train cifar10-cpu", "train resume", "train dali-example",
-        "train end-to-end-threads",
+        "train end-to-end", "train explain", "train cifar10", "train cifar10-cpu", "train cifar10-muon",
+        "train accumulated", "train resume", "train dali-example", "train end-to-end-threads",
     ]  # fmt: skip
     for one in STAGES:
         assert one.limit_s <= 450
