@@ -35,7 +35,7 @@ _AT_ONCE = 1 << 16  # number of samples that are hashed together
 @dataclass(frozen=True)
 class Epoch:
     """The result for one epoch. steps: how many of the `num_steps` agree with the plan. samples: used by those steps,
-    without the quarantined ones (`taken_out`). left_over: samples at the epoch's end that do not fill a global batch.
+    without `quarantined` ones. left_over: samples at the epoch's end that do not fill a global batch.
     deviation: the first one, "" for none.
     """
 
@@ -44,7 +44,7 @@ class Epoch:
     left_over: int
     steps: int
     samples: int
-    taken_out: int
+    quarantined: int
     is_over: bool
     deviation: str
 
@@ -82,14 +82,14 @@ class _Logged:
 class _Seen:
     """What the steps of an epoch used. times: how often each sample was used. unplanned: lines at positions where the
     plan has no step. total: the digest of the planned samples. missing: the position after the first step without a
-    line, 0 for none. steps, taken_out, deviation: see `Epoch`."""
+    line, 0 for none. steps, quarantined, deviation: see `Epoch`."""
 
     times: np.ndarray
     unplanned: dict[int, _Line]
     total: int = 0
     missing: int = 0
     steps: int = 0
-    taken_out: int = 0
+    quarantined: int = 0
     deviation: str = ""
 
 
@@ -196,10 +196,10 @@ def _compared(
         if as_planned:
             np.add.at(seen.times, ids, 1)
             seen.steps += 1
-            seen.taken_out += int((blanked == NO_SAMPLE).sum())
+            seen.quarantined += int((blanked == NO_SAMPLE).sum())
     deviation = seen.deviation or _deviation(lines, seen, size, recipe.augment.repeats)
-    samples = seen.steps * size - seen.taken_out
-    return Epoch(epoch, num_steps, left_over, seen.steps, samples, seen.taken_out, lines.end is not None, deviation)
+    samples = seen.steps * size - seen.quarantined
+    return Epoch(epoch, num_steps, left_over, seen.steps, samples, seen.quarantined, lines.end is not None, deviation)
 
 
 def _deviation(lines: _Logged, seen: _Seen, size: int, repeats: int) -> str:
@@ -256,7 +256,7 @@ def run(run_dir: Path, data: str | None) -> None:
         epochs = audit(run_dir, data)
     click.echo(f"{'epoch':>6}{'steps':>9}{'samples':>12}{'quarantined':>13}{'left over':>11}  verdict")
     for epoch in epochs:
-        click.echo(f"{epoch.epoch:>6}{epoch.steps:>9,}{epoch.samples:>12,}{epoch.taken_out:>13,}{epoch.left_over:>11,}"
+        click.echo(f"{epoch.epoch:>6}{epoch.steps:>9,}{epoch.samples:>12,}{epoch.quarantined:>13,}{epoch.left_over:>11,}"
                    f"  {epoch.verdict}")  # fmt: skip
     wrong = next((epoch for epoch in epochs if epoch.deviation), None)
     if wrong:

@@ -77,7 +77,7 @@ def command(run_dir: Path, *arguments: str) -> Result:
 
 def test_an_undisturbed_run_is_proven(write: Callable[..., Path]) -> None:
     epochs = audit(write(lines_of()))
-    assert [(e.epoch, e.steps, e.samples, e.taken_out, e.left_over) for e in epochs] == [
+    assert [(e.epoch, e.steps, e.samples, e.quarantined, e.left_over) for e in epochs] == [
         (epoch, STEPS, STEPS * BATCH, 0, 6) for epoch in range(EPOCHS)
     ]
     result = command(write(lines_of()))
@@ -171,7 +171,7 @@ def test_bad_samples_leave_holes(write: Callable[..., Path]) -> None:
         ends[0]["samples"] = logged(ids)
     in_epoch_2 = int(any(bad in line["ids"] for line in lines if "ids" in line and line["epoch"] == 2))
     found = audit(write(lines, ((bad, 1, position),)))
-    assert [(e.taken_out, e.deviation) for e in found] == [(0, ""), (1, ""), (in_epoch_2, "")]
+    assert [(e.quarantined, e.deviation) for e in found] == [(0, ""), (1, ""), (in_epoch_2, "")]
     assert [e.samples for e in found] == [84, 83, 84 - in_epoch_2]
     assert audit(write(lines))[1].deviation.startswith(f"step {STEPS + 1} ")  # without the list
     assert audit(write(lines, ((bad, 1, position + 1),)))[1].deviation.startswith(f"step {STEPS + 1} ")  # another place
@@ -185,7 +185,7 @@ def test_a_sample_is_out_at_its_place_alone_until_the_epoch_ends(write: Callable
     first, *rest = lines[0]["ids"]
     assert first in rest  # the same image again, whose other crop was decoded
     lines[0]["samples"] = logged(rest)
-    assert [(e.taken_out, e.deviation) for e in audit(write(lines, ((first, 0, 0),), recipe))] == [(1, "")]
+    assert [(e.quarantined, e.deviation) for e in audit(write(lines, ((first, 0, 0),), recipe))] == [(1, "")]
 
 
 def _swap(lines: Lines) -> None:

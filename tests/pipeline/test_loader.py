@@ -360,7 +360,7 @@ def stored(shard_set: ShardSet, sample_id: int, split: str = "train") -> bytes:
     ],
     ids=["first", "last", "two", "batch", "many"],
 )
-def test_bad_samples_are_taken_out(
+def test_bad_samples_are_quarantined(
     dataset: ShardSet, dataset_copy: Path, damage: Damage, places: list[int], kinds: list[str]
 ) -> None:
     healthy = make_loader(dataset)

@@ -135,7 +135,7 @@ def test_verify_decodes_as_training_does_and_fix_takes_out_what_differs(
     assert len(ShardSet.open(root).split("train")) == 2
 
 
-def test_an_image_of_ours_that_dali_alone_refuses_is_found_and_taken_out(
+def test_an_image_of_ours_that_dali_alone_refuses_is_found_and_removed(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"

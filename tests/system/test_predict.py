@@ -252,9 +252,7 @@ def test_a_file_that_cannot_be_decoded_costs_one_line_and_the_exit_status(traine
         assert [Path(row.split()[0]).name for row in rows] == ["a.jpg", "c.jpg", "g.png"]
 
 
-def test_what_only_dali_rejects_is_taken_out_too(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_only_dali_rejects_is_left_out_too(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = [save(tmp_path / f"{i}.jpg", smooth(i)) for i in range(12)]
     expected = answers(trained, *files)
     data = files[0].read_bytes()

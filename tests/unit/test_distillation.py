@@ -72,7 +72,7 @@ def test_hard_targets_are_the_teachers_class() -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("kind", ["soft", "hard"])
-def test_what_was_taken_out_does_not_count(name: Any, kind: Any) -> None:
+def test_what_was_quarantined_does_not_count(name: Any, kind: Any) -> None:
     loss = build_loss(LossConfig(name=name, teacher="x", distillation=kind))
     logits, answers, labels = torch.randn(8, 5, requires_grad=True), torch.randn(8, 5), torch.randint(5, (8,))
     labels[2] = labels[5] = -100

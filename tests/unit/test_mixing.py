@@ -56,7 +56,7 @@ def test_images_and_labels_are_mixed_by_the_same_share(config: AugmentConfig, po
     assert mixed.images.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_sample_that_was_taken_out_has_no_share() -> None:
+def test_a_sample_that_was_quarantined_has_no_share() -> None:
     batch = make_batch()
     batch.labels[3] = IGNORE_LABEL
     mixed = mix(MIXUP, batch)

@@ -35,7 +35,7 @@ def test_loss_is_the_formula(name: str, smoothing: float) -> None:
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_taken_out_samples_do_not_count(name: str) -> None:
+def test_quarantined_samples_do_not_count(name: str) -> None:
     logits, labels = torch.randn(8, 5, requires_grad=True), torch.randint(5, (8,))
     labels[2] = labels[5] = -100
     kept = labels != -100
@@ -90,7 +90,7 @@ def test_shares_that_are_missing_do_not_count(name: str) -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("labels", [torch.full((4,), -100), torch.zeros(4, 5)], ids=["labels", "shares"])
-def test_a_batch_of_taken_out_samples_has_no_loss_and_no_gradient(name: str, labels: Tensor) -> None:
+def test_a_batch_of_quarantined_samples_has_no_loss_and_no_gradient(name: str, labels: Tensor) -> None:
     logits = torch.randn(4, 5, requires_grad=True)
     loss = _loss(name)(logits, labels)
     loss.backward()
@@ -189,7 +189,7 @@ def test_topk_with_fewer_classes_than_k() -> None:
     assert topk_correct(torch.randn(10, 3), labels).tolist()[1] == 10
 
 
-def test_topk_never_counts_a_taken_out_sample() -> None:
+def test_topk_never_counts_a_quarantined_sample() -> None:
     logits = F.one_hot(torch.arange(4), 4).float()
     labels = torch.tensor([0, 1, -100, 3])
     assert topk_correct(logits, labels).tolist() == [3, 3]

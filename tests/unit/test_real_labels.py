@@ -59,7 +59,7 @@ def test_a_file_says_which_output_it_is(tmp_path: Path) -> None:
     assert outputs_of(network, dataset, found).tolist() == [1] * 7 + [0] * 5 + [-1] * 988
 
 
-def test_a_sample_that_was_taken_out_counts_as_wrong() -> None:
+def test_a_sample_that_was_quarantined_counts_as_wrong() -> None:
     """Of three samples the second has no image; the third's labels are not taken for its."""
     logits, none = torch.eye(4)[[0, 3, 3]], -1
     labels = torch.tensor([[1, 0], [2, none], [3, none], [none, none]])
