@@ -195,8 +195,12 @@ def command(files: tuple[Path, ...], out: Path) -> None:
     One picture for each series of `benchmarks.growth`, and for each result of `peers` and `explain`. Without RESULT,
     draw those of benchmarks/results. `bench.py docs` draws the documentation's pictures.
     """
-    results = pages.read_files(files or list(pages.RESULTS.glob("*.json")), lambda line: click.echo(line, err=True))
+    skipped = list[str]()
+    results = pages.read_files(files or list(pages.RESULTS.glob("*.json")), skipped.append)
     drawn = draw_all(results, out)
-    click.echo(
-        "\n".join(map(str, drawn)) or "nothing to draw: give results of peers or explain, or growth-NAME-NUMBER.json"
-    )
+    for path in drawn:
+        click.echo(path)
+    if not drawn:
+        skipped += ["nothing to draw: give results of peers or explain, or growth-NAME-NUMBER.json"]
+    if skipped:
+        raise click.ClickException("\n".join(skipped))

@@ -9,6 +9,7 @@ program either.
 """
 
 import codecs
+import difflib
 import io
 import os
 import sys
@@ -124,4 +125,15 @@ class Command(_Prepared, click.Command):
 
 
 class Group(_Prepared, click.Group):
-    """A program with several commands."""
+    """A program with several commands. For an unknown one, the error proposes those with a similar name."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError:  # click's own proposals lack commands that are imported when called
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx))
+            if not near:
+                raise
+            raise click.UsageError(f"No such command {args[0]!r}. Did you mean {' or '.join(near)}?", ctx) from None

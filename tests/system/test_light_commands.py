@@ -48,7 +48,7 @@ TOLD_EARLY = {  # what a command line is answered with before anything heavy is 
         "report --help": "Write report.png",
         "report nosuch": "is not a run directory",
         "--nope": "No such option",
-        "evall": "No such command",
+        "evall": "No such command 'evall'. Did you mean eval?",
         "--recipe nosuch": "recipe 'nosuch': unknown; known recipes are",
         "--recipe rn50-90ep": "names no data",
         "--set optimizer.learning_rate=1": "unknown key optimizer.learning_rate",
@@ -73,11 +73,13 @@ TOLD_EARLY = {  # what a command line is answered with before anything heavy is 
         "--help": "Usage:",
         **{f"{name} --help": "Usage:" for name in BENCHMARKS},
         "loader --nope": "No such option",
+        "explan": "No such command 'explan'. Did you mean explain?",
         "loader --recipe nosuch": "recipe 'nosuch': unknown; known recipes are",
         "tune --set a.b=1": "unknown key a.b",
         "explain --data nosuch": "nosuch: no packed dataset",
     },
     "shard_tools": {"--help": "Usage:", "pack --help": "Usage:", "pack nosuch out": "nosuch", "info nosuch": "nosuch"},
+    "penstock": {"trian": "No such command 'trian'. Did you mean train?"},
     "benchmarks.gpu": {"--help": "Usage:", "--nope": "No such option", "chekc": "is not one of"},
 }
 

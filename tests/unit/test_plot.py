@@ -80,13 +80,14 @@ def test_pictures_are_drawn_the_same_each_time(tmp_path: Path) -> None:
         )
 
 
-def test_the_command_draws_files_and_skips_what_is_none(tmp_path: Path) -> None:
+def test_the_command_draws_results_and_refuses_other_files(tmp_path: Path) -> None:
     for path, content in grown("threads", 1, 2).items():
         record.write(tmp_path / path, content)
     (tmp_path / "old.json").write_text('{"format": 1}')
     arguments = [*map(str, sorted(tmp_path.glob("*.json"))), "--out", str(tmp_path / "out")]
     done = CliRunner().invoke(plot.command, arguments, catch_exceptions=False)
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 1, done.output
+    assert "Error: skipped" in done.output
     assert "old.json: has format 1" in done.output
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["growth-threads.png"]
 
