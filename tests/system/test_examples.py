@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -80,6 +81,21 @@ def test_accelerate_loop(
     load("accelerate_loop", monkeypatch, dataset_dir, folder, EPOCHS=1).main()
     load("accelerate_loop", monkeypatch, dataset_dir, folder).main()
     assert [line[:9] for line in capsys.readouterr().out.splitlines()] == ["epoch 0: ", "epoch 1: "]
+
+
+def test_accelerate_on_two_ranks_resumed_on_one(dataset_dir: Path, tmp_path: Path) -> None:
+    text = (EXAMPLES / "accelerate_loop.py").read_text()
+    printed = []
+    for epochs, batch_size, launcher in ((1, 6, ["-m", "torch.distributed.run", "--nproc-per-node", 2]), (2, 12, [])):
+        script = tmp_path / f"{epochs}.py"
+        script.write_text(text.replace("SIZE = 5, 64, 32", f"SIZE = {epochs}, {batch_size}, 32"))
+        env = os.environ | {"ACCELERATE_USE_CPU": "true"}  # otherwise each rank trains alone on a CPU
+        done = forked.run([*launcher, script, dataset_dir, tmp_path / "run"], timeout=120, env=env)
+        assert done.returncode == 0, done.stderr
+        printed += [line[:9] for line in done.stdout.splitlines()]
+        loader = torch.load(tmp_path / "run" / "custom_checkpoint_0.pkl", weights_only=True)
+        assert (loader["epoch"], loader["position"]) == (epochs, 0)
+    assert printed == ["epoch 0: ", "epoch 1: "]  # one line an epoch: the two ranks are one run
 
 
 LIGHTNING = """
