@@ -16,6 +16,7 @@ from penstock.benchmarks.options import COMMON, COMPARE, LOADER, TIMING, TUNE_TU
 from penstock.commands.command_line import Group
 from penstock.recipes import config
 from penstock.recipes.machine import FILE, this_machine
+from penstock.shard_tools import terminal
 
 # Modules that need torch are imported when a command runs, so --help and a misspelt option answer without it.
 if TYPE_CHECKING:
@@ -197,8 +198,8 @@ def parity(num_images: int, out: Path, json_file: Path | None, **common: Unpack[
 
 @main.command("tune")
 @with_options(COMMON)
-@click.option("--seconds", type=click.FloatRange(min=1), default=180.0, metavar="T", help="Seconds for the search.")
-@click.option("--turn", type=click.FloatRange(min=0.1), default=1.0, metavar="T", help="Seconds per measurement.")
+@click.option("--seconds", type=terminal.FloatRange(min=1), default=180.0, metavar="T", help="Seconds for the search.")
+@click.option("--turn", type=terminal.FloatRange(min=0.1), default=1.0, metavar="T", help="Seconds per measurement.")
 @click.option("--repeats", type=click.IntRange(min=1), default=TUNE_TURNS, metavar="N",
               help="Maximum number of measurements of each candidate.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=str(FILE), help="File to write.")

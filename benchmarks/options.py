@@ -11,6 +11,7 @@ import click
 from penstock.model.names import check_network
 from penstock.recipes import DEMO_DATA, Recipe, recipe_file
 from penstock.recipes.machine import load_recipe
+from penstock.shard_tools import terminal
 from penstock.shards.format import ShardSet
 from penstock.training.refusal import refusing
 
@@ -51,7 +52,7 @@ LOADER: list[Option] = [
     ),
 ]
 TIMING: list[Option] = [
-    click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, metavar="T",
+    click.option("--seconds", type=terminal.FloatRange(min=0.1), default=5.0, metavar="T",
                  help="Length of each repeat, in seconds."),
     click.option("--repeats", type=click.IntRange(min=1), default=5, metavar="N",
                  help="Number of repeats after the warm-up."),

@@ -98,7 +98,7 @@ TRAIN_OPTIONS = (
     DEVICE,
     click.option("--max-steps", type=click.IntRange(min=0), metavar="N",
                  help="Stop after N steps, counted over the whole run."),
-    click.option("--max-minutes", type=click.FloatRange(min=0, min_open=True), metavar="M",
+    click.option("--max-minutes", type=terminal.FloatRange(min=0, min_open=True), metavar="M",
                  help="Time limit for the whole run. If the recipe takes longer, its schedule is fitted to M minutes."),
     click.option("--max-val-images", type=click.IntRange(min=1), metavar="N",
                  help="For trials: validate on only N images, chosen at random but always the same."),

@@ -11,6 +11,7 @@ program either.
 import codecs
 import difflib
 import io
+import math
 import os
 import sys
 import warnings
@@ -107,6 +108,18 @@ def _open_closed() -> None:
             stream = open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8")  # noqa: SIM115
             os.set_inheritable(stream.fileno(), True)
             setattr(sys, name, stream)
+
+
+class FloatRange(click.FloatRange):
+    """A finite number in a range. click's own type lets NaN and infinity pass."""
+
+    name = "number"  # for "'x' is not a valid number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
 
 
 class _Prepared:

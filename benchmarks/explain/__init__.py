@@ -14,6 +14,7 @@ from penstock.benchmarks import record
 from penstock.benchmarks.options import COMMON, prepare, with_options
 from penstock.benchmarks.text import wrapped
 from penstock.recipes import config
+from penstock.shard_tools import terminal
 
 if TYPE_CHECKING:  # modules that need torch are imported when the command runs
     from penstock.benchmarks.explain.model import Change, Model
@@ -21,7 +22,7 @@ if TYPE_CHECKING:  # modules that need torch are imported when the command runs
     from penstock.benchmarks.measure import Ratio
 
 TIMING = [
-    click.option("--seconds", type=click.FloatRange(min=0.1), default=2.0, metavar="T",
+    click.option("--seconds", type=terminal.FloatRange(min=0.1), default=2.0, metavar="T",
                  help="Length of each repeat, in seconds."),
     click.option("--repeats", type=click.IntRange(min=1), default=3, metavar="N",
                  help="Number of repeats after the warm-up."),
