@@ -143,10 +143,9 @@ class Group(_Prepared, click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError:  # click's own proposals lack commands that are imported when called
-            near = difflib.get_close_matches(args[0], self.list_commands(ctx))
-            if not near:
-                raise
-            raise click.UsageError(f"No such command {args[0]!r}. Did you mean {' or '.join(near)}?", ctx) from None
+        name = args[0]
+        if self.get_command(ctx, name) is None and not ctx.resilient_parsing:
+            near = difflib.get_close_matches(name, self.list_commands(ctx))
+            if near:  # click's own proposals lack commands that are imported when called
+                raise click.UsageError(f"No such command {name!r}. Did you mean {' or '.join(near)}?", ctx)
+        return super().resolve_command(ctx, args)

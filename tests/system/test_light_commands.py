@@ -49,6 +49,7 @@ TOLD_EARLY = {  # what a command line is answered with before anything heavy is 
         "report nosuch": "is not a run directory",
         "--nope": "No such option",
         "evall": "No such command 'evall'. Did you mean eval?",
+        "-- --nope": "No such option",
         "--recipe nosuch": "recipe 'nosuch': unknown; known recipes are",
         "--recipe rn50-90ep": "names no data",
         "--set optimizer.learning_rate=1": "unknown key optimizer.learning_rate",
